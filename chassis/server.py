@@ -1,0 +1,284 @@
+"""The life of a gRPC server: start, health, reflection, fixed error texts, drain.
+
+What a handler refuses it raises as a `Refusal`, which reaches the client as google.rpc.Status with its details.
+Whatever else escapes a handler reaches the client as one fixed text, and the log as a type and the lines it passed: grpc
+itself would send the exception's own text, which may quote a request.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+import structlog
+import uvloop
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from chassis.settings import Address, SettingsError
+from chassis.telemetry import log_unexpected
+
+log = structlog.get_logger()
+
+# Details travel in trailers, and a client that is sent more than about 16 KB of them sees RESOURCE_EXHAUSTED instead.
+MAX_VIOLATIONS = 32
+# A dead link is noticed within this and half of it again; grpc's own default is two hours.
+KEEPALIVE_MILLISECONDS = 15_000
+_KEEPALIVE = [
+    ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_MILLISECONDS // 2),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+# For a client of ours: it pings an idle link too, which a server of ours permits.
+CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.http2.max_pings_without_data", 0)]
+_SERVER_OPTIONS = [
+    *_KEEPALIVE,
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
+    ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
+    ("grpc.max_concurrent_streams", 1_000),  # a connection: one client cannot take all there is
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A field that may not be as it is: its path and a fixed text, never its value."""
+
+    field: str
+    text: str
+
+
+@dataclass(eq=False)  # not frozen: Python itself writes an exception's traceback
+class Refusal(Exception):
+    """An error for the client: fixed texts only, nothing of its input."""
+
+    code: grpc.StatusCode
+    reason: str
+    text: str
+    advice: str
+    violations: Sequence[Violation] = ()
+    retry_after_seconds: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def status(self, domain: str) -> Any:
+        """Make the rich status: ErrorInfo always, BadRequest and RetryInfo where they apply."""
+        details: list[Message] = [
+            error_details_pb2.ErrorInfo(
+                reason=self.reason, domain=domain, metadata={"advice": self.advice, **self.metadata}
+            )
+        ]
+        if self.violations:
+            shown = self.violations[:MAX_VIOLATIONS]
+            details.append(
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.text) for v in shown
+                    ]
+                )
+            )
+        if self.retry_after_seconds is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(int(self.retry_after_seconds * 1000))
+            details.append(retry)
+        packed = []
+        for detail in details:
+            packed.append(any_pb2.Any())
+            packed[-1].Pack(detail)
+        code: tuple[int, str] = self.code.value
+        return rpc_status.to_status(status_pb2.Status(code=code[0], message=self.text, details=packed))
+
+
+class _Unreadable:
+    """Stands in for a request whose bytes are no message, so that the refusal is ours and not grpc's text."""
+
+
+class _Guard(grpc.aio.ServerInterceptor):
+    """The outermost interceptor: counts the calls under way, and lets only refusals and fixed texts out."""
+
+    def __init__(self, domain: str, unreadable: Refusal, unexpected: Refusal) -> None:
+        self._domain = domain
+        self._unreadable = unreadable
+        self._unexpected = unexpected
+        self._guarded: dict[str, Any] = {}
+        self.calls = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        if details.method not in self._guarded:
+            method = await continuation(details)
+            if method is None:  # unknown to us: grpc answers UNIMPLEMENTED, and a made-up name takes no memory
+                return None
+            self._guarded[details.method] = self._guard(method) if details.method.startswith("/charging.") else method
+        return self._guarded[details.method]
+
+    def _guard(self, method: Any) -> Any:
+        if method.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method.unary_stream), _reader(method.request_deserializer), method.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method.unary_unary), _reader(method.request_deserializer), method.response_serializer
+        )
+
+    def _unary(self, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+        async def guarded(request: Any, context: Any) -> Any:
+            self._enter()
+            try:
+                if isinstance(request, _Unreadable):
+                    raise self._unreadable
+                return await behaviour(request, context)
+            except Exception as error:
+                await self._abort(context, error)
+            finally:
+                self._leave()
+
+        return guarded
+
+    def _stream(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            self._enter()
+            try:
+                if isinstance(request, _Unreadable):
+                    raise self._unreadable
+                async for response in behaviour(request, context):
+                    yield response
+            except Exception as error:
+                await self._abort(context, error)
+            finally:
+                self._leave()
+
+        return guarded
+
+    def _enter(self) -> None:
+        self.calls += 1
+        self.idle.clear()
+
+    def _leave(self) -> None:
+        self.calls -= 1
+        if not self.calls:
+            self.idle.set()
+
+    async def _abort(self, context: Any, error: Exception) -> NoReturn:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if not isinstance(error, Refusal):
+            log_unexpected("a call failed unexpectedly", error)
+            error = self._unexpected
+        await context.abort_with_status(error.status(self._domain))
+        raise AssertionError("abort_with_status always raises")
+
+
+def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(serialised: bytes) -> Any:
+        try:
+            return deserialize(serialised)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+class Server:
+    """A gRPC server that listens, says how it is, and drains."""
+
+    def __init__(self, server: grpc.aio.Server, guard: _Guard, health: HealthServicer, address: Address) -> None:
+        self._server = server
+        self._guard = guard
+        self._health = health
+        self.address = address
+        self.draining = asyncio.Event()
+
+    @classmethod
+    async def start(
+        cls,
+        listen: Address,
+        register: Callable[[grpc.aio.Server], None],
+        *,
+        services: Sequence[str],
+        domain: str,
+        unreadable: Refusal,
+        unexpected: Refusal,
+        request_bytes: int,
+        reflect: bool,
+    ) -> "Server":
+        """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
+
+        Raises OSError with the way out when the address cannot be had.
+        """
+        guard = _Guard(domain, unreadable, unexpected)
+        options = [*_SERVER_OPTIONS, ("grpc.max_receive_message_length", request_bytes)]
+        server = grpc.aio.server(interceptors=[guard], options=options)
+        register(server)
+        health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        if reflect:
+            names = [*services, "grpc.health.v1.Health", reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, server)
+        try:
+            port = server.add_insecure_port(str(listen))
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise OSError(f"cannot listen on {listen}: is another server running there?")
+        running = cls(server, guard, health, Address(listen.host, port))
+        running._services = ["", *services]
+        await running.set_serving(False)
+        await server.start()
+        return running
+
+    _services: Sequence[str] = ()
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tell load balancers whether to send calls here."""
+        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        for service in self._services:
+            await self._health.set(service, status)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take no new calls, let those under way end within the grace, then close. Streams are to watch `draining`."""
+        await self._health.enter_graceful_shutdown()
+        self.draining.set()
+        refusing = asyncio.create_task(self._server.stop(grace_seconds))
+        try:
+            # Not the server's own wait: it would wait the whole grace for a health watcher that never hangs up.
+            await asyncio.wait_for(self._guard.idle.wait(), grace_seconds)
+        except TimeoutError:
+            log.warning("calls were cut off by the end of the drain", calls=self._guard.calls)
+        await self._server.stop(0.1)
+        await refusing
+
+
+async def stop_signal() -> None:
+    """Return when the process is asked to stop by SIGTERM or SIGINT. A second signal ends it at once."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    await asked.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+
+
+def run(serve: Callable[[], Awaitable[None]], known_errors: tuple[type[Exception], ...]) -> NoReturn:
+    """Run a server's main coroutine on uvloop and exit: 0 when it ended in order, 1 after an error told in a line."""
+
+    async def main() -> None:
+        await serve()
+
+    known: tuple[type[Exception], ...] = (SettingsError, OSError, *known_errors)
+    try:
+        uvloop.run(main())
+    except known as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # for the person who started it
+        sys.exit(1)
+    sys.exit(0)

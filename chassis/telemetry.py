@@ -1,0 +1,58 @@
+"""Telemetry: one JSON line a log entry on standard error, and gauges on a port of their own.
+
+Log entries have fixed texts and named values. Nothing of a request's input is ever a value.
+"""
+
+import logging
+import sys
+import traceback
+
+import prometheus_client
+import structlog
+
+from chassis.settings import Address
+
+
+def configure_logging(service: str) -> None:
+    """Send structlog's entries, and what libraries warn of, to standard error as JSON lines."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.clear_contextvars()
+    # A library's record may quote a request (grpc logs a failing call with its exception's text), so only where it
+    # comes from is told, never what it says.
+    logging.basicConfig(handlers=[_LibraryRecords(service)], level=logging.WARNING, force=True)
+
+
+class _LibraryRecords(logging.Handler):
+    """Turns a library's log record into an entry that names its source and level only."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        structlog.get_logger().warning(
+            "library warning", service=self._service, source=record.name, line=record.lineno, error=error
+        )
+
+
+def serve_metrics(listen: Address | None) -> None:
+    """Offer the process's Prometheus metrics over HTTP; None offers nothing."""
+    if listen is not None:
+        prometheus_client.start_http_server(listen.port, listen.host)
+
+
+def log_unexpected(event: str, error: BaseException, **values: object) -> None:
+    """Log an error that nobody foresaw: its type and the lines it passed, not its text, which may quote an input."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno} {frame.name}" for frame in frames[-12:]]
+    structlog.get_logger().error(event, error=type(error).__name__, lines=lines, **values)
