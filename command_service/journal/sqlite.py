@@ -1,0 +1,251 @@
+"""The journal in one SQLite file, for one server at a time.
+
+* One writing connection, in a thread of its own. Appends that queue up while a commit is under way go into the next one
+  together, which is what pays for `synchronous=FULL`.
+* Other connections open the file read-only and never checkpoint: SQLite before 3.51.3 can corrupt a WAL that several
+  connections reset.
+* A commit that fails or is interrupted may be on disk or not. The process then ends, and the next start moves the whole
+  WAL into the database, synced, before anybody acts on it: after a failed sync Linux serves the lost page from its
+  cache as if it were stored.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, NoReturn
+
+import structlog
+
+from chassis.sqlite import Database
+from command_service.journal import START, JournalFull, Place, Record, VersionConflict, anchor, chain_after
+from command_service.journal.table import (
+    DELETE_UNFINISHED,
+    INSERT_RECORD,
+    INSERT_UNFINISHED,
+    READER_PRAGMAS,
+    SELECT_VERSION,
+    WRITER_PRAGMAS,
+    chain_at,
+    key_of,
+    read_after,
+    read_head,
+    read_stream,
+    unfinished,
+)
+from command_service.journal.upkeep import lock, prepare, refusing_damage
+
+log = structlog.get_logger()
+
+# A commit of this many appends takes tens of milliseconds; larger ones gain nothing more (measured) and delay replies.
+APPENDS_A_COMMIT = 512
+ANCHOR_EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    charge_id: str
+    expected_version: int
+    events: Sequence[bytes]
+    finished: bool
+    stored: "asyncio.Future[Sequence[Record]]"
+
+
+class SqliteJournal:
+    """A journal in a SQLite file. See `command_service.journal.Journal` for what it promises."""
+
+    def __init__(
+        self, path: Path, *, now: Callable[[], int], end_process: Callable[[], NoReturn], free_bytes: int
+    ) -> None:
+        self._path = path
+        self._now = now
+        self._end_process = end_process
+        self._free_bytes = free_bytes
+        self._queue: list[_Append] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._moved = asyncio.Event()
+        self._head = START
+        self._anchored = START
+        self._has_room = True
+        self.journal_id = ""
+        self.restored = False
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        now: Callable[[], int],
+        end_process: Callable[[], NoReturn],
+        free_bytes: int = 0,
+    ) -> "SqliteJournal":
+        """Open a journal for appending, or make a new one.
+
+        `now` gives microseconds since 1970; `end_process` is called when a commit's fate is unknown and must not
+        return; with fewer than `free_bytes` free on the disk no new streams are accepted.
+
+        Raises JournalRefused, with the way out, when the file must not be served from.
+        """
+        journal = cls(path, now=now, end_process=end_process, free_bytes=free_bytes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        journal._lock = lock(path)
+        try:
+            with refusing_damage(path):
+                journal._writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
+                identity = await journal._writer.run(partial(prepare, path))
+                journal._reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
+        except BaseException:
+            journal._lock.close()
+            raise
+        journal.journal_id, journal.restored, journal._head = identity
+        journal._anchored = journal._head
+        journal._anchoring = asyncio.create_task(journal._keep_anchor())
+        return journal
+
+    _lock: IO[str]
+    _writer: Database
+    _reader: Database
+    _anchoring: "asyncio.Task[None]"
+
+    @property
+    def head(self) -> Place:
+        """The newest acknowledged record."""
+        return self._head
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the disk has room for new streams, as of the last second."""
+        return self._has_room
+
+    async def append(
+        self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
+    ) -> Sequence[Record]:
+        """Append to a stream; see the port."""
+        stored: asyncio.Future[Sequence[Record]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Append(charge_id, expected_version, events, finished, stored))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        return await stored
+
+    async def _write(self) -> None:
+        """Commit what is queued, until nothing is. Only one of these runs at a time."""
+        while self._queue:
+            batch, self._queue = self._queue[:APPENDS_A_COMMIT], self._queue[APPENDS_A_COMMIT:]
+            try:
+                outcomes, head = await self._writer.run(partial(_commit, batch, self._head, self._now()))
+            except Exception as error:  # whatever it is, a commit may have been under way
+                if not await self._is_definitely_not_stored(error):
+                    # It may be on disk or not. Nobody is told anything, and nothing is tried again in this process.
+                    log.critical("a commit's fate is unknown: the process ends, the next start finds out")
+                    self._end_process()
+                log.error("the disk is full: nothing was stored", appends=len(batch))
+                self._has_room = False
+                outcomes, head = [JournalFull()] * len(batch), self._head
+            self._head = head
+            for append, outcome in zip(batch, outcomes, strict=True):
+                if append.stored.cancelled():
+                    continue
+                if isinstance(outcome, Exception):
+                    append.stored.set_exception(outcome)
+                else:
+                    append.stored.set_result(outcome)
+            moved, self._moved = self._moved, asyncio.Event()
+            moved.set()
+        self._writing = None
+
+    async def _is_definitely_not_stored(self, error: Exception) -> bool:
+        """A full disk rolls the transaction back. It counts as a "no" once the head, read back, is unchanged."""
+        if not isinstance(error, sqlite3.Error) or error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            return False
+        try:
+            return await self._writer.run(_roll_back) == self._head
+        except sqlite3.Error:
+            return False
+
+    async def read(self, charge_id: str) -> Sequence[Record]:
+        """Read a stream; see the port."""
+        return await self._reader.run(partial(read_stream, charge_id))
+
+    async def read_after(self, place: Place) -> Sequence[Record]:
+        """Read on from a place; see the port."""
+        return await self._reader.run(partial(read_after, place, self._head.position))
+
+    async def chain_at(self, position: int) -> bytes:
+        """Return the chain up to a position."""
+        return await self._reader.run(partial(chain_at, position))
+
+    async def unfinished(self) -> Sequence[str]:
+        """List the streams that are not finished."""
+        return await self._reader.run(unfinished)
+
+    async def beyond(self, position: int) -> None:
+        """Return as soon as the head is beyond a position."""
+        while self._head.position <= position:
+            await self._moved.wait()
+
+    async def _keep_anchor(self) -> None:
+        while True:
+            await asyncio.sleep(ANCHOR_EVERY_SECONDS)
+            await self._reader.run(partial(self._look_after_files, self._head))
+
+    def _look_after_files(self, head: Place, _connection: sqlite3.Connection) -> None:
+        """Write the anchor if the journal has moved, and see how much room there is."""
+        try:
+            self._has_room = shutil.disk_usage(self._path.parent).free >= self._free_bytes
+            if head != self._anchored:
+                anchor.write(self._path, anchor.Anchor(self.journal_id, head))
+                self._anchored = head
+        except OSError as error:
+            # The journal is as safe as before, but a lost tail would be noticed later: say so and try again.
+            log.warning("the anchor could not be written", errno=error.errno)
+
+    async def close(self) -> None:
+        """Finish what was asked for, write the anchor, and let go of the file."""
+        if self._writing is not None:
+            await self._writing
+        self._anchoring.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._anchoring
+        await self._reader.run(partial(self._look_after_files, self._head))
+        await self._reader.close()
+        await self._writer.close()
+        self._lock.close()
+
+
+# ---------------------------------------------------------------- in the writing thread
+def _commit(
+    batch: Sequence[_Append], head: Place, recorded_at: int, connection: sqlite3.Connection
+) -> tuple[list[Sequence[Record] | Exception], Place]:
+    """Store a batch in one transaction: each append's records or its conflict, and the new head.
+
+    Positions and chain are given out after an append's conflict check, so a refused one leaves no hole.
+    """
+    outcomes: list[Sequence[Record] | Exception] = []
+    connection.execute("BEGIN IMMEDIATE")
+    for append in batch:
+        key = key_of(append.charge_id)
+        (version,) = connection.execute(SELECT_VERSION, (key,)).fetchone()
+        if (version or 0) != append.expected_version:
+            outcomes.append(VersionConflict())
+            continue
+        records = []
+        for version, event in enumerate(append.events, append.expected_version + 1):
+            position = head.position + 1
+            chain = chain_after(head.chain, position, key, version, recorded_at, event)
+            connection.execute(INSERT_RECORD, (position, key, version, recorded_at, chain, event))
+            records.append(Record(position, append.charge_id, version, recorded_at, chain, event))
+            head = Place(position, chain)
+        connection.execute(DELETE_UNFINISHED if append.finished else INSERT_UNFINISHED, (key,))
+        outcomes.append(records)
+    connection.execute("COMMIT")
+    return outcomes, head
+
+
+def _roll_back(connection: sqlite3.Connection) -> Place:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+    return read_head(connection)

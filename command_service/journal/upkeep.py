@@ -1,0 +1,174 @@
+"""What is done to a journal's files while no server appends: the checks at start, backup, restore.
+
+Before a server acts on a journal, all that was written is made durable, and the journal is seen to be the one that it was.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from chassis.sqlite import open_connection, sync_directory
+from command_service.journal import START, JournalCorrupt, JournalRefused, Place, anchor
+from command_service.journal.table import (
+    FORMAT,
+    INSERT_JOURNAL,
+    READER_PRAGMAS,
+    SCHEMA,
+    SELECT_JOURNAL,
+    WRITER_PRAGMAS,
+    chain_at,
+    read_head,
+    verify,
+)
+
+# Verified at every start, in some 20 ms; verify-journal does all of it.
+TAIL_VERIFIED_AT_START = 10_000
+
+
+def lock(path: Path) -> IO[str]:
+    """Take the lock beside a journal for as long as the returned file is open. Raises JournalRefused if it is taken."""
+    file = path.with_name(path.name + ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise JournalRefused(
+            f"another server has the journal {path} open: stop it first, or use another file"
+        ) from None
+    return file
+
+
+@contextlib.contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the chain say of a damaged file into JournalRefused."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise JournalRefused(f"the journal {path} cannot be used: {error} ({error.sqlite_errorname})") from error
+    except JournalCorrupt as error:
+        raise JournalRefused(f"the journal {path} is damaged: {error}. Restore a backup.") from error
+
+
+def prepare(path: Path, connection: sqlite3.Connection) -> tuple[str, bool, Place]:
+    """Make what was written before durable, and see that this is the journal that it was. Returns id, restored, head."""
+    checkpoint(connection)
+    if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        if anchor.read(path) is not None:
+            raise JournalRefused(f"the journal {path} is empty, but its anchor says that it held records: run restore")
+        journal_id = str(uuid.uuid4())
+        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+        connection.execute(INSERT_JOURNAL, (journal_id, FORMAT, 0))
+        connection.execute("COMMIT")
+        anchor.write(path, anchor.Anchor(journal_id, START))
+        sync_directory(path.parent)
+        return journal_id, False, START
+    journal_id, stored_format, restored = connection.execute(SELECT_JOURNAL).fetchone()
+    if stored_format != FORMAT:
+        raise JournalRefused(f"the journal {path} has format {stored_format}; this server writes format {FORMAT}")
+    head = read_head(connection)
+    _check_anchor(path, journal_id, head, connection)
+    begin = max(0, head.position - TAIL_VERIFIED_AT_START)
+    verify(connection, Place(begin, chain_at(begin, connection)), head.position)
+    return journal_id, bool(restored), head
+
+
+def checkpoint(connection: sqlite3.Connection) -> None:
+    """Move the whole WAL into the database, synced. Raises JournalRefused if that was not done in full."""
+    busy, logged, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy or logged != moved:
+        raise JournalRefused("the WAL could not be moved into the database in full: close other programs that read it")
+
+
+def _check_anchor(path: Path, journal_id: str, head: Place, connection: sqlite3.Connection) -> None:
+    anchored = anchor.read(path)
+    if anchored is None and head == START:
+        anchor.write(path, anchor.Anchor(journal_id, START))  # the process died right after making the journal
+        return
+    if anchored is None:
+        problem = "has no anchor beside it"
+    elif anchored.journal_id != journal_id:
+        problem = "is another one than its anchor's"
+    elif head.position < anchored.place.position:
+        problem = f"ends at position {head.position}, but had reached {anchored.place.position}: its tail is lost"
+    elif chain_at(anchored.place.position, connection) != anchored.place.chain:
+        problem = f"differs at position {anchored.place.position} from what it was"
+    else:
+        return
+    raise JournalRefused(
+        f"the journal {path} {problem}. If you put it there on purpose, run restore: it gets a new id, readers "
+        "rebuild, and the bank is asked about every unfinished charge"
+    )
+
+
+# ---------------------------------------------------------------- backup and restore
+def backup(path: Path, to: Path) -> Place:
+    """Copy a journal, at work or not, to a new file: an exact prefix, verified whole. Returns where it ends.
+
+    Raises JournalRefused if there is no journal, the target exists, or the copy does not verify.
+    """
+    if not path.exists():
+        raise JournalRefused(f"there is no journal at {path}")
+    if to.exists():
+        raise JournalRefused(f"{to} exists already: name a new file")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    draft = to.with_name(to.name + ".new")
+    draft.unlink(missing_ok=True)
+    with refusing_damage(path):
+        source = open_connection(path, read_only=True, pragmas=READER_PRAGMAS)
+        copy = open_connection(draft, read_only=False, pragmas={"journal_mode": "delete", "synchronous": 2})
+        with contextlib.closing(source), contextlib.closing(copy):
+            source.backup(copy)  # all pages in one read transaction: the server goes on writing meanwhile
+            copy.execute("PRAGMA journal_mode = delete").fetchall()  # so that the copy is one file
+            place = verify(copy, START, read_head(copy).position)
+    descriptor = os.open(draft, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    draft.replace(to)
+    sync_directory(to.parent)
+    return place
+
+
+def restore(path: Path, source: Path | None) -> tuple[str, Place]:
+    """Make a journal fit to be served from again after its file was replaced, under a new id that readers notice.
+
+    With a source, that backup is put in the journal's place first; a journal that is there already is kept beside it. The
+    journal is marked as restored: nothing in it is abandoned, and the bank is asked about a charge before each step. Raises
+    JournalRefused if another server has it open, or if it does not verify.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path), refusing_damage(path):
+        if source is not None:
+            if not source.exists():
+                raise JournalRefused(f"there is no backup at {source}")
+            _set_aside(path)
+            draft = path.with_name(path.name + ".new")
+            shutil.copyfile(source, draft)
+            draft.replace(path)
+        elif not path.exists():
+            raise JournalRefused(f"there is no journal at {path}, and no backup was named")
+        with contextlib.closing(open_connection(path, read_only=False, pragmas=WRITER_PRAGMAS)) as connection:
+            checkpoint(connection)
+            place = verify(connection, START, read_head(connection).position)
+            journal_id = str(uuid.uuid4())
+            connection.execute("UPDATE journal SET id = ?, restored = 1", (journal_id,))
+            checkpoint(connection)
+        anchor.write(path, anchor.Anchor(journal_id, place))
+        sync_directory(path.parent)
+    return journal_id, place
+
+
+def _set_aside(path: Path) -> None:
+    """Keep the files that a restore replaces, WAL included: they are the only trace of what the backup lacks."""
+    number = 1
+    while path.with_name(f"{path.name}.replaced-{number}").exists():
+        number += 1
+    for suffix in ("", "-wal", "-shm", ".anchor"):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            file.rename(path.with_name(f"{path.name}.replaced-{number}{suffix}"))
