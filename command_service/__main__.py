@@ -1,0 +1,208 @@
+"""The command server's process, and its operator's commands: the only place that builds things and reads settings."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import prometheus_client
+import structlog
+
+from charging.v1 import command_pb2_grpc, journal_pb2_grpc
+from chassis import server, settings, telemetry
+from command_service.api import CommandService
+from command_service.bank.gateway import GatewayBank
+from command_service.bank.transport import open_transport
+from command_service.errors import DOMAIN, Reason, refusal
+from command_service.feed import Feed, JournalService
+from command_service.journal import JournalRefused
+from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.upkeep import backup, restore
+from command_service.operate import print_journal, verify_journal
+from command_service.runner import Limits, Runner
+from command_service.settings import Settings
+
+log = structlog.get_logger()
+
+# A charge fits well; more would only be a way to fill our memory.
+COMMAND_BYTES = 16 << 10
+# Exit status when a commit's fate is unknown, from sysexits.h: an I/O error.
+EX_IOERR = 74
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A command server at work, for whoever started it in this process."""
+
+    listen: settings.Address
+    feed_listen: settings.Address
+    runner: Runner
+    journal: SqliteJournal
+
+
+@asynccontextmanager
+async def serve(chosen: Settings) -> AsyncIterator[Running]:
+    """Run a command server; leaving the context drains it.
+
+    Raises JournalRefused if the journal must not be served from, OSError if an address cannot be had.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        journal = await SqliteJournal.open(
+            chosen.journal, now=_now, end_process=_end_process, free_bytes=chosen.free_bytes
+        )
+        stack.push_async_callback(journal.close)
+        bank = GatewayBank(
+            chosen.bank_url,
+            open_transport(max_connections=chosen.bank_calls),
+            call_timeout_seconds=chosen.bank_timeout_seconds,
+        )
+        stack.push_async_callback(bank.close)
+        limits = Limits(
+            bank_calls=chosen.bank_calls,
+            unfinished=chosen.max_unfinished,
+            abandon_after_seconds=chosen.abandon_after_seconds,
+            attention_after_seconds=chosen.attention_after_seconds,
+        )
+        runner = Runner(journal, bank, limits, clock=time.monotonic, now=_now, chance=random.Random())
+        stack.push_async_callback(runner.close)
+        commands = CommandService(runner, max_calls=chosen.max_calls)
+        feed = Feed(journal)
+        command_server = await server.Server.start(
+            chosen.listen,
+            lambda grpc_server: command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server),
+            services=["charging.v1.CommandService"],
+            domain=DOMAIN,
+            unreadable=refusal(Reason.INVALID_REQUEST),
+            unexpected=refusal(Reason.UNEXPECTED),
+            request_bytes=COMMAND_BYTES,
+            reflect=chosen.reflection,
+        )
+        stack.push_async_callback(command_server.drain, 0.0)
+        feed_server = await server.Server.start(
+            chosen.feed_listen,
+            lambda grpc_server: journal_pb2_grpc.add_JournalServiceServicer_to_server(
+                JournalService(feed), grpc_server
+            ),
+            services=["charging.v1.JournalService"],
+            domain=DOMAIN,
+            unreadable=refusal(Reason.INVALID_REQUEST),
+            unexpected=refusal(Reason.UNEXPECTED),
+            request_bytes=COMMAND_BYTES,
+            reflect=chosen.reflection,
+        )
+        stack.push_async_callback(feed_server.drain, 0.0)
+        found = await runner.recover()
+        watching = asyncio.create_task(_tell_health(journal, command_server, feed_server))
+        stack.callback(watching.cancel)
+        _offer_gauges(runner, journal, chosen.metrics_listen)
+        log.info(
+            "serving",
+            service="command",
+            listen=str(command_server.address),
+            feed=str(feed_server.address),
+            journal_id=journal.journal_id,
+            position=journal.head.position,
+            restored=journal.restored,
+            unfinished=found,
+        )
+        yield Running(command_server.address, feed_server.address, runner, journal)
+        log.info("draining", unfinished=runner.unfinished)
+        watching.cancel()
+        # Waiting calls get most of the time to see their outcome, and the rest of it to say that there is none yet.
+        asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, commands.stop)
+        await command_server.drain(chosen.drain_seconds)
+        feed.stop()  # last, so that readers are told of the last outcomes too
+        await feed_server.drain(2.0)
+        log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
+
+
+async def _tell_health(journal: SqliteJournal, *servers: server.Server) -> NoReturn:
+    """Keep health true: a server whose disk is full takes no new charges, and says so until there is room."""
+    was_accepting = None
+    while True:
+        if journal.accepting != was_accepting:
+            was_accepting = journal.accepting
+            for one in servers:
+                await one.set_serving(was_accepting)
+            if not was_accepting:
+                log.error("the journal's disk is full: no new charges are taken")
+        await asyncio.sleep(0.25)
+
+
+def _offer_gauges(runner: Runner, journal: SqliteJournal, listen: settings.Address | None) -> None:
+    if listen is None:
+        return
+    for name, text, read in (
+        ("oldest_unfinished_seconds", "Age of the oldest unfinished charge", lambda: runner.oldest_unfinished_seconds),
+        ("unfinished_charges", "Charges on their way", lambda: runner.unfinished),
+        ("charges_needing_attention", "Charges unfinished for too long", lambda: runner.needing_attention),
+        ("bank_breaker_open", "1 while the bank is being spared", lambda: runner.breaker_is_open),
+        ("journal_position", "The journal's head", lambda: journal.head.position),
+        ("journal_accepting", "1 while the disk has room for new charges", lambda: journal.accepting),
+    ):
+        prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
+    telemetry.serve_metrics(listen)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000
+
+
+def _end_process() -> NoReturn:
+    """End without another line of ours being run: what a commit left behind is the next start's to find out."""
+    os._exit(EX_IOERR)
+
+
+async def _serve_until_stopped() -> None:
+    async with serve(settings.read(Settings, os.environ)):
+        await server.stop_signal()
+
+
+def main() -> None:
+    """Run the server, or one of the operator's commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m command_service",
+        description="Charges cards, each exactly once. Without a command it serves. COMMAND_JOURNAL names the journal.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    printing = commands.add_parser("print-journal", help="print the journal, or one charge's stream")
+    printing.add_argument("charge", nargs="?", help="the charge's id")
+    commands.add_parser("verify-journal", help="verify all of the journal; exit status 1 if it is damaged")
+    backing_up = commands.add_parser("backup", help="copy the journal, also while the server runs, to a new file")
+    backing_up.add_argument("to", type=Path)
+    restoring = commands.add_parser(
+        "restore", help="put a backup in the journal's place, or accept the file that is there, under a new journal id"
+    )
+    restoring.add_argument("backup", type=Path, nargs="?")
+    chosen = parser.parse_args()
+    if chosen.command is None:
+        telemetry.configure_logging("command")
+        server.run(_serve_until_stopped, (JournalRefused,))
+    try:
+        path = settings.read(Settings, os.environ).journal
+        match chosen.command:
+            case "print-journal":
+                for line in print_journal(path, chosen.charge):
+                    print(line)
+            case "verify-journal":
+                print(verify_journal(path))
+            case "backup":
+                place = backup(path, chosen.to)
+                print(f"copied {place.position} records to {chosen.to}, chain {place.chain.hex()}")
+            case "restore":
+                journal_id, place = restore(path, chosen.backup)
+                print(f"restored: {place.position} records under the new journal id {journal_id}")
+    except (settings.SettingsError, JournalRefused, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The commands over gRPC: from a request to the runner and back, with bounds on how many and how long.
+
+An RPC only waits for a charge; the charge runs in the runner's tasks. Nothing that happens to the call, a deadline, a
+cancel, a cut connection, reaches it.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar, assert_never
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from charging.v1 import command_pb2_grpc
+from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
+from charging.v1.common_pb2 import ChargeStatus
+from chassis.server import Violation
+from command_service import screening
+from command_service.charge import (
+    Absent,
+    AtRest,
+    AwaitingExecution,
+    AwaitingToken,
+    Card,
+    Charge,
+    ChargeAbandoned,
+    Charged,
+    ChargeDeclined,
+    Money,
+    Outcome,
+    Request,
+    ReviewRequired,
+)
+from command_service.codec import charge_id_of, decline_reason_out
+from command_service.errors import Reason, refusal, refusing
+from command_service.runner import Accepted, Runner, Source
+
+T = TypeVar("T")
+
+# Until identities exist there is one tenant, and nobody is known by name.
+TENANT = "default"
+ACTOR = "anonymous"
+# Enough for the answer to travel, so that a client reads PENDING instead of its own deadline.
+ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
+# A call without a deadline, or with a very late one, waits no longer.
+LONGEST_WAIT_SECONDS = 30.0
+
+_SOURCES = {
+    Source.FRESH: OutcomeSource.OUTCOME_SOURCE_FRESH,
+    Source.JOINED: OutcomeSource.OUTCOME_SOURCE_JOINED,
+    Source.REPLAYED: OutcomeSource.OUTCOME_SOURCE_REPLAYED,
+    Source.RECOVERED: OutcomeSource.OUTCOME_SOURCE_RECOVERED,
+}
+
+
+class CommandService(command_pb2_grpc.CommandServiceServicer):
+    """Takes clients' commands, so many at once."""
+
+    def __init__(self, runner: Runner, *, max_calls: int) -> None:
+        self._runner = runner
+        self._max_calls = max_calls
+        self._calls = 0
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Answer every waiting call now, with PENDING where there is no outcome: the next start goes on with it."""
+        self._stopping.set()
+
+    async def Charge(self, request: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: N802  # the contract's name
+        """Charge a card once per idempotency key; see the contract."""
+        if self._calls >= self._max_calls:
+            raise refusal(Reason.TOO_MANY_CALLS, retry_after_seconds=0.5)
+        self._calls += 1
+        try:
+            with refusing():
+                return await self._charge(request, context.time_remaining())
+        finally:
+            self._calls -= 1
+
+    async def _charge(self, request: ChargeRequest, remaining_seconds: float | None) -> ChargeResponse:
+        wait_seconds = LONGEST_WAIT_SECONDS
+        if remaining_seconds is not None:
+            wait_seconds = min(wait_seconds, remaining_seconds) - ANSWER_BEFORE_DEADLINE_SECONDS
+        if wait_seconds <= 0:
+            raise refusal(Reason.OUTCOME_UNKNOWN)  # nobody would read the answer: not even begun
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_seconds
+        accepting = self._runner.accept(_command(request))
+        if not await self._within(wait_seconds, asyncio.shield(accepting)):
+            raise refusal(Reason.OUTCOME_UNKNOWN)
+        accepted = accepting.result()
+        if accepted.running is not None:
+            await self._within(until - loop.time(), accepted.running.ended.wait())
+        return _response(accepted)
+
+    async def _within(self, wait_seconds: float, what: Awaitable[Any]) -> bool:
+        """Wait for something, the end of the time, or the server's stop. True if it is done."""
+        waited = asyncio.ensure_future(what)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((waited, stopping), timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+            return waited.done()
+        finally:
+            waited.cancel()
+            stopping.cancel()
+
+
+def _command(wire: ChargeRequest) -> Charge:
+    """Read a request into the core's words. Raises Refusal for what is refused whatever the key: see `screening`."""
+    if _has_unknown_fields(wire):
+        # A field that this server does not know might say how much, or whom: money is not moved on half a request.
+        raise refusal(Reason.INVALID_REQUEST, violations=[Violation("", "has fields that this server does not know")])
+    request = Request(
+        charge_id=charge_id_of(TENANT, wire.idempotency_key),
+        tenant=TENANT,
+        idempotency_key=wire.idempotency_key,
+        actor=ACTOR,
+        user_id=wire.user_id,
+        card=Card(wire.card.token, wire.card.brand, wire.card.last4),
+        amount=Money(wire.amount.minor_units, wire.amount.currency_code),
+        description=wire.description,
+        metadata=tuple(sorted(wire.metadata.items())),
+    )
+    if faults := screening.always_refused(request):
+        raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in faults])
+    return Charge(request, screening.faults(request))
+
+
+def _has_unknown_fields(wire: ChargeRequest) -> bool:
+    parts: tuple[Message, ...] = (wire, wire.card, wire.amount)
+    return any(len(UnknownFieldSet(part)) for part in parts)
+
+
+def _response(accepted: Accepted) -> ChargeResponse:
+    stream = accepted.stream
+    response = ChargeResponse(position=stream.position, outcome_source=_SOURCES[accepted.source])
+    match stream.state:
+        case AtRest(request, outcome):
+            response.charge_id = request.charge_id
+            _tell_outcome(response, outcome)
+        case AwaitingToken(request) | AwaitingExecution(request):
+            response.charge_id = request.charge_id
+            response.status = ChargeStatus.CHARGE_STATUS_PENDING
+        case Absent():
+            raise AssertionError("an accepted charge has events")
+    return response
+
+
+def _tell_outcome(response: ChargeResponse, outcome: Outcome) -> None:
+    match outcome:
+        case Charged():
+            response.status = ChargeStatus.CHARGE_STATUS_CHARGED
+            response.transaction_id = outcome.transaction_id
+        case ChargeDeclined(reason):
+            response.status = ChargeStatus.CHARGE_STATUS_DECLINED
+            response.decline_reason = decline_reason_out(reason)
+        case ReviewRequired():
+            response.status = ChargeStatus.CHARGE_STATUS_IN_REVIEW
+        case ChargeAbandoned():
+            response.status = ChargeStatus.CHARGE_STATUS_ABANDONED
+        case _:
+            assert_never(outcome)

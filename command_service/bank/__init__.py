@@ -1,0 +1,34 @@
+"""The port to a bank: two effects in, an answer out. Whatever a bank is like, the charge does not know it.
+
+What an adapter must keep, for nothing else keeps a customer from being charged twice:
+
+1. The token step is idempotent by our reference, the charge id: a known reference gives back its transaction in its
+   present state, never a second one. An adapter whose bank cannot do that looks up first.
+2. The execute step is idempotent by token, under concurrent repeats and across the bank's own restart.
+3. `Declined` and `Expired` mean that the bank has closed the token for ever: an execute that arrives late cannot
+   succeed any more. Where the bank does not close it by itself, the adapter cancels and looks up before it answers.
+4. Another amount, currency or card under a known reference or token is refused.
+5. Only a definite "expired, not executed" leads to a new token.
+
+tests/contract/test_bank.py holds every adapter to them.
+"""
+
+from typing import Protocol
+
+from command_service.charge import Answer, Effect
+
+
+class Bank(Protocol):
+    """A bank behind its adapter."""
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        """Do one step at the bank and say what came back; what cannot be known is NoAnswer, never an exception.
+
+        It takes no longer than the adapter's total deadline. With `look_up_first` the bank is asked what it knows of
+        the charge before anything is done: a restored journal may have forgotten steps that the bank has not.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...

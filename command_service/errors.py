@@ -1,0 +1,137 @@
+"""One table from what can go wrong to what a client is told. Texts are fixed: no input value, no stack, no SQL."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from grpc import StatusCode
+
+from charging.v1.common_pb2 import Advice
+from chassis.server import Refusal, Violation
+from command_service.charge import ImpossibleEvent, InvalidCharge, KeyReused
+from command_service.codec import UnknownEvent
+from command_service.journal import JournalCorrupt, JournalFull
+from command_service.runner import Overloaded
+
+DOMAIN = "charging.v1"
+
+
+class Reason(Enum):
+    """The reasons in google.rpc.ErrorInfo, in the order of whose fault it is: the client's, the times', ours."""
+
+    INVALID_REQUEST = auto()
+    IDEMPOTENCY_KEY_REUSED = auto()
+    JOURNAL_DIVERGED = auto()
+    READER_TOO_SLOW = auto()
+    TOO_MANY_CALLS = auto()
+    OUTCOME_UNKNOWN = auto()
+    BANK_UNREACHABLE = auto()
+    TOO_MANY_UNFINISHED = auto()
+    JOURNAL_FULL = auto()
+    SERVER_STOPPING = auto()
+    JOURNAL_CORRUPT = auto()
+    UNEXPECTED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    code: StatusCode
+    advice: Advice.ValueType
+    text: str
+
+
+_TABLE = {
+    Reason.INVALID_REQUEST: _Row(
+        StatusCode.INVALID_ARGUMENT,
+        Advice.ADVICE_DO_NOT_RETRY,
+        "the request is invalid, and nothing was stored: see the field violations",
+    ),
+    Reason.IDEMPOTENCY_KEY_REUSED: _Row(
+        StatusCode.ALREADY_EXISTS,
+        Advice.ADVICE_USE_NEW_KEY,
+        "the idempotency key belongs to another charge: a new charge needs a new key",
+    ),
+    Reason.JOURNAL_DIVERGED: _Row(
+        StatusCode.FAILED_PRECONDITION,
+        Advice.ADVICE_DO_NOT_RETRY,
+        "this journal is not the one that the reader followed: rebuild from position 0",
+    ),
+    Reason.READER_TOO_SLOW: _Row(
+        StatusCode.DEADLINE_EXCEEDED,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "the reader did not read for too long: subscribe again from its checkpoint",
+    ),
+    Reason.TOO_MANY_CALLS: _Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "too many calls at once, and nothing was stored: retry with the same key",
+    ),
+    Reason.OUTCOME_UNKNOWN: _Row(
+        StatusCode.DEADLINE_EXCEEDED,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "the deadline came before it was known whether the charge is stored: retry with the same key",
+    ),
+    Reason.BANK_UNREACHABLE: _Row(
+        StatusCode.UNAVAILABLE,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "the bank does not answer, so no new charge is taken; nothing was stored: retry with the same key",
+    ),
+    Reason.TOO_MANY_UNFINISHED: _Row(
+        StatusCode.UNAVAILABLE,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "too many charges are unfinished, so no new one is taken; nothing was stored: retry with the same key",
+    ),
+    Reason.JOURNAL_FULL: _Row(
+        StatusCode.UNAVAILABLE,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "the journal's disk is full, so no new charge is taken; nothing was stored: retry with the same key",
+    ),
+    Reason.SERVER_STOPPING: _Row(
+        StatusCode.UNAVAILABLE,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "the server is stopping: connect again",
+    ),
+    Reason.JOURNAL_CORRUPT: _Row(
+        StatusCode.DATA_LOSS,
+        Advice.ADVICE_ASK_STATUS,
+        "the journal is damaged here, and nothing is guessed: its operators must restore it",
+    ),
+    Reason.UNEXPECTED: _Row(
+        StatusCode.INTERNAL,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "a fault in the server; what happened is not known: retry with the same key",
+    ),
+}
+
+
+def refusal(
+    reason: Reason, *, violations: Sequence[Violation] = (), retry_after_seconds: float | None = None
+) -> Refusal:
+    """Make the error of a reason, to be raised by a call."""
+    row = _TABLE[reason]
+    return Refusal(
+        code=row.code,
+        reason=reason.name,
+        text=row.text,
+        advice=Advice.Name(row.advice).removeprefix("ADVICE_"),
+        violations=violations,
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what the core, the runner and the journal raise into what a client is told."""
+    try:
+        yield
+    except InvalidCharge as error:
+        raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in error.args[0]]) from None
+    except KeyReused:
+        raise refusal(Reason.IDEMPOTENCY_KEY_REUSED) from None
+    except Overloaded as error:
+        raise refusal(Reason[error.reason.name], retry_after_seconds=error.retry_after_seconds) from None
+    except JournalFull:
+        raise refusal(Reason.JOURNAL_FULL, retry_after_seconds=5.0) from None
+    except (JournalCorrupt, UnknownEvent, ImpossibleEvent) as error:
+        raise refusal(Reason.JOURNAL_CORRUPT) from error

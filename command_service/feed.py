@@ -1,0 +1,149 @@
+"""The feed: a pipe from the journal to its readers. It decodes nothing.
+
+Readers that stand at the same place share one read of the journal, so a hundred of them cost little more than one. No
+database cursor is held while a reader is slow, and a reader that does not read is cut off.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import structlog
+
+from charging.v1 import journal_pb2, journal_pb2_grpc
+from charging.v1.journal_pb2 import CaughtUp, Heartbeat, Opened, RecordBatch, SubscribeRequest, SubscribeResponse
+from chassis.server import Violation
+from command_service.errors import DOMAIN, Reason, refusal, refusing
+from command_service.journal import Journal, Place, Record
+
+log = structlog.get_logger()
+
+# Readers take a link for dead after three of these.
+HEARTBEAT_SECONDS = 5.0
+# By then some 4 MB wait in the connection; what the reader lacks it can read again.
+SLOW_READER_SECONDS = 30.0
+# Each is up to about 1 MiB; readers further apart than this read for themselves.
+BATCHES_SHARED = 8
+
+
+class Feed:
+    """Follows the journal for any number of readers. It needs an event loop and a journal, nothing else."""
+
+    def __init__(self, journal: Journal, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._journal = journal
+        self._heartbeat_seconds = heartbeat_seconds
+        self._shared: OrderedDict[int, asyncio.Task[tuple[SubscribeResponse, Place]]] = OrderedDict()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End all streams, each at its next message."""
+        self._stopping.set()
+
+    async def follow(self, request: SubscribeRequest) -> AsyncGenerator[SubscribeResponse, None]:
+        """Yield the messages of a stream, as the contract tells them in steps. It ends when the feed stops.
+
+        Raises Refusal if the reader's place is not one of this journal's, and JournalCorrupt.
+        """
+        place = await self._place(request)
+        head = self._journal.head.position
+        yield SubscribeResponse(opened=Opened(journal_id=self._journal.journal_id, head_position=head))
+        is_caught_up = False
+        while not self._stopping.is_set():
+            if place.position < self._journal.head.position:
+                response, place = await self._batch_after(place)
+                yield response
+            elif not is_caught_up:
+                is_caught_up = True
+                yield SubscribeResponse(caught_up=CaughtUp(position=place.position))
+            elif not await self._news(place.position):
+                yield SubscribeResponse(heartbeat=Heartbeat(head_position=self._journal.head.position))
+
+    async def _place(self, request: SubscribeRequest) -> Place:
+        """Find the reader's place in this journal, or tell it that it followed another."""
+        if request.after_position < 0:
+            raise refusal(Reason.INVALID_REQUEST, violations=[Violation("after_position", "must not be negative")])
+        if len(request.chain) not in (0, 32):
+            raise refusal(Reason.INVALID_REQUEST, violations=[Violation("chain", "must be empty or 32 bytes")])
+        if request.journal_id not in ("", self._journal.journal_id):
+            raise refusal(Reason.JOURNAL_DIVERGED)
+        if request.after_position > self._journal.head.position:
+            raise refusal(Reason.JOURNAL_DIVERGED)
+        chain = await self._journal.chain_at(request.after_position)
+        if request.chain not in (b"", chain):
+            raise refusal(Reason.JOURNAL_DIVERGED)
+        return Place(request.after_position, chain)
+
+    async def _batch_after(self, place: Place) -> tuple[SubscribeResponse, Place]:
+        """Read the next records, once for all readers at this place."""
+        reading = self._shared.get(place.position)
+        if reading is None:
+            reading = self._shared[place.position] = asyncio.create_task(self._read(place))
+            if len(self._shared) > BATCHES_SHARED:
+                self._shared.popitem(last=False)
+        try:
+            return await asyncio.shield(reading)  # one reader's end must not end the others' read
+        except Exception:
+            self._shared.pop(place.position, None)
+            raise
+
+    async def _read(self, place: Place) -> tuple[SubscribeResponse, Place]:
+        records = await self._journal.read_after(place)
+        batch = RecordBatch(records=[_out(record) for record in records])
+        return SubscribeResponse(batch=batch), Place(records[-1].position, records[-1].chain)
+
+    async def _news(self, position: int) -> bool:
+        """Wait until there is more to do. False when nothing happened for as long as a heartbeat takes."""
+        waits = [asyncio.ensure_future(self._journal.beyond(position)), asyncio.ensure_future(self._stopping.wait())]
+        try:
+            done, _ = await asyncio.wait(waits, timeout=self._heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED)
+            return bool(done)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+def _out(record: Record) -> journal_pb2.Record:
+    out = journal_pb2.Record(
+        position=record.position,
+        charge_id=record.charge_id,
+        version=record.version,
+        chain=record.chain,
+        event=record.event,
+    )
+    out.recorded_at.FromMicroseconds(record.recorded_at)
+    return out
+
+
+class JournalService(journal_pb2_grpc.JournalServiceServicer):
+    """The feed over gRPC: cuts off readers that do not read."""
+
+    def __init__(self, feed: Feed, *, slow_reader_seconds: float = SLOW_READER_SECONDS) -> None:
+        self._feed = feed
+        self._slow_reader_seconds = slow_reader_seconds
+
+    async def Subscribe(  # noqa: N802  # the contract's name
+        self, request: SubscribeRequest, context: Any
+    ) -> AsyncGenerator[SubscribeResponse, None]:
+        """Follow the journal."""
+        loop, call = asyncio.get_running_loop(), asyncio.current_task()
+        assert call is not None
+        with refusing():
+            async with contextlib.aclosing(self._feed.follow(request)) as messages:
+                async for message in messages:
+                    # While the reader does not read, the next line does not return: only a timer can end that.
+                    cutting = loop.call_later(self._slow_reader_seconds, _cut_off, call, context)
+                    try:
+                        yield message
+                    finally:
+                        cutting.cancel()
+        raise refusal(Reason.SERVER_STOPPING)
+
+
+def _cut_off(call: "asyncio.Task[Any]", context: Any) -> None:
+    """End a stream from outside: leave the status for the reader to find, and free what the call holds here."""
+    log.warning("a reader of the feed did not read for too long and was cut off")
+    leaving = asyncio.ensure_future(context.abort_with_status(refusal(Reason.READER_TOO_SLOW).status(DOMAIN)))
+    leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
+    asyncio.get_running_loop().call_later(0.1, call.cancel)

@@ -1,0 +1,94 @@
+"""What an operator does with a journal from the command line: print, verify, back up, restore.
+
+Everything is read from the file itself. Printing, verifying and backing up work beside a running server.
+"""
+
+import contextlib
+import datetime
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.json_format import MessageToJson
+
+from charging.v1.journal_pb2 import Event
+from chassis.sqlite import open_connection
+from command_service.charge import Absent, AtRest, ImpossibleEvent, State, evolve
+from command_service.codec import UnknownEvent, decode
+from command_service.journal import START, JournalRefused, Place, Record
+from command_service.journal.table import READER_PRAGMAS, SELECT_JOURNAL, read_after, read_head, read_stream, unfinished
+from command_service.journal.upkeep import refusing_damage
+
+
+def print_journal(path: Path, charge_id: str | None) -> Iterator[str]:
+    """Yield a line for each record, of one charge or of all. Raises JournalRefused."""
+    with _reading(path) as connection:
+        if charge_id is None:
+            for record in _all(connection, read_head(connection)):
+                yield _line(record)
+        else:
+            try:
+                records = read_stream(charge_id, connection)
+            except ValueError:
+                raise JournalRefused("a charge is named by its id, a UUID") from None
+            if not records:
+                raise JournalRefused(f"the journal holds no charge {charge_id}")
+            yield from map(_line, records)
+
+
+def verify_journal(path: Path) -> str:
+    """Verify every record against the chain, fold every stream, and recompute what is unfinished.
+
+    Returns what was found in a line. Raises JournalRefused with the first position that cannot be trusted.
+    """
+    with _reading(path) as connection:
+        journal_id, _, restored = connection.execute(SELECT_JOURNAL).fetchone()
+        connection.execute("BEGIN")  # one moment of a journal that a server may be writing
+        head = read_head(connection)
+        states: dict[str, State] = {}
+        for record in _all(connection, head):
+            try:
+                states[record.charge_id] = evolve(states.get(record.charge_id, Absent()), decode(record.event))
+            except (UnknownEvent, ImpossibleEvent) as error:
+                raise JournalRefused(f"the record at position {record.position} cannot be read: {error}") from error
+        computed = {charge_id for charge_id, state in states.items() if not isinstance(state, AtRest)}
+        stored = set(unfinished(connection))
+        connection.execute("COMMIT")
+        if computed != stored:
+            raise JournalRefused(
+                f"the table of unfinished charges is wrong: {len(computed - stored)} are missing and "
+                f"{len(stored - computed)} are at rest. Restore a backup, or run restore to have the journal looked over."
+            )
+        return (
+            f"ok: {head.position} records of {len(states)} charges, {len(stored)} unfinished, "
+            f"journal {journal_id}{' (restored)' if restored else ''}, chain {head.chain.hex()}"
+        )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    if not path.exists():
+        raise JournalRefused(f"there is no journal at {path}")
+    with (
+        refusing_damage(path),
+        contextlib.closing(open_connection(path, read_only=True, pragmas=READER_PRAGMAS)) as connection,
+    ):
+        yield connection
+
+
+def _all(connection: sqlite3.Connection, head: Place) -> Iterator[Record]:
+    place = START
+    while records := read_after(place, head.position, connection):
+        yield from records
+        place = Place(records[-1].position, records[-1].chain)
+
+
+def _line(record: Record) -> str:
+    recorded = datetime.datetime.fromtimestamp(record.recorded_at / 1_000_000, datetime.UTC)
+    event = Event.FromString(record.event)
+    kind = event.WhichOneof("kind")
+    if kind is None:
+        return f"{record.position:>8} {record.charge_id} v{record.version} {recorded:%FT%T.%fZ} an event of a newer program"
+    body = MessageToJson(getattr(event, kind), indent=None, preserving_proto_field_name=True)
+    name = "".join(word.capitalize() for word in kind.split("_"))
+    return f"{record.position:>8} {record.charge_id} v{record.version} {recorded:%FT%T.%fZ} {name} {body}"

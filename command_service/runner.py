@@ -1,0 +1,331 @@
+"""The loop: it asks the core what to do next, does it at the bank, and tells the core what came back.
+
+A new charge and one found after a crash run through the same loop, so there is no recovery code. No transaction and no
+lock is held across a call to the bank. Two loops on one charge would waste work and do no harm: the journal takes only the
+first answer to a step, and the bank does each step once.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from enum import Enum
+from functools import reduce
+from typing import Any, TypeVar
+
+import structlog
+
+from chassis.telemetry import log_unexpected
+from command_service.bank import Bank
+from command_service.charge import (
+    Absent,
+    Answer,
+    Answered,
+    AtRest,
+    Charge,
+    Effect,
+    Event,
+    GiveUp,
+    InProgress,
+    Message,
+    NoAnswer,
+    ReviewRequired,
+    State,
+    decide,
+    evolve,
+    next_step,
+)
+from command_service.codec import decode, encode
+from command_service.journal import Journal, JournalFull, VersionConflict
+from command_service.pace import Breaker, backoff_seconds
+
+log = structlog.get_logger()
+T = TypeVar("T")
+ABSENT = Absent()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much at once, and for how long. Each has its reason beside it in the settings."""
+
+    bank_calls: int
+    unfinished: int
+    abandon_after_seconds: float
+    attention_after_seconds: float
+
+
+class OverloadReason(Enum):
+    """Why no new charge is taken now."""
+
+    BANK_UNREACHABLE = "bank_unreachable"
+    TOO_MANY_UNFINISHED = "too_many_unfinished"
+    JOURNAL_FULL = "journal_full"
+
+
+class Overloaded(Exception):
+    """No new charge is taken now, and nothing was stored; known ones are answered as ever."""
+
+    def __init__(self, reason: OverloadReason, retry_after_seconds: float) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Source(Enum):
+    """How a caller came to know a charge's outcome; see OutcomeSource in the contract."""
+
+    FRESH = "fresh"
+    JOINED = "joined"
+    REPLAYED = "replayed"
+    RECOVERED = "recovered"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A charge as its stream tells it.
+
+    `position` is the deciding event's once the charge is decided, and the newest event's until then. `requested_at` is in
+    microseconds since 1970.
+    """
+
+    state: State = ABSENT
+    version: int = 0
+    position: int = 0
+    requested_at: int = 0
+
+    def then(self, event: Event, position: int, recorded_at: int) -> "Stream":
+        """The stream with one more event."""
+        return Stream(
+            evolve(self.state, event),
+            self.version + 1,
+            self.position if isinstance(self.state, AtRest) else position,
+            self.requested_at or recorded_at,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A charge on its way to rest, for whoever waits for it."""
+
+    charge_id: str
+    stream: Stream
+    was_found: bool
+    ended: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A charge that the journal holds: as it was found if at rest, else with the loop that it runs in."""
+
+    source: Source
+    found: Stream
+    running: Running | None = None
+
+    @property
+    def stream(self) -> Stream:
+        """The charge as it stands now."""
+        return self.running.stream if self.running else self.found
+
+
+class Runner:
+    """Takes charges and runs each to rest."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        bank: Bank,
+        limits: Limits,
+        *,
+        clock: Callable[[], float],
+        now: Callable[[], int],
+        chance: random.Random,
+    ) -> None:
+        """`clock` gives seconds from anywhere and never goes back; `now` gives microseconds since 1970."""
+        self._journal = journal
+        self._bank = bank
+        self._limits = limits
+        self._now = now
+        self._chance = chance
+        self._breaker = Breaker(clock, chance)
+        self._slots = asyncio.Semaphore(limits.bank_calls)
+        self._running: dict[str, Running] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def recover(self) -> int:
+        """Go on with every unfinished charge; return how many there are. Call it once, before new charges are taken."""
+        for charge_id in await self._journal.unfinished():
+            self._run(charge_id, await self._load(charge_id), was_found=True)
+        return len(self._running)
+
+    def accept(self, command: Charge) -> "asyncio.Task[Accepted]":
+        """Take a client's command, in a task that goes on whether or not the client does.
+
+        Its result is the charge, durable in the journal. It raises what `decide` raises for a command, Overloaded,
+        JournalFull, JournalCorrupt, UnknownEvent or ImpossibleEvent.
+        """
+        return self._spawn(self._accept(command))
+
+    async def _accept(self, command: Charge) -> Accepted:
+        charge_id = command.request.charge_id
+        while True:  # once more only when somebody else got ahead, and then the charge is there
+            if running := self._running.get(charge_id):
+                decide(running.stream.state, command)
+                return Accepted(Source.RECOVERED if running.was_found else Source.JOINED, running.stream, running)
+            stream = await self._load(charge_id)
+            events = decide(stream.state, command)
+            if not events and next_step(stream.state) is None:
+                return Accepted(Source.REPLAYED, stream)
+            if not events:
+                return Accepted(Source.RECOVERED, stream, self._run(charge_id, stream, was_found=True))
+            self._refuse_when_overloaded()
+            try:
+                stream = await self._append(charge_id, stream, events)
+            except VersionConflict:
+                continue
+            return Accepted(Source.FRESH, stream, self._run(charge_id, stream, was_found=False))
+
+    def _refuse_when_overloaded(self) -> None:
+        if self._breaker.is_open:
+            raise Overloaded(OverloadReason.BANK_UNREACHABLE, self._breaker.retry_after_seconds)
+        if len(self._running) >= self._limits.unfinished:
+            raise Overloaded(OverloadReason.TOO_MANY_UNFINISHED, 1.0)
+        if not self._journal.accepting:
+            raise Overloaded(OverloadReason.JOURNAL_FULL, 5.0)
+
+    # ------------------------------------------------------------ the loop
+    def _run(self, charge_id: str, stream: Stream, *, was_found: bool) -> Running:
+        if running := self._running.get(charge_id):
+            return running
+        self._running[charge_id] = running = Running(charge_id, stream, was_found, asyncio.Event())
+        self._spawn(self._run_to_rest(running))
+        return running
+
+    async def _run_to_rest(self, running: Running) -> None:
+        calls, pauses, unanswered = 0, 0, 0
+        try:
+            while (effect := next_step(running.stream.state)) is not None:
+                answer = await self._ask(effect)
+                calls += 1
+                if await self._tell(running, Answered(effect, answer)):
+                    pauses = 0
+                    continue
+                unanswered += isinstance(answer, NoAnswer) and not answer.our_setup
+                if self._is_given_up(running, answer) and await self._tell(running, GiveUp(effect, unanswered)):
+                    continue
+                pauses += 1
+                wish = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
+                await asyncio.sleep(backoff_seconds(pauses, wish, self._chance))
+            self._log_rest(running, calls)
+        except Exception as error:  # a fault of ours: who waits is told PENDING, and the next start or call goes on
+            log_unexpected("a charge stopped on its way", error, charge_id=running.charge_id)
+        finally:
+            del self._running[running.charge_id]
+            running.ended.set()
+
+    async def _ask(self, effect: Effect) -> Answer:
+        """Have the bank do a step: as soon as there is a slot and the breaker lets it through."""
+        while True:
+            async with self._slots:  # held during the call only, never through a pause
+                if self._breaker.admits():
+                    answer = await self._bank.perform(effect, look_up_first=self._journal.restored)
+                    self._breaker.note(answer)
+                    return answer
+            await self._breaker.pause()
+
+    async def _tell(self, running: Running, message: Message) -> bool:
+        """Let the core decide about an answer, and store what it decides. False if the charge did not move."""
+        while True:  # once more only when somebody else moved the charge
+            events = decide(running.stream.state, message)
+            if not events:
+                return False
+            try:
+                running.stream = await self._append(running.charge_id, running.stream, events)
+            except VersionConflict:
+                running.stream = await self._load(running.charge_id)
+            except JournalFull:
+                return False  # the same step again later: the bank will say the same
+            else:
+                return True
+
+    def _is_given_up(self, running: Running, answer: Answer) -> bool:
+        """Whether to propose giving up. In a restored journal nothing is: the bank may have done what was forgotten."""
+        age_seconds = (self._now() - running.stream.requested_at) / 1_000_000
+        is_vain = isinstance(answer, NoAnswer) and not answer.our_setup
+        return is_vain and not self._journal.restored and age_seconds >= self._limits.abandon_after_seconds
+
+    # ------------------------------------------------------------ the journal
+    async def _load(self, charge_id: str) -> Stream:
+        stream = Stream()
+        for record in await self._journal.read(charge_id):
+            stream = stream.then(decode(record.event), record.position, record.recorded_at)
+        return stream
+
+    async def _append(self, charge_id: str, stream: Stream, events: list[Event]) -> Stream:
+        state = reduce(evolve, events, stream.state)
+        records = await self._journal.append(
+            charge_id, stream.version, [encode(event) for event in events], finished=next_step(state) is None
+        )
+        for event, record in zip(events, records, strict=True):
+            stream = stream.then(event, record.position, record.recorded_at)
+        return stream
+
+    # ------------------------------------------------------------ how it is doing
+    @property
+    def unfinished(self) -> int:
+        """How many charges are on their way."""
+        return len(self._running)
+
+    @property
+    def oldest_unfinished_seconds(self) -> float:
+        """The age of the oldest unfinished charge; 0 if there is none."""
+        requested = min((running.stream.requested_at for running in self._running.values()), default=self._now())
+        return max(0.0, (self._now() - requested) / 1_000_000)
+
+    @property
+    def needing_attention(self) -> int:
+        """How many charges are unfinished for so long that a person should look."""
+        limit = self._now() - self._limits.attention_after_seconds * 1_000_000
+        return sum(running.stream.requested_at < limit for running in self._running.values())
+
+    @property
+    def breaker_is_open(self) -> bool:
+        """Whether the bank is being spared because it does not answer, or does not accept us."""
+        return self._breaker.is_open
+
+    def _log_rest(self, running: Running, calls: int) -> None:
+        match running.stream.state:
+            case AtRest(_, ReviewRequired(reason, evidence)):
+                log.error(
+                    "a charge needs review",
+                    charge_id=running.charge_id,
+                    reason=reason.value,
+                    fields=evidence.fields,
+                    status=evidence.status,
+                )
+            case AtRest(_, outcome):
+                log.info(
+                    "charge at rest",
+                    charge_id=running.charge_id,
+                    outcome=type(outcome).__name__,
+                    position=running.stream.position,
+                    bank_calls=calls,
+                    recovered=running.was_found,
+                )
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Start a task that is ours: no client's deadline or cancel reaches it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits; here it only counts as seen
+
+    async def close(self) -> None:
+        """Stop where each charge stands. It is as safe as a crash, and the next start goes on from there."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,76 @@
+"""What can be set about the command server, and why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chassis.settings import Address, address, http_url, number, optional_address, setting, whole, yes_or_no
+
+
+def journal_path(value: str) -> Path:
+    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute)."""
+    if value.startswith(("postgresql://", "postgres://")):
+        raise ValueError("PostgreSQL is not supported yet: use sqlite:///path")
+    path = value.removeprefix("sqlite:///")
+    if path in (value, ""):
+        raise ValueError("must be sqlite:///path")
+    return Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The command server's settings."""
+
+    listen: Address = setting("COMMAND_LISTEN", address, "127.0.0.1:50051", "where clients send commands")
+    feed_listen: Address = setting(
+        "COMMAND_FEED_LISTEN",
+        address,
+        "127.0.0.1:50053",
+        "where query servers read the feed: it shows every user's history",
+    )
+    journal: Path = setting(
+        "COMMAND_JOURNAL", journal_path, "sqlite:///build/journal.db", "the file that holds the charges"
+    )
+    bank_url: str = setting("COMMAND_BANK_URL", http_url, "http://127.0.0.1:8080", "the bank")
+    bank_timeout_seconds: float = setting(
+        "COMMAND_BANK_TIMEOUT_SECONDS",
+        number(0.05, 120),
+        "10",
+        "after it a call counts as unanswered and is made again",
+    )
+    bank_calls: int = setting(
+        "COMMAND_BANK_CALLS", whole(1, 10_000), "128", "calls to the bank at once: more only queue there"
+    )
+    max_calls: int = setting("COMMAND_MAX_CALLS", whole(1, 100_000), "2000", "commands at once: memory is not endless")
+    max_unfinished: int = setting(
+        "COMMAND_MAX_UNFINISHED", whole(1, 1_000_000), "20000", "unfinished charges at which no new ones are taken"
+    )
+    abandon_after_seconds: float = setting(
+        "COMMAND_ABANDON_AFTER_SECONDS",
+        number(1, 7 * 86_400),
+        "3600",
+        "the age at which a charge without a token is given up: nobody waits for it any more",
+    )
+    attention_after_seconds: float = setting(
+        "COMMAND_ATTENTION_AFTER_SECONDS",
+        number(1, 7 * 86_400),
+        "600",
+        "the age at which an unfinished charge is shown as needing attention",
+    )
+    free_bytes: int = setting(
+        "COMMAND_FREE_BYTES",
+        whole(0, 1 << 50),
+        str(16 << 20),
+        "free space below which no new charges are taken, so that those begun can finish",
+    )
+    drain_seconds: float = setting(
+        "COMMAND_DRAIN_SECONDS",
+        number(0, 600),
+        "10",
+        "how long calls under way may take when the server is asked to stop",
+    )
+    reflection: bool = setting(
+        "COMMAND_REFLECTION", yes_or_no, "yes", "lets grpcurl and buf curl work without .proto files"
+    )
+    metrics_listen: Address | None = setting(
+        "COMMAND_METRICS_LISTEN", optional_address, "", "where Prometheus reads; nothing means nowhere"
+    )
