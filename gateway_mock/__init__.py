@@ -1,0 +1,123 @@
+"""The mock bank: two-step charges over HTTP/1.1 and JSON, a ledger that survives `kill -9`, and faults on order.
+
+It plays the other side of the money, so it shares no code with the services: what they believe about a bank is tested
+against what this one does.
+
+Running it
+==========
+
+    GATEWAY_MOCK_LISTEN=127.0.0.1:8080 GATEWAY_MOCK_LEDGER=build/gateway.db python -m gateway_mock
+
+* `GATEWAY_MOCK_LISTEN`         host:port, default 127.0.0.1:8080; port 0 takes a free one.
+* `GATEWAY_MOCK_LEDGER`         the ledger's SQLite file, default build/gateway.db; its folder is made if need be.
+* `GATEWAY_MOCK_TOKEN_SECONDS`  how long a token can be executed, default 900, 0 to a year. With 0 each is late at once.
+
+When it serves it says so in one JSON line on stderr, with the real port: `{"event": "serving", "listen":
+"127.0.0.1:43211", ...}`. SIGTERM and SIGINT end it with exit code 0. In a test: `async with gateway_mock.serve(
+"127.0.0.1:0", path) as address`.
+
+The two steps
+=============
+
+*Token step.* No money moves. A known reference gives its transaction back as it is now, never a second one; only when
+that one is closed as expired does the token step open another, with another token.
+
+    curl -s localhost:8080/transactions \\
+         -d '{"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}'
+
+    {"token": "ttok_5b1f...", "state": "created", "expires_at": "2026-11-23T10:43:00.000Z", "reference": "charge-1",
+     "card": "tok_visa", "amount": 1250, "currency": "EUR", "transaction_id": null, "reason": null}
+
+`state` is created, executed, declined or expired. `amount` is in minor units, 1 to 2^63-1. `reference` is 1 to 128 of
+`[A-Za-z0-9_.:-]`, `currency` three capital letters. Content types are not looked at.
+
+    400 {"error": "bad_request", "field": "amount"}   malformed; "body": no JSON object, a key twice or one too many
+    409 {"error": "reference_reused"}                 the reference is known with another card, amount or currency
+    422 {"error": "card_unknown"}
+
+*Execute step.* Moves the money, once, however often and however concurrently it is asked. The body may be empty, or say
+the amount and the currency, which are then compared.
+
+    curl -s -X POST localhost:8080/transactions/ttok_5b1f.../execute
+    curl -s localhost:8080/transactions/ttok_5b1f.../execute -d '{"amount": 1250, "currency": "EUR"}'
+
+    200 {"result": "executed", "token": "ttok_5b1f...", "reference": "charge-1", "card": "tok_visa", "amount": 1250,
+         "currency": "EUR", "transaction_id": "txn_90ac...", "reason": null}
+    200 {"result": "already_executed", ...}           the same transaction_id as the first time
+    200 {"result": "declined", "transaction_id": null, "reason": "insufficient_funds", ...}   closed for ever
+    404 {"error": "token_unknown"}
+    409 {"error": "fields_differ"}
+    410 {"error": "token_expired", ...}               closed for ever before this is said; the other fields as in a 200
+
+Cards: `tok_visa` and `tok_mastercard` are approved. `tok_declined` (card_declined), `tok_insufficient_funds`
+(insufficient_funds) and `tok_expired_card` (expired_card) are declined by the execute step. Others are unknown.
+
+Looking
+=======
+
+    curl -s localhost:8080/transactions/ttok_5b1f...          as the token step answers; 404 token_unknown
+    curl -s 'localhost:8080/transactions?reference=charge-1'  the newest of the reference; 404 reference_unknown
+    curl -s localhost:8080/statement                          every movement of money in the order of execution:
+
+    {"movements": [{"transaction_id": "txn_90ac...", "token": "ttok_5b1f...", "reference": "charge-1", "kind": "charge",
+                    "minor_units": 1250, "currency_code": "EUR", "executed_at": "2026-11-23T10:28:01.123Z"}]}
+
+    curl -s 'localhost:8080/calls?after=0'                    the calls as they came in, newest 100,000, in memory:
+
+    [{"n": 1, "method": "POST", "path": "/transactions", "reference": "charge-1", "token": "ttok_5b1f...",
+      "at": "2026-11-23T10:28:00.001Z", "fault": null, "status": 200}]
+
+`status` is null when no answer was sent, or not yet. The referee's own calls (/statement, /calls, /faults)
+are not listed.
+
+Faults
+======
+
+A fault waits for a step (`on`: token, execute or look_up) and fires `times` times (default 1). `reference` and `card`
+narrow it down. A call takes the first fault that waits for it, in the order they were scripted, if it is well formed;
+then the fault decides what becomes of it. Faults are in memory: a restarted bank has none.
+
+    curl -s localhost:8080/faults -d '{"on": "execute", "fault": "lose_answer", "times": 2, "card": "tok_visa"}'
+    200 {"id": 1}                                     400 bad_request · 409 too_many_faults · 409 runs_in_process
+    curl -s localhost:8080/faults                     [{"id": 1, "on": "execute", "fault": "lose_answer", "times": 2,
+                                                        "reference": null, "card": "tok_visa", "fired": 0}]
+    curl -s -X DELETE localhost:8080/faults           200 {"cleared": 1}
+
+The work is **not done**:
+
+    lose_request    the connection is closed
+    hang_before     nothing for `seconds` (30), then the connection is closed
+    error_before    `status` (503; 500 to 599)
+    throttled       429 with Retry-After: `retry_after` ("1"), sent as it is
+    redirect        302 with Location: `location` ("/elsewhere")
+    refuse          `status` (400; or 401, 403, 404, 409, 422) {"error": "refused"}
+    forget_token    404 {"error": "token_unknown"}, though it exists; not on token
+    in_progress     202 {"result": "in_progress"} with Retry-After: `retry_after` ("1")
+    stop_before     the bank's process kills itself with SIGKILL (409 runs_in_process in the in-process form)
+
+The work is **done** and in the ledger, then:
+
+    lose_answer     the connection is closed
+    hang_after      nothing for `seconds` (30), then the connection is closed
+    reset           the connection is reset (a TCP RST)
+    error_after     `status` (503; 500 to 599)
+    garbage         200 with bytes that are no JSON
+    half_body       half of the promised body, then the connection is closed
+    slow_body       the body, one byte each `seconds` (0.1)
+    huge_body       the answer, padded with blanks to `bytes` (1 MiB; 65,537 to 64 MiB): correct JSON, only too long
+    wrong_amount, wrong_currency, wrong_reference, wrong_token   that field of the answer is another (if it has it)
+    contradict      an execute step's answer says declined; on execute only
+    stop_after      the bank's process kills itself with SIGKILL
+
+The work is done **otherwise**:
+
+    delay           after `seconds` (1), even if nobody waits for the answer any more
+    expire_token    after the open transaction of that token or reference was closed as expired: execute answers 410
+
+Limits: bodies 64 KiB (413), heads 16 KiB (431), paths 512 bytes (414), 1,000 connections (more are closed at once),
+60 s for a request to arrive, 1,000 faults. Unknown paths and methods: 404 {"error": "not_found"}.
+"""
+
+from gateway_mock.app import serve
+
+__all__ = ["serve"]

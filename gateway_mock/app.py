@@ -1,0 +1,315 @@
+"""The bank at its counter: which request asks for what, and what is answered.
+
+Each call of the two steps goes the same way: it is read strictly, put into the log of calls, meets the fault that waits
+for it (if one does), and only then is the work done. The work itself is the ledger's.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Never
+from urllib.parse import parse_qsl, unquote
+
+from gateway_mock import faults
+from gateway_mock.faults import BadField, Kind, Script, Step, answer
+from gateway_mock.ledger import CARDS, Ledger, ReferenceReused, State, Transaction, open_ledger
+from gateway_mock.wire import Answer, Death, HalfAnswer, Reply, Request, Silence, SlowAnswer, serving
+
+TOKEN_SECONDS = 900.0  # A quarter of an hour, as real banks give.
+MAX_CALLS = 100_000  # Of the log: some 30 MiB, and more calls than a test makes.
+MAX_AMOUNT = 2**63 - 1  # What SQLite stores.
+
+_REFERENCE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+
+
+Find = Callable[[], Awaitable[Transaction | None]]
+
+
+@asynccontextmanager
+async def serve(
+    listen: str, ledger_path: str | Path, *, token_seconds: float = TOKEN_SECONDS, own_process: bool = False
+) -> AsyncIterator[str]:
+    """Runs the bank at "host:port", port 0 for any; yields the real address, and stops cleanly at the end.
+
+    `own_process`: the faults that kill the process may be ordered. Raises `LedgerUnusable`, `sqlite3.Error`, `OSError`
+    and, for a malformed address, `ValueError`.
+    """
+    async with open_ledger(ledger_path) as ledger:
+        bank = Bank(ledger, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
+        async with serving(listen, bank.respond) as address:
+            yield address
+
+
+@dataclass
+class Call:
+    """A call as the log shows it; what is not known when it comes in is filled in later."""
+
+    n: int
+    method: str
+    path: str
+    reference: str | None
+    token: str | None
+    at: str
+    fault: str | None = None
+    status: int | None = None
+
+
+class Bank:
+    """Answers requests. Its state beside the ledger, the faults and the log of calls, is in memory and ends with it."""
+
+    def __init__(self, ledger: Ledger, *, lifetime_ms: int, may_die: bool) -> None:
+        self._ledger = ledger
+        self._lifetime_ms = lifetime_ms
+        self._may_die = may_die
+        self._script = Script()
+        self._calls: deque[Call] = deque(maxlen=MAX_CALLS)
+
+    async def respond(self, request: Request) -> Reply:
+        """The reply to a request. Raises `sqlite3.Error` when the ledger fails."""
+        try:
+            match request.method, request.path.split("/")[1:]:
+                case "GET", ["statement"]:
+                    return await self._statement()
+                case "GET", ["calls"]:
+                    return self._list_calls(request.query)
+                case "POST", ["faults"]:
+                    return self._order_fault(request.body)
+                case "GET", ["faults"]:
+                    return answer(200, self._script.listing())
+                case "DELETE", ["faults"]:
+                    return answer(200, {"cleared": self._script.clear()})
+        except BadField as error:
+            return answer(400, {"error": "bad_request", "field": str(error)})
+        call = self._record(request)
+        reply = await self._respond_to_call(request, call)
+        call.status = _status(reply)
+        return reply
+
+    async def _respond_to_call(self, request: Request, call: Call) -> Reply:
+        try:
+            match request.method, request.path.split("/")[1:]:
+                case "POST", ["transactions"]:
+                    return await self._token_step(request.body, call)
+                case "POST", ["transactions", token, "execute"]:
+                    call.token = token = unquote(token)
+                    return await self._execute_step(token, request.body, call)
+                case "GET", ["transactions", token]:
+                    call.token = token = unquote(token)
+                    return await self._look_up(partial(self._ledger.find, token), "token_unknown", call)
+                case "GET", ["transactions"]:
+                    call.reference = reference = _only(request.query, "reference")
+                    return await self._look_up(partial(self._ledger.newest, reference), "reference_unknown", call)
+                case _:
+                    return answer(404, {"error": "not_found"})
+        except BadField as error:
+            return answer(400, {"error": "bad_request", "field": str(error)})
+
+    async def _token_step(self, body: bytes, call: Call) -> Reply:
+        order = _object(body)
+        reference = _text(order, "reference", _REFERENCE)
+        card = order.get("card")
+        if not isinstance(card, str):
+            raise BadField("card")
+        amount = _amount(order)
+        currency = _text(order, "currency", _CURRENCY)
+        _nothing_else(order, "reference", "card", "amount", "currency")
+        call.reference = reference
+
+        async def work() -> Answer:
+            if card not in CARDS:
+                return answer(422, {"error": "card_unknown"})
+            issued = await self._ledger.issue(
+                reference=reference,
+                card=card,
+                amount_minor=amount,
+                currency=currency,
+                now_ms=_now_ms(),
+                lifetime_ms=self._lifetime_ms,
+            )
+            if isinstance(issued, ReferenceReused):
+                return answer(409, {"error": "reference_reused"})
+            call.token = issued.token
+            return answer(200, _as_it_is(issued))
+
+        return await self._meet_fault(Step.TOKEN, call, card, partial(self._ledger.newest, reference), work)
+
+    async def _execute_step(self, token: str, body: bytes, call: Call) -> Reply:
+        said: tuple[int, str] | None = None
+        if body:
+            order = _object(body)
+            said = _amount(order), _text(order, "currency", _CURRENCY)
+            _nothing_else(order, "amount", "currency")
+        # It may be closed by another call before the work is done: `Ledger.execute` can tell.
+        transaction = await self._ledger.find(token)
+        if transaction is not None:
+            call.reference = transaction.reference
+
+        async def work() -> Answer:
+            if transaction is None:
+                return answer(404, {"error": "token_unknown"})
+            if said not in (None, (transaction.amount_minor, transaction.currency)):
+                return answer(409, {"error": "fields_differ"})
+            closed, now = await self._ledger.execute(transaction, _now_ms())
+            if closed.state is State.EXPIRED:
+                return answer(410, {"error": "token_expired", **_fields(closed)})
+            result = "declined" if closed.state is State.DECLINED else "executed" if now else "already_executed"
+            return answer(200, {"result": result, **_fields(closed)})
+
+        card = transaction.card if transaction is not None else None
+        return await self._meet_fault(Step.EXECUTE, call, card, partial(self._ledger.find, token), work)
+
+    async def _look_up(self, find: Find, unknown: str, call: Call) -> Reply:
+        known = await find()
+        if known is not None:
+            call.token, call.reference = known.token, known.reference
+
+        async def work() -> Answer:
+            found = await find()  # Again: a fault may have taken its time, and have changed it.
+            if found is None:
+                return answer(404, {"error": unknown})
+            return answer(200, _as_it_is(await self._ledger.close_if_late(found, _now_ms())))
+
+        return await self._meet_fault(Step.LOOK_UP, call, known.card if known is not None else None, find, work)
+
+    async def _meet_fault(
+        self, step: Step, call: Call, card: str | None, find: Find, work: Callable[[], Awaitable[Answer]]
+    ) -> Reply:
+        fault = self._script.take(step, reference=call.reference, card=card)
+        if fault is None:
+            return await work()
+        call.fault = fault.kind
+        effect = faults.effect(fault)
+        if not callable(effect):
+            return effect
+        if fault.kind is Kind.DELAY:
+            await asyncio.sleep(fault.seconds)
+        if fault.kind is Kind.EXPIRE_TOKEN and (transaction := await find()) is not None:
+            await self._ledger.expire(transaction, _now_ms())
+        return effect(await work())
+
+    async def _statement(self) -> Answer:
+        movements = [
+            {
+                "transaction_id": movement.transaction_id,
+                "token": movement.token,
+                "reference": movement.reference,
+                "kind": movement.kind,
+                "minor_units": movement.amount_minor,
+                "currency_code": movement.currency,
+                "executed_at": _rfc3339(movement.executed_at_ms),
+            }
+            for movement in await self._ledger.movements()
+        ]
+        return answer(200, {"movements": movements})
+
+    def _record(self, request: Request) -> Call:
+        n = self._calls[-1].n + 1 if self._calls else 1
+        call = Call(n, request.method, request.path, None, None, _rfc3339(_now_ms()))
+        self._calls.append(call)
+        return call
+
+    def _list_calls(self, query: str) -> Answer:
+        after = _only(query, "after") if query else "0"
+        if not re.fullmatch(r"[0-9]{1,18}", after, re.ASCII):
+            raise BadField("after")
+        first = self._calls[0].n if self._calls else 1
+        later = islice(self._calls, max(0, int(after) + 1 - first), None)
+        return answer(200, [vars(call) for call in later])
+
+    def _order_fault(self, body: bytes) -> Answer:
+        fault = faults.parse(_object(body))
+        if fault.kind in (Kind.STOP_BEFORE, Kind.STOP_AFTER) and not self._may_die:
+            return answer(409, {"error": "runs_in_process"})
+        number = self._script.add(fault)
+        return answer(409, {"error": "too_many_faults"}) if number is None else answer(200, {"id": number})
+
+
+def _fields(transaction: Transaction) -> dict[str, object]:
+    return {
+        "token": transaction.token,
+        "reference": transaction.reference,
+        "card": transaction.card,
+        "amount": transaction.amount_minor,
+        "currency": transaction.currency,
+        "transaction_id": transaction.transaction_id,
+        "reason": transaction.reason,
+    }
+
+
+def _as_it_is(transaction: Transaction) -> dict[str, object]:
+    return _fields(transaction) | {"state": transaction.state, "expires_at": _rfc3339(transaction.expires_at_ms)}
+
+
+def _status(reply: Reply) -> int | None:
+    match reply:
+        case Answer(status=status) | HalfAnswer(Answer(status=status)) | SlowAnswer(Answer(status=status)):
+            return status
+        case Silence() | Death():
+            return None
+
+
+def _object(body: bytes) -> dict[str, object]:
+    """A JSON object, strictly: no key twice, no NaN, no depth that Python cannot follow."""
+    try:
+        value = json.loads(body, object_pairs_hook=_each_key_once, parse_constant=_not_json)
+    except (ValueError, RecursionError):
+        raise BadField("body") from None
+    if not isinstance(value, dict):
+        raise BadField("body")
+    return value
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key twice")
+    return value
+
+
+def _not_json(_: str) -> Never:
+    raise ValueError("no JSON number")
+
+
+def _text(order: Mapping[str, object], key: str, pattern: re.Pattern[str]) -> str:
+    value = order.get(key)
+    if not (isinstance(value, str) and pattern.fullmatch(value)):
+        raise BadField(key)
+    return value
+
+
+def _amount(order: Mapping[str, object]) -> int:
+    value = order.get("amount")
+    if not (type(value) is int and 1 <= value <= MAX_AMOUNT):  # `type is`: True is an int too.
+        raise BadField("amount")
+    return value
+
+
+def _nothing_else(order: Mapping[str, object], *known: str) -> None:
+    if len(order) > len(known):
+        raise BadField("body")
+
+
+def _only(query: str, key: str) -> str:
+    match parse_qsl(query, keep_blank_values=True, max_num_fields=1) if query.count("&") == 0 else []:
+        case [(name, value)] if name == key:
+            return value
+        case _:
+            raise BadField(key)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _rfc3339(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,265 @@
+"""The faults a test can order, and what each makes of an answer.
+
+Pure: nothing here does I/O or looks at a clock. A fault is a value; `effect` says what becomes of the call it meets;
+a `Script` hands faults out, first in first out. Their meaning for a person is told in the package's docstring.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, assert_never
+
+from gateway_mock.wire import Answer, Death, HalfAnswer, Reply, Silence, SlowAnswer
+
+MAX_FAULTS = 1_000  # Each call looks through them all; a test scripts a handful.
+MAX_TIMES = 1_000_000  # "Always", for a test.
+MAX_SECONDS = 3_600.0  # Longer than any test runs.
+
+# What may stand in a header as it is, nonsense included: h11 refuses anything else.
+_HEADER = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)?")
+
+
+class BadField(Exception):
+    """A field of a request is missing, malformed or not known. The argument is its name, never its value."""
+
+
+class Step(StrEnum):
+    """What a call asks of the bank."""
+
+    TOKEN = "token"  # noqa: S105 - the name of a step, not a secret
+    EXECUTE = "execute"
+    LOOK_UP = "look_up"
+
+
+class Kind(StrEnum):
+    """What goes wrong."""
+
+    # The work is not done.
+    LOSE_REQUEST = "lose_request"
+    HANG_BEFORE = "hang_before"
+    ERROR_BEFORE = "error_before"
+    THROTTLED = "throttled"
+    REDIRECT = "redirect"
+    REFUSE = "refuse"
+    FORGET_TOKEN = "forget_token"  # noqa: S105 - the name of a fault, not a secret
+    IN_PROGRESS = "in_progress"
+    STOP_BEFORE = "stop_before"
+    # The work is done, and then:
+    LOSE_ANSWER = "lose_answer"
+    HANG_AFTER = "hang_after"
+    RESET = "reset"
+    ERROR_AFTER = "error_after"
+    GARBAGE = "garbage"
+    HALF_BODY = "half_body"
+    SLOW_BODY = "slow_body"
+    HUGE_BODY = "huge_body"
+    WRONG_AMOUNT = "wrong_amount"
+    WRONG_CURRENCY = "wrong_currency"
+    WRONG_REFERENCE = "wrong_reference"
+    WRONG_TOKEN = "wrong_token"  # noqa: S105 - the name of a fault, not a secret
+    CONTRADICT = "contradict"
+    STOP_AFTER = "stop_after"
+    # The work is done otherwise.
+    DELAY = "delay"
+    EXPIRE_TOKEN = "expire_token"  # noqa: S105 - the name of a fault, not a secret
+
+
+# The parameters a kind takes, and what they are if not given.
+_PARAMETERS: Mapping[Kind, Mapping[str, Any]] = {
+    Kind.HANG_BEFORE: {"seconds": 30.0},
+    Kind.HANG_AFTER: {"seconds": 30.0},
+    Kind.DELAY: {"seconds": 1.0},
+    Kind.SLOW_BODY: {"seconds": 0.1},
+    Kind.ERROR_BEFORE: {"status": 503},
+    Kind.ERROR_AFTER: {"status": 503},
+    Kind.REFUSE: {"status": 400},
+    Kind.THROTTLED: {"retry_after": "1"},
+    Kind.IN_PROGRESS: {"retry_after": "1"},
+    Kind.REDIRECT: {"location": "/elsewhere"},
+    Kind.HUGE_BODY: {"bytes": 1024 * 1024},
+}
+
+_REFUSALS = frozenset({400, 401, 403, 404, 409, 422})
+
+# The kinds that make sense on some steps only.
+_STEPS: Mapping[Kind, frozenset[Step]] = {
+    Kind.CONTRADICT: frozenset({Step.EXECUTE}),
+    Kind.FORGET_TOKEN: frozenset({Step.EXECUTE, Step.LOOK_UP}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault as it was ordered. A parameter that its kind does not take has no meaning."""
+
+    on: Step
+    kind: Kind
+    times: int = 1
+    reference: str | None = None
+    card: str | None = None
+    seconds: float = 0.0
+    status: int = 0
+    retry_after: str = ""
+    location: str = ""
+    bytes: int = 0
+
+    def fields(self) -> dict[str, object]:
+        """The fields of the order, defaults included."""
+        order = {"on": self.on, "fault": self.kind, "times": self.times, "reference": self.reference, "card": self.card}
+        return order | {name: getattr(self, name) for name in _PARAMETERS.get(self.kind, {})}
+
+
+def parse(order: Mapping[str, object]) -> Fault:
+    """The fault that a JSON object orders. Raises `BadField`."""
+    on, name = order.get("on"), order.get("fault")
+    if on not in list(Step):
+        raise BadField("on")
+    if name not in list(Kind):
+        raise BadField("fault")
+    step, kind = Step(str(on)), Kind(str(name))
+    if step not in _STEPS.get(kind, Step):
+        raise BadField("on")
+    parameters = _PARAMETERS.get(kind, {})
+    given = {key: value for key, value in order.items() if key not in ("on", "fault")}
+    for key, value in given.items():
+        if key not in ("times", "reference", "card", *parameters):
+            raise BadField(key if key in _FIELD_NAMES else "body")
+        if not _is_allowed(kind, key, value):
+            raise BadField(key)
+    return Fault(step, kind, **{**parameters, **given})
+
+
+_FIELD_NAMES = frozenset(field.name for field in fields(Fault))
+
+
+def _is_allowed(kind: Kind, key: str, value: Any) -> bool:
+    number = type(value) in (int, float)
+    match key:
+        case "times":
+            return type(value) is int and 1 <= value <= MAX_TIMES
+        case "seconds":
+            return number and 0 <= value <= MAX_SECONDS
+        case "bytes":  # Longer than the longest body that a client of ours takes, and what fits into memory.
+            return type(value) is int and 64 * 1024 < value <= 64 * 1024 * 1024
+        case "status" if kind is Kind.REFUSE:
+            return type(value) is int and value in _REFUSALS
+        case "status":
+            return type(value) is int and 500 <= value <= 599
+        case "retry_after" | "location":
+            return isinstance(value, str) and _HEADER.fullmatch(value) is not None
+        case _:  # The filters.
+            return isinstance(value, str) and 1 <= len(value) <= 255
+
+
+def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
+    """What becomes of the call: a reply in place of the work, or what is made of the answer once the work is done.
+
+    `DELAY` and `EXPIRE_TOKEN` change the work itself, which is the bank's: here they leave its answer alone.
+    """
+    match fault.kind:
+        case Kind.LOSE_REQUEST:
+            return Silence()
+        case Kind.HANG_BEFORE:
+            return Silence(fault.seconds)
+        case Kind.ERROR_BEFORE:
+            return answer(fault.status, {"error": "unavailable"})
+        case Kind.THROTTLED:
+            return answer(429, {"error": "throttled"}, ("retry-after", fault.retry_after))
+        case Kind.REDIRECT:
+            return answer(302, {"error": "moved"}, ("location", fault.location))
+        case Kind.REFUSE:
+            return answer(fault.status, {"error": "refused"})
+        case Kind.FORGET_TOKEN:
+            return answer(404, {"error": "token_unknown"})
+        case Kind.IN_PROGRESS:
+            return answer(202, {"result": "in_progress"}, ("retry-after", fault.retry_after))
+        case Kind.STOP_BEFORE:
+            return Death()
+        case Kind.LOSE_ANSWER:
+            return lambda _: Silence()
+        case Kind.HANG_AFTER:
+            return lambda _: Silence(fault.seconds)
+        case Kind.RESET:
+            return lambda _: Silence(reset=True)
+        case Kind.ERROR_AFTER:
+            return lambda _: answer(fault.status, {"error": "unavailable"})
+        case Kind.GARBAGE:
+            return lambda _: Answer(200, b"\x00\xff<html>not what you wanted")
+        case Kind.HALF_BODY:
+            return HalfAnswer
+        case Kind.SLOW_BODY:
+            return lambda said: SlowAnswer(said, fault.seconds)
+        case Kind.HUGE_BODY:
+            return lambda said: Answer(said.status, said.body.ljust(fault.bytes), said.headers)
+        case Kind.WRONG_AMOUNT:
+            return lambda said: _changed(said, amount=lambda amount: amount + 1)
+        case Kind.WRONG_CURRENCY:
+            return lambda said: _changed(said, currency=lambda currency: "USD" if currency != "USD" else "EUR")
+        case Kind.WRONG_REFERENCE:
+            return lambda said: _changed(said, reference=lambda reference: f"not-{reference}")
+        case Kind.WRONG_TOKEN:
+            return lambda said: _changed(said, token=lambda _: f"ttok_{0:032x}")
+        case Kind.CONTRADICT:
+            return lambda said: _changed(
+                said, result=lambda _: "declined", transaction_id=lambda _: None, reason=lambda _: "card_declined"
+            )
+        case Kind.STOP_AFTER:
+            return lambda _: Death()
+        case Kind.DELAY | Kind.EXPIRE_TOKEN:
+            return lambda said: said
+        case _:
+            assert_never(fault.kind)
+
+
+def answer(status: int, body: object, *headers: tuple[str, str]) -> Answer:
+    """An answer whose body is JSON."""
+    return Answer(status, json.dumps(body, separators=(",", ":")).encode(), headers)
+
+
+def _changed(said: Answer, **changes: Callable[[Any], object]) -> Answer:
+    body = json.loads(said.body)
+    return answer(said.status, body | {key: change(body[key]) for key, change in changes.items() if key in body})
+
+
+class Script:
+    """The faults ordered since the last `clear`, and how often each has fired."""
+
+    def __init__(self) -> None:
+        self._faults: dict[int, Fault] = {}
+        self._fired: dict[int, int] = {}
+        self._last = 0
+
+    def add(self, fault: Fault) -> int | None:
+        """Appends it and returns its number. None: there are `MAX_FAULTS` already."""
+        if len(self._faults) >= MAX_FAULTS:
+            return None
+        self._last += 1
+        self._faults[self._last] = fault
+        self._fired[self._last] = 0
+        return self._last
+
+    def take(self, step: Step, *, reference: str | None, card: str | None) -> Fault | None:
+        """The first fault that waits for such a call. It has fired once more."""
+        for number, fault in self._faults.items():
+            if (
+                fault.on is step
+                and self._fired[number] < fault.times
+                and fault.reference in (None, reference)
+                and fault.card in (None, card)
+            ):
+                self._fired[number] += 1
+                return fault
+        return None
+
+    def listing(self) -> list[dict[str, object]]:
+        """All faults in order, with their numbers and how often each fired."""
+        return [{"id": n, **fault.fields(), "fired": self._fired[n]} for n, fault in self._faults.items()]
+
+    def clear(self) -> int:
+        """Forgets all faults. Returns how many there were."""
+        cleared = len(self._faults)
+        self._faults.clear()
+        self._fired.clear()
+        return cleared
