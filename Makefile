@@ -1,2 +1,54 @@
-install:
-	python3 -m venv .venv && .venv/bin/pip install --quiet --require-hashes -r constraints.txt && .venv/bin/pip install --quiet --no-deps --no-build-isolation -e .
+# Two commands do everything on a machine with Python 3.11+ and make: `make run` and `make test`.
+# `make` lists the targets. Nothing else is needed; what is missing is installed into .venv/.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# The contract may not break what it was at first, nor what it was one commit ago.
+CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging/v1/query.proto 2>/dev/null | tail -n 1) \
+	$(shell git rev-parse --verify --quiet HEAD~1)
+
+.DEFAULT_GOAL := help
+.PHONY: help install run demo test lint format constraints clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: .venv/installed ## set up the environment in .venv/ (also done by every other target)
+
+# The stubs of charging.v1 are generated while the package is installed, so a changed contract installs it again.
+.venv/installed: constraints.txt pyproject.toml protos/build.py $(wildcard protos/charging/v1/*.proto)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up .venv/ (about half a minute) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: install ## start the three servers, make one charge, show what happened; Ctrl-C stops
+	@$(BIN)/python -m demo.tour
+
+demo: install ## the story of a crash between the bank and the journal, in a few seconds
+	@$(BIN)/python -m demo.crash
+
+test: install ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: install ## check style, types, the contract and who imports whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@for landed in $(CONTRACT_LANDED); do $(BIN)/buf breaking --against ".git#ref=$$landed" || exit 1; done
+
+format: install ## put the code and the contract into their form
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/buf format --write
+
+constraints: ## pin the dependencies anew (needs uv)
+	uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet pyproject.toml --extra dev --output-file constraints.txt
+
+clean: ## remove everything that was made here
+	rm -rf .venv build charging .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -1,0 +1,1 @@
+"""The stories that `make run` and `make demo` tell, with the real servers as processes."""

@@ -1,0 +1,165 @@
+"""The three servers as real processes, to be started, killed and started again: for the stories and for the tests."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Far more than a start takes (well under a second), for a machine that is busy with other things.
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+
+
+class DidNotStart(Exception):
+    """A server ended, or did not say that it serves; the text holds the end of its log."""
+
+
+@dataclass
+class Server:
+    """One server process. Its log goes to a file, and its first `serving` entry says where it listens."""
+
+    module: str
+    environment: Mapping[str, str]
+    log: Path
+    prefix: tuple[str, ...] = ()
+    """What to run the interpreter under, such as strace."""
+    serving: dict[str, Any] = field(default_factory=dict)
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self, **more: str) -> "Server":
+        """Start it and return when it serves. Raises DidNotStart."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            begin = log.tell()
+            self.process = await asyncio.create_subprocess_exec(
+                *self.prefix,
+                sys.executable,
+                "-m",
+                self.module,
+                env={**os.environ, **self.environment, **more},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C in a terminal reaches a whole group: the story ends its servers itself, in order.
+                start_new_session=True,
+            )
+        for _ in range(int(START_SECONDS / 0.01)):
+            for entry in self.entries(begin):
+                if entry.get("event") == "serving":
+                    self.serving = entry
+                    return self
+            if self.process.returncode is not None:
+                break
+            await asyncio.sleep(0.01)
+        raise DidNotStart(f"{self.module} does not serve:\n{self.text()[-4000:]}")
+
+    @property
+    def listen(self) -> str:
+        """Where it listens, as host:port."""
+        return str(self.serving["listen"])
+
+    def text(self) -> str:
+        """All of its log."""
+        return self.log.read_text(errors="replace")
+
+    def entries(self, begin: int = 0) -> list[dict[str, Any]]:
+        """Its log's entries, from a byte on."""
+        entries = []
+        for line in self.log.read_bytes()[begin:].decode(errors="replace").splitlines():
+            if line.startswith("{") and line.endswith("}"):
+                entries.append(json.loads(line))
+        return entries
+
+    async def kill(self) -> None:
+        """End it as a power cut would: kill -9."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> int:
+        """Ask it to stop (SIGTERM), let it drain, and return its exit status."""
+        return await self._end(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        """Wait until it ends by itself and return its exit status."""
+        assert self.process is not None
+        return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+
+    async def _end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        if self.process.returncode is None:
+            # The whole group: what it runs under, too.
+            os.killpg(self.process.pid, number) if self.prefix else self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+
+
+@dataclass
+class Town:
+    """A bank, a command server and a query server on free ports, with all their files in one folder."""
+
+    folder: Path
+    bank: Server = field(init=False)
+    command: Server = field(init=False)
+    query: Server = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bank = Server(
+            "gateway_mock",
+            {"GATEWAY_MOCK_LISTEN": "127.0.0.1:0", "GATEWAY_MOCK_LEDGER": str(self.folder / "bank.db")},
+            self.folder / "bank.log",
+        )
+        self.command = Server("command_service", {}, self.folder / "command.log")
+        self.query = Server("query_service", {}, self.folder / "query.log")
+
+    @property
+    def journal(self) -> Path:
+        """The journal's file."""
+        return self.folder / "journal.db"
+
+    @property
+    def bank_url(self) -> str:
+        """The bank's address."""
+        return f"http://{self.bank.listen}"
+
+    async def start_bank(self) -> None:
+        """Start the bank; at another start, on the port it had."""
+        listen = self.bank.serving.get("listen", self.bank.environment["GATEWAY_MOCK_LISTEN"])
+        await self.bank.start(GATEWAY_MOCK_LISTEN=listen)
+
+    async def start_command(self, **more: str) -> None:
+        """Start the command server; at another start, on the ports it had."""
+        await self.command.start(
+            **{
+                "COMMAND_LISTEN": self.command.serving.get("listen", "127.0.0.1:0"),
+                "COMMAND_FEED_LISTEN": self.command.serving.get("feed", "127.0.0.1:0"),
+                "COMMAND_JOURNAL": f"sqlite:///{self.journal}",
+                "COMMAND_BANK_URL": self.bank_url,
+                **more,
+            }
+        )
+
+    async def start_query(self, **more: str) -> None:
+        """Start the query server; at another start, on the port it had."""
+        await self.query.start(
+            **{
+                "QUERY_LISTEN": self.query.serving.get("listen", "127.0.0.1:0"),
+                "QUERY_FEED": str(self.command.serving["feed"]),
+                "QUERY_VIEW": str(self.folder / "view.db"),
+                **more,
+            }
+        )
+
+    async def __aenter__(self) -> "Town":
+        """Start the bank and the command server. The query server is started by who needs one."""
+        await self.start_bank()
+        await self.start_command()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End whatever still runs."""
+        for server in (self.query, self.command, self.bank):
+            if server.process is not None and server.process.returncode is None:
+                await server.kill()

@@ -1,0 +1,123 @@
+"""`make run`: starts the three servers, makes one charge, shows what happened, and stays up until Ctrl-C."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import grpc
+import httpx
+
+from charging.v1 import command_pb2_grpc, query_pb2_grpc
+from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
+from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from charging.v1.query_pb2 import GetChargeRequest
+from command_service.operate import print_journal
+from demo.processes import DidNotStart, Town
+
+KEY = "order-1001"
+REQUEST = ChargeRequest(
+    idempotency_key=KEY,
+    user_id="alice",
+    card=Card(token="tok_visa", brand="visa", last4="4242"),  # noqa: S106  # a token of the mock bank's
+    amount=Money(minor_units=1250, currency_code="EUR"),
+    description="one umbrella",
+)
+
+
+async def tour(folder: Path) -> None:
+    """Start everything, show one charge, and wait to be stopped."""
+    town = Town(folder)
+    # The documented ports, so that the printed lines can be copied from one run into the next.
+    fixed = {"COMMAND_LISTEN": "127.0.0.1:50051", "COMMAND_FEED_LISTEN": "127.0.0.1:50053"}
+    try:
+        print("Starting the mock bank, the command server and the query server ...", flush=True)
+        await town.bank.start(GATEWAY_MOCK_LISTEN="127.0.0.1:8080")
+        await town.start_command(**fixed)
+        await town.start_query(QUERY_LISTEN="127.0.0.1:50052")
+        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+            response = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
+        await _show(town, response)
+        _invite(town)
+        await _stop_signal()
+        print("\nStopping: calls under way may end, then each server says goodbye ...")
+        for server in (town.command, town.query, town.bank):
+            print(f"  {server.module} ended with status {await server.stop()}")
+    finally:
+        await town.__aexit__()
+
+
+async def _show(town: Town, response: ChargeResponse) -> None:
+    print(f"\nThe charge, as the command server answered it\n  status          {ChargeStatus.Name(response.status)}")
+    print(f"  transaction_id  {response.transaction_id}\n  charge_id       {response.charge_id}")
+    print(f"  position        {response.position}")
+    print(f"  outcome_source  {OutcomeSource.Name(response.outcome_source)}", end="")
+    print(
+        "  (this key was charged in an earlier run)" * (response.outcome_source != OutcomeSource.OUTCOME_SOURCE_FRESH)
+    )
+    print("\nIts stream in the journal")
+    for line in print_journal(town.journal, response.charge_id):
+        position, _, version, _, name, body = line.split(maxsplit=5)
+        print(f"  {position:>4} {version} {name:<16} {body}")
+    async with httpx.AsyncClient() as client:
+        statement = (await client.get(f"{town.bank_url}/statement")).json()
+    print("\nThe bank's statement: every movement of money there has been for it")
+    for movement in statement["movements"]:
+        if movement["reference"] == response.charge_id:
+            print(f"  {json.dumps(movement)}")
+    async with grpc.aio.insecure_channel(town.query.listen) as channel:
+        query = query_pb2_grpc.QueryServiceStub(channel)
+        answer = await query.GetCharge(
+            GetChargeRequest(charge_id=response.charge_id, min_position=response.position), timeout=20
+        )
+    print("\nThe view's answer, read at once with min_position")
+    print(f"  {ChargeStatus.Name(answer.charge.status)}, as of position {answer.as_of_position}")
+
+
+def _invite(town: Town) -> None:
+    body = (
+        '{"idempotency_key": "%s", "user_id": "alice", "card": {"token": "tok_visa"}, '
+        '"amount": {"minor_units": 1250, "currency_code": "EUR"}}'
+    )
+    buf = f"{Path(sys.executable).parent.name}/buf" if Path(".venv/bin/buf").exists() else "buf"
+    buf = ".venv/bin/buf" if Path(".venv/bin/buf").exists() else buf
+    charge = "charging.v1.CommandService/Charge"
+    get = "charging.v1.QueryService/GetCharge"
+    by_key = '{"idempotency_key": "order-1002"}'
+    print(
+        f"""
+Go on with grpcurl:
+  grpcurl -plaintext -d '{body % "order-1002"}' {town.command.listen} {charge}
+  grpcurl -plaintext -d '{by_key}' {town.query.listen} {get}
+
+or with buf curl, which is installed already:
+  {buf} curl --http2-prior-knowledge --protocol grpc -d '{body % "order-1002"}' http://{town.command.listen}/{charge}
+  {buf} curl --http2-prior-knowledge --protocol grpc -d '{by_key}' http://{town.query.listen}/{get}
+
+Repeat the first line: the same charge, marked REPLAYED. Change the amount: ALREADY_EXISTS. Take tok_declined with a new
+key: DECLINED. The bank answers to curl {town.bank_url}/statement. Logs and files are in {town.folder}/.
+
+Ctrl-C stops everything.""",
+        flush=True,
+    )
+
+
+async def _stop_signal() -> None:
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    await asked.wait()
+
+
+def main() -> None:
+    """Run the tour."""
+    try:
+        asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", "build/run"))))
+    except DidNotStart as error:
+        sys.exit(f"error: {error}\nIs an earlier `make run` still running?")
+
+
+if __name__ == "__main__":
+    main()
