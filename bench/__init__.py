@@ -1,0 +1,1 @@
+"""Measurements that decisions rest on, each a command that anyone can run."""

@@ -1,0 +1,94 @@
+"""The code's own shape: what a reader may rely on before reading."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PRODUCT = ["chassis", "command_service", "query_service", "gateway_mock"]
+SOURCES = sorted(path for package in PRODUCT for path in (ROOT / package).rglob("*.py"))
+PURE = {"dataclasses", "enum", "typing", "collections.abc"}
+# Words that say nothing: what a thing does is its name.
+EMPTY_WORDS = re.compile(r"(Manager|Helper|Util|Utils|Base|Impl|Handler|Data|Info)(?=[A-Z]|$)")
+# Names of the libraries we implement, which are not ours to choose.
+FOREIGN_NAMES: set[str] = set()
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_no_product_file_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_every_file_opens_by_saying_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_names_hold_no_empty_words(path: Path) -> None:
+    names = {
+        node.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name for name in names - FOREIGN_NAMES if EMPTY_WORDS.search(name)} == set()
+
+
+def test_the_core_imports_nothing_but_pure_types() -> None:
+    tree = ast.parse((ROOT / "command_service" / "charge.py").read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module or "")
+    assert imported <= PURE
+
+
+def test_only_the_chassis_starts_threads_for_sqlite() -> None:
+    """One seam: a simulation that runs it inline runs the real journal and the real view."""
+    users = {
+        _name(path)
+        for path in SOURCES
+        if re.search(r"ThreadPoolExecutor|run_in_executor|to_thread|import threading", path.read_text())
+    }
+    assert users == {"chassis/sqlite.py"}
+
+
+def test_the_environment_is_read_in_main_only() -> None:
+    readers = {path.name for path in SOURCES if re.search(r"os\.environ|getenv", path.read_text())}
+    assert readers <= {"__main__.py"}
+
+
+def test_the_installed_stubs_are_those_of_the_contract(tmp_path: Path) -> None:
+    """An editable install does not notice a later edit of a .proto: run `make install` again."""
+    generate = "import sys; sys.path.insert(0, 'protos'); import build, pathlib; build.generate(pathlib.Path('.'), pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", generate, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    made = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.py*")}
+    installed = {
+        str(path.relative_to(ROOT)): path.read_bytes()
+        for path in (ROOT / "charging").rglob("*.py*")
+        if "__pycache__" not in path.parts
+    }
+    assert {path: text for path, text in made.items() if "__pycache__" not in path} == installed
+
+
+def test_nothing_names_a_machine_or_a_package_host() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    telling = re.compile(r"/(?:work|farm|root)/|index-url|registry *= *.?http|files\.pythonhosted|pypi\.org")
+    found = [
+        path
+        for path in tracked
+        if (ROOT / path).is_file()
+        and path != _name(Path(__file__))
+        and telling.search((ROOT / path).read_text(errors="replace"))
+    ]
+    assert found == []
