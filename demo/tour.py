@@ -81,8 +81,7 @@ def _invite(town: Town) -> None:
         '{"idempotency_key": "%s", "user_id": "alice", "card": {"token": "tok_visa"}, '
         '"amount": {"minor_units": 1250, "currency_code": "EUR"}}'
     )
-    buf = f"{Path(sys.executable).parent.name}/buf" if Path(".venv/bin/buf").exists() else "buf"
-    buf = ".venv/bin/buf" if Path(".venv/bin/buf").exists() else buf
+    buf = str(Path(sys.executable).with_name("buf").relative_to(Path.cwd()))
     charge = "charging.v1.CommandService/Charge"
     get = "charging.v1.QueryService/GetCharge"
     by_key = '{"idempotency_key": "order-1002"}'

@@ -70,7 +70,10 @@ def test_the_environment_is_read_in_main_only() -> None:
 
 def test_the_installed_stubs_are_those_of_the_contract(tmp_path: Path) -> None:
     """An editable install does not notice a later edit of a .proto: run `make install` again."""
-    generate = "import sys; sys.path.insert(0, 'protos'); import build, pathlib; build.generate(pathlib.Path('.'), pathlib.Path(sys.argv[1]))"
+    generate = (
+        "import sys; sys.path.insert(0, 'protos'); import build, pathlib; "
+        "build.generate(pathlib.Path('.'), pathlib.Path(sys.argv[1]))"
+    )
     subprocess.run([sys.executable, "-c", generate, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
     made = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.py*")}
     installed = {
