@@ -1,0 +1,149 @@
+"""The one gate to a bank over HTTP: a request goes out, an `Exchange` comes back, or `NoAnswer`.
+
+1. Everything foreign that can fail (connection, TLS, HTTP, the library) fails here, and it fails into a value.
+2. Nothing is inferred from an exception's class, least of all that a request was not sent: one popular transport reports
+   a lost answer as a connect timeout (measured). Only a refused certificate is told apart, as our own set-up.
+3. Redirects are not followed, nothing is decompressed, nothing is sent twice, and a body is read up to a limit.
+4. The deadline is the caller's, around all that it asks of the gate: cancelling is the one thing that gets through.
+
+A transport is any `httpx.AsyncBaseTransport` that hands over its response before it has read the body. It is called
+directly: `httpx.AsyncClient` on top of it costs three times the CPU of the call (measured) and is not needed.
+"""
+
+import hashlib
+import json
+import ssl
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Never, cast
+
+import httpx
+import structlog
+
+from command_service.charge import Evidence, NoAnswer
+
+MAX_BODY_BYTES = 64 * 1024  # An honest answer has 300 bytes; this is what a dishonest one may cost us in memory.
+MAX_RETRY_AFTER_SECONDS = 20.0  # A pause of the runner is never longer, whatever a bank wishes.
+# Shorter than servers keep idle connections (60 s and more), so that we seldom send into one that is being closed.
+IDLE_SECONDS = 20.0
+MAX_CAUSES = (
+    16  # Of an exception, looked through for a refused certificate; chains have about five, and can be circles.
+)
+
+_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",  # A decompressed body has no limit that could be kept.
+    "Content-Type": "application/json",
+}
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An answer that has arrived whole. What it means, and whether it is believed, is for the adapter to say."""
+
+    status: int
+    content_type: str
+    retry_after_seconds: float | None
+    body: bytes
+
+    def json_object(self) -> Mapping[str, object] | None:
+        """The body, if it says that it is JSON and is one strict object: no key twice, no float, no NaN, no deep nest."""
+        if self.content_type.partition(";")[0].strip().lower() != "application/json":
+            return None
+        try:
+            said = json.loads(
+                self.body.decode(),  # UTF-8 and nothing else: given bytes, json guesses.
+                object_pairs_hook=_each_key_once,
+                parse_float=_refuse,  # 1e3 is an amount to some and garbage to others.
+                parse_constant=_refuse,
+            )
+        except (ValueError, RecursionError):
+            return None
+        return said if isinstance(said, dict) else None
+
+    def evidence(self, *fields: str) -> Evidence:
+        """What may be kept of it, with the names of the fields that differ."""
+        return Evidence(fields, self.status, len(self.body), hashlib.sha256(self.body).digest())
+
+
+def open_transport(*, max_connections: int, verify: ssl.SSLContext | bool = True) -> httpx.AsyncBaseTransport:
+    """The transport that talks to real banks. A call that finds `max_connections` busy waits, within its deadline.
+
+    It resends nothing by itself. Whom it trusts is said by `verify` (True: the authorities of the certifi package), and not
+    by variables of the environment that nobody sees.
+    """
+    limits = httpx.Limits(
+        max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=IDLE_SECONDS
+    )
+    return httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits, retries=0)
+
+
+async def exchange(
+    transport: httpx.AsyncBaseTransport, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b""
+) -> Exchange | NoAnswer:
+    """Send a request and read its answer. Never raises, whatever comes back or does not; only cancelling passes."""
+    try:
+        request = httpx.Request(method, url, headers={**_HEADERS, **headers}, content=body)
+        response = await transport.handle_async_request(request)
+        async with aclosing(response):
+            return await _read(response)
+    except Exception as error:
+        return no_answer(type(error).__name__, our_setup=_is_about_certificate(error))
+
+
+async def _read(response: httpx.Response) -> Exchange | NoAnswer:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        return no_answer("compressed")
+    body = bytearray()
+    async for part in cast(httpx.AsyncByteStream, response.stream):  # The raw stream: httpx would decompress.
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            return no_answer("too large")
+    return Exchange(
+        response.status_code,
+        response.headers.get("content-type", ""),
+        _seconds(response.headers.get("retry-after", "")),
+        bytes(body),
+    )
+
+
+def no_answer(why: str, *, retry_after_seconds: float | None = None, our_setup: bool = False) -> NoAnswer:
+    """No answer, for a reason that goes to the log and nowhere else. `why` is our own word, never the bank's text."""
+    _log.warning("bank_gave_no_answer", why=why, our_setup=our_setup)
+    return NoAnswer(retry_after_seconds, our_setup)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """The pause that RFC 9110, 10.2.3 lets a server ask for, within our limits. None for garbage."""
+    if retry_after.isascii() and retry_after.isdigit():
+        wanted = float(retry_after)  # Not int(), which raises for thousands of digits.
+    else:
+        try:
+            until = datetime.strptime(retry_after, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        wanted = (until - datetime.now(UTC)).total_seconds()
+    return min(max(wanted, 0.0), MAX_RETRY_AFTER_SECONDS)
+
+
+def _is_about_certificate(error: BaseException | None) -> bool:
+    for _ in range(MAX_CAUSES):
+        if error is None or isinstance(error, ssl.SSLCertVerificationError):
+            break
+        error = error.__cause__ or error.__context__
+    return isinstance(error, ssl.SSLCertVerificationError)
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    said = dict(pairs)
+    if len(said) != len(pairs):
+        raise ValueError("a key twice")
+    return said
+
+
+def _refuse(_: str) -> Never:
+    raise ValueError("not a number we take")

@@ -1,0 +1,618 @@
+"""What only the two-step gateway's adapter has to keep: its words on the wire, and every way an answer can be malformed.
+
+The bank's double here is a socket that sends the bytes a test gives it.
+"""
+
+import asyncio
+import gzip
+import json
+import socket
+import ssl
+import struct
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from command_service.bank.gateway import GatewayBank
+from command_service.bank.transport import open_transport
+from command_service.charge import (
+    Answer,
+    Contradiction,
+    Declined,
+    DeclineReason,
+    Effect,
+    Execute,
+    Executed,
+    Expired,
+    InProgress,
+    Money,
+    NoAnswer,
+    Refused,
+    RequestToken,
+    ReviewReason,
+    Token,
+)
+from tests.contract.bank_rigs import IMPATIENT_SECONDS, NO_TLS, PATIENT_SECONDS
+
+ASK = RequestToken("charge-1", "tok_visa", Money(1250, "EUR"), expired_tokens=0)
+EXECUTE = Execute("charge-1", "tok_visa", Money(1250, "EUR"), "ttok_1")
+OURS: dict[str, Any] = {
+    "token": "ttok_1",
+    "reference": "charge-1",
+    "card": "tok_visa",
+    "amount": 1250,
+    "currency": "EUR",
+    "transaction_id": None,
+    "reason": None,
+}
+CREATED = OURS | {"state": "created"}
+EXECUTED = OURS | {"transaction_id": "txn_1"}
+
+Reply = bytes | Callable[[asyncio.StreamWriter], Any]
+
+
+def http(body: object, status: int = 200, *headers: str) -> bytes:
+    """A proper answer; a body that is not bytes goes as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", *headers]
+    if not any(line.lower().startswith("content-type") for line in headers):
+        lines.append("Content-Type: application/json")
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+class Wire:
+    """Sends scripted replies, one a connection, whatever is asked; afterwards 503. Keeps the requests."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.script: list[Reply] = []
+        self.requests: list[bytes] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+            )
+            self.requests.append(head + await reader.readexactly(length))
+            reply = self.script.pop(0) if self.script else http({}, 503)
+            if isinstance(reply, bytes):
+                writer.write(reply)
+                await writer.drain()
+            else:
+                await reply(writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # The adapter has left, as it should.
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def wire(*script: Reply, tls: ssl.SSLContext | None = None) -> AsyncIterator[Wire]:
+    double = Wire()
+    double.script.extend(script)
+    server = await asyncio.start_server(double.serve, "127.0.0.1", 0, ssl=tls)
+    host, port = server.sockets[0].getsockname()
+    double.url = f"http{'s' if tls else ''}://{host}:{port}"
+    async with server:
+        yield double
+
+
+async def answer_to(
+    effect: Effect, url: str, *, look_up_first: bool = False, seconds: float = PATIENT_SECONDS
+) -> Answer:
+    bank = GatewayBank(url, open_transport(max_connections=4, verify=NO_TLS), seconds)
+    try:
+        return await bank.perform(effect, look_up_first=look_up_first)
+    finally:
+        await bank.close()
+
+
+async def answer_from(effect: Effect, *script: Reply, seconds: float = PATIENT_SECONDS) -> Answer:
+    async with wire(*script) as double:
+        return await answer_to(effect, double.url, seconds=seconds)
+
+
+# ---------------------------------------------------------------- what we send
+async def test_a_token_request_says_the_charge_and_our_own_key() -> None:
+    """The reference is the charge id; the key is ours, and another one after each expired token."""
+    async with wire(http(CREATED), http(CREATED)) as double:
+        assert await answer_to(ASK, double.url + "/v1/") == Token("ttok_1")
+        await answer_to(RequestToken("charge-1", "tok_visa", Money(1250, "EUR"), expired_tokens=3), double.url)
+    head, _, body = double.requests[0].partition(b"\r\n\r\n")
+    line, *headers = head.decode().split("\r\n")
+    assert line == "POST /v1/transactions HTTP/1.1"
+    fields = {name.lower(): value for name, value in (header.split(": ") for header in headers)}
+    del fields["host"]
+    assert fields == {
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "idempotency-key": "charge-1:token:0",
+    }
+    assert json.loads(body) == {"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}
+    assert b"Idempotency-Key: charge-1:token:3\r\n" in double.requests[1]
+
+
+async def test_an_execute_request_says_the_money_for_the_bank_to_compare() -> None:
+    """And a key that belongs to the token."""
+    async with wire(http(EXECUTED | {"result": "executed"})) as double:
+        assert await answer_to(EXECUTE, double.url) == Executed("txn_1")
+    head, _, body = double.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /transactions/ttok_1/execute HTTP/1.1\r\n")
+    assert b"Idempotency-Key: charge-1:execute:ttok_1\r\n" in head + b"\r\n"
+    assert json.loads(body) == {"amount": 1250, "currency": "EUR"}
+
+
+async def test_a_look_up_asks_by_token_and_then_by_reference() -> None:
+    """It has no body and no key: it changes nothing."""
+    effect = Execute("a b&c", "tok_visa", Money(1250, "EUR"), "ttok_1")
+    async with wire(http({"error": "token_unknown"}, 404), http({"error": "reference_unknown"}, 404)) as double:
+        assert isinstance(await answer_to(effect, double.url, look_up_first=True), Contradiction)
+    by_token, by_reference = double.requests
+    assert by_token.startswith(b"GET /transactions/ttok_1 HTTP/1.1\r\n")
+    assert by_reference.startswith(b"GET /transactions?reference=a+b%26c HTTP/1.1\r\n")
+    assert b"idempotency-key" not in (by_token + by_reference).lower()
+
+
+# ---------------------------------------------------------------- what is readable
+async def test_what_an_adapter_need_not_know_does_not_disturb_it() -> None:
+    """More members, a charset, chunks, a body that ends with the connection, a 1xx before the answer."""
+    body = json.dumps(CREATED | {"more": {"of": ["it"]}}).encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: Application/JSON; charset=utf-8\r\n"
+    assert await answer_from(ASK, head + b"Connection: close\r\n\r\n" + body) == Token("ttok_1")
+    chunks = (
+        head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n%x\r\n" % (len(body) - 1) + body[1:] + b"\r\n0\r\n\r\n"
+    )
+    assert await answer_from(ASK, chunks) == Token("ttok_1")
+    assert await answer_from(ASK, b"HTTP/1.1 102 Processing\r\n\r\n" + http(CREATED)) == Token("ttok_1")
+
+
+@pytest.mark.parametrize("state", ["created", "executed", "declined", "expired"])
+async def test_a_token_step_takes_the_token_whatever_became_of_it(state: str) -> None:
+    """The execute step will be told."""
+    ended = {"transaction_id": "txn_1" if state == "executed" else None, "reason": "x" if state == "declined" else None}
+    assert await answer_from(ASK, http(OURS | ended | {"state": state})) == Token("ttok_1")
+
+
+@pytest.mark.parametrize("word", ["do_not_honour", "bank_refused", "authentication_required", "", "4111111111111111"])
+async def test_a_reason_that_the_bank_invents_becomes_other(word: str) -> None:
+    """Ours are a closed set, and some of them are not the bank's to say."""
+    said = OURS | {"reason": word}
+    answer = await answer_from(EXECUTE, http(said | {"result": "declined"}), http(said | {"state": "declined"}))
+    assert answer == Declined(DeclineReason.OTHER)
+
+
+# ---------------------------------------------------------------- what is not
+def without(said: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in said.items() if key != name}
+
+
+CARD = "4111-1111-1111-1111"  # A test number that every scheme's documentation prints.
+TEXT = json.dumps(CREATED)
+UNREADABLE: dict[str, bytes] = {
+    "empty": http(b""),
+    "no JSON": http(b"<html>"),
+    "half of it": http(TEXT[:-9].encode()),
+    "more after it": http(TEXT.encode() + b"{}"),
+    "a list": http([CREATED]),
+    "a string": http("created"),
+    "a number": http(1),
+    "a byte order mark": http(b"\xef\xbb\xbf" + TEXT.encode()),
+    "UTF-16": http(TEXT.encode("utf-16")),
+    "bad UTF-8": http(TEXT.replace("tok_visa", "\udcff").encode(errors="surrogateescape")),
+    "a key twice": http(TEXT.replace("{", '{"amount": 1250, ', 1).encode()),
+    "a key twice, deeper": http(TEXT.replace("}", ', "more": {"a": 1, "a": 1}}').encode()),
+    "NaN": http(TEXT.replace("}", ', "more": NaN}').encode()),
+    "Infinity": http(TEXT.replace("}", ', "more": -Infinity}').encode()),
+    "a float": http(TEXT.replace("}", ', "more": 0.5}').encode()),
+    "a deep nest": http(b'{"more": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"),
+    "a long number": http(TEXT.replace("1250", "1" * 5_000).encode()),
+    "amount 1250.0": http(TEXT.replace("1250", "1250.0").encode()),
+    "amount 125e1": http(TEXT.replace("1250", "125e1").encode()),
+    "amount as text": http(CREATED | {"amount": "1250"}),
+    "amount true": http(CREATED | {"amount": True}),
+    "a state of another language": http(CREATED | {"state": "erstellt"}),
+    "a state that is a list": http(CREATED | {"state": ["created"]}),
+    "a result in place of a state": http(without(EXECUTED, "state") | {"result": "executed"}),
+    "executed without an id": http(CREATED | {"state": "executed"}),
+    "created with an id": http(CREATED | {"transaction_id": "txn_1"}),
+    "declined without a reason": http(CREATED | {"state": "declined"}),
+    "declined with an id": http(CREATED | {"state": "declined", "reason": "x", "transaction_id": "txn_1"}),
+    "created with a reason": http(CREATED | {"reason": "card_declined"}),
+    **{f"no {name}": http(without(CREATED, name)) for name in CREATED},
+    **{f"{name} null": http(CREATED | {name: None}) for name in CREATED if CREATED[name] is not None},
+    **{f"{name} an object": http(CREATED | {name: {}}) for name in CREATED},
+    **{
+        f"token {token!r:.9}": http(CREATED | {"token": token})
+        for token in ("", ".", "..", "a/b", "a?b", "a b", "a\n", "ä", "1" * 129, "4111 1111 1111 1111", "\ud800", CARD)
+    },
+    "other content type": http(CREATED, 200, "Content-Type: text/html"),
+    "two content types": http(CREATED, 200, "Content-Type: application/json", "Content-Type: application/json"),
+    "gzip": http(gzip.compress(TEXT.encode()), 200, "Content-Encoding: gzip"),
+    "a gzip bomb": http(gzip.compress(b" " * 10_000_000), 200, "Content-Encoding: gzip"),
+    "said to be compressed": http(CREATED, 200, "Content-Encoding: br"),
+    **{f"status {status}": http(CREATED, status) for status in (201, 204, 206, 304, 402, 405, 410, 418, 451, 500, 599)},
+    "refused by a proxy": http(b"<h1>Not found</h1>", 404, "Content-Type: text/html"),
+    "refused without a word": http({}, 422),
+    "refused in a list": http({"error": ["refused"]}, 400),
+    "in progress without a word": http({}, 202),
+    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "nothing": b"",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "half a body": http(CREATED)[:-1],
+    "two lengths": http(CREATED, 200, "Content-Length: 3"),
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+    "chunks of no size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    "a header over lines": b"HTTP/1.1 200 OK\r\nX: y\r\n z\r\nContent-Length: 0\r\n\r\n",
+    "status 101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "too large": http(json.dumps(CREATED).encode().ljust(65_537)),
+    "too large in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"8000\r\n" % ()
+    + b" " * 0x8000
+    + b"\r\n8000\r\n"
+    + b" " * 0x8000
+    + b"\r\n8000\r\n"
+    + b" " * 0x8000
+    + b"\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("reply", UNREADABLE.values(), ids=UNREADABLE)
+async def test_what_is_not_read_whole_and_strictly_is_no_answer(reply: bytes) -> None:
+    """To a token request and to a look-up alike; nothing else is asked."""
+    async with wire(reply, reply) as double:
+        assert await answer_to(ASK, double.url) == NoAnswer()
+        assert await answer_to(EXECUTE, double.url, look_up_first=True) == NoAnswer()
+    assert len(double.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "transaction_id", [None, "", "..", "a/b", "a b", "1" * 129, CARD, f"txn_{CARD}", 7, True, ["x"]]
+)
+async def test_an_execution_without_a_proper_transaction_id_is_no_answer(transaction_id: object) -> None:
+    """The id is stored, so it is an id or nothing."""
+    said = OURS | {"result": "executed", "transaction_id": transaction_id}
+    assert await answer_from(EXECUTE, http(said)) == NoAnswer()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [OURS, {"error": "token_expired"}, OURS | {"error": "gone"}, EXECUTED | {"error": "token_expired"}],
+)
+async def test_a_410_that_does_not_name_our_expired_token_is_no_answer(said: dict[str, Any]) -> None:
+    """Rule 5: only a definite expiry leads to a new token."""
+    assert await answer_from(EXECUTE, http(said, 410), http(OURS | {"state": "expired"})) == NoAnswer()
+
+
+async def test_a_pause_of_thousands_of_digits_is_the_longest_one() -> None:
+    """Python does not turn so many into an int."""
+    assert await answer_from(ASK, http({}, 429, f"Retry-After: {'9' * 5_000}")) == NoAnswer(20.0)
+
+
+async def test_a_body_of_64_kib_is_read() -> None:
+    """The limit is where it is said to be."""
+    assert await answer_from(ASK, http(TEXT.encode().ljust(65_536))) == Token("ttok_1")
+
+
+# ---------------------------------------------------------------- a bank that plays for time, and memory
+async def forever(writer: asyncio.StreamWriter, part: bytes, pause_seconds: float = 0.0) -> None:
+    while not writer.is_closing():
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(pause_seconds)
+
+
+async def endless_headers(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    await forever(writer, b"X: " + b"y" * 8_000 + b"\r\n")
+
+
+async def endless_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+    await forever(writer, b" " * 8_000)
+
+
+async def reset(writer: asyncio.StreamWriter) -> None:
+    line: socket.socket = writer.get_extra_info("socket")
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("reply", [endless_headers, endless_body, reset])
+async def test_a_bank_that_sends_without_end_or_resets_is_no_answer(reply: Reply) -> None:
+    """Long before the deadline: the limits on heads and bodies end it."""
+    assert await answer_from(ASK, reply) == NoAnswer()
+
+
+async def slow_loris(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    await forever(writer, b" ", 0.01)
+
+
+async def promises_much(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n{")
+    await asyncio.sleep(PATIENT_SECONDS)
+
+
+async def early_hints(writer: asyncio.StreamWriter) -> None:
+    await forever(writer, b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.001)
+
+
+async def silent(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(PATIENT_SECONDS)
+
+
+@pytest.mark.parametrize("reply", [slow_loris, promises_much, early_hints, silent])
+async def test_a_bank_that_plays_for_time_is_no_answer_at_the_deadline(reply: Reply) -> None:
+    """The deadline is for the whole, however many bytes trickle in."""
+    assert await answer_from(ASK, reply, seconds=IMPATIENT_SECONDS) == NoAnswer()
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    """Not to another path, nor to another host."""
+    async with wire() as other, wire() as double:
+        for target in ("/elsewhere", other.url):
+            for status in (301, 302, 303, 307, 308):
+                double.script.append(http(CREATED, status, f"Location: {target}"))
+                assert await answer_to(ASK, double.url) == NoAnswer()
+        assert len(double.requests) == 10
+        assert other.requests == []
+
+
+# ---------------------------------------------------------------- no connection, and a wrong one
+async def test_a_bank_that_is_not_there_is_no_answer() -> None:
+    """A closed port."""
+    async with wire() as double:
+        pass
+    assert await answer_to(ASK, double.url) == NoAnswer()
+
+
+async def test_connections_that_the_bank_closed_do_no_harm() -> None:
+    """A call after an idle while may go into a closed connection: then it is no answer, and never two requests."""
+    async with wire(*[http(CREATED)] * 20) as double:
+        bank = GatewayBank(double.url, open_transport(max_connections=1, verify=NO_TLS), PATIENT_SECONDS)
+        for asked in range(1, 21):
+            assert await bank.perform(ASK, look_up_first=False) in (Token("ttok_1"), NoAnswer())
+            assert len(double.requests) <= asked
+        await bank.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate that nobody has signed but itself, for 127.0.0.1, with its key in one file."""
+    file = tmp_path_factory.mktemp("tls") / "bank.pem"
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "-"]
+    names = ["-subj", "/CN=bank", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = subprocess.run(["openssl", "req", "-x509", *curve, *names], check=True, capture_output=True)
+    file.write_bytes(made.stdout)
+    return file
+
+
+async def test_a_certificate_that_is_not_trusted_is_our_setup_and_nothing_is_sent(certificate: Path) -> None:
+    """The bank does not even hear the card's token; with the right certificate it answers."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # The server's side of the failed handshakes.
+    async with wire(http(CREATED), tls=tls) as double:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        for trust, url, answer in (
+            (ssl.create_default_context(), double.url, NoAnswer(our_setup=True)),
+            (trusting, double.url.replace("127.0.0.1", "localhost"), NoAnswer(our_setup=True)),
+            (trusting, double.url, Token("ttok_1")),
+        ):
+            bank = GatewayBank(url, open_transport(max_connections=1, verify=trust), PATIENT_SECONDS)
+            assert await bank.perform(ASK, look_up_first=False) == answer
+            await bank.close()
+    assert len(double.requests) == 1
+
+
+class Failing(httpx.AsyncBaseTransport):
+    """A transport with a failure of its own, before the answer or in the middle of its body."""
+
+    def __init__(self, error: BaseException, *, in_body: bool) -> None:
+        self._error = error
+        self._in_body = in_body
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002 - its interface
+        if not self._in_body:
+            raise self._error
+        return httpx.Response(200, headers={"Content-Type": "application/json"}, stream=_Torn(self._error))
+
+
+class _Torn(httpx.AsyncByteStream):
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield TEXT.encode()
+        raise self._error
+
+
+CIRCLE = OSError("one")
+CIRCLE.__cause__ = OSError("two")
+CIRCLE.__cause__.__cause__ = CIRCLE
+
+
+@pytest.mark.parametrize("in_body", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectTimeout("a lost answer, for some"),
+        httpx.ConnectError("refused"),
+        TimeoutError("not ours"),
+        ConnectionResetError(),
+        ssl.SSLError("other than a certificate"),
+        ValueError(),
+        RuntimeError(),
+        RecursionError(),
+        MemoryError(),
+        StopAsyncIteration(),
+        ExceptionGroup("several", [OSError(), OSError()]),
+        CIRCLE,
+    ],
+    ids=repr,
+)
+async def test_no_exception_of_a_transport_means_anything_but_no_answer(error: Exception, in_body: bool) -> None:
+    """Nothing is inferred from its class."""
+    bank = GatewayBank("http://bank", Failing(error, in_body=in_body), PATIENT_SECONDS)
+    assert await bank.perform(ASK, look_up_first=False) == NoAnswer()
+    assert await bank.perform(EXECUTE, look_up_first=True) == NoAnswer()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit()], ids=repr)
+async def test_what_is_no_exception_passes(error: BaseException) -> None:
+    """Cancelling and ending the process are not the bank's answers."""
+    bank = GatewayBank("http://bank", Failing(error, in_body=False), PATIENT_SECONDS)
+    with pytest.raises(type(error)):
+        await bank.perform(ASK, look_up_first=False)
+
+
+# ---------------------------------------------------------------- laws over generated answers
+ANSWERS = Token | Executed | Declined | Expired | Refused | Contradiction | InProgress | NoAnswer
+
+
+class Scripted(httpx.AsyncBaseTransport):
+    """Answers without a wire between: thousands of cases a second."""
+
+    def __init__(self, replies: dict[str, tuple[int, bytes]]) -> None:
+        self._replies = replies
+        self.asked: list[str] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        question = "step" if request.method == "POST" else "reference" if request.url.query else "token"
+        self.asked.append(question)
+        status, body = self._replies[question]
+        return httpx.Response(status, headers={"Content-Type": "application/json"}, stream=httpx.ByteStream(body))
+
+
+def perform(effect: Effect, replies: dict[str, tuple[int, bytes]], *, look_up_first: bool) -> tuple[Answer, list[str]]:
+    transport = Scripted(replies)
+    bank = GatewayBank("http://bank", transport, PATIENT_SECONDS)
+    return asyncio.run(bank.perform(effect, look_up_first=look_up_first)), transport.asked
+
+
+anything = st.one_of(
+    st.binary(max_size=200),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from([*CREATED, "result", "error"]), inner, max_size=9)
+        ),
+        max_leaves=20,
+    ).map(lambda value: json.dumps(value).encode()),
+)
+
+
+@given(st.lists(anything, min_size=3, max_size=3), st.sampled_from([200, 202, 400, 404, 409, 410, 422]), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_no_body_raises_or_executes(bodies: list[bytes], status: int, look_up_first: bool) -> None:
+    """Whatever bytes, whatever JSON: the answer is of the union, and no charge ends on it."""
+    replies = {question: (status, body) for question, body in zip(("step", "token", "reference"), bodies, strict=True)}
+    for effect in (ASK, EXECUTE):
+        answer, _ = perform(effect, replies, look_up_first=look_up_first)
+        assert isinstance(answer, NoAnswer | InProgress | Refused | Contradiction)
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=3), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_no_bytes_on_the_wire_raise_or_execute(parts: list[bytes], look_up_first: bool, has_head: bool) -> None:
+    """HTTP or not."""
+
+    async def run() -> list[Answer]:
+        head = b"HTTP/1.1 200 OK\r\n" if has_head else b""
+        async with wire(*[head + part for part in parts]) as double:
+            return [await answer_to(effect, double.url, look_up_first=look_up_first) for effect in (ASK, EXECUTE)]
+
+    assert set(asyncio.run(run())) == {NoAnswer()}
+
+
+# Answers that are nearly right: of each field the right value, or another.
+WORDS = ["created", "executed", "already_executed", "declined", "expired"]
+near = st.fixed_dictionaries(
+    {
+        "token": st.sampled_from(["ttok_1"] * 4 + ["ttok_2"]),
+        "reference": st.sampled_from(["charge-1"] * 6 + ["charge-2"]),
+        "card": st.sampled_from(["tok_visa"] * 6 + ["tok_mastercard"]),
+        "amount": st.sampled_from([1250] * 6 + [1251, -1250]),
+        "currency": st.sampled_from(["EUR"] * 6 + ["eur", "USD"]),
+        "transaction_id": st.sampled_from([None, "txn_1", "txn_2"]),
+        "reason": st.sampled_from([None, "card_declined"]),
+    },
+    optional={
+        "state": st.sampled_from(WORDS),
+        "result": st.sampled_from([*WORDS, "in_progress"]),
+        "error": st.sampled_from(["token_expired", "token_unknown"]),
+    },
+)
+reply = st.tuples(st.sampled_from([200] * 6 + [202, 400, 404, 404, 410, 500]), near)
+
+
+def fits(said: dict[str, Any]) -> bool:
+    return all(said[name] == OURS[name] for name in ("token", "reference", "card", "amount", "currency"))
+
+
+@given(reply, reply, reply, st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_an_execute_step_ends_only_on_words_about_our_transaction(
+    step: tuple[int, dict[str, Any]],
+    by_token: tuple[int, dict[str, Any]],
+    by_reference: tuple[int, dict[str, Any]],
+    look_up_first: bool,
+) -> None:
+    """Every field is ours, and for an end without money it is a look-up that said so."""
+    said = {"step": step, "token": by_token, "reference": by_reference}
+    replies = {question: (status, json.dumps(body).encode()) for question, (status, body) in said.items()}
+    answer, asked = perform(EXECUTE, replies, look_up_first=look_up_first)
+    (status, last) = said[asked[-1]]
+    match answer:
+        case Executed(transaction_id):
+            assert status == 200
+            assert fits(last)
+            assert last["transaction_id"] == transaction_id
+            assert (last.get("result") if asked[-1] == "step" else last.get("state")) in (
+                "executed",
+                "already_executed",
+            )
+        case Declined():
+            assert (status, asked[-1] != "step", last.get("state")) == (200, True, "declined")
+            assert fits(last)
+        case Expired():
+            assert (status, asked[-1] != "step", last.get("state")) == (200, True, "expired")
+            assert fits(last)
+        case Contradiction(evidence, ReviewReason.FIELDS_DIFFER):
+            assert evidence.fields
+        case Refused() | Contradiction() | NoAnswer() | InProgress():
+            pass
+        case Token():
+            pytest.fail("the answer to a question that was not asked")
+
+
+@given(reply, reply, st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_token_step_takes_only_a_token_of_our_transaction(
+    step: tuple[int, dict[str, Any]], by_reference: tuple[int, dict[str, Any]], look_up_first: bool
+) -> None:
+    """Every field is ours but the token, which we do not know yet."""
+    said = {"step": step, "reference": by_reference}
+    replies = {question: (status, json.dumps(body).encode()) for question, (status, body) in said.items()}
+    answer, asked = perform(ASK, replies, look_up_first=look_up_first)
+    (status, last) = said[asked[-1]]
+    match answer:
+        case Token(token):
+            assert (status, last["token"]) == (200, token)
+            assert fits(last | {"token": "ttok_1"})
+        case Refused() | Contradiction() | NoAnswer() | InProgress():
+            pass
+        case Executed() | Declined() | Expired():
+            pytest.fail("the answer to a question that was not asked")
