@@ -118,7 +118,7 @@ class _Guard(grpc.aio.ServerInterceptor):
             method = await continuation(details)
             if method is None:  # unknown to us: grpc answers UNIMPLEMENTED, and a made-up name takes no memory
                 return None
-            self._guarded[details.method] = self._guard(method) if details.method.startswith("/charging.") else method
+            self._guarded[details.method] = self._guard(method) if details.method.startswith(f"/{self._domain}.") else method
         return self._guarded[details.method]
 
     def _guard(self, method: Any) -> Any:
@@ -191,8 +191,11 @@ def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 class Server:
     """A gRPC server that listens, says how it is, and drains."""
 
-    def __init__(self, server: grpc.aio.Server, guard: _Guard, health: HealthServicer, address: Address) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, guard: _Guard, health: HealthServicer, services: Sequence[str], address: Address
+    ) -> None:
         self._server = server
+        self._services = services
         self._guard = guard
         self._health = health
         self.address = address
@@ -230,13 +233,10 @@ class Server:
             port = 0
         if not port:
             raise OSError(f"cannot listen on {listen}: is another server running there?")
-        running = cls(server, guard, health, Address(listen.host, port))
-        running._services = ["", *services]
+        running = cls(server, guard, health, ["", *services], Address(listen.host, port))
         await running.set_serving(False)
         await server.start()
         return running
-
-    _services: Sequence[str] = ()
 
     async def set_serving(self, serving: bool) -> None:
         """Tell load balancers whether to send calls here."""
@@ -250,8 +250,9 @@ class Server:
         self.draining.set()
         refusing = asyncio.create_task(self._server.stop(grace_seconds))
         try:
-            # Not the server's own wait: it would wait the whole grace for a health watcher that never hangs up.
-            await asyncio.wait_for(self._guard.idle.wait(), grace_seconds)
+            if self._guard.calls:  # waiting for no time at all would time out even then
+                # Not the server's own wait: it would wait the whole grace for a health watcher that never hangs up.
+                await asyncio.wait_for(self._guard.idle.wait(), grace_seconds)
         except TimeoutError:
             log.warning("calls were cut off by the end of the drain", calls=self._guard.calls)
         await self._server.stop(0.1)

@@ -100,7 +100,8 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         found = await runner.recover()
-        watching = asyncio.create_task(_tell_health(journal, command_server, feed_server))
+        await feed_server.set_serving(True)
+        watching = asyncio.create_task(_tell_health(journal, command_server))
         stack.callback(watching.cancel)
         _offer_gauges(runner, journal, chosen.metrics_listen)
         log.info(
@@ -124,14 +125,13 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
 
 
-async def _tell_health(journal: SqliteJournal, *servers: server.Server) -> NoReturn:
+async def _tell_health(journal: SqliteJournal, command_server: server.Server) -> NoReturn:
     """Keep health true: a server whose disk is full takes no new charges, and says so until there is room."""
     was_accepting = None
     while True:
         if journal.accepting != was_accepting:
             was_accepting = journal.accepting
-            for one in servers:
-                await one.set_serving(was_accepting)
+            await command_server.set_serving(was_accepting)
             if not was_accepting:
                 log.error("the journal's disk is full: no new charges are taken")
         await asyncio.sleep(0.25)

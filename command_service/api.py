@@ -87,7 +87,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         until = loop.time() + wait_seconds
         accepting = self._runner.accept(_command(request))
         if not await self._within(wait_seconds, asyncio.shield(accepting)):
-            raise refusal(Reason.OUTCOME_UNKNOWN)
+            raise refusal(Reason.SERVER_STOPPING if self._stopping.is_set() else Reason.OUTCOME_UNKNOWN)
         accepted = accepting.result()
         if accepted.running is not None:
             await self._within(until - loop.time(), accepted.running.ended.wait())

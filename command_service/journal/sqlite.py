@@ -102,7 +102,7 @@ class SqliteJournal:
             journal._lock.close()
             raise
         journal.journal_id, journal.restored, journal._head = identity
-        journal._anchored = journal._head
+        await journal._reader.run(partial(journal._look_after_files, journal._head))
         journal._anchoring = asyncio.create_task(journal._keep_anchor())
         return journal
 
