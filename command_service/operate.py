@@ -37,7 +37,7 @@ def print_journal(path: Path, charge_id: str | None) -> Iterator[str]:
 
 
 def verify_journal(path: Path) -> str:
-    """Verify every record against the chain, fold every stream, and recompute what is unfinished.
+    """Verify every record against the chain, fold every stream, recompute what is unfinished, and check the index.
 
     Returns what was found in a line. Raises JournalRefused with the first position that cannot be trusted.
     """
@@ -52,6 +52,9 @@ def verify_journal(path: Path) -> str:
             except (UnknownEvent, ImpossibleEvent) as error:
                 raise JournalRefused(f"the record at position {record.position} cannot be read: {error}") from error
         computed = {charge_id for charge_id, state in states.items() if not isinstance(state, AtRest)}
+        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":  # the chain covers the records, and this the index by which a key finds its charge
+            raise JournalRefused(f"the journal {path} is damaged: {found}. Restore a backup.")
         stored = set(unfinished(connection))
         connection.execute("COMMIT")
         if computed != stored:

@@ -159,7 +159,7 @@ class SqliteJournal:
 
     async def _is_definitely_not_stored(self, error: Exception) -> bool:
         """A full disk rolls the transaction back. It counts as a "no" once the head, read back, is unchanged."""
-        if not isinstance(error, sqlite3.Error) or error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
             return False
         try:
             return await self._writer.run(_roll_back) == self._head

@@ -50,17 +50,21 @@ def refusing_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise JournalRefused(f"the journal {path} cannot be used: {error} ({error.sqlite_errorname})") from error
+        name = getattr(error, "sqlite_errorname", type(error).__name__)  # an error of Python's own has no SQLite name
+        raise JournalRefused(f"the journal {path} cannot be used: {error} ({name})") from error
     except JournalCorrupt as error:
         raise JournalRefused(f"the journal {path} is damaged: {error}. Restore a backup.") from error
 
 
 def prepare(path: Path, connection: sqlite3.Connection) -> tuple[str, bool, Place]:
     """Make what was written before durable, and see that this is the journal that it was. Returns id, restored, head."""
+    store_wal_again(path)
     checkpoint(connection)
     if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
         if anchor.read(path) is not None:
-            raise JournalRefused(f"the journal {path} is empty, but its anchor says that it held records: run restore")
+            raise JournalRefused(
+                f"the journal {path} is empty, but its anchor says that there was one: restore a backup"
+            )
         journal_id = str(uuid.uuid4())
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
         connection.execute(INSERT_JOURNAL, (journal_id, FORMAT, 0))
@@ -76,6 +80,31 @@ def prepare(path: Path, connection: sqlite3.Connection) -> tuple[str, bool, Plac
     begin = max(0, head.position - TAIL_VERIFIED_AT_START)
     verify(connection, Place(begin, chain_at(begin, connection)), head.position)
     return journal_id, bool(restored), head
+
+
+def store_wal_again(path: Path) -> None:
+    """Write the WAL over with its own bytes, and sync them. Raises JournalRefused if that cannot be done.
+
+    After a failed sync Linux serves from its cache what may not be on disk, and no later sync stores it, since the pages
+    count as clean. Were that moved into the database, a power cut half way would leave a database that is neither old nor
+    new, and no WAL to mend it. Written again, the pages are dirty, and the sync means something.
+    """
+    wal = path.with_name(path.name + "-wal")
+    try:
+        descriptor = os.open(wal, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise JournalRefused(f"the WAL {wal} cannot be opened: {error.strerror}") from error
+    try:
+        offset = 0
+        while part := os.pread(descriptor, 1 << 20, offset):
+            offset += os.pwrite(descriptor, part, offset)
+        os.fsync(descriptor)
+    except OSError as error:
+        raise JournalRefused(f"the WAL {wal} cannot be made durable: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def checkpoint(connection: sqlite3.Connection) -> None:
@@ -153,6 +182,7 @@ def restore(path: Path, source: Path | None) -> tuple[str, Place]:
         elif not path.exists():
             raise JournalRefused(f"there is no journal at {path}, and no backup was named")
         with contextlib.closing(open_connection(path, read_only=False, pragmas=WRITER_PRAGMAS)) as connection:
+            store_wal_again(path)
             checkpoint(connection)
             place = verify(connection, START, read_head(connection).position)
             journal_id = str(uuid.uuid4())

@@ -1,0 +1,93 @@
+"""A rig: one store with one journal in it. Every rig in RIGS runs tests/contract/test_journal.py.
+
+Beside opening the journal as a server does, a rig can look at the store as a stranger would: that is how a test sees what
+the journal itself would not show.
+"""
+
+import contextlib
+import itertools
+import sqlite3
+import struct
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from command_service.journal import Journal
+from command_service.journal.sqlite import SqliteJournal
+
+
+def stream(number: int) -> str:
+    """The id of a stream."""
+    return str(uuid.UUID(int=number))
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What one moment of a store holds: (position, stream, version) of each record, and the unfinished streams."""
+
+    records: list[tuple[int, str, int]]
+    unfinished: set[str]
+
+
+class Rig(Protocol):
+    """What the contract's tests need of a store."""
+
+    def open(self) -> AbstractAsyncContextManager[Journal]:
+        """Open the journal, and close it in the end. Opened again, it is the same journal."""
+        ...
+
+    def moment(self) -> Moment:
+        """What a stranger sees of the store in one transaction, beside the server."""
+        ...
+
+    def commits(self) -> int:
+        """How many commits the store has done, as a stranger counts them."""
+        ...
+
+
+class SqliteRig:
+    """A journal in a real file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.db"
+        self._ticks = itertools.count(1_790_000_000_000_000)
+
+    @asynccontextmanager
+    async def open(self, *, free_bytes: int = 0) -> AsyncIterator[SqliteJournal]:
+        journal = await SqliteJournal.open(
+            self.path, now=lambda: next(self._ticks), end_process=_end_process, free_bytes=free_bytes
+        )
+        try:
+            yield journal
+        finally:
+            await journal.close()
+
+    def moment(self) -> Moment:
+        connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, isolation_level=None)
+        with contextlib.closing(connection):
+            connection.execute("BEGIN")
+            records = connection.execute("SELECT position, charge_id, version FROM record ORDER BY position").fetchall()
+            unfinished = connection.execute("SELECT charge_id FROM unfinished").fetchall()
+        return Moment(
+            [(position, str(uuid.UUID(bytes=key)), version) for position, key, version in records],
+            {str(uuid.UUID(bytes=key)) for (key,) in unfinished},
+        )
+
+    def commits(self) -> int:
+        """Count the commit frames in the WAL: those that name the database's size (sqlite.org/fileformat2.html, 4.1)."""
+        wal = self.path.with_name(self.path.name + "-wal").read_bytes()
+        if not wal:
+            return 0
+        page_bytes, salt = struct.unpack(">8xI4x8s", wal[:24])
+        frames = (wal[start : start + 24] for start in range(32, len(wal), 24 + page_bytes))
+        return sum(frame[4:8] != bytes(4) and frame[8:16] == salt for frame in frames)
+
+
+def _end_process() -> NoReturn:
+    raise AssertionError("the journal ended the process")
+
+
+RIGS: dict[str, Callable[[Path], Rig]] = {"sqlite": SqliteRig}

@@ -1,0 +1,40 @@
+"""A process that appends to a journal until it has done, is killed, or ends itself; it says what was acknowledged.
+
+    python -m tests.contract.journal_writer PATH WRITERS APPENDS_A_WRITER
+
+It prints "open", then "POSITION CHAIN" for every append, once that is acknowledged and not before. It exits as the server
+does: 1 if the journal is refused, 74 if the journal ends the process.
+"""
+
+import asyncio
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+
+from command_service.journal import JournalRefused, sqlite
+from tests.contract.journal_rigs import stream
+
+# So that a test need not wait for an anchor.
+sqlite.ANCHOR_EVERY_SECONDS = 0.02
+
+
+async def main(path: Path, writers: int, appends: int) -> None:
+    journal = await sqlite.SqliteJournal.open(path, now=time.time_ns, end_process=lambda: os._exit(74))
+    print("open", flush=True)
+    numbers = itertools.count(journal.head.position + 1_000_000)
+
+    async def write() -> None:
+        for _ in range(appends):
+            (record,) = await journal.append(stream(next(numbers)), 0, [b"an event"], finished=False)
+            print(record.position, record.chain.hex(), flush=True)
+
+    await asyncio.gather(*(write() for _ in range(writers)))
+    await journal.close()
+
+
+try:
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+except JournalRefused as error:
+    sys.exit(f"error: {error}")

@@ -1,0 +1,854 @@
+"""The journal's files: what happens to a server, its disk and its backups, and that none of it passes unnoticed.
+
+Files are damaged as fate damages them, disks are filled, processes are killed. Nothing here looks into the journal's own
+objects; SQLite and the file are asked.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from charging.v1 import command_pb2, command_pb2_grpc, common_pb2
+from chassis.sqlite import PragmaNotTakenError, open_connection
+from command_service.charge import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
+from command_service.codec import encode
+from command_service.journal import (
+    START,
+    Journal,
+    JournalCorrupt,
+    JournalFull,
+    JournalRefused,
+    Place,
+    Record,
+    anchor,
+    sqlite,
+    table,
+)
+from command_service.journal.upkeep import backup, restore
+from command_service.operate import print_journal, verify_journal
+from tests.contract.journal_rigs import SqliteRig, stream
+from tests.core.stories import REQUEST
+
+ROOT = Path(__file__).parents[2]
+EX_IOERR = 74
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> SqliteRig:
+    """A place for a journal."""
+    return SqliteRig(tmp_path)
+
+
+@pytest.fixture
+def path(rig: SqliteRig) -> Path:
+    """Where it lies."""
+    return rig.path
+
+
+async def fill(rig: SqliteRig, *events: bytes, first: int = 0) -> list[Record]:
+    """Run a server that appends these events, a stream each, and stops in order."""
+    async with rig.open() as journal:
+        appended = [
+            await journal.append(stream(first + n), 0, [event], finished=False) for n, event in enumerate(events)
+        ]
+        return [record for records in appended for record in records]
+
+
+async def all_of(journal: Journal) -> list[Record]:
+    """Every record, read as a reader of the feed reads."""
+    records: list[Record] = []
+    place = START
+    while more := await journal.read_after(place):
+        records += more
+        place = Place(more[-1].position, more[-1].chain)
+    return records
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds that nobody tells us of."""
+    while not holds():  # noqa: ASYNC110  # a file or a disk tells no event
+        await asyncio.sleep(0.005)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """A file beside the journal."""
+    return path.with_name(path.name + suffix)
+
+
+# ---------------------------------------------------------------- processes
+@contextlib.contextmanager
+def process(*command: str, environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A process with all that it starts, for as long as the context lasts."""
+    started = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with started:
+        try:
+            yield started
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+
+
+def writer(path: Path, *, writers: int = 1, appends: int = 1_000_000) -> list[str]:
+    """The command of a process that appends."""
+    return [sys.executable, "-m", "tests.contract.journal_writer", str(path), str(writers), str(appends)]
+
+
+def acknowledged(lines: list[str]) -> list[Place]:
+    """What such a process said was stored. The last line may be cut off by a kill."""
+    words = [line.split() for line in lines if re.fullmatch(r"\d+ [0-9a-f]{64}\n", line)]
+    return [Place(int(position), bytes.fromhex(chain)) for position, chain in words]
+
+
+def killed_while_appending(path: Path, *, after: int) -> list[Place]:
+    """Have a process append, kill it with -9 when so many appends are acknowledged, and say what was."""
+    with process(*writer(path, writers=8)) as appending:
+        assert appending.stdout is not None
+        lines = [appending.stdout.readline() for _ in range(after + 1)]
+        appending.kill()
+        lines += appending.stdout.readlines()
+    assert lines[0] == "open\n"
+    return acknowledged(lines)
+
+
+def command(path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run an operator's command, or a server that is refused."""
+    return subprocess.run(
+        [sys.executable, "-m", "command_service", *words],
+        cwd=ROOT,
+        env={**os.environ, "COMMAND_JOURNAL": f"sqlite:///{path}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+# ---------------------------------------------------------------- one server at a time
+async def test_a_second_server_is_refused_with_a_clear_message(rig: SqliteRig, path: Path) -> None:
+    """In this process and in another one; it may have the journal once the first has let go of it."""
+    async with rig.open():
+        with pytest.raises(JournalRefused, match=r"another server has the journal .* open: stop it first"):
+            async with rig.open():
+                pass
+        second = await asyncio.to_thread(command, path)
+        with pytest.raises(JournalRefused, match="another server has the journal"):
+            restore(path, None)
+    assert second.returncode == 1
+    assert second.stderr.startswith("error: another server has the journal ")
+    async with rig.open() as journal:
+        assert journal.accepting
+
+
+async def test_a_journal_that_was_refused_is_let_go_of(rig: SqliteRig, path: Path) -> None:
+    """The way out that the message names can be taken at once."""
+    await fill(rig, b"a")
+    anchor.path_beside(path).unlink()
+    with pytest.raises(JournalRefused):
+        await fill(rig)
+    restore(path, None)
+
+
+# ---------------------------------------------------------------- settings that the promises rest on
+async def test_the_writers_pragmas_are_taken(path: Path) -> None:
+    """WAL, and FULL: NORMAL lost acknowledged rows in three of four power cuts."""
+    with contextlib.closing(open_connection(path, read_only=False, pragmas=table.WRITER_PRAGMAS)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+@pytest.mark.parametrize(("pragma", "value"), [("synchronous", 9), ("journal_mode", "wel"), ("page_size", 1_000)])
+def test_a_pragma_that_is_not_taken_is_noticed(path: Path, pragma: str, value: str | int) -> None:
+    """SQLite takes no notice of what it does not understand, and says nothing."""
+    with pytest.raises(PragmaNotTakenError, match=pragma):
+        open_connection(path, read_only=False, pragmas={pragma: value})
+
+
+async def test_readers_cannot_write(rig: SqliteRig, path: Path) -> None:
+    """Nor checkpoint: one connection does both."""
+    await fill(rig, b"a")
+    with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as connection:
+        for statement in ("DELETE FROM record", "UPDATE journal SET restored = 1"):
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                connection.execute(statement)
+
+
+# ---------------------------------------------------------------- damage
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    """Turn one bit of a file over."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def offset_of(path: Path, text: bytes) -> int:
+    """Where some bytes lie in a file, once."""
+    stored = path.read_bytes()
+    assert stored.count(text) == 1
+    return stored.index(text)
+
+
+def integrity_check(path: Path) -> str:
+    """What SQLite says of a file."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (said,) = connection.execute("PRAGMA integrity_check").fetchone()
+    return str(said)
+
+
+async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_ok(rig: SqliteRig, path: Path) -> None:
+    """Neither to a reader of the stream nor of the feed, and verify-journal names the position."""
+    records = await fill(rig, b"an event before", b"amount: 1250 EUR", b"an event after")
+    async with rig.open() as journal:  # so much follows that the start does not look so far back
+        await journal.append(stream(99), 0, [b"x"] * 10_001, finished=True)
+    flip(path, offset_of(path, b"1250 EUR"))
+    assert integrity_check(path) == "ok"
+
+    async with rig.open() as journal:
+        for reading in (journal.read(stream(1)), journal.read_after(START), journal.read_after(_place(records[0]))):
+            with pytest.raises(JournalCorrupt, match="position 2 ") as raised:
+                await reading
+            assert raised.value.position == 2
+        assert len(await journal.read(stream(0))) == 1, "what is whole is served"
+        assert len(await journal.read_after(_place(records[1]))) == 500
+    with pytest.raises(JournalRefused, match=r"damaged: the record at position 2 .* Restore a backup"):
+        verify_journal(path)
+    told = command(path, "verify-journal")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "position 2 " in told.stderr
+    with pytest.raises(JournalRefused, match="position 2 "):
+        list(print_journal(path, None))
+
+
+async def test_a_flipped_bit_in_the_tail_is_found_at_start(rig: SqliteRig, path: Path) -> None:
+    """Before anybody acts on it."""
+    await fill(rig, b"an event before", b"amount: 1250 EUR", b"an event after")
+    flip(path, offset_of(path, b"1250 EUR"))
+    with pytest.raises(JournalRefused, match=r"damaged: the record at position 2 .* Restore a backup"):
+        await fill(rig)
+
+
+def _place(record: Record) -> Place:
+    return Place(record.position, record.chain)
+
+
+async def test_whatever_bit_is_flipped_what_is_read_is_what_was_written(rig: SqliteRig, path: Path) -> None:
+    """Or it is refused: by the chain, by SQLite's own check, or, where the tail has become invisible, by the anchor."""
+    events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(20)]
+    written = await fill(rig, *map(encode, events))
+    untouched = bytes_of(path)
+    row = untouched.rindex(uuid.UUID(stream(9)).bytes, 0, offset_of(path, b"book 9"))
+    flips = [
+        *((offset, offset % 8) for offset in range(4_096 * 2, len(untouched), 61)),  # past the schema and our own row
+        *((offset, bit) for offset in range(row - 12, row) for bit in range(8)),  # what SQLite says of a row's values
+    ]
+    refused = 0
+    for offset, bit in flips:
+        flip(path, offset, bit)
+        try:
+            verify_journal(path)
+        except JournalRefused:
+            refused += 1
+        else:
+            records = read_all(path)
+            assert records == written[: len(records)]
+            if records == written:
+                assert [read_stream(path, record.charge_id) for record in written] == [[record] for record in written]
+            else:
+                with pytest.raises(JournalRefused, match="its tail is lost"):
+                    await fill(rig)
+        put_back(path, untouched)
+    assert refused > len(flips) // 4, "the records were not hit"
+
+
+def read_all(path: Path) -> list[Record]:
+    """Every record of a file that no server has open."""
+    records: list[Record] = []
+    with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as connection:
+        head = table.read_head(connection).position
+        while more := table.read_after(_place(records[-1]) if records else START, head, connection):
+            records += more
+    return records
+
+
+def read_stream(path: Path, charge_id: str) -> list[Record]:
+    """A stream as a server reads it."""
+    with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as connection:
+        return table.read_stream(charge_id, connection)
+
+
+def bytes_of(path: Path) -> bytes:
+    """A file that no server has open: reading one that a server of this process has open would undo its locks."""
+    return path.read_bytes()
+
+
+def put_back(path: Path, content: bytes) -> None:
+    """Put a file back as it was, without what was left beside it."""
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("position", [1, 2, 3])
+async def test_a_record_that_is_gone_under_a_running_server_is_missed(
+    rig: SqliteRig, path: Path, position: int
+) -> None:
+    """In the middle or at the end: a reader is told, and is not shown less."""
+    async with rig.open() as journal:
+        for n in range(3):
+            await journal.append(stream(n), 0, [b"x"], finished=False)
+        with contextlib.closing(sqlite3.connect(path)) as vandal:
+            vandal.execute("DELETE FROM record WHERE position = ?", (position,))
+            vandal.commit()
+        place = START
+        with pytest.raises(JournalCorrupt) as raised:
+            while place != journal.head:
+                records = await journal.read_after(place)
+                place = _place(records[-1])
+        assert raised.value.position == position
+
+
+async def test_a_file_that_is_no_journal_is_refused(path: Path, rig: SqliteRig) -> None:
+    """With SQLite's own words."""
+    put_back(path, b"a letter to my mother " * 400)
+    with pytest.raises(JournalRefused, match="cannot be used: file is not a database"):
+        await fill(rig)
+
+
+async def test_a_journal_of_a_newer_format_is_refused(rig: SqliteRig, path: Path) -> None:
+    """It is not written to by a program that does not know it."""
+    await fill(rig, b"a")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE journal SET format = format + 1")
+        connection.commit()
+    with pytest.raises(
+        JournalRefused, match=f"has format {table.FORMAT + 1}; this server writes format {table.FORMAT}"
+    ):
+        await fill(rig)
+
+
+# ---------------------------------------------------------------- the anchor
+WAY_OUT = "If you put it there on purpose, run restore"
+
+
+async def assert_served_again_after_restore(rig: SqliteRig, old_id: str, records: list[Record]) -> None:
+    """The way out that the message names: the same records under another id, marked as restored for good."""
+    new_id, place = restore(rig.path, None)
+    assert new_id != old_id
+    for _ in range(2):
+        async with rig.open() as journal:
+            assert (journal.journal_id, journal.restored) == (new_id, True)
+            assert journal.head == place
+            assert await all_of(journal) == records
+
+
+async def test_a_journal_whose_wal_was_deleted_is_refused_until_restore(rig: SqliteRig, path: Path) -> None:
+    """A killed server's newest records are in the WAL, and the chain cannot show that they are missing."""
+    records = await fill(rig, b"a", b"b")
+    old_id = json.loads(anchor.path_beside(path).read_text())["journal_id"]
+    with process(*writer(path, appends=1_000_000)) as appending:
+        await until(lambda: anchored(path).position >= 20)
+        appending.kill()
+    beside(path, "-wal").unlink()
+    beside(path, "-shm").unlink()
+    lost = anchored(path).position
+    with pytest.raises(
+        JournalRefused, match=f"ends at position 2, but had reached {lost}: its tail is lost. {WAY_OUT}"
+    ):
+        await fill(rig)
+    await assert_served_again_after_restore(rig, old_id, records)
+
+
+def anchored(path: Path) -> Place:
+    """The place that the anchor names."""
+    found = anchor.read(path)
+    return found.place if found else START
+
+
+async def test_a_new_journal_whose_wal_was_deleted_is_refused(rig: SqliteRig, path: Path) -> None:
+    """All that it held is gone: nothing but a backup can bring it back, and an empty journal must not take its place."""
+    with process(*writer(path)) as appending:
+        await until(lambda: anchored(path) != START)
+        appending.kill()
+    beside(path, "-wal").unlink()
+    with pytest.raises(JournalRefused, match="is empty, but its anchor says that there was one"):
+        await fill(rig)
+
+
+async def test_a_journal_that_was_deleted_is_not_begun_anew(rig: SqliteRig, path: Path) -> None:
+    """As long as its anchor is there."""
+    await fill(rig, b"a")
+    beside(path, "").unlink()
+    with pytest.raises(JournalRefused, match="is empty, but its anchor says that there was one: restore a backup"):
+        await fill(rig)
+
+
+async def test_an_older_copy_put_back_is_refused_until_restore(rig: SqliteRig, path: Path) -> None:
+    """Its charges would be charged again, under the eyes of readers that have seen them."""
+    records = await fill(rig, b"a")
+    shutil.copyfile(path, beside(path, ".copy"))
+    old_id = anchor_id(path)
+    await fill(rig, b"b", first=1)
+    beside(path, ".copy").replace(path)
+    with pytest.raises(JournalRefused, match=f"ends at position 1, but had reached 2: its tail is lost. {WAY_OUT}"):
+        await fill(rig)
+    await assert_served_again_after_restore(rig, old_id, records)
+
+
+def anchor_id(path: Path) -> str:
+    """The journal's id as its anchor names it."""
+    return str(json.loads(anchor.path_beside(path).read_text())["journal_id"])
+
+
+async def test_a_copy_that_went_its_own_way_is_refused_until_restore(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """It is as long, and each of its records fits its chain; but it is not what was acknowledged here."""
+    await fill(rig, b"a")
+    other = SqliteRig(tmp_path / "elsewhere")
+    other.path.parent.mkdir()
+    for suffix in ("", ".anchor"):
+        shutil.copyfile(beside(path, suffix), beside(other.path, suffix))
+    old_id = anchor_id(path)
+    await fill(rig, b"b", first=1)
+    records = [*await fill(other, b"c", first=1)]
+    other.path.replace(path)
+    with pytest.raises(JournalRefused, match=f"differs at position 2 from what it was. {WAY_OUT}"):
+        await fill(rig)
+    restore(path, None)
+    async with rig.open() as journal:
+        assert (await all_of(journal))[1:] == records
+        assert journal.journal_id != old_id
+
+
+async def test_a_journal_without_its_anchor_is_refused_until_restore(rig: SqliteRig, path: Path) -> None:
+    """Nobody knows whether it is whole."""
+    records = await fill(rig, b"a")
+    old_id = anchor_id(path)
+    anchor.path_beside(path).unlink()
+    with pytest.raises(JournalRefused, match=f"has no anchor beside it. {WAY_OUT}"):
+        await fill(rig)
+    await assert_served_again_after_restore(rig, old_id, records)
+
+
+async def test_a_journal_with_anothers_anchor_is_refused_until_restore(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """One of the two was put there."""
+    other = SqliteRig(tmp_path / "elsewhere")
+    await fill(other, b"x")
+    records = await fill(rig, b"a")
+    old_id = anchor_id(path)
+    anchor.path_beside(other.path).replace(anchor.path_beside(path))
+    with pytest.raises(JournalRefused, match=f"is another one than its anchor's. {WAY_OUT}"):
+        await fill(rig)
+    await assert_served_again_after_restore(rig, old_id, records)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"journal_id": "x", "position": 1, "chain": "zz"}'])
+async def test_a_damaged_anchor_is_refused_until_restore(rig: SqliteRig, path: Path, text: str) -> None:
+    """It is replaced durably, so half of one is no crash of ours."""
+    records = await fill(rig, b"a")
+    old_id = anchor_id(path)
+    anchor.path_beside(path).write_text(text)
+    with pytest.raises(JournalRefused, match=r"the anchor .* cannot be read.* run restore"):
+        await fill(rig)
+    await assert_served_again_after_restore(rig, old_id, records)
+
+
+async def test_the_anchor_follows_the_journal_while_it_runs(
+    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says where it ended."""
+    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    async with rig.open() as journal:
+        assert anchor.read(path) == anchor.Anchor(journal.journal_id, START)
+        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await until(lambda: anchored(path) == journal.head)
+        (record,) = await journal.append(stream(1), 1, [b"b"], finished=False)
+    assert anchored(path) == _place(record)
+
+
+def _nothing(path: Path) -> None:
+    path.touch()
+
+
+def _a_header(path: Path) -> None:
+    open_connection(path, read_only=False, pragmas={"journal_mode": "wal"}).close()
+
+
+def _tables(path: Path) -> None:
+    with contextlib.closing(open_connection(path, read_only=False, pragmas=table.WRITER_PRAGMAS)) as connection:
+        connection.executescript(table.SCHEMA)
+        connection.execute(table.INSERT_JOURNAL, (str(uuid.uuid4()), table.FORMAT, 0))
+
+
+@pytest.mark.parametrize("left_behind", [_nothing, _a_header, _tables])
+async def test_a_journal_whose_maker_died_before_the_anchor_was_written_opens(
+    rig: SqliteRig, path: Path, left_behind: Callable[[Path], None]
+) -> None:
+    """Nothing was acknowledged yet, so nothing can be lost."""
+    left_behind(path)
+    await fill(rig, b"a")
+    async with rig.open() as journal:
+        assert journal.head.position == 1
+        assert not journal.restored
+
+
+# ---------------------------------------------------------------- crashes
+async def test_what_was_acknowledged_before_a_kill_is_there_after_it(rig: SqliteRig, path: Path) -> None:
+    """In the middle of appends, twice, and the journal goes on."""
+    promised: list[Place] = []
+    for _ in range(2):
+        promised += await asyncio.to_thread(killed_while_appending, path, after=150)
+    assert len(promised) >= 300
+    async with rig.open() as journal:
+        for place in promised:
+            assert await journal.chain_at(place.position) == place.chain
+        records = await all_of(journal)
+        assert [record.position for record in records] == list(range(1, journal.head.position + 1))
+        assert set(await journal.unfinished()) == {record.charge_id for record in records}
+
+
+def can_strace() -> bool:
+    """Whether system calls can be made to fail here."""
+    found = shutil.which("strace")
+    return (
+        found is not None and subprocess.run([found, "-qq", "true"], capture_output=True, check=False).returncode == 0
+    )
+
+
+needs_strace = pytest.mark.skipif(not can_strace(), reason="strace, which makes a sync fail, cannot be used here")
+
+
+def with_failing_sync(when: str) -> list[str]:
+    """The beginning of a command whose fdatasync fails with an I/O error at these calls: 3, or 1+ for all."""
+    inject = f"inject=fdatasync:error=EIO:when={when}"
+    return ["strace", "-f", "-qq", "--seccomp-bpf", "-o", os.devnull, "-e", "trace=fdatasync", "-e", inject]
+
+
+@needs_strace
+async def test_whichever_sync_fails_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    """The n-th of a new journal and its first appends, for every n: the process ends, or refuses, or nobody was harmed."""
+
+    def fail(when: int) -> tuple[int, Path, list[Place]]:
+        path = tmp_path / str(when) / "journal.db"
+        with process(*with_failing_sync(str(when)), *writer(path, appends=2)) as appending:
+            out, _ = appending.communicate(timeout=30)
+        return appending.returncode, path, acknowledged(out.splitlines(keepends=True))
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=3) as pool:
+        runs = await asyncio.gather(
+            *(asyncio.get_running_loop().run_in_executor(pool, fail, when) for when in range(1, 13))
+        )
+    statuses = []
+    for status, path, promised in runs:
+        statuses.append(status)
+        rig = SqliteRig(path.parent)
+        async with rig.open() as journal:  # the next start finds out
+            for place in promised:
+                assert await journal.chain_at(place.position) == place.chain
+            assert len(await all_of(journal)) == journal.head.position >= len(promised)
+            assert status != 0 or len(promised) == 2
+    assert {0, 1, EX_IOERR} == set(statuses)
+    assert statuses[-1] == 0, "there are more syncs than were made to fail"
+
+
+@needs_strace
+async def test_a_start_that_cannot_make_the_wal_durable_is_refused(rig: SqliteRig, path: Path) -> None:
+    """What reads back after a failed sync may not be on disk, so nobody may act on it."""
+    promised = await asyncio.to_thread(killed_while_appending, path, after=20)
+    with process(*with_failing_sync("1+"), *writer(path, appends=1)) as appending:
+        out, err = await asyncio.to_thread(appending.communicate, timeout=30)
+    assert (appending.returncode, out) == (1, "")
+    assert re.search(r"error: the journal .* cannot be used: disk I/O error", err)
+    async with rig.open() as journal:
+        assert await journal.chain_at(promised[-1].position) == promised[-1].chain
+
+
+@needs_strace
+async def test_a_server_whose_commit_fails_ends_with_status_74_and_a_log_line(rig: SqliteRig, path: Path) -> None:
+    """It tells its client nothing and asks the bank nothing; the next start opens the journal, and it verifies."""
+    await fill(rig)
+    with socket.create_server(("127.0.0.1", 0)) as bank:
+        environment = {
+            "COMMAND_LISTEN": "127.0.0.1:0",
+            "COMMAND_FEED_LISTEN": "127.0.0.1:0",
+            "COMMAND_JOURNAL": f"sqlite:///{path}",
+            "COMMAND_BANK_URL": f"http://127.0.0.1:{bank.getsockname()[1]}",
+        }
+        command = [*with_failing_sync("1+"), sys.executable, "-m", "command_service"]
+        with process(*command, environment=environment) as server:
+            assert server.stderr is not None
+            serving = json.loads(await asyncio.to_thread(server.stderr.readline))
+            assert serving["event"] == "serving"
+            with pytest.raises(grpc.RpcError) as raised:
+                await asyncio.to_thread(charge, serving["listen"])
+            _, log = await asyncio.to_thread(server.communicate, timeout=30)
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert server.returncode == EX_IOERR
+        assert "a commit's fate is unknown" in log
+        assert '"level": "critical"' in log
+        assert select.select([bank], [], [], 0)[0] == [], "the bank was asked"
+    async with rig.open() as journal:
+        assert journal.head.position in (0, 1), "it may be stored or not"
+    assert verify_journal(path).startswith("ok: ")
+
+
+def charge(listen: str) -> command_pb2.ChargeResponse:
+    """Ask a server for a charge."""
+    request = command_pb2.ChargeRequest(
+        idempotency_key="order-1001",
+        user_id="user-7",
+        card=common_pb2.Card(token="tok_visa"),
+        amount=common_pb2.Money(minor_units=1250, currency_code="EUR"),
+    )
+    with grpc.insecure_channel(listen) as channel:
+        return command_pb2_grpc.CommandServiceStub(channel).Charge(request, timeout=20)
+
+
+# ---------------------------------------------------------------- a full disk
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here: that takes root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+async def test_a_full_disk_stores_nothing_says_so_and_is_got_over(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Definitely nothing: the head read back is unchanged. Once there is room again, appends work without repair."""
+    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(400_000))
+    rig = SqliteRig(small_disk)
+    async with rig.open(free_bytes=100_000) as journal:
+        stored = 0
+        with pytest.raises(JournalFull):
+            while True:
+                await journal.append(stream(stored), 0, [b"x" * 5_000], finished=False)
+                stored += 1
+        assert stored > 10
+        assert not journal.accepting
+        together = await asyncio.gather(
+            *(journal.append(stream(1_000 + n), 0, [b"y" * 5_000], finished=False) for n in range(3)),
+            return_exceptions=True,
+        )
+        assert {type(outcome) for outcome in together} == {JournalFull}
+        assert journal.head.position == stored
+        assert [position for position, _, _ in rig.moment().records] == list(range(1, stored + 1))
+        assert list(await journal.read(stream(stored))) == []
+        assert len(await journal.unfinished()) == stored
+        assert len(await all_of(journal)) == stored, "what is stored is served"
+
+        ballast.unlink()
+        await until(lambda: journal.accepting)
+        (record,) = await journal.append(stream(stored), 0, [b"x" * 5_000], finished=False)
+        assert record.position == stored + 1
+        await journal.append(stream(0), 1, [b"z"], finished=True)
+    assert len(read_all(rig.path)) == stored + 2
+
+
+async def test_below_a_mark_of_free_space_no_new_charges_are_taken_but_those_begun_can_finish(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room that is kept is for them."""
+    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    async with rig.open(free_bytes=1 << 60) as journal:
+        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await until(lambda: not journal.accepting)
+        await journal.append(stream(1), 1, [b"b"], finished=True)
+        assert not journal.accepting
+
+
+# ---------------------------------------------------------------- backup and restore
+async def test_a_backup_during_appends_is_an_exact_prefix(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """Nobody waits for it, and it verifies."""
+    async with rig.open() as journal:
+
+        async def append() -> None:
+            for n in range(10_000):
+                await journal.append(stream(n), 0, [b"event %d" % n], finished=n % 2 == 0)
+                if stop.is_set():
+                    return
+
+        stop = asyncio.Event()
+        appending = asyncio.create_task(append())
+        copies: list[tuple[Path, Place]] = []
+        for n in range(4):
+            await journal.beyond(journal.head.position + 3)
+            to = tmp_path / "backups" / f"{n}.db"
+            copies.append((to, await asyncio.to_thread(backup, path, to)))
+        stop.set()
+        await appending
+        records = await all_of(journal)
+    for to, place in copies:
+        assert read_all(to) == records[: place.position]
+        assert place == _place(records[place.position - 1])
+        with contextlib.closing(sqlite3.connect(to)) as connection:
+            unfinished = {uuid.UUID(bytes=key).int for (key,) in connection.execute("SELECT charge_id FROM unfinished")}
+        assert unfinished == set(range(1, place.position, 2)), "unfinished is that of the same moment"
+        assert [file.name for file in to.parent.glob(f"{to.name}*")] == [to.name], "a copy is one file"
+    assert len({place.position for _, place in copies}) == 4
+
+
+async def test_a_restored_backup_has_another_id_and_what_it_replaced_is_kept(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """Readers notice the id; the server asks the bank before each step, since the bank may know what was forgotten."""
+    records = await fill(rig, b"a", b"b")
+    copy = tmp_path / "copy.db"
+    backup(path, copy)
+    old_id = anchor_id(path)
+    promised = await asyncio.to_thread(killed_while_appending, path, after=20)
+    new_id, place = restore(path, copy)
+    assert (new_id != old_id, place) == (True, _place(records[-1]))
+    async with rig.open() as journal:
+        assert (journal.journal_id, journal.restored, journal.head) == (new_id, True, place)
+        assert await all_of(journal) == records
+        await journal.append(stream(1), 1, [b"c"], finished=True)
+
+    replaced = SqliteRig(tmp_path)
+    replaced.path = beside(path, ".replaced-1")
+    async with replaced.open() as journal:  # its WAL and its anchor were kept with it
+        assert (journal.journal_id, journal.restored) == (old_id, False)
+        assert await journal.chain_at(promised[-1].position) == promised[-1].chain
+    newer_id, _ = restore(path, copy)
+    assert newer_id not in (old_id, new_id)
+    assert beside(path, ".replaced-2").exists()
+
+
+async def test_backup_and_restore_name_what_keeps_them_from_it(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """And change nothing then."""
+    copy = tmp_path / "copy.db"
+    with pytest.raises(JournalRefused, match="there is no journal at"):
+        backup(path, copy)
+    with pytest.raises(JournalRefused, match=r"there is no journal at .*, and no backup was named"):
+        restore(path, None)
+    await fill(rig, b"amount: 1250 EUR")
+    with pytest.raises(JournalRefused, match="there is no backup at"):
+        restore(path, copy)
+    backup(path, copy)
+    with pytest.raises(JournalRefused, match="exists already: name a new file"):
+        backup(path, copy)
+    await fill(rig)
+    flip(path, offset_of(path, b"1250 EUR"))
+    with pytest.raises(JournalRefused, match="position 1 "):
+        backup(path, tmp_path / "another.db")
+    assert not (tmp_path / "another.db").exists()
+    with pytest.raises(JournalRefused, match="position 1 "):
+        restore(path, None)
+    restore(path, copy)
+    assert len(await fill(rig, b"b", first=1)) == 1
+
+
+# ---------------------------------------------------------------- the operator's commands
+async def test_the_journal_is_printed_and_verified_from_the_command_line(rig: SqliteRig, path: Path) -> None:
+    """A line a record, beside a running server; of one charge only that charge's."""
+    other = stream(7)
+    async with rig.open() as journal:
+        begun = [encode(ChargeRequested(REQUEST)), encode(TokenIssued("t1"))]
+        await journal.append(REQUEST.charge_id, 0, begun, finished=False)
+        await journal.append(other, 0, [encode(ChargeRequested(REQUEST))], finished=False)
+        await journal.append(other, 1, [encode(ChargeDeclined(DeclineReason.INSUFFICIENT_FUNDS))], finished=True)
+        charged = encode(Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "bank-77"))
+        await journal.append(REQUEST.charge_id, 2, [charged], finished=True)
+        whole, verified = await asyncio.gather(
+            asyncio.to_thread(command, path, "print-journal"), asyncio.to_thread(command, path, "verify-journal")
+        )
+        one = list(print_journal(path, REQUEST.charge_id))
+        journal_id, chain = journal.journal_id, journal.head.chain
+    lines = whole.stdout.splitlines()
+    assert (whole.returncode, whole.stderr, len(lines)) == (0, "", 5)
+    assert one == [lines[0], lines[1], lines[4]]
+    assert re.fullmatch(
+        rf" +4 {other} v2 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{6}}Z ChargeDeclined "
+        r'\{"reason": "DECLINE_REASON_INSUFFICIENT_FUNDS"\}',
+        lines[3],
+    )
+    kinds = [line.split()[4] for line in lines]
+    assert kinds == ["ChargeRequested", "TokenIssued", "ChargeRequested", "ChargeDeclined", "Charged"]
+    assert json.loads(lines[4].split(" Charged ")[1])["transaction_id"] == "bank-77"
+    assert verified.stdout == f"ok: 5 records of 2 charges, 0 unfinished, journal {journal_id}, chain {chain.hex()}\n"
+    assert verified.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("charge_id", "text"), [(stream(1), "the journal holds no charge"), ("no-such-id", "a charge is named by its id")]
+)
+async def test_a_charge_that_cannot_be_printed_is_said_to_be_unknown(
+    rig: SqliteRig, path: Path, charge_id: str, text: str
+) -> None:
+    """Printing nothing would look like an answer."""
+    with pytest.raises(JournalRefused, match="there is no journal at"):
+        list(print_journal(path, charge_id))
+    await fill(rig)
+    with pytest.raises(JournalRefused, match=text):
+        list(print_journal(path, charge_id))
+
+
+async def test_an_event_of_a_newer_program_is_printed_as_such_and_stops_verification(
+    rig: SqliteRig, path: Path
+) -> None:
+    """An operator can see where it is."""
+    await fill(rig, bytes([15 << 3 | 2, 0]))
+    (line,) = print_journal(path, None)
+    assert line.endswith(" an event of a newer program")
+    with pytest.raises(JournalRefused, match=r"the record at position 1 cannot be read: .*newer program"):
+        verify_journal(path)
+
+
+async def test_verification_finds_a_stream_that_cannot_be(rig: SqliteRig, path: Path) -> None:
+    """The chain is whole; what it says is not."""
+    await fill(rig, encode(TokenIssued("t1")))
+    with pytest.raises(JournalRefused, match="position 1 cannot be read: TokenIssued cannot follow"):
+        verify_journal(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        ("DELETE FROM unfinished", "1 are missing and 0 are at rest"),
+        ("INSERT INTO unfinished VALUES (zeroblob(16))", "0 are missing and 1 are at rest"),
+    ],
+)
+async def test_verification_recomputes_what_is_unfinished(rig: SqliteRig, path: Path, damage: str, text: str) -> None:
+    """A charge that is missing there would never be gone on with."""
+    async with rig.open() as journal:
+        await journal.append(REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(damage)
+        connection.commit()
+    with pytest.raises(JournalRefused, match=text):
+        verify_journal(path)

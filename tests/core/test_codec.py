@@ -1,0 +1,271 @@
+"""The stored format: what was ever written can be read, for ever, and what is not known stops the reader."""
+
+import enum
+import re
+import uuid
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charging.v1 import common_pb2, journal_pb2
+from command_service import charge
+from command_service.charge import (
+    Absent,
+    AtRest,
+    AwaitingToken,
+    Card,
+    ChargeAbandoned,
+    Charged,
+    ChargeDeclined,
+    ChargeRequested,
+    DeclineReason,
+    Event,
+    Evidence,
+    ImpossibleEvent,
+    Money,
+    Request,
+    ReviewReason,
+    ReviewRequired,
+    TokenExpired,
+    TokenIssued,
+)
+from command_service.codec import UnknownEvent, charge_id_of, decode, encode, fold
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def lines(name: str) -> list[list[str]]:
+    """A fixture's lines, by words."""
+    return [line.split() for line in (FIXTURES / name).read_text().splitlines() if not line.startswith("#")]
+
+
+# ---------------------------------------------------------------- the charge id
+@pytest.mark.parametrize(("tenant", "key", "charge_id"), lines("charge_ids.txt"))
+def test_a_tenants_key_names_the_same_charge_for_ever(tenant: str, key: str, charge_id: str) -> None:
+    """Were one of these vectors to change, a retry would charge again."""
+    assert charge_id_of(tenant, key) == charge_id
+
+
+tenants_and_keys = st.tuples(st.text(max_size=8), st.text(max_size=8))
+
+
+@settings(deadline=None)
+@given(tenants_and_keys)
+def test_a_charge_id_is_a_uuid_of_our_own_making(tenant_and_key: tuple[str, str]) -> None:
+    """RFC 9562: version 8 says that its bits follow no rule but ours."""
+    charge_id = charge_id_of(*tenant_and_key)
+    parsed = uuid.UUID(charge_id)
+    assert (parsed.version, parsed.variant, str(parsed)) == (8, uuid.RFC_4122, charge_id)
+
+
+@settings(deadline=None)
+@given(tenants_and_keys, tenants_and_keys)
+def test_two_keys_or_tenants_never_share_a_charge(one: tuple[str, str], other: tuple[str, str]) -> None:
+    """Not even where one's end could be read as the other's beginning."""
+    assert (charge_id_of(*one) == charge_id_of(*other)) == (one == other)
+    assert one == ("", "") or charge_id_of("".join(one), "") != charge_id_of("", "".join(one))
+
+
+# ---------------------------------------------------------------- every past format
+REQUEST = Request(
+    charge_id="dc3b52b7-0b46-84f1-a286-10d98bcde820",
+    tenant="default",
+    idempotency_key="order-1001",
+    actor="shop",
+    user_id="user-7",
+    card=Card("tok_visa", "visa", "4242"),
+    amount=Money(1250, "EUR"),
+    description="Ein Stück Seife",
+    metadata=(("order", "1001"),),
+)
+EVIDENCE = Evidence(("amount", "currency"), 409, 65_536, bytes(range(32)))
+CHARGED = Charged("user-7", Card("tok_visa", "visa", "4242"), Money(1250, "EUR"), "bank-77")
+STORED: dict[str, Event] = {
+    "charge_requested": ChargeRequested(REQUEST),
+    "charge_requested.bare": ChargeRequested(
+        Request(REQUEST.charge_id, "default", "order-1001", "shop", "user-7", Card("tok_visa"), Money(-1, "JPY"))
+    ),
+    "charge_requested.largest": ChargeRequested(
+        Request(REQUEST.charge_id, "default", "order-1001", "shop", "user-7", Card("tok_visa"), Money(2**63 - 1, "KWD"))
+    ),
+    "token_issued": TokenIssued("tx_5f1c"),
+    "token_expired": TokenExpired("tx_5f1c"),
+    "charged": CHARGED,
+    **{f"charge_declined.{reason.value}": ChargeDeclined(reason) for reason in DeclineReason},
+    **{f"review_required.{reason.value}": ReviewRequired(reason, EVIDENCE) for reason in ReviewReason},
+    "review_required.without_evidence": ReviewRequired(ReviewReason.CONTRADICTION),
+    "charge_abandoned": ChargeAbandoned(5),
+}
+"""What the fixtures' names stand for. Lines are added to a fixture, never changed; other bytes need another fixture."""
+FORMATS = sorted(path.name for path in FIXTURES.glob("events_*.txt"))
+VECTORS = [
+    pytest.param(name, bytes.fromhex(stored), id=f"{file}-{name}") for file in FORMATS for name, stored in lines(file)
+]
+
+
+@pytest.mark.parametrize(("name", "stored"), VECTORS)
+def test_what_was_ever_stored_can_be_read(name: str, stored: bytes) -> None:
+    """Vectors of every format that a program of ours has written are kept for ever."""
+    assert decode(stored) == STORED[name]
+
+
+@pytest.mark.parametrize(("name", "stored"), lines(FORMATS[-1]))
+def test_what_is_stored_now_is_the_newest_format(name: str, stored: str) -> None:
+    """Bytes change with a new fixture only, never by the way."""
+    assert encode(STORED[name]).hex() == stored
+
+
+def test_there_is_a_vector_of_every_kind_of_event_and_every_reason() -> None:
+    """Meta: nothing that is stored goes without a frozen vector."""
+    assert [name for name, _ in lines(FORMATS[-1])] == list(STORED)
+    assert {type(event) for event in STORED.values()} == set(get_args(Event))
+
+
+# ---------------------------------------------------------------- there and back
+text = st.text(max_size=20)
+cards = st.builds(Card, text, text, text)
+amounts = st.builds(Money, st.integers(-(2**63), 2**63 - 1), text)
+evidence = st.builds(
+    Evidence,
+    st.lists(text, max_size=3).map(tuple),
+    st.integers(0, 999),
+    st.integers(0, 2**31 - 1),
+    st.binary(max_size=32),
+)
+metadata = st.dictionaries(text, text, max_size=5).map(lambda pairs: tuple(sorted(pairs.items())))
+events = st.one_of(
+    st.builds(
+        ChargeRequested, st.builds(Request, text, text, text, text, text, cards, amounts, text, metadata=metadata)
+    ),
+    st.builds(TokenIssued, text),
+    st.builds(TokenExpired, text),
+    st.builds(Charged, text, cards, amounts, text),
+    st.builds(ChargeDeclined, st.sampled_from(DeclineReason)),
+    st.builds(ReviewRequired, st.sampled_from(ReviewReason), evidence),
+    st.builds(ChargeAbandoned, st.integers(0, 2**31 - 1)),
+)
+
+
+@settings(deadline=None)
+@given(events)
+def test_every_event_is_read_as_it_was_stored(event: Event) -> None:
+    """Field by field, whatever the fields hold."""
+    assert decode(encode(event)) == event
+
+
+def test_metadata_is_read_in_one_order_whatever_order_it_is_stored_in() -> None:
+    """A protobuf map has no order of its own, so equal requests must not differ by it."""
+    stored = journal_pb2.Event()
+    for key in ("b", "c", "a"):
+        stored.charge_requested.metadata[key] = key.upper()
+    event = decode(stored.SerializeToString())
+    assert isinstance(event, ChargeRequested)
+    assert event.request.metadata == (("a", "A"), ("b", "B"), ("c", "C"))
+
+
+# ---------------------------------------------------------------- one contract: the core's words and the proto's
+ENUMS = [found for found in vars(charge).values() if isinstance(found, enum.EnumMeta) and found is not enum.Enum]
+
+
+@pytest.mark.parametrize("core", ENUMS)
+def test_every_enum_of_the_core_has_its_place_in_the_contract_and_vice_versa(core: enum.EnumMeta) -> None:
+    """And zero stands for none of its members."""
+    contract = common_pb2.DESCRIPTOR.enum_types_by_name[core.__name__]
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", core.__name__).upper() + "_"
+    assert set(contract.values_by_name) == {prefix + name for name in ["UNSPECIFIED", *core.__members__]}
+    assert contract.values_by_name[prefix + "UNSPECIFIED"].number == 0
+
+
+def test_the_core_has_enums() -> None:
+    """Meta: the test above speaks of something."""
+    assert set(ENUMS) == {DeclineReason, ReviewReason}
+
+
+def test_every_event_of_the_core_has_its_place_in_the_contract_and_vice_versa() -> None:
+    """Neither side knows an event that the other does not."""
+    kinds = [field.message_type for field in journal_pb2.Event.DESCRIPTOR.oneofs_by_name["kind"].fields]
+    in_contract = {kind.name for kind in kinds if kind is not None}
+    assert in_contract == {event.__name__ for event in get_args(Event)}
+    assert len(journal_pb2.Event.DESCRIPTOR.fields) == len(in_contract), "an event is nothing but its kind"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "charge_requested",
+        "token_issued",
+        "token_expired",
+        "charged",
+        "charge_declined.card_declined",
+        "review_required.fields_differ",
+        "charge_abandoned",
+    ],
+)
+def test_every_field_of_the_contract_is_stored(name: str) -> None:
+    """A field that the codec forgot would stay empty for ever."""
+
+    def empty_fields(message: Message) -> set[str]:
+        filled = {field.name: value for field, value in message.ListFields()}
+        missing = {field.full_name for field in message.DESCRIPTOR.fields if field.name not in filled}
+        for field, value in message.ListFields():
+            if field.type == FieldDescriptor.TYPE_MESSAGE and isinstance(value, Message):
+                missing |= empty_fields(value)
+        return missing
+
+    stored = journal_pb2.Event.FromString(encode(STORED[name]))
+    assert empty_fields(getattr(stored, name.partition(".")[0])) == set()
+
+
+# ---------------------------------------------------------------- a loud stop
+def _declined(number: int) -> bytes:
+    return bytes([5 << 3 | 2, 2, 1 << 3, number])
+
+
+def _in_review(number: int) -> bytes:
+    return bytes([6 << 3 | 2, 2, 1 << 3, number])
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(bytes([15 << 3 | 2, 0]), id="a kind that a newer program knows"),
+        pytest.param(_declined(99), id="a decline for a newer reason"),
+        pytest.param(_declined(0), id="a decline without a reason"),
+        pytest.param(_in_review(99), id="a review for a newer reason"),
+        pytest.param(_in_review(0), id="a review without a reason"),
+        pytest.param(b"\xff\xff\xff", id="no protobuf at all"),
+        pytest.param(encode(STORED["charged"])[:-1], id="half an event"),
+    ],
+)
+def test_an_unknown_event_is_a_loud_stop(stored: bytes) -> None:
+    """A journal that cannot be read is not read on: neither alone nor within its stream."""
+    with pytest.raises(UnknownEvent):
+        decode(stored)
+    with pytest.raises(UnknownEvent):
+        fold([encode(STORED["charge_requested"]), stored])
+
+
+def test_a_decline_for_a_known_reason_is_no_stop() -> None:
+    """Meta: it is the reason that the test above stops at."""
+    assert decode(_declined(1)) == ChargeDeclined(DeclineReason.CARD_DECLINED)
+    assert decode(_in_review(1)) == ReviewRequired(ReviewReason.FIELDS_DIFFER)
+
+
+def test_a_stream_folds_into_its_state() -> None:
+    """From nothing to rest."""
+    assert fold([]) == Absent()
+    assert fold([encode(STORED["charge_requested"])]) == AwaitingToken(REQUEST)
+    whole = [STORED[name] for name in ("charge_requested", "token_issued", "charged")]
+    assert fold([encode(event) for event in whole]) == AtRest(REQUEST, CHARGED)
+
+
+def test_a_stream_that_cannot_be_is_a_loud_stop() -> None:
+    """Every event is known, and yet this never happened."""
+    with pytest.raises(ImpossibleEvent):
+        fold([encode(STORED["token_issued"])])

@@ -1,0 +1,245 @@
+"""What events say, as rows: laws and examples of the pure projection, and of the view that keeps its rows."""
+
+import asyncio
+import itertools
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charging.v1.common_pb2 import DeclineReason, ReviewReason
+from charging.v1.journal_pb2 import Event
+from query_service.projection import (
+    ABANDONED,
+    CHARGED,
+    DECLINED,
+    IN_REVIEW,
+    PENDING,
+    Changes,
+    Record,
+    StreamBroken,
+    Summary,
+    Totals,
+    UnknownEvent,
+    charges_needed,
+    project,
+)
+from query_service.subscriber import verify
+from query_service.view import TABLES, View
+from tests.sealed import (
+    EPOCH_MICROSECONDS,
+    UNKNOWN_EVENT,
+    SealedJournal,
+    abandoned,
+    charge_id_of,
+    charged,
+    declined,
+    in_review,
+    requested,
+    token_expired,
+    token_issued,
+)
+
+# Every way that a charge can go, after ChargeRequested.
+LIVES: Sequence[Sequence[Event]] = (
+    (),
+    (abandoned(),),
+    (declined(DeclineReason.DECLINE_REASON_BANK_REFUSED),),
+    (in_review(),),
+    (token_issued(),),
+    (token_issued(), charged()),
+    (token_issued(), declined()),
+    (token_issued(), in_review(ReviewReason.REVIEW_REASON_FIELDS_DIFFER)),
+    (token_issued("one"), token_expired("one"), token_issued("two"), charged("transaction-2")),
+)
+
+# Each example makes a file or two: fewer of them, and no time limit, since the machine may be busy.
+LAW = settings(max_examples=50, deadline=None)
+
+
+def verified(journal: SealedJournal) -> list[Record]:
+    return verify(journal.records, 0, bytes(32))
+
+
+def rows_after(batches: Sequence[Sequence[Record]]) -> dict[str, list[tuple[object, ...]]]:
+    """Apply batches to a view of their own and read every row of it."""
+
+    async def apply(path: Path) -> None:
+        view = await View.open(path)
+        for batch in batches:
+            await view.apply(batch)
+        await view.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "view.db"
+        asyncio.run(apply(path))
+        connection = sqlite3.connect(path)
+        try:
+            return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
+        finally:
+            connection.close()
+
+
+@st.composite
+def streams_and_cuts(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]:
+    """Some charges with interleaved lives, on a clock that may step back, and a way to cut them into batches."""
+    lives = draw(st.lists(st.sampled_from(LIVES), min_size=1, max_size=8))
+    journal = SealedJournal()
+    left: dict[str, Iterator[Event]] = {}
+    for number, life in enumerate(lives):
+        key = f"order-{number:04}"
+        user = f"user-{draw(st.integers(1, 2))}"
+        currency = draw(st.sampled_from(("EUR", "JPY")))
+        first = requested(key, user, minor_units=draw(st.integers(1, 9999)), currency=currency)
+        left[key] = iter((first, *life))
+    while left:
+        key = draw(st.sampled_from(sorted(left)))
+        if (event := next(left[key], None)) is None:
+            del left[key]
+        else:
+            journal.append(key, event, at=EPOCH_MICROSECONDS + draw(st.integers(0, 1000)))
+    records = verified(journal)
+    cuts = sorted(draw(st.sets(st.integers(1, len(records) - 1)))) if len(records) > 1 else []
+    edges = [0, *cuts, len(records)]
+    return records, [records[a:b] for a, b in itertools.pairwise(edges)]
+
+
+@LAW
+@given(streams_and_cuts())
+def test_a_stream_gives_the_same_rows_however_it_is_cut_into_batches(
+    stream: tuple[list[Record], list[list[Record]]],
+) -> None:
+    """What makes a rebuilt view equal to one that followed live, row for row."""
+    records, batches = stream
+    assert rows_after(batches) == rows_after([records])
+
+
+@LAW
+@given(streams_and_cuts())
+def test_summaries_are_the_sums_of_the_charges_they_sum_up(stream: tuple[list[Record], list[list[Record]]]) -> None:
+    """Counted once each, in the column of their status, whatever way they went."""
+    _, batches = stream
+    rows = rows_after(batches)
+    columns = {CHARGED: 2, DECLINED: 4, PENDING: 6, IN_REVIEW: 8, ABANDONED: 10}
+    expected: dict[tuple[object, object], list[object]] = {}
+    for charge in rows["charge"]:
+        user, minor_units, currency, status = charge[4], charge[8], charge[9], charge[13]
+        sums = expected.setdefault((user, currency), [user, currency, *[0] * 10])
+        sums[columns[status]] += minor_units  # type: ignore[index,operator]  # rows come untyped from SQLite
+        sums[columns[status] + 1] += 1  # type: ignore[index,operator]  # as above
+    assert sorted(map(tuple, expected.values())) == sorted(rows["summary"])
+
+
+@LAW
+@given(streams_and_cuts())
+def test_no_charge_was_requested_more_than_the_backstep_before_one_that_precedes_it(
+    stream: tuple[list[Record], list[list[Record]]],
+) -> None:
+    """What lets a range of times be looked up as a range of positions, however the clock behaved."""
+    records, batches = stream
+    ((_, _, _, _, count, latest, backstep),) = rows_after(batches)["checkpoint"]
+    times = [record.recorded_at for record in records if record.version == 1]
+    assert (count, latest) == (len(times), max(times))
+    assert backstep == max(max(times[: place + 1]) - time for place, time in enumerate(times))
+
+
+@pytest.mark.parametrize(
+    ("life", "status", "transaction_id", "decline_reason", "review_reason"),
+    [
+        ((), PENDING, "", 0, 0),
+        ((token_issued(),), PENDING, "", 0, 0),
+        ((token_issued(), token_expired()), PENDING, "", 0, 0),
+        ((token_issued(), charged("t-9")), CHARGED, "t-9", 0, 0),
+        ((token_issued(), declined()), DECLINED, "", DeclineReason.DECLINE_REASON_INSUFFICIENT_FUNDS, 0),
+        ((in_review(),), IN_REVIEW, "", 0, ReviewReason.REVIEW_REASON_CONTRADICTION),
+        ((abandoned(),), ABANDONED, "", 0, 0),
+    ],
+)
+def test_a_charge_stands_where_its_newest_event_puts_it(
+    life: Sequence[Event], status: int, transaction_id: str, decline_reason: int, review_reason: int
+) -> None:
+    """One example for every kind of event."""
+    journal = SealedJournal()
+    position = journal.charge("order-0001", "user-1", *life)
+    changes = projected(journal)
+    (row,) = changes.added
+    assert row.standing == (
+        status,
+        transaction_id,
+        decline_reason,
+        review_reason,
+        EPOCH_MICROSECONDS + position,
+        position,
+        position,
+    )
+    assert changes.entries[0].event == "ChargeRequested"
+    assert changes.entries[-1].status == status
+
+
+def test_metadata_are_stored_in_an_order_of_their_own() -> None:
+    """A protobuf map has none, and rows must be equal when they are made again."""
+    journal = SealedJournal()
+    journal.append("order-0001", requested("order-0001", metadata={"b": "2", "a": "ä", "c": "3"}))
+    (row,) = projected(journal).added
+    assert row.requested.metadata == '{"a": "ä", "b": "2", "c": "3"}'
+
+
+def test_a_charge_that_ends_in_the_batch_that_began_it_is_never_summed_as_pending() -> None:
+    """It is written once, but the sums are what they would be otherwise."""
+    journal = SealedJournal()
+    journal.charge("order-0001", "user-1", token_issued(), charged())
+    assert projected(journal).summaries == [Summary("user-1", "EUR", 1250, 1, 0, 0, 0, 0, 0, 0, 0, 0)]
+
+
+def test_only_charges_that_began_before_a_batch_are_needed_for_it() -> None:
+    """So that catching up reads little."""
+    journal = SealedJournal()
+    journal.charge("order-0001")
+    journal.charge("order-0002", "user-1", token_issued())
+    journal.append("order-0001", token_issued())
+    records = verified(journal)
+    assert charges_needed(records) == set()
+    assert charges_needed(records[1:]) == {bytes.fromhex(charge_id_of("order-0001").replace("-", ""))}
+
+
+@pytest.mark.parametrize("payload", [UNKNOWN_EVENT, b"", b"\xff\xff", b"\x0a\x05ab"])
+def test_an_event_that_is_not_known_or_not_readable_stops_loudly(payload: bytes) -> None:
+    """It names the position, so that all before it can be shown."""
+    journal = SealedJournal()
+    journal.charge("order-0001")
+    journal.append("order-0001", payload)
+    with pytest.raises(UnknownEvent) as stopped:
+        projected(journal)
+    assert stopped.value.position == 2
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [
+        [0],  # does not begin with ChargeRequested
+        [1],  # skips a version
+    ],
+)
+def test_a_stream_that_begins_elsewhere_or_skips_a_version_stops_loudly(skipped: list[int]) -> None:
+    """A journal never holds such a stream."""
+    journal = SealedJournal()
+    journal.charge("order-0001", "user-1", token_issued(), charged())
+    records = [record for place, record in enumerate(verified(journal)) if place not in skipped]
+    with pytest.raises(StreamBroken):
+        project(records, {}, Totals())
+
+
+def test_a_stream_that_begins_twice_stops_loudly() -> None:
+    """A charge is requested once."""
+    journal = SealedJournal()
+    journal.charge("order-0001", "user-1", requested("order-0001"))
+    with pytest.raises(StreamBroken):
+        projected(journal)
+
+
+def projected(journal: SealedJournal) -> Changes:
+    return project(verified(journal), {}, Totals())
