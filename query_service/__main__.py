@@ -1,0 +1,122 @@
+"""The query server's process: the only place that builds things and reads settings."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import prometheus_client
+import structlog
+
+from charging.v1 import query_pb2_grpc
+from chassis import server, settings, telemetry
+from query_service.api import QueryService
+from query_service.errors import DOMAIN, Reason, refusal
+from query_service.feed import feed_of
+from query_service.settings import Settings
+from query_service.subscriber import BrokenFeed, OpenFeed, Subscriber
+from query_service.view import View, ViewUnusable
+from query_service.waiting import Waiting
+
+log = structlog.get_logger()
+
+# A query fits well; more would only be a way to fill our memory.
+QUERY_BYTES = 16 << 10
+# A batch is some twenty thousand rows and records, all of which are freed without the collector's help; looking through them
+# every 700 allocations costs a third of the projection's time (measured).
+COLLECTED_AFTER = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A query server at work, for whoever started it in this process.
+
+    `following` ends with BrokenFeed when the feed breaks its promises: the server must not serve on then.
+    """
+
+    listen: settings.Address
+    subscriber: Subscriber
+    view: View
+    following: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def serve(chosen: Settings, open_feed: OpenFeed | None = None) -> AsyncIterator[Running]:
+    """Run a query server; leaving the context drains it.
+
+    Raises ViewUnusable if the view cannot be had, OSError if the address cannot be had.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        view = await View.open(chosen.view)
+        stack.push_async_callback(view.close)
+        waiting = Waiting()
+        subscriber = Subscriber(
+            view, waiting, open_feed or feed_of(chosen.feed), clock=time.monotonic, chance=random.Random()
+        )
+        queries = QueryService(view, subscriber, waiting, max_calls=chosen.max_calls, max_watchers=chosen.max_watchers)
+        query_server = await server.Server.start(
+            chosen.listen,
+            lambda grpc_server: query_pb2_grpc.add_QueryServiceServicer_to_server(queries, grpc_server),
+            services=["charging.v1.QueryService"],
+            domain=DOMAIN,
+            unreadable=refusal(Reason.INVALID_REQUEST),
+            unexpected=refusal(Reason.UNEXPECTED),
+            request_bytes=QUERY_BYTES,
+            reflect=chosen.reflection,
+        )
+        stack.push_async_callback(query_server.drain, 0.0)
+        following = asyncio.create_task(subscriber.run(query_server.set_serving))
+        stack.push_async_callback(_end, following)
+        _offer_gauges(subscriber, waiting, chosen.metrics_listen)
+        log.info("serving", service="query", listen=str(query_server.address))
+        yield Running(query_server.address, subscriber, view, following)
+        log.info("draining")
+        waiting.stop()
+        await query_server.drain(chosen.drain_seconds)  # the view is followed on, so that waiting calls get there
+        log.info("stopped", position=waiting.position)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _offer_gauges(subscriber: Subscriber, waiting: Waiting, listen: settings.Address | None) -> None:
+    if listen is None:
+        return
+    for name, text, read in (
+        ("view_position", "The journal position that the view shows", lambda: waiting.position),
+        ("view_lag_records", "Records not shown yet", lambda: subscriber.head_position - waiting.position),
+        ("feed_silence_seconds", "How long the feed was not heard; -1: never", lambda: _or_never(subscriber)),
+    ):
+        prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
+    telemetry.serve_metrics(listen)
+
+
+def _or_never(subscriber: Subscriber) -> float:
+    return -1.0 if subscriber.silence_seconds is None else subscriber.silence_seconds
+
+
+async def _serve_until_stopped() -> None:
+    async with serve(settings.read(Settings, os.environ)) as running:
+        stopping = asyncio.create_task(server.stop_signal())
+        await asyncio.wait([stopping, running.following], return_when=asyncio.FIRST_COMPLETED)
+        if running.following.done():
+            running.following.result()  # raises what broke; without that, a stopped projection is served on
+        await stopping
+
+
+def main() -> None:
+    """Run the server."""
+    telemetry.configure_logging("query")
+    gc.set_threshold(COLLECTED_AFTER)
+    server.run(_serve_until_stopped, (BrokenFeed, ViewUnusable))
+
+
+if __name__ == "__main__":
+    main()

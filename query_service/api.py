@@ -1,0 +1,322 @@
+"""The queries over gRPC: from a request to the view and back, with bounds on how many and how long.
+
+Each answer is read from one state of the view, and says which position that is and how far behind. Nothing here writes.
+"""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from sqlite3 import Connection
+from typing import Any, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from charging.v1 import query_pb2, query_pb2_grpc
+from charging.v1.common_pb2 import Card, ChargeStatus, Lag, Money
+from query_service.errors import Reason, invalid, refusal
+from query_service.lookup import (
+    END,
+    ChargeId,
+    ChargeName,
+    Conditions,
+    Key,
+    find_charge,
+    find_charges,
+    find_history,
+    find_summaries,
+)
+from query_service.pages import position_of, token_after
+from query_service.projection import ChargeRow, Entry, Summary
+from query_service.subscriber import State, Subscriber
+from query_service.view import Shown, View
+from query_service.waiting import Waiting
+
+T = TypeVar("T")
+
+# Until identities exist there is one tenant.
+TENANT = "default"
+# A view that lives is there in milliseconds: who has waited this long is better told how far it is.
+LONGEST_WAIT_SECONDS = 5.0
+# Enough for the answer to travel, so that a client reads how far the view is instead of its own deadline.
+ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
+# Of ids, keys and users: what the command server takes at most.
+LONGEST_NAME = 128
+DEFAULT_PAGE = 50
+LONGEST_PAGE = 1000
+# A page is cut before this size, and the next one goes on: clients of grpc take 4 MiB unless told otherwise.
+PAGE_BYTES = 2 << 20
+
+_STATES = {
+    State.CATCHING_UP: query_pb2.VIEW_STATE_CATCHING_UP,
+    State.LIVE: query_pb2.VIEW_STATE_LIVE,
+    State.DISCONNECTED: query_pb2.VIEW_STATE_DISCONNECTED,
+    State.STOPPED: query_pb2.VIEW_STATE_STOPPED,
+}
+
+
+class QueryService(query_pb2_grpc.QueryServiceServicer):
+    """Answers queries, so many at once."""
+
+    def __init__(
+        self, view: View, subscriber: Subscriber, waiting: Waiting, *, max_calls: int, max_watchers: int
+    ) -> None:
+        self._view = view
+        self._subscriber = subscriber
+        self._waiting = waiting
+        self._calls = _Places(max_calls)
+        self._watchers = _Places(max_watchers)
+
+    async def GetCharge(  # noqa: N802  # the contract's names, here and below
+        self, request: query_pb2.GetChargeRequest, context: Any
+    ) -> query_pb2.GetChargeResponse:
+        """Show a charge; see the contract."""
+        find = partial(find_charge, name=_name(request))
+        shown = await self._answer(find, request.min_position, context)
+        if shown.found is None:
+            raise _not_found(shown)
+        return query_pb2.GetChargeResponse(charge=_charge(shown.found), **self._place(shown))
+
+    async def ListCharges(  # noqa: N802
+        self, request: query_pb2.ListChargesRequest, context: Any
+    ) -> query_pb2.ListChargesResponse:
+        """List charges; see the contract."""
+        conditions = _conditions(request)
+        page_size = _page_size(request)
+        below = position_of(request) if request.page_token else END
+        if below is None:
+            raise invalid("page_token", "must be a next_page_token, sent with the conditions of the page it came with")
+        # One more than is shown tells whether there is a next page.
+        find = partial(find_charges, conditions=conditions, below=below, limit=page_size + 1)
+        shown = await self._answer(find, request.min_position, context)
+        response = query_pb2.ListChargesResponse(**self._place(shown))
+        size = 0
+        for row in shown.found[:page_size]:
+            charge = _charge(row)
+            size += charge.ByteSize()
+            if size > PAGE_BYTES and response.charges:
+                break
+            response.charges.append(charge)
+        count = len(response.charges)
+        if count < len(shown.found):
+            response.next_page_token = token_after(shown.found[count - 1].requested.requested_position, request)
+        return response
+
+    async def WatchCharge(  # noqa: N802
+        self, request: query_pb2.WatchChargeRequest, context: Any
+    ) -> AsyncIterator[query_pb2.WatchChargeResponse]:
+        """Show a charge, and again whenever it changed; see the contract."""
+        name = _name(request)
+        with self._watchers.taken():
+            await self._reach(request.min_position, context)
+            first = await self._view.read(partial(find_charge, name=name))
+            if first.found is None:
+                raise _not_found(first)
+            charge_id = first.found.requested.charge_id
+            told = 0
+            # Watched before it is read again, so that no change falls between.
+            with self._waiting.watching(charge_id) as changed:
+                while not self._waiting.is_stopping:
+                    changed.clear()
+                    shown = await self._view.read(partial(find_charge, name=ChargeId(charge_id)))
+                    if shown.found is None or shown.found.standing.position < told:
+                        raise self._behind()  # the view is being built again, and has not got to this charge
+                    if shown.found.standing.position > told:
+                        told = shown.found.standing.position
+                        yield query_pb2.WatchChargeResponse(charge=_charge(shown.found), **self._place(shown))
+                    await changed.wait()
+        raise refusal(Reason.SERVER_STOPPING)
+
+    async def GetChargeHistory(  # noqa: N802
+        self, request: query_pb2.GetChargeHistoryRequest, context: Any
+    ) -> query_pb2.GetChargeHistoryResponse:
+        """Tell what happened to a charge; see the contract."""
+        find = partial(find_history, name=_name(request))
+        shown = await self._answer(find, request.min_position, context)
+        if shown.found is None:
+            raise _not_found(shown)
+        row, entries = shown.found
+        return query_pb2.GetChargeHistoryResponse(
+            charge_id=_text_of(row.requested.charge_id), entries=map(_entry, entries), **self._place(shown)
+        )
+
+    async def GetUserSummary(  # noqa: N802
+        self, request: query_pb2.GetUserSummaryRequest, context: Any
+    ) -> query_pb2.GetUserSummaryResponse:
+        """Sum up a user's charges; see the contract."""
+        if not request.user_id:
+            raise invalid("user_id", "must not be empty")
+        _check_length("user_id", request.user_id)
+        find = partial(find_summaries, user_id=request.user_id)
+        shown = await self._answer(find, request.min_position, context)
+        return query_pb2.GetUserSummaryResponse(
+            user_id=request.user_id, currencies=map(_currency, shown.found), **self._place(shown)
+        )
+
+    async def GetViewStatus(  # noqa: N802
+        self, request: query_pb2.GetViewStatusRequest, context: Any
+    ) -> query_pb2.GetViewStatusResponse:
+        """Tell how the view is doing; see the contract."""
+        shown = await self._answer(lambda _: None, request.min_position, context)
+        return query_pb2.GetViewStatusResponse(
+            journal_id=shown.checkpoint.journal_id,
+            head_position=max(self._subscriber.head_position, shown.checkpoint.position),
+            state=_STATES[self._subscriber.state],
+            charge_count=shown.checkpoint.totals.charge_count,
+            **self._place(shown),
+        )
+
+    async def _answer(self, find: Callable[[Connection], T], min_position: int, context: Any) -> Shown[T]:
+        with self._calls.taken():
+            await self._reach(min_position, context)
+            return await self._view.read(find)
+
+    async def _reach(self, min_position: int, context: Any) -> None:
+        if min_position < 0:
+            raise invalid("min_position", "must not be negative")
+        wait_seconds = LONGEST_WAIT_SECONDS
+        if (remaining_seconds := context.time_remaining()) is not None:
+            wait_seconds = min(wait_seconds, remaining_seconds - ANSWER_BEFORE_DEADLINE_SECONDS)
+        if not await self._waiting.reach(min_position, wait_seconds):
+            raise self._behind()
+
+    def _behind(self) -> Exception:
+        positions = {"as_of_position": self._waiting.position, "head_position": self._subscriber.head_position}
+        return refusal(Reason.VIEW_BEHIND, metadata=positions)
+
+    def _place(self, shown: Shown[Any]) -> dict[str, Any]:
+        """Say which position an answer shows, and how far behind that is."""
+        position = shown.checkpoint.position
+        silence = self._subscriber.silence_seconds
+        lag = Lag(
+            records=max(0, self._subscriber.head_position - position),
+            silence_milliseconds=-1 if silence is None else int(silence * 1000),
+        )
+        return {"as_of_position": position, "lag": lag}
+
+
+class _Places:
+    """A limit on calls at once: whoever comes when all places are taken is sent away at once."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        if not self._free:
+            raise refusal(Reason.TOO_MANY_CALLS)
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
+
+
+# ---------------------------------------------------------------- from requests
+def _name(
+    request: query_pb2.GetChargeRequest | query_pb2.WatchChargeRequest | query_pb2.GetChargeHistoryRequest,
+) -> ChargeName:
+    by = request.WhichOneof("by")
+    if by is None:
+        raise invalid("by", "must be a charge_id or an idempotency_key")
+    name: str = getattr(request, by)
+    if not name:
+        raise invalid(by, "must not be empty")
+    _check_length(by, name)
+    return ChargeId(_bytes_of(name)) if by == "charge_id" else Key(TENANT, name)
+
+
+def _check_length(field: str, value: str) -> None:
+    if len(value) > LONGEST_NAME:
+        raise invalid(field, f"must have at most {LONGEST_NAME} characters")
+
+
+def _bytes_of(charge_id: str) -> bytes:
+    """Read an id. What is not the text of an id names no charge, as an id that was never given out does."""
+    try:
+        named = uuid.UUID(charge_id)
+    except ValueError:
+        return b""
+    return named.bytes if str(named) == charge_id.lower() else b""
+
+
+def _text_of(charge_id: bytes) -> str:
+    return str(uuid.UUID(bytes=charge_id))
+
+
+def _conditions(request: query_pb2.ListChargesRequest) -> Conditions:
+    _check_length("user_id", request.user_id)
+    if request.status not in ChargeStatus.values():
+        raise invalid("status", "must be a known status, or unspecified for any")
+    return Conditions(
+        user_id=request.user_id or None,
+        status=request.status or None,
+        requested_from=_microseconds(request, "requested_from"),
+        requested_before=_microseconds(request, "requested_before"),
+    )
+
+
+def _microseconds(request: query_pb2.ListChargesRequest, field: str) -> int | None:
+    """Read a bound of a range of times; rounded up, since records are timed to the microsecond."""
+    if not request.HasField(field):  # type: ignore[arg-type]  # the name is one of two of the contract's
+        return None
+    time: Timestamp = getattr(request, field)
+    try:
+        return -(-time.ToNanoseconds() // 1000)
+    except ValueError:
+        raise invalid(field, "must be a time from the year 1 to 9999, with 0 to 999,999,999 nanoseconds") from None
+
+
+def _page_size(request: query_pb2.ListChargesRequest) -> int:
+    if request.page_size < 0:
+        raise invalid("page_size", "must not be negative")
+    return min(request.page_size, LONGEST_PAGE) or DEFAULT_PAGE
+
+
+# ---------------------------------------------------------------- to responses
+def _not_found(shown: Shown[Any]) -> Exception:
+    return refusal(Reason.CHARGE_NOT_FOUND, metadata={"as_of_position": shown.checkpoint.position})
+
+
+def _charge(row: ChargeRow) -> query_pb2.Charge:
+    requested, standing = row
+    return query_pb2.Charge(
+        charge_id=_text_of(requested.charge_id),
+        idempotency_key=requested.idempotency_key,
+        user_id=requested.user_id,
+        card=Card(token=requested.card_token, brand=requested.card_brand, last4=requested.card_last4),
+        amount=Money(minor_units=requested.minor_units, currency_code=requested.currency_code),
+        description=requested.description,
+        metadata=json.loads(requested.metadata),
+        status=standing.status,
+        transaction_id=standing.transaction_id,
+        decline_reason=standing.decline_reason,
+        review_reason=standing.review_reason,
+        requested_at=_time(requested.requested_at),
+        updated_at=_time(standing.updated_at),
+        version=standing.version,
+        position=standing.position,
+    )
+
+
+def _entry(entry: Entry) -> query_pb2.HistoryEntry:
+    return query_pb2.HistoryEntry(
+        position=entry.position,
+        version=entry.version,
+        recorded_at=_time(entry.recorded_at),
+        event=entry.event,
+        status=entry.status,
+    )
+
+
+def _currency(summary: Summary) -> query_pb2.CurrencySummary:
+    sums = summary._asdict()  # its columns have the contract's names
+    del sums["user_id"]
+    return query_pb2.CurrencySummary(**sums)
+
+
+def _time(microseconds: int) -> Timestamp:
+    time = Timestamp()
+    time.FromMicroseconds(microseconds)
+    return time

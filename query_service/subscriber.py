@@ -1,0 +1,285 @@
+"""The subscriber: follows the journal's feed, verifies every record, and applies it to the view.
+
+* It goes on from the view's checkpoint, and the checkpoint never passes a record that was not applied.
+* A record is taken only if its position is the next one and its chain is right. A feed with a gap, a repeat or a broken
+  chain is not lived with: `BrokenFeed`, and the process ends.
+* A lost connection is lived with: the view serves on, says how stale it is, and the subscriber tries again.
+* An event that is not known stops the projection for good: until the server is updated it serves what it has.
+
+While records are applied the next are received and verified, and what has arrived meanwhile is applied as one batch. It
+runs on any event loop: where the feed comes from, the clock and chance are given to it.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import sqlite3
+import struct
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from enum import Enum, auto
+from typing import assert_never
+
+import structlog
+
+from charging.v1 import journal_pb2
+from charging.v1.journal_pb2 import CaughtUp, Opened, SubscribeResponse
+from query_service.lookup import Checkpoint
+from query_service.projection import Record, StreamBroken, UnknownEvent
+from query_service.view import View, ViewNotWritten
+from query_service.waiting import Waiting
+
+log = structlog.get_logger()
+
+# Four missed heartbeats: a feed that is silent for so long is taken for lost, whatever its connection says.
+SILENCE_SECONDS = 20.0
+# Full jitter: a pause is anywhere between nothing and the longest, so that many readers do not come back as one. The
+# longest doubles with each failure, up to what a reader of the view may be left without news once the feed is back.
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+# Messages that may wait while others are applied: 4,000 records or 8 MiB. One transaction for so many costs half of what one
+# for each 500 does (measured), and more gain little.
+MESSAGES_WAITING = 8
+
+# (after_position, journal_id, chain) -> the messages of the feed. Raises FeedLost or JournalDiverged.
+OpenFeed = Callable[[int, str, bytes], AsyncGenerator[SubscribeResponse, None]]
+SetServing = Callable[[bool], Awaitable[None]]
+
+_CHAINED = struct.Struct(">32sq16sqq32s")
+_UUID_BYTES = 16
+
+
+class FeedLost(Exception):
+    """The feed cannot be had now; the text says why. It is tried again."""
+
+
+class JournalDiverged(Exception):
+    """The journal is not the one that the view shows: the view must be built again from its start."""
+
+
+class BrokenFeed(Exception):
+    """The feed is not what was promised: a gap, a repeat, a broken chain. The text names the position."""
+
+
+class State(Enum):
+    """What the view is doing; see ViewState in the contract."""
+
+    CATCHING_UP = auto()
+    LIVE = auto()
+    DISCONNECTED = auto()
+    STOPPED = auto()
+
+
+_Item = Opened | list[Record] | CaughtUp | Exception
+
+
+class Subscriber:
+    """Keeps one view up with one journal."""
+
+    def __init__(
+        self,
+        view: View,
+        waiting: Waiting,
+        open_feed: OpenFeed,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._view = view
+        self._waiting = waiting
+        self._open_feed = open_feed
+        self._clock = clock
+        self._chance = chance or random.Random()
+        self._heard_at: float | None = None
+        self._head_position = 0
+        self._goal: int | None = None
+        self._is_serving = False
+        self._failures = 0
+        self._loss = ""
+        self.state = State.DISCONNECTED
+
+    @property
+    def head_position(self) -> int:
+        """The newest head of the journal that was heard of."""
+        return max(self._head_position, self._waiting.position)
+
+    @property
+    def silence_seconds(self) -> float | None:
+        """How long the feed has not been heard; None if it never was."""
+        return None if self._heard_at is None else max(0.0, self._clock() - self._heard_at)
+
+    async def run(self, set_serving: SetServing) -> None:
+        """Follow the feed until cancelled, or until an unknown event stops the projection.
+
+        `set_serving` is told True once the view has first caught up with the head that it met, so that nobody is sent to
+        an empty view, and False when the view is built again or stopped. Raises BrokenFeed.
+        """
+        checkpoint = await self._view.checkpoint()
+        self._waiting.begun_at(checkpoint.position)
+        while True:
+            try:
+                await self._follow(set_serving)
+            except (FeedLost, ViewNotWritten) as error:
+                self.state = State.DISCONNECTED
+                if str(error) != self._loss:  # an outage is told once, not every few seconds
+                    self._loss = str(error)
+                    log.warning("the feed is lost and will be tried again", why=self._loss)
+            except UnknownEvent as error:
+                self.state = State.STOPPED
+                log.error("the projection is stopped: the view grows stale", why=str(error))
+                await self._serve(set_serving, False)
+                return
+            except (BrokenFeed, StreamBroken, sqlite3.IntegrityError) as error:
+                log.critical("the feed is broken: the server ends", why=str(error))
+                raise BrokenFeed(str(error)) from error
+            await asyncio.sleep(self._pause_seconds())
+            self._failures += 1
+
+    async def _follow(self, set_serving: SetServing) -> None:
+        """Follow the feed from the checkpoint until it is lost."""
+        checkpoint = await self._view.checkpoint()
+        items: asyncio.Queue[_Item] = asyncio.Queue(MESSAGES_WAITING)
+        receiving = asyncio.create_task(self._receive(checkpoint, items))
+        try:
+            while True:
+                waiting = [await items.get()]
+                while not items.empty():
+                    waiting.append(items.get_nowait())
+                await self._apply([record for item in waiting if isinstance(item, list) for record in item])
+                for item in waiting:
+                    self._note(item)
+                if self._goal is not None and self._waiting.position >= self._goal:
+                    await self._serve(set_serving, True)
+                if isinstance(waiting[-1], Exception):
+                    raise waiting[-1]
+        except JournalDiverged:
+            if not checkpoint.position and not checkpoint.journal_id:
+                raise FeedLost("the journal does not fit even a view of nothing") from None
+            log.warning("the journal has diverged: the view is built again", position=checkpoint.position)
+            await self._serve(set_serving, False)
+            await self._view.reset("")
+            self._head_position, self._goal = 0, None
+            self._waiting.begun_at(0)
+        finally:
+            receiving.cancel()
+            await asyncio.wait([receiving])
+
+    def _note(self, item: _Item) -> None:
+        match item:
+            case Opened():
+                self.state = State.CATCHING_UP
+                if self._goal is None:
+                    self._goal = item.head_position
+                log.info("the feed is open", position=self._waiting.position, head=item.head_position)
+            case CaughtUp():
+                self.state = State.LIVE
+                self._failures, self._loss = 0, ""
+                log.info("the view has caught up", position=item.position)
+            case list() | Exception():
+                pass
+            case _:
+                assert_never(item)
+
+    async def _apply(self, records: list[Record]) -> None:
+        """Write records to the view and wake whoever waits for them; of those before an unknown event, too."""
+        if not records:
+            return
+        try:
+            await self._view.apply(records)
+        except UnknownEvent as error:
+            await self._apply([record for record in records if record.position < error.position])
+            raise
+        self._waiting.written(records)
+
+    async def _receive(self, checkpoint: Checkpoint, items: asyncio.Queue[_Item]) -> None:
+        """Receive and verify, and hand on what came; whatever ends the feed is handed on as the last item."""
+        position, chain = checkpoint.position, checkpoint.chain
+        try:
+            # At the start there is no chain to be compared yet.
+            messages = self._open_feed(position, checkpoint.journal_id, chain if position else b"")
+            async with contextlib.aclosing(messages):
+                opened = await self._next(messages)
+                if opened.WhichOneof("item") != "opened":
+                    raise BrokenFeed("the feed does not begin with Opened")
+                await self._open(checkpoint, opened.opened)
+                await items.put(opened.opened)
+                while True:
+                    message = await self._next(messages)
+                    item = message.WhichOneof("item")
+                    match item:
+                        case "batch":
+                            records = verify(message.batch.records, position, chain)
+                            if records:
+                                position, chain = records[-1].position, records[-1].chain
+                                self._head_position = max(self._head_position, position)
+                                await items.put(records)
+                        case "caught_up":
+                            if message.caught_up.position != position:
+                                raise BrokenFeed(
+                                    f"the feed says that all was sent, but after {position} something is missing"
+                                )
+                            await items.put(message.caught_up)
+                        case "heartbeat":
+                            self._head_position = max(self._head_position, message.heartbeat.head_position)
+                        case "opened" | None:
+                            raise BrokenFeed(f"after position {position} the feed sent what has no place there")
+                        case _:
+                            assert_never(item)
+        except Exception as error:
+            await items.put(error)
+
+    async def _next(self, messages: AsyncGenerator[SubscribeResponse, None]) -> SubscribeResponse:
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                message = await anext(messages)
+        except TimeoutError:
+            raise FeedLost(f"nothing was heard for {SILENCE_SECONDS:g} s") from None
+        except StopAsyncIteration:
+            raise FeedLost("the server ended the feed") from None
+        self._heard_at = self._clock()
+        return message
+
+    async def _open(self, checkpoint: Checkpoint, opened: Opened) -> None:
+        if not opened.journal_id:
+            raise BrokenFeed("the feed does not say which journal it is of")
+        if not checkpoint.journal_id:
+            await self._view.reset(opened.journal_id)
+        elif opened.journal_id != checkpoint.journal_id:
+            raise BrokenFeed("the feed is of another journal than was asked for")
+        self._head_position = max(self._head_position, opened.head_position)
+
+    async def _serve(self, set_serving: SetServing, is_serving: bool) -> None:
+        if is_serving != self._is_serving:
+            self._is_serving = is_serving
+            await set_serving(is_serving)
+
+    def _pause_seconds(self) -> float:
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 16))
+        return self._chance.uniform(0.0, longest)
+
+
+def verify(batch: Iterable[journal_pb2.Record], position: int, chain: bytes) -> list[Record]:
+    """Check that records follow a position and its chain, one after the other. Raises BrokenFeed.
+
+    The chain is SHA-256(chain before || position || charge id || version || recorded at || SHA-256(event)), as journal.proto
+    tells.
+    """
+    records = []
+    for wire in batch:
+        if wire.position != position + 1:
+            raise BrokenFeed(f"after position {position} the feed brought position {wire.position}")
+        position += 1
+        version, event, recorded = wire.version, wire.event, wire.recorded_at
+        recorded_at = recorded.seconds * 1_000_000 + recorded.nanos // 1_000
+        try:
+            charge_id = bytes.fromhex(wire.charge_id.replace("-", ""))
+            digest = hashlib.sha256(event).digest()
+            fields = _CHAINED.pack(chain, position, charge_id, version, recorded_at, digest)
+        except (ValueError, struct.error):
+            raise BrokenFeed(f"the record at position {position} cannot be read") from None
+        chain = hashlib.sha256(fields).digest()
+        if chain != wire.chain or len(charge_id) != _UUID_BYTES:
+            raise BrokenFeed(f"the record at position {position} does not fit the chain")
+        records.append(Record(position, charge_id, version, recorded_at, chain, event))
+    return records
