@@ -43,7 +43,7 @@ _KEEPALIVE = [
 CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.http2.max_pings_without_data", 0)]
 _SERVER_OPTIONS = [
     *_KEEPALIVE,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
     ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
     ("grpc.max_concurrent_streams", 1_000),  # a connection: one client cannot take all there is
 ]

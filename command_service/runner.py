@@ -149,6 +149,7 @@ class Runner:
         self._breaker = Breaker(clock, chance)
         self._slots = asyncio.Semaphore(limits.bank_calls)
         self._running: dict[str, Running] = {}
+        self._beginning: dict[str, asyncio.Event] = {}  # looked up, or appended to for the first time, right now
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recover(self) -> int:
@@ -167,35 +168,44 @@ class Runner:
 
     async def _accept(self, command: Charge) -> Accepted:
         charge_id = command.request.charge_id
-        while True:  # once more only when somebody else got ahead, and then the charge is there
+        while True:  # once more only when another call or another server got ahead, and then the charge is there
             if running := self._running.get(charge_id):
                 decide(running.stream.state, command)
                 return Accepted(Source.RECOVERED if running.was_found else Source.JOINED, running.stream, running)
-            stream = await self._load(charge_id)
-            events = decide(stream.state, command)
-            if not events and next_step(stream.state) is None:
-                return Accepted(Source.REPLAYED, stream)
-            if not events:
-                return Accepted(Source.RECOVERED, stream, self._run(charge_id, stream, was_found=True))
-            self._refuse_when_overloaded()
+            if beginning := self._beginning.get(charge_id):
+                await beginning.wait()
+                continue
+            self._beginning[charge_id] = beginning = asyncio.Event()
             try:
-                stream = await self._append(charge_id, stream, events)
+                return await self._begin(command)
             except VersionConflict:
                 continue
+            finally:
+                del self._beginning[charge_id]
+                beginning.set()
+
+    async def _begin(self, command: Charge) -> Accepted:
+        charge_id = command.request.charge_id
+        stream = await self._load(charge_id)
+        events = decide(stream.state, command)
+        if events:
+            self._refuse_when_overloaded()
+            stream = await self._append(charge_id, stream, events)
             return Accepted(Source.FRESH, stream, self._run(charge_id, stream, was_found=False))
+        if next_step(stream.state) is None:
+            return Accepted(Source.REPLAYED, stream)
+        return Accepted(Source.RECOVERED, stream, self._run(charge_id, stream, was_found=True))
 
     def _refuse_when_overloaded(self) -> None:
         if self._breaker.is_open:
             raise Overloaded(OverloadReason.BANK_UNREACHABLE, self._breaker.retry_after_seconds)
-        if len(self._running) >= self._limits.unfinished:
+        if len(self._running) + len(self._beginning) > self._limits.unfinished:  # this one included
             raise Overloaded(OverloadReason.TOO_MANY_UNFINISHED, 1.0)
         if not self._journal.accepting:
             raise Overloaded(OverloadReason.JOURNAL_FULL, 5.0)
 
     # ------------------------------------------------------------ the loop
     def _run(self, charge_id: str, stream: Stream, *, was_found: bool) -> Running:
-        if running := self._running.get(charge_id):
-            return running
         self._running[charge_id] = running = Running(charge_id, stream, was_found, asyncio.Event())
         self._spawn(self._run_to_rest(running))
         return running
