@@ -152,6 +152,20 @@ class Town:
             }
         )
 
+    async def operate(self, *arguments: str) -> int:
+        """Run one of the operator's commands on the journal, and return its exit status. It writes into the server's log."""
+        with self.command.log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "command_service",
+                *arguments,
+                env={**os.environ, "COMMAND_JOURNAL": f"sqlite:///{self.journal}"},
+                stdout=log,
+                stderr=log,
+            )
+        return await asyncio.wait_for(process.wait(), STOP_SECONDS)
+
     async def __aenter__(self) -> "Town":
         """Start the bank and the command server. The query server is started by who needs one."""
         await self.start_bank()
