@@ -37,6 +37,9 @@ KEEPALIVE_MILLISECONDS = 15_000
 _KEEPALIVE = [
     ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MILLISECONDS // 2),
+    # That one waits for TCP to acknowledge. This one waits for the other end to answer, which if hung it never does; grpc's
+    # own default is a minute (measured).
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_MILLISECONDS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 # For a client of ours: it pings an idle link too, which a server of ours permits.
@@ -118,7 +121,9 @@ class _Guard(grpc.aio.ServerInterceptor):
             method = await continuation(details)
             if method is None:  # unknown to us: grpc answers UNIMPLEMENTED, and a made-up name takes no memory
                 return None
-            self._guarded[details.method] = self._guard(method) if details.method.startswith(f"/{self._domain}.") else method
+            self._guarded[details.method] = (
+                self._guard(method) if details.method.startswith(f"/{self._domain}.") else method
+            )
         return self._guarded[details.method]
 
     def _guard(self, method: Any) -> Any:

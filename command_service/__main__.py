@@ -21,9 +21,11 @@ from chassis import server, settings, telemetry
 from command_service.api import CommandService
 from command_service.bank.gateway import GatewayBank
 from command_service.bank.transport import open_transport
+from command_service.charge import ImpossibleEvent
+from command_service.codec import UnknownEvent
 from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
-from command_service.journal import JournalRefused
+from command_service.journal import JournalCorrupt, JournalRefused
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.upkeep import backup, restore
 from command_service.operate import print_journal, verify_journal
@@ -99,7 +101,12 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
             reflect=chosen.reflection,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
-        found = await runner.recover()
+        try:
+            found = await runner.recover()
+        except (JournalCorrupt, UnknownEvent, ImpossibleEvent) as error:
+            raise JournalRefused(
+                f"the journal {chosen.journal} holds an unfinished charge that cannot be read: {error}"
+            ) from error
         await feed_server.set_serving(True)
         watching = asyncio.create_task(_tell_health(journal, command_server))
         stack.callback(watching.cancel)

@@ -9,6 +9,7 @@ from grpc import StatusCode
 
 from charging.v1.common_pb2 import Advice
 from chassis.server import Refusal, Violation
+from chassis.telemetry import log_unexpected
 from command_service.charge import ImpossibleEvent, InvalidCharge, KeyReused
 from command_service.codec import UnknownEvent
 from command_service.journal import JournalCorrupt, JournalFull
@@ -134,4 +135,5 @@ def refusing() -> Iterator[None]:
     except JournalFull:
         raise refusal(Reason.JOURNAL_FULL, retry_after_seconds=5.0) from None
     except (JournalCorrupt, UnknownEvent, ImpossibleEvent) as error:
+        log_unexpected("the journal cannot be read here", error, position=getattr(error, "position", None))
         raise refusal(Reason.JOURNAL_CORRUPT) from error

@@ -48,6 +48,11 @@ class Breaker:
         return self._pause_seconds > 0
 
     @property
+    def wants_probe(self) -> bool:
+        """Whether it is open, and it is time that somebody found out whether the bank answers again."""
+        return self.is_open and not self._probing and self._clock() >= self._probe_at
+
+    @property
     def retry_after_seconds(self) -> float:
         """When it may be worth asking again."""
         return max(1.0, self._probe_at - self._clock())

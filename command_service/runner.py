@@ -197,7 +197,8 @@ class Runner:
         return Accepted(Source.RECOVERED, stream, self._run(charge_id, stream, was_found=True))
 
     def _refuse_when_overloaded(self) -> None:
-        if self._breaker.is_open:
+        # Charges under way find out whether the bank is back. If there are none, all given up, a new one has to.
+        if self._breaker.is_open and (self._running or not self._breaker.wants_probe):
             raise Overloaded(OverloadReason.BANK_UNREACHABLE, self._breaker.retry_after_seconds)
         if len(self._running) + len(self._beginning) > self._limits.unfinished:  # this one included
             raise Overloaded(OverloadReason.TOO_MANY_UNFINISHED, 1.0)
@@ -206,6 +207,8 @@ class Runner:
 
     # ------------------------------------------------------------ the loop
     def _run(self, charge_id: str, stream: Stream, *, was_found: bool) -> Running:
+        if running := self._running.get(charge_id):  # a call may come for a charge that `recover` is about to find
+            return running
         self._running[charge_id] = running = Running(charge_id, stream, was_found, asyncio.Event())
         self._spawn(self._run_to_rest(running))
         return running
@@ -288,14 +291,19 @@ class Runner:
     @property
     def oldest_unfinished_seconds(self) -> float:
         """The age of the oldest unfinished charge; 0 if there is none."""
-        requested = min((running.stream.requested_at for running in self._running.values()), default=self._now())
-        return max(0.0, (self._now() - requested) / 1_000_000)
+        now = self._now()
+        requested = min((running.stream.requested_at for running in self._all_running()), default=now)
+        return max(0.0, (now - requested) / 1_000_000)
 
     @property
     def needing_attention(self) -> int:
         """How many charges are unfinished for so long that a person should look."""
         limit = self._now() - self._limits.attention_after_seconds * 1_000_000
-        return sum(running.stream.requested_at < limit for running in self._running.values())
+        return sum(running.stream.requested_at < limit for running in self._all_running())
+
+    def _all_running(self) -> list[Running]:
+        """Copied at one go: gauges are read in another thread, while charges come and go."""
+        return list(self._running.values())
 
     @property
     def breaker_is_open(self) -> bool:

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import random
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -115,7 +116,7 @@ def main() -> None:
     """Run the server."""
     telemetry.configure_logging("query")
     gc.set_threshold(COLLECTED_AFTER)
-    server.run(_serve_until_stopped, (BrokenFeed, ViewUnusable))
+    server.run(_serve_until_stopped, (BrokenFeed, ViewUnusable, sqlite3.OperationalError))
 
 
 if __name__ == "__main__":

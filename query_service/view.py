@@ -8,6 +8,7 @@
 * One server a file: a lock beside it keeps a second one out.
 """
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -189,23 +190,21 @@ class View:
     async def open(cls, path: Path) -> "View":
         """Open the view in a file; it and its folder are made if missing.
 
-        Raises ViewUnusable if another server has it or it is no view, OSError and sqlite3.Error if it cannot be had.
+        Raises ViewUnusable if another server has it, if it is no view or a damaged one, OSError and sqlite3.OperationalError
+        if it cannot be had.
         """
-        lock = _lock(path)
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            lock = _lock(path)
+            stack.callback(os.close, lock)
             if not await _is_fit(path):
                 _throw_away(path)
-            writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
-            try:
+            with _telling_damage():
+                writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
+                stack.push_async_callback(writer.close)
                 await writer.run(_create_tables)
                 reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
-            except BaseException:
-                await writer.close()
-                raise
-        except BaseException:
-            os.close(lock)
-            raise
-        return cls(lock, writer, reader)
+            stack.pop_all()
+            return cls(lock, writer, reader)
 
     async def close(self) -> None:
         """Close after the work that was sent before."""
@@ -214,8 +213,9 @@ class View:
         os.close(self._lock)
 
     async def checkpoint(self) -> Checkpoint:
-        """Tell up to where the view holds once everything that was sent to be written before is written."""
-        return await self._writer.run(find_checkpoint)
+        """Tell up to where the view holds once all that was sent to be written is written. Raises ViewUnusable."""
+        with _telling_damage():
+            return await self._writer.run(find_checkpoint)
 
     async def apply(self, records: Sequence[Record]) -> None:
         """Add the records that follow the checkpoint, all or none. It happens even if the caller is cancelled.
@@ -244,13 +244,10 @@ class View:
                 change(connection)
 
         try:
-            await self._writer.run(write)
+            with _telling_damage():
+                await self._writer.run(write)
         except sqlite3.OperationalError as error:
             raise ViewNotWritten(f"the view could not be written: {error}") from error
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.DatabaseError as error:
-            raise ViewUnusable(f"the view is damaged ({error}): remove its file, it is built again") from error
 
 
 def _apply(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
@@ -284,6 +281,17 @@ def _create_tables(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
         connection.execute(BEGIN_CHECKPOINT, ("", GENESIS))
         connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+@contextmanager
+def _telling_damage() -> Iterator[None]:
+    """Tell a file that SQLite cannot read any more from everything else that it may say."""
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.IntegrityError):
+        raise
+    except sqlite3.DatabaseError as error:
+        raise ViewUnusable(f"the view is damaged ({error}): remove its file, it is built again") from error
 
 
 @contextmanager

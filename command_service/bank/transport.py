@@ -22,10 +22,12 @@ from typing import Never, cast
 import httpx
 import structlog
 
+from command_service.bank.http11 import Http11Transport
 from command_service.charge import Evidence, NoAnswer
 
 MAX_BODY_BYTES = 64 * 1024  # An honest answer has 300 bytes; this is what a dishonest one may cost us in memory.
 MAX_RETRY_AFTER_SECONDS = 20.0  # A pause of the runner is never longer, whatever a bank wishes.
+MAX_ANSWER_BYTES = 2 * MAX_BODY_BYTES  # On the wire. An honest head has 1 KiB; the rest is for chunks.
 # Shorter than servers keep idle connections (60 s and more), so that we seldom send into one that is being closed.
 IDLE_SECONDS = 20.0
 MAX_CAUSES = (
@@ -76,10 +78,12 @@ def open_transport(*, max_connections: int, verify: ssl.SSLContext | bool = True
     It resends nothing by itself. Whom it trusts is said by `verify` (True: the authorities of the certifi package), and not
     by variables of the environment that nobody sees.
     """
-    limits = httpx.Limits(
-        max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=IDLE_SECONDS
+    return Http11Transport(
+        tls=httpx.create_ssl_context(verify, trust_env=False),
+        max_connections=max_connections,
+        idle_seconds=IDLE_SECONDS,
+        max_answer_bytes=MAX_ANSWER_BYTES,
     )
-    return httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits, retries=0)
 
 
 async def exchange(

@@ -66,13 +66,21 @@ def read_stream(charge_id: str, connection: sqlite3.Connection) -> list[Record]:
 
 
 def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list[Record]:
-    """Read on from a place, at most to a position, which must be there. Raises JournalCorrupt."""
+    """Read on from a place, at most to a position, which must be there.
+
+    Raises JournalCorrupt if the very next record does not fit; one further on ends the read before it.
+    """
     records: list[Record] = []
     before, size = place, 0
     for row in connection.execute(SELECT_AFTER, (place.position, until, RECORDS_A_READ)).fetchall():
-        if row[0] != before.position + 1:
-            raise JournalCorrupt(before.position + 1)
-        record = _verified(row, before.chain)
+        try:
+            if row[0] != before.position + 1:
+                raise JournalCorrupt(before.position + 1)
+            record = _verified(row, before.chain)
+        except JournalCorrupt:
+            if records:
+                break  # what comes before it is whole; the next read begins at it, and raises
+            raise
         size += len(record.event) + 128
         if size > BYTES_A_READ and records:
             break

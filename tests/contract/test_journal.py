@@ -86,13 +86,13 @@ async def test_a_journal_that_is_opened_again_is_the_same_and_goes_on_where_it_w
 
 
 async def test_closing_finishes_what_was_asked_for(store: Rig) -> None:
-    """An append that was under way is answered, and stored."""
+    """Appends that were under way are answered, and stored, be they more than one commit takes."""
     async with store.open() as journal:
-        appends = [asyncio.create_task(journal.append(stream(n), 0, [b"x"], finished=False)) for n in range(20)]
+        appends = [asyncio.create_task(journal.append(stream(n), 0, [b"x"], finished=False)) for n in range(1_200)]
         await asyncio.sleep(0)  # each has asked
-    assert [record.position for append in appends for record in await append] == list(range(1, 21))
+    assert [record.position for append in appends for record in await append] == list(range(1, 1_201))
     async with store.open() as journal:
-        assert journal.head.position == 20
+        assert journal.head.position == 1_200
 
 
 # ---------------------------------------------------------------- versions
@@ -358,15 +358,22 @@ async def test_appends_that_queue_up_share_a_commit(journal: Journal, store: Rig
 
 @pytest.mark.parametrize("turns", range(1, 6))
 async def test_an_append_whose_caller_has_gone_is_stored_all_the_same(journal: Journal, turns: int) -> None:
-    """At whatever turn it goes, and nobody beside it is harmed: a client's cancel never undoes a charge."""
+    """Queued or under way, and nobody beside it is harmed: a client's cancel never undoes a charge."""
+    long = asyncio.create_task(journal.append(stream(9), 0, [b"x"] * 3_000, finished=True))
+    for _ in range(3):
+        await asyncio.sleep(0)  # its commit has begun, and takes longer than the turns that follow
     first, second, third = (
         asyncio.create_task(journal.append(stream(number), 0, [b"x"], finished=False)) for number in (1, 2, 3)
     )
     for _ in range(turns):
         await asyncio.sleep(0)
+    long.cancel()
     second.cancel()
     await asyncio.gather(first, third)
-    await asyncio.gather(second, return_exceptions=True)
+    assert {type(outcome) for outcome in await asyncio.gather(long, second, return_exceptions=True)} == {
+        asyncio.CancelledError
+    }
+    assert len(await journal.read(stream(9))) == 3_000
     assert [record.event for record in await journal.read(stream(2))] == [b"x"]
     assert sorted(await journal.unfinished()) == [stream(1), stream(2), stream(3)]
 

@@ -41,7 +41,7 @@ from command_service.journal import (
     sqlite,
     table,
 )
-from command_service.journal.upkeep import backup, restore
+from command_service.journal.upkeep import backup, checkpoint, restore
 from command_service.operate import print_journal, verify_journal
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.core.stories import REQUEST
@@ -230,7 +230,8 @@ async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_
     assert integrity_check(path) == "ok"
 
     async with rig.open() as journal:
-        for reading in (journal.read(stream(1)), journal.read_after(START), journal.read_after(_place(records[0]))):
+        assert await journal.read_after(START) == records[:1], "what comes before it is served"
+        for reading in (journal.read(stream(1)), journal.read_after(_place(records[0]))):
             with pytest.raises(JournalCorrupt, match="position 2 ") as raised:
                 await reading
             assert raised.value.position == 2
@@ -264,8 +265,8 @@ async def test_whatever_bit_is_flipped_what_is_read_is_what_was_written(rig: Sql
     untouched = bytes_of(path)
     row = untouched.rindex(uuid.UUID(stream(9)).bytes, 0, offset_of(path, b"book 9"))
     flips = [
-        *((offset, offset % 8) for offset in range(4_096 * 2, len(untouched), 61)),  # past the schema and our own row
-        *((offset, bit) for offset in range(row - 12, row) for bit in range(8)),  # what SQLite says of a row's values
+        *((offset, offset % 8) for offset in range(4_096 * 2, len(untouched), 131)),  # past the schema and our own row
+        *((offset, bit) for offset in range(row - 12, row) for bit in (0, 3, 6)),  # what SQLite says of a row's values
     ]
     refused = 0
     for offset, bit in flips:
@@ -544,10 +545,10 @@ def can_strace() -> bool:
 needs_strace = pytest.mark.skipif(not can_strace(), reason="strace, which makes a sync fail, cannot be used here")
 
 
-def with_failing_sync(when: str) -> list[str]:
-    """The beginning of a command whose fdatasync fails with an I/O error at these calls: 3, or 1+ for all."""
-    inject = f"inject=fdatasync:error=EIO:when={when}"
-    return ["strace", "-f", "-qq", "--seccomp-bpf", "-o", os.devnull, "-e", "trace=fdatasync", "-e", inject]
+def with_failing(call: str, when: str, *options: str) -> list[str]:
+    """The beginning of a command whose calls of a kind fail with an I/O error: the 3rd as 3, all as 1+."""
+    injection = ["-e", f"trace={call}", "-e", f"inject={call}:error=EIO:when={when}"]
+    return ["strace", "-f", "-qq", "--seccomp-bpf", "-o", os.devnull, *injection, *options]
 
 
 @needs_strace
@@ -556,7 +557,7 @@ async def test_whichever_sync_fails_nothing_acknowledged_is_lost(tmp_path: Path)
 
     def fail(when: int) -> tuple[int, Path, list[Place]]:
         path = tmp_path / str(when) / "journal.db"
-        with process(*with_failing_sync(str(when)), *writer(path, appends=2)) as appending:
+        with process(*with_failing("fdatasync", str(when)), *writer(path, appends=2)) as appending:
             out, _ = appending.communicate(timeout=30)
         return appending.returncode, path, acknowledged(out.splitlines(keepends=True))
 
@@ -578,15 +579,35 @@ async def test_whichever_sync_fails_nothing_acknowledged_is_lost(tmp_path: Path)
 
 
 @needs_strace
-async def test_a_start_that_cannot_make_the_wal_durable_is_refused(rig: SqliteRig, path: Path) -> None:
-    """What reads back after a failed sync may not be on disk, so nobody may act on it."""
+@pytest.mark.parametrize("call", ["pwrite64", "fsync", "fdatasync"])
+async def test_a_start_that_cannot_make_the_wal_durable_is_refused(rig: SqliteRig, path: Path, call: str) -> None:
+    """What reads back after a failed sync may not be on disk: it is written again, synced and moved, or nobody acts on it."""
     promised = await asyncio.to_thread(killed_while_appending, path, after=20)
-    with process(*with_failing_sync("1+"), *writer(path, appends=1)) as appending:
+    wal_only = () if call == "fdatasync" else ("-P", str(beside(path, "-wal")))
+    with process(*with_failing(call, "1+", *wal_only), *writer(path, appends=1)) as appending:
         out, err = await asyncio.to_thread(appending.communicate, timeout=30)
     assert (appending.returncode, out) == (1, "")
-    assert re.search(r"error: the journal .* cannot be used: disk I/O error", err)
+    assert re.search(r"error: the (journal .* cannot be used: disk I/O error|WAL .* cannot be made durable)", err)
     async with rig.open() as journal:
         assert await journal.chain_at(promised[-1].position) == promised[-1].chain
+
+
+async def test_a_wal_that_cannot_be_moved_in_full_is_not_built_upon(rig: SqliteRig, path: Path) -> None:
+    """Because somebody still reads from it: the message says so."""
+    await asyncio.to_thread(killed_while_appending, path, after=20)
+    with (
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader,
+        contextlib.closing(open_connection(path, read_only=False, pragmas=table.WRITER_PRAGMAS)) as connection,
+    ):
+        connection.execute("PRAGMA busy_timeout = 1")  # a server waits for some seconds
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM record").fetchone()
+        with pytest.raises(JournalRefused, match=r"the WAL could not be moved .* close other programs that read it"):
+            checkpoint(connection)
+        reader.execute("COMMIT")
+        checkpoint(connection)
+    async with rig.open() as journal:
+        assert journal.head.position >= 20
 
 
 @needs_strace
@@ -600,7 +621,7 @@ async def test_a_server_whose_commit_fails_ends_with_status_74_and_a_log_line(ri
             "COMMAND_JOURNAL": f"sqlite:///{path}",
             "COMMAND_BANK_URL": f"http://127.0.0.1:{bank.getsockname()[1]}",
         }
-        command = [*with_failing_sync("1+"), sys.executable, "-m", "command_service"]
+        command = [*with_failing("fdatasync", "1+"), sys.executable, "-m", "command_service"]
         with process(*command, environment=environment) as server:
             assert server.stderr is not None
             serving = json.loads(await asyncio.to_thread(server.stderr.readline))
@@ -714,12 +735,15 @@ async def test_a_backup_during_appends_is_an_exact_prefix(rig: SqliteRig, path: 
         await appending
         records = await all_of(journal)
     for to, place in copies:
+        assert bytes_of(to)[18:20] == b"\x01\x01", (
+            "a copy is one file, without a WAL (sqlite.org/fileformat2.html, 1.3.3)"
+        )
         assert read_all(to) == records[: place.position]
         assert place == _place(records[place.position - 1])
         with contextlib.closing(sqlite3.connect(to)) as connection:
             unfinished = {uuid.UUID(bytes=key).int for (key,) in connection.execute("SELECT charge_id FROM unfinished")}
         assert unfinished == set(range(1, place.position, 2)), "unfinished is that of the same moment"
-        assert [file.name for file in to.parent.glob(f"{to.name}*")] == [to.name], "a copy is one file"
+        assert [file.name for file in to.parent.glob(f"{to.name}*")] == [to.name], "nothing is left behind"
     assert len({place.position for _, place in copies}) == 4
 
 

@@ -1,0 +1,222 @@
+"""HTTP/1.1 over connections that are kept open: the transport under the gate, in a sixth of the CPU of httpx's own.
+
+1. A request is written once, to one connection, and never again: not even if the server closed that connection as we
+   wrote. Then there is an exception, and whoever asked decides.
+2. A connection serves one exchange at a time. It is used again only after an answer that was whole, that nothing
+   followed, and that lets it live. Whatever else happens (an error, a cancelled call, a byte too many) ends it.
+3. An answer is read whole, within a limit that counts every byte, before it is handed over.
+4. It follows no redirect, decompresses nothing, takes no proxy and reads no environment. An answer of status 1xx is
+   skipped; but 101, which would be another protocol, is an error.
+
+The parser is llhttp, that of Node.js, in its strict mode. Each answer gets a new one, so that nothing of an answer can
+find its way into the next.
+"""
+
+import asyncio
+import select
+import ssl
+from typing import cast
+
+import httptools
+import httpx
+
+_Origin = tuple[str, bytes, int | None]
+
+
+class Http11Transport(httpx.AsyncBaseTransport):
+    """Requests with a body of bytes out, responses that are already read back. Any failure is an exception.
+
+    There is no time limit in it: the caller's cancelling is one. IPv4 and IPv6 addresses of a name are tried in turn.
+    """
+
+    def __init__(
+        self, *, tls: ssl.SSLContext, max_connections: int, idle_seconds: float, max_answer_bytes: int
+    ) -> None:
+        """`tls` says whom to trust. A call that finds `max_connections` busy waits for its turn, first come, first served.
+
+        A connection that was idle for so long is closed; an answer larger than that, head included, is an error.
+        """
+        self._tls = tls
+        self._turns = asyncio.Semaphore(max_connections)
+        self._idle_seconds = idle_seconds
+        self._max_answer_bytes = max_answer_bytes
+        # When each became idle, the latest last. The latest is used first: it is the least likely to be closed by now,
+        # and those that are not needed grow old.
+        self._idle: dict[_Connection, float] = {}
+        self._ageing: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send it once and read the answer whole. Cancelling ends the connection.
+
+        Raises OSError, ssl.SSLError, httpx.ProtocolError, or ValueError for a request that is none.
+        """
+        message = _as_written(request)
+        url = request.url
+        async with self._turns:
+            connection = await self._connection((url.scheme, url.raw_host, url.port))
+            try:
+                return await connection.exchange(message, self._max_answer_bytes)
+            finally:
+                self._put_back(connection)
+
+    async def aclose(self) -> None:
+        """Close the connections: idle ones now, busy ones after their exchange."""
+        self._closed = True
+        if self._ageing is not None:
+            self._ageing.cancel()
+        for connection in list(self._idle):
+            connection.end()
+
+    async def _connection(self, origin: _Origin) -> "_Connection":
+        """An idle connection, else a new one. With the turns it follows that there are never more than so many."""
+        if self._closed:
+            raise httpx.ConnectError("the transport is closed")
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.origin == origin and connection.is_quiet():
+                return connection
+            connection.end()  # Closed by the server this moment; or another server's, and its place is needed.
+        scheme, host, port = origin
+        tls = self._tls if scheme == "https" else None
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: _Connection(origin, self._idle), host.decode("ascii"), port or (443 if tls else 80), ssl=tls
+        )
+        return connection
+
+    def _put_back(self, connection: "_Connection") -> None:
+        if self._closed or not connection.reusable:
+            connection.end()
+            return
+        loop = asyncio.get_running_loop()
+        self._idle[connection] = loop.time()
+        if self._ageing is None:
+            self._ageing = loop.call_later(self._idle_seconds, self._end_old)
+
+    def _end_old(self) -> None:
+        """One timer for all: the first connection is the oldest."""
+        loop = asyncio.get_running_loop()
+        self._ageing = None
+        for connection, since in list(self._idle.items()):
+            if since + self._idle_seconds > loop.time():
+                self._ageing = loop.call_at(since + self._idle_seconds, self._end_old)
+                break
+            connection.end()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection. While it is `idle` it takes itself out when it ends."""
+
+    def __init__(self, origin: _Origin, idle: dict["_Connection", float]) -> None:
+        self.origin = origin
+        self.reusable = False
+        self._idle = idle
+        self._ended = False
+        self._answered: asyncio.Future[None] | None = None  # Done, or None: nobody waits for an answer.
+
+    async def exchange(self, message: bytes, max_answer_bytes: int) -> httpx.Response:
+        """Write a request and wait for its answer."""
+        if self._ended:
+            raise httpx.ConnectError("closed before it was used")
+        self.reusable = False
+        self._whole = False
+        self._room = max_answer_bytes
+        self._status = 0  # Until a head is complete.
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._parser = httptools.HttpResponseParser(self)
+        self._answered = asyncio.get_running_loop().create_future()
+        self._wire.write(message)
+        try:
+            await self._answered
+        finally:
+            del self._parser  # It refers back to us.
+        return httpx.Response(self._status, headers=self._headers, stream=httpx.ByteStream(b"".join(self._body)))
+
+    def end(self, error: Exception | None = None) -> None:
+        """Close at once, unsent bytes and all. A call that waits fails."""
+        self._ended = True
+        self.reusable = False
+        self._idle.pop(self, None)
+        self._wire.abort()
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(error or httpx.RemoteProtocolError("closed before the answer was whole"))
+
+    def is_quiet(self) -> bool:
+        """Nothing has arrived since the last answer, no end of the connection either, that the loop has yet to tell us."""
+        return not self._arrivals.poll(0)
+
+    # ------------------------------------------------------------ from the connection
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._wire = cast(asyncio.Transport, transport)
+        self._arrivals = select.poll()
+        self._arrivals.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.end(exc)
+
+    def eof_received(self) -> None:
+        if self._answered is not None and not self._answered.done() and self._status and not self._is_framed():
+            self._answered.set_result(None)
+        self.end()
+
+    def data_received(self, data: bytes) -> None:
+        if self._answered is None or self._answered.done():
+            self.end()  # Nobody asked.
+            return
+        failure: Exception | None = None
+        try:
+            self._room -= len(data)
+            if self._room < 0:
+                raise httpx.RemoteProtocolError("too large")
+            self._parser.feed_data(data)
+        except Exception as error:  # Whatever it is, the parser's or ours: the answer cannot be read on from here.
+            failure = httpx.RemoteProtocolError(f"not readable: {error}")
+        if self._whole:
+            self._answered.set_result(None)
+        if failure is not None:
+            self.end(failure)
+
+    # ------------------------------------------------------------ from the parser
+    def on_message_begin(self) -> None:
+        if self._whole:
+            raise httpx.RemoteProtocolError("an answer that nobody asked for")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._status:  # Else it is a trailer, which says nothing that may be believed.
+            self._headers.append((name, value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def _is_framed(self) -> bool:
+        """Or else a body goes on to the end of the connection."""
+        return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+
+    def on_message_complete(self) -> None:
+        if self._status == 101:
+            raise httpx.RemoteProtocolError("another protocol")
+        if self._status < 200:
+            self._status = 0
+            self._headers.clear()
+            return
+        self._whole = True
+        self.reusable = self._parser.should_keep_alive()
+
+
+def _as_written(request: httpx.Request) -> bytes:
+    """The bytes of a request. The extension `target`, if there is one, stands in for the URL's path, as in httpx's own."""
+    if request.method in ("HEAD", "CONNECT"):
+        raise httpx.LocalProtocolError(f"{request.method} has answers of another form")
+    if "transfer-encoding" in request.headers:
+        raise httpx.LocalProtocolError("a body is bytes")
+    target = request.extensions.get("target", request.url.raw_path)
+    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target)]
+    lines += [b"%b: %b" % header for header in request.headers.raw]
+    head = b"\r\n".join(lines)
+    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
+        raise httpx.LocalProtocolError("a line within a line")
+    return b"%b\r\n\r\n%b" % (head, request.read())

@@ -1,0 +1,116 @@
+"""A journal's feed over a real port, as the edge of the query server's world: it does as told, the wrong thing too."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from charging.v1 import journal_pb2_grpc
+from charging.v1.journal_pb2 import (
+    CaughtUp,
+    Heartbeat,
+    Opened,
+    Record,
+    RecordBatch,
+    SubscribeRequest,
+    SubscribeResponse,
+)
+from chassis.server import Refusal
+from tests.sealed import SealedJournal
+
+DIVERGED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "JOURNAL_DIVERGED", "diverged", "DO_NOT_RETRY")
+
+
+class FeedServer(journal_pb2_grpc.JournalServiceServicer):
+    """Serves the records of a journal.
+
+    `held_at` is a position that no stream goes beyond. `forged` replaces the journal's records by others, and
+    `caught_up_at` the position up to which it says that all was sent.
+    """
+
+    def __init__(self, journal: SealedJournal) -> None:
+        self.journal = journal
+        self.held_at: int | None = None
+        self.forged: Sequence[Record] | None = None
+        self.caught_up_at: int | None = None
+        self.batch_records = 500
+        self.requests: list[SubscribeRequest] = []
+        self.address = ""
+        self._server: grpc.aio.Server | None = None
+        self._changed = asyncio.Condition()
+
+    async def start(self) -> None:
+        """Listen, on the port it had before if it had one."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        journal_pb2_grpc.add_JournalServiceServicer_to_server(self, self._server)
+        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Cut all streams."""
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    async def tell(self) -> None:
+        """Send what changed: records appended to the journal, or a hold that was moved."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def asked(self, times: int) -> None:
+        """Wait until there were so many subscriptions."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.requests) >= times)
+
+    async def hold(self, position: int | None) -> None:
+        """Move the hold."""
+        self.held_at = position
+        await self.tell()
+
+    async def Subscribe(self, request: SubscribeRequest, context: Any) -> AsyncIterator[SubscribeResponse]:  # noqa: N802  # the contract's name
+        self.requests.append(request)
+        await self.tell()
+        if not self._fits(request):
+            await context.abort_with_status(DIVERGED.status("charging.v1"))
+        yield SubscribeResponse(opened=Opened(journal_id=self.journal.journal_id, head_position=self.journal.head))
+        place, told = request.after_position, None
+        while True:
+            records = self.journal.records if self.forged is None else self.forged
+            end = len(records) if self.held_at is None else min(len(records), self.held_at)
+            if place < end:
+                batch = records[place : min(end, place + self.batch_records)]
+                yield SubscribeResponse(batch=RecordBatch(records=batch))
+                place += len(batch)
+            elif place == len(records) and told is None:
+                told = (records[-1].position if records else 0) if self.caught_up_at is None else self.caught_up_at
+                yield SubscribeResponse(caught_up=CaughtUp(position=told))
+            else:
+                seen = self._state()
+                yield SubscribeResponse(heartbeat=Heartbeat(head_position=self.journal.head))
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._state() != seen)  # noqa: B023  # called before it changes
+
+    def _state(self) -> tuple[int, int | None]:
+        return self.journal.head, self.held_at
+
+    def _fits(self, request: SubscribeRequest) -> bool:
+        return (
+            request.journal_id in ("", self.journal.journal_id)
+            and request.after_position <= self.journal.head
+            and request.chain in (b"", self.journal.chain_at(request.after_position))
+        )
+
+
+@asynccontextmanager
+async def feeding(journal: SealedJournal) -> AsyncIterator[FeedServer]:
+    """Run a feed server."""
+    server = FeedServer(journal)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()

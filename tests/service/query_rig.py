@@ -1,0 +1,158 @@
+"""A real query server, in this process or in one of its own, and a client of it."""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from charging.v1.query_pb2_grpc import QueryServiceStub
+from chassis import settings
+from query_service.__main__ import Running, serve
+from query_service.settings import Settings
+from query_service.view import TABLES
+
+if TYPE_CHECKING:
+    from charging.v1.query_pb2_grpc import QueryServiceAsyncStub  # of the typed stubs only
+
+SERVICE = "charging.v1.QueryService"
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client of a query server."""
+
+    queries: "QueryServiceAsyncStub"
+    health: Any
+
+    async def becomes(self, status: int) -> None:
+        """Wait until the server's health is this."""
+        async for response in self.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE)):
+            if response.status == status:
+                return
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An error, as a client reads it."""
+
+    code: grpc.StatusCode
+    reason: str
+    metadata: Mapping[str, str]
+    fields: tuple[str, ...]
+    retry_after_seconds: float | None
+    text: str
+
+
+def refused(error: grpc.aio.AioRpcError) -> Refused:
+    """Read an error's details."""
+    packed = (error.trailing_metadata() or {}).get("grpc-status-details-bin")
+    info, faults, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    retry_after = None
+    for detail in status_pb2.Status.FromString(packed).details if isinstance(packed, bytes) else ():
+        detail.Unpack(info)
+        detail.Unpack(faults)
+        if detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToMilliseconds() / 1000
+    fields = tuple(violation.field for violation in faults.field_violations)
+    return Refused(error.code(), info.reason, dict(info.metadata), fields, retry_after, error.details() or "")
+
+
+def environment(feed: str, view: Path, **more: str) -> dict[str, str]:
+    return {
+        "QUERY_LISTEN": "127.0.0.1:0",
+        "QUERY_FEED": feed,
+        "QUERY_VIEW": str(view),
+        "QUERY_DRAIN_SECONDS": "5",
+        **more,
+    }
+
+
+@asynccontextmanager
+async def querying(feed: str, view: Path, **more: str) -> AsyncIterator[tuple[Running, Client]]:
+    """Run a query server in this process."""
+    chosen = settings.read(Settings, environment(feed, view, **more))
+    async with serve(chosen) as running, client_of(str(running.listen)) as client:
+        yield running, client
+
+
+@asynccontextmanager
+async def client_of(address: str) -> AsyncIterator[Client]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield Client(QueryServiceStub(channel), health_pb2_grpc.HealthStub(channel))
+
+
+class Process:
+    """A query server in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.log: list[dict[str, Any]] = []
+
+    @classmethod
+    async def start(cls, feed: str, view: Path, **more: str) -> "Process":
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "query_service",
+            env={**os.environ, **environment(feed, view, **more)},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        return cls(process)
+
+    async def logged(self, event: str) -> dict[str, Any]:
+        """Read the log on until this event."""
+        while line := await self._line():
+            if line.get("event") == event:
+                return line
+        raise AssertionError(f"the process ended without saying {event!r}: {self.log}")
+
+    async def _line(self) -> dict[str, Any]:
+        assert self._process.stderr is not None
+        text = (await self._process.stderr.readline()).decode()
+        if not text:
+            return {}
+        line = json.loads(text) if text.startswith("{") else {"event": "text", "text": text}
+        self.log.append(line)
+        return dict(line)
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end, and tell the exit code."""
+        while await self._line():
+            pass
+        return await self._process.wait()
+
+
+@asynccontextmanager
+async def process_of(feed: str, view: Path, **more: str) -> AsyncIterator[Process]:
+    """Run a query server in a process of its own, which does not outlive the context."""
+    process = await Process.start(feed, view, **more)
+    try:
+        yield process
+    finally:
+        if process._process.returncode is None:
+            process._process.kill()
+        await process.ended()
+
+
+def dump(view: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Read every row of a view."""
+    connection = sqlite3.connect(view)
+    try:
+        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
+    finally:
+        connection.close()

@@ -1,0 +1,766 @@
+"""`Charge` as a client sees it: once per key, whatever the client, the bank or the server does meanwhile.
+
+Over a real channel, against a real bank. Wherever a test ends, bank and journal must agree (`a_world`).
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from charging.v1 import command_pb2_grpc
+from charging.v1.command_pb2 import ChargeResponse
+from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
+from command_service import charge
+from command_service.bank.gateway import GatewayBank
+from command_service.bank.transport import open_transport
+from command_service.codec import decode
+from command_service.journal import Record
+from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.upkeep import backup, restore
+from command_service.runner import Limits, Runner
+from demo.processes import Town
+from tests.service.command_world import (
+    ABANDONED,
+    CHARGED,
+    DECLINED,
+    FRESH,
+    IN_REVIEW,
+    JOINED,
+    PATIENT_SECONDS,
+    PENDING,
+    RECOVERED,
+    REPLAYED,
+    Movement,
+    Referee,
+    Told,
+    World,
+    a_request,
+    a_world,
+    apart_from_source,
+    assert_books_agree,
+    head,
+    id_of,
+    new_key,
+    records,
+    refused,
+    story,
+    told,
+    until,
+)
+
+STRAIGHT = ["charge_requested", "token_issued", "charged"]
+OTHER_BODIES: dict[str, dict[str, Any]] = {
+    "user": {"user_id": "mallory"},
+    "card": {"card": Card(token="tok_mastercard")},
+    "amount": {"amount": Money(minor_units=1251)},
+    "currency": {"amount": Money(currency_code="USD")},
+}
+ALWAYS = 1_000_000
+HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "0", "times": ALWAYS}  # Until there is no more trouble.
+
+
+def said(code: grpc.StatusCode, reason: str, advice: str, *fields: str, retry: float | None = None) -> Told:
+    return Told(code, reason, advice, frozenset(fields), retry, "", frozenset(), b"")
+
+
+KEY_REUSED = said(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED", "USE_NEW_KEY")
+UNKNOWN = said(grpc.StatusCode.DEADLINE_EXCEEDED, "OUTCOME_UNKNOWN", "RETRY_SAME_KEY")
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as world:
+        yield world
+
+
+async def begun(world: World, on: str) -> None:
+    """Wait until the bank has been asked for a step and has not answered yet."""
+
+    async def asked() -> bool:
+        path = "/execute" if on == "execute" else "/transactions"
+        return any(call["path"].endswith(path) and call["status"] is None for call in await world.referee.calls())
+
+    await until(asked)
+
+
+# ---------------------------------------------------------------- once per key
+async def test_a_new_key_charges_the_card_once(world: World) -> None:
+    """And the answer names the charge, the bank's transaction and the deciding record."""
+    request = a_request()
+    answer = await world.charge(request)
+    (movement,) = await world.movements(request)
+    assert movement == Movement(id_of(request), answer.transaction_id, 1250, "EUR")
+    assert answer == ChargeResponse(
+        charge_id=id_of(request),
+        status=CHARGED,
+        transaction_id=movement.transaction_id,
+        position=records(world.journal)[-1].position,
+        outcome_source=FRESH,
+    )
+    assert world.story(request) == STRAIGHT
+
+
+async def test_a_known_key_gets_the_same_answer_without_asking_the_bank_again(world: World) -> None:
+    """Later charges do not move its position."""
+    request = a_request()
+    first = await world.charge(request)
+    await world.charge(a_request())
+    asked = await world.asked(request)
+    again = await world.charge(request)
+    assert again.outcome_source == REPLAYED
+    assert apart_from_source(again) == apart_from_source(first)
+    assert await world.asked(request) == asked == ["token", "execute"]
+
+
+async def test_a_call_joins_a_charge_that_is_running(world: World) -> None:
+    """The bank takes its time; both calls hear its one outcome."""
+    await world.trouble("execute", "delay", seconds=1)
+    request = a_request()
+    first = asyncio.ensure_future(world.charge(request))
+    await begun(world, "execute")
+    second = await world.charge(request)
+    assert ((await first).outcome_source, second.outcome_source) == (FRESH, JOINED)
+    assert apart_from_source(second) == apart_from_source(await first)
+    assert await world.asked(request) == ["token", "execute"]
+
+
+async def test_a_charge_found_after_a_kill_is_charged_once_and_told_as_recovered(tmp_path: Path) -> None:
+    """kill -9 after the bank executed and before its answer came: the same token is executed again."""
+    async with Town(tmp_path) as town, Referee(town.bank_url) as referee:
+        request = a_request()
+        await referee.trouble("execute", "hang_after", seconds=60)
+        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+            lost = asyncio.ensure_future(command_pb2_grpc.CommandServiceStub(channel).Charge(request, timeout=20))
+            await until(referee.movements)
+            await town.command.kill()
+            assert (await refused(lost)).code is grpc.StatusCode.UNAVAILABLE
+        assert story(town.journal, id_of(request)) == ["charge_requested", "token_issued"]
+
+        await referee.trouble("execute", **HOLD)
+        await town.start_command()
+        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+            commands = command_pb2_grpc.CommandServiceStub(channel)
+            waiting = asyncio.ensure_future(commands.Charge(request, timeout=PATIENT_SECONDS))
+            impatient = await commands.Charge(request, timeout=1)  # answered after the first has begun to wait
+            assert (impatient.status, impatient.outcome_source) == (PENDING, RECOVERED)
+            await referee.no_more_trouble()
+            answer = await waiting
+        assert (answer.status, answer.outcome_source) == (CHARGED, RECOVERED)
+        assert story(town.journal, id_of(request)) == STRAIGHT
+        await assert_books_agree(town.journal, referee)
+
+
+async def test_a_hundred_calls_with_one_key_are_one_charge(world: World) -> None:
+    """One of them began it, and all hear the same."""
+    request = a_request()
+    answers = await asyncio.gather(*[world.charge(request) for _ in range(100)])
+    assert {answer.status for answer in answers} == {CHARGED}
+    assert len({apart_from_source(answer).SerializeToString(deterministic=True) for answer in answers}) == 1
+    sources = [answer.outcome_source for answer in answers]
+    assert sources.count(FRESH) == 1
+    assert set(sources) <= {FRESH, JOINED, REPLAYED}
+    assert world.story(request) == STRAIGHT
+    assert len(await world.movements(request)) == 1
+
+
+# ---------------------------------------------------------------- a key for something else
+@pytest.mark.parametrize("what", OTHER_BODIES)
+async def test_a_key_reused_for_another_request_is_refused_and_tells_nothing_of_the_first(
+    world: World, what: str
+) -> None:
+    """Whether the first is still running or at rest."""
+    first = a_request()
+    other = a_request(first.idempotency_key, **OTHER_BODIES[what])
+    await world.trouble("execute", **HOLD)
+    waiting = asyncio.ensure_future(world.charge(first))
+    await until(lambda: len(world.story(first)) == 2)
+    while_running = await refused(world.charge(other))
+    await world.referee.no_more_trouble()
+    answer = await waiting
+    at_rest = await refused(world.charge(other))
+    assert while_running == at_rest == KEY_REUSED
+    assert (
+        while_running.text
+        == at_rest.text
+        == "the idempotency key belongs to another charge: a new charge needs a new key"
+    )
+    for secret in (answer.charge_id, answer.transaction_id, first.user_id, "1250", "EUR", "tok_"):
+        assert secret.encode() not in while_running.everything + at_rest.everything
+    assert world.story(first) == STRAIGHT
+
+
+async def test_of_every_other_field_the_first_request_wins(world: World) -> None:
+    """A retry that words them otherwise, even against today's rules, is the same charge."""
+    first = a_request()
+    answer = await world.charge(first)
+    again = a_request(
+        first.idempotency_key,
+        card=Card(brand="b" * 100, last4="12"),
+        description="x" * 1000,
+        metadata={"shop": "south", "no key of ours": "\n"},
+    )
+    replayed = await world.charge(again)
+    assert replayed.outcome_source == REPLAYED
+    assert apart_from_source(replayed) == apart_from_source(answer)
+    stored = world.events(first)[0].charge_requested
+    assert (stored.card, stored.description, dict(stored.metadata)) == (
+        first.card,
+        first.description,
+        dict(first.metadata),
+    )
+
+
+async def test_of_bodies_that_race_for_a_key_exactly_one_wins(world: World) -> None:
+    """Nobody is told the outcome of another's request."""
+    for _ in range(8):
+        key = new_key()
+        bodies = [a_request(key, amount=Money(minor_units=amount)) for amount in (100, 200, 300)] * 4
+        answers = await asyncio.gather(*[world.charge(body) for body in bodies], return_exceptions=True)
+        won = {
+            body.amount.minor_units for body, a in zip(bodies, answers, strict=True) if isinstance(a, ChargeResponse)
+        }
+        lost = {
+            body.amount.minor_units
+            for body, answer in zip(bodies, answers, strict=True)
+            if isinstance(answer, grpc.aio.AioRpcError) and told(answer) == KEY_REUSED
+        }
+        assert len(won) == 1
+        assert lost == {100, 200, 300} - won
+        good = [answer for answer in answers if isinstance(answer, ChargeResponse)]
+        assert len({apart_from_source(answer).SerializeToString(deterministic=True) for answer in good}) == 1
+        (movement,) = await world.movements(bodies[0])
+        assert (movement.transaction_id, {movement.minor_units}) == (good[0].transaction_id, won)
+
+
+async def test_an_invalid_request_that_races_with_a_valid_one_never_harms_it(world: World) -> None:
+    """It is refused for what it is or for the key, or, if only an uncompared field is wrong, it joins."""
+    for _ in range(8):
+        valid = a_request()
+        wordy = a_request(valid.idempotency_key, description="x" * 1000)
+        negative = a_request(valid.idempotency_key, amount=Money(minor_units=-1))
+        bodies = [wordy, negative, valid, negative, wordy]
+        answers = await asyncio.gather(*[world.charge(body) for body in bodies], return_exceptions=True)
+        assert isinstance(answers[2], ChargeResponse)
+        assert answers[2].status == CHARGED
+        for answer in (answers[1], answers[3]):
+            assert isinstance(answer, grpc.aio.AioRpcError)
+            assert told(answer).reason in ("INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED")
+        for answer in (answers[0], answers[4]):
+            if isinstance(answer, ChargeResponse):
+                assert apart_from_source(answer) == apart_from_source(answers[2])
+            else:
+                assert isinstance(answer, grpc.aio.AioRpcError)
+                assert told(answer).fields == {"description"}
+        assert world.events(valid)[0].charge_requested.amount.minor_units == 1250
+        assert len(await world.movements(valid)) == 1
+
+
+# ---------------------------------------------------------------- what the bank says, as a client hears it
+@pytest.mark.parametrize(
+    ("card", "reason"),
+    [
+        ("tok_declined", DeclineReason.DECLINE_REASON_CARD_DECLINED),
+        ("tok_insufficient_funds", DeclineReason.DECLINE_REASON_INSUFFICIENT_FUNDS),
+        ("tok_expired_card", DeclineReason.DECLINE_REASON_EXPIRED_CARD),
+        ("tok_of_somebody_else", DeclineReason.DECLINE_REASON_BANK_REFUSED),
+    ],
+)
+async def test_a_decline_is_a_result_and_stays_one(world: World, card: str, reason: DeclineReason.ValueType) -> None:
+    """Status OK, with the reason, and the same for ever; no money moves."""
+    request = a_request(card=Card(token=card))
+    answer = await world.charge(request)
+    assert answer == ChargeResponse(
+        charge_id=id_of(request),
+        status=DECLINED,
+        decline_reason=reason,
+        position=head(world.journal).position,
+        outcome_source=FRESH,
+    )
+    assert apart_from_source(await world.charge(request)) == apart_from_source(answer)
+    assert await world.movements(request) == []
+
+
+# What leaves open whether the bank did the step, and what a look-up settles.
+HARMLESS: list[tuple[str, dict[str, Any]]] = [
+    ("lose_request", {}),
+    ("lose_answer", {}),
+    ("hang_before", {"seconds": 60}),
+    ("hang_after", {"seconds": 60}),
+    ("slow_body", {"seconds": 1}),
+    ("error_before", {"status": 500}),
+    ("error_after", {"status": 504}),
+    ("throttled", {"retry_after": "0"}),
+    ("throttled", {"retry_after": "soon"}),
+    ("garbage", {}),
+    ("half_body", {}),
+    ("huge_body", {}),
+    ("reset", {}),
+    ("redirect", {}),
+    ("in_progress", {"retry_after": "0"}),
+    ("wrong_amount", {}),
+    ("wrong_currency", {}),
+    ("wrong_reference", {}),
+]
+TROUBLE = {"token": HARMLESS, "execute": [*HARMLESS, ("wrong_token", {}), ("contradict", {})]}
+
+
+@pytest.mark.parametrize("on", TROUBLE)
+async def test_trouble_at_the_bank_delays_a_charge_and_does_no_harm(tmp_path: Path, on: str) -> None:
+    """Each kind befalls a charge of its own: one token, one movement, and the client waits for CHARGED."""
+    async with a_world(tmp_path, COMMAND_BANK_TIMEOUT_SECONDS="0.5") as world:
+        requests = [a_request() for _ in TROUBLE[on]]
+        for request, (fault, details) in zip(requests, TROUBLE[on], strict=True):
+            await world.trouble(on, fault, reference=id_of(request), **details)
+        answers = await asyncio.gather(*[world.charge(request) for request in requests])
+        assert await world.referee.unfired() == []
+        for (fault, _), request, answer in zip(TROUBLE[on], requests, answers, strict=True):
+            assert (fault, answer.status, answer.outcome_source) == (fault, CHARGED, FRESH)
+            assert (fault, world.story(request)) == (fault, STRAIGHT)
+            moved = [movement.transaction_id for movement in await world.movements(request)]
+            assert (fault, moved) == (fault, [answer.transaction_id])
+
+
+async def test_a_bank_that_dies_and_comes_back_charges_once(tmp_path: Path) -> None:
+    """After it did a step, and before it answered: the step is repeated, with the token that the journal holds."""
+    async with (
+        Town(tmp_path) as town,
+        Referee(town.bank_url) as referee,
+        grpc.aio.insecure_channel(town.command.listen) as channel,
+    ):
+        commands = command_pb2_grpc.CommandServiceStub(channel)
+        for on in ("token", "execute"):
+            await referee.trouble(on, "stop_after")
+            request = a_request()
+            charging = asyncio.ensure_future(commands.Charge(request, timeout=PATIENT_SECONDS))
+            await town.bank.ended()
+            await town.start_bank()
+            answer = await charging
+            assert (answer.status, answer.outcome_source) == (CHARGED, FRESH)
+            assert story(town.journal, id_of(request)) == STRAIGHT
+        await assert_books_agree(town.journal, referee)
+        assert len(await referee.movements()) == 2
+
+
+async def test_a_token_that_expired_unexecuted_is_followed_by_another(world: World) -> None:
+    """Both are in the journal, and money moves once."""
+    await world.trouble("execute", "expire_token")
+    request = a_request()
+    assert (await world.charge(request)).status == CHARGED
+    assert world.story(request) == ["charge_requested", "token_issued", "token_expired", "token_issued", "charged"]
+    _, first, closed, second, _ = world.events(request)
+    assert closed.token_expired.token == first.token_issued.token != second.token_issued.token
+    assert len(await world.movements(request)) == 1
+
+
+async def test_an_executed_transaction_that_the_bank_then_denies_is_found_by_a_look_up(world: World) -> None:
+    """The answer is lost, and asked again the bank says that it knows no such token: it does, says the look-up."""
+    await world.trouble("execute", "lose_answer")
+    await world.trouble("execute", "forget_token")
+    request = a_request()
+    assert (await world.charge(request)).status == CHARGED
+    assert await world.asked(request) == ["token", "execute", "execute", "look_up"]
+    assert world.story(request) == STRAIGHT
+
+
+CONFUSION: list[tuple[list[tuple[str, str, dict[str, Any]]], str, list[str], bool]] = [
+    ([("execute", "forget_token", {})], "EXECUTE_REFUSED", [], False),
+    *[([("execute", "refuse", {"status": n})], "EXECUTE_REFUSED", [], False) for n in (400, 404, 409, 422)],
+    ([("token", "wrong_token", {})], "EXECUTE_REFUSED", [], False),
+    ([("token", "wrong_amount", {}), ("look_up", "wrong_amount", {})], "FIELDS_DIFFER", ["amount"], False),
+    ([("token", "wrong_reference", {}), ("look_up", "wrong_currency", {})], "FIELDS_DIFFER", ["reference"], False),
+    ([("execute", "wrong_amount", {}), ("look_up", "wrong_amount", {})], "FIELDS_DIFFER", ["amount"], True),
+    (
+        [("execute", "wrong_currency", {}), ("look_up", "forget_token", {"times": 2})],
+        "FIELDS_DIFFER",
+        ["currency"],
+        True,
+    ),
+    ([("execute", "contradict", {}), ("look_up", "wrong_token", {})], "CONTRADICTION", [], True),
+]
+
+
+@pytest.mark.parametrize(
+    ("troubles", "reason", "fields", "moved"),
+    CONFUSION,
+    ids=["-".join(f"{on}_{fault}" for on, fault, _ in troubles) for troubles, *_ in CONFUSION],
+)
+async def test_what_nobody_understands_goes_into_review_and_takes_no_new_token(
+    world: World, troubles: list[tuple[str, str, dict[str, Any]]], reason: str, fields: list[str], moved: bool
+) -> None:
+    """The answer is IN_REVIEW, for ever: never CHARGED on a mismatch. Of the bank's body only a digest is kept."""
+    for on, fault, details in troubles:
+        await world.trouble(on, fault, **details)
+    request = a_request()
+    answer = await world.charge(request)
+    assert (answer.status, answer.transaction_id, answer.decline_reason) == (IN_REVIEW, "", 0)
+    assert await world.referee.unfired() == []
+    review = world.events(request)[-1].review_required
+    assert review.reason == ReviewReason.Value(f"REVIEW_REASON_{reason}")
+    assert list(review.evidence.fields) == fields
+    assert (len(review.evidence.body_sha256), review.evidence.body_length > 0) == (32, True)
+    assert apart_from_source(await world.charge(request)) == apart_from_source(answer)
+    assert (await world.asked(request)).count("token") == 1
+    assert len(await world.movements(request)) == moved
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 422])
+async def test_a_definite_refusal_of_the_token_step_is_a_decline(world: World, status: int) -> None:
+    """No token was given, so nothing can be executed."""
+    await world.trouble("token", "refuse", status=status)
+    request = a_request()
+    answer = await world.charge(request)
+    assert (answer.status, answer.decline_reason) == (DECLINED, DeclineReason.DECLINE_REASON_BANK_REFUSED)
+    assert await world.asked(request) == ["token"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_bank_that_does_not_accept_us_declines_nothing(world: World, status: int) -> None:
+    """The charge stays pending, no new ones are taken, and once our set-up is mended it is charged."""
+    await world.trouble("token", "refuse", status=status, times=ALWAYS)
+    request, known = a_request(), await world.pending(a_request())
+    told = await refused(world.charge(request))
+    assert (told.code, told.reason, told.advice) == (grpc.StatusCode.UNAVAILABLE, "BANK_UNREACHABLE", "RETRY_SAME_KEY")
+    assert world.story(request) == []
+    await world.stop()
+    await world.referee.no_more_trouble()
+    await world.start()
+    await until(
+        lambda: records(world.journal)[-1].charge_id == known.charge_id and world.running.runner.unfinished == 0
+    )
+    assert story(world.journal, known.charge_id) == STRAIGHT
+    assert (await world.charge(request)).status == CHARGED
+
+
+# ---------------------------------------------------------------- a bank that is away
+async def test_while_the_bank_is_away_known_keys_are_answered_and_new_ones_are_not_taken(world: World) -> None:
+    """Those begun before that was noticed say PENDING. When the bank is back all come to rest, charged once."""
+    rested = a_request()
+    before = await world.charge(rested)
+    await world.bank_down()
+    begun_before = [a_request() for _ in range(8)]
+    await asyncio.gather(*[world.pending(request) for request in begun_before])
+    await until(lambda: world.running.runner.breaker_is_open)
+
+    stored = head(world.journal)
+    new = a_request()
+    told = await refused(world.charge(new))
+    assert (told.code, told.reason, told.advice) == (grpc.StatusCode.UNAVAILABLE, "BANK_UNREACHABLE", "RETRY_SAME_KEY")
+    assert told.retry_after_seconds is not None
+    assert told.retry_after_seconds >= 1
+    assert head(world.journal) == stored
+    assert (await world.pending(begun_before[0])).outcome_source == JOINED
+    again = await world.charge(rested)
+    assert (again.outcome_source, apart_from_source(again)) == (REPLAYED, apart_from_source(before))
+
+    await world.bank_up()
+    answers = await asyncio.gather(*[world.charge(request) for request in begun_before])
+    assert {answer.status for answer in answers} == {CHARGED}
+    assert (await world.charge(new)).outcome_source == FRESH
+    assert len(await world.referee.movements()) == 10
+
+
+async def ask_in_vain(world: World, on: str) -> None:
+    """Order five vain attempts, a pause in which the charge gets a second old, and more vain attempts."""
+    await world.trouble(on, "throttled", retry_after="0", times=5)
+    await world.trouble(on, "in_progress", retry_after="1")
+    await world.trouble(on, "throttled", retry_after="0", times=3)
+    await world.trouble(on, **HOLD)
+
+
+async def test_a_charge_whose_token_step_is_never_answered_is_abandoned(tmp_path: Path) -> None:
+    """After the configured age and five attempts, and for ever: the bank's return changes nothing, a new key does."""
+    async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
+        await ask_in_vain(world, "token")
+        request = a_request()
+        answer = await world.charge(request)
+        assert (answer.status, answer.outcome_source) == (ABANDONED, FRESH)
+        assert world.story(request) == ["charge_requested", "charge_abandoned"]
+        assert world.events(request)[-1].charge_abandoned.attempts == 6
+        first, last = (record.recorded_at for record in records(world.journal))
+        assert last - first >= 1_000_000
+        await world.referee.no_more_trouble()
+        again = await world.charge(request)
+        assert (again.outcome_source, apart_from_source(again)) == (REPLAYED, apart_from_source(answer))
+        assert (await world.charge(a_request())).status == CHARGED
+
+
+async def test_when_all_charges_are_given_up_a_new_one_finds_out_that_the_bank_is_back(tmp_path: Path) -> None:
+    """While the bank is spared new keys are refused; there is nobody left but them to try it again."""
+    async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
+        await world.trouble("token", "throttled", retry_after="0", times=ALWAYS)
+        assert (await world.charge(a_request())).status == ABANDONED
+        assert world.running.runner.breaker_is_open
+        await world.referee.no_more_trouble()
+        request = a_request()
+        refusals = []
+
+        async def is_taken() -> bool:
+            try:
+                return (await world.charge(request)).status == CHARGED
+            except grpc.aio.AioRpcError as error:
+                refusals.append(told(error).reason)
+                return False
+
+        await until(is_taken)
+        assert set(refusals) == {"BANK_UNREACHABLE"}
+        assert not world.running.runner.breaker_is_open
+
+
+async def test_a_charge_is_not_abandoned_before_five_attempts_however_old(tmp_path: Path) -> None:
+    """Our own outage abandons nothing: what the last process tried does not count."""
+    async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
+        await world.trouble("token", "throttled", retry_after="0", times=4)
+        await world.trouble("token", **HOLD)
+        request = a_request()
+        waiting = asyncio.ensure_future(world.charge(request))
+        await until(lambda: world.running.runner.oldest_unfinished_seconds > 1)
+        waiting.cancel()
+        await world.stop()
+        await world.referee.no_more_trouble()
+        await world.trouble("token", "throttled", retry_after="0", times=4)
+        await world.start()
+        assert (await world.charge(request)).status == CHARGED
+
+
+async def test_the_execute_step_is_never_given_up(tmp_path: Path) -> None:
+    """However old the charge and however often it is asked in vain: the money may have moved, as here it has."""
+    async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
+        await world.trouble("execute", "lose_answer")
+        await ask_in_vain(world, "execute")
+        request = a_request()
+        charging = asyncio.ensure_future(world.charge(request))
+
+        async def asked_in_vain() -> bool:
+            return (await world.asked(request)).count("execute") > 10
+
+        await until(asked_in_vain)
+        assert world.running.runner.oldest_unfinished_seconds > 1
+        assert world.story(request) == ["charge_requested", "token_issued"]
+        await world.referee.no_more_trouble()
+        assert (await charging).status == CHARGED
+        assert world.story(request) == STRAIGHT
+
+
+async def test_in_a_restored_journal_nothing_is_abandoned_and_the_bank_is_looked_up_first(tmp_path: Path) -> None:
+    """Old enough and asked in vain often enough, a charge stays pending, and ends charged."""
+    async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
+        await world.trouble("token", **HOLD)
+        request = a_request()
+        await world.pending(request)
+        await world.stop()
+        restore(world.journal, None)
+        await world.referee.no_more_trouble()
+        await ask_in_vain(world, "token")
+        before = len(await world.asked(request))
+        await world.start()
+        assert world.running.journal.restored
+
+        async def asked_in_vain() -> bool:
+            return (await world.asked(request))[before:].count("token") > 10
+
+        await until(asked_in_vain)
+        assert world.running.runner.oldest_unfinished_seconds > 1
+        assert world.story(request) == ["charge_requested"]
+        await world.referee.no_more_trouble()
+        assert (await world.charge(request)).status == CHARGED
+        asked = (await world.asked(request))[before:]
+        assert set(asked[::2]) == {"look_up"}
+        assert "look_up" not in asked[1::2]
+
+
+@pytest.mark.parametrize("on", ["token", "execute"])
+async def test_a_restored_journal_learns_what_it_forgot_by_looking_it_up(world: World, tmp_path: Path, on: str) -> None:
+    """A backup taken before a step, restored after the bank did it: the bank is asked what it knows, and told nothing."""
+    await world.trouble(on, **HOLD)
+    request = a_request()
+    answer = await world.pending(request)
+    backup(world.journal, tmp_path / "backup.db")
+    await world.referee.no_more_trouble()
+    charged = await world.charge(request)
+    assert charged.status == CHARGED
+    await world.stop()
+    restore(world.journal, tmp_path / "backup.db")
+    assert len(story(world.journal, answer.charge_id)) == (1 if on == "token" else 2)
+    before = len(await world.asked(request))
+    await world.start()
+    again = await world.charge(request)
+    assert apart_from_source(again) == apart_from_source(charged)
+    assert set((await world.asked(request))[before:]) == {"look_up"}
+    assert world.story(request) == STRAIGHT
+
+
+# ---------------------------------------------------------------- a client that does not wait
+async def test_pending_comes_before_the_deadline_and_the_outcome_later_with_the_same_key(world: World) -> None:
+    """The charge goes on while nobody waits."""
+    await world.trouble("execute", **HOLD)
+    request = a_request()
+    answer = await world.charge(request, 1)
+    assert answer == ChargeResponse(charge_id=id_of(request), status=PENDING, position=2, outcome_source=FRESH)
+    await world.referee.no_more_trouble()
+    await until(lambda: world.story(request) == STRAIGHT)
+    later = await world.charge(request)
+    assert (later.status, later.outcome_source, later.position) == (CHARGED, REPLAYED, 3)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.001, 0.1, 0.19])
+async def test_a_deadline_that_leaves_no_time_to_answer_begins_nothing(world: World, seconds: float) -> None:
+    """Nothing is stored, and the bank hears nothing of it."""
+    request = a_request()
+    assert (await refused(world.charge(request, seconds))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await world.charge(a_request())  # Whatever the server made of the first, it did before this one.
+    assert world.story(request) == []
+    assert await world.asked(request) == []
+
+
+async def test_a_deadline_too_short_is_refused_with_the_advice_to_retry_with_the_same_key(world: World) -> None:
+    """A client that reads the answer in time; the server says so as soon as it sees the call."""
+    answers = [await refused(world.charge(a_request(), 0.19)) for _ in range(5)]
+    assert UNKNOWN in answers
+    assert {answer.code for answer in answers} == {UNKNOWN.code}
+
+
+@pytest.mark.parametrize("seconds", [None, 10 * 365 * 86_400.0])
+async def test_no_deadline_and_one_in_ten_years_are_answered_like_any_other(
+    world: World, seconds: float | None
+) -> None:
+    """The server has a bound of its own."""
+    answer = await world.commands.Charge(a_request(), timeout=seconds)
+    assert answer.status == CHARGED
+
+
+@pytest.mark.parametrize("moment", ["at once", "stored", "token", "execute"])
+async def test_a_client_that_cancels_stops_no_charge(world: World, moment: str) -> None:
+    """It comes to rest by itself, once; a charge that had not come in yet begins with the next call."""
+    request = a_request()
+    if moment in ("token", "execute"):
+        await world.trouble(moment, "delay", seconds=0.5)
+    call = world.commands.Charge(request, timeout=20)
+    match moment:
+        case "at once":
+            await asyncio.sleep(0)
+        case "stored":
+            await until(lambda: world.story(request))
+        case "token" | "execute":
+            await begun(world, moment)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    if moment != "at once":
+        await until(lambda: world.story(request) == STRAIGHT)
+    assert (await world.charge(request)).status == CHARGED
+    assert world.story(request) == STRAIGHT
+    assert len(await world.movements(request)) == 1
+
+
+# ---------------------------------------------------------------- too much at once
+async def test_beyond_the_limit_of_unfinished_charges_no_new_one_is_taken(tmp_path: Path) -> None:
+    """Known keys are answered, and the limit holds for calls that come all at once."""
+    async with a_world(tmp_path, COMMAND_MAX_UNFINISHED="3") as world:
+        await world.trouble("token", **HOLD)
+        requests = [a_request() for _ in range(20)]
+        answers = await asyncio.gather(*[world.charge(r, 1) for r in requests], return_exceptions=True)
+        taken = [request for request, a in zip(requests, answers, strict=True) if isinstance(a, ChargeResponse)]
+        told_others = {told(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
+        assert told_others == {said(grpc.StatusCode.UNAVAILABLE, "TOO_MANY_UNFINISHED", "RETRY_SAME_KEY", retry=1.0)}
+        assert len(taken) == head(world.journal).position == 3
+        assert (await world.pending(taken[0])).outcome_source == JOINED
+        await world.referee.no_more_trouble()
+        assert {(await world.charge(request)).status for request in taken} == {CHARGED}
+        assert {(await world.charge(request)).status for request in requests} == {CHARGED}
+
+
+async def test_beyond_the_limit_of_calls_even_known_keys_wait_their_turn(tmp_path: Path) -> None:
+    """RESOURCE_EXHAUSTED, before anything is stored."""
+    async with a_world(tmp_path, COMMAND_MAX_CALLS="2") as world:
+        await world.trouble("token", **HOLD)
+        waiting = [asyncio.ensure_future(world.charge(a_request())) for _ in range(2)]
+        await until(lambda: head(world.journal).position == 2)
+        assert await refused(world.charge(a_request())) == said(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", "RETRY_SAME_KEY", retry=0.5
+        )
+        assert head(world.journal).position == 2
+        await world.referee.no_more_trouble()
+        await asyncio.gather(*waiting)
+        assert (await world.charge(a_request())).status == CHARGED
+
+
+async def test_without_room_on_the_disk_no_new_charge_is_taken_and_begun_ones_finish(tmp_path: Path) -> None:
+    """Known keys are answered as ever."""
+    async with a_world(tmp_path) as world:
+        rested, running = a_request(), a_request()
+        await world.charge(rested)
+        await world.trouble("execute", **HOLD)
+        await world.pending(running)
+        await world.stop()
+        await world.start(COMMAND_FREE_BYTES=str(1 << 50))
+        await until(lambda: not world.running.journal.accepting)
+        stored = head(world.journal)
+        assert await refused(world.charge(a_request())) == said(
+            grpc.StatusCode.UNAVAILABLE, "JOURNAL_FULL", "RETRY_SAME_KEY", retry=5.0
+        )
+        assert head(world.journal) == stored
+        assert (await world.charge(rested)).outcome_source == REPLAYED
+        await world.referee.no_more_trouble()
+        assert (await world.charge(running)).status == CHARGED
+
+
+# ---------------------------------------------------------------- while the server starts
+class Held(SqliteJournal):
+    """The journal, whose reads of a stream wait until they may go on."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.may_read = asyncio.Event()
+        self.reading = 0
+
+    async def read(self, charge_id: str) -> Sequence[Record]:
+        found = await super().read(charge_id)
+        self.reading += 1
+        await self.may_read.wait()
+        return found
+
+
+async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge_that_is_found(world: World) -> None:
+    """Calls are taken before all unfinished charges are found: there must be one loop for the charge, not two."""
+    await world.trouble("execute", **HOLD)
+    request = a_request()
+    await world.pending(request)
+    await world.stop()
+    async with AsyncExitStack() as stack:
+        journal = await Held.open(world.journal, now=now, end_process=lambda: sys.exit("unknown"))
+        assert isinstance(journal, Held)
+        stack.push_async_callback(journal.close)
+        bank = GatewayBank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
+        stack.push_async_callback(bank.close)
+        limits = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3_600, attention_after_seconds=600)
+        runner = Runner(journal, bank, limits, clock=time.monotonic, now=now, chance=Random(7))
+        stack.push_async_callback(runner.close)
+        requested = decode(records(world.journal)[0].event)
+        assert isinstance(requested, charge.ChargeRequested)
+        command = charge.Charge(requested.request)
+
+        finding, accepting = asyncio.ensure_future(runner.recover()), runner.accept(command)
+        await until(lambda: journal.reading == 2)
+        journal.may_read.set()
+        assert await finding == 1
+        accepted, joined = await accepting, await runner.accept(command)
+        assert accepted.running is not None
+        assert accepted.running is joined.running
+        await world.referee.no_more_trouble()
+        await accepted.running.ended.wait()
+        assert runner.unfinished == 0
+    await world.start()
+    assert (await world.charge(request)).outcome_source == REPLAYED
+
+
+def now() -> int:
+    return time.time_ns() // 1_000

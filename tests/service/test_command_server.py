@@ -1,0 +1,404 @@
+"""The command server as a process: how it starts, says how it is, stops, and is killed."""
+
+import asyncio
+import socket
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+
+from charging.v1 import command_pb2_grpc, journal_pb2_grpc
+from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
+from charging.v1.common_pb2 import Card, Money
+from charging.v1.journal_pb2 import Event, SubscribeRequest
+from command_service.codec import charge_id_of
+from command_service.journal.sqlite import SqliteJournal
+from demo.processes import DidNotStart, Server, Town
+from tests.service.command_world import (
+    CHARGED,
+    PATIENT_SECONDS,
+    PENDING,
+    Referee,
+    World,
+    a_request,
+    a_world,
+    assert_books_agree,
+    head,
+    records,
+    refused,
+    until,
+)
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+HOLD: dict[str, Any] = {
+    "fault": "in_progress",
+    "retry_after": "0",
+    "times": 1_000_000,
+}  # Until there is no more trouble.
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as world:
+        yield world
+
+
+@asynccontextmanager
+async def a_town(folder: Path, **settings: str) -> AsyncIterator[tuple[Town, Referee]]:
+    """A bank and a command server with settings of its own, as processes."""
+    town = Town(folder)
+    try:
+        await town.start_bank()
+        await town.start_command(**settings)
+        async with Referee(town.bank_url) as referee:
+            yield town, referee
+    finally:
+        await town.__aexit__()
+
+
+# Spelled out, since the stubs of these two packages are typed for synchronous channels only.
+async def health(channel: grpc.aio.Channel, service: str = "") -> int:
+    check: grpc.aio.UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse] = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=HealthCheckRequest.SerializeToString,
+        response_deserializer=HealthCheckResponse.FromString,
+    )
+    return (await check(HealthCheckRequest(service=service), timeout=PATIENT_SECONDS)).status
+
+
+async def health_changes(channel: grpc.aio.Channel) -> AsyncIterator[int]:
+    watch: grpc.aio.UnaryStreamMultiCallable[HealthCheckRequest, HealthCheckResponse] = channel.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        request_serializer=HealthCheckRequest.SerializeToString,
+        response_deserializer=HealthCheckResponse.FromString,
+    )
+    async for answer in watch(HealthCheckRequest()):
+        yield answer.status
+
+
+async def services(channel: grpc.aio.Channel) -> set[str]:
+    ask: grpc.aio.StreamStreamMultiCallable[ServerReflectionRequest, ServerReflectionResponse] = channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=ServerReflectionRequest.SerializeToString,
+        response_deserializer=ServerReflectionResponse.FromString,
+    )
+    async for answer in ask(iter([ServerReflectionRequest(list_services="")])):
+        return {service.name for service in answer.list_services_response.service}
+    raise AssertionError("no answer")
+
+
+# ---------------------------------------------------------------- health and reflection
+async def test_both_ports_are_serving_and_each_says_so_for_its_own_service(world: World) -> None:
+    """grpc.health.v1, for load balancers."""
+    for channel, service in ((world.channel, "CommandService"), (world.feed_channel, "JournalService")):
+        assert await health(channel) == SERVING
+        assert await health(channel, f"charging.v1.{service}") == SERVING
+    answer = await refused(health(world.channel, "charging.v1.JournalService"))
+    assert answer.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_server_without_room_on_its_disk_is_not_serving_but_its_feed_is(tmp_path: Path) -> None:
+    """Commands go elsewhere; what is stored can still be read."""
+    async with a_world(tmp_path, COMMAND_FREE_BYTES=str(1 << 50)) as world:
+
+        async def says_so() -> bool:
+            return await health(world.channel) == NOT_SERVING
+
+        await until(says_so)
+        assert await health(world.channel, "charging.v1.CommandService") == NOT_SERVING
+        assert await health(world.feed_channel) == SERVING
+
+
+async def test_reflection_lists_each_ports_services(world: World) -> None:
+    """So that grpcurl needs no .proto files."""
+    own = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert await services(world.channel) == own | {"charging.v1.CommandService"}
+    assert await services(world.feed_channel) == own | {"charging.v1.JournalService"}
+
+
+async def test_reflection_can_be_switched_off(tmp_path: Path) -> None:
+    """Then it is an unknown method."""
+    async with a_world(tmp_path, COMMAND_REFLECTION="no") as world:
+        for channel in (world.channel, world.feed_channel):
+            assert (await refused(services(channel))).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+# ---------------------------------------------------------------- what does not start
+async def fails_to_start(log: Path, **environment: str) -> list[str]:
+    """The lines that a server says that exits with status 1 instead of serving."""
+    server = Server("command_service", environment, log)
+    with pytest.raises(DidNotStart):
+        await server.start()
+    assert await server.ended() == 1
+    assert "Traceback" not in server.text()
+    return server.text().splitlines()
+
+
+async def test_a_second_server_on_the_same_journal_or_port_says_so_and_ends(world: World, tmp_path: Path) -> None:
+    """In a line that names what is taken; the first goes on."""
+
+    def second(journal: Path, **taken: str) -> Awaitable[list[str]]:
+        free = {"COMMAND_LISTEN": "127.0.0.1:0", "COMMAND_FEED_LISTEN": "127.0.0.1:0"}
+        log = journal.with_suffix(".log")
+        return fails_to_start(log, **{**free, "COMMAND_JOURNAL": f"sqlite:///{journal}", **taken})
+
+    listen, feed_listen = str(world.running.listen), str(world.running.feed_listen)
+    said = await asyncio.gather(
+        second(world.journal),
+        second(tmp_path / "other.db", COMMAND_LISTEN=listen),
+        second(tmp_path / "third.db", COMMAND_FEED_LISTEN=feed_listen),
+    )
+    assert [lines[-1] for lines in said] == [  # Of a port grpc has said so before, in its own words.
+        f"error: another server has the journal {world.journal} open: stop it first, or use another file",
+        f"error: cannot listen on {listen}: is another server running there?",
+        f"error: cannot listen on {feed_listen}: is another server running there?",
+    ]
+    assert (await world.charge(a_request())).status == CHARGED
+
+
+async def test_all_problems_of_the_settings_are_told_together(tmp_path: Path) -> None:
+    """Each with its variable and why it exists, and never with its value; exit status 1, before anything is opened."""
+    wrong = {
+        "COMMAND_LISTEN": "secret-value",
+        "COMMAND_FEED_LISTEN": "127.0.0.1:secret-value",
+        "COMMAND_JOURNAL": "postgresql://secret-value",
+        "COMMAND_BANK_URL": "ftp://secret-value",
+        "COMMAND_BANK_TIMEOUT_SECONDS": "secret-value",
+        "COMMAND_BANK_CALLS": "0",
+        "COMMAND_MAX_CALLS": "-1",
+        "COMMAND_MAX_UNFINISHED": "1e6",
+        "COMMAND_ABANDON_AFTER_SECONDS": "nan",
+        "COMMAND_ATTENTION_AFTER_SECONDS": "0",
+        "COMMAND_FREE_BYTES": "much",
+        "COMMAND_DRAIN_SECONDS": "601",
+        "COMMAND_REFLECTION": "true",
+        "COMMAND_METRICS_LISTEN": "9090",
+    }
+    said = await fails_to_start(tmp_path / "wrong.log", **wrong)
+    assert said[0] == "error: settings cannot be used:"
+    assert [line.split(":")[0].strip() for line in said[1:]] == list(wrong)
+    assert all(line.endswith(")") for line in said[1:])
+    assert not any("secret-value" in line for line in said)
+
+
+@pytest.mark.parametrize("event", [b"\xa2\x06\x00", b"\xff"], ids=["of a newer program", "no event"])
+async def test_a_journal_with_an_unfinished_charge_that_cannot_be_read_is_refused(tmp_path: Path, event: bytes) -> None:
+    """A payment journal that we cannot read is no journal: one line, exit status 1."""
+    journal = tmp_path / "journal.db"
+    await store(journal, event, finished=False)
+    (said,) = await fails_to_start(
+        tmp_path / "failed.log",
+        COMMAND_LISTEN="127.0.0.1:0",
+        COMMAND_FEED_LISTEN="127.0.0.1:0",
+        COMMAND_JOURNAL=f"sqlite:///{journal}",
+    )
+    assert said.startswith(f"error: the journal {journal} holds an unfinished charge that cannot be read: ")
+
+
+async def store(path: Path, event: bytes, *, finished: bool, key: str = "order-1234") -> None:
+    """Append an event as the first of a key's charge."""
+    journal = await SqliteJournal.open(path, now=lambda: 1_000_000, end_process=lambda: sys.exit("unknown"))
+    await journal.append(charge_id_of("default", key), 0, [event], finished=finished)
+    await journal.close()
+
+
+# ---------------------------------------------------------------- SIGTERM
+async def test_on_sigterm_a_waiting_call_gets_its_outcome_and_new_ones_are_refused(tmp_path: Path) -> None:
+    """Health says NOT_SERVING first, streams are told of the outcome and ended, and the exit status is 0."""
+    async with a_town(tmp_path) as (town, referee):
+        async with (
+            grpc.aio.insecure_channel(town.command.listen) as channel,
+            grpc.aio.insecure_channel(town.command.serving["feed"]) as feed_channel,
+        ):
+            await referee.trouble("execute", **HOLD)
+            changes = health_changes(channel)
+            assert await anext(changes) == SERVING
+            following = asyncio.ensure_future(followed(feed_channel))
+            request = a_request()
+            commands = command_pb2_grpc.CommandServiceStub(channel)
+            waiting = asyncio.ensure_future(commands.Charge(request, timeout=PATIENT_SECONDS))
+            await until(lambda: head(town.journal).position == 2)
+            stopping = asyncio.ensure_future(town.command.stop())
+            assert await anext(changes) == NOT_SERVING
+            async with grpc.aio.insecure_channel(town.command.listen) as late:
+
+                async def is_refused() -> bool:
+                    call = command_pb2_grpc.CommandServiceStub(late).Charge(ChargeRequest(), timeout=PATIENT_SECONDS)
+                    return (await refused(call)).code is grpc.StatusCode.UNAVAILABLE
+
+                await until(is_refused)
+            await referee.no_more_trouble()
+            assert (await waiting).status == CHARGED
+            assert await following == ([1, 2, 3], "SERVER_STOPPING")
+        assert await stopping == 0
+        assert town.command.entries()[-1]["event"] == "stopped"
+        assert [entry for entry in town.command.entries() if entry["level"] != "info"] == []
+        await assert_books_agree(town.journal, referee)
+
+
+async def followed(channel: grpc.aio.Channel) -> tuple[list[int], str]:
+    """The positions that a reader of the feed is sent until the stream ends, and the reason why it ends."""
+    positions: list[int] = []
+
+    async def read() -> None:
+        async for message in journal_pb2_grpc.JournalServiceStub(channel).Subscribe(SubscribeRequest()):
+            positions.extend(record.position for record in message.batch.records)
+
+    return positions, (await refused(read())).reason
+
+
+async def test_on_sigterm_a_call_whose_outcome_does_not_come_says_pending(tmp_path: Path) -> None:
+    """Before the drain's time is over, and with exit status 0; the next start goes on with the charge."""
+    async with a_town(tmp_path, COMMAND_DRAIN_SECONDS="1") as (town, referee):
+        await referee.trouble("execute", "hang_before", seconds=60)
+        request = a_request()
+        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+            call = command_pb2_grpc.CommandServiceStub(channel).Charge(request, timeout=PATIENT_SECONDS)
+            waiting = asyncio.ensure_future(call)
+            await until(lambda: head(town.journal).position == 2)
+            stopping = asyncio.ensure_future(town.command.stop())
+            assert (await waiting).status == PENDING
+        assert await stopping == 0
+        await town.start_command()
+        await until(lambda: head(town.journal).position == 3)
+        assert Event.FromString(records(town.journal)[-1].event).HasField("charged")
+        await assert_books_agree(town.journal, referee)
+
+
+# ---------------------------------------------------------------- kill -9
+async def test_charges_that_a_kill_interrupts_are_each_charged_exactly_once(tmp_path: Path) -> None:
+    """Fifty at once, at whatever step each was: the retries with their keys all hear CHARGED."""
+    async with a_town(tmp_path) as (town, referee):
+        # So that the kill finds charges at every step, with answers lost among them.
+        for on in ("token", "execute"):
+            await referee.trouble(on, "delay", seconds=0.2, times=10)
+            await referee.trouble(on, "lose_answer", times=10)
+        requests = [a_request() for _ in range(50)]
+        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+            commands = command_pb2_grpc.CommandServiceStub(channel)
+            calls = [asyncio.ensure_future(commands.Charge(r, timeout=PATIENT_SECONDS)) for r in requests]
+
+            async def some_moved() -> bool:
+                return len(await referee.movements()) >= 15
+
+            await until(some_moved)
+            await town.command.kill()
+            interrupted = await asyncio.gather(*calls, return_exceptions=True)
+        answered = [answer for answer in interrupted if isinstance(answer, ChargeResponse)]
+        assert len(answered) < 50
+
+        await town.start_command()
+        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+            commands = command_pb2_grpc.CommandServiceStub(channel)
+            answers = await asyncio.gather(*[commands.Charge(r, timeout=PATIENT_SECONDS) for r in requests])
+        assert {answer.status for answer in answers} == {CHARGED}
+        assert {answer.transaction_id for answer in answered} <= {answer.transaction_id for answer in answers}
+        moved = {movement.reference: movement.transaction_id for movement in await referee.movements()}
+        assert moved == {answer.charge_id: answer.transaction_id for answer in answers}
+        await assert_books_agree(town.journal, referee)
+
+
+# ---------------------------------------------------------------- faults of ours
+async def test_what_nobody_foresaw_reaches_the_client_as_a_fixed_text_and_the_log_without_the_input(
+    tmp_path: Path,
+) -> None:
+    """Here another program takes the journal's table away."""
+    async with Town(tmp_path) as town, grpc.aio.insecure_channel(town.command.listen) as channel:
+        request = a_request(description="a very private matter")
+        commands = command_pb2_grpc.CommandServiceStub(channel)
+        with closing(sqlite3.connect(town.journal)) as vandal:
+            vandal.execute("ALTER TABLE record RENAME TO gone")
+        answer = await refused(commands.Charge(request, timeout=PATIENT_SECONDS))
+        assert (answer.code, answer.reason, answer.advice) == (
+            grpc.StatusCode.INTERNAL,
+            "UNEXPECTED",
+            "RETRY_SAME_KEY",
+        )
+        assert answer.text == "a fault in the server; what happened is not known: retry with the same key"
+        assert b"record" not in answer.everything
+        (entry,) = (entry for entry in town.command.entries() if entry["level"] == "error")
+        assert (entry["event"], entry["error"]) == ("a call failed unexpectedly", "OperationalError")
+        for private in ("private", request.idempotency_key, "alice", "no such table"):
+            assert private not in town.command.text()
+
+
+async def test_a_charge_that_cannot_be_read_is_data_loss_and_no_new_charge(tmp_path: Path) -> None:
+    """Nothing is guessed, the bank is not asked, others are served, and the operators hear of it."""
+    newer, nonsense, damaged = a_request(), a_request(), a_request()
+    for request, event in ((newer, b"\xa2\x06\x00"), (nonsense, b"\xff")):
+        await store(tmp_path / "journal.db", event, finished=True, key=request.idempotency_key)
+    async with a_town(tmp_path) as (town, referee), grpc.aio.insecure_channel(town.command.listen) as channel:
+        commands = command_pb2_grpc.CommandServiceStub(channel)
+        first = await commands.Charge(damaged, timeout=PATIENT_SECONDS)
+        flip_a_bit(town.journal, first.position - 2)
+        before = head(town.journal), await referee.calls()
+        for request in (newer, nonsense, damaged):
+            answer = await refused(commands.Charge(request, timeout=PATIENT_SECONDS))
+            assert (answer.code, answer.reason, answer.advice) == (
+                grpc.StatusCode.DATA_LOSS,
+                "JOURNAL_CORRUPT",
+                "ASK_STATUS",
+            )
+        assert (head(town.journal), await referee.calls()) == before
+        assert [entry["level"] for entry in town.command.entries() if entry["level"] != "info"] == ["error"] * 3
+        assert (await commands.Charge(a_request(), timeout=PATIENT_SECONDS)).status == CHARGED
+
+
+def flip_a_bit(journal: Path, position: int) -> None:
+    """Change a record in the file, as a bad disk would."""
+    with closing(sqlite3.connect(journal)) as disk, disk:
+        (event,) = disk.execute("SELECT event FROM record WHERE position = ?", (position,)).fetchone()
+        disk.execute("UPDATE record SET event = ? WHERE position = ?", (event[:-1] + bytes([event[-1] ^ 1]), position))
+
+
+# ---------------------------------------------------------------- limits and figures
+async def test_the_largest_request_that_the_contract_allows_is_charged(world: World) -> None:
+    """Twenty entries of metadata, and every text as long as it may be: within 16 KiB."""
+    request = ChargeRequest(
+        idempotency_key="k" * 128,
+        user_id="u" * 128,
+        card=Card(token="tok_visa", brand="b" * 32, last4="4242"),
+        amount=Money(minor_units=99_999_999, currency_code="EUR"),
+        description="d" * 500,
+        metadata={f"{n:0>40}": "v" * 500 for n in range(20)},
+    )
+    assert (await world.charge(request)).status == CHARGED
+    assert world.events(request)[0].charge_requested.metadata == request.metadata
+
+
+async def test_the_age_of_the_oldest_unfinished_charge_is_a_gauge(tmp_path: Path) -> None:
+    """It grows while a charge is on its way, and is 0 when all are at rest."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    async with (
+        a_town(tmp_path, COMMAND_METRICS_LISTEN=metrics) as (town, referee),
+        httpx.AsyncClient(trust_env=False, verify=False) as http,
+    ):
+
+        async def gauge(name: str) -> float:
+            lines = (await http.get(f"http://{metrics}/metrics")).text.splitlines()
+            return next(float(line.split()[1]) for line in lines if line.startswith(f"chargeonce_{name} "))
+
+        async def is_getting_old() -> bool:
+            return await gauge("oldest_unfinished_seconds") > 0.1
+
+        assert await gauge("oldest_unfinished_seconds") == 0
+        await referee.trouble("token", **HOLD)
+        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+            call = command_pb2_grpc.CommandServiceStub(channel).Charge(a_request(), timeout=PATIENT_SECONDS)
+            waiting = asyncio.ensure_future(call)
+            await until(is_getting_old)
+            assert await gauge("unfinished_charges") == 1
+            await referee.no_more_trouble()
+            await waiting
+        assert await gauge("oldest_unfinished_seconds") == await gauge("unfinished_charges") == 0
+        assert await gauge("journal_position") == 3

@@ -1,0 +1,522 @@
+"""How the query server follows the feed: through losses, kills, restored journals, and feeds that break their promises."""
+
+import asyncio
+import json
+import random
+import signal
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from charging.v1.journal_pb2 import Record, SubscribeResponse
+from charging.v1.query_pb2 import (
+    VIEW_STATE_DISCONNECTED,
+    VIEW_STATE_LIVE,
+    VIEW_STATE_STOPPED,
+    GetChargeRequest,
+    GetViewStatusRequest,
+    GetViewStatusResponse,
+    ListChargesRequest,
+    WatchChargeRequest,
+)
+from query_service import subscriber
+from query_service.subscriber import BrokenFeed, FeedLost, Subscriber
+from query_service.view import FORMAT, View, ViewUnusable
+from query_service.waiting import Waiting
+from tests.sealed import UNKNOWN_EVENT, SealedJournal, charged, declined, requested, sealed, token_issued
+from tests.service.feed_server import FeedServer, feeding
+from tests.service.query_rig import SERVICE, Client, client_of, dump, process_of, querying, refused
+
+
+def filled(charges: int, journal_id: str = "journal-one") -> SealedJournal:
+    """A journal with some charges of every sort."""
+    journal = SealedJournal(journal_id)
+    for number in range(charges):
+        ends = ((token_issued(), charged(f"transaction-{number}")), (declined(),), (token_issued(),))
+        journal.charge(f"order-{number:05}", f"user-{number % 7}", *ends[number % 3], minor_units=number + 1)
+    return journal
+
+
+@pytest.fixture
+async def feed() -> AsyncIterator[FeedServer]:
+    async with feeding(filled(40)) as server:
+        yield server
+
+
+async def status(client: Client, at_least: int = 0) -> GetViewStatusResponse:
+    return await client.queries.GetViewStatus(GetViewStatusRequest(min_position=at_least))
+
+
+async def state_of(client: Client, state: int) -> GetViewStatusResponse:
+    """Ask until the view is in this state."""
+    while (answer := await status(client)).state != state:
+        pass
+    return answer
+
+
+def remove(view: Path) -> None:
+    for end in ("", "-wal", "-shm"):
+        Path(f"{view}{end}").unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- rebuilding and resuming
+async def test_a_view_that_was_deleted_is_built_again_equal_row_for_row(feed: FeedServer, tmp_path: Path) -> None:
+    """One that followed live, in small batches and over a restart, against one that read all at once."""
+    view = tmp_path / "view.db"
+    head, feed.batch_records = feed.journal.head, 3
+    await feed.hold(head // 2)
+    async with querying(feed.address, view) as (_, client):
+        await status(client, head // 2)
+    await feed.hold(None)
+    async with querying(feed.address, view) as (_, client):
+        await status(client, head)
+    followed = dump(view)
+    remove(view)
+    feed.batch_records = 500
+    async with querying(feed.address, view) as (_, client):
+        await status(client, head)
+    assert dump(view) == followed
+    assert len(followed["charge"]) == 40
+
+
+async def test_it_goes_on_from_its_checkpoint(feed: FeedServer, tmp_path: Path) -> None:
+    """It names the journal, the position and the chain that it knows; nothing at first."""
+    head = feed.journal.head
+    for _ in range(2):
+        async with querying(feed.address, tmp_path / "view.db") as (_, client):
+            await status(client, head)
+    first, second = feed.requests
+    assert (first.after_position, first.journal_id, first.chain) == (0, "", b"")
+    assert (second.after_position, second.journal_id, second.chain) == (
+        head,
+        "journal-one",
+        feed.journal.chain_at(head),
+    )
+
+
+async def test_killed_while_it_catches_up_it_goes_on_and_ends_up_equal(feed: FeedServer, tmp_path: Path) -> None:
+    """kill -9, at several places; what is in the file then is whole: the rows of its checkpoint and no others."""
+    view, other = tmp_path / "view.db", tmp_path / "other.db"
+    head, feed.batch_records = feed.journal.head, 1
+    for held_at in (head // 4, head // 2):
+        await feed.hold(held_at)
+        async with process_of(feed.address, view) as process:
+            serving = await process.logged("serving")
+            async with client_of(serving["listen"]) as client:
+                await status(client, held_at)
+            await feed.hold(None)  # the kill comes in the middle of what follows
+            process.send(signal.SIGKILL)
+            assert await process.ended() == -signal.SIGKILL
+        found = dump(view)
+        ((_, _, position, chain, count, _, _),) = found["checkpoint"]
+        assert position >= held_at
+        assert chain == feed.journal.chain_at(position)
+        assert [entry[2] for entry in sorted(found["entry"], key=lambda row: row[2])] == list(range(1, position + 1))
+        assert len(found["charge"]) == count
+    async with querying(feed.address, view) as (_, client):
+        await status(client, head)
+    async with querying(feed.address, other) as (_, client):
+        await status(client, head)
+    assert dump(view) == dump(other)
+
+
+async def test_readers_see_whole_batches_only(tmp_path: Path) -> None:
+    """Rows and checkpoint agree in every answer, while the view is written."""
+    journal = SealedJournal()
+    for number in range(1500):  # each record a charge: as many charges as positions, in every state of the view
+        journal.charge(f"order-{number:05}", f"user-{number}")
+    async with feeding(journal) as feed:
+        feed.batch_records = 20
+        async with querying(feed.address, tmp_path / "view.db") as (_, client):
+            seen = set()
+            while 1500 not in seen:
+                answer = await status(client)
+                page = await client.queries.ListCharges(ListChargesRequest(page_size=1))
+                assert answer.charge_count == answer.as_of_position
+                assert sum(charge.position for charge in page.charges) == page.as_of_position
+                seen |= {answer.as_of_position, page.as_of_position}
+
+
+# ---------------------------------------------------------------- feeds that break their promises
+def with_gap(records: Sequence[Record]) -> Sequence[Record]:
+    return [*records[:9], *records[10:]]
+
+
+def with_repeat(records: Sequence[Record]) -> Sequence[Record]:
+    return [*records[:10], records[9], *records[10:]]
+
+
+def with_broken_chain(records: Sequence[Record]) -> Sequence[Record]:
+    altered = Record()
+    altered.CopyFrom(records[9])
+    altered.chain = bytes(32)
+    return [*records[:9], altered, *records[10:]]
+
+
+def with_altered_event(records: Sequence[Record]) -> Sequence[Record]:
+    altered = Record()
+    altered.CopyFrom(records[9])
+    altered.event = charged("forged").SerializeToString()
+    return [*records[:9], altered, *records[10:]]
+
+
+def with_altered_time(records: Sequence[Record]) -> Sequence[Record]:
+    altered = Record()
+    altered.CopyFrom(records[9])
+    altered.recorded_at.seconds += 1
+    return [*records[:9], altered, *records[10:]]
+
+
+def with_unreadable_id(records: Sequence[Record]) -> Sequence[Record]:
+    altered = Record()
+    altered.CopyFrom(records[9])
+    altered.charge_id = "no id"
+    return [*records[:9], altered, *records[10:]]
+
+
+def with_a_charge_requested_twice(records: Sequence[Record]) -> Sequence[Record]:
+    """A chain that is right over a journal that cannot be: the same charge begins again at version 1."""
+    twice = sealed(
+        records[-1].chain,
+        position=len(records) + 1,
+        charge_id=records[0].charge_id,
+        version=1,
+        recorded_at=records[-1].recorded_at.ToMicroseconds() + 1,
+        event=requested("order-00000").SerializeToString(),
+    )
+    return [*records, twice]
+
+
+FORGERIES = [
+    with_gap,
+    with_repeat,
+    with_broken_chain,
+    with_altered_event,
+    with_altered_time,
+    with_unreadable_id,
+    with_a_charge_requested_twice,
+]
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+async def test_a_feed_that_cannot_be_trusted_ends_the_following_and_leaves_the_view_as_it_was(
+    feed: FeedServer, tmp_path: Path, forge: Callable[[Sequence[Record]], Sequence[Record]]
+) -> None:
+    """Nothing of it is applied from the first bad record on."""
+    view = tmp_path / "view.db"
+    feed.batch_records = 1
+    feed.forged = forge(feed.journal.records)
+    async with querying(feed.address, view) as (running, _):
+        with pytest.raises(BrokenFeed):
+            await running.following
+    ((_, _, position, chain, *_),) = dump(view)["checkpoint"]
+    assert position < len(feed.forged)
+    assert chain == feed.journal.chain_at(position)
+
+
+async def test_a_lost_record_at_the_end_is_noticed_when_the_feed_says_that_all_was_sent(
+    feed: FeedServer, tmp_path: Path
+) -> None:
+    """CaughtUp names the position up to which all was sent."""
+    feed.forged = feed.journal.records[:-1]
+    feed.caught_up_at = feed.journal.head
+    async with querying(feed.address, tmp_path / "view.db") as (running, _):
+        with pytest.raises(BrokenFeed):
+            await running.following
+
+
+async def test_a_broken_feed_ends_the_process_loudly(feed: FeedServer, tmp_path: Path) -> None:
+    """It does not serve on: exit code 1, and a line in the log that says why."""
+    feed.forged = with_gap(feed.journal.records)
+    async with process_of(feed.address, tmp_path / "view.db") as process:
+        line = await process.logged("the feed is broken: the server ends")
+        assert line["level"] == "critical"
+        assert line["why"] == "after position 9 the feed brought position 11"
+        assert await process.ended() == 1
+
+
+# ---------------------------------------------------------------- another journal
+async def test_a_journal_that_diverged_has_the_view_built_again(feed: FeedServer, tmp_path: Path) -> None:
+    """After a restore the journal has a new id and, here, fewer records: nothing of the old one is left."""
+    view, other = tmp_path / "view.db", tmp_path / "other.db"
+    async with querying(feed.address, view) as (_, client):
+        await status(client, feed.journal.head)
+        await feed.stop()
+        feed.journal = filled(5, "journal-two")
+        await feed.start()
+        while (answer := await status(client)).journal_id != "journal-two" or answer.state != VIEW_STATE_LIVE:
+            pass
+        assert (answer.as_of_position, answer.head_position) == (feed.journal.head, feed.journal.head)
+        await client.becomes(HealthCheckResponse.SERVING)
+    async with querying(feed.address, other) as (_, client):
+        await status(client, feed.journal.head)
+    assert dump(view) == dump(other)
+
+
+async def test_a_journal_of_the_same_id_with_another_past_diverged_too(feed: FeedServer, tmp_path: Path) -> None:
+    """The chain tells."""
+    async with querying(feed.address, tmp_path / "view.db") as (_, client):
+        await status(client, feed.journal.head)
+    journal = SealedJournal()
+    for number in range(200):
+        journal.charge(f"another-{number}")
+    feed.journal = journal
+    async with querying(feed.address, tmp_path / "view.db") as (_, client):
+        answer = await status(client, journal.head)
+    assert (answer.charge_count, answer.as_of_position) == (200, 200)
+
+
+async def test_a_watcher_is_told_when_the_view_is_built_again(feed: FeedServer, tmp_path: Path) -> None:
+    """Its charge may be gone, or told anew from its beginning: it has to ask again."""
+    async with querying(feed.address, tmp_path / "view.db") as (_, client):
+        await status(client, feed.journal.head)
+        watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-00000"))
+        await watch.read()
+        await feed.stop()
+        feed.journal = filled(5, "journal-two")
+        await feed.start()
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await watch.read()
+    assert (ended.value.code(), refused(ended.value).reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
+
+
+# ---------------------------------------------------------------- an event of a later version
+async def test_at_an_unknown_event_it_serves_on_stale_and_is_not_serving(feed: FeedServer, tmp_path: Path) -> None:
+    """All before the event shows, in the same batch too, and nothing after it."""
+    known = feed.journal.head
+    feed.journal.append("order-00000", UNKNOWN_EVENT)
+    feed.journal.charge("order-99999")
+    async with querying(feed.address, tmp_path / "view.db") as (running, client):
+        await running.following
+        answer = await status(client)
+        assert (answer.state, answer.as_of_position, answer.lag.records) == (VIEW_STATE_STOPPED, known, 2)
+        health = await client.health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert health.status == HealthCheckResponse.NOT_SERVING
+        shown = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-00000"))
+        assert (shown.charge.version, shown.lag.records) == (3, 2)
+
+
+async def test_an_unknown_event_that_comes_later_takes_the_server_out_of_service(
+    feed: FeedServer, tmp_path: Path
+) -> None:
+    """It was serving, and then it is not; the process stays up and stops in order."""
+    async with process_of(feed.address, tmp_path / "view.db") as process:
+        serving = await process.logged("serving")
+        async with client_of(serving["listen"]) as client:
+            await client.becomes(HealthCheckResponse.SERVING)
+            feed.journal.append("order-00000", UNKNOWN_EVENT)
+            await feed.tell()
+            await client.becomes(HealthCheckResponse.NOT_SERVING)
+            assert (await status(client)).state == VIEW_STATE_STOPPED
+        process.send(signal.SIGTERM)
+        assert await process.ended() == 0
+
+
+# ---------------------------------------------------------------- losses
+async def test_it_is_not_serving_until_it_has_caught_up_with_the_head_it_met(feed: FeedServer, tmp_path: Path) -> None:
+    """So that nobody is sent to an empty view."""
+    head = feed.journal.head
+    await feed.hold(head - 1)
+    async with querying(feed.address, tmp_path / "view.db") as (_, client):
+        await status(client, head - 1)
+        health = await client.health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert health.status == HealthCheckResponse.NOT_SERVING
+        await feed.hold(None)
+        await client.becomes(HealthCheckResponse.SERVING)
+        assert (await status(client)).as_of_position == head
+
+
+async def test_while_disconnected_it_serves_on_and_it_comes_back_by_itself(feed: FeedServer, tmp_path: Path) -> None:
+    """Answers say how long nothing was heard; nobody is sent away for that."""
+    async with querying(feed.address, tmp_path / "view.db") as (_, client):
+        await client.becomes(HealthCheckResponse.SERVING)
+        await feed.stop()
+        await state_of(client, VIEW_STATE_DISCONNECTED)
+        health = await client.health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert health.status == HealthCheckResponse.SERVING
+        shown = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-00000"))
+        assert shown.lag.silence_milliseconds >= 0
+        position = feed.journal.charge("order-99999")
+        await feed.start()
+        assert (await status(client, position)).as_of_position == position
+
+
+async def test_a_server_that_never_heard_a_feed_says_so(tmp_path: Path) -> None:
+    """Silence is -1, and the view is empty and disconnected."""
+    async with querying("127.0.0.1:1", tmp_path / "view.db") as (_, client):
+        answer = await status(client)
+    assert (answer.state, answer.lag.silence_milliseconds) == (VIEW_STATE_DISCONNECTED, -1)
+    assert (answer.journal_id, answer.as_of_position, answer.charge_count) == ("", 0, 0)
+
+
+async def test_when_one_command_server_is_lost_the_next_is_followed(feed: FeedServer, tmp_path: Path) -> None:
+    """Several command servers of one journal, in turn."""
+    async with (
+        feeding(feed.journal) as second,
+        querying(f"{feed.address}, {second.address}", tmp_path / "view.db") as (_, client),
+    ):
+        await status(client, feed.journal.head)
+        await feed.stop()
+        position = feed.journal.charge("order-99999")
+        assert (await status(client, position)).as_of_position == position
+        assert second.requests[0].after_position == position - 1
+
+
+async def test_a_feed_from_which_nothing_is_heard_counts_as_lost(
+    feed: FeedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead link may look alive for hours: heartbeats are missed after 20 s, shortened here."""
+    monkeypatch.setattr(subscriber, "SILENCE_SECONDS", 0.05)
+    async with querying(feed.address, tmp_path / "view.db"):
+        await feed.asked(3)
+    assert feed.requests[-1].after_position == feed.journal.head
+
+
+async def test_while_the_disk_is_full_it_serves_what_it_has_and_then_goes_on(feed: FeedServer, tmp_path: Path) -> None:
+    """Nothing of a batch that could not be written shows, and none is left out."""
+    head, feed.batch_records = feed.journal.head, 5
+    await feed.hold(10)
+    async with querying(feed.address, tmp_path / "view.db") as (running, client):
+        await status(client, 10)
+        (pages,) = await limited(running.view, 0)
+        await limited(running.view, pages)
+        for number in range(300):
+            head = feed.journal.charge(f"more-{number}")
+        await feed.hold(None)
+        full = await state_of(client, VIEW_STATE_DISCONNECTED)
+        assert 10 <= full.as_of_position < head
+        assert (await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-00000"))).charge.version == 3
+        await limited(running.view, 1 << 20)
+        assert (await status(client, head)).charge_count == 340
+
+
+async def limited(view: View, pages: int) -> tuple[int]:
+    """Give the view's file so many pages at most, and tell how many it may have: SQLite says "disk is full" at the limit."""
+    limit: tuple[int] = await view._writer.run(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+    return limit if pages else await view._writer.run(lambda c: c.execute("PRAGMA page_count").fetchone())
+
+
+async def test_pauses_grow_to_five_seconds_and_chance_takes_a_part_of_them(tmp_path: Path) -> None:
+    """Full jitter, the first one short. The feed, the clock and chance are given: nothing here needs grpc."""
+
+    class Chance(random.Random):
+        longest: list[float]
+
+        def uniform(self, a: float, b: float) -> float:
+            assert a == 0.0
+            self.longest.append(b)
+            return 0.0
+
+    async def lost(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
+        if len(chance.longest) < 8:
+            raise FeedLost("no route")
+        enough.set()
+        await asyncio.Event().wait()
+        yield SubscribeResponse()
+
+    chance, enough = Chance(), asyncio.Event()
+    chance.longest = []
+    view = await View.open(tmp_path / "view.db")
+    following = asyncio.create_task(Subscriber(view, Waiting(), lost, clock=lambda: 0.0, chance=chance).run(ignored))
+    await enough.wait()
+    following.cancel()
+    await asyncio.wait([following])
+    await view.close()
+    assert chance.longest == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+async def ignored(is_serving: bool) -> None:
+    """Takes no notice of health."""
+
+
+# ---------------------------------------------------------------- the file and the process
+async def test_a_second_server_on_the_same_view_ends_with_a_clear_message(feed: FeedServer, tmp_path: Path) -> None:
+    """Exit code 1, and what to do."""
+    view = tmp_path / "view.db"
+    async with querying(feed.address, view), process_of(feed.address, view) as process:
+        assert await process.ended() == 1
+    assert process.log[-1]["text"].startswith("error: another query server has the view")
+
+
+async def test_a_view_of_another_format_is_thrown_away_and_built_again(feed: FeedServer, tmp_path: Path) -> None:
+    """Its rows may mean something else."""
+    view = tmp_path / "view.db"
+    async with querying(feed.address, view) as (_, client):
+        await status(client, feed.journal.head)
+    expected = dump(view)
+    connection = sqlite3.connect(view)
+    connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    connection.execute("DROP TABLE summary")
+    connection.close()
+    async with querying(feed.address, view) as (_, client):
+        await status(client, feed.journal.head)
+    assert dump(view) == expected
+    assert feed.requests[-1].after_position == 0
+
+
+@pytest.mark.parametrize("content", ["sqlite", "text"])
+async def test_a_file_that_is_no_view_is_never_touched(feed: FeedServer, tmp_path: Path, content: str) -> None:
+    """A mistyped path must not cost somebody their journal."""
+    path = tmp_path / "journal.db"
+    if content == "sqlite":
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.execute("CREATE TABLE record (position INTEGER PRIMARY KEY)")
+        connection.close()
+    else:
+        path.write_text("not a database at all, but long enough to be one's header" * 10)
+    before = path.read_bytes()
+    with pytest.raises(ViewUnusable):
+        await View.open(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_damaged_view_is_told_and_not_lived_with(feed: FeedServer, tmp_path: Path) -> None:
+    """The file can be removed; it is built again."""
+    view = tmp_path / "view.db"
+    async with querying(feed.address, view) as (_, client):
+        await status(client, feed.journal.head)
+    damage(view)
+    feed.journal.charge("order-00000-more")
+    with pytest.raises(ViewUnusable, match="damaged"):
+        async with querying(feed.address, view) as (running, _):
+            await running.following
+
+
+def damage(view: Path) -> None:
+    """Overwrite all pages but the first, which says what the file is."""
+    content = view.read_bytes()
+    view.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+
+
+async def test_asked_to_stop_it_drains_and_exits_with_zero(feed: FeedServer, tmp_path: Path) -> None:
+    """A call that waits for a position still gets it: the view is followed on while calls end."""
+    async with process_of(feed.address, tmp_path / "view.db") as process:
+        serving = await process.logged("serving")
+        assert serving["service"] == "query"
+        async with client_of(serving["listen"]) as client:
+            await client.becomes(HealthCheckResponse.SERVING)
+            position = feed.journal.head + 1
+            waits = asyncio.ensure_future(status(client, position))
+            await status(client)
+            process.send(signal.SIGTERM)
+            await process.logged("draining")
+            feed.journal.charge("order-99999")
+            await feed.tell()
+            assert (await waits).as_of_position == position
+        assert await process.ended() == 0
+
+
+async def test_settings_that_cannot_be_used_are_told_all_at_once(tmp_path: Path) -> None:
+    """With the variable's name and the reason it exists."""
+    async with process_of("nowhere", tmp_path / "view.db", QUERY_MAX_CALLS="many", QUERY_REFLECTION="maybe") as process:
+        assert await process.ended() == 1
+    text = json.dumps(process.log)
+    for variable in ("QUERY_FEED", "QUERY_MAX_CALLS", "QUERY_REFLECTION"):
+        assert variable in text
