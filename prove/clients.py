@@ -1,0 +1,166 @@
+"""Clients of real servers, and what was observed of all sides: for the harnesses that kill processes.
+
+A client asks with one key until it knows how its charge ended, through every death of the server, and remembers each call
+and what came of it. Once the servers stand again, `observe` gathers what the checker needs.
+"""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import httpx
+from google.rpc import error_details_pb2, status_pb2
+
+from charging.v1.command_pb2 import ChargeRequest
+from charging.v1.command_pb2_grpc import CommandServiceStub
+from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from demo.processes import Town
+from prove.check import movements_of, read_anchor, read_journal, read_view
+from prove.checker import NOTHING_STORED, BankCall, Call, Observed
+
+if TYPE_CHECKING:
+    from charging.v1.command_pb2_grpc import CommandServiceAsyncStub
+
+# A client is patient with a charge, not with a call: one that was lost is asked again.
+CALL_SECONDS = 5.0
+PAUSE_SECONDS = 0.05
+CARDS = ("tok_visa", "tok_visa", "tok_mastercard", "tok_declined", "tok_insufficient_funds")
+# A dead server is tried again at once: grpc's own pauses, up to two minutes, would be most of a run.
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
+
+
+@dataclass(eq=False)
+class Clients:
+    """Clients of one command server, wherever it is and however often it dies."""
+
+    chance: random.Random
+    prefix: str
+    """What their keys begin with."""
+    calls: list[Call] = field(default_factory=list)
+    begun: int = 0
+    known: set[str] = field(default_factory=set)
+    """The keys whose outcome was told."""
+
+    @property
+    def done(self) -> int:
+        """How many charges are known to have ended."""
+        return len(self.known)
+
+    async def charge(self, stub: "CommandServiceAsyncStub") -> None:
+        """Charge a card, under a key of its own; return when the outcome is known."""
+        self.begun += 1
+        request = ChargeRequest(
+            idempotency_key=f"{self.prefix}-{self.begun:08}",
+            user_id=self.chance.choice(("alice", "bob", "carol")),
+            card=Card(token=self.chance.choice(CARDS)),
+            amount=Money(minor_units=self.chance.randrange(100, 100_000), currency_code="EUR"),
+        )
+        known = await self.ask(stub, request)
+        while known.status in (0, ChargeStatus.CHARGE_STATUS_PENDING):
+            if known.outcome != "ok":
+                await asyncio.sleep(self.chance.uniform(0, PAUSE_SECONDS))
+            known = await self.ask(stub, request, is_again=True)
+        self.known.add(request.idempotency_key)
+
+    async def ask(self, stub: "CommandServiceAsyncStub", request: ChargeRequest, *, is_again: bool = False) -> Call:
+        """Ask once, the second time as soon as the server stands, and remember what came of it."""
+        came: dict[str, Any]
+        try:
+            answer = await stub.Charge(request, timeout=CALL_SECONDS, wait_for_ready=is_again)
+            names = ("charge_id", "status", "transaction_id", "decline_reason", "position", "outcome_source")
+            came = {"outcome": "ok"} | {name: getattr(answer, name) for name in names}
+        except grpc.aio.AioRpcError as error:
+            reason, advice = _reason(error)
+            came = {"outcome": "refused" if reason in NOTHING_STORED else "unknown", "reason": reason, "advice": advice}
+        amount = request.amount
+        call = Call(
+            request.idempotency_key,
+            request.user_id,
+            request.card.token,
+            amount.minor_units,
+            amount.currency_code,
+            **came,
+        )
+        self.calls.append(call)
+        return call
+
+    async def work(self, town: Town, at_once: int, stop: asyncio.Event) -> None:
+        """Charge, so many at once, until stopped; return when every charge that was begun is known."""
+        async with grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel:
+            stub = CommandServiceStub(channel)
+
+            async def one() -> None:
+                while not stop.is_set():
+                    await self.charge(stub)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(at_once):
+                    group.create_task(one())
+
+
+def _reason(error: grpc.aio.AioRpcError) -> tuple[str, str]:
+    packed = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    info = error_details_pb2.ErrorInfo()
+    if isinstance(packed, bytes):
+        for detail in status_pb2.Status.FromString(packed).details:
+            if detail.Unpack(info):
+                return str(info.reason), str(info.metadata.get("advice", ""))
+    return "", ""
+
+
+@dataclass(eq=False)
+class Referee:
+    """Orders faults at the bank, and collects its log of calls, which a bank forgets when it dies."""
+
+    http: httpx.AsyncClient
+    bank_calls: list[BankCall] = field(default_factory=list)
+    _seen: int = 0
+
+    async def order(self, **fault: object) -> None:
+        """Order a fault."""
+        (await self.http.post("/faults", json=fault)).raise_for_status()
+
+    async def has_fired(self) -> bool:
+        """Whether a fault that was ordered has met a call."""
+        return any(fault["fired"] for fault in (await self.http.get("/faults")).raise_for_status().json())
+
+    async def collect(self) -> list[Mapping[str, Any]]:
+        """Collect the calls since the last time. Returns them as the bank tells them."""
+        calls: list[Mapping[str, Any]] = (await self.http.get(f"/calls?after={self._seen}")).raise_for_status().json()
+        for call in calls:
+            self._seen = call["n"]
+            self.bank_calls.append(_bank_call(call))
+        return calls
+
+    def forgotten(self) -> None:
+        """The bank was started again, and its log begins anew."""
+        self._seen = 0
+
+    async def at_rest(self, clients: Clients, town: Town, *, has_view: bool = False) -> Observed:
+        """What all sides have, once every client knows how its charge ended."""
+        await self.collect()
+        statement = (await self.http.get("/statement")).raise_for_status().json()
+        return Observed(
+            read_journal(town.journal),
+            calls=clients.calls,
+            movements=movements_of(statement),
+            bank_calls=self.bank_calls,
+            view=read_view(town.folder / "view.db") if has_view else None,
+            anchor=read_anchor(town.journal),
+            is_at_rest=True,
+        )
+
+
+def _bank_call(call: Mapping[str, Any]) -> BankCall:
+    if call["method"] == "GET":
+        return BankCall("look_up", call["reference"] or "", call["token"] or "")
+    if call["path"].endswith("/execute"):
+        return BankCall("execute", call["reference"] or "", call["path"].split("/")[2])
+    return BankCall("token", call["reference"] or "")  # the token it has is the answer's

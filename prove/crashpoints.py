@@ -1,0 +1,357 @@
+"""Crash points: the process dies before and after every call of a port, of every life that a charge may need.
+
+The ports are the journal, the bank and the bank's transport; under them are the product's journal on a real file and the mock
+bank over a real socket. The first life begins a charge; every later one recovers while the client asks again. A death
+leaves the files as they are at that moment: the next life runs on a copy, and nothing of the dead one happens any more.
+
+A path says at which point each life dies; the last one lives. Paths are enumerated, life by life, until a life passes its
+last point. After each, the card must have been charged exactly once and the journal must say so.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import shutil
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+
+import gateway_mock
+from charging.v1.common_pb2 import ChargeStatus, DeclineReason
+from charging.v1.journal_pb2 import Event
+from command_service.bank import Bank
+from command_service.bank.gateway import GatewayBank
+from command_service.bank.transport import open_transport
+from command_service.charge import AtRest, Card, Charge, Charged, ChargeDeclined, Money, Request
+from command_service.journal import Journal, JournalRefused, Record
+from command_service.journal.sqlite import SqliteJournal
+from command_service.operate import verify_journal
+from command_service.runner import Limits, Runner
+from prove.check import movements_of, read_anchor, read_journal
+from prove.checker import BankCall, Call, Movement, Observed, charge_id_of, check
+from prove.report import Harness, Say
+from prove.writer import end_process, folder_in_memory, now
+
+# The bank's statement tells all that it ever did: a bank of its own for so many paths keeps the reading of it quick.
+PATHS_A_BANK = 100
+# A life without faults takes some 20 ms. One that takes so long hangs.
+LIFE_SECONDS = 20.0
+# Reading the authorities' certificates takes longer than a life, and this bank speaks plain HTTP.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+LIMITS = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3600.0, attention_after_seconds=600.0)
+PORTS = {
+    "journal": frozenset({"append", "read", "unfinished"}),
+    "bank": frozenset({"perform"}),
+    "transport": frozenset({"handle_async_request"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A card, how often its money moves, and a fault of the bank's execute step on the way, if any."""
+
+    name: str
+    card: str
+    moves: int
+    fault: str = ""
+
+
+SCENARIOS = (
+    Scenario("approved", "tok_visa", 1),
+    Scenario("declined", "tok_declined", 0),
+    Scenario("token expired", "tok_visa", 1, "expire_token"),
+    Scenario("answer lost", "tok_visa", 1, "lose_answer"),
+)
+
+
+class Points:
+    """The calls of the ports of one life. At one of them it dies: nothing goes on from there, or from any later one."""
+
+    def __init__(self, dies_at: int, leave: Callable[[], None]) -> None:
+        self._dies_at = dies_at
+        self._leave = leave
+        self.passed = 0
+        self.died_at = ""
+        self.died = asyncio.Event()
+
+    async def reach(self, point: str) -> None:
+        """Pass a point, or die here: then this does not return."""
+        if not self.died_at:
+            self.passed += 1
+            if self.passed == self._dies_at:
+                self.died_at = point
+                self._leave()
+                self.died.set()
+        if self.died_at:
+            await asyncio.get_running_loop().create_future()
+
+
+class Port:
+    """A port whose calls are points, before and after."""
+
+    def __init__(self, name: str, port: object, points: Points, sees: Callable[..., None] = lambda *_: None) -> None:
+        self._name, self._port, self._points, self._sees = name, port, points, sees
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self._port, name)
+        if name not in PORTS[self._name]:
+            return inner
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            await self._points.reach(f"before {self._name}.{name}")
+            self._sees(*arguments)
+            try:
+                result = await inner(*arguments, **named)
+            except Exception:
+                await self._points.reach(f"after {self._name}.{name}")
+                raise
+            await self._points.reach(f"after {self._name}.{name}")
+            return result
+
+        return call
+
+
+class Hasty:
+    """A control: a journal that acknowledges an append first and stores it with the next call."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._owed: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def append(self, charge_id: str, expected: int, events: Sequence[bytes], *, finished: bool) -> list[Record]:
+        """Acknowledge."""
+        while self._owed:
+            owed, is_finished = self._owed.pop(0)
+            await self._journal.append(*owed, finished=is_finished)
+        self._owed.append(((charge_id, expected, events), finished))
+        head = self._journal.head.position
+        return [
+            Record(head + number, charge_id, expected + number, now(), b"", event)
+            for number, event in enumerate(events, 1)
+        ]
+
+
+@dataclass(eq=False)
+class Story:
+    """One charge, life after life, along one path."""
+
+    scenario: Scenario
+    bank_url: str
+    folder: Path
+    key: str
+    hasty: bool = False
+    calls: list[Call] = field(default_factory=list)
+    bank_calls: list[BankCall] = field(default_factory=list)
+    died_at: list[str] = field(default_factory=list)
+    lives: int = 0
+
+    @property
+    def _request(self) -> Request:
+        return Request(
+            charge_id=charge_id_of("default", self.key),
+            tenant="default",
+            idempotency_key=self.key,
+            actor="client",
+            user_id="alice",
+            card=Card(self.scenario.card, "visa", "4242"),
+            amount=Money(1250, "EUR"),
+        )
+
+    @property
+    def journal(self) -> Path:
+        """The journal's file in the newest life."""
+        return self.folder / str(self.lives) / "journal.db"
+
+    def _leave(self) -> None:
+        """What a dead process leaves: its files as they are, but for what only the living share."""
+        next_folder = self.folder / str(self.lives + 1)
+        next_folder.mkdir()
+        for suffix in ("", "-wal", ".anchor", ".anchor.new"):
+            file = self.journal.with_name(self.journal.name + suffix)
+            if file.exists():
+                shutil.copyfile(file, next_folder / file.name)
+
+    def _sees(self, request: httpx.Request) -> None:
+        """Note what the bank is asked, and whether the journal's file already held the token."""
+        parts = request.url.path.split("/")
+        if request.method == "POST" and parts[-1] == "execute":
+            stored = [Event.FromString(record.event).token_issued.token for record in read_journal(self.journal)]
+            self.bank_calls.append(BankCall("execute", token=parts[-2], token_was_durable=parts[-2] in stored))
+        elif request.method == "POST":
+            self.bank_calls.append(BankCall("token", self._request.charge_id))
+
+    async def live(self, dies_at: int) -> int:
+        """Live until the charge is at rest and the client knows, or until death. Returns how many points were passed."""
+        self.journal.parent.mkdir(exist_ok=True)
+        points = Points(dies_at, self._leave)
+        transport = open_transport(max_connections=8, verify=NO_TLS)
+        journal = await SqliteJournal.open(self.journal, now=now, end_process=end_process)
+        beneath = cast("Journal", Hasty(journal)) if self.hasty else journal
+        seen = cast("httpx.AsyncBaseTransport", Port("transport", transport, points, self._sees))
+        bank = Port("bank", GatewayBank(self.bank_url, seen, 10.0), points)
+        seamed = cast("Journal", Port("journal", beneath, points))
+        runner = Runner(
+            seamed, cast("Bank", bank), LIMITS, clock=time.monotonic, now=now, chance=random.Random(self.key)
+        )
+        living = asyncio.create_task(self._until_known(runner))
+        dying = asyncio.create_task(points.died.wait())
+        try:
+            async with asyncio.timeout(LIFE_SECONDS):
+                await asyncio.wait((living, dying), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            dying.cancel()
+            living.cancel()
+            await asyncio.gather(living, dying, return_exceptions=True)
+            await runner.close()
+            await transport.aclose()
+            await journal.close()
+        if points.died_at:
+            self.died_at.append(points.died_at)
+            self.lives += 1
+        else:
+            living.result()
+        return points.passed
+
+    async def _until_known(self, runner: Runner) -> None:
+        await runner.recover()
+        accepted = await runner.accept(Charge(self._request))
+        if accepted.running is not None:
+            await accepted.running.ended.wait()
+        state = accepted.stream.state
+        assert isinstance(state, AtRest), f"the charge stopped on its way: {state}"
+        outcome = state.outcome
+        status, transaction, reason = ChargeStatus.CHARGE_STATUS_IN_REVIEW, "", 0
+        if isinstance(outcome, Charged):
+            status, transaction = ChargeStatus.CHARGE_STATUS_CHARGED, outcome.transaction_id
+        elif isinstance(outcome, ChargeDeclined):
+            status, reason = ChargeStatus.CHARGE_STATUS_DECLINED, DeclineReason.DECLINE_REASON_CARD_DECLINED
+        answer: dict[str, Any] = {
+            "charge_id": self._request.charge_id,
+            "status": status,
+            "transaction_id": transaction,
+            "decline_reason": reason,
+            "position": accepted.stream.position,
+        }
+        self.calls.append(Call(self.key, "alice", self.scenario.card, 1250, "EUR", "ok", **answer))
+
+    def broken(self, movements: Sequence[Movement]) -> list[str]:
+        """What does not hold, once the last life is over."""
+        mine = [movement for movement in movements if movement.reference == self._request.charge_id]
+        observed = Observed(
+            read_journal(self.journal),
+            calls=self.calls,
+            movements=mine,
+            bank_calls=self.bank_calls,
+            anchor=read_anchor(self.journal),
+            is_at_rest=True,
+        )
+        found = [str(violation) for violation in check(observed)]
+        if len(mine) != self.scenario.moves:
+            found.append(f"I1: the money moved {len(mine)} times")
+        if self.calls and self.calls[-1].status == ChargeStatus.CHARGE_STATUS_IN_REVIEW:
+            found.append("L1: the charge is in review for no reason")
+        try:
+            verify_journal(self.journal)
+        except JournalRefused as refused:
+            found.append(f"I10: {refused}")
+        return found
+
+
+class Walk:
+    """Walks paths, and hands what came of them to a harness."""
+
+    def __init__(self, harness: Harness, folder: Path, *, hasty: bool = False) -> None:
+        self._harness = harness
+        self._folder = folder
+        self._hasty = hasty
+        self._numbers = itertools.count(1)
+        self._bank = contextlib.AsyncExitStack()
+        self._address = ""
+
+    async def __aenter__(self) -> "Walk":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._bank.aclose()
+
+    async def walk(self, scenario: Scenario, deaths: Sequence[int]) -> bool:
+        """Walk one path. False if its last life, meant to die, passed its last point instead."""
+        number = next(self._numbers)
+        if number % PATHS_A_BANK == 1:
+            await self._bank.aclose()
+            self._address = await self._bank.enter_async_context(
+                gateway_mock.serve("127.0.0.1:0", self._folder / f"bank-{number}.db")
+            )
+        folder = self._folder / str(number)
+        folder.mkdir()
+        path = Story(scenario, f"http://{self._address}", folder, f"path-{number:08}", self._hasty)
+        where = f"{scenario.name}, deaths at {list(deaths)}"
+        try:
+            async with httpx.AsyncClient(base_url=path.bank_url, trust_env=False, verify=NO_TLS) as referee:
+                if scenario.fault:
+                    order = {"on": "execute", "fault": scenario.fault, "reference": charge_id_of("default", path.key)}
+                    (await referee.post("/faults", json=order)).raise_for_status()
+                for dies_at in deaths:
+                    await path.live(dies_at)
+                if len(path.died_at) == len(deaths):
+                    await path.live(0)
+                movements = movements_of((await referee.get("/statement")).json())
+                await referee.delete("/faults")
+            self._harness.violations += [f"{text} ({where}: {path.died_at})" for text in path.broken(movements)]
+        except Exception as error:  # whatever it is, the promise was not kept on this path
+            self._harness.violations.append(f"{type(error).__name__}: {error} ({where}: {path.died_at})")
+        shutil.rmtree(folder)
+        self._harness.tried += 1
+        self._harness.faults.update(f"died {point}" for point in path.died_at)
+        return len(path.died_at) == len(deaths)
+
+    async def paths(self, scenario: Scenario, depth: int, begin: Sequence[int] = ()) -> AsyncIterator[Sequence[int]]:
+        """Walk all paths with so many deaths, yielding each that was walked."""
+        for dies_at in itertools.count(1):
+            deaths = (*begin, dies_at)
+            is_there = await self.walk(scenario, deaths)
+            yield deaths
+            if not is_there:
+                return
+            if len(deaths) < depth:
+                async for deeper in self.paths(scenario, depth, deaths):
+                    yield deeper
+
+
+async def run(seconds: float, say: Say, *, deepest: int = 3) -> Harness:
+    """Enumerate all paths with one death, then with two, then with three, until all are walked or the time is up."""
+    harness = Harness("crash points", "paths")
+    began = time.monotonic()
+    with folder_in_memory() as folder:
+        (folder / "control").mkdir()
+        control = Harness("control", "paths")
+        async with Walk(control, folder / "control", hasty=True) as walk:
+            async for _ in walk.paths(SCENARIOS[0], 1):
+                pass
+        harness.controls["a journal that acknowledges before it stores"] = bool(control.violations)
+        async with Walk(harness, folder) as walk:
+            for depth, scenario in itertools.product(range(1, deepest + 1), SCENARIOS):
+                before = harness.tried
+                async for _ in walk.paths(scenario, depth):
+                    if time.monotonic() - began > seconds and depth > 1:
+                        what = f"{scenario.name}, all of {depth} deaths"
+                        harness.skipped[what] = f"the time was up after {harness.tried - before} paths"
+                        break
+                    if harness.tried % 20 == 0:
+                        say(f"crash points: {harness.tried} paths, {len(harness.violations)} violations")
+    harness.seconds = time.monotonic() - began
+    return harness
+
+
+if __name__ == "__main__":
+    print(asyncio.run(run(float(sys.argv[1]), lambda _: None)).as_json())

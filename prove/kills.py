@@ -1,0 +1,174 @@
+"""`kill -9` of real servers, under load: at random moments, and at moments that the mock bank's faults make long enough to hit.
+
+Clients charge without pause. The command server is killed and started again, time after time; so is the query server, beside
+it, and now and then the bank. In the end every client has been told how its charge ended, and clients' histories, journal,
+bank and view must agree.
+"""
+
+import asyncio
+import random
+import sqlite3
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from command_service.operate import verify_journal
+from demo.processes import Server, Town
+from prove.check import read_journal, read_view
+from prove.checker import check
+from prove.clients import Clients, Referee
+from prove.report import Harness, Say
+
+AT_ONCE = 24
+# Of a round: with so many kills its history stays small enough to be checked in a second.
+KILLS_A_ROUND = 25
+# At the end of a round: far more than every charge needs to come to rest, and the view to catch up.
+REST_SECONDS = 60.0
+# Longer than a server lives here: a call that meets this fault hangs until the kill.
+HANG_SECONDS = 20.0
+MOMENTS = (
+    "at a random moment",
+    "while the token step is asked for",
+    "after the bank gave a token",
+    "while the execute step is asked for",
+    "after the money moved",
+)
+_FAULTS = {
+    MOMENTS[1]: ("token", "hang_before"),
+    MOMENTS[2]: ("token", "hang_after"),
+    MOMENTS[3]: ("execute", "hang_before"),
+    MOMENTS[4]: ("execute", "hang_after"),
+}
+# A call that hangs is asked again soon: what hung, and was not killed, must not hold up the rest.
+SETTINGS = {"COMMAND_BANK_TIMEOUT_SECONDS": "2"}
+
+
+async def _kill_command(
+    town: Town, clients: Clients, referee: Referee, chance: random.Random, harness: Harness
+) -> None:
+    """Kill the command server at a moment, and start it again."""
+    moment = chance.choice(MOMENTS)
+    # From right after the start, when it recovers what the last kill left, to long at full work.
+    enough = clients.done + chance.choice((0, 1, 10, 100, 200))
+    for _ in range(400):
+        if clients.done >= enough:
+            break
+        await asyncio.sleep(0.01)
+    if moment in _FAULTS:
+        step, fault = _FAULTS[moment]
+        await referee.order(on=step, fault=fault, seconds=HANG_SECONDS, times=chance.randrange(1, 4))
+        for _ in range(200):
+            if await referee.has_fired():
+                break
+            await asyncio.sleep(0.01)
+        else:
+            moment = MOMENTS[0]
+    else:
+        await asyncio.sleep(chance.choice((0.0, 0.02, 0.1)) * chance.random())
+    await town.command.kill()
+    harness.faults[f"command server killed {moment}"] += 1
+    await referee.http.delete("/faults")
+    await town.start_command(**SETTINGS)
+
+
+async def _kill_query(town: Town, chance: random.Random, harness: Harness, stop: asyncio.Event) -> None:
+    """Kill the query server at random moments, and start it again, until stopped."""
+    while not stop.is_set():
+        await asyncio.sleep(chance.uniform(0.5, 5.0))
+        await town.query.kill()
+        harness.faults["query server killed"] += 1
+        await town.start_query()
+
+
+async def _kill_bank(town: Town, referee: Referee, chance: random.Random, harness: Harness) -> None:
+    """Have the bank kill itself before or after it did a step."""
+    fault = chance.choice(("stop_before", "stop_after"))
+    await referee.collect()
+    await referee.order(on=chance.choice(("token", "execute")), fault=fault)
+    await town.bank.ended()
+    harness.faults[f"bank killed: {fault}"] += 1
+    await town.start_bank()
+    referee.forgotten()
+
+
+async def _until_shown(town: Town) -> str:
+    """Wait until the view has reached the journal's head. Returns what went wrong."""
+    head = len(read_journal(town.journal))
+    for _ in range(int(REST_SECONDS / 0.05)):
+        try:
+            if read_view(town.folder / "view.db").checkpoint["position"] >= head:
+                return ""
+        except (sqlite3.Error, FileNotFoundError):
+            pass  # it is being made
+        await asyncio.sleep(0.05)
+    return f"L3: the view did not reach position {head}"
+
+
+async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Harness) -> None:
+    """One set of files, many kills, and one reckoning."""
+    chance = random.Random(f"kills {seed}")
+    clients = Clients(chance, f"kill-{seed}")
+    stop, query_stop = asyncio.Event(), asyncio.Event()
+    where = f"(python -m prove.kills, seed {seed})"
+    async with Town(folder) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+        referee = Referee(http)
+        await town.start_query()
+        working = asyncio.create_task(clients.work(town, AT_ONCE, stop))
+        killing_query = asyncio.create_task(_kill_query(town, chance, harness, query_stop))
+        try:
+            for number in range(kills):
+                if time.monotonic() > until:
+                    break
+                await _kill_command(town, clients, referee, chance, harness)
+                harness.tried += 1
+                if number % 8 == 4:
+                    await _kill_bank(town, referee, chance, harness)
+            stop.set()
+            query_stop.set()
+            async with asyncio.timeout(REST_SECONDS):
+                await working
+                await killing_query
+        except TimeoutError:
+            open_keys = sorted({call.key for call in clients.calls} - clients.known)
+            harness.violations.append(f"L1: {len(open_keys)} charges did not come to rest, {open_keys[:3]} {where}")
+            working.cancel()
+            killing_query.cancel()
+            return
+        if behind := await _until_shown(town):
+            harness.violations.append(f"{behind} {where}")
+        for server in (town.query, town.command):
+            await _stop(server, harness, where)
+        verify_journal(town.journal)
+        observed = await referee.at_rest(clients, town, has_view=True)
+        harness.violations += [f"{violation} {where}" for violation in check(observed)]
+        harness.faults["charges"] += clients.done
+        harness.faults["calls that died with the server"] += sum(call.outcome == "unknown" for call in clients.calls)
+
+
+async def _stop(server: Server, harness: Harness, where: str) -> None:
+    """Stop a server; that it ends well after all this is part of the proof."""
+    status = await server.stop()
+    if status != 0:
+        harness.violations.append(f"{server.module} ended with status {status}: {server.text()[-500:]} {where}")
+
+
+async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
+    """Kill until the time is used up."""
+    harness = Harness("kill -9", "kills of the command server")
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+            await a_round(Path(folder), seed, KILLS_A_ROUND, began + seconds, harness)
+        say(
+            f"kill -9: {harness.tried} kills, {harness.faults['charges']} charges, {len(harness.violations)} violations"
+        )
+        seed += 1
+    harness.seconds = time.monotonic() - began
+    return harness
+
+
+if __name__ == "__main__":
+    print(asyncio.run(run(float(sys.argv[1]), print)).as_json())

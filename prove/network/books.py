@@ -1,0 +1,103 @@
+"""Gathers what each side of a world at rest has, and hands it to the one history checker."""
+
+import asyncio
+from collections import Counter
+from typing import Any, Literal
+
+import grpc.aio
+
+from charging.v1.query_pb2 import GetViewStatusRequest
+from prove import checker
+from prove.check import movements_of, read_anchor, read_journal, read_view
+from prove.network.reader import Reader
+from prove.network.world import IN_REVIEW, REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World
+
+# Far more than the faults of any scenario explain: beyond it somebody retries in a storm.
+CALLS_PER_CHARGE = 100
+
+
+async def check(world: World) -> list[str]:
+    """Compare clients' histories, the journal, the feed, the bank and the view; each text names what broke and where."""
+    reader = Reader(world.servers.feed, keep=True)
+    async with asyncio.timeout(REST_SECONDS):
+        async for message in reader.messages():
+            if message.HasField("caught_up"):
+                break
+    broken = await _view_is_behind(world, reader.position) if world.has_view else []
+    records = read_journal(world.folder / "journal.db")
+    calls = (await world.bank.get("/calls")).raise_for_status().json()
+    statement = (await world.bank.get("/statement")).raise_for_status().json()
+    found = checker.check(
+        checker.Observed(
+            records,
+            calls=[_call(asked) for asked in world.history],
+            movements=movements_of(statement),
+            bank_calls=[_bank_call(call) for call in calls],
+            view=read_view(world.folder / "view.db") if world.has_view else None,
+            sessions=[checker.Session(0, [(record.position, record.chain) for record in reader.records])],
+            anchor=read_anchor(world.folder / "journal.db"),
+            is_at_rest=True,
+        )
+    )
+    broken += map(str, found)
+    if len(reader.records) != len(records):
+        broken.append(f"I9: the feed brought {len(reader.records)} of {len(records)} records")
+    if world.is_bank_true_in_the_end:
+        broken += [
+            f"L1: {asked.request.idempotency_key} is in review, and nothing that the bank did for good explains it"
+            for asked in world.history
+            if asked.answer is not None and asked.answer.status == IN_REVIEW
+        ]
+    times = Counter(str(call["reference"]) for call in calls)
+    broken += [
+        f"I16: {name} was asked about {count} times" for name, count in times.items() if count > CALLS_PER_CHARGE
+    ]
+    return broken
+
+
+def _call(asked: Asked) -> checker.Call:
+    request, answer = asked.request, asked.answer
+    outcome: Literal["ok", "refused", "unknown"] = "unknown"
+    if answer is not None:
+        outcome = "ok"
+    elif asked.reason in SAME_KEY_IS_NO_USE | checker.NOTHING_STORED:
+        outcome = "refused"
+    return checker.Call(
+        key=request.idempotency_key,
+        user=request.user_id,
+        card=request.card.token,
+        amount=request.amount.minor_units,
+        currency=request.amount.currency_code,
+        outcome=outcome,
+        charge_id=answer.charge_id if answer else "",
+        status=answer.status if answer else 0,
+        transaction_id=answer.transaction_id if answer else "",
+        decline_reason=answer.decline_reason if answer else 0,
+        position=answer.position if answer else 0,
+        outcome_source=answer.outcome_source if answer else 0,
+        reason=asked.reason,
+        advice=asked.advice,
+    )
+
+
+def _bank_call(call: dict[str, Any]) -> checker.BankCall:
+    if call["method"] == "GET":
+        return checker.BankCall("look_up", call["reference"] or "", call["token"] or "")
+    step: Literal["token", "execute"] = "execute" if call["path"].endswith("/execute") else "token"
+    # What a token step answers with is no part of what it asked.
+    token = call["path"].split("/")[2] if step == "execute" else ""
+    return checker.BankCall(step, call["reference"] or "", token)
+
+
+async def _view_is_behind(world: World, head: int) -> list[str]:
+    """Wait until the view shows the head: longer than a silent feed takes to be given up and found again."""
+    async with world.queries() as queries:
+        for _ in range(12):
+            try:
+                request = GetViewStatusRequest(min_position=head)
+                await queries.GetViewStatus(request, timeout=6.0, wait_for_ready=True)
+            except grpc.aio.AioRpcError:
+                continue
+            return []
+        status = await queries.GetViewStatus(GetViewStatusRequest(), timeout=6.0)
+    return [f"L3: the view shows {status.as_of_position} of {head}"]

@@ -1,0 +1,137 @@
+"""The three servers, in this process or as processes of their own, each at an address that survives its restarts."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import gateway_mock
+from chassis import settings
+from command_service import __main__ as command_main
+from command_service.settings import Settings as CommandSettings
+from demo.processes import Town
+from query_service import __main__ as query_main
+from query_service.settings import Settings as QuerySettings
+
+ANYWHERE = "127.0.0.1:0"
+
+
+class Servers(Protocol):
+    """What a world stands on. Addresses are host:port."""
+
+    bank: str
+    command: str
+    feed: str
+    query: str
+
+    async def bank_up(self) -> None:
+        """Open the bank, over its ledger."""
+        ...
+
+    async def bank_down(self) -> None:
+        """Close the bank: connections are refused."""
+        ...
+
+    async def command_up(self, chosen: Mapping[str, str]) -> None:
+        """Start the command server with these settings, over its journal."""
+        ...
+
+    async def command_down(self, *, kill: bool = False) -> None:
+        """Stop the command server in order, or as a power cut would."""
+        ...
+
+    async def query_up(self, chosen: Mapping[str, str]) -> None:
+        """Start the query server with these settings, over its view."""
+        ...
+
+    async def query_down(self, *, kill: bool = False) -> None:
+        """Stop the query server in order, or as a power cut would."""
+        ...
+
+
+class InProcess:
+    """All three in this event loop: quick to start, and open to be looked into. They cannot be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bank = self.command = self.feed = self.query = ANYWHERE
+        self.running: command_main.Running | None = None
+        self._folder = folder
+        self._bank, self._command, self._query = (contextlib.AsyncExitStack() for _ in range(3))
+
+    async def bank_up(self) -> None:
+        """See Servers."""
+        self.bank = await self._bank.enter_async_context(gateway_mock.serve(self.bank, self._folder / "bank.db"))
+
+    async def bank_down(self) -> None:
+        """See Servers."""
+        await self._bank.aclose()
+
+    async def command_up(self, chosen: Mapping[str, str]) -> None:
+        """See Servers."""
+        environment = {
+            "COMMAND_LISTEN": self.command,
+            "COMMAND_FEED_LISTEN": self.feed,
+            "COMMAND_JOURNAL": f"sqlite:///{self._folder / 'journal.db'}",
+            "COMMAND_DRAIN_SECONDS": "1",
+            **chosen,
+        }
+        serving = command_main.serve(settings.read(CommandSettings, environment))
+        self.running = await self._command.enter_async_context(serving)
+        self.command, self.feed = str(self.running.listen), str(self.running.feed_listen)
+
+    async def command_down(self, *, kill: bool = False) -> None:
+        """See Servers."""
+        assert not kill
+        await self._command.aclose()
+
+    async def query_up(self, chosen: Mapping[str, str]) -> None:
+        """See Servers."""
+        environment = {
+            "QUERY_LISTEN": self.query,
+            "QUERY_VIEW": str(self._folder / "view.db"),
+            "QUERY_DRAIN_SECONDS": "1",
+            **chosen,
+        }
+        running = await self._query.enter_async_context(query_main.serve(settings.read(QuerySettings, environment)))
+        self.query = str(running.listen)
+
+    async def query_down(self, *, kill: bool = False) -> None:
+        """See Servers."""
+        assert not kill
+        await self._query.aclose()
+
+
+class Processes:
+    """Each a process of its own: slower to start, and can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bank = self.command = self.feed = self.query = ANYWHERE
+        self.town = Town(folder)
+
+    async def bank_up(self) -> None:
+        """See Servers."""
+        await self.town.start_bank()
+        self.bank = self.town.bank.listen
+
+    async def bank_down(self) -> None:
+        """See Servers."""
+        await self.town.bank.kill()
+
+    async def command_up(self, chosen: Mapping[str, str]) -> None:
+        """See Servers."""
+        await self.town.start_command(**chosen)
+        self.command, self.feed = self.town.command.listen, str(self.town.command.serving["feed"])
+
+    async def command_down(self, *, kill: bool = False) -> None:
+        """See Servers."""
+        await (self.town.command.kill() if kill else self.town.command.stop())
+
+    async def query_up(self, chosen: Mapping[str, str]) -> None:
+        """See Servers."""
+        await self.town.start_query(**chosen)
+        self.query = self.town.query.listen
+
+    async def query_down(self, *, kill: bool = False) -> None:
+        """See Servers."""
+        if self.town.query.process is not None:
+            await (self.town.query.kill() if kill else self.town.query.stop())

@@ -1,0 +1,154 @@
+"""A small part of what `make prove` does with crashes and storage, at every change."""
+
+import itertools
+import random
+import shutil
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from demo.processes import Town
+from prove import clients, crashpoints, kills, powercut, storage, syscalls
+from prove.report import Harness
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+def a_harness() -> Harness:
+    return Harness("test", "tried")
+
+
+@pytest.mark.parametrize("scenario", crashpoints.SCENARIOS, ids=lambda scenario: str(scenario.name))
+async def test_a_death_at_any_call_of_a_port_leaves_a_charge_that_ends_once(
+    scenario: crashpoints.Scenario, tmp_path: Path
+) -> None:
+    """Every port call of the first life, before and after."""
+    harness = a_harness()
+    async with crashpoints.Walk(harness, tmp_path) as walk:
+        async for _ in walk.paths(scenario, 1):
+            pass
+    assert harness.violations == []
+    assert harness.tried > 15
+    assert harness.faults["died after journal.append"] >= 2
+    assert harness.faults["died before transport.handle_async_request"] >= 2
+
+
+async def test_a_journal_that_acknowledges_before_it_stores_is_found(tmp_path: Path) -> None:
+    """The control: the harness sees what it is there to see."""
+    harness = a_harness()
+    async with crashpoints.Walk(harness, tmp_path, hasty=True) as walk:
+        async for _ in walk.paths(crashpoints.SCENARIOS[0], 1):
+            pass
+    assert any("I3" in violation for violation in harness.violations)
+
+
+@needs_strace
+async def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """Also after a restart over a WAL whose sync had failed."""
+    harness = a_harness()
+    chance = random.Random(1)
+    lives = (powercut.FAILED, powercut.Life(10, powercut.OFTEN))
+    moments = powercut.record(tmp_path, lives)
+    assert await powercut.cut(moments, tmp_path, 60, chance, harness, "test", time.monotonic() + 30) == 0
+    assert harness.violations == []
+    assert harness.tried == 60
+    assert harness.faults["page of a failed sync lost"] > 0
+
+
+@needs_strace
+@pytest.mark.parametrize("name", powercut.CONTROLS)
+async def test_a_power_cut_loses_something_of_a_journal_made_careless(name: str, tmp_path: Path) -> None:
+    """The controls."""
+    moments = powercut.record(tmp_path, powercut.CONTROLS[name].lives)
+    losses = await powercut.cut(moments, tmp_path, 60, random.Random(1), a_harness(), name, time.monotonic() + 30)
+    assert losses > 0
+
+
+async def test_a_flipped_bit_of_a_record_is_noticed_before_anything_of_it_is_served() -> None:
+    """Some fifty bits of the two thousand, and the control."""
+    harness = a_harness()
+    await storage.flips(time.monotonic() + 30, lambda _: None, harness, most=50)
+    assert harness.violations == []
+    assert harness.faults["bit flipped"] == 50
+    assert harness.is_sound
+
+
+@needs_strace
+async def test_files_that_are_not_as_they_were_are_refused_or_whole() -> None:
+    """Cut short, swapped, deleted, of another journal, from a backup."""
+    harness = a_harness()
+    await storage.damages(time.monotonic() + 30, lambda _: None, harness)
+    assert harness.violations == []
+    assert harness.faults["damaged files refused"] > 10
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize(("call", "number"), [("pwrite64", 40), ("fdatasync", 12)])
+async def test_an_error_of_the_disk_loses_nothing_that_was_acknowledged(
+    call: str, number: int, error: str, tmp_path: Path
+) -> None:
+    """One failed operation, in the middle of the work."""
+    harness = a_harness()
+    assert await storage._fail(tmp_path / "failing", call, error, False, number, harness=harness)
+    assert harness.violations == []
+
+
+async def test_servers_killed_under_load_leave_histories_that_agree(tmp_path: Path) -> None:
+    """Three kills of the command server, in one round."""
+    harness = a_harness()
+    await kills.a_round(tmp_path, 0, 3, time.monotonic() + 10, harness)
+    assert harness.violations == []
+    assert harness.tried >= 1
+    assert harness.faults["charges"] > 0
+
+
+def test_a_recording_is_read_in_the_order_in_which_its_calls_began_and_ended() -> None:
+    """A sync that another thread's write overlaps is over after it."""
+    lines = [
+        r'7 pwrite64(3<\x2f\x61>, "\x01\x02", 2, 0) = 2',
+        r"7 fdatasync(3<\x2f\x61> <unfinished ...>",
+        r'8 write(4<\x2f\x62>, "\x03", 1) = 1',
+        r"7 <... fdatasync resumed>) = -1 EIO (Input/output error) (INJECTED)",
+        "7 +++ killed by SIGKILL +++",
+    ]
+    seen = [(moment.call.name, moment.is_over, moment.call.result) for moment in powercut.parse(lines)]
+    assert seen == [
+        ("pwrite64", False, 2),
+        ("pwrite64", True, 2),
+        ("fdatasync", False, -1),
+        ("write", False, 1),
+        ("write", True, 1),
+        ("fdatasync", True, -1),
+    ]
+
+
+def test_a_cut_leaves_any_part_of_what_was_not_synced_and_all_of_what_was() -> None:
+    """The rebuilt disk, file by file."""
+    file = powercut.File()
+    file.change(powercut.Change(0, b"old" * 400))
+    file.syncing = 1
+    file.synced(failed=False)
+    file.change(powercut.Change(0, b"new" * 400))
+    left = {file.after_cut(random.Random(seed), a_harness().faults) for seed in range(200)}
+    sectors = [[(b"old" * 400)[at : at + 512], (b"new" * 400)[at : at + 512]] for at in (0, 512, 1024)]
+    assert left == {b"".join(parts) for parts in itertools.product(*sectors)}
+    file.syncing = 1
+    file.synced(failed=True)
+    file.syncing = 1
+    file.synced(failed=False)
+    assert b"old" * 400 in {file.after_cut(random.Random(seed), a_harness().faults) for seed in range(200)}
+
+
+@needs_strace
+async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_path: Path) -> None:
+    """The first calls of the journal's thread; all of them are tried by make prove."""
+    async with Town(tmp_path) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+        harness = a_harness()
+        trial = syscalls.Trial(town, clients.Clients(random.Random(0), "syscall"), clients.Referee(http), harness)
+        for number in (1, 7):
+            assert await trial.die_in_charge(1, syscalls.CHARGE_CALLS, number)
+        await trial.reckon("test")
+    assert harness.violations == []

@@ -1,0 +1,158 @@
+"""A sample of prove.network's scenarios, and the truths about the proxy that they rest on. `make prove` plays them all."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc._cython
+import pytest
+
+from chassis import server
+from prove.faultproxy import Fault, Kind, Proxy, Way
+from prove.network import CONTROLS, SCENARIOS, Scenario, is_found, play
+from prove.network.world import until
+
+SAMPLE = [
+    scenario
+    for scenario in SCENARIOS
+    if scenario.name
+    in {
+        "one_call_goes_wrong",
+        "answers_lie",
+        "the_bank_refuses",
+        "requests_come_twice",
+        "the_link_breaks",
+        "answers_are_monstrous",
+        "redirected",
+        "deadlines",
+        "cancels_at_each_seam",
+        "a_hundred_at_once_with_one_key",
+        "one_key_for_other_requests_at_once",
+        "idle_links_are_dropped",
+        "streams_are_cut",
+        "nonsense",
+        "the_command_server_is_killed",
+    }
+]
+
+
+@pytest.mark.parametrize("scenario", SAMPLE, ids=lambda scenario: scenario.name)
+async def test_nothing_breaks_and_the_faults_really_fire(scenario: Scenario) -> None:
+    """After the harm everything comes to rest and agrees; a scenario whose faults do not fire shows nothing."""
+    harness = await play(scenario, 0)
+    assert harness.violations == []
+    assert harness.faults.total() > 0
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+async def test_what_must_not_pass_does_not(name: str) -> None:
+    """A world at rest that was tampered with is found out: a check that finds nothing proves nothing."""
+    assert await is_found(CONTROLS[name])
+
+
+def test_every_option_that_is_set_is_one_that_grpc_knows() -> None:
+    """grpc ignores what it does not know: a misspelt option let it send clients away for keeping their links alive."""
+    library = next(Path(grpc._cython.__file__).parent.glob("cygrpc*.so")).read_bytes()
+    for name, _ in (*server.CHANNEL_OPTIONS, *server._SERVER_OPTIONS):
+        assert name.encode() + b"\0" in library, name
+
+
+def test_a_peer_that_hangs_is_waited_for_no_longer_than_keepalive_says() -> None:
+    """grpc's keepalive time-out is about TCP's acknowledgements; an answer to its ping has a time-out of its own."""
+    for options in (server.CHANNEL_OPTIONS, server._SERVER_OPTIONS):
+        assert dict(options)["grpc.http2.ping_timeout_ms"] == dict(options)["grpc.keepalive_timeout_ms"]
+
+
+# ---------------------------------------------------------------- the proxy
+@asynccontextmanager
+async def an_echo(*faults: Fault) -> AsyncIterator[tuple[Proxy, asyncio.StreamReader, asyncio.StreamWriter, bytearray]]:
+    """A server that sends back what it hears, a proxy before it, a client, and all that the server heard."""
+    heard = bytearray()
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while said := await reader.read(1_000):
+                heard.extend(said)
+                writer.write(said)
+        writer.close()
+
+    listening = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with listening, Proxy(lambda: ("127.0.0.1", port)) as proxy:
+        proxy.order(*faults)
+        host, _, at = proxy.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(at))
+        try:
+            yield proxy, reader, writer, heard
+        finally:
+            writer.transport.abort()
+
+
+async def test_without_faults_the_proxy_is_a_wire() -> None:
+    """Bytes and the end of them come through, both ways."""
+    async with an_echo() as (proxy, reader, writer, _):
+        writer.write(b"hello" * 100_000)
+        writer.write_eof()
+        assert await reader.read(-1) == b"hello" * 100_000
+        assert not proxy.fired
+
+
+@pytest.mark.parametrize("way", list(Way))
+@pytest.mark.parametrize("kind", [Kind.CUT, Kind.RESET])
+async def test_a_link_ends_after_exactly_so_many_bytes(kind: Kind, way: Way) -> None:
+    """A cut is an end of bytes, a reset is an error; either way only the bytes before it got through."""
+    async with an_echo(Fault(kind, way, after_bytes=3)) as (proxy, reader, writer, heard):
+        writer.write(b"hello")
+        if kind is Kind.CUT:
+            assert await reader.read(-1) == (b"hel" if way is Way.DOWN else b"")
+        else:
+            with pytest.raises(ConnectionResetError):
+                while await reader.read(1):
+                    pass
+        assert bytes(heard) == (b"hel" if way is Way.UP else b"hello")[: len(heard)]
+        assert proxy.fired == {kind: 1}
+
+
+async def test_a_black_hole_swallows_and_tells_nobody() -> None:
+    """What is sent into it arrives nowhere, and who hangs up is counted."""
+    async with an_echo(Fault(Kind.BLACK_HOLE, when=b"now")) as (proxy, reader, writer, heard):
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        writer.write(b"now")
+        writer.close()
+        await until(lambda: proxy.hung_up[Way.UP], 20, "who hangs up is counted")
+        assert bytes(heard) == b"hello"
+        assert not proxy.hung_up[Way.DOWN]
+
+
+async def test_a_duplicate_arrives_twice_over_another_link() -> None:
+    """The first answer is the client's, the second nobody's."""
+    async with an_echo(Fault(Kind.DUPLICATE, seconds=0.05)) as (proxy, reader, writer, heard):
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        await until(lambda: proxy.fired[Kind.DUPLICATE], 20, "the duplicate arrives")
+        assert bytes(heard) == b"hellohello"
+
+
+async def test_a_forged_answer_comes_instead_of_the_true_one() -> None:
+    """The work is done, and another answer is read."""
+    async with an_echo(Fault(Kind.FORGE, Way.DOWN, forged=(b"good", b"bye"), seconds=0)) as (_, reader, writer, heard):
+        writer.write(b"hello")
+        assert await reader.read(-1) == b"goodbye"
+        assert bytes(heard) == b"hello"
+
+
+async def test_late_and_slow_bytes_are_the_same_bytes() -> None:
+    """Delay and throttle change when, not what."""
+    faults = (Fault(Kind.DELAY, seconds=0.05), Fault(Kind.THROTTLE, Way.UP, when=b"slow", seconds=0.001))
+    async with an_echo(*faults) as (proxy, reader, writer, _):
+        begun = time.monotonic()
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        assert time.monotonic() - begun >= 0.05
+        writer.write(b"slowly")
+        assert await reader.readexactly(6) == b"slowly"
+        assert proxy.fired == {Kind.DELAY: 1, Kind.THROTTLE: 1}
