@@ -15,9 +15,9 @@ from charging.v1.journal_pb2 import Event
 from chassis.sqlite import open_connection
 from command_service.charge import Absent, AtRest, ImpossibleEvent, State, evolve
 from command_service.codec import UnknownEvent, decode
-from command_service.journal import START, JournalRefused, Place, Record
+from command_service.journal import START, JournalRefused, Place, Record, anchor
 from command_service.journal.table import READER_PRAGMAS, SELECT_JOURNAL, read_after, read_head, read_stream, unfinished
-from command_service.journal.upkeep import refusing_damage
+from command_service.journal.upkeep import check_anchor, refusing_damage
 
 
 def print_journal(path: Path, charge_id: str | None) -> Iterator[str]:
@@ -37,14 +37,16 @@ def print_journal(path: Path, charge_id: str | None) -> Iterator[str]:
 
 
 def verify_journal(path: Path) -> str:
-    """Verify every record against the chain, fold every stream, recompute what is unfinished, and check the index.
+    """Verify every record against the chain, fold every stream, recompute what is unfinished, check index and anchor.
 
     Returns what was found in a line. Raises JournalRefused with the first position that cannot be trusted.
     """
+    anchored = anchor.read(path)  # before the journal, which may grow beyond it meanwhile
     with _reading(path) as connection:
         journal_id, _, restored = connection.execute(SELECT_JOURNAL).fetchone()
         connection.execute("BEGIN")  # one moment of a journal that a server may be writing
         head = read_head(connection)
+        check_anchor(path, anchored, journal_id, head, connection)
         states: dict[str, State] = {}
         for record in _all(connection, head):
             try:

@@ -134,6 +134,7 @@ class GatewayBank:
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport, call_timeout_seconds: float) -> None:
         """The bank at `url`, http or https. The timeout is for a whole `perform`, look-ups included."""
         self._transactions = url.rstrip("/") + "/transactions"
+        self._parsed_transactions = httpx.URL(self._transactions)
         self._transport = transport
         self._call_timeout_seconds = call_timeout_seconds
 
@@ -238,9 +239,11 @@ class GatewayBank:
         self, question: _Question, path: str, order: Mapping[str, object] | None = None, *, key: str = ""
     ) -> _Reply:
         """One exchange. An order goes with an idempotency key of our own, for whatever stands between us and the bank."""
-        headers = {"Idempotency-Key": key} if key else {}
+        headers = [(b"Idempotency-Key", key.encode())] if key else []
         body = json.dumps(order).encode() if order else b""
-        got = await exchange(self._transport, question.method, self._transactions + path, headers=headers, body=body)
+        # Parsing an address costs as much as the call, so the one that is always the same is parsed once.
+        url = self._transactions + path if path else self._parsed_transactions
+        got = await exchange(self._transport, question.method, url, headers=headers, body=body)
         return got if isinstance(got, NoAnswer) else _read(got, question)
 
 

@@ -6,14 +6,14 @@
 3. Redirects are not followed, nothing is decompressed, nothing is sent twice, and a body is read up to a limit.
 4. The deadline is the caller's, around all that it asks of the gate: cancelling is the one thing that gets through.
 
-A transport is any `httpx.AsyncBaseTransport` that hands over its response before it has read the body. It is called
-directly: `httpx.AsyncClient` on top of it costs three times the CPU of the call (measured) and is not needed.
+A transport is any `httpx.AsyncBaseTransport` that limits what it reads, or hands over its response before it has read the
+body. It is called directly: `httpx.AsyncClient` on top of it costs three times the CPU of the call (measured).
 """
 
 import hashlib
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,11 +34,11 @@ MAX_CAUSES = (
     16  # Of an exception, looked through for a refused certificate; chains have about five, and can be circles.
 )
 
-_HEADERS = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",  # A decompressed body has no limit that could be kept.
-    "Content-Type": "application/json",
-}
+_HEADERS = [
+    (b"Accept", b"application/json"),
+    (b"Accept-Encoding", b"identity"),  # A decompressed body has no limit that could be kept.
+    (b"Content-Type", b"application/json"),
+]
 
 _log = structlog.get_logger()
 
@@ -87,16 +87,30 @@ def open_transport(*, max_connections: int, verify: ssl.SSLContext | bool = True
 
 
 async def exchange(
-    transport: httpx.AsyncBaseTransport, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b""
+    transport: httpx.AsyncBaseTransport,
+    method: str,
+    url: httpx.URL | str,
+    *,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes = b"",
 ) -> Exchange | NoAnswer:
     """Send a request and read its answer. Never raises, whatever comes back or does not; only cancelling passes."""
     try:
-        request = httpx.Request(method, url, headers={**_HEADERS, **headers}, content=body)
+        request = _request(method, httpx.URL(url), headers, body)
         response = await transport.handle_async_request(request)
         async with aclosing(response):
             return await _read(response)
     except Exception as error:
         return no_answer(type(error).__name__, our_setup=_is_about_certificate(error))
+
+
+def _request(method: str, url: httpx.URL, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> httpx.Request:
+    """Made of parts that are what httpx would make of them itself, in a quarter of the time."""
+    lengths = [(b"Content-Length", b"%d" % len(body))] if body else []
+    parts = [(b"Host", url.netloc), *_HEADERS, *headers, *lengths]
+    request = httpx.Request(method, url, headers=parts, stream=httpx.ByteStream(body))
+    request.read()  # So that it has its `content`, as one that httpx made.
+    return request
 
 
 async def _read(response: httpx.Response) -> Exchange | NoAnswer:
@@ -122,7 +136,9 @@ def no_answer(why: str, *, retry_after_seconds: float | None = None, our_setup: 
 
 
 def _seconds(retry_after: str) -> float | None:
-    """The pause that RFC 9110, 10.2.3 lets a server ask for, within our limits. None for garbage."""
+    """The pause that RFC 9110, 10.2.3 lets a server ask for, within our limits. None for garbage, and for none."""
+    if not retry_after:
+        return None  # As nearly always; looking for a date in it would cost as much as the call.
     if retry_after.isascii() and retry_after.isdigit():
         wanted = float(retry_after)  # Not int(), which raises for thousands of digits.
     else:

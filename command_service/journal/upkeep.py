@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from chassis.sqlite import open_connection, sync_directory
+from chassis.sqlite import PragmaNotTakenError, open_connection, sync_directory
 from command_service.journal import START, JournalCorrupt, JournalRefused, Place, anchor
 from command_service.journal.table import (
     FORMAT,
@@ -49,6 +49,8 @@ def refusing_damage(path: Path) -> Iterator[None]:
     """Turn what SQLite and the chain say of a damaged file into JournalRefused."""
     try:
         yield
+    except PragmaNotTakenError as error:
+        raise JournalRefused(f"the journal {path} cannot be kept safe here: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", type(error).__name__)  # an error of Python's own has no SQLite name
         raise JournalRefused(f"the journal {path} cannot be used: {error} ({name})") from error
@@ -76,7 +78,11 @@ def prepare(path: Path, connection: sqlite3.Connection) -> tuple[str, bool, Plac
     if stored_format != FORMAT:
         raise JournalRefused(f"the journal {path} has format {stored_format}; this server writes format {FORMAT}")
     head = read_head(connection)
-    _check_anchor(path, journal_id, head, connection)
+    anchored = anchor.read(path)
+    if anchored is None and head == START:  # the process died right after making the journal
+        anchored = anchor.Anchor(journal_id, START)
+        anchor.write(path, anchored)
+    check_anchor(path, anchored, journal_id, head, connection)
     begin = max(0, head.position - TAIL_VERIFIED_AT_START)
     verify(connection, Place(begin, chain_at(begin, connection)), head.position)
     return journal_id, bool(restored), head
@@ -114,11 +120,10 @@ def checkpoint(connection: sqlite3.Connection) -> None:
         raise JournalRefused("the WAL could not be moved into the database in full: close other programs that read it")
 
 
-def _check_anchor(path: Path, journal_id: str, head: Place, connection: sqlite3.Connection) -> None:
-    anchored = anchor.read(path)
-    if anchored is None and head == START:
-        anchor.write(path, anchor.Anchor(journal_id, START))  # the process died right after making the journal
-        return
+def check_anchor(
+    path: Path, anchored: anchor.Anchor | None, journal_id: str, head: Place, connection: sqlite3.Connection
+) -> None:
+    """See that a journal has not lost what its anchor says it had. Raises JournalRefused with the way out."""
     if anchored is None:
         problem = "has no anchor beside it"
     elif anchored.journal_id != journal_id:
@@ -171,25 +176,36 @@ def restore(path: Path, source: Path | None) -> tuple[str, Place]:
     JournalRefused if another server has it open, or if it does not verify.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path), refusing_damage(path):
+    with lock(path):
         if source is not None:
             if not source.exists():
                 raise JournalRefused(f"there is no backup at {source}")
-            _set_aside(path)
             draft = path.with_name(path.name + ".new")
             shutil.copyfile(source, draft)
+            journal_id, place = _renew(draft)
+            _set_aside(path)
             draft.replace(path)
-        elif not path.exists():
+        elif path.exists():
+            journal_id, place = _renew(path)
+        else:
             raise JournalRefused(f"there is no journal at {path}, and no backup was named")
-        with contextlib.closing(open_connection(path, read_only=False, pragmas=WRITER_PRAGMAS)) as connection:
-            store_wal_again(path)
-            checkpoint(connection)
-            place = verify(connection, START, read_head(connection).position)
-            journal_id = str(uuid.uuid4())
-            connection.execute("UPDATE journal SET id = ?, restored = 1", (journal_id,))
-            checkpoint(connection)
         anchor.write(path, anchor.Anchor(journal_id, place))
         sync_directory(path.parent)
+    return journal_id, place
+
+
+def _renew(path: Path) -> tuple[str, Place]:
+    """Verify a journal whole, and give it a new id. Returns the id and where it ends."""
+    journal_id = str(uuid.uuid4())
+    with (
+        refusing_damage(path),
+        contextlib.closing(open_connection(path, read_only=False, pragmas=WRITER_PRAGMAS)) as connection,
+    ):
+        store_wal_again(path)
+        checkpoint(connection)
+        place = verify(connection, START, read_head(connection).position)
+        connection.execute("UPDATE journal SET id = ?, restored = 1", (journal_id,))
+        checkpoint(connection)
     return journal_id, place
 
 

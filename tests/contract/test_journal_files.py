@@ -7,6 +7,7 @@ objects; SQLite and the file are asked.
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -223,7 +224,8 @@ def integrity_check(path: Path) -> str:
 
 async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_ok(rig: SqliteRig, path: Path) -> None:
     """Neither to a reader of the stream nor of the feed, and verify-journal names the position."""
-    records = await fill(rig, b"an event before", b"amount: 1250 EUR", b"an event after")
+    events = [ChargeRequested(replace(REQUEST, description=text)) for text in ("before", "for 1250 EUR", "after")]
+    records = await fill(rig, *map(encode, events))
     async with rig.open() as journal:  # so much follows that the start does not look so far back
         await journal.append(stream(99), 0, [b"x"] * 10_001, finished=True)
     flip(path, offset_of(path, b"1250 EUR"))
@@ -422,6 +424,28 @@ async def test_an_older_copy_put_back_is_refused_until_restore(rig: SqliteRig, p
 def anchor_id(path: Path) -> str:
     """The journal's id as its anchor names it."""
     return str(json.loads(anchor.path_beside(path).read_text())["journal_id"])
+
+
+async def test_verification_notices_a_lost_tail(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """The chain of what is left is whole: only the anchor tells."""
+    await fill(rig, b"one")
+    shutil.copyfile(path, tmp_path / "older.db")
+    await fill(rig, b"two", first=1)
+    shutil.copyfile(tmp_path / "older.db", path)
+    with pytest.raises(JournalRefused, match="ends at position 1, but had reached 2"):
+        verify_journal(path)
+
+
+async def test_a_backup_that_is_damaged_replaces_nothing(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """It is verified before the files that it is to replace are moved."""
+    await fill(rig, b"kept")
+    before = path.read_bytes()
+    (tmp_path / "backup.db").write_bytes(before.replace(b"kept", b"bent"))
+    with pytest.raises(JournalRefused, match="position 1"):
+        restore(path, tmp_path / "backup.db")
+    assert path.read_bytes() == before
+    async with rig.open() as journal:
+        assert [record.event for record in await all_of(journal)] == [b"kept"]
 
 
 async def test_a_copy_that_went_its_own_way_is_refused_until_restore(
@@ -719,10 +743,8 @@ async def test_a_backup_during_appends_is_an_exact_prefix(rig: SqliteRig, path: 
     async with rig.open() as journal:
 
         async def append() -> None:
-            for n in range(10_000):
+            for n in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
                 await journal.append(stream(n), 0, [b"event %d" % n], finished=n % 2 == 0)
-                if stop.is_set():
-                    return
 
         stop = asyncio.Event()
         appending = asyncio.create_task(append())
