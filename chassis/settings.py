@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -75,8 +76,10 @@ def optional_address(value: str) -> Address | None:
 
 def http_url(value: str) -> str:
     """An http or https address without a trailing slash."""
-    if not value.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be http://host:port or https://host, with a path if need be")
+    _ = parts.port  # raises ValueError if it is none
     return value.rstrip("/")
 
 

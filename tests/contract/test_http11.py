@@ -344,17 +344,38 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
     async with serving(serve) as server, transport(idle_seconds=0.01) as through:
         busy = asyncio.create_task(ask(through, server.url, "/held"))
         await asked.wait()
-        for path in ("/1", "/2"):  # The timer is set again.
-            await ask(through, server.url, path)
-            assert await left.get() == path
+        await ask(through, server.url, "/1")
+        assert await left.get() == "/1"
+        await ask(through, server.url, "/2")  # The timer is set again, and once more for the one that is younger.
         held.set()
-        assert await busy == await left.get() == "/held"
+        assert await busy == "/held"
+        assert [await left.get(), await left.get()] == ["/2", "/held"]
     async with serving(echo) as server:
         async with transport() as through:
             await ask(through, server.url)
-        assert server.asked == ["/"]
+        await server.peers[0].was_left.wait()
         with pytest.raises(httpx.ConnectError):
             await ask(through, server.url)
+
+
+async def test_closing_lets_a_call_end_and_then_closes_its_connection() -> None:
+    """It has its own deadline."""
+    asked, held = asyncio.Event(), asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        path = await peer.hear()
+        asked.set()
+        await held.wait()
+        await peer.say(answer(path))
+        await peer.hear()
+
+    async with serving(serve) as server:
+        async with transport() as through:
+            busy = asyncio.create_task(ask(through, server.url, "/held"))
+            await asked.wait()
+        held.set()
+        assert await busy == "/held"
+        await server.peers[0].was_left.wait()
 
 
 # ---------------------------------------------------------------- what is read
