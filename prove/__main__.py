@@ -1,0 +1,126 @@
+"""`make prove`: every harness in turn, one table, and build/prove.json.
+
+    python -m prove [MINUTES] [--only HARNESS ...]
+
+MINUTES (5) is shared out between the harnesses. The exit status is 1 if anything broke, a canary was not found, or a control
+did not fail as it must.
+"""
+
+import argparse
+import asyncio
+import importlib
+import importlib.metadata
+import inspect
+import json
+import platform
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from prove.report import Harness
+
+# Each module's `run`, and its share of the time. What enumerates everything stops by itself when it is done.
+SHARES = {
+    "simulate": 30,
+    "crashpoints": 5,
+    "syscalls": 15,
+    "kills": 15,
+    "powercut": 10,
+    "storage": 10,
+    "network": 15,
+}
+OUT = Path("build/prove.json")
+FAULTS_A_LINE = 100  # characters
+RARE = 50  # a fault that fired more seldom than this in a long run was hardly tried
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prove", description="Try to break the promise, by every means there is."
+    )
+    parser.add_argument("minutes", type=float, nargs="?", default=5.0)
+    parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES))
+    chosen = parser.parse_args()
+    total = sum(SHARES[name] for name in chosen.only)
+    harnesses = []
+    for name in chosen.only:
+        seconds = chosen.minutes * 60 * SHARES[name] / total
+        harnesses.append(_run(name, seconds))
+        _save(harnesses)
+    print(_table(harnesses))
+    sys.exit(not all(harness.is_sound for harness in harnesses))
+
+
+def _run(name: str, seconds: float) -> Harness:
+    started, told = time.monotonic(), 0.0
+
+    def say(text: str) -> None:
+        nonlocal told
+        if time.monotonic() - told > (0.2 if sys.stderr.isatty() else 15):
+            told = time.monotonic()
+            end = "\r" if sys.stderr.isatty() else "\n"
+            print(
+                f"{name} {told - started:4.0f}/{seconds:.0f} s: {text:<90}"[:118], end=end, file=sys.stderr, flush=True
+            )
+
+    run: Any = importlib.import_module(f"prove.{name}").run
+    try:
+        harness: Harness = asyncio.run(run(seconds, say)) if inspect.iscoroutinefunction(run) else run(seconds, say)
+    except Exception as error:
+        # A harness that falls over has shown nothing, and the others are to run all the same.
+        harness = Harness(name, "nothing", violations=[f"the harness itself failed: {type(error).__name__}: {error}"])
+    harness.seconds = time.monotonic() - started
+    return harness
+
+
+def _save(harnesses: list[Harness]) -> None:
+    OUT.parent.mkdir(exist_ok=True)
+    packages = ("grpcio", "protobuf", "httpx", "uvloop")
+    report = {
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "sqlite": sqlite3.sqlite_version,
+            "kernel": platform.release(),
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+        "harnesses": [harness.as_json() for harness in harnesses],
+    }
+    OUT.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _commit() -> str:
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "unknown"
+
+
+def _table(harnesses: list[Harness]) -> str:
+    lines = [
+        f"{'harness':<12} {'tried':>22} {'seconds':>8} {'violations':>10} {'canaries':>9} {'controls':>9}  faults fired"
+    ]
+    for harness in harnesses:
+        canaries = f"{harness.canaries_found}/{harness.canaries_planted}" if harness.canaries_planted else "-"
+        failed = sum(harness.controls.values())
+        controls = f"{failed}/{len(harness.controls)}" if harness.controls else "-"
+        fired = sum(harness.faults.values())
+        lines.append(
+            f"{harness.name:<12} {f'{harness.tried:,} {harness.unit}':>22} {harness.seconds:>8.0f} "
+            f"{len(harness.violations):>10} {canaries:>9} {controls:>9}  {fired:,} of {len(harness.faults)} kinds"
+        )
+    for harness in harnesses:
+        lines += [f"VIOLATION in {harness.name}: {text}" for text in harness.violations]
+        lines += [f"CONTROL in {harness.name} did not fail: {name}" for name, ok in harness.controls.items() if not ok]
+        lines += [f"not tried in {harness.name}: {what} ({why})" for what, why in harness.skipped.items()]
+        rare = sorted(kind for kind, times in harness.faults.items() if times < RARE)
+        if rare:
+            lines.append(f"fired fewer than {RARE} times in {harness.name}: {', '.join(rare)}")
+    lines.append(f"Every figure is in {OUT}.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

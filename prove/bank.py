@@ -1,0 +1,387 @@
+"""A simulated two-step bank: the API of the mock bank's docstring, a ledger that is never wrong, and a transport to it.
+
+The ledger keeps what a bank must keep: a token for a reference, one execution for a token, closed is closed for ever. What
+goes wrong goes wrong around it, on the way and in the answers, as the story's chance decides. Where an answer lies, the
+charge's reference is noted, since only then may a charge end in review.
+"""
+
+import asyncio
+import contextvars
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+
+from prove.checker import BankCall, Movement
+
+APPROVED = ("tok_visa", "tok_mastercard")
+DECLINES = {
+    "tok_declined": "card_declined",
+    "tok_insufficient_funds": "insufficient_funds",
+    "tok_expired_card": "expired_card",
+    "tok_odd": "a reason of the bank's own",
+}
+# Longer than any pause of ours, negative, and nonsense.
+RETRY_AFTERS = ("1", "1000000000", "-5", "soon", "Wed, 21 Oct 2076 07:28:00 GMT", "9" * 400)
+BEFORE = (
+    "lose_request",
+    "hang_before",
+    "error_before",
+    "throttled",
+    "redirect",
+    "refuse",
+    "in_progress",
+    "forget_token",
+)
+AFTER = ("lose_answer", "hang_after", "error_after", "garbage", "half_body", "huge_body", "slow_body")
+LIES = ("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "wrong_card", "contradict", "mixed_up")
+OTHERWISE = ("delay_request", "duplicate", "late_duplicate", "expire_token")
+WINDOWS = ("bank_down", "bank_restart", "unauthorized")
+
+Reply = tuple[int, dict[str, str], bytes]
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What the ledger holds of a transaction."""
+
+    token: str
+    reference: str
+    card: str
+    amount: int
+    currency: str
+    expires_at: float
+    state: str = "created"
+    transaction_id: str | None = None
+    reason: str | None = None
+
+    def told(self, **first: object) -> dict[str, object]:
+        """The members of an answer."""
+        return {
+            **first,
+            "token": self.token,
+            "reference": self.reference,
+            "card": self.card,
+            "amount": self.amount,
+            "currency": self.currency,
+            "transaction_id": self.transaction_id,
+            "reason": self.reason,
+        }
+
+
+class Chaos(Protocol):
+    """Whether a fault happens now. Each asking is a draw of the seed's; a yes counts as fired."""
+
+    def fires(self, kind: str) -> bool: ...  # noqa: D102  # the class says it
+    def uniform(self, low: float, high: float) -> float: ...  # noqa: D102
+    def pick(self, things: Any) -> Any: ...  # noqa: D102
+
+
+@dataclass(slots=True)
+class Bank:
+    """The bank: its ledger, and how it is doing."""
+
+    token_seconds: float
+    clock: Callable[[], float]
+    transactions: dict[str, Transaction] = field(default_factory=dict)
+    newest: dict[str, str] = field(default_factory=dict)
+    movements: list[Movement] = field(default_factory=list)
+    calls: list[BankCall] = field(default_factory=list)
+    lied_about: set[str] = field(default_factory=set)
+    is_down: bool = False
+    is_unauthorized: bool = False
+    lives: int = 0
+
+    def answer(self, method: str, target: str, body: bytes, *, token_was_durable: bool | None) -> Reply:
+        """Do what a request asks for, and answer honestly."""
+        path, query = urlsplit(target).path, urlsplit(target).query
+        parts = path.strip("/").split("/")
+        said = json.loads(body) if body else {}
+        match method, parts:
+            case "POST", ["transactions"]:
+                return self._request_token(said)
+            case "POST", ["transactions", token, "execute"]:
+                self.calls.append(
+                    BankCall("execute", "", token, "", said.get("amount"), said.get("currency", ""), token_was_durable)
+                )
+                return self._execute(token, said)
+            case "GET", ["transactions"]:
+                reference = parse_qs(query)["reference"][0]
+                return self._shown(self.newest.get(reference, ""), "reference_unknown")
+            case "GET", ["transactions", token]:
+                return self._shown(token, "token_unknown")
+        return _json(404, {"error": "not_found"})
+
+    def _request_token(self, said: dict[str, Any]) -> Reply:
+        reference, card, amount, currency = (said[name] for name in ("reference", "card", "amount", "currency"))
+        self.calls.append(BankCall("token", reference, "", card, amount, currency))
+        known = self._find(self.newest.get(reference, ""))
+        if known is not None and (known.card, known.amount, known.currency) != (card, amount, currency):
+            return _json(409, {"error": "reference_reused"})
+        if card not in APPROVED and card not in DECLINES:
+            return _json(422, {"error": "card_unknown"})
+        if known is None or known.state == "expired":
+            token = f"ttok_{len(self.transactions) + 1}"
+            expires_at = self.clock() + self.token_seconds
+            known = self.transactions[token] = Transaction(token, reference, card, amount, currency, expires_at)
+            self.newest[reference] = token
+        return _json(200, known.told(state=known.state))
+
+    def _execute(self, token: str, said: dict[str, Any]) -> Reply:
+        known = self._find(token)
+        if known is None:
+            return _json(404, {"error": "token_unknown"})
+        if said and (said.get("amount"), said.get("currency")) != (known.amount, known.currency):
+            return _json(409, {"error": "fields_differ"})
+        match known.state:
+            case "expired":
+                return _json(410, known.told(error="token_expired"))
+            case "executed":
+                return _json(200, known.told(result="already_executed"))
+            case "created" if known.card in APPROVED:
+                known.state, known.transaction_id = "executed", f"txn_{len(self.movements) + 1}"
+                self.movements.append(
+                    Movement(
+                        known.transaction_id, token, known.reference, known.amount, known.currency, card=known.card
+                    )
+                )
+                return _json(200, known.told(result="executed"))
+            case "created":
+                known.state, known.reason = "declined", DECLINES[known.card]
+        return _json(200, known.told(result="declined"))
+
+    def _shown(self, token: str, error: str) -> Reply:
+        known = self._find(token)
+        return _json(404, {"error": error}) if known is None else _json(200, known.told(state=known.state))
+
+    def _find(self, token: str) -> Transaction | None:
+        known = self.transactions.get(token)
+        if known is not None and known.state == "created" and self.clock() > known.expires_at:
+            known.state = "expired"
+        return known
+
+    def reference_of(self, target: str, body: bytes) -> str:
+        """Whom a request is about; empty if nobody knows."""
+        split = urlsplit(target)
+        parts = split.path.strip("/").split("/")
+        if len(parts) > 1 and parts[1] in self.transactions:
+            return self.transactions[parts[1]].reference
+        if split.query:
+            return parse_qs(split.query)["reference"][0]
+        return str(json.loads(body).get("reference", "")) if body else ""
+
+    def has_open(self, target: str, body: bytes) -> bool:
+        """Whether whom a request is about has a transaction that can still be executed."""
+        known = self._find(self.newest.get(self.reference_of(target, body), ""))
+        return known is not None and known.state == "created"
+
+    def expire(self, target: str, body: bytes) -> None:
+        """Close that transaction as expired."""
+        self.transactions[self.newest[self.reference_of(target, body)]].state = "expired"
+
+
+def _json(status: int, said: dict[str, object]) -> Reply:
+    return status, {"content-type": "application/json"}, json.dumps(said).encode()
+
+
+class Wire(httpx.AsyncBaseTransport):
+    """The way to the bank and back: an honest bank, told of by a dishonest network.
+
+    Everything that the bank does, it does in the world's own context, so that the caller's death does not stop it.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        chaos: Chaos,
+        world: contextvars.Context,
+        is_durable: Callable[[str], bool],
+        note: Callable[..., None],
+    ) -> None:
+        self._bank = bank
+        self._chaos = chaos
+        self._world = world
+        self._is_durable = is_durable
+        self._note = note
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; its answer comes, or does not."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Reply | Exception] = loop.create_future()
+        call = _OneCall(self, request, answer, self._bank.lives)
+        loop.call_later(self._chaos.uniform(0.001, 0.03), call.arrive, context=self._world)
+        reply = await answer
+        if isinstance(reply, Exception):
+            raise reply
+        status, headers, body = reply
+        if headers.pop("x-half", ""):
+            return httpx.Response(status, headers=headers, stream=_Half(body))
+        return httpx.Response(status, headers=headers, stream=httpx.ByteStream(body))
+
+
+class _Half(httpx.AsyncByteStream):
+    """A body of which half comes."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body[: len(self._body) // 2]
+        raise httpx.ReadError("the connection was closed")
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+class _OneCall:
+    """One request on its way. Its faults are drawn when it arrives, so that they are about what it meets there."""
+
+    def __init__(
+        self, wire: Wire, request: httpx.Request, answer: "asyncio.Future[Reply | Exception]", life: int
+    ) -> None:
+        self._wire = wire
+        self._bank, self._chaos, self._note = wire._bank, wire._chaos, wire._note
+        self._method = request.method
+        self._target = request.url.raw_path.decode()
+        self._body = request.content
+        self._answer = answer
+        self._life = life
+        path = self._target.split("?")[0].strip("/").split("/")
+        self._step = "look_up" if request.method == "GET" else "execute" if path[-1] == "execute" else "token"
+        # Asked when the request leaves: later the journal may have caught up.
+        self._durable = wire._is_durable(path[1]) if self._step == "execute" else None
+
+    def _later(self, seconds: float, what: Callable[..., None], *args: object) -> None:
+        asyncio.get_running_loop().call_later(seconds, what, *args, context=self._wire._world)
+
+    def arrive(self, is_again: bool = False) -> None:
+        """The request reaches the bank, if it does."""
+        bank, chaos = self._bank, self._chaos
+        if is_again:
+            self._do("done late")
+            return None
+        if bank.is_down:
+            self._note("bank", self._step, "nobody is there")
+            return self._end(httpx.ConnectError("refused"))
+        if bank.is_unauthorized:
+            return self._reply((401, {}, b'{"error": "unauthorized"}'), "401")
+        possible = BEFORE[:-1] if self._step == "token" else BEFORE  # there is no token yet to be forgotten
+        fault = next((kind for kind in possible if chaos.fires(kind)), None)
+        match fault:
+            case "lose_request":
+                return self._end(httpx.ReadError("closed"), fault)
+            case "hang_before":
+                self._note("bank", self._step, fault)
+                return None  # until the caller's own deadline
+            case "error_before":
+                return self._reply((chaos.pick((500, 502, 503, 504)), {}, b"<html>sorry</html>"), fault)
+            case "throttled":
+                return self._reply((429, {"retry-after": chaos.pick(RETRY_AFTERS)}, b"{}"), fault)
+            case "redirect":
+                return self._reply((302, {"location": "http://elsewhere/"}, b""), fault)
+            case "refuse":
+                self._lie()
+                status = 404 if self._step == "look_up" else chaos.pick((400, 404, 409, 422))
+                return self._reply(_json(status, {"error": "refused"}), fault)
+            case "forget_token":
+                self._lie()
+                return self._reply(_json(404, {"error": "token_unknown"}), fault)
+            case "in_progress":
+                said: dict[str, object] = {"result": "in_progress"}
+                if chaos.uniform(0.0, 1.0) < 0.5:  # it really is at it
+                    self._later(chaos.uniform(0.05, 3.0), self.arrive, True)
+                status, headers, body = _json(202, said)
+                return self._reply((status, {**headers, "retry-after": chaos.pick(RETRY_AFTERS)}, body), fault)
+        if self._step != "look_up" and chaos.fires("late_duplicate"):
+            self._later(chaos.uniform(1.0, 40.0), self.arrive, True)
+        if self._step != "look_up" and chaos.fires("duplicate"):
+            self._do("a copy arrives first")
+        if chaos.fires("delay_request"):
+            return self._later(chaos.uniform(0.1, 15.0), self._process)
+        return self._process()
+
+    def _process(self) -> None:
+        chaos = self._chaos
+        if self._bank.lives != self._life or self._bank.is_down:  # it restarted, and forgot who was connected
+            return self._end(httpx.ReadError("reset"), "cut by the bank's restart")
+        if self._bank.has_open(self._target, self._body) and chaos.fires("expire_token"):
+            self._bank.expire(self._target, self._body)
+            self._note("bank", self._step, "the token expires")
+        reply = self._do("done")
+        fault = next((kind for kind in AFTER if chaos.fires(kind)), None)
+        match fault:
+            case "lose_answer":
+                return self._end(httpx.ReadError("closed"), fault)
+            case "hang_after":
+                return self._note("bank", self._step, fault)
+            case "error_after":
+                reply = (chaos.pick((500, 502, 503, 504)), {}, b"oops")
+            case "garbage":
+                bodies = (b'{"token": ', b"\xff\xfe", b"[]", b'{"amount": 1e3}', b'{"token": "a", "token": "b"}', b"")
+                reply = (200, reply[1], chaos.pick(bodies))
+            case "half_body":
+                reply = (reply[0], {**reply[1], "x-half": "1"}, reply[2])
+            case "huge_body":
+                reply = (reply[0], reply[1], reply[2] + b" " * 70_000)
+            case "slow_body":
+                return self._later(chaos.uniform(1.0, 20.0), self._reply, reply, fault)
+            case None:
+                reply, fault = self._bent(reply)
+        return self._reply(reply, fault or "")
+
+    def _bent(self, reply: Reply) -> tuple[Reply, str]:
+        """An answer that lies, if the story wants one."""
+        said = json.loads(reply[2])
+        mine = said.get("reference", "")
+        others = [t for t in self._bank.transactions.values() if t.transaction_id and t.reference != mine]
+        fault = next((kind for kind in LIES if self._can_lie(kind, said, others) and self._chaos.fires(kind)), "")
+        field_name = fault.removeprefix("wrong_")
+        match fault:
+            case "":
+                return reply, ""
+            case "contradict":
+                said.update({"result": "declined", "transaction_id": None, "reason": "card_declined"})
+            case "mixed_up":  # the answer to somebody else's call
+                said = self._chaos.pick(others).told(result="executed")
+            case "wrong_amount":
+                said["amount"] += 1
+            case "wrong_currency":
+                said["currency"] = "ZZZ"
+            case _:
+                said[field_name] += "-x"
+        self._lie()
+        return _json(reply[0], said), fault
+
+    def _can_lie(self, kind: str, said: dict[str, Any], others: list[Transaction]) -> bool:
+        """In a look-up only single fields: one that lied as the step did would be a bank that breaks its contract."""
+        match kind:
+            case "contradict":
+                return self._step == "execute" and bool(said.get("transaction_id"))
+            case "mixed_up":
+                return self._step == "execute" and bool(others)
+        return kind.removeprefix("wrong_") in said
+
+    def _do(self, how: str) -> Reply:
+        """The bank does what it is asked, answer or no answer."""
+        before = len(self._bank.movements)
+        reply = self._bank.answer(self._method, self._target, self._body, token_was_durable=self._durable)
+        moved = "the money moves" if len(self._bank.movements) > before else ""
+        self._note("bank", self._step, how, self._target.rpartition("/transactions")[2], reply[0], moved)
+        return reply
+
+    def _lie(self) -> None:
+        self._bank.lied_about.add(self._bank.reference_of(self._target, self._body))
+
+    def _reply(self, reply: Reply, fault: str = "") -> None:
+        if fault:
+            self._note("bank", self._step, "answers", fault)
+        self._later(self._chaos.uniform(0.001, 0.03), self._end, reply)
+
+    def _end(self, reply: Reply | Exception, fault: str = "") -> None:
+        if fault:
+            self._note("bank", self._step, fault)
+        if not self._answer.done():
+            self._answer.set_result(reply)

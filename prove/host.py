@@ -1,0 +1,214 @@
+"""Who and what lives in a simulated world: processes with their files, connections, calls and links.
+
+Each is only the shape of something real, as the product's code sees it from inside; what befalls them is the world's to say.
+"""
+
+import asyncio
+import contextvars
+import os
+import random
+import sqlite3
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from charging.v1.command_pb2 import ChargeRequest
+from charging.v1.journal_pb2 import SubscribeResponse
+from prove.loop import VirtualLoop
+from query_service.subscriber import FeedLost
+
+if TYPE_CHECKING:
+    from prove.world import World
+
+# Messages that may be on their way to a reader before it must read.
+MESSAGES_UNREAD = 4
+
+
+class ProcessEnded(BaseException):
+    """A process ended itself."""
+
+
+@dataclass(eq=False)
+class Process:
+    """One life of a server, on files of its own."""
+
+    world: "World"
+    kind: str
+    number: int
+    folder: Path
+    context: contextvars.Context = field(default_factory=contextvars.Context)
+    alive: bool = True
+    is_up: bool = False
+    ticks_left: int = 0
+    why: str = ""
+    connections: list["Connection"] = field(default_factory=list)
+    locks: list[Any] = field(default_factory=list)
+    calls: dict["Rpc", None] = field(default_factory=dict)
+    """Those under way, in their order: a set would have another one in each run."""
+    links: list["Link"] = field(default_factory=list)
+    surviving: Path | None = None
+    """After a lost sync: the files as a power cut would leave them."""
+    left: Path | None = None
+    """What it left behind, once it is dead."""
+    had_disk_fault: bool = False
+    commands: Any = None
+    runner: Any = None
+    journal: Any = None
+    feed: Any = None
+    feed_service: Any = None
+    waiting: Any = None
+
+    def tick(self) -> None:
+        """One more callback. At the chosen one the process is killed."""
+        if self.ticks_left:
+            self.ticks_left -= 1
+            if not self.ticks_left:
+                self.world.kill(self, self.why)
+
+    @property
+    def name(self) -> str:
+        """For the story."""
+        return f"{self.kind} server {self.number}"
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Start a task that belongs to this process."""
+        return self.world.loop.create_task(work, context=self.context.copy())
+
+
+class Connection(sqlite3.Connection):
+    """A connection whose commits the world may spoil."""
+
+    process: Process | None = None
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        """Execute; a commit goes through the world."""
+        if sql == "COMMIT" and self.process is not None:
+            return self.process.world.commit(self.process, self)
+        return super().execute(sql, *parameters)
+
+    def really(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        """Execute without the world."""
+        return super().execute(sql, *parameters)
+
+
+@dataclass(eq=False)
+class Rpc:
+    """A call of Charge on its way: also the context that the servicer sees."""
+
+    request: ChargeRequest
+    deadline: float | None
+    reply: "asyncio.Future[Any]"
+    loop: VirtualLoop
+    task: "asyncio.Task[Any] | None" = None
+    is_over: bool = False
+
+    def time_remaining(self) -> float | None:
+        """As grpc's context tells it."""
+        return None if self.deadline is None else max(0.0, self.deadline - self.loop.time())
+
+    def answer(self, outcome: Any) -> None:
+        """What the client sees, once."""
+        if not self.reply.done():
+            self.reply.set_result(outcome)
+
+
+@dataclass(eq=False)
+class Link:
+    """One subscription's way from the feed to a reader."""
+
+    world: "World"
+    reader: Process
+    seen: list[tuple[int, bytes]]
+    inbox: deque[SubscribeResponse | Exception] = field(default_factory=deque)
+    news: "asyncio.Future[None] | None" = None
+    room: "asyncio.Future[None] | None" = None
+    last_arrival: float = 0.0
+    under_way: deque[SubscribeResponse | Exception] = field(default_factory=deque)
+    task: "asyncio.Task[Any] | None" = None
+    is_over: bool = False
+    sent_position: int = 0
+    idle_since: float | None = None
+
+    async def abort_with_status(self, _status: Any) -> None:
+        """As grpc's context does: the reader hears of it."""
+        self.send_end(FeedLost("cut off"))
+
+    async def send(self, message: SubscribeResponse) -> None:
+        """Send a message; waits while the reader has too much unread."""
+        dice = self.world.dice
+        if dice.fires("feed_cut"):
+            self.world.note("feed", f"the link to {self.reader.name} is cut")
+            self.send_end(FeedLost("cut"))
+            return
+        delay = 0.002
+        if dice.fires("feed_delay"):
+            delay = dice.uniform(0.01, 2.0)
+        if dice.fires("feed_stall"):
+            self.world.note("feed", f"the link to {self.reader.name} stalls")
+            delay = dice.uniform(21.0, 40.0)
+        self._put(message, delay)
+        while len(self.under_way) + len(self.inbox) >= MESSAGES_UNREAD and not self.is_over:
+            self.room = self.world.loop.create_future()
+            await self.room
+
+    def send_end(self, error: Exception) -> None:
+        """The stream ends, with an error."""
+        if not self.is_over:
+            self.is_over = True
+            self._put(error, 0.002)
+
+    def _put(self, message: SubscribeResponse | Exception, delay: float) -> None:
+        self.under_way.append(message)
+        self.last_arrival = max(self.last_arrival, self.world.loop.time() + delay)
+        self.world.at(self.last_arrival, self._arrive)
+
+    def _arrive(self) -> None:
+        """The oldest arrives: a stream keeps its order."""
+        self.inbox.append(self.under_way.popleft())
+        if self.news is not None and not self.news.done():
+            self.news.set_result(None)
+
+    async def receive(self) -> SubscribeResponse | Exception:
+        """Take the next message."""
+        while not self.inbox:
+            self.news = self.world.loop.create_future()
+            await self.news
+        message = self.inbox.popleft()
+        if self.room is not None and not self.room.done():
+            self.room.set_result(None)
+        return message
+
+
+class InOrder(random.Random):
+    """Lets what is ready run in its order."""
+
+    def random(self) -> float:
+        """The first of all."""
+        return 0.0
+
+
+class System:
+    """The operating system as the view's module sees it: a lock that a dead process lets go of is closed once only."""
+
+    def __init__(self) -> None:
+        self.descriptors: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def close(self, descriptor: int) -> None:
+        """Close a lock, unless that was done already."""
+        if descriptor in self.descriptors:
+            self.descriptors.discard(descriptor)
+            os.close(descriptor)
+
+
+def silent(*_: Any) -> "Silent":
+    """Make what structlog writes to: entries are kept by the world instead."""
+    return Silent()
+
+
+class Silent:
+    """Where structlog would write."""

@@ -1,0 +1,325 @@
+"""An event loop on virtual time, on which the product's own code runs as in a story: one seed, one order of events.
+
+* Time stands still while anything can run, and then jumps to the next timer. Nothing ever waits for real.
+* What is ready at the same time runs in an order that the seed decides, one callback after the other.
+* What the product hands to a thread is done here, inline, each thread's work in its order and after a delay of its own.
+* Every callback belongs to a simulated process, or to the world around them. A process that was killed never runs again,
+  not even its `finally` blocks: that is what `kill -9` does.
+* `Guard` makes real clocks, chance and threads raise, so that nothing that is not the seed's can creep in.
+"""
+
+import asyncio
+import contextvars
+import datetime
+import heapq
+import math
+import os
+import random
+import sys
+import threading
+import time
+import uuid
+from asyncio import events
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, Protocol, TypeVar
+
+T = TypeVar("T")
+
+# A story has some ten thousand callbacks. One that has a million runs in circles.
+MOST_CALLBACKS = 1_000_000
+
+
+class Life(Protocol):
+    """A simulated process, as far as the loop must know it."""
+
+    alive: bool
+
+    def tick(self) -> None:
+        """Called before each of its callbacks; it may end the process there."""
+        ...
+
+
+PROCESS: contextvars.ContextVar[Life | None] = contextvars.ContextVar("process", default=None)
+"""The process that a callback or task belongs to; tasks hand it on to the tasks that they start. None: the world."""
+
+
+class Deadlock(Exception):
+    """Somebody waits, and nothing is scheduled that could ever end it."""
+
+
+class Runaway(Exception):
+    """The story goes on and on."""
+
+
+class Reached(BaseException):
+    """Simulated code reached the real world. It is no Exception, so that nobody takes it for a fault of the bank's."""
+
+
+class _Lane:
+    """A simulated thread: what was handed to an executor, in order."""
+
+    def __init__(self) -> None:
+        self.work: deque[tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any]]] = deque()
+
+
+class _Task(asyncio.Task[Any]):
+    """A task whose place in a set is the same in every run: it hangs on its number, not on where it lies in memory."""
+
+    def __init__(self, number: int, work: Any, **options: Any) -> None:
+        self._number = number
+        super().__init__(work, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """Runs one story. `delay_seconds` says how long the disk takes for the next work of a thread.
+
+    Without a grid hardly ever two things happen at the same time, since their delays differ by a little; with one, many do,
+    and races that take two callbacks in one order and not the other are met often.
+    """
+
+    def __init__(
+        self, chance: random.Random, delay_seconds: Callable[[], float] = lambda: 0.0, grid_seconds: float = 0.0
+    ) -> None:
+        super().__init__()
+        self._chance = chance
+        self._grid_seconds = grid_seconds
+        self._delay_seconds = delay_seconds
+        self._now = 0.0
+        self._lanes: dict[Any, _Lane] = {}
+        self._ready: list[asyncio.Handle] = []  # BaseEventLoop only appends to it
+        self._scheduled: list[asyncio.TimerHandle] = []
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._generators: list[AsyncGenerator[Any, Any]] = []
+        self.callbacks = 0
+        self.escaped: list[str] = []
+        """What nobody caught: exceptions of callbacks."""
+        self.set_exception_handler(self._note_escaped)
+        self.set_task_factory(self._make_task)
+
+    # ------------------------------------------------------------ what BaseEventLoop leaves open
+    def time(self) -> float:
+        """Virtual seconds since the story began."""
+        return self._now
+
+    def call_at(  # type: ignore[override]  # as narrow as it is used
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call at a time: on a grid, if there is one, so that much happens at the same time."""
+        if self._grid_seconds:
+            when = math.ceil(when / self._grid_seconds - 1e-9) * self._grid_seconds
+        return super().call_at(when, callback, *args, context=context)
+
+    def __del__(self) -> None:
+        """It holds nothing that must be closed, and left open it bears with what dead code does while it is freed."""
+
+    def _write_to_self(self) -> None:
+        """Nobody calls from another thread: there is none."""
+
+    def _process_events(self, event_list: Any) -> None:
+        """There are no sockets."""
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":  # type: ignore[override]  # as narrow as it is used
+        """Do the work of a thread inline, each executor's in order."""
+        done: asyncio.Future[Any] = self.create_future()
+        lane = self._lanes.setdefault(executor, _Lane())
+        lane.work.append((func, args, done))
+        if len(lane.work) == 1:
+            self._begin(lane)
+        return done
+
+    def _begin(self, lane: _Lane) -> None:
+        if delay := self._delay_seconds():
+            self.call_later(delay, self._work, lane)
+        else:
+            self.call_soon(self._work, lane)
+
+    def _work(self, lane: _Lane) -> None:
+        func, args, done = lane.work[0]
+        life = PROCESS.get()
+        try:
+            outcome, error = func(*args), None
+        except BaseException as raised:
+            if life is not None and not life.alive:
+                return  # killed in the middle of it
+            if not isinstance(raised, Exception):
+                raise
+            outcome, error = None, raised
+        self.call_soon(_hand_over, done, outcome, error)
+        lane.work.popleft()
+        # As a real executor does: what nobody waits for any more is done only if it had begun.
+        while lane.work and lane.work[0][2].cancelled():
+            lane.work.popleft()
+        if lane.work:
+            self._begin(lane)
+
+    # ------------------------------------------------------------ running
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run to the end of `main`. Raises what it raises, Deadlock or Runaway. A loop runs once."""
+        events._set_running_loop(self)
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=self._generators.append)
+        try:
+            task = self.create_task(main)
+            while not task.done():
+                self._turn()
+            return task.result()
+        finally:
+            with patched([(sys, "unraisablehook", lambda _: None)]):
+                self._abandon()
+            sys.set_asyncgen_hooks(*hooks)
+            events._set_running_loop(None)
+
+    def _turn(self) -> None:
+        """Run one callback: any of those that are ready."""
+        ready = self._ready
+        if not ready:
+            self._wake()
+        if (last := len(ready) - 1) > 0:
+            chosen = int(self._chance.random() * (last + 1))
+            ready[chosen], ready[last] = ready[last], ready[chosen]
+        handle = ready.pop()
+        if handle._cancelled:
+            return
+        self.callbacks += 1
+        if self.callbacks > MOST_CALLBACKS:
+            raise Runaway(f"{MOST_CALLBACKS} callbacks")
+        life = handle._context.get(PROCESS)  # type: ignore[attr-defined]  # where a handle keeps whom it belongs to
+        if life is not None:
+            if not life.alive:
+                return
+            life.tick()
+            if not life.alive:
+                return
+        handle._run()
+
+    def _wake(self) -> None:
+        """Let time jump to the next timer, and make ready what is due then."""
+        scheduled = self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)
+        if not scheduled:
+            raise Deadlock("nothing is scheduled, and the story has not ended")
+        self._now = max(self._now, scheduled[0].when())
+        while scheduled and scheduled[0].when() <= self._now:
+            self._ready.append(heapq.heappop(scheduled))
+
+    # ------------------------------------------------------------ keeping order
+    def _make_task(self, _loop: Any, work: Any, **options: Any) -> "asyncio.Task[Any]":
+        task = _Task(len(self._tasks), work, loop=self, **options)
+        self._tasks.append(task)  # so that a killed process's tasks lie still until the story ends
+        return task
+
+    def _note_escaped(self, _loop: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.escaped.append(f"{context.get('message')}: {error!r}")
+
+    def _abandon(self) -> None:
+        """Close what lies unfinished. What its `finally` blocks do concerns nobody any more."""
+        for task in self._tasks:
+            if not task.done():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # to be destroyed is its fate
+                _close(task.get_coro())
+            elif not task.cancelled() and task._log_traceback:
+                error = task.exception()
+                if isinstance(error, Exception):
+                    self.escaped.append(f"a task ended with {error!r}")
+        for generator in self._generators:
+            closing = generator.aclose()
+            with suppress(BaseException):
+                closing.send(None)
+            _close(closing)
+        self._generators.clear()
+        self._tasks.clear()
+        self._ready.clear()
+        self._scheduled.clear()
+
+
+def _close(work: Any) -> None:
+    with suppress(BaseException):  # dead code may protest
+        work.close()
+
+
+def _hand_over(done: "asyncio.Future[Any]", outcome: Any, error: Exception | None) -> None:
+    if done.done():
+        return
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(outcome)
+
+
+# ---------------------------------------------------------------- the guard
+_CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep")
+_CHANCES = ("random", "randint", "randrange", "choice", "choices", "shuffle", "sample", "uniform", "getrandbits")
+_PRODUCT = ("command_service", "query_service", "chassis")
+
+
+class Guard:
+    """While it is on, real clocks, chance and threads raise `Reached`, and what was reached is kept in `reached`.
+
+    `now` is what `datetime.now` of the product's modules tells instead, in microseconds since 1970.
+    """
+
+    def __init__(self) -> None:
+        self.reached: list[str] = []
+
+    @contextmanager
+    def on(self, now: Callable[[], int]) -> Iterator[None]:
+        """Guard for as long as the context lasts."""
+        self.reached.clear()
+        seed = random.Random.seed
+
+        def seed_if_given(chance: random.Random, a: Any = None, version: int = 2) -> None:
+            if a is None:
+                self._refuse("random.Random without a seed")
+            seed(chance, a, version)
+
+        class VirtualDatetime(datetime.datetime):
+            @classmethod
+            def now(cls, tz: datetime.tzinfo | None = None) -> "VirtualDatetime":
+                return cls.fromtimestamp(now() / 1_000_000, tz)
+
+        places: list[tuple[Any, str, Any]] = [
+            *((time, name, self._refusing(f"time.{name}")) for name in _CLOCKS),
+            *((random, name, self._refusing(f"random.{name}")) for name in _CHANCES),
+            (random.Random, "seed", seed_if_given),
+            (os, "urandom", self._refusing("os.urandom")),
+            (uuid, "uuid4", self._refusing("uuid.uuid4")),
+            (uuid, "uuid1", self._refusing("uuid.uuid1")),
+            (threading.Thread, "start", self._refusing("threading.Thread.start")),
+        ]
+        places += [
+            (module, "datetime", VirtualDatetime)
+            for name, module in sorted(sys.modules.items())
+            if name.startswith(_PRODUCT) and getattr(module, "datetime", None) is datetime.datetime
+        ]
+        with patched(places):
+            yield
+
+    def _refusing(self, name: str) -> Callable[..., NoReturn]:
+        def refuse(*_: Any, **__: Any) -> NoReturn:
+            self._refuse(name)
+
+        return refuse
+
+    def _refuse(self, name: str) -> NoReturn:
+        self.reached.append(name)
+        raise Reached(f"simulated code reached {name}")
+
+
+@contextmanager
+def patched(places: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Put other things in the places of (owner, name, thing) for as long as the context lasts."""
+    before = [(owner, name, owner.__dict__[name]) for owner, name, _ in places]
+    try:
+        for owner, name, thing in places:
+            setattr(owner, name, thing)
+        yield
+    finally:
+        for owner, name, thing in reversed(before):
+            setattr(owner, name, thing)

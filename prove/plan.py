@@ -1,0 +1,244 @@
+"""A story's plan: everything that a seed decides before it begins, and the chance that it rolls while it runs.
+
+A plan is a swarm: in each story some kinds of fault are off, most are rare, a few are wildly up. Each kind has a stream of
+chance of its own, so that leaving one out leaves the others nearly as they were. That is what lets a failing story be shrunk:
+a `Mask` leaves out clients, their calls, kinds of fault, and single firings.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from prove.bank import AFTER, BEFORE, DECLINES, LIES, OTHERWISE
+
+T = TypeVar("T")
+
+# Faults of single calls, commits and messages, each with the highest weight that still lets stories come to something.
+CALL_FAULTS = {
+    **dict.fromkeys(BEFORE, 0.5),
+    **dict.fromkeys(AFTER, 0.5),
+    **dict.fromkeys(OTHERWISE, 0.5),
+    **dict.fromkeys(LIES, 0.2),
+    "mixed_up": 0.6,
+    "refuse": 0.1,
+    "forget_token": 0.1,
+    "eio_kept": 0.1,
+    "eio_lost": 0.1,
+    "disk_full_once": 0.3,
+    "slow_disk": 0.3,
+    "view_not_written": 0.3,
+    "rpc_lose_request": 0.3,
+    "rpc_lose_answer": 0.3,
+    "rpc_delay": 0.3,
+    "feed_cut": 0.3,
+    "feed_stall": 0.1,
+    "feed_delay": 0.3,
+    "kill_in_recovery": 0.6,
+    "kill_anywhere": 0.7,
+    "kill_before_commit": 0.1,
+    "kill_after_commit": 0.1,
+    "view_power_cut": 0.7,
+    "view_lost": 0.3,
+}
+# What happens at some time, and for how long it lasts.
+WEATHER = (
+    "kill_command",
+    "stop_command",
+    "kill_query",
+    "stop_query",
+    "bank_down",
+    "bank_restart",
+    "unauthorized",
+    "clock_jump",
+    "disk_full",
+)
+# What clients do that is no fault of ours, counted as well.
+CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number")
+KINDS = (*CALL_FAULTS, *WEATHER, *CLIENTS)
+
+# Visa's, Mastercard's and American Express's well-known test numbers.
+CARD_NUMBERS = ("4111111111111111", "5555555555554444", "378282246310005")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One thing that a client wants, with retries: which key, what body, how patiently."""
+
+    pause_seconds: float
+    key: str
+    user: str
+    card: str
+    amount: int
+    currency: str
+    timeout_seconds: float | None
+    cancel_after_seconds: float | None
+    tries: int
+    spoiled: str = ""
+    """What is wrong with the request: the field; "" for nothing."""
+    planted: str = ""
+    """A card number that is put into the spoiled field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """Something that happens at a time."""
+
+    at: float
+    kind: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """What of a plan is left out."""
+
+    kinds: frozenset[str] = frozenset()
+    clients: frozenset[int] = frozenset()
+    ops: frozenset[tuple[int, int]] = frozenset()
+    weather: frozenset[int] = frozenset()
+    firings: frozenset[tuple[str, int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a seed decides beforehand."""
+
+    seed: int
+    horizon_seconds: float
+    clients: Sequence[Sequence[Op]]
+    weather: Sequence[Weather]
+    weights: dict[str, float] = field(hash=False)
+    bank_calls: int
+    max_unfinished: int
+    max_calls: int
+    abandon_after_seconds: float
+    bank_timeout_seconds: float
+    token_seconds: float
+    heartbeat_seconds: float
+    views: int
+    shuffles: bool
+    grid_seconds: float
+
+
+def plan_of(seed: int) -> Plan:
+    """Make the plan of a seed."""
+    chance = random.Random(f"plan {seed}")
+    weights = {}
+    for kind, most in CALL_FAULTS.items():
+        roll = chance.random()
+        if roll < 0.12:
+            weights[kind] = most * chance.uniform(0.3, 1.0)
+        elif roll < 0.5:
+            weights[kind] = most * 10 ** chance.uniform(-2.0, -0.7)
+    horizon = chance.uniform(4.0, 30.0)
+    weather = []
+    for kind in WEATHER:
+        for _ in range(chance.choice((0, 0, 0, 1, 1, 3))):
+            lasts = chance.choice((0.3, 2.0, 8.0, 25.0)) * chance.uniform(0.5, 1.5)
+            weather.append(Weather(chance.uniform(0.0, horizon), kind, lasts))
+    weather.sort(key=lambda event: event.at)
+    keys = [f"order-{seed}-{number}" for number in range(chance.choice((1, 2, 4, 8)))]
+    clients = [
+        [_op(chance, keys, horizon) for _ in range(chance.randint(1, 6))]
+        for _ in range(chance.choice((1, 2, 3, 4, 6, 8)))
+    ]
+    return Plan(
+        seed,
+        horizon,
+        clients,
+        weather,
+        weights,
+        bank_calls=chance.choice((1, 2, 8, 128)),
+        max_unfinished=chance.choice((2, 20_000, 20_000, 20_000)),
+        max_calls=chance.choice((2, 2_000, 2_000, 2_000)),
+        abandon_after_seconds=chance.choice((3_600.0, 3_600.0, 3.0, 12.0)),
+        bank_timeout_seconds=chance.choice((0.5, 2.0, 10.0)),
+        token_seconds=chance.choice((900.0, 900.0, 900.0, 3.0, 0.2)),
+        heartbeat_seconds=chance.choice((5.0, 15.0)),
+        views=chance.choice((1, 1, 1, 2)),
+        shuffles=chance.random() < 0.8,
+        grid_seconds=chance.choice((0.0, 0.01, 0.05)),
+    )
+
+
+def _op(chance: random.Random, keys: list[str], horizon: float) -> Op:
+    key = chance.choice(keys)
+    body = random.Random(key)  # a key has its own body, so that retries are retries
+    user, card = (
+        body.choice(("ada", "bob")),
+        body.choice(("tok_visa", "tok_visa", "tok_mastercard", *DECLINES, "tok_unknown")),
+    )
+    amount, currency = body.randint(1, 99_999), body.choice(("EUR", "EUR", "USD", "JPY"))
+    spoiled = planted = ""
+    roll = chance.random()
+    if roll < 0.12:  # another body under the same key
+        match chance.randrange(4):
+            case 0:
+                user = "eve"
+            case 1:
+                card = "tok_mastercard" if card == "tok_visa" else "tok_visa"
+            case 2:
+                amount += 1
+            case _:
+                currency = "GBP"
+    elif roll < 0.2:
+        spoiled = chance.choice(("amount", "currency", "key", "user", "unknown_field"))
+    elif roll < 0.26:
+        spoiled, planted = chance.choice(("description", "user", "card", "key")), chance.choice(CARD_NUMBERS)
+    return Op(
+        pause_seconds=chance.expovariate(1.0) * chance.choice((0.0, 0.0, 0.2, horizon / 6)),
+        key=key,
+        user=user,
+        card=card,
+        amount=amount,
+        currency=currency,
+        timeout_seconds=chance.choice((None, 0.1, 0.25, 1.0, 5.0, 30.0, 1e9)),
+        cancel_after_seconds=chance.uniform(0.0, 0.3) if chance.random() < 0.15 else None,
+        tries=chance.choice((1, 2, 4)),
+        spoiled=spoiled,
+        planted=planted,
+    )
+
+
+class Dice:
+    """The chance that a story rolls while it runs."""
+
+    def __init__(self, plan: Plan, mask: Mask) -> None:
+        self._plan = plan
+        self._mask = mask
+        self._streams: dict[str, random.Random] = {}
+        self._firings: Counter[str] = Counter()
+        self._world = random.Random(f"world {plan.seed}")
+        self.is_over = False
+        """Faults have stopped."""
+        self.fired: Counter[str] = Counter()
+
+    def fires(self, kind: str) -> bool:
+        """Whether a fault happens now; it counts as fired then."""
+        weight = self._plan.weights.get(kind)
+        if weight is None or self.is_over or kind in self._mask.kinds:
+            return False
+        stream = self._streams.get(kind)
+        if stream is None:
+            stream = self._streams[kind] = random.Random(f"{kind} {self._plan.seed}")
+        if stream.random() >= weight:
+            return False
+        self._firings[kind] += 1
+        if (kind, self._firings[kind]) in self._mask.firings:
+            return False
+        self.fired[kind] += 1
+        return True
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number between two."""
+        return low + (high - low) * self._world.random()
+
+    def pick(self, things: Sequence[Any]) -> Any:
+        """One of several."""
+        return things[int(self._world.random() * len(things))]
+
+    def whole(self, low: int, high: int) -> int:
+        """A whole number from low to high."""
+        return low + int(self._world.random() * (high - low + 1))

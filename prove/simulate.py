@@ -1,0 +1,260 @@
+"""Runs simulated stories, many of them: one seed is one story, and repeats exactly.
+
+    python -m prove.simulate 5000               the seeds 0 to 4999
+    python -m prove.simulate 100 --first 7000   the seeds 7000 to 7099
+    python -m prove.simulate 200 --canaries     each planted bug must be found within so many seeds
+    python -m prove.simulate --tell 183         tell one story, shrunk to what matters if it fails
+
+Exit status 0: nothing broke, and every canary was found.
+"""
+
+import argparse
+import dataclasses
+import gc
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from command_service.runner import Runner
+from prove import canaries
+from prove.loop import patched
+from prove.plan import KINDS, Mask, Plan, plan_of
+from prove.report import Harness, Say
+from prove.world import Told, run_story
+
+CORPUS = Path(__file__).with_name("corpus.txt")
+CANARY_SEEDS = 200
+# Seeds that a worker runs before it reports: about a second.
+CHUNK = 20
+# A shrunk story is told by then, or it is told as far as it has been shrunk.
+SHRINK_SECONDS = 60.0
+SHOWN_FAILURES = 5
+
+
+# ---------------------------------------------------------------- one story
+def tell(plan: Plan, mask: Mask = Mask()) -> Told:  # noqa: B008  # a frozen value
+    """Run one story on files in memory."""
+    with _folder() as folder:
+        return run_story(plan, mask, folder / "story")
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder on a RAM disk, if there is one: a sync costs nothing there."""
+    ram = Path("/dev/shm")  # noqa: S108  # a folder of our own is made in it
+    folder = Path(tempfile.mkdtemp(prefix="prove-", dir=ram if os.access(ram, os.W_OK) else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def shrink(plan: Plan, seconds: float = SHRINK_SECONDS) -> tuple[Mask, Told]:
+    """Leave out of a failing story whatever it fails without, as far as that is found in time."""
+    mask, told = Mask(), tell(plan)
+    broken = {violation.invariant for violation in told.violations[:1]}
+    until = time.monotonic() + seconds
+    is_smaller = bool(broken)
+    while is_smaller and time.monotonic() < until:
+        is_smaller = False
+        for name, thing in _parts(plan, told):
+            if thing in getattr(mask, name) or time.monotonic() > until:
+                continue
+            smaller = dataclasses.replace(mask, **{name: getattr(mask, name) | {thing}})
+            without = tell(plan, smaller)
+            if broken & {violation.invariant for violation in without.violations}:
+                mask, told, is_smaller = smaller, without, True
+    return mask, told
+
+
+def _parts(plan: Plan, told: Told) -> Iterator[tuple[str, object]]:
+    """What can be left out of a story, large things first: the mask's field and what is added there."""
+    yield from (("clients", number) for number in range(1, len(plan.clients) + 1))
+    yield from (("kinds", kind) for kind in KINDS if told.fired.get(kind))
+    yield from (("weather", number) for number in range(len(plan.weather)))
+    yield from (("ops", (client, n)) for client, ops in enumerate(plan.clients, 1) for n in range(len(ops)))
+    yield from (("firings", (kind, n)) for kind, times in told.fired.items() for n in range(1, times + 1))
+
+
+def as_story(told: Told) -> Iterator[str]:
+    """Tell it in numbered steps."""
+    for number, (when, who, what) in enumerate(told.notes, 1):
+        yield f"{number:4}. {when:8.3f} s  {who:17} {' '.join(str(part) for part in what if part != '')}"
+    for violation in told.violations:
+        yield f"      broken: {violation}"
+
+
+# ---------------------------------------------------------------- many stories
+@dataclass(slots=True)
+class Tried:
+    """What a worker's seeds came to."""
+
+    seeds: int = 0
+    charges: int = 0
+    callbacks: int = 0
+    fired: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    """(seed, the first violation)."""
+
+
+def try_seeds(seeds: Sequence[int]) -> Tried:
+    """Run some seeds; the first of them twice, to see that it repeats exactly."""
+    tried = Tried()
+    with _folder() as folder:
+        for seed in seeds:
+            told = run_story(plan_of(seed), Mask(), folder / str(seed))
+            tried.seeds += 1
+            tried.charges += told.charges
+            tried.callbacks += told.callbacks
+            tried.fired.update(told.fired)
+            tried.failures += [(seed, str(violation)) for violation in told.violations[:1]]
+            if seed == seeds[0] and run_story(plan_of(seed), Mask(), folder / "again").digest != told.digest:
+                tried.failures.append((seed, "it does not repeat: something that is not the seed's decides"))
+    gc.collect()
+    return tried
+
+
+def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
+    """Say by which of the first seeds a planted bug is found; None if by none."""
+    with _folder() as folder, canaries.planted(name):
+        for seed in range(seeds):
+            if run_story(plan_of(seed), Mask(), folder / str(seed)).violations:
+                return seed
+            if seed % CHUNK == 0:
+                gc.collect()
+    return None
+
+
+def a_real_clock_is_noticed() -> bool:
+    """The guard's control: a runner that looks at a real clock fails its story."""
+
+    async def ask(self: Runner, effect: object) -> object:
+        time.monotonic()
+        return await real(self, effect)  # type: ignore[arg-type]  # it is handed on
+
+    real = Runner._ask
+    with patched([(Runner, "_ask", ask)]):
+        return any(violation.invariant == "guard" for seed in range(5) for violation in tell(plan_of(seed)).violations)
+
+
+def corpus() -> list[tuple[int, str]]:
+    """The seeds that once failed, each with what it found."""
+    lines = [line for line in CORPUS.read_text().splitlines() if line and not line.startswith("#")]
+    return [(int(line.split(maxsplit=1)[0]), line.split(maxsplit=1)[1]) for line in lines]
+
+
+def _prepare_worker() -> None:
+    """Collect between chunks only: a story is mostly garbage at its end, and hardly before."""
+    gc.disable()
+    gc.freeze()
+
+
+def run(seconds: float, say: Say, *, first: int = 0, seeds: int | None = None, plants: bool = True) -> Harness:
+    """Plant every canary, run the corpus, and then as many seeds as the time allows, or as many as are named."""
+    harness = Harness("deterministic simulation", "seeds")
+    began = time.monotonic()
+    workers = os.cpu_count() or 1
+    with multiprocessing.get_context("spawn").Pool(workers, _prepare_worker) as pool:
+        if plants:
+            _plant(harness, pool, say)
+        chunks = _chunks([seed for seed, _ in corpus()], first, seeds)
+        failures: list[tuple[int, str]] = []
+        charges, seeds_began = 0, time.monotonic()
+        under_way = [pool.apply_async(try_seeds, (chunk,)) for _, chunk in zip(range(workers), chunks, strict=False)]
+        while under_way:
+            tried = under_way.pop(0).get()
+            if time.monotonic() - began < seconds and (chunk := next(chunks, None)):
+                under_way.append(pool.apply_async(try_seeds, (chunk,)))
+            harness.tried += tried.seeds
+            harness.faults.update(tried.fired)
+            failures += tried.failures
+            charges += tried.charges
+            a_minute = harness.tried / (time.monotonic() - seeds_began) * 60
+            of = f" of {seeds}" if seeds else ""
+            say(f"{harness.tried:,}{of} seeds, {a_minute:,.0f} a minute, {charges:,} charges, {len(failures)} failed")
+        pool.terminate()
+    for number, (seed, text) in enumerate(failures):
+        harness.violations.append(f"seed {seed}: {text} (python -m prove.simulate --tell {seed})")
+        if number < SHOWN_FAILURES:
+            say(f"shrinking seed {seed} ...")
+            _, told = shrink(plan_of(seed))
+            harness.violations[-1] += "\n" + "\n".join(as_story(told))
+    harness.seconds = time.monotonic() - began
+    return harness
+
+
+def _plant(harness: Harness, pool: "multiprocessing.pool.Pool", say: Say) -> None:
+    harness.controls["a real clock in simulated code"] = pool.apply(a_real_clock_is_noticed)
+    results = {name: pool.apply_async(seed_that_finds, (name,)) for name in canaries.NAMES}
+    for name, result in results.items():
+        seed = result.get()
+        harness.canaries_planted += 1
+        harness.canaries_found += seed is not None
+        by = f"found by seed {seed}" if seed is not None else f"NOT FOUND by {CANARY_SEEDS} seeds"
+        say(f"canary {harness.canaries_planted} of {len(results)}: {name}: {by}")
+
+
+def _chunks(known: Sequence[int], first: int, seeds: int | None) -> Iterator[list[int]]:
+    if known:
+        yield list(known)
+    start, end = first, first + seeds if seeds is not None else None
+    while end is None or start < end:
+        stop = start + CHUNK if end is None else min(start + CHUNK, end)
+        yield list(range(start, stop))
+        start = stop
+
+
+def main() -> int:
+    """Run what was asked for, with a progress line."""
+    parser = argparse.ArgumentParser(prog="python -m prove.simulate", description=__doc__, formatter_class=_Plain)
+    parser.add_argument("seeds", type=int, nargs="?", default=1_000, help="how many (1000)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
+    parser.add_argument("--canaries", action="store_true", help="plant every canary before")
+    parser.add_argument("--tell", type=int, metavar="SEED", help="tell the story of one seed")
+    chosen = parser.parse_args()
+    if chosen.tell is not None:
+        _, told = shrink(plan_of(chosen.tell))
+        print("\n".join(as_story(told)))
+        return 1 if told.violations else 0
+    harness = run(float("inf"), _progress(chosen.seeds), first=chosen.first, seeds=chosen.seeds, plants=chosen.canaries)
+    print(file=sys.stderr)
+    for violation in harness.violations:
+        print(violation)
+    print(f"faults fired: {', '.join(f'{kind} {times:,}' for kind, times in sorted(harness.faults.items()))}")
+    never = [kind for kind in KINDS if not harness.faults[kind]]
+    print(f"never fired: {', '.join(never) or 'none'}")
+    if chosen.canaries:
+        print(f"canaries: {harness.canaries_found} of {harness.canaries_planted} found; controls: {harness.controls}")
+    print(f"{harness.tried:,} seeds in {harness.seconds:.0f} s: {len(harness.violations) or 'none'} failed")
+    return 0 if harness.is_sound else 1
+
+
+def _progress(seeds: int) -> Callable[[str], None]:
+    """A bar on a terminal, a line a canary anywhere."""
+
+    def say(text: str) -> None:
+        if not sys.stderr.isatty():
+            if not text[0].isdigit():
+                print(text, file=sys.stderr)
+            return
+        done = int(text.split(maxsplit=1)[0].replace(",", "")) if text[0].isdigit() else 0
+        bar = "#" * (30 * done // max(1, seeds))
+        print(f"\r[{bar:30}] {text}\x1b[K", end="" if text[0].isdigit() else "\n", file=sys.stderr, flush=True)
+
+    return say
+
+
+class _Plain(argparse.RawDescriptionHelpFormatter):
+    """Leaves the description's lines as they are."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

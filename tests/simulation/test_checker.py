@@ -1,0 +1,288 @@
+"""The history checker: a good history passes, and each invariant is named by a history that breaks it and nothing else."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sqlite3
+import struct
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
+from charging.v1.journal_pb2 import (
+    ChargeAbandoned,
+    Charged,
+    ChargeDeclined,
+    ChargeRequested,
+    Event,
+    ReviewRequired,
+    TokenExpired,
+    TokenIssued,
+)
+from prove.checker import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, check, fold
+
+KEY, OTHER = "order-00001", "order-00002"
+CARD_NUMBER = "4111111111111111"
+CHARGED, DECLINED, PENDING = 2, 3, 1
+
+
+def requested(key: str, amount: int = 1250, actor: str = "anonymous") -> Event:
+    return Event(
+        charge_requested=ChargeRequested(
+            charge_id=charge_id_of("default", key),
+            tenant="default",
+            idempotency_key=key,
+            actor=actor,
+            user_id="ada",
+            card=Card(token="tok_visa", brand="visa", last4="4242"),
+            amount=Money(minor_units=amount, currency_code="EUR"),
+            metadata={"b": "2", "a": "1"},
+        )
+    )
+
+
+def issued(token: str) -> Event:
+    return Event(token_issued=TokenIssued(token=token))
+
+
+def expired(token: str) -> Event:
+    return Event(token_expired=TokenExpired(token=token))
+
+
+def charged(transaction: str = "txn-1", amount: int = 1250) -> Event:
+    return Event(
+        charged=Charged(
+            user_id="ada",
+            card=Card(token="tok_visa", brand="visa", last4="4242"),
+            amount=Money(minor_units=amount, currency_code="EUR"),
+            transaction_id=transaction,
+        )
+    )
+
+
+DECLINE = Event(charge_declined=ChargeDeclined(reason=DeclineReason.DECLINE_REASON_CARD_DECLINED))
+REVIEW = Event(review_required=ReviewRequired(reason=ReviewReason.REVIEW_REASON_CONTRADICTION))
+ABANDON = Event(charge_abandoned=ChargeAbandoned(attempts=5))
+
+
+def journal(*events: tuple[str, Event], versions: dict[str, int] | None = None) -> list[Record]:
+    """Seal events, each with its key, as a journal does: by the contract's words, not by the product's code."""
+    records: list[Record] = []
+    versions = versions or {}
+    chain = bytes(32)
+    for position, (key, event) in enumerate(events, 1):
+        charge_id = charge_id_of("default", key)
+        version = versions[charge_id] = versions.get(charge_id, 0) + 1
+        recorded_at, stored = 1_790_000_000_000_000 + position, event.SerializeToString()
+        head = struct.pack(">32sQ16sQQ", chain, position, uuid.UUID(charge_id).bytes, version, recorded_at)
+        chain = hashlib.sha256(head + hashlib.sha256(stored).digest()).digest()
+        records.append(Record(position, charge_id, version, recorded_at, chain, stored))
+    return records
+
+
+def call(key: str = KEY, **changes: object) -> Call:
+    charge_id = charge_id_of("default", key)
+    answered = Call(key, "ada", "tok_visa", 1250, "EUR", "ok", charge_id, CHARGED, "txn-1", 0, 4, 1, durable_position=4)
+    return replace(answered, **changes)  # type: ignore[arg-type]  # a test names fields and values that fit
+
+
+EVENTS = [
+    (KEY, requested(KEY)),
+    (OTHER, requested(OTHER)),
+    (KEY, issued("t-1")),
+    (KEY, charged()),
+    (OTHER, issued("t-2")),
+    (OTHER, DECLINE),
+]
+REFERENCE, OTHER_REFERENCE = charge_id_of("default", KEY), charge_id_of("default", OTHER)
+MOVED = Movement("txn-1", "t-1", REFERENCE, 1250, "EUR")
+
+
+def good() -> Observed:
+    """One charge that was charged and one that was declined, seen from every side."""
+    records = journal(*EVENTS)
+    return Observed(
+        records,
+        calls=[
+            call(),
+            call(outcome_source=3),
+            call(OTHER, status=DECLINED, transaction_id="", decline_reason=1, position=6, durable_position=6),
+            call(amount=99, outcome="refused", reason="IDEMPOTENCY_KEY_REUSED", advice="USE_NEW_KEY", position=0),
+            call("never-stored", outcome="refused", reason="JOURNAL_FULL", advice="RETRY_SAME_KEY", position=0),
+            call(outcome="unknown"),
+        ],
+        movements=[MOVED],
+        bank_calls=[
+            BankCall("token", REFERENCE, "", "tok_visa", 1250, "EUR"),
+            BankCall("execute", "", "t-1", "", 1250, "EUR", token_was_durable=True),
+            BankCall("execute", "", "t-1", "", 1250, "EUR", token_was_durable=True),
+            BankCall("look_up", "", "t-unknown"),
+        ],
+        view=fold(records),
+        sessions=[Session(0, [(r.position, r.chain) for r in records]), Session(2, [(3, records[2].chain)])],
+        anchor=(6, records[-1].chain),
+        planted=[CARD_NUMBER],
+        blobs={"log": b"nothing to see"},
+        is_at_rest=True,
+    )
+
+
+def bare(*events: tuple[str, Event], **rest: object) -> Observed:
+    return Observed(journal(*events), **rest)  # type: ignore[arg-type]  # a test names fields and values that fit
+
+
+CHARGED_ONCE = [(KEY, requested(KEY)), (KEY, issued("t-1")), (KEY, charged())]
+CHANGED_EVENT = replace(journal(*EVENTS)[3], event=charged(amount=9).SerializeToString())
+LONGER = [*EVENTS, ("order-00003", requested("order-00003"))]
+
+BROKEN: dict[str, Callable[[], Observed]] = {
+    "I1": lambda: replace(good(), movements=[MOVED, replace(MOVED, transaction_id="txn-2")], is_at_rest=False),
+    "I2 another amount": lambda: bare(*CHARGED_ONCE, movements=[]),
+    "I2 another transaction": lambda: bare(*CHARGED_ONCE, movements=[replace(MOVED, transaction_id="txn-9")]),
+    "I3 not durable": lambda: replace(
+        good(), bank_calls=[BankCall("execute", REFERENCE, "t-1", token_was_durable=False)]
+    ),
+    "I3 unknown token": lambda: replace(good(), bank_calls=[BankCall("execute", REFERENCE, "t-9")]),
+    "I3 unknown charge": lambda: replace(good(), bank_calls=[BankCall("token", "nobody")]),
+    "I3 money without a charge": lambda: replace(
+        good(), movements=[MOVED, replace(MOVED, reference="nobody")], is_at_rest=False
+    ),
+    "I4 two tokens": lambda: bare(
+        (KEY, requested(KEY)),
+        (KEY, issued("t-1")),
+        (KEY, expired("t-1")),
+        (KEY, issued("t-2")),
+        movements=[replace(MOVED, token="t-1")],
+    ),
+    "I5 asked": lambda: replace(good(), bank_calls=[BankCall("token", REFERENCE, "", "tok_visa", 9, "EUR")]),
+    "I5 told": lambda: bare((KEY, requested(KEY)), (KEY, issued("t-1")), (KEY, charged(amount=9))),
+    "I6 other body": lambda: replace(good(), calls=[call(amount=9)]),
+    "I6 another's answer": lambda: replace(good(), calls=[call(charge_id=OTHER_REFERENCE)]),
+    "I7 lost": lambda: replace(good(), calls=[call("order-00009")]),
+    "I7 not yet durable": lambda: replace(good(), calls=[call(durable_position=3)]),
+    "I8 nothing follows rest": lambda: bare(*CHARGED_ONCE, (KEY, issued("t-2"))),
+    "I8 abandoned with a token": lambda: bare((KEY, requested(KEY)), (KEY, issued("t-1")), (KEY, ABANDON)),
+    "I8 no beginning": lambda: bare((KEY, issued("t-1"))),
+    "I8 a hole in a stream": lambda: Observed(journal(*CHARGED_ONCE[:1], versions={charge_id_of("default", KEY): 1})),
+    "I9 a hole": lambda: Observed(journal(*EVENTS)[1:]),
+    "I9 a repeat in the feed": lambda: replace(
+        good(), sessions=[Session(0, [(1, good().records[0].chain), (1, good().records[0].chain)])]
+    ),
+    "I10 a changed record": lambda: Observed([*journal(*EVENTS)[:3], CHANGED_EVENT]),
+    "I10 a lost tail": lambda: Observed(journal(*EVENTS)[:4], anchor=(6, journal(*EVENTS)[5].chain)),
+    "I10 a reader saw another": lambda: replace(good(), sessions=[Session(0, [(1, bytes(32))])]),
+    "I11 a row": lambda: replace(good(), view=replace(fold(journal(*EVENTS)), entries=[])),
+    "I11 a sum": lambda: replace(
+        good(),
+        view=replace(
+            fold(journal(*EVENTS)), summaries=[{**fold(journal(*EVENTS)).summaries[0], "charged_minor_units": 1}]
+        ),
+    ),
+    "I11 a checkpoint": lambda: replace(
+        good(),
+        view=replace(fold(journal(*EVENTS[:5])), checkpoint=fold(journal(*EVENTS)).checkpoint),
+    ),
+    "I12": lambda: bare(
+        (KEY, requested(KEY)), (KEY, issued("t-1")), (KEY, DECLINE), movements=[MOVED], is_at_rest=False
+    ),
+    "I13 a log": lambda: replace(good(), blobs={"log": b"card 4111 1111-1111 1111"}),
+    "I13 a record": lambda: bare((KEY, requested(KEY, actor=CARD_NUMBER)), planted=[CARD_NUMBER]),
+    "I14": lambda: bare((KEY, requested(KEY, actor=""))),
+    "I15 an outcome that is none": lambda: replace(good(), calls=[call(position=3)]),
+    "I15 no charge of that key": lambda: replace(
+        good(), calls=[call("order-00009", outcome="refused", reason="IDEMPOTENCY_KEY_REUSED")]
+    ),
+    "I15 stored after all": lambda: replace(
+        good(), calls=[call(outcome="refused", reason="JOURNAL_FULL", advice="RETRY_SAME_KEY")]
+    ),
+    "I15 advice": lambda: replace(
+        good(), calls=[call("order-00009", outcome="refused", reason="JOURNAL_FULL", advice="USE_NEW_KEY")]
+    ),
+    "L1": lambda: bare((KEY, requested(KEY)), is_at_rest=True),
+    "L3": lambda: replace(good(), view=fold(journal(*EVENTS[:5]))),
+}
+
+
+def test_a_good_history_passes() -> None:
+    """Nothing is found where nothing is wrong."""
+    assert check(good()) == []
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_history_that_breaks_one_invariant_is_told_by_that_invariant_only(name: str) -> None:
+    """Each broken history names exactly the invariant that it breaks."""
+    assert {violation.invariant for violation in check(BROKEN[name]())} == {name.split(maxsplit=1)[0]}
+
+
+def test_money_that_moved_and_is_not_charged_at_rest_breaks_l1_l2_and_the_sums() -> None:
+    """L2 never breaks alone: the charge has not come to rest, and the sums differ."""
+    broken = bare((KEY, requested(KEY)), (KEY, issued("t-1")), movements=[MOVED], is_at_rest=True)
+    assert {violation.invariant for violation in check(broken)} == {"L1", "L2", "I12"}
+
+
+def test_an_outcome_that_changes_is_told() -> None:
+    """I6 brings I15 along: one of two outcomes at least is not the journal's."""
+    broken = replace(good(), calls=[call(), call(transaction_id="txn-2")])
+    assert {violation.invariant for violation in check(broken)} == {"I6", "I15"}
+
+
+def test_two_charges_under_one_key_are_told() -> None:
+    """A forgotten key scope gives a key two charges: the second one's id is not the key's, and money moves twice."""
+    records = journal(*CHARGED_ONCE, (OTHER, requested(KEY)), (OTHER, issued("t-2")), (OTHER, charged("txn-2")))
+    moved = [MOVED, Movement("txn-2", "t-2", OTHER_REFERENCE, 1250, "EUR")]
+    found = {violation.invariant for violation in check(Observed(records, movements=moved))}
+    assert found == {"I1", "I6"}
+
+
+def test_the_streams_that_a_charge_may_take_all_pass() -> None:
+    """Declined, abandoned and in review straight away, after a token, after expired tokens, after eight of them."""
+    token_after_token = [(KEY, made(f"t-{n}")) for n in range(8) for made in (issued, expired)]
+    begun = (KEY, requested(KEY))
+    for rest in (
+        [],
+        [(KEY, DECLINE)],
+        [(KEY, REVIEW)],
+        [(KEY, ABANDON)],
+        [(KEY, issued("t-1"))],
+        [(KEY, issued("t-1")), (KEY, DECLINE)],
+        [(KEY, issued("t-1")), (KEY, REVIEW)],
+        [(KEY, issued("t-1")), (KEY, expired("t-1")), (KEY, ABANDON)],
+        [(KEY, issued("t-1")), (KEY, expired("t-1")), (KEY, issued("t-2")), (KEY, charged())],
+        [*token_after_token, (KEY, REVIEW)],
+    ):
+        assert check(bare(begun, *rest)) == []
+
+
+def test_the_command_checks_files_and_says_what_it_looked_at(tmp_path: Path) -> None:
+    """A user runs it over a journal, a statement and a history; exit status 0 means that all holds, 1 that it does not."""
+    path = tmp_path / "journal.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "CREATE TABLE record (position, charge_id BLOB, version, recorded_at, chain BLOB, event BLOB)"
+        )
+        for r in journal(*EVENTS):
+            row = (r.position, uuid.UUID(r.charge_id).bytes, r.version, r.recorded_at, r.chain, r.event)
+            connection.execute("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?)", row)
+        connection.commit()
+    statement, history = tmp_path / "statement.json", tmp_path / "history.jsonl"
+    history.write_text("\n".join(json.dumps(dataclasses.asdict(one)) for one in good().calls))
+
+    def run(*movements: Movement) -> subprocess.CompletedProcess[str]:
+        statement.write_text(json.dumps({"movements": [dataclasses.asdict(m) for m in movements]}))
+        command = ["--journal", str(path), "--statement", str(statement), "--history", str(history), "--at-rest"]
+        return subprocess.run(
+            [sys.executable, "-m", "prove.check", *command], capture_output=True, text=True, check=False
+        )
+
+    sound = run(MOVED)
+    assert (sound.returncode, sound.stdout) == (0, "6 records, 1 movements, 6 calls: no violations\n")
+    twice = run(MOVED, MOVED)
+    assert twice.returncode == 1
+    assert f"I1 at charge {REFERENCE}: the money moved 2 times" in twice.stdout

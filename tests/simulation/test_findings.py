@@ -1,0 +1,40 @@
+"""What the simulation found in the product, each as a story of its own that stays what it is when plans change."""
+
+from prove.plan import Op, Plan, Weather
+from prove.simulate import tell
+
+
+def an_op(key: str, pause_seconds: float, tries: int = 1) -> Op:
+    return Op(pause_seconds, key, "ada", "tok_visa", 1250, "EUR", 5.0, None, tries)
+
+
+def test_new_charges_are_taken_again_when_the_bank_is_back_and_all_charges_were_given_up() -> None:
+    """Seed 183: the breaker was left open with nobody under way to find out that the bank had come back.
+
+    The bank is away, six charges are asked for in vain until the breaker opens and all of them are given up. A charge that is
+    asked for afterwards must be taken, since none but a new one can try the bank.
+    """
+    waiting = [[an_op(f"order-before-{number}", 0.5)] for number in range(6)]
+    later = [an_op("order-after", 195.0)]
+    plan = Plan(
+        seed=1,
+        horizon_seconds=200.0,
+        clients=[*waiting, later],
+        weather=[Weather(0.0, "bank_down", 180.0)],
+        weights={},
+        bank_calls=8,
+        max_unfinished=20_000,
+        max_calls=2_000,
+        abandon_after_seconds=0.5,
+        bank_timeout_seconds=1.0,
+        token_seconds=900.0,
+        heartbeat_seconds=5.0,
+        views=1,
+        shuffles=True,
+        grid_seconds=0.0,
+    )
+    told = tell(plan)
+    assert told.violations == []
+    events = [what for _, who, what in told.notes if who == "journal"]
+    assert [what[2] for what in events if what[2] == "charge_abandoned"] == ["charge_abandoned"] * 6
+    assert events[-1][2] == "charged"

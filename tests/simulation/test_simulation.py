@@ -1,0 +1,184 @@
+"""The simulation: some stories of it, and that it is what it says: exact, guarded, and able to find what is planted."""
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from command_service.runner import Runner
+from prove import canaries
+from prove.loop import PROCESS, Deadlock, Guard, Reached, VirtualLoop, patched
+from prove.plan import KINDS, plan_of
+from prove.simulate import as_story, corpus, seed_that_finds, shrink, tell, try_seeds
+
+SEEDS = 60
+# Found within a few seeds each; `python -m prove.simulate 0 --canaries` plants all.
+QUICK_CANARIES = (
+    "execute before the token is durable",
+    "new token after a timeout",
+    "key scope is forgotten",
+    "what was found is forgotten",
+)
+
+
+def test_the_first_stories_hold() -> None:
+    """Whatever befalls them, nothing is charged twice, nothing is lost, and everything comes to rest."""
+    tried = try_seeds(range(SEEDS))
+    assert tried.failures == []
+    assert tried.charges > SEEDS
+    assert len([kind for kind in KINDS if tried.fired[kind]]) > len(KINDS) * 0.8
+
+
+def test_the_seeds_that_once_failed_hold() -> None:
+    """What was found stays mended."""
+    assert [(seed, told) for seed, told in corpus() if tell(plan_of(seed)).violations] == []
+
+
+def test_a_seed_repeats_exactly_in_another_process_with_another_hash_seed() -> None:
+    """The digest is of every step with its time: nothing but the seed decides."""
+    code = "from prove.simulate import *; print(*(tell(plan_of(seed)).digest for seed in range(40, 46)))"
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        ).stdout.split()
+        for hash_seed in ("1", "2")
+    ]
+    assert digests[0] == digests[1] == [tell(plan_of(seed)).digest for seed in range(40, 46)]
+    assert len(set(digests[0])) == 6
+
+
+@pytest.mark.parametrize("name", QUICK_CANARIES)
+def test_a_planted_bug_is_found_soon(name: str) -> None:
+    """A harness that finds no planted bug proves nothing."""
+    assert seed_that_finds(name, 20) is not None
+
+
+def test_at_least_ten_bugs_can_be_planted_and_are_gone_afterwards() -> None:
+    """A canary changes the product, and only while its context lasts."""
+    assert len(canaries.NAMES) >= 10
+    for name in canaries.NAMES:
+        before = dict(vars(Runner))
+        with canaries.planted(name):
+            pass
+        assert dict(vars(Runner)) == before
+
+
+def test_a_failing_story_is_shrunk_and_told_in_steps() -> None:
+    """What it fails without is left out, and the steps end with what broke."""
+    with canaries.planted("key scope is forgotten"):
+        seed = seed_that_finds("key scope is forgotten", 20)
+        assert seed is not None
+        whole = tell(plan_of(seed))
+        mask, told = shrink(plan_of(seed), seconds=5.0)
+    assert len(told.notes) < len(whole.notes)
+    assert mask.clients or mask.ops or mask.kinds
+    steps = list(as_story(told))
+    assert steps[0].startswith("   1.")
+    assert steps[-1].strip().startswith("broken: ")
+
+
+# ---------------------------------------------------------------- the loop and its guard
+def virtual(main: Any) -> Any:
+    return VirtualLoop(random.Random(1)).run(main)
+
+
+def test_virtual_time_jumps_and_nothing_waits_for_real() -> None:
+    """A day takes no time."""
+
+    async def main() -> float:
+        await asyncio.sleep(86_400)
+        return asyncio.get_running_loop().time()
+
+    began = time.monotonic()
+    assert virtual(main()) >= 86_400
+    assert time.monotonic() - began < 60
+
+
+def test_waiting_for_what_never_comes_is_told_as_a_deadlock() -> None:
+    """L4: nobody waits with nothing scheduled."""
+
+    async def main() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(Deadlock):
+        virtual(main())
+
+
+def test_a_dead_process_runs_no_line_more() -> None:
+    """Not even its `finally` blocks, as long as the story lasts."""
+    seen: list[str] = []
+
+    class Life:
+        alive = True
+
+        def tick(self) -> None:
+            """It dies otherwise."""
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(1)
+            seen.append("it went on")
+        finally:
+            seen.append("it tidied up")
+
+    async def main() -> list[str]:
+        life = Life()
+        PROCESS.set(life)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work())
+        PROCESS.set(None)
+        await asyncio.sleep(0.5)
+        life.alive = False
+        await asyncio.sleep(5)
+        assert not task.done()
+        return list(seen)
+
+    assert virtual(main()) == []
+
+
+# By owner and name: looked up while the guard is on, as the product does.
+REAL: dict[str, tuple[object, str, tuple[object, ...]]] = {
+    "time.time": (time, "time", ()),
+    "time.monotonic": (time, "monotonic", ()),
+    "time.time_ns": (time, "time_ns", ()),
+    "random.random": (random, "random", ()),
+    "random.Random without a seed": (random, "Random", ()),
+    "os.urandom": (os, "urandom", (1,)),
+    "uuid.uuid4": (uuid, "uuid4", ()),
+    "threading.Thread.start": (threading.Thread, "start", (threading.Thread(target=int),)),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_guard_refuses_real_clocks_chance_and_threads(name: str) -> None:
+    """And remembers it, should somebody swallow what it raises."""
+    guard = Guard()
+    owner, attribute, arguments = REAL[name]
+    with guard.on(lambda: 0), pytest.raises(Reached):
+        getattr(owner, attribute)(*arguments)
+    assert guard.reached == [name]
+    getattr(owner, attribute)(*arguments)  # afterwards all is as it was
+
+
+def test_a_story_whose_code_looks_at_a_real_clock_fails() -> None:
+    """The guard's control, with the product's own runner."""
+
+    async def ask(self: Runner, effect: Any) -> Any:
+        time.monotonic()
+        return await real(self, effect)
+
+    real = Runner._ask
+    with patched([(Runner, "_ask", ask)]):
+        found = {violation.invariant for seed in range(3) for violation in tell(plan_of(seed)).violations}
+    assert "guard" in found
