@@ -378,10 +378,21 @@ async def lost(folder: Path, told: Iterable[tuple[str, ...]]) -> str:
         return f"the journal is refused where it is read: {corrupt}"
     finally:
         if ended.is_set():
-            journal._anchoring.cancel()  # a process that ended would not go on with it
+            await _let_go(journal)
         else:
             await journal.close()
     return ""
+
+
+async def _let_go(journal: SqliteJournal) -> None:
+    """Close what a process that ended would not have open any more, and do nothing else for it."""
+    journal._anchoring.cancel()
+    if (writing := journal._writing) is not None:
+        await asyncio.wait((writing,))
+        writing.exception()  # it ended the process: known, so it is not to be warned of
+    await journal._reader.close()
+    await journal._writer.close()
+    journal._lock.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ def project(records: Iterable[Record], known: Mapping[bytes, ChargeRow], totals:
             standing = Standing(PENDING, "", NOT_DECLINED, NOT_IN_REVIEW, recorded_at, version, position)
         else:
             requested, standing = charge
-            if kind == "charge_requested" or version != standing.version + 1:
+            if version != standing.version + 1:
                 raise StreamBroken(position)
             standing = _moved(standing, record, event)
         charges[charge_id] = ChargeRow(requested, standing)

@@ -26,13 +26,12 @@ class Waiting:
             self.position = record.position
             for changed in self._watchers.get(record.charge_id, ()):
                 changed.set()
-        for arrived, position in self._arrivals.items():
-            if position <= self.position and not arrived.done():
-                arrived.set_result(None)
+        self._wake_arrived()
 
     def begun_at(self, position: int) -> None:
         """The view was opened, or emptied, and shows this position: watched charges may be gone."""
         self.position = position
+        self._wake_arrived()
         self._wake_watchers()
 
     def stop(self) -> None:
@@ -69,6 +68,11 @@ class Waiting:
             watchers.discard(changed)
             if not watchers:
                 self._watchers.pop(charge_id, None)
+
+    def _wake_arrived(self) -> None:
+        for arrived, position in self._arrivals.items():
+            if position <= self.position and not arrived.done():
+                arrived.set_result(None)
 
     def _wake_watchers(self) -> None:
         for watchers in self._watchers.values():

@@ -92,17 +92,17 @@ class SqliteJournal:
         """
         journal = cls(path, now=now, end_process=end_process, free_bytes=free_bytes)
         path.parent.mkdir(parents=True, exist_ok=True)
-        journal._lock = lock(path)
-        try:
-            with refusing_damage(path):
-                journal._writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
-                identity = await journal._writer.run(partial(prepare, path))
-                journal._reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
-        except BaseException:
-            journal._lock.close()
-            raise
-        journal.journal_id, journal.restored, journal._head = identity
-        await journal._reader.run(partial(journal._look_after_files, journal._head))
+        async with contextlib.AsyncExitStack() as opened:  # all of it, or nothing is left open
+            journal._lock = opened.enter_context(lock(path))
+            opened.enter_context(refusing_damage(path))
+            journal._writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
+            opened.push_async_callback(journal._writer.close)
+            identity = await journal._writer.run(partial(prepare, path))
+            journal._reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
+            opened.push_async_callback(journal._reader.close)
+            journal.journal_id, journal.restored, journal._head = identity
+            await journal._reader.run(partial(journal._look_after_files, journal._head))
+            opened.pop_all()
         journal._anchoring = asyncio.create_task(journal._keep_anchor())
         return journal
 

@@ -233,6 +233,15 @@ def test_a_stream_that_begins_elsewhere_or_skips_a_version_stops_loudly(skipped:
         project(records, {}, Totals())
 
 
+def test_a_stream_that_does_not_begin_at_version_one_stops_loudly() -> None:
+    """Whatever its first event is."""
+    journal = SealedJournal()
+    journal.charge("order-0001", "user-1")
+    (record,) = verified(journal)
+    with pytest.raises(StreamBroken):
+        project([record._replace(version=2)], {}, Totals())
+
+
 def test_a_stream_that_begins_twice_stops_loudly() -> None:
     """A charge is requested once."""
     journal = SealedJournal()

@@ -27,8 +27,8 @@ DIVERGED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "JOURNAL_DIVERGED", "div
 class FeedServer(journal_pb2_grpc.JournalServiceServicer):
     """Serves the records of a journal.
 
-    `held_at` is a position that no stream goes beyond. `forged` replaces the journal's records by others, and
-    `caught_up_at` the position up to which it says that all was sent.
+    Between `cut` and `mend` it ends every stream. `held_at` is a position that no stream goes beyond. `forged` replaces
+    the journal's records by others, and `caught_up_at` the position up to which it says that all was sent.
     """
 
     def __init__(self, journal: SealedJournal) -> None:
@@ -39,22 +39,34 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
         self.batch_records = 500
         self.requests: list[SubscribeRequest] = []
         self.address = ""
+        self._is_cut = False
+        self._cuts = 0
         self._server: grpc.aio.Server | None = None
         self._changed = asyncio.Condition()
 
     async def start(self) -> None:
-        """Listen, on the port it had before if it had one."""
+        """Listen on a free port."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         journal_pb2_grpc.add_JournalServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
+        port = self._server.add_insecure_port("127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         await self._server.start()
 
     async def stop(self) -> None:
-        """Cut all streams."""
+        """Cut all streams and listen no more."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
+
+    async def cut(self) -> None:
+        """End all streams, and those to come."""
+        self._is_cut = True
+        self._cuts += 1
+        await self.tell()
+
+    def mend(self) -> None:
+        """Serve again."""
+        self._is_cut = False
 
     async def tell(self) -> None:
         """Send what changed: records appended to the journal, or a hold that was moved."""
@@ -74,11 +86,13 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
     async def Subscribe(self, request: SubscribeRequest, context: Any) -> AsyncIterator[SubscribeResponse]:  # noqa: N802  # the contract's name
         self.requests.append(request)
         await self.tell()
+        if self._is_cut:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
         if not self._fits(request):
             await context.abort_with_status(DIVERGED.status("charging.v1"))
         yield SubscribeResponse(opened=Opened(journal_id=self.journal.journal_id, head_position=self.journal.head))
-        place, told = request.after_position, None
-        while True:
+        place, told, cuts = request.after_position, None, self._cuts
+        while self._cuts == cuts:
             records = self.journal.records if self.forged is None else self.forged
             end = len(records) if self.held_at is None else min(len(records), self.held_at)
             if place < end:
@@ -94,8 +108,8 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
                 async with self._changed:
                     await self._changed.wait_for(lambda: self._state() != seen)  # noqa: B023  # called before it changes
 
-    def _state(self) -> tuple[int, int | None]:
-        return self.journal.head, self.held_at
+    def _state(self) -> tuple[int, int | None, int]:
+        return self.journal.head, self.held_at, self._cuts
 
     def _fits(self, request: SubscribeRequest) -> bool:
         return (

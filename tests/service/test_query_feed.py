@@ -5,6 +5,7 @@ import json
 import random
 import signal
 import sqlite3
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from charging.v1.journal_pb2 import Record, SubscribeResponse
+from charging.v1.journal_pb2 import CaughtUp, Opened, Record, RecordBatch, SubscribeResponse
 from charging.v1.query_pb2 import (
     VIEW_STATE_DISCONNECTED,
     VIEW_STATE_LIVE,
@@ -26,7 +27,7 @@ from charging.v1.query_pb2 import (
     WatchChargeRequest,
 )
 from query_service import subscriber
-from query_service.subscriber import BrokenFeed, FeedLost, Subscriber
+from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, Subscriber, verify
 from query_service.view import FORMAT, View, ViewUnusable
 from query_service.waiting import Waiting
 from tests.sealed import UNKNOWN_EVENT, SealedJournal, charged, declined, requested, sealed, token_issued
@@ -88,9 +89,11 @@ async def test_a_view_that_was_deleted_is_built_again_equal_row_for_row(feed: Fe
 async def test_it_goes_on_from_its_checkpoint(feed: FeedServer, tmp_path: Path) -> None:
     """It names the journal, the position and the chain that it knows; nothing at first."""
     head = feed.journal.head
-    for _ in range(2):
+    for number in (1, 2):
         async with querying(feed.address, tmp_path / "view.db") as (_, client):
             await status(client, head)
+            while len(feed.requests) < number:  # noqa: ASYNC110  # the view answers before the feed is open
+                await asyncio.sleep(0.01)
     first, second = feed.requests
     assert (first.after_position, first.journal_id, first.chain) == (0, "", b"")
     assert (second.after_position, second.journal_id, second.chain) == (
@@ -98,6 +101,17 @@ async def test_it_goes_on_from_its_checkpoint(feed: FeedServer, tmp_path: Path) 
         "journal-one",
         feed.journal.chain_at(head),
     )
+
+
+async def test_a_call_that_comes_before_the_view_was_read_does_not_wait_for_the_next_record() -> None:
+    """The server listens before it knows how far its view is."""
+    waiting = Waiting()
+    early = asyncio.create_task(waiting.reach(7, 60))
+    late = asyncio.create_task(waiting.reach(8, 0.01))
+    await asyncio.sleep(0)
+    waiting.begun_at(7)
+    assert await early
+    assert not await late
 
 
 async def test_killed_while_it_catches_up_it_goes_on_and_ends_up_equal(feed: FeedServer, tmp_path: Path) -> None:
@@ -141,6 +155,48 @@ async def test_readers_see_whole_batches_only(tmp_path: Path) -> None:
                 assert answer.charge_count == answer.as_of_position
                 assert sum(charge.position for charge in page.charges) == page.as_of_position
                 seen |= {answer.as_of_position, page.as_of_position}
+
+
+async def test_a_query_reads_rows_and_checkpoint_from_one_state_of_the_view(tmp_path: Path) -> None:
+    """Even if the view is written between its statements."""
+    journal = filled(2)
+    records = verify(journal.records, 0, bytes(32))
+    begun, written = threading.Event(), threading.Event()
+
+    def find(connection: sqlite3.Connection) -> list[int]:
+        counts = [connection.execute("SELECT count(*) FROM charge").fetchone()[0]]
+        begun.set()
+        assert written.wait(30)
+        return [*counts, connection.execute("SELECT count(*) FROM charge").fetchone()[0]]
+
+    view = await View.open(tmp_path / "view.db")
+    await view.apply(records[:3])
+    reading = asyncio.create_task(view.read(find))
+    assert await asyncio.to_thread(begun.wait, 30)
+    await view.apply(records[3:])
+    written.set()
+    shown = await reading
+    after = await view.read(find)
+    await view.close()
+    assert (shown.found, shown.checkpoint.position) == ([1, 1], 3)
+    assert (after.found, after.checkpoint.position) == ([2, 2], journal.head)
+
+
+async def test_records_that_do_not_follow_the_checkpoint_are_refused_whole(tmp_path: Path) -> None:
+    """The last defence of the view, whatever happened to the feed before."""
+    journal = SealedJournal()
+    for number in range(3):
+        journal.charge(f"order-{number:05}")
+    records = verify(journal.records, 0, bytes(32))
+    view = await View.open(tmp_path / "view.db")
+    await view.apply(records[:1])
+    with pytest.raises(sqlite3.IntegrityError):
+        await view.apply(records[2:])
+    with pytest.raises(sqlite3.IntegrityError):
+        await view.apply(records[:1])
+    await view.apply(records[1:])
+    await view.close()
+    assert len(dump(tmp_path / "view.db")["charge"]) == 3
 
 
 # ---------------------------------------------------------------- feeds that break their promises
@@ -247,9 +303,9 @@ async def test_a_journal_that_diverged_has_the_view_built_again(feed: FeedServer
     view, other = tmp_path / "view.db", tmp_path / "other.db"
     async with querying(feed.address, view) as (_, client):
         await status(client, feed.journal.head)
-        await feed.stop()
+        await feed.cut()
         feed.journal = filled(5, "journal-two")
-        await feed.start()
+        feed.mend()
         while (answer := await status(client)).journal_id != "journal-two" or answer.state != VIEW_STATE_LIVE:
             pass
         assert (answer.as_of_position, answer.head_position) == (feed.journal.head, feed.journal.head)
@@ -278,9 +334,9 @@ async def test_a_watcher_is_told_when_the_view_is_built_again(feed: FeedServer, 
         await status(client, feed.journal.head)
         watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-00000"))
         await watch.read()
-        await feed.stop()
+        await feed.cut()
         feed.journal = filled(5, "journal-two")
-        await feed.start()
+        feed.mend()
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await watch.read()
     assert (ended.value.code(), refused(ended.value).reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
@@ -336,14 +392,14 @@ async def test_while_disconnected_it_serves_on_and_it_comes_back_by_itself(feed:
     """Answers say how long nothing was heard; nobody is sent away for that."""
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
         await client.becomes(HealthCheckResponse.SERVING)
-        await feed.stop()
+        await feed.cut()
         await state_of(client, VIEW_STATE_DISCONNECTED)
         health = await client.health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
         assert health.status == HealthCheckResponse.SERVING
         shown = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-00000"))
         assert shown.lag.silence_milliseconds >= 0
         position = feed.journal.charge("order-99999")
-        await feed.start()
+        feed.mend()
         assert (await status(client, position)).as_of_position == position
 
 
@@ -429,6 +485,36 @@ async def test_pauses_grow_to_five_seconds_and_chance_takes_a_part_of_them(tmp_p
     await asyncio.wait([following])
     await view.close()
     assert chance.longest == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+async def test_a_view_that_is_built_again_is_out_of_service_until_it_has_caught_up(tmp_path: Path) -> None:
+    """Nobody is sent to a view that has just been emptied."""
+    journals = {"journal-one": filled(3), "journal-two": filled(2, "journal-two")}
+    told: list[bool] = []
+    all_told = asyncio.Event()
+
+    async def tell(is_serving: bool) -> None:
+        told.append(is_serving)
+        if len(told) == 3:
+            all_told.set()
+
+    async def feed(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
+        if after_position:
+            raise JournalDiverged
+        journal = journals.pop(next(iter(journals)))
+        yield SubscribeResponse(opened=Opened(journal_id=journal.journal_id, head_position=journal.head))
+        yield SubscribeResponse(batch=RecordBatch(records=journal.records))
+        yield SubscribeResponse(caught_up=CaughtUp(position=journal.head))
+        if not journals:
+            await asyncio.Event().wait()
+
+    view = await View.open(tmp_path / "view.db")
+    following = asyncio.create_task(Subscriber(view, Waiting(), feed).run(tell))
+    await all_told.wait()
+    following.cancel()
+    await asyncio.wait([following])
+    await view.close()
+    assert told == [True, False, True]
 
 
 async def ignored(is_serving: bool) -> None:
