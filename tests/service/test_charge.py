@@ -603,7 +603,7 @@ async def test_pending_comes_before_the_deadline_and_the_outcome_later_with_the_
     """The charge goes on while nobody waits."""
     await world.trouble("execute", **HOLD)
     request = a_request()
-    answer = await world.charge(request, 1)
+    answer = await world.charge(request, 0.8)
     assert answer == ChargeResponse(charge_id=id_of(request), status=PENDING, position=2, outcome_source=FRESH)
     await world.referee.no_more_trouble()
     await until(lambda: world.story(request) == STRAIGHT)
@@ -667,7 +667,7 @@ async def test_beyond_the_limit_of_unfinished_charges_no_new_one_is_taken(tmp_pa
     async with a_world(tmp_path, COMMAND_MAX_UNFINISHED="3") as world:
         await world.trouble("token", **HOLD)
         requests = [a_request() for _ in range(20)]
-        answers = await asyncio.gather(*[world.charge(r, 1) for r in requests], return_exceptions=True)
+        answers = await asyncio.gather(*[world.pending(request) for request in requests], return_exceptions=True)
         taken = [request for request, a in zip(requests, answers, strict=True) if isinstance(a, ChargeResponse)]
         told_others = {told(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
         assert told_others == {said(grpc.StatusCode.UNAVAILABLE, "TOO_MANY_UNFINISHED", "RETRY_SAME_KEY", retry=1.0)}
