@@ -8,7 +8,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 	$(shell git rev-parse --verify --quiet HEAD~1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test lint format constraints clean
+.PHONY: help install run demo test simulate prove bench lint format constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,24 @@ demo: install ## the story of a crash between the bank and the journal, in a few
 test: install ## run all tests
 	@$(BIN)/python -m pytest
 
+SEEDS ?= 1000
+simulate: install ## SEEDS=n: tell n simulated stories, after finding every planted bug
+	@$(BIN)/python -m prove.simulate $(SEEDS) --canaries
+
+MINUTES ?= 5
+prove: install ## MINUTES=n: try to break the promise by every means there is, and print one table
+	@$(BIN)/python -m prove $(MINUTES)
+
+# The benchmark's peers live in an environment of their own: none of them is ever beside the product.
+build/bench-venv/installed: bench/requirements.txt
+	@echo "Setting up build/bench-venv/ (about a minute) ..."
+	@test -x build/bench-venv/bin/python || $(PYTHON) -m venv build/bench-venv
+	@build/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+bench: install build/bench-venv/installed ## measure against the peers (QUICK=1: within a minute); RUN=growth and others: see bench/run.py
+	@build/bench-venv/bin/python -m bench.run $(RUN)
+
 lint: install ## check style, types, the contract and who imports whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -49,6 +67,7 @@ format: install ## put the code and the contract into their form
 
 constraints: ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet pyproject.toml --extra dev --output-file constraints.txt
+	uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml bench/requirements.in --output-file bench/requirements.txt
 
 clean: ## remove everything that was made here
 	rm -rf .venv build charging .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
