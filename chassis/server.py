@@ -48,6 +48,10 @@ _SERVER_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
     ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
+    # Calls beyond this are cancelled by grpc itself, without a word of advice; by default beyond 1,000 (measured). A
+    # service's own limit is to speak first.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 40_000),
     ("grpc.max_concurrent_streams", 1_000),  # a connection: one client cannot take all there is
 ]
 

@@ -5,8 +5,7 @@ cancel, a cut connection, reaches it.
 """
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, TypeVar, assert_never
+from typing import Any, assert_never
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -35,8 +34,6 @@ from command_service.codec import charge_id_of, decline_reason_out
 from command_service.errors import Reason, refusal, refusing
 from command_service.runner import Accepted, Runner, Source
 
-T = TypeVar("T")
-
 # Until identities exist there is one tenant, and nobody is known by name.
 TENANT = "default"
 ACTOR = "anonymous"
@@ -60,11 +57,12 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         self._runner = runner
         self._max_calls = max_calls
         self._calls = 0
-        self._stopping = asyncio.Event()
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def stop(self) -> None:
         """Answer every waiting call now, with PENDING where there is no outcome: the next start goes on with it."""
-        self._stopping.set()
+        if not self._stopping.done():
+            self._stopping.set_result(None)
 
     async def Charge(self, request: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: N802  # the contract's name
         """Charge a card once per idempotency key; see the contract."""
@@ -86,23 +84,17 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_seconds
         accepting = self._runner.accept(_command(request))
-        if not await self._within(wait_seconds, asyncio.shield(accepting)):
-            raise refusal(Reason.SERVER_STOPPING if self._stopping.is_set() else Reason.OUTCOME_UNKNOWN)
+        if not await self._within(wait_seconds, accepting):
+            raise refusal(Reason.SERVER_STOPPING if self._stopping.done() else Reason.OUTCOME_UNKNOWN)
         accepted = accepting.result()
         if accepted.running is not None:
-            await self._within(until - loop.time(), accepted.running.ended.wait())
+            await self._within(until - loop.time(), accepted.running.ended)
         return _response(accepted)
 
-    async def _within(self, wait_seconds: float, what: Awaitable[Any]) -> bool:
-        """Wait for something, the end of the time, or the server's stop. True if it is done."""
-        waited = asyncio.ensure_future(what)
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait((waited, stopping), timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
-            return waited.done()
-        finally:
-            waited.cancel()
-            stopping.cancel()
+    async def _within(self, wait_seconds: float, what: "asyncio.Future[Any]") -> bool:
+        """Wait for something, the end of the time, or the server's stop, and disturb none of them. True if it is done."""
+        await asyncio.wait((what, self._stopping), timeout=max(0.0, wait_seconds), return_when=asyncio.FIRST_COMPLETED)
+        return what.done()
 
 
 def _command(wire: ChargeRequest) -> Charge:

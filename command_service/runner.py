@@ -42,6 +42,8 @@ from command_service.pace import Breaker, backoff_seconds
 log = structlog.get_logger()
 T = TypeVar("T")
 ABSENT = Absent()
+# Streams read at once when the server starts: enough to keep the reading thread busy.
+LOADED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ class Running:
     charge_id: str
     stream: Stream
     was_found: bool
-    ended: asyncio.Event
+    ended: "asyncio.Future[None]"
+    """Done when the loop has ended. Wait for it by asyncio.wait: who awaits it itself hands a cancel on to the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +157,14 @@ class Runner:
 
     async def recover(self) -> int:
         """Go on with every unfinished charge; return how many there are. Call it once, before new charges are taken."""
-        for charge_id in await self._journal.unfinished():
-            self._run(charge_id, await self._load(charge_id), was_found=True)
-        return len(self._running)
+        unfinished = await self._journal.unfinished()
+        found: list[Stream] = []
+        for begin in range(0, len(unfinished), LOADED_AT_ONCE):
+            found += await asyncio.gather(*map(self._load, unfinished[begin : begin + LOADED_AT_ONCE]))
+        # All are read before the first runs: thousands of loops at work would make the reading take ten times as long.
+        for charge_id, stream in zip(unfinished, found, strict=True):
+            self._run(charge_id, stream, was_found=True)
+        return len(unfinished)
 
     def accept(self, command: Charge) -> "asyncio.Task[Accepted]":
         """Take a client's command, in a task that goes on whether or not the client does.
@@ -209,7 +217,9 @@ class Runner:
     def _run(self, charge_id: str, stream: Stream, *, was_found: bool) -> Running:
         if running := self._running.get(charge_id):  # a call may come for a charge that `recover` is about to find
             return running
-        self._running[charge_id] = running = Running(charge_id, stream, was_found, asyncio.Event())
+        self._running[charge_id] = running = Running(
+            charge_id, stream, was_found, asyncio.get_running_loop().create_future()
+        )
         self._spawn(self._run_to_rest(running))
         return running
 
@@ -233,7 +243,8 @@ class Runner:
             log_unexpected("a charge stopped on its way", error, charge_id=running.charge_id)
         finally:
             del self._running[running.charge_id]
-            running.ended.set()
+            if not running.ended.done():
+                running.ended.set_result(None)
 
     async def _ask(self, effect: Effect) -> Answer:
         """Have the bank do a step: as soon as there is a slot and the breaker lets it through."""

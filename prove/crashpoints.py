@@ -226,7 +226,7 @@ class Story:
         await runner.recover()
         accepted = await runner.accept(Charge(self._request))
         if accepted.running is not None:
-            await accepted.running.ended.wait()
+            await accepted.running.ended
         state = accepted.stream.state
         assert isinstance(state, AtRest), f"the charge stopped on its way: {state}"
         outcome = state.outcome

@@ -756,7 +756,7 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
         assert accepted.running is not None
         assert accepted.running is joined.running
         await world.referee.no_more_trouble()
-        await accepted.running.ended.wait()
+        await accepted.running.ended
         assert runner.unfinished == 0
     await world.start()
     assert (await world.charge(request)).outcome_source == REPLAYED

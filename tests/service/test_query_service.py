@@ -397,6 +397,29 @@ async def test_a_watcher_is_told_the_present_and_then_each_change(feed: FeedServ
     assert seen[-1].charge.status == ChargeStatus.CHARGE_STATUS_CHARGED
 
 
+async def test_an_idle_watcher_reads_nothing_and_one_woken_for_nothing_is_told_nothing(
+    feed: FeedServer, tmp_path: Path
+) -> None:
+    """Ten thousand idle ones cost nothing: a watcher reads the view when its own charge may have changed, and then once."""
+    position = feed.journal.charge("order-0001")
+    statements: list[str] = []
+    async with querying(feed.address, tmp_path / "view.db") as (running, client):
+        watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-0001", min_position=position))
+        await read(watch)
+        await running.view._reader.run(lambda connection: connection.set_trace_callback(statements.append))
+        position = feed.journal.charge("order-0002", "user-1", token_issued(), charged())
+        await feed.tell()
+        await client.queries.GetViewStatus(GetViewStatusRequest(min_position=position))
+        assert not [statement for statement in statements if "FROM charge " in statement]
+        running.subscriber._waiting.begun_at(position)  # wakes every watcher
+        await client.queries.GetViewStatus(GetViewStatusRequest())
+        assert len([statement for statement in statements if "FROM charge " in statement]) == 1
+        feed.journal.append("order-0001", token_issued())
+        await feed.tell()
+        assert (await read(watch)).charge.version == 2
+        watch.cancel()
+
+
 async def test_watching_an_unknown_charge_is_not_found(client: Client) -> None:
     """As GetCharge says it."""
     error = await told(client.queries.WatchCharge(WatchChargeRequest(charge_id=charge_id_of("never"))).read())
