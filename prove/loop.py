@@ -69,6 +69,7 @@ class _Task(asyncio.Task[Any]):
 
     def __init__(self, number: int, work: Any, **options: Any) -> None:
         self._number = number
+        self.life = (options.get("context") or contextvars.copy_context()).get(PROCESS)
         super().__init__(work, **options)
 
     def __hash__(self) -> int:
@@ -93,7 +94,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._lanes: dict[Any, _Lane] = {}
         self._ready: list[asyncio.Handle] = []  # BaseEventLoop only appends to it
         self._scheduled: list[asyncio.TimerHandle] = []
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: list[_Task] = []
         self._generators: list[AsyncGenerator[Any, Any]] = []
         self.callbacks = 0
         self.escaped: list[str] = []
@@ -226,7 +227,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 _close(task.get_coro())
             elif not task.cancelled() and task._log_traceback:
                 error = task.exception()
-                if isinstance(error, Exception):
+                was_dead = task.life is not None and not task.life.alive  # so that nobody could have looked
+                if isinstance(error, Exception) and not was_dead:
                     self.escaped.append(f"a task ended with {error!r}")
         for generator in self._generators:
             closing = generator.aclose()
