@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import logging
 import platform
 import sqlite3
 import subprocess
@@ -19,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from prove.report import Harness
 
@@ -45,6 +48,8 @@ def main() -> None:
     parser.add_argument("minutes", type=float, nargs="?", default=5.0)
     parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES))
     chosen = parser.parse_args()
+    # What the product logs while it is tormented is no part of the table.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL + 1))
     total = sum(SHARES[name] for name in chosen.only)
     harnesses = []
     for name in chosen.only:
