@@ -190,6 +190,7 @@ class Subscriber:
         except UnknownEvent as error:
             await self._apply([record for record in records if record.position < error.position])
             raise
+        self._failures = 0  # whatever was lost before, this is progress
         self._waiting.written(records)
 
     async def _receive(self, checkpoint: Checkpoint, items: asyncio.Queue[_Item]) -> None:
