@@ -1,7 +1,7 @@
 """A SQLite file and the one thread that may touch its connection.
 
 Whatever needs a thread goes through `Database.run`, and through nothing else: on an event loop that runs executor calls
-inline, the same code is deterministic. Work that is sent is done, even if nobody waits for it any more.
+inline, the same code is deterministic.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Database:
         return cls(connection, executor)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do work in the thread. If the caller is cancelled meanwhile, the work is still done."""
+        """Do work in the thread. If the caller is cancelled, work that has begun is still done; what waits may be dropped."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._connection)
 
     async def close(self) -> None:

@@ -27,7 +27,7 @@ from prove.report import Harness
 
 # Each module's `run`, and its share of the time. What enumerates everything stops by itself when it is done.
 SHARES = {
-    "simulate": 30,
+    "simulate": 40,
     "crashpoints": 5,
     "syscalls": 15,
     "kills": 15,

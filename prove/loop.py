@@ -69,7 +69,8 @@ class _Task(asyncio.Task[Any]):
 
     def __init__(self, number: int, work: Any, **options: Any) -> None:
         self._number = number
-        self.life = (options.get("context") or contextvars.copy_context()).get(PROCESS)
+        context = options.get("context")
+        self.life = PROCESS.get() if context is None else context.get(PROCESS)
         super().__init__(work, **options)
 
     def __hash__(self) -> int:

@@ -141,7 +141,7 @@ def plan_of(seed: int) -> Plan:
     weather.sort(key=lambda event: event.at)
     keys = [f"order-{seed}-{number}" for number in range(chance.choice((1, 2, 4, 8)))]
     clients = [
-        [_op(chance, keys, horizon) for _ in range(chance.randint(1, 6))]
+        [_op(chance, keys, horizon) for _ in range(chance.randint(1, 5))]
         for _ in range(chance.choice((1, 2, 3, 4, 6, 8)))
     ]
     return Plan(

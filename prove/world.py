@@ -582,7 +582,7 @@ class World:
         for op in self.known_bodies.values():
             call = await self.call("auditor", _patient(op))
             while call.outcome == "refused" and call.advice == "RETRY_SAME_KEY" and loop.time() < until:
-                await asyncio.sleep(1.0)  # a bank that was spared is tried again within 20 s
+                await asyncio.sleep(4.0)  # a bank that was spared is tried again within 20 s
                 call = await self.call("auditor", _patient(op))
             if call.outcome == "unknown" or call.status == ChargeStatus.CHARGE_STATUS_PENDING:
                 self.broke("L1", f"key {op.key}", f"at rest, its charge is {call.outcome} {call.reason}")

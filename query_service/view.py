@@ -218,7 +218,7 @@ class View:
             return await self._writer.run(find_checkpoint)
 
     async def apply(self, records: Sequence[Record]) -> None:
-        """Add the records that follow the checkpoint, all or none. It happens even if the caller is cancelled.
+        """Add the records that follow the checkpoint, all or none. Once begun it happens even if the caller is cancelled.
 
         Raises UnknownEvent or StreamBroken (see projection), ViewNotWritten, ViewUnusable if the file is damaged, and
         sqlite3.IntegrityError if the records do not fit the rows that are there.
