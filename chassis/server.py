@@ -6,9 +6,10 @@ itself would send the exception's own text, which may quote a request.
 """
 
 import asyncio
+import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -153,14 +154,16 @@ class _Guard(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _stream(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+    def _stream(self, behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]]) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             self._enter()
             try:
                 if isinstance(request, _Unreadable):
                     raise self._unreadable
-                async for response in behaviour(request, context):
-                    yield response
+                # Closed at once when the client hangs up, and not when the garbage collector finds it.
+                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await self._abort(context, error)
             finally:
