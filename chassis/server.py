@@ -6,10 +6,9 @@ itself would send the exception's own text, which may quote a request.
 """
 
 import asyncio
-import contextlib
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -154,16 +153,14 @@ class _Guard(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _stream(self, behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]]) -> Any:
+    def _stream(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             self._enter()
             try:
                 if isinstance(request, _Unreadable):
                     raise self._unreadable
-                # Closed at once when the client hangs up, and not when the garbage collector finds it.
-                async with contextlib.aclosing(behaviour(request, context)) as responses:
-                    async for response in responses:
-                        yield response
+                async for response in behaviour(request, context):
+                    yield response
             except Exception as error:
                 await self._abort(context, error)
             finally:
