@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub
 
 READERS = 100
+# A reader that takes no more than this ahead of what it reads. Without, gRPC measures the link and may take many megabytes.
+SMALL_WINDOW = [*CHANNEL_OPTIONS, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
 
 
 async def streams_are_cut(world: World) -> None:
@@ -81,7 +83,7 @@ async def some_stop_reading(world: World) -> None:
     try:
         async with contextlib.AsyncExitStack() as stack:
             channels = [
-                await stack.enter_async_context(grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS))
+                await stack.enter_async_context(grpc.aio.insecure_channel(address, options=SMALL_WINDOW))
                 for _ in range(2)
             ]
             readers = [Reader(address) for _ in range(READERS - 1)]
