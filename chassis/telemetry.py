@@ -3,6 +3,7 @@
 Log entries have fixed texts and named values. Nothing of a request's input is ever a value.
 """
 
+import json
 import logging
 import sys
 import traceback
@@ -19,7 +20,7 @@ def configure_logging(service: str) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(serializer=_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
@@ -29,6 +30,14 @@ def configure_logging(service: str) -> None:
     # A library's record may quote a request (grpc logs a failing call with its exception's text), so only where it
     # comes from is told, never what it says.
     logging.basicConfig(handlers=[_LibraryRecords(service)], level=logging.WARNING, force=True)
+
+
+# Made once: json.dumps with an option would make one for each line.
+_ENCODER = json.JSONEncoder(default=repr)
+
+
+def _json(entry: object, **_: object) -> str:
+    return _ENCODER.encode(entry)
 
 
 class _LibraryRecords(logging.Handler):

@@ -5,7 +5,6 @@ trip, so nothing is ever compared or chained as reserialised bytes.
 """
 
 import hashlib
-import uuid
 from collections.abc import Sequence
 from typing import assert_never
 
@@ -46,54 +45,53 @@ def charge_id_of(tenant: str, idempotency_key: str) -> str:
     for text in (tenant, idempotency_key):
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    number = int.from_bytes(digest.digest()[:16], "big")
-    number = number & ~(0xF << 76) | 8 << 76  # version 8: made by our own rule (RFC 9562, 5.8)
-    number = number & ~(0x3 << 62) | 2 << 62  # the variant of RFC 9562, 4.1
-    return str(uuid.UUID(int=number))
+    made = bytearray(digest.digest()[:16])
+    made[6] = made[6] & 0x0F | 0x80  # version 8: made by our own rule (RFC 9562, 5.8)
+    made[8] = made[8] & 0x3F | 0x80  # the variant of RFC 9562, 4.1
+    text = made.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def encode(event: Event) -> bytes:
     """Serialise an event: the bytes that are stored and published."""
-    stored = journal_pb2.Event()
     match event:
         case ChargeRequested(request):
-            stored.charge_requested.CopyFrom(
-                journal_pb2.ChargeRequested(
-                    charge_id=request.charge_id,
-                    tenant=request.tenant,
-                    idempotency_key=request.idempotency_key,
-                    actor=request.actor,
-                    user_id=request.user_id,
-                    card=_card_out(request.card),
-                    amount=_money_out(request.amount),
-                    description=request.description,
-                    metadata=dict(request.metadata),
-                )
+            requested = journal_pb2.ChargeRequested(
+                charge_id=request.charge_id,
+                tenant=request.tenant,
+                idempotency_key=request.idempotency_key,
+                actor=request.actor,
+                user_id=request.user_id,
+                card=_card_out(request.card),
+                amount=_money_out(request.amount),
+                description=request.description,
+                metadata=dict(request.metadata),
             )
+            stored = journal_pb2.Event(charge_requested=requested)
         case TokenIssued(token):
-            stored.token_issued.token = token
+            stored = journal_pb2.Event(token_issued=journal_pb2.TokenIssued(token=token))
         case TokenExpired(token):
-            stored.token_expired.token = token
+            stored = journal_pb2.Event(token_expired=journal_pb2.TokenExpired(token=token))
         case Charged(user_id, card, amount, transaction_id):
-            stored.charged.CopyFrom(
-                journal_pb2.Charged(
-                    user_id=user_id, card=_card_out(card), amount=_money_out(amount), transaction_id=transaction_id
-                )
+            charged = journal_pb2.Charged(
+                user_id=user_id, card=_card_out(card), amount=_money_out(amount), transaction_id=transaction_id
             )
+            stored = journal_pb2.Event(charged=charged)
         case ChargeDeclined(reason):
-            stored.charge_declined.reason = decline_reason_out(reason)
+            stored = journal_pb2.Event(charge_declined=journal_pb2.ChargeDeclined(reason=decline_reason_out(reason)))
         case ReviewRequired(review_reason, evidence):
-            stored.review_required.reason = common_pb2.ReviewReason.Value(f"REVIEW_REASON_{review_reason.name}")
-            stored.review_required.evidence.CopyFrom(
-                journal_pb2.Evidence(
+            review = journal_pb2.ReviewRequired(
+                reason=common_pb2.ReviewReason.Value(f"REVIEW_REASON_{review_reason.name}"),
+                evidence=journal_pb2.Evidence(
                     fields=evidence.fields,
                     status=evidence.status,
                     body_length=evidence.body_length,
                     body_sha256=evidence.body_sha256,
-                )
+                ),
             )
+            stored = journal_pb2.Event(review_required=review)
         case ChargeAbandoned(attempts):
-            stored.charge_abandoned.attempts = attempts
+            stored = journal_pb2.Event(charge_abandoned=journal_pb2.ChargeAbandoned(attempts=attempts))
         case _:
             assert_never(event)
     return stored.SerializeToString()

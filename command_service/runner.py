@@ -6,11 +6,11 @@ first answer to a step, and the bank does each step once.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
-from functools import reduce
 from typing import Any, TypeVar
 
 import structlog
@@ -36,7 +36,7 @@ from command_service.charge import (
     next_step,
 )
 from command_service.codec import decode, encode
-from command_service.journal import Journal, JournalFull, VersionConflict
+from command_service.journal import Journal, JournalFull, Record, VersionConflict
 from command_service.pace import Breaker, backoff_seconds
 
 log = structlog.get_logger()
@@ -95,13 +95,13 @@ class Stream:
     position: int = 0
     requested_at: int = 0
 
-    def then(self, event: Event, position: int, recorded_at: int) -> "Stream":
-        """The stream with one more event."""
+    def then(self, state: State, record: Record) -> "Stream":
+        """The stream with one more record, which brought it to that state."""
         return Stream(
-            evolve(self.state, event),
+            state,
             self.version + 1,
-            self.position if isinstance(self.state, AtRest) else position,
-            self.requested_at or recorded_at,
+            self.position if isinstance(self.state, AtRest) else record.position,
+            self.requested_at or record.recorded_at,
         )
 
 
@@ -193,25 +193,34 @@ class Runner:
                 beginning.set()
 
     async def _begin(self, command: Charge) -> Accepted:
+        """Most keys are new, so the journal is not read first: it says by itself if a charge is there already."""
+        if not command.faults and self._overload() is None:
+            with contextlib.suppress(VersionConflict, JournalFull):
+                return await self._begin_from(Stream(), command)
+        return await self._begin_from(await self._load(command.request.charge_id), command)
+
+    async def _begin_from(self, stream: Stream, command: Charge) -> Accepted:
         charge_id = command.request.charge_id
-        stream = await self._load(charge_id)
         events = decide(stream.state, command)
         if events:
-            self._refuse_when_overloaded()
+            if (overload := self._overload()) is not None:
+                raise overload
             stream = await self._append(charge_id, stream, events)
             return Accepted(Source.FRESH, stream, self._run(charge_id, stream, was_found=False))
         if next_step(stream.state) is None:
             return Accepted(Source.REPLAYED, stream)
         return Accepted(Source.RECOVERED, stream, self._run(charge_id, stream, was_found=True))
 
-    def _refuse_when_overloaded(self) -> None:
+    def _overload(self) -> Overloaded | None:
+        """Why no new charge is taken, if none is."""
         # Charges under way find out whether the bank is back. If there are none, all given up, a new one has to.
         if self._breaker.is_open and (self._running or not self._breaker.wants_probe):
-            raise Overloaded(OverloadReason.BANK_UNREACHABLE, self._breaker.retry_after_seconds)
+            return Overloaded(OverloadReason.BANK_UNREACHABLE, self._breaker.retry_after_seconds)
         if len(self._running) + len(self._beginning) > self._limits.unfinished:  # this one included
-            raise Overloaded(OverloadReason.TOO_MANY_UNFINISHED, 1.0)
+            return Overloaded(OverloadReason.TOO_MANY_UNFINISHED, 1.0)
         if not self._journal.accepting:
-            raise Overloaded(OverloadReason.JOURNAL_FULL, 5.0)
+            return Overloaded(OverloadReason.JOURNAL_FULL, 5.0)
+        return None
 
     # ------------------------------------------------------------ the loop
     def _run(self, charge_id: str, stream: Stream, *, was_found: bool) -> Running:
@@ -281,16 +290,18 @@ class Runner:
     async def _load(self, charge_id: str) -> Stream:
         stream = Stream()
         for record in await self._journal.read(charge_id):
-            stream = stream.then(decode(record.event), record.position, record.recorded_at)
+            stream = stream.then(evolve(stream.state, decode(record.event)), record)
         return stream
 
     async def _append(self, charge_id: str, stream: Stream, events: list[Event]) -> Stream:
-        state = reduce(evolve, events, stream.state)
+        states: list[State] = []
+        for event in events:
+            states.append(evolve(states[-1] if states else stream.state, event))
         records = await self._journal.append(
-            charge_id, stream.version, [encode(event) for event in events], finished=next_step(state) is None
+            charge_id, stream.version, [encode(event) for event in events], finished=next_step(states[-1]) is None
         )
-        for event, record in zip(events, records, strict=True):
-            stream = stream.then(event, record.position, record.recorded_at)
+        for state, record in zip(states, records, strict=True):
+            stream = stream.then(state, record)
         return stream
 
     # ------------------------------------------------------------ how it is doing

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
+from command_service.bank.transport import target_of
 from prove.checker import BankCall, Movement
 
 APPROVED = ("tok_visa", "tok_mastercard")
@@ -245,7 +246,7 @@ class _OneCall:
         self._wire = wire
         self._bank, self._chaos, self._note = wire._bank, wire._chaos, wire._note
         self._method = request.method
-        self._target = request.url.raw_path.decode()
+        self._target = target_of(request)
         self._body = request.content
         self._answer = answer
         self._life = life

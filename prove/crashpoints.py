@@ -28,7 +28,7 @@ from charging.v1.common_pb2 import ChargeStatus, DeclineReason
 from charging.v1.journal_pb2 import Event
 from command_service.bank import Bank
 from command_service.bank.gateway import GatewayBank
-from command_service.bank.transport import open_transport
+from command_service.bank.transport import open_transport, target_of
 from command_service.charge import AtRest, Card, Charge, Charged, ChargeDeclined, Money, Request
 from command_service.journal import Journal, JournalRefused, Record
 from command_service.journal.sqlite import SqliteJournal
@@ -183,7 +183,7 @@ class Story:
 
     def _sees(self, request: httpx.Request) -> None:
         """Note what the bank is asked, and whether the journal's file already held the token."""
-        parts = request.url.path.split("/")
+        parts = target_of(request).split("/")
         if request.method == "POST" and parts[-1] == "execute":
             stored = [Event.FromString(record.event).token_issued.token for record in read_journal(self.journal)]
             self.bank_calls.append(BankCall("execute", token=parts[-2], token_was_durable=parts[-2] in stored))

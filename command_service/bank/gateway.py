@@ -133,8 +133,7 @@ class GatewayBank:
 
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport, call_timeout_seconds: float) -> None:
         """The bank at `url`, http or https. The timeout is for a whole `perform`, look-ups included."""
-        self._transactions = url.rstrip("/") + "/transactions"
-        self._parsed_transactions = httpx.URL(self._transactions)
+        self._url = httpx.URL(url.rstrip("/") + "/transactions")
         self._transport = transport
         self._call_timeout_seconds = call_timeout_seconds
 
@@ -241,9 +240,7 @@ class GatewayBank:
         """One exchange. An order goes with an idempotency key of our own, for whatever stands between us and the bank."""
         headers = [(b"Idempotency-Key", key.encode())] if key else []
         body = json.dumps(order).encode() if order else b""
-        # Parsing an address costs as much as the call, so the one that is always the same is parsed once.
-        url = self._transactions + path if path else self._parsed_transactions
-        got = await exchange(self._transport, question.method, url, headers=headers, body=body)
+        got = await exchange(self._transport, question.method, self._url, path, headers=headers, body=body)
         return got if isinstance(got, NoAnswer) else _read(got, question)
 
 

@@ -89,14 +89,19 @@ def open_transport(*, max_connections: int, verify: ssl.SSLContext | bool = True
 async def exchange(
     transport: httpx.AsyncBaseTransport,
     method: str,
-    url: httpx.URL | str,
+    url: httpx.URL,
+    path: str = "",
     *,
     headers: Sequence[tuple[bytes, bytes]],
     body: bytes = b"",
 ) -> Exchange | NoAnswer:
-    """Send a request and read its answer. Never raises, whatever comes back or does not; only cancelling passes."""
+    """Send a request and read its answer. Never raises, whatever comes back or does not; only cancelling passes.
+
+    `path` is added to the URL's own, in the request's extension `target`: parsing a URL costs more than the rest of the
+    request, so the one that is always the same is parsed once.
+    """
     try:
-        request = _request(method, httpx.URL(url), headers, body)
+        request = _request(method, url, path, headers, body)
         response = await transport.handle_async_request(request)
         async with aclosing(response):
             return await _read(response)
@@ -104,17 +109,27 @@ async def exchange(
         return no_answer(type(error).__name__, our_setup=_is_about_certificate(error))
 
 
-def _request(method: str, url: httpx.URL, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> httpx.Request:
+def target_of(request: httpx.Request) -> str:
+    """Path and query as they are sent."""
+    target: bytes = request.extensions.get("target", request.url.raw_path)
+    return target.decode("ascii")
+
+
+def _request(
+    method: str, url: httpx.URL, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
+) -> httpx.Request:
     """Made of parts that are what httpx would make of them itself, in a quarter of the time."""
     lengths = [(b"Content-Length", b"%d" % len(body))] if body else []
     parts = [(b"Host", url.netloc), *_HEADERS, *headers, *lengths]
-    request = httpx.Request(method, url, headers=parts, stream=httpx.ByteStream(body))
+    target = url.raw_path + path.encode("ascii")
+    request = httpx.Request(method, url, headers=parts, stream=httpx.ByteStream(body), extensions={"target": target})
     request.read()  # So that it has its `content`, as one that httpx made.
     return request
 
 
 async def _read(response: httpx.Response) -> Exchange | NoAnswer:
-    if response.headers.get("content-encoding", "identity") != "identity":
+    headers = _joined(response.headers.raw)
+    if headers.get(b"content-encoding", "identity") != "identity":
         return no_answer("compressed")
     body = bytearray()
     async for part in cast(httpx.AsyncByteStream, response.stream):  # The raw stream: httpx would decompress.
@@ -123,10 +138,19 @@ async def _read(response: httpx.Response) -> Exchange | NoAnswer:
             return no_answer("too large")
     return Exchange(
         response.status_code,
-        response.headers.get("content-type", ""),
-        _seconds(response.headers.get("retry-after", "")),
+        headers.get(b"content-type", ""),
+        _seconds(headers.get(b"retry-after", "")),
         bytes(body),
     )
+
+
+def _joined(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
+    """The head by its names in lower case, a name's lines joined as httpx would, in a third of the time for a few."""
+    head: dict[bytes, str] = {}
+    for name, value in lines:
+        lower, text = name.lower(), value.decode("latin-1")
+        head[lower] = f"{head[lower]}, {text}" if lower in head else text
+    return head
 
 
 def no_answer(why: str, *, retry_after_seconds: float | None = None, our_setup: bool = False) -> NoAnswer:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_service.bank.gateway import GatewayBank
-from command_service.bank.transport import open_transport
+from command_service.bank.transport import open_transport, target_of
 from command_service.charge import (
     Answer,
     Contradiction,
@@ -489,7 +489,7 @@ class Scripted(httpx.AsyncBaseTransport):
         self.asked: list[str] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        question = "step" if request.method == "POST" else "reference" if request.url.query else "token"
+        question = "step" if request.method == "POST" else "reference" if "?" in target_of(request) else "token"
         self.asked.append(question)
         status, body = self._replies[question]
         return httpx.Response(status, headers={"Content-Type": "application/json"}, stream=httpx.ByteStream(body))

@@ -315,9 +315,9 @@ async def test_charges_that_a_kill_interrupts_are_each_charged_exactly_once(tmp_
 async def test_what_nobody_foresaw_reaches_the_client_as_a_fixed_text_and_the_log_without_the_input(
     tmp_path: Path,
 ) -> None:
-    """Here another program takes the journal's table away."""
+    """Here another program takes the journal's table away, and the charge is one that is looked up first."""
     async with Town(tmp_path) as town, grpc.aio.insecure_channel(town.command.listen) as channel:
-        request = a_request(description="a very private matter")
+        request = a_request(description="a very private matter", user_id="mallory!")
         commands = command_pb2_grpc.CommandServiceStub(channel)
         with closing(sqlite3.connect(town.journal)) as vandal:
             vandal.execute("ALTER TABLE record RENAME TO gone")
@@ -331,7 +331,7 @@ async def test_what_nobody_foresaw_reaches_the_client_as_a_fixed_text_and_the_lo
         assert b"record" not in answer.everything
         (entry,) = (entry for entry in town.command.entries() if entry["level"] == "error")
         assert (entry["event"], entry["error"]) == ("a call failed unexpectedly", "OperationalError")
-        for private in ("private", request.idempotency_key, "alice", "no such table"):
+        for private in ("private", request.idempotency_key, "mallory", "no such table"):
             assert private not in town.command.text()
 
 
