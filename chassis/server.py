@@ -94,7 +94,7 @@ class Refusal(Exception):
             )
         if self.retry_after_seconds is not None:
             retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromMilliseconds(int(self.retry_after_seconds * 1000))
+            retry.retry_delay.FromMilliseconds(round(self.retry_after_seconds * 1000))
             details.append(retry)
         packed = []
         for detail in details:

@@ -33,6 +33,7 @@ from command_service.charge import (
 )
 from command_service.codec import charge_id_of, decline_reason_out
 from command_service.errors import Reason, refusal, refusing
+from command_service.pace import Appointments
 from command_service.runner import Accepted, Runner, Source
 
 # Until identities exist there is one tenant, and nobody is known by name.
@@ -58,6 +59,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         self._runner = runner
         self._max_calls = max_calls
         self._calls = 0
+        self._appointments = Appointments(asyncio.get_running_loop().time)
         self._stopping = False
         self._waiting: dict[Callable[[], None], None] = {}  # in order, so that a simulation repeats
 
@@ -70,13 +72,14 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
     async def Charge(self, request: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: N802  # the contract's name
         """Charge a card once per idempotency key; see the contract."""
         if self._calls >= self._max_calls:
-            raise refusal(Reason.TOO_MANY_CALLS, retry_after_seconds=0.5)
+            raise refusal(Reason.TOO_MANY_CALLS, retry_after_seconds=self._appointments.give_seconds())
         self._calls += 1
         try:
             with refusing():
                 return await self._charge(request, context.time_remaining())
         finally:
             self._calls -= 1
+            self._appointments.note_end()
 
     async def _charge(self, request: ChargeRequest, remaining_seconds: float | None) -> ChargeResponse:
         wait_seconds = LONGEST_WAIT_SECONDS
