@@ -38,9 +38,9 @@ SILENCE_SECONDS = 20.0
 # longest doubles with each failure, up to what a reader of the view may be left without news once the feed is back.
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-# Messages that may wait while others are applied: 4,000 records or 8 MiB. One transaction for so many costs half of what one
+# Messages that may wait while others are applied: 8,000 records or 16 MiB. One transaction for so many costs half of what one
 # for each 500 does (measured), and more gain little.
-MESSAGES_WAITING = 32
+MESSAGES_WAITING = 16
 
 # (after_position, journal_id, chain) -> the messages of the feed. Raises FeedLost or JournalDiverged.
 OpenFeed = Callable[[int, str, bytes], AsyncGenerator[SubscribeResponse, None]]
