@@ -16,7 +16,7 @@ from typing import NoReturn
 import prometheus_client
 import structlog
 
-from charging.v1 import command_pb2_grpc, journal_pb2_grpc
+from charging.v1 import command_pb2_grpc
 from chassis import server, settings, telemetry
 from command_service.api import CommandService
 from command_service.bank.gateway import GatewayBank
@@ -90,9 +90,7 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await server.Server.start(
             chosen.feed_listen,
-            lambda grpc_server: journal_pb2_grpc.add_JournalServiceServicer_to_server(
-                JournalService(feed), grpc_server
-            ),
+            JournalService(feed).register,
             services=["charging.v1.JournalService"],
             domain=DOMAIN,
             unreadable=refusal(Reason.INVALID_REQUEST),

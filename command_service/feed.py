@@ -1,19 +1,22 @@
 """The feed: a pipe from the journal to its readers. It decodes nothing.
 
-Readers that stand at the same place share one read of the journal, so a hundred of them cost little more than one. No
-database cursor is held while a reader is slow, and a reader that does not read is cut off.
+Readers that stand at the same place share one read of the journal and the bytes that it was encoded to, so a hundred of
+them cost little more than one. Hence the feed speaks in serialised SubscribeResponses, and is registered with gRPC as it is:
+what `protos/` generates would encode each message once for each reader. No database cursor is held while a reader is slow,
+and a reader that does not read is cut off.
 """
 
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import grpc
+import grpc.aio
 import structlog
 
-from charging.v1 import journal_pb2, journal_pb2_grpc
-from charging.v1.journal_pb2 import CaughtUp, Heartbeat, Opened, RecordBatch, SubscribeRequest, SubscribeResponse
+from charging.v1.journal_pb2 import CaughtUp, Heartbeat, Opened, SubscribeRequest, SubscribeResponse
 from chassis.server import Violation
 from command_service.errors import DOMAIN, Reason, refusal, refusing
 from command_service.journal import Journal, Place, Record
@@ -34,31 +37,37 @@ class Feed:
     def __init__(self, journal: Journal, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._journal = journal
         self._heartbeat_seconds = heartbeat_seconds
-        self._shared: OrderedDict[int, asyncio.Task[tuple[SubscribeResponse, Place]]] = OrderedDict()
-        self._stopping = asyncio.Event()
+        self._shared: OrderedDict[int, asyncio.Task[tuple[bytes, Place]]] = OrderedDict()
+        self._waits: set[asyncio.Timeout] = set()
+        self._is_stopping = False
 
     def stop(self) -> None:
         """End all streams, each at its next message."""
-        self._stopping.set()
+        self._is_stopping = True
+        for wait in self._waits:
+            if not wait.expired():
+                wait.reschedule(asyncio.get_running_loop().time())
 
-    async def follow(self, request: SubscribeRequest) -> AsyncGenerator[SubscribeResponse, None]:
-        """Yield the messages of a stream, as the contract tells them in steps. It ends when the feed stops.
+    async def follow(self, request: SubscribeRequest) -> AsyncGenerator[bytes, None]:
+        """Yield the messages of a stream, serialised, as the contract tells them in steps. It ends when the feed stops.
 
         Raises Refusal if the reader's place is not one of this journal's, and JournalCorrupt.
         """
         place = await self._place(request)
         head = self._journal.head.position
-        yield SubscribeResponse(opened=Opened(journal_id=self._journal.journal_id, head_position=head))
+        opened = Opened(journal_id=self._journal.journal_id, head_position=head)
+        yield SubscribeResponse(opened=opened).SerializeToString()
         is_caught_up = False
-        while not self._stopping.is_set():
+        while not self._is_stopping:
             if place.position < self._journal.head.position:
-                response, place = await self._batch_after(place)
-                yield response
+                batch, place = await self._batch_after(place)
+                yield batch
             elif not is_caught_up:
                 is_caught_up = True
-                yield SubscribeResponse(caught_up=CaughtUp(position=place.position))
+                yield SubscribeResponse(caught_up=CaughtUp(position=place.position)).SerializeToString()
             elif not await self._news(place.position):
-                yield SubscribeResponse(heartbeat=Heartbeat(head_position=self._journal.head.position))
+                heartbeat = Heartbeat(head_position=self._journal.head.position)
+                yield SubscribeResponse(heartbeat=heartbeat).SerializeToString()
 
     async def _place(self, request: SubscribeRequest) -> Place:
         """Find the reader's place in this journal, or tell it that it followed another."""
@@ -75,8 +84,8 @@ class Feed:
             raise refusal(Reason.JOURNAL_DIVERGED)
         return Place(request.after_position, chain)
 
-    async def _batch_after(self, place: Place) -> tuple[SubscribeResponse, Place]:
-        """Read the next records, once for all readers at this place."""
+    async def _batch_after(self, place: Place) -> tuple[bytes, Place]:
+        """Read and encode the next records, once for all readers at this place."""
         reading = self._shared.get(place.position)
         if reading is None:
             reading = self._shared[place.position] = asyncio.create_task(self._read(place))
@@ -88,44 +97,59 @@ class Feed:
             self._shared.pop(place.position, None)
             raise
 
-    async def _read(self, place: Place) -> tuple[SubscribeResponse, Place]:
+    async def _read(self, place: Place) -> tuple[bytes, Place]:
         records = await self._journal.read_after(place)
-        batch = RecordBatch(records=[_out(record) for record in records])
-        return SubscribeResponse(batch=batch), Place(records[-1].position, records[-1].chain)
+        return _encoded(records), Place(records[-1].position, records[-1].chain)
 
     async def _news(self, position: int) -> bool:
         """Wait until there is more to do. False when nothing happened for as long as a heartbeat takes."""
-        waits = [asyncio.ensure_future(self._journal.beyond(position)), asyncio.ensure_future(self._stopping.wait())]
         try:
-            done, _ = await asyncio.wait(waits, timeout=self._heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED)
-            return bool(done)
-        finally:
-            for wait in waits:
-                wait.cancel()
+            async with asyncio.timeout(self._heartbeat_seconds) as wait:
+                self._waits.add(wait)  # for `stop` to end
+                try:
+                    await self._journal.beyond(position)
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError:
+            return self._is_stopping
+        return True
 
 
-def _out(record: Record) -> journal_pb2.Record:
-    out = journal_pb2.Record(
-        position=record.position,
-        charge_id=record.charge_id,
-        version=record.version,
-        chain=record.chain,
-        event=record.event,
-    )
-    out.recorded_at.FromMicroseconds(record.recorded_at)
-    return out
+def _encoded(records: Sequence[Record]) -> bytes:
+    """Serialise a batch. Fields are set one by one, in place: that takes half the time of making each message and its time."""
+    response = SubscribeResponse()
+    add = response.batch.records.add
+    for position, charge_id, version, recorded_at, chain, event in records:
+        out = add()
+        out.position = position
+        out.charge_id = charge_id
+        out.version = version
+        out.chain = chain
+        out.event = event
+        time = out.recorded_at
+        time.seconds, microseconds = divmod(recorded_at, 1_000_000)
+        time.nanos = microseconds * 1_000
+    return response.SerializeToString()
 
 
-class JournalService(journal_pb2_grpc.JournalServiceServicer):
+class JournalService:
     """The feed over gRPC: cuts off readers that do not read."""
 
     def __init__(self, feed: Feed, *, slow_reader_seconds: float = SLOW_READER_SECONDS) -> None:
         self._feed = feed
         self._slow_reader_seconds = slow_reader_seconds
 
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the service to a server, without a serialiser: messages go out as the feed gives them."""
+        method: grpc.RpcMethodHandler[SubscribeRequest, bytes] = grpc.unary_stream_rpc_method_handler(
+            self.Subscribe, SubscribeRequest.FromString
+        )
+        service = grpc.method_handlers_generic_handler("charging.v1.JournalService", {"Subscribe": method})
+        server.add_generic_rpc_handlers((service,))
+
     async def Subscribe(  # noqa: N802  # the contract's name
         self, request: SubscribeRequest, context: Any
-    ) -> AsyncGenerator[SubscribeResponse, None]:
+    ) -> AsyncGenerator[bytes, None]:
         """Follow the journal."""
         loop, call = asyncio.get_running_loop(), asyncio.current_task()
         assert call is not None

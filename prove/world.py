@@ -377,7 +377,8 @@ class World:
         try:
             async with aclosing(server.feed_service.Subscribe(request, link)) as messages:
                 waiting_since = self.loop.time()
-                async for message in messages:
+                async for serialised in messages:
+                    message = SubscribeResponse.FromString(serialised)
                     self._judge_wake(link, message, waiting_since)
                     await link.send(message)
                     if link.is_over:

@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -140,6 +141,10 @@ MOVE_CHARGE = """
 UPDATE charge SET status = ?, transaction_id = ?, decline_reason = ?, review_reason = ?, updated_at = ?, version = ?,
     position = ? WHERE requested_position = ?
 """
+# Many rows a statement: half the time of a statement a row, and the interpreter is free for the receiving thread meanwhile. (A
+# charge's row, wide and with five indexes, gains nothing by it.)
+ENTRIES_A_STATEMENT = 500
+ADD_ENTRIES = f"INSERT INTO entry VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * ENTRIES_A_STATEMENT)}"  # noqa: S608  # no value in it
 ADD_ENTRY = "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)"
 ADD_TO_SUMMARY = """
 INSERT INTO summary VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -257,9 +262,12 @@ def _apply(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
         if (row := find_charge(connection, ChargeId(charge_id))) is not None
     }
     changes = project(records, known, find_checkpoint(connection).totals)
-    connection.executemany(ADD_CHARGE, ((*row.requested, *row.standing) for row in changes.added))
-    connection.executemany(MOVE_CHARGE, ((*row.standing, row.requested.requested_position) for row in changes.moved))
-    connection.executemany(ADD_ENTRY, changes.entries)
+    connection.executemany(ADD_CHARGE, [requested + standing for requested, standing in changes.added])
+    connection.executemany(MOVE_CHARGE, [(*standing, requested[0]) for requested, standing in changes.moved])
+    entries = iter(changes.entries)
+    while len(rows := list(islice(entries, ENTRIES_A_STATEMENT))) == ENTRIES_A_STATEMENT:
+        connection.execute(ADD_ENTRIES, list(chain.from_iterable(rows)))
+    connection.executemany(ADD_ENTRY, rows)
     connection.executemany(ADD_TO_SUMMARY, changes.summaries)
     first, last = records[0], records[-1]
     moved = connection.execute(MOVE_CHECKPOINT, (last.position, last.chain, *changes.totals, first.position - 1))

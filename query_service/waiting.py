@@ -5,7 +5,7 @@ costs an entry in a dictionary.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from query_service.projection import Record
@@ -20,12 +20,13 @@ class Waiting:
         self._arrivals: dict[asyncio.Future[None], int] = {}
         self._watchers: dict[bytes, set[asyncio.Event]] = {}
 
-    def written(self, records: Iterable[Record]) -> None:
+    def written(self, records: Sequence[Record]) -> None:
         """The view shows these records now."""
-        for record in records:
-            self.position = record.position
-            for changed in self._watchers.get(record.charge_id, ()):
-                changed.set()
+        self.position = records[-1].position
+        if self._watchers:
+            for record in records:
+                for changed in self._watchers.get(record.charge_id, ()):
+                    changed.set()
         self._wake_arrived()
 
     def begun_at(self, position: int) -> None:

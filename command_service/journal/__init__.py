@@ -14,7 +14,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 GENESIS = bytes(32)
 """The chain before position 1."""
@@ -22,9 +22,11 @@ GENESIS = bytes(32)
 _CHAINED = struct.Struct(">32sQ16sQQ32s")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """An event as stored. `recorded_at` is in microseconds since 1970; `chain` is up to and including this record."""
+class Record(NamedTuple):
+    """An event as stored. `recorded_at` is in microseconds since 1970; `chain` is up to and including this record.
+
+    A named tuple and not a dataclass: it is made in a third of the time, once for each record that is read.
+    """
 
     position: int
     charge_id: str

@@ -69,7 +69,7 @@ async def some_stop_reading(world: World) -> None:
     service = JournalService(feed, slow_reader_seconds=3.0)
     server = await Server.start(
         Address("127.0.0.1", 0),
-        lambda grpc_server: journal_pb2_grpc.add_JournalServiceServicer_to_server(service, grpc_server),
+        service.register,
         services=["charging.v1.JournalService"],
         domain=DOMAIN,
         unreadable=refusal(Reason.INVALID_REQUEST),

@@ -29,7 +29,7 @@ from query_service.projection import (
     project,
 )
 from query_service.subscriber import verify
-from query_service.view import TABLES, View
+from query_service.view import ENTRIES_A_STATEMENT, TABLES, View
 from tests.sealed import (
     EPOCH_MICROSECONDS,
     UNKNOWN_EVENT,
@@ -116,6 +116,19 @@ def test_a_stream_gives_the_same_rows_however_it_is_cut_into_batches(
     """What makes a rebuilt view equal to one that followed live, row for row."""
     records, batches = stream
     assert rows_after(batches) == rows_after([records])
+
+
+@pytest.mark.parametrize("count", [ENTRIES_A_STATEMENT - 1, ENTRIES_A_STATEMENT, 2 * ENTRIES_A_STATEMENT + 1])
+def test_a_batch_gives_the_same_rows_however_many_statements_it_takes(count: int) -> None:
+    """Entries are added many a statement, and the rest one by one."""
+    journal = SealedJournal()
+    for number in range(count):
+        journal.charge(f"order-{number:04}", f"user-{number % 7}")
+    records = verified(journal)
+    rows = rows_after([records])
+    assert len(rows["entry"]) == count
+    assert rows == rows_after([records[:100], records[100:]])
+    assert [entry[2] for entry in rows["entry"]] == list(range(1, count + 1))
 
 
 @LAW

@@ -4,6 +4,7 @@ The journal is a real one, filled with bytes that are no events: the feed is a p
 """
 
 import asyncio
+import contextlib
 import hashlib
 import sqlite3
 import struct
@@ -161,7 +162,7 @@ async def a_source(
     service = JournalService(feed, slow_reader_seconds=slow_reader_seconds)
     server = await Server.start(
         Address("127.0.0.1", 0),
-        lambda grpc_server: journal_pb2_grpc.add_JournalServiceServicer_to_server(service, grpc_server),
+        service.register,
         services=["charging.v1.JournalService"],
         domain=DOMAIN,
         unreadable=refusal(Reason.INVALID_REQUEST),
@@ -400,6 +401,29 @@ async def test_readers_at_one_place_share_the_reads_of_the_journal(source: Sourc
     await asyncio.gather(*[reader.until("batch") for reader in readers])
     assert source.journal.read_at == [0, 500, 1_000, 1_200]
     assert {reader.place for reader in readers} == {source.journal.head}
+
+
+async def test_a_batch_is_encoded_once_for_all_readers_at_one_place(source: Source) -> None:
+    """They are sent the very same bytes, and gRPC passes them on as they are."""
+    await source.filled(10)
+    batches = []
+    for _ in range(3):
+        async with contextlib.aclosing(source.feed.follow(SubscribeRequest())) as messages:
+            await anext(messages)
+            batches.append(await anext(messages))
+    assert len(SubscribeResponse.FromString(batches[0]).batch.records) == 10
+    assert all(batch is batches[0] for batch in batches)
+    call = source.subscribe(SubscribeRequest().SerializeToString())
+    assert [await call.read(), await call.read()][1] == batches[0]
+
+
+async def test_a_feed_that_stops_ends_the_streams_that_wait(source: Source) -> None:
+    """However many wait, at once and without another heartbeat."""
+    readers = [source.reader() for _ in range(20)]
+    await asyncio.gather(*[reader.until("caught_up") for reader in readers])
+    source.feed.stop()
+    ends = await asyncio.gather(*[reader.end() for reader in readers])
+    assert {answer.reason for answer in ends} == {"SERVER_STOPPING"}
 
 
 async def test_a_reader_that_leaves_takes_no_read_from_the_others(source: Source) -> None:
