@@ -58,16 +58,19 @@ QUERY_KILLED = "query server killed"
 SETTINGS = {"COMMAND_BANK_TIMEOUT_SECONDS": "2"}
 
 
-def _command_killed(moment: str) -> str:
+def command_killed(moment: str) -> str:
+    """The name of a kill in the table."""
     return f"command server killed {moment}"
 
 
-def _bank_killed(fault: str) -> str:
+def bank_killed(fault: str) -> str:
+    """The name of a kill in the table."""
     return f"bank killed: {fault}"
 
 
-def _is_enough(harness: Harness) -> bool:
-    kills = (*map(_command_killed, MOMENTS), *map(_bank_killed, BANK_KILLS), QUERY_KILLED)
+def is_enough(harness: Harness) -> bool:
+    """Whether every kind of kill, and the charges, have been tried often enough."""
+    kills = (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED)
     return harness.faults["charges"] >= CHARGES and all(harness.faults[kill] >= EACH_KILL for kill in kills)
 
 
@@ -75,7 +78,7 @@ async def _kill_command(
     town: Town, clients: Clients, referee: Referee, chance: random.Random, harness: Harness
 ) -> None:
     """Kill the command server at a moment, and start it again."""
-    moment = min(MOMENTS, key=lambda moment: (harness.faults[_command_killed(moment)], chance.random()))
+    moment = min(MOMENTS, key=lambda moment: (harness.faults[command_killed(moment)], chance.random()))
     enough = clients.done + chance.choice(CHARGES_BEFORE)
     for _ in range(400):
         if clients.done >= enough:
@@ -93,7 +96,7 @@ async def _kill_command(
     else:
         await asyncio.sleep(chance.choice((0.0, 0.02, 0.1)) * chance.random())
     await town.command.kill()
-    harness.faults[_command_killed(moment)] += 1
+    harness.faults[command_killed(moment)] += 1
     await referee.http.delete("/faults")
     await town.start_command(**SETTINGS)
 
@@ -109,11 +112,11 @@ async def _kill_query(town: Town, chance: random.Random, harness: Harness, stop:
 
 async def _kill_bank(town: Town, referee: Referee, chance: random.Random, harness: Harness) -> None:
     """Have the bank kill itself before or after it did a step."""
-    fault = min(BANK_KILLS, key=lambda fault: (harness.faults[_bank_killed(fault)], chance.random()))
+    fault = min(BANK_KILLS, key=lambda fault: (harness.faults[bank_killed(fault)], chance.random()))
     await referee.collect()
     await referee.order(on=chance.choice(("token", "execute")), fault=fault)
     await town.bank.ended()
-    harness.faults[_bank_killed(fault)] += 1
+    harness.faults[bank_killed(fault)] += 1
     await town.start_bank()
     referee.forgotten()
 
@@ -183,7 +186,7 @@ async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
     """Kill until it is enough, or the time is used up."""
     harness = Harness("kill -9", "kills of the command server")
     began = time.monotonic()
-    while time.monotonic() - began < seconds and not _is_enough(harness):
+    while time.monotonic() - began < seconds and not is_enough(harness):
         with tempfile.TemporaryDirectory(prefix="prove-") as folder:
             await a_round(Path(folder), seed, KILLS_A_ROUND, began + seconds, harness)
         say(

@@ -156,11 +156,11 @@ class Trial:
         places = list(range(len(_threads(self.town.command.process.pid))))
         while places:
             for place in list(places):
-                for _ in range(LIVES):
+                lives = LIVES
+                while lives:
                     if time.monotonic() > until:
-                        self.harness.skipped[f"every call of {what}"] = (
-                            f"the time was up at each thread's call {number}"
-                        )
+                        why = f"the time was up at each thread's call {number}"
+                        self.harness.skipped[f"every call of {what}"] = why
                         return
                     # The server that recovered the last charge is not yet like any other.
                     if is_first:
@@ -168,9 +168,16 @@ class Trial:
                         await self.town.start_command()
                     else:
                         await self.charge()
-                    if await self.die_in_charge(place, number):
-                        break
-                else:
+                    try:
+                        if await self.die_in_charge(place, number):
+                            break
+                    except OSError:
+                        # A thread of the pool may have ended just now. A strace that never can attach is another matter.
+                        if not self.harness.tried:
+                            raise
+                        continue
+                    lives -= 1
+                if not lives:
                     places.remove(place)
                     continue
                 self.harness.tried += 1
