@@ -217,7 +217,7 @@ class Trial:
                 number, lives = number + 1, LIVES
 
     async def _die_in_start(self, kept: Path, names: tuple[str, ...], number: int) -> bool:
-        """Kill a start at the n-th call on some of the journal's files, and start again. False if it lived."""
+        """Kill a start, or the stop after it, at the n-th call on some of the journal's files. False if it lived."""
         _put_back(kept, self.town.folder)
         paths = [word for name in names for word in ("-P", str(self.town.folder / name))]
         injection = ("-e", f"trace={START_CALLS}", "-e", f"inject={START_CALLS}:signal=KILL:when={number}")
@@ -225,16 +225,13 @@ class Trial:
         async with grpc.aio.insecure_channel(self.town.command.listen, options=CHANNEL_OPTIONS) as channel:
             request = _request("found-at-start")
             stub = CommandServiceStub(channel)
-            is_dead = False
-            try:
+            # A charge may be answered before the start has stored all it stores: its end in order is waited for, too.
+            with contextlib.suppress(DidNotStart):
                 await self.town.start_command()
-                is_dead = (await self.clients.ask(stub, request)).outcome != "ok"
-            except DidNotStart:
-                is_dead = True
-            finally:
-                if self.town.command.process is not None and self.town.command.process.returncode is None:
-                    await self.town.command.kill()
-                self.town.command.prefix = ()
+                await self.clients.ask(stub, request)
+            # strace passes the request on to the server only, and ends as the server did.
+            is_dead = await self.town.command.stop() == -signal.SIGKILL
+            self.town.command.prefix = ()
             await self.town.start_command()
             await self.clients.ask(stub, request, is_again=True)
         await self.town.command.stop()
