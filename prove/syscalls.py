@@ -181,7 +181,7 @@ class Trial:
                     places.remove(place)
                     continue
                 self.harness.tried += 1
-                self.harness.faults[f"killed at a call of {what}"] += 1
+                self.harness.faults["killed at a call of a charge"] += 1
                 say(f"system calls: killed at call {number} of thread {place}, {what}")
             number += 1
 
