@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import random
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,17 @@ from typing import Any
 # Far more than a start takes (well under a second), for a machine that is busy with other things.
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
+# Below what any system gives to a connection that goes out: while a server is dead, nobody is to be given its port.
+PORTS = range(20_000, 32_000)
+
+
+def _address() -> str:
+    """A free address that stays free from one start of a server to the next."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return f"127.0.0.1:{port}"
+    raise OSError(f"every port from {PORTS.start} to {PORTS.stop} is taken")
 
 
 class DidNotStart(Exception):
@@ -108,7 +121,7 @@ class Town:
     def __post_init__(self) -> None:
         self.bank = Server(
             "gateway_mock",
-            {"GATEWAY_MOCK_LISTEN": "127.0.0.1:0", "GATEWAY_MOCK_LEDGER": str(self.folder / "bank.db")},
+            {"GATEWAY_MOCK_LEDGER": str(self.folder / "bank.db")},
             self.folder / "bank.log",
         )
         self.command = Server("command_service", {}, self.folder / "command.log")
@@ -126,15 +139,15 @@ class Town:
 
     async def start_bank(self) -> None:
         """Start the bank; at another start, on the port it had."""
-        listen = self.bank.serving.get("listen", self.bank.environment["GATEWAY_MOCK_LISTEN"])
+        listen = self.bank.serving.get("listen", _address())
         await self.bank.start(GATEWAY_MOCK_LISTEN=listen)
 
     async def start_command(self, **more: str) -> None:
         """Start the command server; at another start, on the ports it had."""
         await self.command.start(
             **{
-                "COMMAND_LISTEN": self.command.serving.get("listen", "127.0.0.1:0"),
-                "COMMAND_FEED_LISTEN": self.command.serving.get("feed", "127.0.0.1:0"),
+                "COMMAND_LISTEN": self.command.serving.get("listen", _address()),
+                "COMMAND_FEED_LISTEN": self.command.serving.get("feed", _address()),
                 "COMMAND_JOURNAL": f"sqlite:///{self.journal}",
                 "COMMAND_BANK_URL": self.bank_url,
                 **more,
@@ -145,7 +158,7 @@ class Town:
         """Start the query server; at another start, on the port it had."""
         await self.query.start(
             **{
-                "QUERY_LISTEN": self.query.serving.get("listen", "127.0.0.1:0"),
+                "QUERY_LISTEN": self.query.serving.get("listen", _address()),
                 "QUERY_FEED": str(self.command.serving["feed"]),
                 "QUERY_VIEW": str(self.folder / "view.db"),
                 **more,

@@ -2,7 +2,7 @@
 
 Clients charge without pause. The command server is killed and started again, time after time; so is the query server, beside
 it, and now and then the bank. In the end every client has been told how its charge ended, and clients' histories, journal,
-bank and view must agree.
+bank and view must agree. It stops by itself when every fault has been tried often enough.
 """
 
 import asyncio
@@ -25,6 +25,16 @@ from prove.report import Harness, Say
 AT_ONCE = 24
 # Of a round: with so many kills its history stays small enough to be checked in a second.
 KILLS_A_ROUND = 25
+# Enough: every kind of kill so often, and so many charges.
+EACH_KILL = 50
+CHARGES = 20_000
+# Between a start and the kill: from at once, while the server recovers what the last kill left, to long at full work. Five
+# moments, each killed at often enough, are 250 kills, in which these make enough charges.
+CHARGES_BEFORE = (0, 1, 50, 100, 250)
+# Of each five kills of the command server, those that are followed by the bank's, whose two kinds are then often enough.
+BANK_AFTER = (1, 3)
+# Long enough for a reader to have begun, and short enough to have many kills in a round.
+QUERY_SECONDS = (0.5, 4.0)
 # At the end of a round: far more than every charge needs to come to rest, and the view to catch up.
 REST_SECONDS = 60.0
 # Longer than a server lives here: a call that meets this fault hangs until the kill.
@@ -42,17 +52,34 @@ _FAULTS = {
     MOMENTS[3]: ("execute", "hang_before"),
     MOMENTS[4]: ("execute", "hang_after"),
 }
+BANK_KILLS = ("stop_before", "stop_after")
+QUERY_KILLED = "query server killed"
 # A call that hangs is asked again soon: what hung, and was not killed, must not hold up the rest.
 SETTINGS = {"COMMAND_BANK_TIMEOUT_SECONDS": "2"}
+
+
+def command_killed(moment: str) -> str:
+    """The name of a kill in the table."""
+    return f"command server killed {moment}"
+
+
+def bank_killed(fault: str) -> str:
+    """The name of a kill in the table."""
+    return f"bank killed: {fault}"
+
+
+def is_enough(harness: Harness) -> bool:
+    """Whether every kind of kill, and the charges, have been tried often enough."""
+    kills = (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED)
+    return harness.faults["charges"] >= CHARGES and all(harness.faults[kill] >= EACH_KILL for kill in kills)
 
 
 async def _kill_command(
     town: Town, clients: Clients, referee: Referee, chance: random.Random, harness: Harness
 ) -> None:
     """Kill the command server at a moment, and start it again."""
-    moment = chance.choice(MOMENTS)
-    # From right after the start, when it recovers what the last kill left, to long at full work.
-    enough = clients.done + chance.choice((0, 1, 10, 100, 200))
+    moment = min(MOMENTS, key=lambda moment: (harness.faults[command_killed(moment)], chance.random()))
+    enough = clients.done + chance.choice(CHARGES_BEFORE)
     for _ in range(400):
         if clients.done >= enough:
             break
@@ -69,7 +96,7 @@ async def _kill_command(
     else:
         await asyncio.sleep(chance.choice((0.0, 0.02, 0.1)) * chance.random())
     await town.command.kill()
-    harness.faults[f"command server killed {moment}"] += 1
+    harness.faults[command_killed(moment)] += 1
     await referee.http.delete("/faults")
     await town.start_command(**SETTINGS)
 
@@ -77,19 +104,19 @@ async def _kill_command(
 async def _kill_query(town: Town, chance: random.Random, harness: Harness, stop: asyncio.Event) -> None:
     """Kill the query server at random moments, and start it again, until stopped."""
     while not stop.is_set():
-        await asyncio.sleep(chance.uniform(0.5, 5.0))
+        await asyncio.sleep(chance.uniform(*QUERY_SECONDS))
         await town.query.kill()
-        harness.faults["query server killed"] += 1
+        harness.faults[QUERY_KILLED] += 1
         await town.start_query()
 
 
 async def _kill_bank(town: Town, referee: Referee, chance: random.Random, harness: Harness) -> None:
     """Have the bank kill itself before or after it did a step."""
-    fault = chance.choice(("stop_before", "stop_after"))
+    fault = min(BANK_KILLS, key=lambda fault: (harness.faults[bank_killed(fault)], chance.random()))
     await referee.collect()
     await referee.order(on=chance.choice(("token", "execute")), fault=fault)
     await town.bank.ended()
-    harness.faults[f"bank killed: {fault}"] += 1
+    harness.faults[bank_killed(fault)] += 1
     await town.start_bank()
     referee.forgotten()
 
@@ -124,7 +151,7 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
                     break
                 await _kill_command(town, clients, referee, chance, harness)
                 harness.tried += 1
-                if number % 8 == 4:
+                if number % 5 in BANK_AFTER:
                     await _kill_bank(town, referee, chance, harness)
             stop.set()
             query_stop.set()
@@ -156,10 +183,10 @@ async def _stop(server: Server, harness: Harness, where: str) -> None:
 
 
 async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
-    """Kill until the time is used up."""
+    """Kill until it is enough, or the time is used up."""
     harness = Harness("kill -9", "kills of the command server")
     began = time.monotonic()
-    while time.monotonic() - began < seconds:
+    while time.monotonic() - began < seconds and not is_enough(harness):
         with tempfile.TemporaryDirectory(prefix="prove-") as folder:
             await a_round(Path(folder), seed, KILLS_A_ROUND, began + seconds, harness)
         say(

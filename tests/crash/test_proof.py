@@ -105,6 +105,18 @@ async def test_servers_killed_under_load_leave_histories_that_agree(tmp_path: Pa
     assert harness.faults["charges"] > 0
 
 
+def test_killing_is_enough_when_every_kill_had_its_fifty_and_the_charges_are_made() -> None:
+    """One kind that is rarer, or a charge too few, and it goes on."""
+    kinds = [kills.QUERY_KILLED, *map(kills.command_killed, kills.MOMENTS), *map(kills.bank_killed, kills.BANK_KILLS)]
+    harness = a_harness()
+    harness.faults.update(dict.fromkeys(kinds, 50), charges=20_000)
+    assert kills.is_enough(harness)
+    for kind in [*kinds, "charges"]:
+        harness.faults[kind] -= 1
+        assert not kills.is_enough(harness), kind
+        harness.faults[kind] += 1
+
+
 def test_a_recording_is_read_in_the_order_in_which_its_calls_began_and_ended() -> None:
     """A sync that another thread's write overlaps is over after it."""
     lines = [
@@ -149,6 +161,8 @@ async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_pat
         harness = a_harness()
         trial = syscalls.Trial(town, clients.Clients(random.Random(0), "syscall"), clients.Referee(http), harness)
         for number in (1, 7):
-            assert await trial.die_in_charge(1, syscalls.CHARGE_CALLS, number)
+            assert await trial.die_in_charge(1, number)
+        # The pool, which is several threads, has no such call.
+        assert not await trial.die_in_charge(-1, 10_000)
         await trial.reckon("test")
     assert harness.violations == []
