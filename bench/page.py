@@ -1,6 +1,6 @@
-"""Fill docs/benchmark.md from build/bench.json, and draw its plots: python -m bench.page
+"""Fill docs/benchmark.md from build/bench.json, draw its plots, and show one in the README: python -m bench.page
 
-Only what stands between the two marks is replaced; no figure of the page is written by hand.
+Only what stands between the two marks is replaced; no figure of these pages is written by hand.
 """
 
 import json
@@ -12,18 +12,19 @@ from bench import plots
 from bench.results import BUILD
 from bench.targets import shown
 
-PAGE = Path("docs/benchmark.md")
+PAGE, README = Path("docs/benchmark.md"), Path("README.md")
 BEGIN, END = "<!-- figures: python -m bench.page -->", "<!-- end of figures -->"
 
 
-def fill(text: str, found: Mapping[str, Any]) -> str:
-    """The page's text with the figures that were found."""
+def fill(text: str, content: str) -> str:
+    """A page's text with new content between its marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{_figures(found)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{content}\n\n{END}{after}"
 
 
-def _figures(found: Mapping[str, Any]) -> str:
+def figures(found: Mapping[str, Any]) -> str:
+    """The tables of bench.json."""
     machine = found["machine"]
     about = (
         f"Commit `{found['commit']}`, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, "
@@ -49,10 +50,14 @@ def _figures(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write the page and its plots."""
+    """Write the pages and the plots."""
     found = json.loads((BUILD / "bench.json").read_text())
-    PAGE.write_text(fill(PAGE.read_text(), found))
-    for path in (PAGE, *plots.draw(PAGE.parent, found)):
+    drawn = plots.draw(PAGE.parent, found)
+    pictures = [f"![{path.stem}]({path.relative_to(PAGE.parent)})" for path in drawn]
+    PAGE.write_text(fill(PAGE.read_text(), "\n\n".join([figures(found), *pictures])))
+    latency = PAGE.parent / plots.LATENCY
+    README.write_text(fill(README.read_text(), f"![latency and rate of each service]({latency})"))
+    for path in (PAGE, README, *drawn):
         print(path)
 
 

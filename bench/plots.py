@@ -13,6 +13,7 @@ from typing import Any
 
 from bench import sites
 
+LATENCY = "benchmark-latency.svg"
 # Told apart without colour too: by their order in the legend and their marks.
 COLOURS = {
     sites.PRODUCT: "#0b6e4f",
@@ -43,12 +44,12 @@ def draw(folder: Path, found: Mapping[str, Any]) -> list[Path]:
     )
     paths = []
     for name, part, plot in (
-        ("latency", "services", _latency),
-        ("cpu", "cpu_ms_by_process", _cpu),
-        ("growth", "growth", _growth),
+        (LATENCY, "services", _latency),
+        ("benchmark-cpu.svg", "cpu_ms_by_process", _cpu),
+        ("benchmark-growth.svg", "growth", _growth),
     ):
         if part in found:
-            paths.append(folder / f"benchmark-{name}.svg")
+            paths.append(folder / name)
             plot(paths[-1], found[part])
     return paths
 
