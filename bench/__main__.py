@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -69,6 +70,8 @@ def main() -> int:
     parser.add_argument("--in-flight", nargs="+", type=int, default=list(IN_FLIGHT))
     parser.add_argument("--rounds", type=int)
     chosen = parser.parse_args()
+    # Ended from outside, it ends its servers first, as at Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     size = QUICK if chosen.quick else FULL
     size = Size(chosen.rounds or size.rounds, size.seconds, size.warmup_seconds)
     # A small run leaves PostgreSQL out: its servers take longer to start than everything else.

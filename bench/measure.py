@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench import sites
+from bench.load import LONGEST_WINDOW
 from bench.machine import Cost, cost, load_average
 
 PEAK_IN_FLIGHT = 128
@@ -70,7 +71,7 @@ async def measure(
     measurements = []
     try:
         for number in in_flight:
-            patience = size.seconds + size.warmup_seconds + PATIENCE_SECONDS
+            patience = size.seconds * LONGEST_WINDOW + size.warmup_seconds + PATIENCE_SECONDS
             await asyncio.wait_for(generator.stdout.readline(), patience)
             begun = {process: cost(pid) for process, pid in pids.items()}
             result = json.loads(await asyncio.wait_for(generator.stdout.readline(), patience))
