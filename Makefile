@@ -48,8 +48,8 @@ build/bench-venv/installed: bench/requirements.txt
 	@build/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-bench: install build/bench-venv/installed ## measure against the peers (QUICK=1: within a minute); RUN=growth and others: see bench/run.py
-	@build/bench-venv/bin/python -m bench.run $(RUN)
+bench: install build/bench-venv/installed ## measure against the peers (QUICK=1: in about a minute; ONLY=rebuild: a part); see docs/benchmark.md
+	@build/bench-venv/bin/python -m bench $(if $(ONLY),--only $(ONLY))
 
 lint: install ## check style, types, the contract and who imports whom
 	@$(BIN)/ruff check .

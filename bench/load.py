@@ -1,8 +1,9 @@
 """The load generator: charges with keys of their own, over several connections: python -m bench.load --help
 
 * Closed loop: so many charges in flight, the next begins when one ends. This tells capacity.
-* Open loop: so many charges begin each second, whether or not the server keeps up. Latency counts from the moment at which a
-  charge was due, so that a slow server cannot hide behind a generator that waits for it.
+* Open loop: so many charges begin each second, in steps of a rate and its seconds, whether or not the server keeps up. Latency
+  counts from the moment at which a charge was due, so that a slow server cannot hide behind a generator that waits for it.
+  What the generator itself is more than a second late with is not sent, and counts as `unsent`.
 
 It says `begin` and `end` on standard output, each a JSON line, when the measured time begins and ends, so that the driver can
 read clocks at those moments; `end` brings the results. Requests are made of bytes beforehand and answers are looked at only
@@ -12,11 +13,13 @@ for their status: it competes with what it measures, so it must be cheap.
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import time
 from array import array
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -35,6 +38,9 @@ CALLS_A_CHANNEL = 500
 USERS = 1_000
 # What an open loop may have under way: a bound for the generator's own memory. What is over it counts as `unsent`.
 MOST_UNDER_WAY = 50_000
+# Beyond it an open loop would measure its own want of CPU time, not the server.
+MOST_LATE_SECONDS = 1.0
+SENDS_A_TURN = 16
 CALL_SECONDS = 60.0
 # After the measured time: slow services get this long to end what is under way, before the next measurement.
 LAST_CALLS_SECONDS = 3.0
@@ -48,31 +54,62 @@ class Order:
 
     target: str
     in_flight: int  # of a closed loop
-    rate: float  # of an open loop; 0 is a closed one
+    steps: Sequence["Step"]  # of an open loop; none is a closed one
     seconds: float
     warmup_seconds: float
     obey_retry_info: bool
     call_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of an open loop."""
+
+    rate: float
+    seconds: float
+
+
+def step(text: str) -> Step:
+    """RATE:SECONDS"""
+    rate, _, seconds = text.partition(":")
+    return Step(float(rate), float(seconds))
+
+
+def schedule(steps: Sequence[Step]) -> Iterator[float]:
+    """When each charge of an open loop is due, in seconds from its beginning."""
+    begin = 0.0
+    for each in steps:
+        for number in range(round(each.rate * each.seconds)):
+            yield begin + number / each.rate
+        begin += each.seconds
+
+
 @dataclass(slots=True)
 class Tally:
-    """What happened in the measured time."""
+    """What happened in the measured time. A charge belongs to the second in which it was due."""
 
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     errors: Counter[str] = field(default_factory=Counter)
-    sources: Counter[int] = field(default_factory=Counter)
-    by_second: Counter[int] = field(default_factory=Counter)
-    worst_by_second: dict[int, float] = field(default_factory=dict)
+    by_second: "dict[int, array[float]]" = field(default_factory=dict)
+    sent: int = 0
     refusals: int = 0
     unsent: int = 0
+
+    def add(self, second: int, latency: float) -> None:
+        """Count a charge."""
+        self.latencies.append(latency)
+        if (same := self.by_second.get(second)) is None:
+            same = self.by_second[second] = array("d")
+        same.append(latency)
 
 
 class Generator:
     """Makes the load that an order describes."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """`sleep` is what a refused client waits by."""
         self._order = order
+        self._sleep = sleep
         count = max(CHANNELS, -(-order.in_flight // CALLS_A_CHANNEL))
         # Without a pool of its own each, channels to one address share one connection.
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -87,7 +124,7 @@ class Generator:
         """Warm up, measure, tell the results, and let what is under way end."""
         await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
         self._until = time.perf_counter() + self._order.warmup_seconds + self._order.seconds * LONGEST_WINDOW
-        if self._order.rate:
+        if self._order.steps:
             loops = [asyncio.create_task(self._open_loop())]
         else:
             loops = [asyncio.create_task(self._closed_loop()) for _ in range(self._order.in_flight)]
@@ -96,12 +133,17 @@ class Generator:
         print(json.dumps({"event": "begin"}), flush=True)
         await asyncio.sleep(self._order.seconds)
         # In a slow service all charges in flight move in step: a window that saw none of them end tells nothing.
-        enough = 1 if self._order.rate else self._order.in_flight
+        enough = 1 if self._order.steps else self._order.in_flight
         while len(self._tally.latencies) < enough and time.perf_counter() < self._until:  # noqa: ASYNC110  # an event costs each charge
             await asyncio.sleep(0.05)
-        seconds, tally, self._tally = time.perf_counter() - self._begun, self._tally, Tally()
+        seconds = time.perf_counter() - self._begun
+        if self._order.steps:
+            # What was due in the measured time counts however late it ends: leaving it out would flatter a slow server.
+            self._until = 0.0
+            await asyncio.wait(loops, timeout=LAST_CALLS_SECONDS)
+        tally, self._tally = self._tally, Tally()
         self._until = 0.0
-        print(json.dumps({"event": "end", **_results(tally, seconds)}), flush=True)
+        print(json.dumps({"event": "end", **results(tally, seconds)}), flush=True)
         _, left = await asyncio.wait(loops, timeout=LAST_CALLS_SECONDS)
         for loop in left:
             loop.cancel()
@@ -113,47 +155,53 @@ class Generator:
             await self._charge(time.perf_counter())
 
     async def _open_loop(self) -> None:
-        pause, due, under_way = 1 / self._order.rate, time.perf_counter(), set[asyncio.Task[None]]()
-        while time.perf_counter() < self._until:
-            while due <= time.perf_counter():
-                if len(under_way) < MOST_UNDER_WAY:
-                    task = asyncio.create_task(self._charge(due))
-                    under_way.add(task)
-                    task.add_done_callback(under_way.discard)
-                else:
-                    self._tally.unsent += 1
-                due += pause
-            await asyncio.sleep(0.001)
+        """The steps, the first of which begins early by the time to warm up."""
+        first, *more = self._order.steps
+        steps = [Step(first.rate, first.seconds + self._order.warmup_seconds), *more]
+        begun, under_way = time.perf_counter(), set[asyncio.Task[None]]()
+        for number, offset in enumerate(schedule(steps)):
+            due = begun + offset
+            while due > (now := time.perf_counter()) < self._until:  # noqa: ASYNC110  # time itself is waited for
+                await asyncio.sleep(0.001)
+            if now >= self._until:
+                break
+            if now - due > MOST_LATE_SECONDS or len(under_way) >= MOST_UNDER_WAY:
+                self._tally.unsent += 1
+                continue
+            task = asyncio.create_task(self._charge(due))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            if number % SENDS_A_TURN == 0:  # or one that is late would never let an answer in
+                await asyncio.sleep(0)
         if under_way:
             await asyncio.wait(under_way)
 
     async def _charge(self, due: float) -> None:
         """One charge, to its end: asked again with the same key as often as the server says when."""
         self._number += 1
+        self._tally.sent += 1
         number = self._number
         request, call = self._request(number), self._calls[number % len(self._calls)]
         while True:
             try:
                 response = ChargeResponse.FromString(await call(request, timeout=self._order.call_seconds))
             except grpc.aio.AioRpcError as error:
-                retry_seconds, reason = _retry(error)
+                retry_seconds, reason = advice(error)
                 if self._order.obey_retry_info and retry_seconds is not None:
                     self._tally.refusals += 1
-                    await asyncio.sleep(retry_seconds * random.uniform(1.0, 1.5))
+                    await self._sleep(retry_seconds * random.uniform(1.0, 1.5))
                     due = time.perf_counter()
                     continue
                 self._tally.errors[reason] += 1
                 return
             break
         now = time.perf_counter()
+        if self._order.steps and due < self._begun:
+            return
         if response.status != ChargeStatus.CHARGE_STATUS_CHARGED:
             self._tally.errors[ChargeStatus.Name(response.status)] += 1
             return
-        second = int(now - self._begun)
-        self._tally.latencies.append(now - due)
-        self._tally.by_second[second] += 1
-        self._tally.worst_by_second[second] = max(self._tally.worst_by_second.get(second, 0.0), now - due)
-        self._tally.sources[response.outcome_source] += 1
+        self._tally.add(max(0, int(due - self._begun)), now - due)
 
     def _request(self, number: int) -> bytes:
         return ChargeRequest(
@@ -169,21 +217,24 @@ def _unchanged(serialised: bytes) -> bytes:
     return serialised
 
 
-def _retry(error: grpc.aio.AioRpcError) -> tuple[float | None, str]:
+def advice(error: grpc.aio.AioRpcError) -> tuple[float | None, str]:
     """When the server says that a retry helps, and the reason that it gives."""
-    reason, retry_seconds = error.code().name, None
+    reason, retry_seconds, has_reason = error.code().name, None, False
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             for packed in status_pb2.Status.FromString(value).details:
                 info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
                 if packed.Unpack(info):
-                    reason += f" {info.reason}"
+                    reason, has_reason = f"{reason} {info.reason}", True
                 elif packed.Unpack(retry):
                     retry_seconds = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-    return retry_seconds, reason
+    # What has no reason of the service's own is the transport's, and says why in its text.
+    return retry_seconds, reason if has_reason else f"{reason}: {(error.details() or '')[:80]}"
 
 
-def _results(tally: Tally, seconds: float) -> dict[str, object]:
+def results(tally: Tally, seconds: float) -> dict[str, object]:
+    """What a tally comes to, for the driver."""
+    each = [sorted(tally.by_second.get(second, ())) for second in range(round(seconds))]
     latencies = sorted(tally.latencies)
     return {
         "seconds": seconds,
@@ -194,18 +245,18 @@ def _results(tally: Tally, seconds: float) -> dict[str, object]:
         "p999_ms": quantile(latencies, 0.999) * 1000,
         "max_ms": (latencies[-1] if latencies else 0.0) * 1000,
         "errors": dict(tally.errors),
+        "sent": tally.sent,
         "refusals": tally.refusals,
         "unsent": tally.unsent,
-        "by_second": [tally.by_second[second] for second in range(round(seconds))],
-        "worst_ms_by_second": [
-            round(tally.worst_by_second.get(second, 0.0) * 1000, 1) for second in range(round(seconds))
-        ],
+        "by_second": [len(second) for second in each],
+        "p99_ms_by_second": [round(quantile(second, 0.99) * 1000, 1) for second in each],
     }
 
 
 def quantile(ordered: list[float], share: float) -> float:
     """The value that a share of the ordered values do not exceed; 0 if there are none."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+    # Rounded first: 0.07 * 100 is a little more than 7.
+    return ordered[max(0, math.ceil(round(len(ordered) * share, 6)) - 1)] if ordered else 0.0
 
 
 def main() -> None:
@@ -213,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.load", description="Makes charges and measures them.")
     parser.add_argument("target", help="host:port of a server of charging.v1.CommandService")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[16], help="closed loops: charges at once, in turn")
-    parser.add_argument("--rate", type=float, default=0.0, help="open loop: charges a second; 0 is a closed loop")
+    parser.add_argument("--steps", type=step, nargs="+", default=[], metavar="RATE:SECONDS", help="an open loop")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time, of each loop")
     parser.add_argument("--warmup-seconds", type=float, default=0.5)
     parser.add_argument("--call-seconds", type=float, default=CALL_SECONDS, help="deadline of a call")
@@ -225,7 +276,7 @@ def main() -> None:
             order = Order(
                 chosen.target,
                 in_flight,
-                chosen.rate,
+                chosen.steps,
                 chosen.seconds,
                 chosen.warmup_seconds,
                 chosen.obey_retry_info,

@@ -24,7 +24,7 @@ from types import FrameType
 import uvloop
 
 from bench import sites
-from bench.run import Size, measure
+from bench.measure import Size, measure
 from chassis import settings, telemetry
 from command_service.__main__ import serve
 from command_service.settings import Settings

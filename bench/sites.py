@@ -18,6 +18,7 @@ TUTORIAL = "tutorial"
 DBOS_SQLITE, DBOS_POSTGRES = "dbos-sqlite", "dbos-postgres"
 SOURCED_SQLITE, SOURCED_POSTGRES = "eventsourcing-sqlite", "eventsourcing-postgres"
 ALL = (PRODUCT, ECHO, TUTORIAL, DBOS_SQLITE, DBOS_POSTGRES, SOURCED_SQLITE, SOURCED_POSTGRES)
+ON_POSTGRES = (DBOS_POSTGRES, SOURCED_POSTGRES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,125 @@
+"""What makes the product fast and can be counted instead of timed: commits a charge, and reads of the journal a record.
+
+The whole product in this process, from the settings to its real ports, a real journal and a bank of this package beside it.
+Only the two calls that are counted are looked at: SQLite tells the statements of the writing connection, and the journal's own
+`read_after` is passed through a counter.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import structlog.testing
+
+from bench.bank import Connection, Ledger
+from charging.v1.command_pb2 import ChargeRequest
+from charging.v1.command_pb2_grpc import CommandServiceStub
+from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from charging.v1.journal_pb2 import SubscribeRequest
+from charging.v1.journal_pb2_grpc import JournalServiceStub
+from chassis import settings
+from command_service.__main__ import Running, serve
+from command_service.journal import Place, Record
+from command_service.settings import Settings
+
+RECORDS_A_CHARGE = 3
+CALL_SECONDS = 30.0
+READERS_A_CHANNEL = 25
+
+
+@asynccontextmanager
+async def _product(folder: Path) -> AsyncIterator[Running]:
+    """The product and its bank, in this process."""
+    loop = asyncio.get_running_loop()
+    bank = await loop.create_server(partial(Connection, Ledger(), 0.0), "127.0.0.1", 0)
+    environment = {
+        "COMMAND_LISTEN": "127.0.0.1:0",
+        "COMMAND_FEED_LISTEN": "127.0.0.1:0",
+        "COMMAND_JOURNAL": f"sqlite:///{folder / 'journal.db'}",
+        "COMMAND_BANK_URL": f"http://127.0.0.1:{bank.sockets[0].getsockname()[1]}",
+        "COMMAND_DRAIN_SECONDS": "1",
+    }
+    try:
+        with structlog.testing.capture_logs():  # a line a charge is for nobody here
+            async with serve(settings.read(Settings, environment)) as running:
+                yield running
+    finally:
+        bank.close()
+        await bank.wait_closed()
+
+
+async def _charge_all(running: Running, *, charges: int, in_flight: int) -> None:
+    """So many charges, so many at once. All must be charged."""
+    numbers = iter(range(charges))
+    async with grpc.aio.insecure_channel(str(running.listen)) as channel:
+        charge = CommandServiceStub(channel).Charge
+
+        async def client() -> None:
+            for number in numbers:
+                request = ChargeRequest(
+                    idempotency_key=f"counted:{number}",
+                    user_id="alice",
+                    card=Card(token="tok_visa"),  # noqa: S106  # a card's token is no password
+                    amount=Money(minor_units=1250, currency_code="EUR"),
+                )
+                answer = await charge(request, timeout=CALL_SECONDS)
+                assert answer.status == ChargeStatus.CHARGE_STATUS_CHARGED
+
+        await asyncio.gather(*[client() for _ in range(in_flight)])
+
+
+async def commits_a_charge(folder: Path, *, charges: int, in_flight: int) -> float:
+    """How many commits of the journal a charge takes with so many in flight."""
+    statements: list[str] = []
+    async with _product(folder) as running:
+        writer = running.journal._writer
+        await writer.run(partial(_trace, statements))
+        await _charge_all(running, charges=charges, in_flight=in_flight)
+        assert running.journal.head.position == charges * RECORDS_A_CHARGE
+    return sum(statement == "COMMIT" for statement in statements) / charges
+
+
+def _trace(statements: list[str], connection: sqlite3.Connection) -> None:
+    connection.set_trace_callback(statements.append)
+
+
+async def reads_a_record(folder: Path, *, readers: int, charges: int) -> float:
+    """How many times a record is read and encoded for so many live readers, each of which gets all of them."""
+    handed_out = 0
+    async with _product(folder) as running:
+        read_after = running.journal.read_after
+
+        async def counting(place: Place) -> Sequence[Record]:
+            nonlocal handed_out
+            records = await read_after(place)
+            handed_out += len(records)
+            return records
+
+        running.journal.read_after = counting  # type: ignore[method-assign]  # the counter that this file is about
+        channels = [
+            grpc.aio.insecure_channel(str(running.feed_listen), options=[("grpc.use_local_subchannel_pool", 1)])
+            for _ in range(-(-readers // READERS_A_CHANNEL))
+        ]
+        records = charges * RECORDS_A_CHARGE
+        live = [asyncio.Event() for _ in range(readers)]
+
+        async def read(number: int) -> None:
+            stub = JournalServiceStub(channels[number % len(channels)])
+            async for message in stub.Subscribe(SubscribeRequest()):
+                if message.HasField("caught_up"):
+                    live[number].set()
+                elif message.batch.records and message.batch.records[-1].position == records:
+                    return
+
+        reading = [asyncio.create_task(read(number)) for number in range(readers)]
+        await asyncio.gather(*[event.wait() for event in live])
+        await _charge_all(running, charges=charges, in_flight=16)
+        await asyncio.gather(*reading)
+        for channel in channels:
+            await channel.close()
+    return handed_out / records

@@ -1,0 +1,107 @@
+"""What was aimed at, as rules over the content of bench.json, and which of it was met."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Verdict(Enum):
+    """How a target came out."""
+
+    MET = "met"
+    MISSED = "missed"
+    UNMEASURED = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A figure and its bound."""
+
+    what: str
+    place: tuple[str, ...]
+    """Where the figure stands in bench.json."""
+    bound: float
+    at_least: bool = False
+    """The bound is a lower one."""
+    unit: str = ""
+
+    @property
+    def wanted(self) -> str:
+        """The bound for people."""
+        return f"{'at least' if self.at_least else 'at most'} {self.bound:,g}{self.unit}"
+
+    def judge(self, found: Mapping[str, Any]) -> tuple[float | None, Verdict]:
+        """The figure, if it was measured, and the verdict."""
+        value: Any = found
+        for name in self.place:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is None:
+            return None, Verdict.UNMEASURED
+        is_met = value >= self.bound if self.at_least else value <= self.bound
+        return float(value), Verdict.MET if is_met else Verdict.MISSED
+
+
+def _rate(other: str, in_flight: int, bound: float) -> Target:
+    place = ("ratios", f"rate against {other}", str(in_flight))
+    return Target(f"charges/s against {other}, {in_flight} in flight", place, bound, at_least=True, unit=" times")
+
+
+_CPU_AGAINST_ECHO = ("ratios", "cpu_ms against echo", "128")
+
+TARGETS: Sequence[Target] = (
+    _rate("dbos-sqlite", 16, 30),
+    _rate("dbos-sqlite", 128, 30),
+    _rate("dbos-postgres", 16, 30),
+    _rate("dbos-postgres", 128, 30),
+    _rate("eventsourcing-sqlite", 1, 1.5),
+    _rate("eventsourcing-sqlite", 16, 6),
+    _rate("eventsourcing-sqlite", 128, 6),
+    _rate("tutorial", 16, 6),
+    _rate("tutorial", 128, 12),
+    Target("CPU a charge against the echo server's a call, 128 in flight", _CPU_AGAINST_ECHO, 2.7, unit=" times"),
+    Target("the same, stretched", _CPU_AGAINST_ECHO, 2.2, unit=" times"),
+    Target("1,000 in flight, bank of 100 ms: errors", ("many", "errors"), 0),
+    Target("... share of the rate at 128 without delay", ("many", "share_of_rate"), 0.85, at_least=True),
+    Target("... memory a charge held", ("many", "kb_a_charge_held"), 35, unit=" KB"),
+    Target("latency added to the bank's, half of peak load, p99", ("latency", "added_p99_ms"), 10, unit=" ms"),
+    Target("CPU a charge, 5 million records against 10 thousand", ("growth", "cpu_ratio"), 1.15, unit=" times"),
+    Target("bytes on disk a record beyond its event's own", ("growth", "bytes_beyond_event"), 110),
+    Target("rebuild of a view, records/s", ("rebuild", "records_a_second"), 100_000, at_least=True),
+    Target("live lag of the view, half of peak load, p99", ("latency", "view_lag_p99_ms"), 50, unit=" ms"),
+    # Read and encoded in one place, so that counting the reads counts both. One for all is 1, one each would be 100; a reader
+    # that falls eight batches behind the others reads again, which is allowed for.
+    Target("100 live readers: times that a record is read and encoded", ("readers", "reads_a_record"), 2),
+    Target("start, 1 million records, 10,000 unfinished: serving", ("start", "serving_after_seconds"), 2, unit=" s"),
+    Target("... all finished", ("start", "finished_after_seconds"), 30, unit=" s"),
+    Target(
+        "closed loop at 5 times the limit: goodput, share of peak", ("overload", "share_of_peak"), 0.9, at_least=True
+    ),
+    # Bounded: it stops growing, here between the middle third of the time and the last.
+    Target("open loop at 5 times capacity: growth of memory", ("burst", "memory_growth"), 1.1, unit=" times"),
+    # As many calls as the server takes at once, at the rate at which it ends them, take so long each (Little's law); twice that
+    # leaves room for what is not even.
+    Target("... p99 of what is accepted, against the limit of calls / peak", ("burst", "p99_share"), 2, unit=" times"),
+    Target("... back to normal after", ("burst", "back_to_normal_seconds"), 5, unit=" s"),
+)
+
+
+def verdicts(found: Mapping[str, Any]) -> list[dict[str, object]]:
+    """All targets with what came of them, as they stand in bench.json."""
+    lines: list[dict[str, object]] = []
+    for target in TARGETS:
+        value, verdict = target.judge(found)
+        lines.append({"what": target.what, "value": value, "wanted": target.wanted, "verdict": verdict.value})
+    return lines
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The verdicts for a terminal."""
+    return "\n".join(
+        f"  {line['what']:<66}{shown(line['value']):>10}   {line['wanted']:<22}{line['verdict']}" for line in lines
+    )
+
+
+def shown(value: float | None) -> str:
+    """A figure for people."""
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"

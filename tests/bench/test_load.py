@@ -1,0 +1,160 @@
+"""The load generator: what it counts, when charges are due, and how it treats a server that refuses."""
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.load import Generator, Order, Step, Tally, quantile, results, schedule, step
+from tests.service.command_world import World, a_request, a_world, until
+
+HOLD: dict[str, Any] = {
+    "fault": "in_progress",
+    "retry_after": "0",
+    "times": 1_000_000,
+}  # Until there is no more trouble.
+
+
+class HeldUp(Generator):
+    """A generator that every charge holds up for longer than the pause between two."""
+
+    dues: list[float]
+
+    async def _charge(self, due: float) -> None:
+        time.sleep(0.002)  # noqa: ASYNC251  # it is the loop that has to be held up
+        self.dues.append(due)
+
+
+def an_order(world: World, *, in_flight: int = 1, steps: tuple[Step, ...] = (), obey: bool = False) -> Order:
+    return Order(
+        str(world.running.listen),
+        in_flight,
+        steps,
+        seconds=0.2,
+        warmup_seconds=0.0,
+        obey_retry_info=obey,
+        call_seconds=20.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "value"),
+    [(100, 0.5, 50), (100, 0.99, 99), (100, 1.0, 100), (1_000, 0.999, 999), (3, 0.99, 3), (1, 0.5, 1), (100, 0.07, 7)],
+)
+def test_a_quantile_is_the_smallest_value_that_the_share_does_not_exceed(count: int, share: float, value: int) -> None:
+    """By nearest rank: always a value that was measured."""
+    assert quantile([float(each) for each in range(1, count + 1)], share) == value
+
+
+def test_of_nothing_every_quantile_is_zero() -> None:
+    """A service that answered nothing has no latency to tell, and the driver goes on."""
+    assert quantile([], 0.99) == 0.0
+
+
+def test_a_schedule_says_when_each_charge_is_due_step_after_step() -> None:
+    """Independent of when anything was sent or answered."""
+    steps = [step("4:1"), step("10:0.5"), step("2:1")]
+    assert list(schedule(steps)) == pytest.approx([0, 0.25, 0.5, 0.75, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.0])
+
+
+def test_results_tell_rates_latencies_and_seconds() -> None:
+    """In milliseconds, and a charge belongs to the second in which it was due."""
+    tally = Tally(sent=5, refusals=2, unsent=1)
+    for second, latency in ((0, 0.010), (0, 0.020), (2, 0.030), (2, 0.500)):
+        tally.add(second, latency)
+    tally.errors["UNAVAILABLE"] += 1
+    told = results(tally, 4.0)
+    assert (told["charges"], told["rate"], told["p50_ms"], told["p99_ms"], told["max_ms"]) == (
+        4,
+        1.0,
+        20.0,
+        500.0,
+        500.0,
+    )
+    assert (told["sent"], told["refusals"], told["unsent"], told["errors"]) == (5, 2, 1, {"UNAVAILABLE": 1})
+    assert (told["by_second"], told["p99_ms_by_second"]) == ([2, 0, 2, 0], [20.0, 0.0, 500.0, 0.0])
+
+
+async def test_latency_in_an_open_loop_counts_from_the_moment_at_which_a_charge_was_due(tmp_path: Path) -> None:
+    """Not from when it was sent: a generator that is held up hides nothing."""
+    async with a_world(tmp_path) as world:
+        generator = Generator(an_order(world, steps=(Step(10.0, 0.2),)))
+        loop = asyncio.get_running_loop()
+        due = loop.time() - 3_600.0
+        generator._begun = due
+        await generator._charge(due)
+        assert list(generator._tally.latencies) == pytest.approx([3_600.0], abs=100.0)
+        assert list(generator._tally.by_second) == [0]
+        for channel in generator._channels:
+            await channel.close()
+
+
+async def test_an_open_loop_keeps_to_its_schedule_however_late_it_is(tmp_path: Path) -> None:
+    """A charge is due when it is due: being late with one moves none of those after it."""
+    async with a_world(tmp_path) as world:
+        generator = HeldUp(an_order(world, steps=(Step(1_000.0, 0.1), Step(500.0, 0.1))))
+        generator.dues = []
+        generator._until = time.perf_counter() + 3_600.0
+        await generator._open_loop()
+        for channel in generator._channels:
+            await channel.close()
+    pauses = [after - before for before, after in itertools.pairwise(sorted(generator.dues))]
+    assert pauses == pytest.approx([0.001] * 100 + [0.002] * 49)
+
+
+async def test_a_refused_client_waits_as_long_as_the_server_says_and_asks_again_with_the_same_key(
+    tmp_path: Path,
+) -> None:
+    """Which is what RetryInfo is for; each refusal is counted, and none is an error."""
+    waits: list[float] = []
+    async with a_world(tmp_path, COMMAND_MAX_CALLS="1") as world:
+        await world.trouble("token", **HOLD)
+        held = asyncio.ensure_future(world.charge(a_request()))
+        await until(lambda: world.running.runner.unfinished)
+
+        async def wait(seconds: float) -> None:
+            waits.append(seconds)
+            await world.referee.no_more_trouble()
+            await held
+
+        generator = Generator(an_order(world, obey=True), sleep=wait)
+        await generator._charge(0.0)
+        assert len(waits) == generator._tally.refusals == 1
+        assert 0.5 <= waits[0] <= 0.75
+        assert not generator._tally.errors
+        assert len(generator._tally.latencies) == 1
+        assert len(await world.referee.movements()) == 2
+        for channel in generator._channels:
+            await channel.close()
+
+
+async def test_a_refused_client_that_does_not_obey_counts_an_error_by_its_reason(tmp_path: Path) -> None:
+    """As the service itself calls it."""
+    async with a_world(tmp_path, COMMAND_MAX_CALLS="1") as world:
+        await world.trouble("token", **HOLD)
+        held = asyncio.ensure_future(world.charge(a_request()))
+        await until(lambda: world.running.runner.unfinished)
+        generator = Generator(an_order(world))
+        await generator._charge(0.0)
+        assert dict(generator._tally.errors) == {"RESOURCE_EXHAUSTED TOO_MANY_CALLS": 1}
+        assert not generator._tally.latencies
+        await world.referee.no_more_trouble()
+        await held
+        for channel in generator._channels:
+            await channel.close()
+
+
+async def test_a_closed_loop_makes_charges_and_says_begin_and_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole generator against the whole product: every charge it counts has moved money once."""
+    async with a_world(tmp_path) as world:
+        await Generator(an_order(world, in_flight=4)).run()
+        moved = await world.referee.movements()
+    begin, end = [line for line in capsys.readouterr().out.splitlines() if line.startswith('{"event"')]
+    assert '"begin"' in begin
+    assert '"errors": {}' in end
+    assert len(moved) >= 4
