@@ -43,7 +43,7 @@ def test_the_seeds_that_once_failed_hold() -> None:
 
 def test_a_seed_repeats_exactly_in_another_process_with_another_hash_seed() -> None:
     """The digest is of every step with its time: nothing but the seed decides."""
-    code = "from prove.simulate import *; print(*(tell(plan_of(seed)).digest for seed in range(40, 46)))"
+    code = "from prove.simulate import *; print(*(tell(plan_of(seed)).digest() for seed in range(40, 46)))"
     digests = [
         subprocess.run(
             [sys.executable, "-c", code],
@@ -54,7 +54,7 @@ def test_a_seed_repeats_exactly_in_another_process_with_another_hash_seed() -> N
         ).stdout.split()
         for hash_seed in ("1", "2")
     ]
-    assert digests[0] == digests[1] == [tell(plan_of(seed)).digest for seed in range(40, 46)]
+    assert digests[0] == digests[1] == [tell(plan_of(seed)).digest() for seed in range(40, 46)]
     assert len(set(digests[0])) == 6
 
 
