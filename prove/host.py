@@ -6,7 +6,6 @@ Each is only the shape of something real, as the product's code sees it from ins
 import asyncio
 import contextvars
 import os
-import random
 import sqlite3
 from collections import deque
 from collections.abc import Coroutine
@@ -60,12 +59,13 @@ class Process:
     feed_service: Any = None
     waiting: Any = None
 
-    def tick(self) -> None:
-        """One more callback. At the chosen one the process is killed."""
+    def tick(self) -> bool:
+        """One more callback. At the chosen one the process is killed. Says whether it lives."""
         if self.ticks_left:
             self.ticks_left -= 1
             if not self.ticks_left:
                 self.world.kill(self, self.why)
+        return self.alive
 
     @property
     def name(self) -> str:
@@ -179,14 +179,6 @@ class Link:
         if self.room is not None and not self.room.done():
             self.room.set_result(None)
         return message
-
-
-class InOrder(random.Random):
-    """Lets what is ready run in its order."""
-
-    def random(self) -> float:
-        """The first of all."""
-        return 0.0
 
 
 class System:

@@ -11,6 +11,7 @@ on the copy. So there is no clean-up that a real kill would not do either.
 import asyncio
 import contextvars
 import hashlib
+import os
 import random
 import shutil
 import sqlite3
@@ -42,7 +43,7 @@ from command_service.runner import Limits, Runner
 from prove.bank import Bank, Wire
 from prove.check import read_anchor, read_journal, read_view, records_in, view_in
 from prove.checker import Call, Observed, Session, Violation, check
-from prove.host import Connection, InOrder, Link, Process, ProcessEnded, Rpc, System, silent
+from prove.host import Connection, Link, Process, ProcessEnded, Rpc, System, silent
 from prove.loop import PROCESS, Deadlock, Guard, Reached, Runaway, VirtualLoop, patched
 from prove.plan import Dice, Mask, Op, Plan, Weather
 from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, Subscriber
@@ -51,8 +52,8 @@ from query_service.waiting import Waiting
 
 # What the product promises once faults have stopped.
 REST_SECONDS = 60.0
-# The longest that a copy of a request may be under way.
-LATE_SECONDS = 45.0
+# What comes of a late request at the bank has come by then.
+AFTER_LATE_SECONDS = 1.0
 # In so many stories one is judged by the files that its servers left, all others by what these had just before the end.
 FILES_READ_EVERY = 8
 # The journal looks once a second whether there is room on the disk again.
@@ -94,9 +95,7 @@ class World:
         self.mask = mask
         self.folder = folder
         self.dice = Dice(plan, mask)
-        order = random.Random(f"order {plan.seed}")
-        if not plan.shuffles:
-            order = InOrder()
+        order = random.Random(f"order {plan.seed}") if plan.shuffles else None
         self.loop = VirtualLoop(order, self._disk_delay, plan.grid_seconds)
         self.outside = contextvars.Context()
         self.notes: list[Note] = []
@@ -225,9 +224,10 @@ class World:
     def _copy(self, process: Process, name: str) -> Path:
         target = self.folder / name
         target.mkdir()
-        for file in sorted(process.folder.iterdir()):
-            if not file.name.endswith(("-shm", ".lock")):
-                (target / file.name).write_bytes(file.read_bytes())
+        with os.scandir(process.folder) as files:
+            for file in files:
+                if not file.name.endswith(".lock"):
+                    shutil.copyfile(file.path, f"{target}/{file.name}")
         return target
 
     # ------------------------------------------------------------ processes
@@ -593,8 +593,8 @@ class World:
                 self.broke("L1", f"key {op.key}", f"at rest, its charge is {call.outcome} {call.reason}")
             elif call.outcome == "refused" and call.reason != "IDEMPOTENCY_KEY_REUSED":
                 self.broke("L5", f"key {op.key}", f"at rest, its charge is refused: {call.reason}")
-        if self.dice.fired["late_duplicate"] or self.dice.fired["delay_request"]:
-            await asyncio.sleep(LATE_SECONDS)
+        if (late_seconds := self.bank.expects_until - loop.time()) > 0:
+            await asyncio.sleep(late_seconds + AFTER_LATE_SECONDS)
         if not await self._come_to_rest([]):
             return
         self._read_files()

@@ -122,8 +122,9 @@ def test_a_dead_process_runs_no_line_more() -> None:
     class Life:
         alive = True
 
-        def tick(self) -> None:
+        def tick(self) -> bool:
             """It dies otherwise."""
+            return self.alive
 
     async def work() -> None:
         try:
