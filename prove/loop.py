@@ -91,11 +91,16 @@ class _Task(asyncio.Task[Any]):
     """A task whose place in a set is the same in every run: it hangs on its number, not on where it lies in memory."""
 
     def __init__(
-        self, number: int, work: Any, loop: asyncio.AbstractEventLoop, context: contextvars.Context | None
+        self,
+        number: int,
+        work: Any,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        context: contextvars.Context | None,
     ) -> None:
         self._number = number
         self.life = PROCESS.get() if context is None else context.get(PROCESS)
-        super().__init__(work, loop=loop, name="", context=context)
+        super().__init__(work, loop=loop, name=name, context=context)
 
     def __hash__(self) -> int:
         return self._number
@@ -159,10 +164,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return call
 
     def create_task(  # type: ignore[override]  # as narrow as it is used
-        self, coro: Coroutine[Any, Any, T], *, name: object = None, context: contextvars.Context | None = None
+        self, coro: Coroutine[Any, Any, T], *, name: str = "", context: contextvars.Context | None = None
     ) -> "asyncio.Task[T]":
-        """Start a task; nobody reads its name here."""
-        task = _Task(len(self._tasks), coro, self, context)
+        """Start a task."""
+        task = _Task(len(self._tasks), coro, self, name, context)
         self._tasks.append(task)  # so that a killed process's tasks lie still until the story ends
         return task
 
