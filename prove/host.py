@@ -197,6 +197,16 @@ class System:
             os.close(descriptor)
 
 
+class Thread:
+    """Stands for the product's one-thread executors: the loop does their work, so nothing is kept here."""
+
+    def __init__(self, **_: Any) -> None:
+        """It has no options."""
+
+    def shutdown(self, *, wait: bool) -> None:
+        """There is nothing to end."""
+
+
 def silent(*_: Any) -> "Silent":
     """Make what structlog writes to: entries are kept by the world instead."""
     return Silent()

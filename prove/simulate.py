@@ -32,8 +32,8 @@ from prove.world import Told, run_story
 
 CORPUS = Path(__file__).with_name("corpus.txt")
 CANARY_SEEDS = 200
-# Seeds that a worker runs before it reports: about a second.
-CHUNK = 20
+# Seeds that a worker runs before it reports: one to two seconds. The first of each is run twice.
+CHUNK = 50
 # A shrunk story is told by then, or it is told as far as it has been shrunk.
 SHRINK_SECONDS = 60.0
 SHOWN_FAILURES = 5

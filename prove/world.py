@@ -26,6 +26,7 @@ from typing import Any
 
 import structlog
 
+import chassis.sqlite
 import command_service.journal.sqlite
 import command_service.journal.upkeep
 import query_service.view
@@ -35,7 +36,7 @@ from prove import checker
 from prove.callers import Callers, patient
 from prove.check import read_anchor, read_journal, read_view, records_in, view_in
 from prove.checker import Observed, Session, Violation, check
-from prove.host import Connection, Process, ProcessEnded, silent
+from prove.host import Connection, Process, ProcessEnded, Thread, silent
 from prove.loop import Deadlock, Guard, Reached, Runaway, patched
 from prove.plan import Mask, Plan, Weather
 from prove.stage import Note
@@ -226,6 +227,7 @@ class World(Callers):
         with patched(
             [
                 (sqlite3, "connect", self.connect),
+                (chassis.sqlite, "ThreadPoolExecutor", Thread),
                 (command_service.journal.sqlite, "shutil", space),
                 (command_service.journal.upkeep, "uuid", names),
                 (command_service.journal.sqlite, "lock", self.kept(journal_lock)),
