@@ -105,6 +105,21 @@ def test_virtual_time_jumps_and_nothing_waits_for_real() -> None:
     assert time.monotonic() - began < 60
 
 
+def test_without_chance_what_is_ready_or_due_together_runs_in_its_order() -> None:
+    """First come, first served, as in asyncio."""
+    seen: list[int] = []
+
+    async def main() -> list[int]:
+        loop = asyncio.get_running_loop()
+        for number in range(5):
+            loop.call_soon(seen.append, number)
+            loop.call_at(1.0, seen.append, 5 + number)
+        await asyncio.sleep(2)
+        return seen
+
+    assert VirtualLoop(None).run(main()) == list(range(10))
+
+
 def test_waiting_for_what_never_comes_is_told_as_a_deadlock() -> None:
     """L4: nobody waits with nothing scheduled."""
 
