@@ -95,6 +95,8 @@ class Bank:
     is_down: bool = False
     is_unauthorized: bool = False
     lives: int = 0
+    expects_until: float = 0.0
+    """When the last of the requests comes that are late, or copies."""
 
     def answer(self, method: str, target: str, body: bytes, *, token_was_durable: bool | None) -> Reply:
         """Do what a request asks for, and answer honestly."""
@@ -258,6 +260,11 @@ class _OneCall:
     def _later(self, seconds: float, what: Callable[..., None], *args: object) -> None:
         asyncio.get_running_loop().call_later(seconds, what, *args, context=self._wire._world)
 
+    def _late(self, seconds: float, what: Callable[..., None], *args: object) -> None:
+        """Later, so much later that the story must not end before."""
+        self._bank.expects_until = max(self._bank.expects_until, self._bank.clock() + seconds)
+        self._later(seconds, what, *args)
+
     def arrive(self, is_again: bool = False) -> None:
         """The request reaches the bank, if it does."""
         bank, chaos = self._bank, self._chaos
@@ -293,15 +300,15 @@ class _OneCall:
             case "in_progress":
                 said: dict[str, object] = {"result": "in_progress"}
                 if chaos.uniform(0.0, 1.0) < 0.5:  # it really is at it
-                    self._later(chaos.uniform(0.05, 3.0), self.arrive, True)
+                    self._late(chaos.uniform(0.05, 3.0), self.arrive, True)
                 status, headers, body = _json(202, said)
                 return self._reply((status, {**headers, "retry-after": chaos.pick(RETRY_AFTERS)}, body), fault)
         if self._step != "look_up" and chaos.fires("late_duplicate"):
-            self._later(chaos.uniform(1.0, 40.0), self.arrive, True)
+            self._late(chaos.uniform(1.0, 40.0), self.arrive, True)
         if self._step != "look_up" and chaos.fires("duplicate"):
             self._do("a copy arrives first")
         if chaos.fires("delay_request"):
-            return self._later(chaos.uniform(0.1, 15.0), self._process)
+            return self._late(chaos.uniform(0.1, 15.0), self._process)
         return self._process()
 
     def _process(self) -> None:

@@ -6,21 +6,18 @@ Each is only the shape of something real, as the product's code sees it from ins
 import asyncio
 import contextvars
 import os
-import random
 import sqlite3
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.journal_pb2 import SubscribeResponse
 from prove.loop import VirtualLoop
+from prove.stage import Stage
 from query_service.subscriber import FeedLost
-
-if TYPE_CHECKING:
-    from prove.world import World
 
 # Messages that may be on their way to a reader before it must read.
 MESSAGES_UNREAD = 4
@@ -34,11 +31,13 @@ class ProcessEnded(BaseException):
 class Process:
     """One life of a server, on files of its own."""
 
-    world: "World"
     kind: str
     number: int
     folder: Path
+    loop: VirtualLoop
     context: contextvars.Context = field(default_factory=contextvars.Context)
+    kill: Callable[[str], None] = field(init=False)
+    """End it as `kill -9` does; the word is why."""
     alive: bool = True
     is_up: bool = False
     ticks_left: int = 0
@@ -60,12 +59,13 @@ class Process:
     feed_service: Any = None
     waiting: Any = None
 
-    def tick(self) -> None:
-        """One more callback. At the chosen one the process is killed."""
+    def tick(self) -> bool:
+        """One more callback. At the chosen one the process is killed. Says whether it lives."""
         if self.ticks_left:
             self.ticks_left -= 1
             if not self.ticks_left:
-                self.world.kill(self, self.why)
+                self.kill(self.why)
+        return self.alive
 
     @property
     def name(self) -> str:
@@ -74,18 +74,18 @@ class Process:
 
     def start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         """Start a task that belongs to this process."""
-        return self.world.loop.create_task(work, context=self.context.copy())
+        return self.loop.create_task(work, context=self.context.copy())
 
 
 class Connection(sqlite3.Connection):
     """A connection whose commits the world may spoil."""
 
-    process: Process | None = None
+    commits: Callable[[], sqlite3.Cursor] | None = None
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         """Execute; a commit goes through the world."""
-        if sql == "COMMIT" and self.process is not None:
-            return self.process.world.commit(self.process, self)
+        if sql == "COMMIT" and self.commits is not None:
+            return self.commits()
         return super().execute(sql, *parameters)
 
     def really(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
@@ -118,8 +118,8 @@ class Rpc:
 class Link:
     """One subscription's way from the feed to a reader."""
 
-    world: "World"
-    reader: Process
+    stage: Stage
+    reader: str
     seen: list[tuple[int, bytes]]
     inbox: deque[SubscribeResponse | Exception] = field(default_factory=deque)
     news: "asyncio.Future[None] | None" = None
@@ -137,20 +137,20 @@ class Link:
 
     async def send(self, message: SubscribeResponse) -> None:
         """Send a message; waits while the reader has too much unread."""
-        dice = self.world.dice
+        dice = self.stage.dice
         if dice.fires("feed_cut"):
-            self.world.note("feed", f"the link to {self.reader.name} is cut")
+            self.stage.note("feed", f"the link to {self.reader} is cut")
             self.send_end(FeedLost("cut"))
             return
         delay = 0.002
         if dice.fires("feed_delay"):
             delay = dice.uniform(0.01, 2.0)
         if dice.fires("feed_stall"):
-            self.world.note("feed", f"the link to {self.reader.name} stalls")
+            self.stage.note("feed", f"the link to {self.reader} stalls")
             delay = dice.uniform(21.0, 40.0)
         self._put(message, delay)
         while len(self.under_way) + len(self.inbox) >= MESSAGES_UNREAD and not self.is_over:
-            self.room = self.world.loop.create_future()
+            self.room = self.stage.loop.create_future()
             await self.room
 
     def send_end(self, error: Exception) -> None:
@@ -161,8 +161,8 @@ class Link:
 
     def _put(self, message: SubscribeResponse | Exception, delay: float) -> None:
         self.under_way.append(message)
-        self.last_arrival = max(self.last_arrival, self.world.loop.time() + delay)
-        self.world.at(self.last_arrival, self._arrive)
+        self.last_arrival = max(self.last_arrival, self.stage.loop.time() + delay)
+        self.stage.at(self.last_arrival, self._arrive)
 
     def _arrive(self) -> None:
         """The oldest arrives: a stream keeps its order."""
@@ -173,20 +173,12 @@ class Link:
     async def receive(self) -> SubscribeResponse | Exception:
         """Take the next message."""
         while not self.inbox:
-            self.news = self.world.loop.create_future()
+            self.news = self.stage.loop.create_future()
             await self.news
         message = self.inbox.popleft()
         if self.room is not None and not self.room.done():
             self.room.set_result(None)
         return message
-
-
-class InOrder(random.Random):
-    """Lets what is ready run in its order."""
-
-    def random(self) -> float:
-        """The first of all."""
-        return 0.0
 
 
 class System:
@@ -203,6 +195,16 @@ class System:
         if descriptor in self.descriptors:
             self.descriptors.discard(descriptor)
             os.close(descriptor)
+
+
+class Thread:
+    """Stands for the product's one-thread executors: the loop does their work, so nothing is kept here."""
+
+    def __init__(self, **_: Any) -> None:
+        """It has no options."""
+
+    def shutdown(self, *, wait: bool) -> None:
+        """There is nothing to end."""
 
 
 def silent(*_: Any) -> "Silent":

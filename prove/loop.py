@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import datetime
 import heapq
+import itertools
 import math
 import os
 import random
@@ -23,6 +24,7 @@ from asyncio import events
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -36,8 +38,8 @@ class Life(Protocol):
 
     alive: bool
 
-    def tick(self) -> None:
-        """Called before each of its callbacks; it may end the process there."""
+    def tick(self) -> bool:
+        """Called before each of its callbacks; it may end the process there, and says whether it lives."""
         ...
 
 
@@ -64,14 +66,41 @@ class _Lane:
         self.work: deque[tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any]]] = deque()
 
 
+class _Call(asyncio.TimerHandle):
+    """A callback that is ready, or will be at a time. It spares what asyncio's own keep to debug asyncio."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Any, args: Any, context: contextvars.Context | None) -> None:
+        self._callback = callback
+        self._args = args
+        self._context = contextvars.copy_context() if context is None else context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Forget it, and let go of what it holds."""
+        self._cancelled = True
+        self._callback, self._args = _nothing, ()
+
+
+def _nothing() -> None:
+    """What is left of a cancelled call."""
+
+
 class _Task(asyncio.Task[Any]):
     """A task whose place in a set is the same in every run: it hangs on its number, not on where it lies in memory."""
 
-    def __init__(self, number: int, work: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        number: int,
+        work: Any,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        context: contextvars.Context | None,
+    ) -> None:
         self._number = number
-        context = options.get("context")
         self.life = PROCESS.get() if context is None else context.get(PROCESS)
-        super().__init__(work, **options)
+        super().__init__(work, loop=loop, name=name, context=context)
 
     def __hash__(self) -> int:
         return self._number
@@ -80,12 +109,14 @@ class _Task(asyncio.Task[Any]):
 class VirtualLoop(asyncio.BaseEventLoop):
     """Runs one story. `delay_seconds` says how long the disk takes for the next work of a thread.
 
+    `chance` says which of those that are ready runs next; without it that is the first of them, as in asyncio.
+
     Without a grid hardly ever two things happen at the same time, since their delays differ by a little; with one, many do,
     and races that take two callbacks in one order and not the other are met often.
     """
 
     def __init__(
-        self, chance: random.Random, delay_seconds: Callable[[], float] = lambda: 0.0, grid_seconds: float = 0.0
+        self, chance: random.Random | None, delay_seconds: Callable[[], float] = lambda: 0.0, grid_seconds: float = 0.0
     ) -> None:
         super().__init__()
         self._chance = chance
@@ -93,20 +124,34 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._delay_seconds = delay_seconds
         self._now = 0.0
         self._lanes: dict[Any, _Lane] = {}
-        self._ready: list[asyncio.Handle] = []  # BaseEventLoop only appends to it
-        self._scheduled: list[asyncio.TimerHandle] = []
+        self._ready: list[_Call] = []
+        self._scheduled: list[tuple[float, int, _Call]] = []
+        self._timers = itertools.count()
         self._tasks: list[_Task] = []
         self._generators: list[AsyncGenerator[Any, Any]] = []
         self.callbacks = 0
         self.escaped: list[str] = []
         """What nobody caught: exceptions of callbacks."""
         self.set_exception_handler(self._note_escaped)
-        self.set_task_factory(self._make_task)
 
     # ------------------------------------------------------------ what BaseEventLoop leaves open
     def time(self) -> float:
         """Virtual seconds since the story began."""
         return self._now
+
+    def call_soon(  # type: ignore[override]  # as narrow as it is used
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """Call as soon as it is this callback's turn."""
+        call = _Call(callback, args, context)
+        self._ready.append(call)
+        return call
+
+    def call_later(  # type: ignore[override]  # as narrow as it is used
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call after a while; see `call_at`."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]  # as narrow as it is used
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
@@ -114,7 +159,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Call at a time: on a grid, if there is one, so that much happens at the same time."""
         if self._grid_seconds:
             when = math.ceil(when / self._grid_seconds - 1e-9) * self._grid_seconds
-        return super().call_at(when, callback, *args, context=context)
+        call = _Call(callback, args, context)
+        heapq.heappush(self._scheduled, (when, next(self._timers), call))
+        return call
+
+    def create_task(  # type: ignore[override]  # as narrow as it is used
+        self, coro: Coroutine[Any, Any, T], *, name: str = "", context: contextvars.Context | None = None
+    ) -> "asyncio.Task[T]":
+        """Start a task."""
+        task = _Task(len(self._tasks), coro, self, name, context)
+        self._tasks.append(task)  # so that a killed process's tasks lie still until the story ends
+        return task
 
     def __del__(self) -> None:
         """It holds nothing that must be closed, and left open it bears with what dead code does while it is freed."""
@@ -128,7 +183,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":  # type: ignore[override]  # as narrow as it is used
         """Do the work of a thread inline, each executor's in order."""
         done: asyncio.Future[Any] = self.create_future()
-        lane = self._lanes.setdefault(executor, _Lane())
+        lane = self._lanes.get(executor)
+        if lane is None:
+            lane = self._lanes[executor] = _Lane()
         lane.work.append((func, args, done))
         if len(lane.work) == 1:
             self._begin(lane)
@@ -167,8 +224,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         sys.set_asyncgen_hooks(firstiter=self._generators.append)
         try:
             task = self.create_task(main)
-            while not task.done():
-                self._turn()
+            self._run_until(task)
             return task.result()
         finally:
             with patched([(sys, "unraisablehook", lambda _: None)]):
@@ -176,46 +232,46 @@ class VirtualLoop(asyncio.BaseEventLoop):
             sys.set_asyncgen_hooks(*hooks)
             events._set_running_loop(None)
 
-    def _turn(self) -> None:
-        """Run one callback: any of those that are ready."""
-        ready = self._ready
-        if not ready:
-            self._wake()
-        if (last := len(ready) - 1) > 0:
-            chosen = int(self._chance.random() * (last + 1))
-            ready[chosen], ready[last] = ready[last], ready[chosen]
-        handle = ready.pop()
-        if handle._cancelled:
-            return
-        self.callbacks += 1
-        if self.callbacks > MOST_CALLBACKS:
-            raise Runaway(f"{MOST_CALLBACKS} callbacks")
-        life = handle._context.get(PROCESS)  # type: ignore[attr-defined]  # where a handle keeps whom it belongs to
-        if life is not None:
-            if not life.alive:
-                return
-            life.tick()
-            if not life.alive:
-                return
-        handle._run()
+    def _run_until(self, task: "asyncio.Task[Any]") -> None:
+        """Run callbacks, one of those that are ready after the other, until a task is done."""
+        ready, roll = self._ready, None if self._chance is None else self._chance.random
+        while not task.done():
+            if not ready:
+                self._wake()
+            if roll is not None and (last := len(ready) - 1) > 0:
+                chosen = int(roll() * (last + 1))
+                ready[chosen], ready[last] = ready[last], ready[chosen]
+                call = ready.pop()
+            else:
+                call = ready.pop(0)
+            if call._cancelled:
+                continue
+            self.callbacks += 1
+            if self.callbacks > MOST_CALLBACKS:
+                raise Runaway(f"{MOST_CALLBACKS} callbacks")
+            context = call._context
+            life = context.get(PROCESS)
+            if life is not None and not (life.alive and life.tick()):
+                continue
+            try:
+                context.run(call._callback, *call._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.escaped.append(f"{call._callback!r} raised {error!r}")
 
     def _wake(self) -> None:
         """Let time jump to the next timer, and make ready what is due then."""
         scheduled = self._scheduled
-        while scheduled and scheduled[0]._cancelled:
+        while scheduled and scheduled[0][2]._cancelled:
             heapq.heappop(scheduled)
         if not scheduled:
             raise Deadlock("nothing is scheduled, and the story has not ended")
-        self._now = max(self._now, scheduled[0].when())
-        while scheduled and scheduled[0].when() <= self._now:
-            self._ready.append(heapq.heappop(scheduled))
+        self._now = max(self._now, scheduled[0][0])
+        while scheduled and scheduled[0][0] <= self._now:
+            self._ready.append(heapq.heappop(scheduled)[2])
 
     # ------------------------------------------------------------ keeping order
-    def _make_task(self, _loop: Any, work: Any, **options: Any) -> "asyncio.Task[Any]":
-        task = _Task(len(self._tasks), work, loop=self, **options)
-        self._tasks.append(task)  # so that a killed process's tasks lie still until the story ends
-        return task
-
     def _note_escaped(self, _loop: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")
         self.escaped.append(f"{context.get('message')}: {error!r}")
@@ -296,11 +352,7 @@ class Guard:
             (uuid, "uuid1", self._refusing("uuid.uuid1")),
             (threading.Thread, "start", self._refusing("threading.Thread.start")),
         ]
-        places += [
-            (module, "datetime", VirtualDatetime)
-            for name, module in sorted(sys.modules.items())
-            if name.startswith(_PRODUCT) and getattr(module, "datetime", None) is datetime.datetime
-        ]
+        places += [(module, "datetime", VirtualDatetime) for module in _modules_with_a_clock(len(sys.modules))]
         with patched(places):
             yield
 
@@ -313,6 +365,16 @@ class Guard:
     def _refuse(self, name: str) -> NoReturn:
         self.reached.append(name)
         raise Reached(f"simulated code reached {name}")
+
+
+@lru_cache(maxsize=1)
+def _modules_with_a_clock(_modules: int) -> list[Any]:
+    """The product's modules that look at `datetime`, sought again only when there are more modules than before."""
+    return [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith(_PRODUCT) and getattr(module, "datetime", None) is datetime.datetime
+    ]
 
 
 @contextmanager

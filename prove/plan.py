@@ -21,6 +21,7 @@ CALL_FAULTS = {
     **dict.fromkeys(AFTER, 0.5),
     **dict.fromkeys(OTHERWISE, 0.5),
     **dict.fromkeys(LIES, 0.2),
+    "contradict": 0.6,  # only of an execute step that moved money, and with no other fault on its way: that is rare
     "mixed_up": 0.6,
     "refuse": 0.1,
     "forget_token": 0.1,

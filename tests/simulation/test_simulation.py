@@ -43,7 +43,7 @@ def test_the_seeds_that_once_failed_hold() -> None:
 
 def test_a_seed_repeats_exactly_in_another_process_with_another_hash_seed() -> None:
     """The digest is of every step with its time: nothing but the seed decides."""
-    code = "from prove.simulate import *; print(*(tell(plan_of(seed)).digest for seed in range(40, 46)))"
+    code = "from prove.simulate import *; print(*(tell(plan_of(seed)).digest() for seed in range(40, 46)))"
     digests = [
         subprocess.run(
             [sys.executable, "-c", code],
@@ -54,7 +54,7 @@ def test_a_seed_repeats_exactly_in_another_process_with_another_hash_seed() -> N
         ).stdout.split()
         for hash_seed in ("1", "2")
     ]
-    assert digests[0] == digests[1] == [tell(plan_of(seed)).digest for seed in range(40, 46)]
+    assert digests[0] == digests[1] == [tell(plan_of(seed)).digest() for seed in range(40, 46)]
     assert len(set(digests[0])) == 6
 
 
@@ -105,6 +105,21 @@ def test_virtual_time_jumps_and_nothing_waits_for_real() -> None:
     assert time.monotonic() - began < 60
 
 
+def test_without_chance_what_is_ready_or_due_together_runs_in_its_order() -> None:
+    """First come, first served, as in asyncio."""
+    seen: list[int] = []
+
+    async def main() -> list[int]:
+        loop = asyncio.get_running_loop()
+        for number in range(5):
+            loop.call_soon(seen.append, number)
+            loop.call_at(1.0, seen.append, 5 + number)
+        await asyncio.sleep(2)
+        return seen
+
+    assert VirtualLoop(None).run(main()) == list(range(10))
+
+
 def test_waiting_for_what_never_comes_is_told_as_a_deadlock() -> None:
     """L4: nobody waits with nothing scheduled."""
 
@@ -122,8 +137,9 @@ def test_a_dead_process_runs_no_line_more() -> None:
     class Life:
         alive = True
 
-        def tick(self) -> None:
+        def tick(self) -> bool:
             """It dies otherwise."""
+            return self.alive
 
     async def work() -> None:
         try:
