@@ -159,11 +159,13 @@ async def too_large(world: World) -> None:
     large = world.request(description="x" * (17 << 10))
     huge = world.request(description="x" * (5 << 20))
     wide = world.request()
-    asked = [
-        await world.ask(large),
-        await world.ask(huge),
-        await world.ask(wide, metadata=(("x-large", "y" * (64 << 10)),)),
-    ]
+    asked = []
+    for _ in range(4):
+        asked += [
+            await world.ask(large),
+            await world.ask(huge),
+            await world.ask(wide, metadata=(("x-large", "y" * (64 << 10)),)),
+        ]
     for one in asked:
         must(
             one.code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE),
@@ -202,7 +204,7 @@ async def idle_clients_are_let_be(world: World) -> None:
     async with contextlib.AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(world.another_client(("grpc.use_local_subchannel_pool", 1)))
-            for _ in range(5)
+            for _ in range(10)
         ]
         for client in clients:
             await world.ask(world.request(), call=client.Charge)

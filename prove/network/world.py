@@ -262,14 +262,24 @@ def _ends(event: bytes) -> bool:
     )
 
 
+@asynccontextmanager
+async def within(seconds: float, promise: str) -> AsyncIterator[None]:
+    """Raises Broken with the promise if what is done in it takes longer. What times out by itself goes by."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise Broken(f"not within {seconds:g} s: {promise}") from None
+
+
 async def until(seen: Callable[[], object], seconds: float, promise: str) -> None:
     """Wait until something is seen. Raises Broken with the promise if it is not within the time."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not seen():  # noqa: ASYNC110  # what is waited for is anybody's, and has no event
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise Broken(promise) from None
+    async with within(seconds, promise):
+        while not seen():  # noqa: ASYNC110  # what is waited for is anybody's, and has no event
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
