@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from demo.processes import Town
-from prove import clients, crashpoints, kills, powercut, storage, syscalls
+from prove import clients, crashpoints, kills, powercut, syscalls
 from prove.report import Harness
+from prove.storage import errors, files
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -69,7 +70,7 @@ async def test_a_power_cut_loses_something_of_a_journal_made_careless(name: str,
 async def test_a_flipped_bit_of_a_record_is_noticed_before_anything_of_it_is_served() -> None:
     """Some fifty bits of the two thousand, and the control."""
     harness = a_harness()
-    await storage.flips(time.monotonic() + 30, lambda _: None, harness, most=50)
+    await files.flips(time.monotonic() + 30, lambda _: None, harness, most=50)
     assert harness.violations == []
     assert harness.faults["bit flipped"] == 50
     assert harness.is_sound
@@ -79,7 +80,7 @@ async def test_a_flipped_bit_of_a_record_is_noticed_before_anything_of_it_is_ser
 async def test_files_that_are_not_as_they_were_are_refused_or_whole() -> None:
     """Cut short, swapped, deleted, of another journal, from a backup."""
     harness = a_harness()
-    await storage.damages(time.monotonic() + 30, lambda _: None, harness)
+    await files.damages(time.monotonic() + 30, lambda _: None, harness)
     assert harness.violations == []
     assert harness.faults["damaged files refused"] > 10
 
@@ -92,7 +93,7 @@ async def test_an_error_of_the_disk_loses_nothing_that_was_acknowledged(
 ) -> None:
     """One failed operation, in the middle of the work."""
     harness = a_harness()
-    assert await storage._fail(tmp_path / "failing", call, error, False, number, harness=harness)
+    assert await errors.fail(tmp_path / "failing", call, error, False, number, harness=harness)
     assert harness.violations == []
 
 
