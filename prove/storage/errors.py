@@ -55,7 +55,7 @@ async def fail(folder: Path, call: str, error: str, for_ever: bool, number: int,
     when = f"{number}+" if for_ever else str(number)
     injection = ("-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={when}")
     status = await asyncio.to_thread(
-        write, folder, APPENDS, strace=("strace", "-f", "-o", str(trace), *_paths(folder), *injection)
+        write, folder, APPENDS, strace=("strace", "--seccomp-bpf", "-f", "-o", str(trace), *_paths(folder), *injection)
     )
     fired = trace.read_text().count("(INJECTED)")
     where = f"({error} at {call} {when})"
