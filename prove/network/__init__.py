@@ -25,7 +25,7 @@ from charging.v1.command_pb2 import ChargeResponse
 from command_service.journal import JournalRefused
 from prove.network import bank, clients, feeds, floods, restarts
 from prove.network.books import check
-from prove.network.servers import InProcess, Processes
+from prove.network.servers import InProcess, servers_in
 from prove.network.world import Broken, World, a_world, within
 from prove.report import RARE, Harness, Say
 from prove.workers import workers
@@ -213,9 +213,8 @@ CONTROLS: dict[str, Callable[[World], Awaitable[None]]] = {
 
 async def is_found(tamper: Callable[[World], Awaitable[None]]) -> bool:
     """Tamper with a world at rest; True if that is found."""
-    with tempfile.TemporaryDirectory(prefix="network-") as place:
-        folder = Path(place)
-        async with a_world(InProcess(folder), folder, random.Random(0), has_view=False) as world:
+    with tempfile.TemporaryDirectory(prefix="network-") as place, servers_in(Path(place), is_killing=False) as servers:
+        async with a_world(servers, Path(place), random.Random(0), has_view=False) as world:
             await world.settle_all(world.requests(2))
             assert not await check(world)
             try:
@@ -239,13 +238,14 @@ async def _play(scenario: Scenario, seed: int, harness: Harness) -> None:
     chance = random.Random(f"{scenario.name} {seed}")
     broken: list[str] = []
     phase = "the servers' start"
-    with tempfile.TemporaryDirectory(prefix="network-") as place:
-        folder = Path(place)
-        servers = Processes(folder) if scenario.is_killing else InProcess(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix="network-") as place,
+        servers_in(Path(place), is_killing=scenario.is_killing) as servers,
+    ):
         try:
             async with (
                 within(SCENARIO_SECONDS, "the scenario ends"),
-                a_world(servers, folder, chance, has_view=scenario.has_view) as world,
+                a_world(servers, Path(place), chance, has_view=scenario.has_view) as world,
             ):
                 phase = "the harm"
                 await scenario.play(world)

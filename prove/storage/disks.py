@@ -19,6 +19,7 @@ import httpx
 from demo.processes import Town
 from prove.checker import check
 from prove.clients import Clients, Referee
+from prove.ports import town_with_kept_ports
 from prove.report import Harness
 
 # Room for the journal of many rounds; what is left of it is filled.
@@ -74,7 +75,7 @@ class SmallDisk:
 @contextlib.asynccontextmanager
 async def small_disk(harness: Harness, seed: int) -> AsyncIterator[SmallDisk | None]:
     """Start a server on a small disk; at the end compare what all sides have. None if there can be no such disk."""
-    with tempfile.TemporaryDirectory(prefix="prove-") as place:
+    with tempfile.TemporaryDirectory(prefix="prove-") as place, town_with_kept_ports(Path(place)) as kept:
         folder = Path(place)
         small = folder / "small"
         if not await asyncio.to_thread(_mount, small):
@@ -82,7 +83,7 @@ async def small_disk(harness: Harness, seed: int) -> AsyncIterator[SmallDisk | N
             yield None
             return
         try:
-            async with Town(folder) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+            async with kept as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
                 await town.command.stop()
                 journal = f"sqlite:///{small / 'journal.db'}"
                 await town.start_command(COMMAND_JOURNAL=journal, COMMAND_FREE_BYTES="0")

@@ -25,6 +25,7 @@ from demo.processes import DidNotStart, Server, Town
 from prove.check import read_journal, read_view
 from prove.checker import check
 from prove.clients import CHANNEL_OPTIONS, Clients, Referee
+from prove.ports import town_with_kept_ports
 from prove.report import Harness
 
 OPERATION_SECONDS = 60.0
@@ -144,8 +145,8 @@ class Restored:
 @contextlib.asynccontextmanager
 async def restored(harness: Harness, seed: int) -> AsyncIterator[Restored]:
     """Start all three servers; at the end compare what all sides have."""
-    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        async with Town(Path(folder)) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder, town_with_kept_ports(Path(folder)) as kept:
+        async with kept as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
             await town.start_query()
             one = Restored(town, Clients(random.Random(seed), f"restore-{seed}"), harness)
             yield one

@@ -1,6 +1,7 @@
 """A small part of what `make prove` does with crashes and storage, at every change."""
 
 import itertools
+import os
 import random
 import shutil
 import time
@@ -12,7 +13,7 @@ import pytest
 from demo.processes import Town
 from prove import clients, crashpoints, kills, powercut, syscalls
 from prove.report import Harness
-from prove.storage import errors, files
+from prove.storage import disks, errors, files, restores
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -43,6 +44,16 @@ async def test_a_journal_that_acknowledges_before_it_stores_is_found(tmp_path: P
         async for _ in walk.paths(crashpoints.SCENARIOS[0], 1):
             pass
     assert any("I3" in violation for violation in harness.violations)
+
+
+def test_paths_grow_by_a_death_until_none_is_left(tmp_path: Path) -> None:
+    """What has two deaths begins with what had one, and the life that passed its last point is no beginning."""
+    first = crashpoints.grow(tmp_path, crashpoints.SCENARIOS[0], ())
+    assert first.longer == [(point,) for point in range(1, first.walked.tried)]
+    last = crashpoints.grow(tmp_path, crashpoints.SCENARIOS[0], first.longer[-1])
+    assert last.longer == [(*first.longer[-1], point) for point in range(1, last.walked.tried)]
+    assert last.longer
+    assert first.walked.violations + last.walked.violations == []
 
 
 @needs_strace
@@ -83,6 +94,27 @@ async def test_files_that_are_not_as_they_were_are_refused_or_whole() -> None:
     await files.damages(time.monotonic() + 30, lambda _: None, harness)
     assert harness.violations == []
     assert harness.faults["damaged files refused"] > 10
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+async def test_a_disk_that_was_full_and_has_room_again_takes_charges_again() -> None:
+    """Twice, under one server, which is never restarted."""
+    harness = a_harness()
+    async with disks.small_disk(harness, 0) as disk:
+        assert disk is not None
+        await disk.fill_and_free()
+        await disk.fill_and_free()
+    assert harness.violations == []
+    assert harness.faults == {"disk full": 2, "disk with room again": 2}
+
+
+async def test_a_restored_backup_is_noticed_and_a_second_server_is_refused() -> None:
+    """One round of them, and all sides agree at the end."""
+    harness = a_harness()
+    async with restores.restored(harness, 0) as one:
+        await one.back_up_and_restore()
+    assert harness.violations == []
+    assert harness.faults == {"backups under load": 1, "restored backups": 1, "second server on one file": 1}
 
 
 @needs_strace
