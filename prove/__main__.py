@@ -18,11 +18,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import structlog
-
-from prove.report import Harness
+from prove.report import RARE, Harness
+from prove.workers import be_silent
 
 # Each module's `run`, and its share of the time. What enumerates everything stops by itself when it is done.
 SHARES = {
@@ -35,8 +34,6 @@ SHARES = {
     "network": 15,
 }
 OUT = Path("build/prove.json")
-FAULTS_A_LINE = 100  # characters
-RARE = 50  # a fault that fired more seldom than this in a long run was hardly tried
 
 
 def main() -> None:
@@ -47,8 +44,7 @@ def main() -> None:
     parser.add_argument("minutes", type=float, nargs="?", default=5.0)
     parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES))
     chosen = parser.parse_args()
-    # What the product logs while it is tormented is no part of the table.
-    structlog.configure(processors=[_drop])
+    be_silent()
     total = sum(SHARES[name] for name in chosen.only)
     harnesses = []
     for name in chosen.only:
@@ -57,10 +53,6 @@ def main() -> None:
         _save(harnesses)
     print(_table(harnesses))
     sys.exit(not all(harness.is_sound for harness in harnesses))
-
-
-def _drop(*_: Any) -> NoReturn:
-    raise structlog.DropEvent
 
 
 def _run(name: str, seconds: float) -> Harness:
@@ -122,10 +114,14 @@ def _table(harnesses: list[Harness]) -> str:
     for harness in harnesses:
         lines += [f"VIOLATION in {harness.name}: {text}" for text in harness.violations]
         lines += [f"CONTROL in {harness.name} did not fail: {name}" for name, ok in harness.controls.items() if not ok]
+        lines += [f"all tried in {harness.name}: {what} ({count:,})" for what, count in harness.enumerated.items()]
         lines += [f"not tried in {harness.name}: {what} ({why})" for what, why in harness.skipped.items()]
-        rare = sorted(kind for kind, times in harness.faults.items() if times < RARE)
-        if rare:
+        if rare := harness.rare:
             lines.append(f"fired fewer than {RARE} times in {harness.name}: {', '.join(rare)}")
+        few = {kind: why for kind, why in sorted(harness.complete.items()) if harness.faults[kind] < RARE}
+        for reason in sorted(set(few.values())):
+            kinds = ", ".join(kind for kind, why in few.items() if why == reason)
+            lines.append(f"need not fire {RARE} times in {harness.name}: {kinds} ({reason})")
     lines.append(f"Every figure is in {OUT}.")
     return "\n".join(lines)
 

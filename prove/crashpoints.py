@@ -11,12 +11,15 @@ last point. After each, the card must have been charged exactly once and the jou
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import shutil
 import ssl
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +40,7 @@ from command_service.runner import Limits, Runner
 from prove.check import movements_of, read_anchor, read_journal
 from prove.checker import BankCall, Call, Movement, Observed, charge_id_of, check
 from prove.report import Harness, Say
+from prove.workers import workers
 from prove.writer import end_process, folder_in_memory, now
 
 # The bank's statement tells all that it ever did: a bank of its own for so many paths keeps the reading of it quick.
@@ -45,6 +49,8 @@ PATHS_A_BANK = 100
 LIFE_SECONDS = 20.0
 # Reading the authorities' certificates takes longer than a life, and this bank speaks plain HTTP.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+# One a core at work, and one a core next.
+AT_ONCE = 2 * (os.cpu_count() or 1)
 LIMITS = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3600.0, attention_after_seconds=600.0)
 PORTS = {
     "journal": frozenset({"append", "read", "unfinished"}),
@@ -206,8 +212,8 @@ class Story:
         living = asyncio.create_task(self._until_known(runner))
         dying = asyncio.create_task(points.died.wait())
         try:
-            async with asyncio.timeout(LIFE_SECONDS):
-                await asyncio.wait((living, dying), return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait((living, dying), timeout=LIFE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            assert ended, f"L4: a life neither ended nor died within {LIFE_SECONDS:g} s"
         finally:
             dying.cancel()
             living.cancel()
@@ -328,30 +334,65 @@ class Walk:
                     yield deeper
 
 
-async def run(seconds: float, say: Say, *, deepest: int = 3) -> Harness:
-    """Enumerate all paths with one death, then with two, then with three, until all are walked or the time is up."""
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """The paths that are longer than one by a death, as walked by one process, and those of them that can grow on."""
+
+    walked: Harness
+    longer: list[tuple[int, ...]]
+
+
+def grow(folder: Path, scenario: Scenario, begin: tuple[int, ...], *, hasty: bool = False) -> Grown:
+    """Walk a path on to a death at each point of its next life, until that life passes its last point."""
+
+    async def walk_all() -> Grown:
+        grown = Grown(Harness("part", "paths"), [])
+        async with Walk(grown.walked, Path(tempfile.mkdtemp(dir=folder)), hasty=hasty) as walk:
+            async for deaths in walk.paths(scenario, len(begin) + 1, begin):
+                grown.longer.append(tuple(deaths))
+        # In the last of them nobody died, so nothing comes after it.
+        return Grown(grown.walked, grown.longer[:-1])
+
+    return asyncio.run(walk_all())
+
+
+def run(seconds: float, say: Say, *, deepest: int = 3, seed: int = 0) -> Harness:
+    """Walk all paths with one death, then with two, then with three, until all are walked or the time is up.
+
+    Those with one death are walked however little time there is; of a depth that is not walked in full, what is walked is a
+    sample: its paths are begun in no order.
+    """
     harness = Harness("crash points", "paths")
-    began = time.monotonic()
-    with folder_in_memory() as folder:
-        (folder / "control").mkdir()
-        control = Harness("control", "paths")
-        async with Walk(control, folder / "control", hasty=True) as walk:
-            async for _ in walk.paths(SCENARIOS[0], 1):
-                pass
-        harness.controls["a journal that acknowledges before it stores"] = bool(control.violations)
-        async with Walk(harness, folder) as walk:
-            for depth, scenario in itertools.product(range(1, deepest + 1), SCENARIOS):
-                before = harness.tried
-                async for _ in walk.paths(scenario, depth):
-                    if time.monotonic() - began > seconds and depth > 1:
-                        what = f"{scenario.name}, all of {depth} deaths"
-                        harness.skipped[what] = f"the time was up after {harness.tried - before} paths"
-                        break
-                    if harness.tried % 20 == 0:
-                        say(f"crash points: {harness.tried} paths, {len(harness.violations)} violations")
-    harness.seconds = time.monotonic() - began
+    until, chance = time.monotonic() + seconds, random.Random(seed)
+    with folder_in_memory() as folder, workers() as pool:
+        control = pool.submit(grow, folder, SCENARIOS[0], (), hasty=True)
+        begins: list[tuple[Scenario, tuple[int, ...]]] = [(scenario, ()) for scenario in SCENARIOS]
+        for depth in range(1, deepest + 1):
+            chance.shuffle(begins)
+            growing: dict[Future[Grown], Scenario] = {}
+            waiting, longer, before = list(begins), list[tuple[Scenario, tuple[int, ...]]](), harness.tried
+            while waiting or growing:
+                # No more than are at work and next, so that it can stop.
+                while waiting and len(growing) < AT_ONCE and (depth == 1 or time.monotonic() < until):
+                    scenario, begin = waiting.pop()
+                    growing[pool.submit(grow, folder, scenario, begin)] = scenario
+                if not growing:
+                    break
+                for done in wait(growing, return_when=FIRST_COMPLETED).done:
+                    scenario, grown = growing.pop(done), done.result()
+                    harness.add(grown.walked)
+                    longer += [(scenario, path) for path in grown.longer]
+                say(f"crash points: {harness.tried} paths, {len(harness.violations)} violations")
+            if waiting:
+                tried = f"{len(begins) - len(waiting)} of {len(begins)}"
+                walked = f"{harness.tried - before} paths were walked, on from {tried} chosen at random"
+                harness.skipped[f"all paths of {depth} deaths"] = f"the time was up: {walked}"
+                break
+            harness.enumerated[f"paths of {depth} deaths"] = harness.tried - before
+            begins = longer
+        harness.controls["a journal that acknowledges before it stores"] = bool(control.result().walked.violations)
     return harness
 
 
 if __name__ == "__main__":
-    print(asyncio.run(run(float(sys.argv[1]), lambda _: None)).as_json())
+    print(run(float(sys.argv[1]), lambda _: None).as_json())

@@ -13,6 +13,7 @@ the same with `synchronous=NORMAL`, and with starts after a failed sync that lea
 """
 
 import asyncio
+import os
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +30,7 @@ from typing import NoReturn
 from command_service.journal import START, JournalCorrupt, JournalRefused, Place
 from command_service.journal.sqlite import SqliteJournal
 from prove.report import Harness, Say
+from prove.workers import workers
 from prove.writer import folder_in_memory, now
 
 SECTOR = 512
@@ -403,6 +406,10 @@ class Recording:
     lives: tuple[Life, ...]
 
 
+# Few, and many recordings: a sync fails once in two of five, and each time at another place.
+CUTS_A_RECORDING = 20
+# One a core at work, and one a core next.
+AT_ONCE = 2 * (os.cpu_count() or 1)
 OFTEN = ("--set", "wal_autocheckpoint=24", "--anchor-seconds", "0.02")
 
 
@@ -412,7 +419,8 @@ def recordings(seed: int) -> Iterator[Recording]:
     yield Recording("as shipped", (Life(700, ("--anchor-seconds", "0.1")),))
     while True:
         yield Recording("many checkpoints", (Life(chance.randrange(20, 200), OFTEN), Life(20, OFTEN)))
-        for fault, text in (("error=EIO", "failed sync"), ("signal=KILL", "killed at a sync")):
+        failed = ("error=EIO", "failed sync")
+        for fault, text in (failed, failed, ("signal=KILL", "killed at a sync")):
             number = chance.randrange(3, 40)
             inject = f"fdatasync:{fault}:when={number}"
             lives = (Life(100, OFTEN, inject), Life(20, OFTEN))
@@ -461,34 +469,45 @@ CONTROLS = {
 }
 
 
-async def run(seconds: float, say: Say, *, seed: int = 0, cuts: int = 2_500) -> Harness:
-    """Cut the power until the time is used up, or so often."""
+def cut_recording(recording: Recording, cuts: int, seed: str, until: float) -> Harness:
+    """Record, and cut the power so often, in a folder of its own; `tried` is how often."""
+    tried = Harness(recording.name, "power cuts")
+    with folder_in_memory() as folder:
+        moments = record(folder, recording.lives)
+        tried.faults["sync failed"] += sum(
+            moment.is_over and moment.call.name == "fdatasync" and moment.call.result == -1 for moment in moments
+        )
+        name = f"{recording.name} (seed {seed})"
+        asyncio.run(cut(moments, folder, cuts, random.Random(seed), tried, name, until))
+    return tried
+
+
+def run(seconds: float, say: Say, *, seed: int = 0, cuts: int = 2_500) -> Harness:
+    """Cut the power so often, and on until every kind of fault has fired often enough; or until the time is up."""
     harness = Harness("power cuts", "power cuts")
-    began = time.monotonic()
+    until = time.monotonic() + seconds
     if shutil.which("strace") is None:
         harness.skipped["power cuts"] = "strace is not installed"
         return harness
-    chance = random.Random(seed)
-    for name, recording in CONTROLS.items():
-        control = Harness(name, "power cuts")
-        with folder_in_memory() as folder:
-            moments = record(folder, recording.lives)
-            losses = await cut(moments, folder, 60, chance, control, name, time.monotonic() + max(10.0, seconds / 5))
-        harness.controls[name] = losses > 0
-    for recording in recordings(seed):
-        left = min(cuts - harness.tried, 150)
-        if left <= 0 or time.monotonic() - began > seconds:
-            break
-        with folder_in_memory() as folder:
-            moments = record(folder, recording.lives)
-            harness.faults["sync failed"] += sum(
-                moment.is_over and moment.call.name == "fdatasync" and moment.call.result == -1 for moment in moments
-            )
-            await cut(moments, folder, left, chance, harness, f"{recording.name} (seed {seed})", began + seconds)
-        say(f"power cuts: {harness.tried} tried, {len(harness.violations)} lost something")
-    harness.seconds = time.monotonic() - began
+    with workers() as pool:
+        controls = {
+            # A control that is cut short shows nothing, so it has some time however little there is.
+            name: pool.submit(cut_recording, recording, 60, str(seed), until + 10.0)
+            for name, recording in CONTROLS.items()
+        }
+        endless = enumerate(recordings(seed))
+        cutting: list[Future[Harness]] = []
+        while time.monotonic() < until and (harness.tried < cuts or harness.rare):
+            while len(cutting) < AT_ONCE:
+                number, recording = next(endless)
+                cutting.append(pool.submit(cut_recording, recording, CUTS_A_RECORDING, f"{seed}/{number}", until))
+            harness.add(cutting.pop(0).result())
+            say(f"power cuts: {harness.tried} tried, {len(harness.violations)} lost something")
+        for last in cutting:
+            harness.add(last.result())
+        harness.controls = {name: bool(tried.result().violations) for name, tried in controls.items()}
     return harness
 
 
 if __name__ == "__main__":
-    print(asyncio.run(run(float(sys.argv[1]), print)).as_json())
+    print(run(float(sys.argv[1]), print).as_json())

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+# A fault that fired more seldom than this in a long run was hardly tried.
+RARE = 50
+
 
 @dataclass
 class Harness:
@@ -22,6 +25,10 @@ class Harness:
     canaries_found: int = 0
     controls: dict[str, bool] = field(default_factory=dict)
     """A run that must fail, by name: True if it failed as it must."""
+    complete: dict[str, str] = field(default_factory=dict)
+    """Kinds that need not fire RARE times: the few times are all there are, or it is an outcome. By kind, the reason."""
+    enumerated: dict[str, int] = field(default_factory=dict)
+    """What was tried in full, and of how many cases it consists."""
     skipped: dict[str, str] = field(default_factory=dict)
     """What could not be tried on this machine, and why."""
 
@@ -29,6 +36,17 @@ class Harness:
     def is_sound(self) -> bool:
         """Nothing broke, every canary was found, every control failed as it must."""
         return not self.violations and self.canaries_found == self.canaries_planted and all(self.controls.values())
+
+    @property
+    def rare(self) -> list[str]:
+        """The kinds that fired too seldom to have shown much."""
+        return sorted(kind for kind, times in self.faults.items() if times < RARE and kind not in self.complete)
+
+    def add(self, part: "Harness") -> None:
+        """Add what a part of it tried, in another process perhaps."""
+        self.tried += part.tried
+        self.violations += part.violations
+        self.faults.update(part.faults)
 
     def as_json(self) -> dict[str, Any]:
         """The harness's entry in build/prove.json."""
@@ -41,6 +59,8 @@ class Harness:
             "faults": dict(sorted(self.faults.items())),
             "canaries": {"planted": self.canaries_planted, "found": self.canaries_found},
             "controls": self.controls,
+            "complete": self.complete,
+            "enumerated": self.enumerated,
             "skipped": self.skipped,
         }
 

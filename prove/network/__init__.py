@@ -1,7 +1,8 @@
 """The bank and the network: every fault that another party or the link to it can do, through real servers and sockets.
 
-Scenario after scenario, each with a seed and a world of its own, until the time is used up. Those that wait for
-real time-outs run beside the others. `python -m prove.network SCENARIO SEED` plays one again.
+Scenario after scenario, each with a seed and a world of its own, until the time is used up: first every one once, then
+those whose kinds of fault are still rare. Those that wait for real time-outs run beside the others.
+`python -m prove.network SCENARIO SEED` plays one again.
 """
 
 import asyncio
@@ -10,9 +11,11 @@ import shutil
 import sqlite3
 import tempfile
 import time
+import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,19 @@ from charging.v1.command_pb2 import ChargeResponse
 from command_service.journal import JournalRefused
 from prove.network import bank, clients, feeds, floods, restarts
 from prove.network.books import check
-from prove.network.servers import InProcess, Processes
-from prove.network.world import Broken, World, a_world
-from prove.report import Harness, Say
+from prove.network.servers import InProcess, servers_in
+from prove.network.world import Broken, World, a_world, within
+from prove.report import RARE, Harness, Say
+from prove.workers import workers
 
 # The servers' own words for a fault that they did not foresee.
 UNFORESEEN = frozenset({"a call failed unexpectedly", "a charge stopped on its way"})
+# Counted, but not done by anybody.
+OUTCOMES = frozenset({"stranger: a good call was shed", "client: retried over a restart"})
 # No scenario comes near it on an idle machine, rest included.
 SCENARIO_SECONDS = 240.0
+# How much longer than the longest time so far a scenario may take; what does not fit is not begun.
+SLACK = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +107,76 @@ async def run(seconds: float, say: Say, *, base: int = 0, scenarios: Sequence[Sc
     if shutil.which("openssl") is None:
         scenarios = [scenario for scenario in scenarios if scenario.play is not bank.certificates_are_wrong]
         harness.skipped["wrong certificates"] = "openssl, which makes them, is not on this machine"
-    quick = [scenario for scenario in scenarios if not scenario.is_slow]
-    slow = [scenario for scenario in scenarios if scenario.is_slow]
+    killing = [scenario for scenario in scenarios if scenario.is_killing and not scenario.is_slow]
+    quick = [scenario for scenario in scenarios if not scenario.is_killing and not scenario.is_slow]
+    # What waits for real time-outs has a lane of its own each. The others wait too, for half of their time.
+    lanes = [Lane(quick, base), Lane(killing, base)]
+    lanes += [Lane([scenario], base) for scenario in scenarios if scenario.is_slow]
+    runners = [*lanes[:2], *lanes]
+    harness.complete |= dict.fromkeys(OUTCOMES, "an outcome, not a fault")
 
-    async def lane(of: Sequence[Scenario]) -> None:
-        seed, took_seconds = base, dict.fromkeys(of, 0.0)
-        while of:
-            for scenario in of:
-                start = time.monotonic()
-                if seed > base and start - begun + took_seconds[scenario] > seconds:
-                    return
-                await _play(scenario, seed, harness)
-                took_seconds[scenario] = time.monotonic() - start
-                say(f"{harness.tried} scenarios, {harness.faults.total()} faults, {len(harness.violations)} violations")
-            seed += 1
+    async def drive(lane: Lane) -> None:
+        while (chosen := lane.next(harness.faults, begun + seconds - time.monotonic())) is not None:
+            scenario, seed = chosen
+            start = time.monotonic()
+            played = await loop.run_in_executor(pool, _play_by_name, scenario.name, seed)
+            lane.played(scenario, time.monotonic() - start, set(played.faults) - OUTCOMES)
+            harness.add(played)
+            say(f"{harness.tried} scenarios, {harness.faults.total()} faults, {len(harness.violations)} violations")
 
-    with _listening() as unforeseen:
-        harness.controls = {name: await is_found(tamper) for name, tamper in CONTROLS.items()}
-        await asyncio.gather(lane(quick), *(lane([scenario]) for scenario in slow))
-        harness.violations += unforeseen
+    loop = asyncio.get_running_loop()
+    # A process a lane: each has an event loop of its own, which no other lane's work holds up.
+    with workers(len(runners)) as pool:
+        controls = [loop.run_in_executor(pool, _is_found_by_name, name) for name in CONTROLS]
+        await asyncio.gather(*(drive(lane) for lane in runners))
+        harness.controls = dict(zip(CONTROLS, await asyncio.gather(*controls), strict=True))
     harness.seconds = time.monotonic() - begun
     return harness
+
+
+@dataclass(eq=False)
+class Lane:
+    """Scenarios that are played one after the other: first each once, then what fires the rarest kind of fault."""
+
+    scenarios: Sequence[Scenario]
+    base: int
+    plays: Counter[str] = field(default_factory=Counter)
+    longest_seconds: dict[str, float] = field(default_factory=dict)
+    kinds: dict[str, set[str]] = field(default_factory=dict)
+
+    def next(self, fired: Counter[str], left_seconds: float) -> tuple[Scenario, int] | None:
+        """Say what to play next, and with which seed; None if nothing can end in the time that is left."""
+        fitting = [
+            scenario
+            for scenario in self.scenarios
+            if not self.plays[scenario.name]
+            or self.longest_seconds.get(scenario.name, SCENARIO_SECONDS) * SLACK <= left_seconds
+        ]
+        if not fitting:
+            return None
+
+        def urgency(scenario: Scenario) -> tuple[int, int]:
+            rarest = min((fired[kind] for kind in self.kinds.get(scenario.name, ())), default=RARE)
+            return (min(rarest, RARE) if self.plays[scenario.name] else -1, self.plays[scenario.name])
+
+        chosen = min(fitting, key=urgency)
+        self.plays[chosen.name] += 1
+        return chosen, self.base + self.plays[chosen.name] - 1
+
+    def played(self, scenario: Scenario, took_seconds: float, kinds: set[str]) -> None:
+        """Learn how long it takes, and what it fires."""
+        self.longest_seconds[scenario.name] = max(took_seconds, self.longest_seconds.get(scenario.name, 0.0))
+        self.kinds.setdefault(scenario.name, set()).update(kinds)
+
+
+def _play_by_name(name: str, seed: int) -> Harness:
+    """Play one scenario once, in a process that says nothing."""
+    return asyncio.run(play(next(scenario for scenario in SCENARIOS if scenario.name == name), seed))
+
+
+def _is_found_by_name(name: str) -> bool:
+    with _listening():
+        return asyncio.run(is_found(CONTROLS[name]))
 
 
 # ---------------------------------------------------------------- what must not pass
@@ -156,9 +213,8 @@ CONTROLS: dict[str, Callable[[World], Awaitable[None]]] = {
 
 async def is_found(tamper: Callable[[World], Awaitable[None]]) -> bool:
     """Tamper with a world at rest; True if that is found."""
-    with tempfile.TemporaryDirectory(prefix="network-") as place:
-        folder = Path(place)
-        async with a_world(InProcess(folder), folder, random.Random(0), has_view=False) as world:
+    with tempfile.TemporaryDirectory(prefix="network-") as place, servers_in(Path(place), is_killing=False) as servers:
+        async with a_world(servers, Path(place), random.Random(0), has_view=False) as world:
             await world.settle_all(world.requests(2))
             assert not await check(world)
             try:
@@ -181,22 +237,39 @@ async def play(scenario: Scenario, seed: int) -> Harness:
 async def _play(scenario: Scenario, seed: int, harness: Harness) -> None:
     chance = random.Random(f"{scenario.name} {seed}")
     broken: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="network-") as place:
-        folder = Path(place)
-        servers = Processes(folder) if scenario.is_killing else InProcess(folder)
+    phase = "the servers' start"
+    with (
+        tempfile.TemporaryDirectory(prefix="network-") as place,
+        servers_in(Path(place), is_killing=scenario.is_killing) as servers,
+    ):
         try:
-            async with asyncio.timeout(SCENARIO_SECONDS):
-                async with a_world(servers, folder, chance, has_view=scenario.has_view) as world:
-                    await scenario.play(world)
-                    await world.rest()
-                    broken = await check(world)
-                    harness.faults.update(world.faults)
+            async with (
+                within(SCENARIO_SECONDS, "the scenario ends"),
+                a_world(servers, Path(place), chance, has_view=scenario.has_view) as world,
+            ):
+                phase = "the harm"
+                await scenario.play(world)
+                phase = "coming to rest"
+                await world.rest()
+                phase = "the check"
+                broken = await check(world)
+                harness.faults.update(world.faults)
+                phase = "the servers' stop"
         except Broken as error:
-            broken = [str(error)]
+            broken = [f"{error}, in {phase}"]
         except Exception as error:  # whatever it is, the promise was not shown to hold
-            broken = [f"{type(error).__name__}: {error}"]
+            broken = [f"{type(error).__name__}: {error} at {_place_of(error)}, in {phase}"]
     harness.tried += 1
     harness.violations += [f"{text} (python -m prove.network {scenario.name} {seed})" for text in broken]
+
+
+def _place_of(error: BaseException) -> str:
+    """Say where in the harness it was: a time-out says nothing else of what was waited for."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "/prove/" in frame.filename or "/demo/" in frame.filename]
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(ours[-3:]))
 
 
 @contextmanager

@@ -265,7 +265,7 @@ async def redirected(world: World) -> None:
     trap = await asyncio.start_server(visited, "127.0.0.1", 0)
     async with trap:
         port = trap.sockets[0].getsockname()[1]
-        requests = world.requests(4)
+        requests = world.requests(8)
         for request in requests:
             on = world.chance.choice(("token", "execute"))
             where = world.chance.choice(
@@ -313,7 +313,7 @@ async def certificates_are_wrong(world: World) -> None:
         # A failed handshake is what is wanted, and asyncio tells each in its log.
         async with bank:
             await world.command_again(COMMAND_BANK_URL=f"https://127.0.0.1:{bank.sockets[0].getsockname()[1]}")
-            asked = await asyncio.gather(*(world.ask(request, 1.5) for request in world.requests(4)))
+            asked = await asyncio.gather(*(world.ask(request, 1.5) for request in world.requests(10)))
             world.faults["bank: wrong certificate"] += len(asked)
             must(all(a.outcome is None for a in asked), "a bank that proves nothing decides nothing")
     must(not heard, "nothing is sent to a bank with a wrong certificate")
@@ -323,7 +323,7 @@ async def certificates_are_wrong(world: World) -> None:
 async def names_do_not_resolve(world: World) -> None:
     """A bank whose name nobody knows: charges wait until that is mended."""
     await world.command_again(COMMAND_BANK_URL="http://bank.invalid:80")
-    asked = await asyncio.gather(*(world.ask(request, 1.0) for request in world.requests(4)))
+    asked = await asyncio.gather(*(world.ask(request, 1.0) for request in world.requests(10)))
     world.faults["bank: name unknown"] += len(asked)
     must(all(a.outcome is None for a in asked), "a bank that is not found decides nothing")
     await world.command_again()

@@ -1,6 +1,5 @@
 """Gathers what each side of a world at rest has, and hands it to the one history checker."""
 
-import asyncio
 from collections import Counter
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from charging.v1.query_pb2 import GetViewStatusRequest
 from prove import checker
 from prove.check import movements_of, read_anchor, read_journal, read_view
 from prove.network.reader import Reader
-from prove.network.world import IN_REVIEW, REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World
+from prove.network.world import IN_REVIEW, REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World, within
 
 # Far more than the faults of any scenario explain: beyond it somebody retries in a storm.
 CALLS_PER_CHARGE = 100
@@ -19,7 +18,7 @@ CALLS_PER_CHARGE = 100
 async def check(world: World) -> list[str]:
     """Compare clients' histories, the journal, the feed, the bank and the view; each text names what broke and where."""
     reader = Reader(world.servers.feed, keep=True)
-    async with asyncio.timeout(REST_SECONDS):
+    async with within(REST_SECONDS, "L3: the feed brings a new reader to the journal's head"):
         async for message in reader.messages():
             if message.HasField("caught_up"):
                 break

@@ -95,7 +95,7 @@ async def grpc_retries_by_itself(world: World) -> None:
         for number in range(8):
             way = world.chance.choice(list(Way))
             world.client_link.order(Fault(Kind.RESET, way, after_bytes=world.chance.randrange(300)))
-            requests = [world.request(f"retried-{number}-{twin}-{world.chance.random()}") for twin in range(3)]
+            requests = [world.request(world.new_key(f"retried-{number}-{twin}")) for twin in range(3)]
             await asyncio.gather(*(world.ask(request, 10.0, call=commands.Charge) for request in requests))
 
 
@@ -116,7 +116,7 @@ async def a_hundred_at_once_with_one_key(world: World) -> None:
 
 async def one_key_for_other_requests_at_once(world: World) -> None:
     """Calls with one key and other amounts at once: one request wins, the others learn only that the key is taken."""
-    key = f"contested-{world.chance.getrandbits(64)}"
+    key = world.new_key("contested")
     bodies = [world.request(key, amount=Money(minor_units=100 + n)) for n in range(4)]
     asked = await asyncio.gather(*(world.ask(world.chance.choice(bodies)) for _ in range(60)))
     winners = {one.request.amount.minor_units for one in asked if one.answer is not None}
@@ -159,11 +159,13 @@ async def too_large(world: World) -> None:
     large = world.request(description="x" * (17 << 10))
     huge = world.request(description="x" * (5 << 20))
     wide = world.request()
-    asked = [
-        await world.ask(large),
-        await world.ask(huge),
-        await world.ask(wide, metadata=(("x-large", "y" * (64 << 10)),)),
-    ]
+    asked = []
+    for _ in range(4):
+        asked += [
+            await world.ask(large),
+            await world.ask(huge),
+            await world.ask(wide, metadata=(("x-large", "y" * (64 << 10)),)),
+        ]
     for one in asked:
         must(
             one.code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE),
@@ -202,7 +204,7 @@ async def idle_clients_are_let_be(world: World) -> None:
     async with contextlib.AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(world.another_client(("grpc.use_local_subchannel_pool", 1)))
-            for _ in range(5)
+            for _ in range(10)
         ]
         for client in clients:
             await world.ask(world.request(), call=client.Charge)

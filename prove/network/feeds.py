@@ -21,12 +21,13 @@ from prove.check import read_journal
 from prove.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
 from prove.network.servers import InProcess
-from prove.network.world import World, must, reason_of, until
+from prove.network.world import World, must, reason_of, until, within
 
 if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub
 
 READERS = 100
+STUCK = 10
 # A reader that takes no more than this ahead of what it reads. Without, gRPC measures the link and may take many megabytes.
 SMALL_WINDOW = [*CHANNEL_OPTIONS, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
 
@@ -61,7 +62,7 @@ async def a_hundred_come_back_at_once(world: World) -> None:
 
 
 async def some_stop_reading(world: World) -> None:
-    """Beside ninety-nine that read, two stop: theirs goes on, those are cut off, and memory does not grow with them."""
+    """Beside ninety-nine that read, ten stop: theirs goes on, those are cut off, and memory does not grow with them."""
     assert isinstance(world.servers, InProcess)
     assert world.servers.running is not None
     feed = Feed(world.servers.running.journal)
@@ -84,7 +85,7 @@ async def some_stop_reading(world: World) -> None:
         async with contextlib.AsyncExitStack() as stack:
             channels = [
                 await stack.enter_async_context(grpc.aio.insecure_channel(address, options=SMALL_WINDOW))
-                for _ in range(2)
+                for _ in range(STUCK)
             ]
             readers = [Reader(address) for _ in range(READERS - 1)]
             async with following(*readers):
@@ -99,7 +100,7 @@ async def some_stop_reading(world: World) -> None:
                 await _all_reach_the_head(world, readers)
                 grown = _peak_bytes() - before
                 must(not any(reader.breaks for reader in readers), "no reader that reads is cut off")
-                must(grown < 400 << 20, f"I16: memory grew by {grown >> 20} MiB for two readers")
+                must(grown < 400 << 20, f"I16: memory grew by {grown >> 20} MiB for {STUCK} readers")
                 for stream in stuck:
                     code, reason = await _how_it_ended(stream)
                     must(
@@ -148,7 +149,7 @@ async def readers_are_lost(world: World) -> None:
     """Readers that stand where this journal never was are told so, and the view goes on from where it was."""
     await world.settle_all(world.requests(5))
     reader = Reader(world.servers.feed)
-    async with asyncio.timeout(60):
+    async with within(60, "L3: a reader reaches the head"):
         async for message in reader.messages():
             if message.HasField("caught_up"):
                 break
@@ -195,7 +196,7 @@ async def the_feed_goes_silent(world: World) -> None:
 
 
 async def _all_reach_the_head(world: World, readers: list[Reader], seconds: float = 90) -> None:
-    async with asyncio.timeout(60):
+    async with within(60, "L3: the feed brings a new reader to the head"):
         head = Reader(world.servers.feed)
         async for message in head.messages():
             if message.HasField("caught_up"):
@@ -210,7 +211,7 @@ async def _all_reach_the_head(world: World, readers: list[Reader], seconds: floa
 async def _how_it_ended(stream: object) -> tuple[grpc.StatusCode, str]:
     assert isinstance(stream, grpc.aio.Call)
     try:
-        async with asyncio.timeout(90):
+        async with within(90, "a stream is ended by the server"):
             async for _ in stream:  # type: ignore[attr-defined]  # a call of a stream, says the method
                 pass
     except grpc.aio.AioRpcError as error:

@@ -20,7 +20,9 @@ from charging.v1.journal_pb2_grpc import JournalServiceStub
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # In truth the least time that an attempt is given: with 50, a hundred readers that find a busy machine do nothing but
+    # give up and begin again, until every descriptor is used up (seen).
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 7_500),

@@ -12,17 +12,17 @@ CLIENTS = 8
 
 async def the_command_server_is_stopped(world: World) -> None:
     """SIGTERM under load, several times: each call has its outcome after one retry at most."""
-    await _under_load(world, kill=False, times=3)
+    await _under_load(world, kill=False, times=6)
 
 
 async def the_command_server_is_killed(world: World) -> None:
     """kill -9 under load, several times: each call has its outcome after one retry at most."""
-    await _under_load(world, kill=True, times=3)
+    await _under_load(world, kill=True, times=6)
 
 
 async def the_query_server_is_killed(world: World) -> None:
     """kill -9 and SIGTERM of the query server while it follows: its view goes on from its checkpoint."""
-    for number in range(4):
+    for number in range(8):
         asking = [asyncio.create_task(world.ask(request)) for request in world.requests(20)]
         await world.feed_link.has_moved(world.feed_link.moved_bytes + world.chance.randrange(1, 4_000))
         kill = number % 2 == 0
@@ -34,7 +34,7 @@ async def the_query_server_is_killed(world: World) -> None:
 
 async def the_bank_is_killed(world: World) -> None:
     """kill -9 of the bank amid its work: it has what it has done, and each charge is charged once."""
-    for _ in range(3):
+    for _ in range(6):
         for on in ("token", "execute"):
             await world.trouble(on, world.chance.choice(("lose_answer", "delay", "error_after")))
         asking = [asyncio.create_task(world.ask(request, 3.0)) for request in world.requests(15)]

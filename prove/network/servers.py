@@ -1,7 +1,7 @@
 """The three servers, in this process or as processes of their own, each at an address that survives its restarts."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,10 +10,9 @@ from chassis import settings
 from command_service import __main__ as command_main
 from command_service.settings import Settings as CommandSettings
 from demo.processes import Town
+from prove.ports import kept, town_with_kept_ports
 from query_service import __main__ as query_main
 from query_service.settings import Settings as QuerySettings
-
-ANYWHERE = "127.0.0.1:0"
 
 
 class Servers(Protocol):
@@ -52,8 +51,8 @@ class Servers(Protocol):
 class InProcess:
     """All three in this event loop: quick to start, and open to be looked into. They cannot be killed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.bank = self.command = self.feed = self.query = ANYWHERE
+    def __init__(self, folder: Path, ports: Sequence[str]) -> None:
+        self.bank, self.command, self.feed, self.query = ports
         self.running: command_main.Running | None = None
         self._folder = folder
         self._bank, self._command, self._query = (contextlib.AsyncExitStack() for _ in range(3))
@@ -104,9 +103,11 @@ class InProcess:
 class Processes:
     """Each a process of its own: slower to start, and can be killed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.bank = self.command = self.feed = self.query = ANYWHERE
-        self.town = Town(folder)
+    def __init__(self, town: Town) -> None:
+        self.bank = town.bank.listen
+        self.command, self.feed = town.command.listen, str(town.command.serving["feed"])
+        self.query = town.query.listen
+        self.town = town
 
     async def bank_up(self) -> None:
         """See Servers."""
@@ -135,3 +136,14 @@ class Processes:
         """See Servers."""
         if self.town.query.process is not None:
             await (self.town.query.kill() if kill else self.town.query.stop())
+
+
+@contextlib.contextmanager
+def servers_in(folder: Path, *, is_killing: bool) -> Iterator[Servers]:
+    """Servers with their files in a folder, not started yet, on ports that are theirs for as long as the context lasts."""
+    if is_killing:
+        with town_with_kept_ports(folder) as town:
+            yield Processes(town)
+    else:
+        with kept(4) as ports:
+            yield InProcess(folder, ports)

@@ -149,7 +149,7 @@ class World:
     def request(self, key: str | None = None, **changed: Any) -> ChargeRequest:
         """A request that the bank approves of, under a key of its own unless one is given."""
         request = ChargeRequest(
-            idempotency_key=key or f"key-{self.chance.getrandbits(80):020x}",
+            idempotency_key=key or self.new_key("key"),
             user_id=f"user-{self.chance.randrange(5)}",
             card=Card(token=self.chance.choice(("tok_visa", "tok_mastercard"))),
             amount=Money(
@@ -158,6 +158,10 @@ class World:
         )
         request.MergeFrom(ChargeRequest(**changed))
         return request
+
+    def new_key(self, prefix: str) -> str:
+        """A key that nobody has had. In letters: one key in some thousands has digits that make a card number (seen)."""
+        return f"{prefix}-{''.join(self.chance.choices('abcdefghijklmnopqrstuvwxyz', k=20))}"
 
     def requests(self, count: int) -> list[ChargeRequest]:
         """So many different ones."""
@@ -262,14 +266,24 @@ def _ends(event: bytes) -> bool:
     )
 
 
+@asynccontextmanager
+async def within(seconds: float, promise: str) -> AsyncIterator[None]:
+    """Raises Broken with the promise if what is done in it takes longer. What times out by itself goes by."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise Broken(f"not within {seconds:g} s: {promise}") from None
+
+
 async def until(seen: Callable[[], object], seconds: float, promise: str) -> None:
     """Wait until something is seen. Raises Broken with the promise if it is not within the time."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not seen():  # noqa: ASYNC110  # what is waited for is anybody's, and has no event
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise Broken(promise) from None
+    async with within(seconds, promise):
+        while not seen():  # noqa: ASYNC110  # what is waited for is anybody's, and has no event
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

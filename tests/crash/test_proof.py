@@ -1,6 +1,7 @@
 """A small part of what `make prove` does with crashes and storage, at every change."""
 
 import itertools
+import os
 import random
 import shutil
 import time
@@ -10,8 +11,9 @@ import httpx
 import pytest
 
 from demo.processes import Town
-from prove import clients, crashpoints, kills, powercut, storage, syscalls
+from prove import clients, crashpoints, kills, powercut, syscalls
 from prove.report import Harness
+from prove.storage import disks, errors, files, restores
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -44,6 +46,16 @@ async def test_a_journal_that_acknowledges_before_it_stores_is_found(tmp_path: P
     assert any("I3" in violation for violation in harness.violations)
 
 
+def test_paths_grow_by_a_death_until_none_is_left(tmp_path: Path) -> None:
+    """What has two deaths begins with what had one, and the life that passed its last point is no beginning."""
+    first = crashpoints.grow(tmp_path, crashpoints.SCENARIOS[0], ())
+    assert first.longer == [(point,) for point in range(1, first.walked.tried)]
+    last = crashpoints.grow(tmp_path, crashpoints.SCENARIOS[0], first.longer[-1])
+    assert last.longer == [(*first.longer[-1], point) for point in range(1, last.walked.tried)]
+    assert last.longer
+    assert first.walked.violations + last.walked.violations == []
+
+
 @needs_strace
 async def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     """Also after a restart over a WAL whose sync had failed."""
@@ -69,7 +81,7 @@ async def test_a_power_cut_loses_something_of_a_journal_made_careless(name: str,
 async def test_a_flipped_bit_of_a_record_is_noticed_before_anything_of_it_is_served() -> None:
     """Some fifty bits of the two thousand, and the control."""
     harness = a_harness()
-    await storage.flips(time.monotonic() + 30, lambda _: None, harness, most=50)
+    await files.flips(time.monotonic() + 30, lambda _: None, harness, most=50)
     assert harness.violations == []
     assert harness.faults["bit flipped"] == 50
     assert harness.is_sound
@@ -79,9 +91,30 @@ async def test_a_flipped_bit_of_a_record_is_noticed_before_anything_of_it_is_ser
 async def test_files_that_are_not_as_they_were_are_refused_or_whole() -> None:
     """Cut short, swapped, deleted, of another journal, from a backup."""
     harness = a_harness()
-    await storage.damages(time.monotonic() + 30, lambda _: None, harness)
+    await files.damages(time.monotonic() + 30, lambda _: None, harness)
     assert harness.violations == []
     assert harness.faults["damaged files refused"] > 10
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+async def test_a_disk_that_was_full_and_has_room_again_takes_charges_again() -> None:
+    """Twice, under one server, which is never restarted."""
+    harness = a_harness()
+    async with disks.small_disk(harness, 0) as disk:
+        assert disk is not None
+        await disk.fill_and_free()
+        await disk.fill_and_free()
+    assert harness.violations == []
+    assert harness.faults == {"disk full": 2, "disk with room again": 2}
+
+
+async def test_a_restored_backup_is_noticed_and_a_second_server_is_refused() -> None:
+    """One round of them, and all sides agree at the end."""
+    harness = a_harness()
+    async with restores.restored(harness, 0) as one:
+        await one.back_up_and_restore()
+    assert harness.violations == []
+    assert harness.faults == {"backups under load": 1, "restored backups": 1, "second server on one file": 1}
 
 
 @needs_strace
@@ -92,7 +125,7 @@ async def test_an_error_of_the_disk_loses_nothing_that_was_acknowledged(
 ) -> None:
     """One failed operation, in the middle of the work."""
     harness = a_harness()
-    assert await storage._fail(tmp_path / "failing", call, error, False, number, harness=harness)
+    assert await errors.fail(tmp_path / "failing", call, error, False, number, harness=harness)
     assert harness.violations == []
 
 

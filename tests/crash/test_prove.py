@@ -3,7 +3,11 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+
+from prove.__main__ import _table
+from prove.report import RARE, Harness
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,3 +23,15 @@ def test_it_prints_a_table_and_writes_what_it_found(tmp_path: Path) -> None:
     assert harness["tried"] > 0
     assert harness["violations"] == []
     assert list(harness["controls"].values()) == [True]
+    assert harness["enumerated"]["paths of 1 deaths"] > 50
+    assert "all tried in" in done.stdout
+
+
+def test_a_kind_that_fired_seldom_is_told_unless_a_reason_is_given() -> None:
+    """And then the reason is told."""
+    harness = Harness("test", "tries", faults=Counter({"often": RARE, "seldom": 1, "once": 1}))
+    harness.complete["once"] = "there is only one"
+    table = _table([harness])
+    assert harness.rare == ["seldom"]
+    assert f"fired fewer than {RARE} times in test: seldom\n" in table
+    assert f"need not fire {RARE} times in test: once (there is only one)" in table

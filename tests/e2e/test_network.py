@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,10 +12,12 @@ from pathlib import Path
 import grpc._cython
 import pytest
 
+import gateway_mock
 from chassis import server
 from prove.faultproxy import Fault, Kind, Proxy, Way
-from prove.network import CONTROLS, SCENARIOS, Scenario, is_found, play
-from prove.network.world import until
+from prove.network import CONTROLS, SCENARIOS, Lane, Scenario, is_found, play
+from prove.network.world import Broken, World, until, within
+from prove.ports import kept
 
 SAMPLE = [
     scenario
@@ -64,6 +68,59 @@ def test_a_peer_that_hangs_is_waited_for_no_longer_than_keepalive_says() -> None
     """grpc's keepalive time-out is about TCP's acknowledgements; an answer to its ping has a time-out of its own."""
     for options in (server.CHANNEL_OPTIONS, server._SERVER_OPTIONS):
         assert dict(options)["grpc.http2.ping_timeout_ms"] == dict(options)["grpc.keepalive_timeout_ms"]
+
+
+# ---------------------------------------------------------------- what is played when, and what is said of what hangs
+def played(lane: Lane, fired: Counter[str], left_seconds: float) -> str:
+    """The name of what a lane plays next, if anything."""
+    chosen = lane.next(fired, left_seconds)
+    return chosen[0].name if chosen else "nothing"
+
+
+def test_every_scenario_is_played_once_and_then_what_fires_the_rarest_kind() -> None:
+    """However little time there is for the first round; seeds are never played twice."""
+    common, rare = SAMPLE[:2]
+    lane, fired = Lane(SAMPLE[:2], base=7), Counter({"common": 100, "rare": 3})
+    assert [played(lane, fired, left_seconds=0) for _ in range(3)] == [common.name, rare.name, "nothing"]
+    lane.played(common, 1.0, {"common"})
+    lane.played(rare, 1.0, {"common", "rare"})
+    assert lane.next(fired, left_seconds=60) == (rare, 8)
+    assert lane.next(fired, left_seconds=60) == (rare, 9)
+    assert played(lane, Counter({"common": 100, "rare": 100}), left_seconds=60) == common.name
+
+
+def test_what_cannot_end_in_the_time_that_is_left_is_not_begun() -> None:
+    """Measured by the longest time that it took."""
+    quick, long = SAMPLE[:2]
+    lane = Lane([quick, long], base=0, plays=Counter({quick.name: 1, long.name: 1}))
+    lane.played(quick, 1.0, {"a"})
+    lane.played(long, 30.0, {"b"})
+    lane.played(long, 20.0, {"b"})
+    assert played(lane, Counter(a=100), left_seconds=25) == quick.name
+    assert played(lane, Counter(a=100), left_seconds=1) == "nothing"
+
+
+async def test_what_hangs_says_what_was_waited_for() -> None:
+    """And a time-out of something else goes by as it is."""
+    with pytest.raises(Broken, match=r"not within 0\.01 s: the sun rises"):
+        async with within(0.01, "the sun rises"):
+            await asyncio.Event().wait()
+    with pytest.raises(TimeoutError, match="another"):
+        async with within(10, "the sun rises"):
+            raise TimeoutError("another")
+
+
+async def test_a_scenario_that_fails_says_in_which_phase_and_where() -> None:
+    """A bare time-out tells nothing."""
+
+    async def hangs_up(_: World) -> None:
+        raise TimeoutError
+
+    harness = await play(Scenario(hangs_up), 0)
+    (violation,) = harness.violations
+    assert "TimeoutError" in violation
+    assert "in the harm" in violation
+    assert "prove.network hangs_up 0" in violation
 
 
 # ---------------------------------------------------------------- the proxy
@@ -156,3 +213,14 @@ async def test_late_and_slow_bytes_are_the_same_bytes() -> None:
         writer.write(b"slowly")
         assert await reader.readexactly(6) == b"slowly"
         assert proxy.fired == {Kind.DELAY: 1, Kind.THROTTLE: 1}
+
+
+async def test_a_kept_port_is_a_servers_own_while_it_is_down(tmp_path: Path) -> None:
+    """Nobody who asks for any port is given it, and a server that asks for it gets it."""
+    with kept(1) as (address,):
+        for _ in range(2):
+            async with gateway_mock.serve(address, tmp_path / "bank.db") as listening:
+                assert listening == address
+        with contextlib.ExitStack() as stack:
+            others = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2_000)]
+            assert address not in {f"127.0.0.1:{other.getsockname()[1]}" for other in others}

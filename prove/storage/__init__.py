@@ -1,0 +1,47 @@
+"""What disks do: errors at the n-th operation, a full disk, flipped bits, files cut short, swapped, lost or old.
+
+Errors are enumerated. Beside them goes round after round of all else, one of each kind, until each was tried often enough.
+"""
+
+import asyncio
+import time
+
+from prove.report import RARE, Harness, Say
+from prove.storage.disks import small_disk
+from prove.storage.errors import fail_all
+from prove.storage.files import damages, flips
+from prove.storage.restores import restored
+
+# In one round: 5,000 in all, of which every record byte has its share.
+FLIPS = 100
+# How much longer than the longest so far a round may take; what does not fit is not begun.
+SLACK = 1.3
+
+
+async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
+    """Try all of it until the time is up: one round however little time there is."""
+    harness = Harness("storage", "faults")
+    until = time.monotonic() + seconds
+    # Most of both is the work of other processes, and their waiting.
+    await asyncio.gather(fail_all(until, say, harness, seed=seed), rounds(until, say, harness, seed=seed))
+    outcomes = ("bits flipped that changed nothing", "damaged files refused", "damaged files found whole")
+    harness.complete |= dict.fromkeys(outcomes, "an outcome, not a fault")
+    return harness
+
+
+async def rounds(until: float, say: Say, harness: Harness, *, seed: int = 0, most: int = RARE) -> None:
+    """One of each in a round: a disk that is full and then not, every damage, some flips, a backup and its restore."""
+    longest_seconds = 0.0
+    async with small_disk(harness, seed) as disk, restored(harness, seed) as one:
+        for number in range(most):
+            began = time.monotonic()
+            if number and began + longest_seconds * SLACK > until:
+                break
+
+            async def files(own: int = seed + number) -> None:
+                await damages(until, say, harness, seed=own)
+                await flips(until, say, harness, seed=own, most=FLIPS)
+
+            await asyncio.gather(one.back_up_and_restore(), files(), *([disk.fill_and_free()] if disk else []))
+            longest_seconds = max(longest_seconds, time.monotonic() - began)
+            say(f"storage: {number + 1} of {most} rounds, {len(harness.violations)} violations")

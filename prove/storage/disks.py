@@ -1,0 +1,104 @@
+"""A small disk under a real server, filled and freed again and again.
+
+The server refuses, stays up, and goes on once there is room, without repair by hand.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from demo.processes import Town
+from prove.checker import check
+from prove.clients import Clients, Referee
+from prove.ports import town_with_kept_ports
+from prove.report import Harness
+
+# Room for the journal of many rounds; what is left of it is filled.
+SMALL_DISK = "16m"
+FILL_BYTES = 4096
+REST_SECONDS = 60.0
+CLIENTS = 4
+
+
+@dataclass(eq=False)
+class SmallDisk:
+    """A server on a small disk, and clients of it. Made by `small_disk`."""
+
+    town: Town
+    clients: Clients
+    ballast: Path
+    harness: Harness
+
+    async def fill_and_free(self) -> None:
+        """Fill the disk until a charge is refused for it, and free it: all that was begun comes to rest."""
+        command, stop, seen = self.town.command, asyncio.Event(), len(self.clients.calls)
+        assert command.process is not None
+        self._fill()
+        working = asyncio.create_task(self.clients.work(self.town, CLIENTS, stop))
+        is_full = False
+        for _ in range(int(REST_SECONDS / 0.01)):
+            is_full = any(call.reason == "JOURNAL_FULL" for call in self.clients.calls[seen:])
+            if is_full or command.process.returncode is not None:
+                break
+            await asyncio.sleep(0.01)
+        self.harness.tried += 1
+        self.harness.faults["disk full"] += is_full
+        stop.set()
+        self.ballast.unlink()
+        if command.process.returncode is not None:
+            self.harness.violations.append(f"L5: a full disk ended the server with {command.process.returncode}")
+            working.cancel()
+            return
+        if not is_full:
+            self.harness.violations.append("the small disk was not full within a minute")
+        try:
+            await asyncio.wait_for(working, REST_SECONDS)
+            self.harness.faults["disk with room again"] += is_full
+        except TimeoutError:
+            self.harness.violations.append("L5: with room again, charges did not come to rest")
+
+    def _fill(self) -> None:
+        with self.ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                os.write(file.fileno(), bytes(FILL_BYTES))
+
+
+@contextlib.asynccontextmanager
+async def small_disk(harness: Harness, seed: int) -> AsyncIterator[SmallDisk | None]:
+    """Start a server on a small disk; at the end compare what all sides have. None if there can be no such disk."""
+    with tempfile.TemporaryDirectory(prefix="prove-") as place, town_with_kept_ports(Path(place)) as kept:
+        folder = Path(place)
+        small = folder / "small"
+        if not await asyncio.to_thread(_mount, small):
+            harness.skipped["full disk"] = "mounting a small tmpfs needs root"
+            yield None
+            return
+        try:
+            async with kept as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+                await town.command.stop()
+                journal = f"sqlite:///{small / 'journal.db'}"
+                await town.start_command(COMMAND_JOURNAL=journal, COMMAND_FREE_BYTES="0")
+                clients = Clients(random.Random(seed), "full")
+                yield SmallDisk(town, clients, small / "ballast", harness)
+                await town.command.stop()
+                shutil.copytree(small, folder, dirs_exist_ok=True)
+                found = check(await Referee(http).at_rest(clients, town))
+                harness.violations += [f"{violation} (full disk)" for violation in found]
+        finally:
+            unmount = ["umount", "--lazy", str(small)]
+            await asyncio.to_thread(subprocess.run, unmount, check=False, capture_output=True)
+
+
+def _mount(small: Path) -> bool:
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(small)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # our own command
