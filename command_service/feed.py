@@ -38,13 +38,13 @@ class Feed:
         self._journal = journal
         self._heartbeat_seconds = heartbeat_seconds
         self._shared: OrderedDict[int, asyncio.Task[tuple[bytes, Place]]] = OrderedDict()
-        self._waits: set[asyncio.Timeout] = set()
+        self._waits: dict[asyncio.Timeout, None] = {}  # in order, so that a simulation repeats
         self._is_stopping = False
 
     def stop(self) -> None:
         """End all streams, each at its next message."""
         self._is_stopping = True
-        for wait in self._waits:
+        for wait in list(self._waits):
             if not wait.expired():
                 wait.reschedule(asyncio.get_running_loop().time())
 
@@ -105,11 +105,11 @@ class Feed:
         """Wait until there is more to do. False when nothing happened for as long as a heartbeat takes."""
         try:
             async with asyncio.timeout(self._heartbeat_seconds) as wait:
-                self._waits.add(wait)  # for `stop` to end
+                self._waits[wait] = None  # for `stop` to end
                 try:
                     await self._journal.beyond(position)
                 finally:
-                    self._waits.discard(wait)
+                    del self._waits[wait]
         except TimeoutError:
             return self._is_stopping
         return True
@@ -144,8 +144,7 @@ class JournalService:
         method: grpc.RpcMethodHandler[SubscribeRequest, bytes] = grpc.unary_stream_rpc_method_handler(
             self.Subscribe, SubscribeRequest.FromString
         )
-        service = grpc.method_handlers_generic_handler("charging.v1.JournalService", {"Subscribe": method})
-        server.add_generic_rpc_handlers((service,))
+        server.add_registered_method_handlers("charging.v1.JournalService", {"Subscribe": method})
 
     async def Subscribe(  # noqa: N802  # the contract's name
         self, request: SubscribeRequest, context: Any
