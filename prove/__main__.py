@@ -27,12 +27,12 @@ from prove.workers import be_silent
 # when it is done, and what it leaves goes to those after it; there are always more seeds.
 SHARES = {
     "network": 8,
-    "kills": 7,
-    "syscalls": 6,
-    "storage": 7,
+    "kills": 6,
+    "syscalls": 7,
+    "storage": 9,
     "powercut": 3,
     "crashpoints": 4,
-    "simulate": 25,
+    "simulate": 24,
 }
 OUT = Path("build/prove.json")
 
