@@ -9,7 +9,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -145,7 +145,7 @@ class _Guard:
             self._enter()
             try:
                 if isinstance(request, _Unreadable):
-                    raise self._unreadable
+                    raise replace(self._unreadable)  # one that is raised again and again keeps every frame it passed
                 return await behaviour(request, context)
             except Exception as error:
                 await self._abort(context, error)
@@ -159,7 +159,7 @@ class _Guard:
             self._enter()
             try:
                 if isinstance(request, _Unreadable):
-                    raise self._unreadable
+                    raise replace(self._unreadable)  # one that is raised again and again keeps every frame it passed
                 async for response in behaviour(request, context):
                     yield response
             except Exception as error:
@@ -257,7 +257,7 @@ class Server:
         """Take no new calls, let those under way end within the grace, then close. Streams are to watch `draining`."""
         await self._health.enter_graceful_shutdown()
         self.draining.set()
-        refusing = asyncio.create_task(self._server.stop(grace_seconds))
+        stopping = asyncio.create_task(self._server.stop(grace_seconds))
         try:
             if self._guard.calls:  # waiting for no time at all would time out even then
                 # Not the server's own wait: it would wait the whole grace for a health watcher that never hangs up.
@@ -265,7 +265,7 @@ class Server:
         except TimeoutError:
             log.warning("calls were cut off by the end of the drain", calls=self._guard.calls)
         await self._server.stop(0.1)
-        await refusing
+        await stopping
 
 
 async def stop_signal() -> None:

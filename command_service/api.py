@@ -59,7 +59,8 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         self._runner = runner
         self._max_calls = max_calls
         self._calls = 0
-        self._appointments = Appointments(asyncio.get_running_loop().time)
+        self._clock = asyncio.get_running_loop().time
+        self._appointments = Appointments(self._clock, max_calls)
         self._stopping = False
         self._waiting: dict[Callable[[], None], None] = {}  # in order, so that a simulation repeats
 
@@ -73,13 +74,16 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         """Charge a card once per idempotency key; see the contract."""
         if self._calls >= self._max_calls:
             raise refusal(Reason.TOO_MANY_CALLS, retry_after_seconds=self._appointments.give_seconds())
+        if self._calls < self._max_calls // 2:
+            self._appointments.clear()
         self._calls += 1
+        began = self._clock()
         try:
             with refusing():
                 return await self._charge(request, context.time_remaining())
         finally:
             self._calls -= 1
-            self._appointments.note_end()
+            self._appointments.note_end(self._clock() - began)
 
     async def _charge(self, request: ChargeRequest, remaining_seconds: float | None) -> ChargeResponse:
         wait_seconds = LONGEST_WAIT_SECONDS

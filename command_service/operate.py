@@ -1,6 +1,6 @@
-"""What an operator does with a journal from the command line: print, verify, back up, restore.
+"""What an operator does with a journal from the command line: print and verify it; backup and restore are in journal.upkeep.
 
-Everything is read from the file itself. Printing, verifying and backing up work beside a running server.
+Everything is read from the file itself, also beside a running server.
 """
 
 import contextlib

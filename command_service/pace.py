@@ -6,6 +6,7 @@ Nothing here is a promise. Were all of it wrong, charges would be slow, and the 
 import asyncio
 import random
 from collections.abc import Callable
+from enum import Enum
 
 from command_service.charge import Answer, NoAnswer
 
@@ -15,7 +16,7 @@ LONGEST_PAUSE_SECONDS = 20.0
 FIRST_PAUSE_SECONDS = 0.1
 # A refused caller is asked to come back in this time, if not more come than can be served; and never later than that.
 SOONEST_RETURN_SECONDS, LATEST_RETURN_SECONDS = 0.5, 60.0
-# Refusing costs about a fifth of a charge, so that one to four charges costs 5 % of what is done (measured: bench overload).
+# Refusing costs some fifth of a charge, so that one for four charges takes 5 % of the time.
 CALLS_A_RETURN = 4
 
 
@@ -31,6 +32,13 @@ def backoff_seconds(attempts: int, wished_seconds: float | None, chance: random.
     return chance.uniform(0.0, bound)
 
 
+class Pass(Enum):
+    """What a call is let through as: one of many, or the one that finds out whether the bank is back."""
+
+    CALL = "call"
+    PROBE = "probe"
+
+
 class Breaker:
     """Spares a bank that does not answer: after enough vain calls in a row only one probe at a time goes through.
 
@@ -44,7 +52,8 @@ class Breaker:
         self._vain_calls = 0
         self._pause_seconds = 0.0
         self._probe_at = 0.0
-        self._probing = False
+        self._probing: asyncio.Event | None = None
+        """Set when the probe that is under way has ended."""
 
     @property
     def is_open(self) -> bool:
@@ -54,63 +63,74 @@ class Breaker:
     @property
     def wants_probe(self) -> bool:
         """Whether it is open, and it is time that somebody found out whether the bank answers again."""
-        return self.is_open and not self._probing and self._clock() >= self._probe_at
+        return self.is_open and self._probing is None and self._clock() >= self._probe_at
 
     @property
     def retry_after_seconds(self) -> float:
         """When it may be worth asking again."""
         return max(1.0, self._probe_at - self._clock())
 
-    def admits(self) -> bool:
-        """Whether a call may be made now; whoever is let through says what came of it by `note`."""
+    def admit(self) -> Pass | None:
+        """Let a call through, or not now; whoever is let through hands the pass back with what came of it, by `note`."""
         if not self.is_open:
-            return True
-        if self._probing or self._clock() < self._probe_at:
-            return False
-        self._probing = True
-        return True
+            return Pass.CALL
+        if self._probing is not None or self._clock() < self._probe_at:
+            return None
+        self._probing = asyncio.Event()
+        return Pass.PROBE
 
     async def pause(self) -> None:
-        """Wait until it is worth asking `admits` again: not all at once."""
+        """Wait until it is worth asking `admit` again: not all at once."""
+        if self._probing is not None:
+            await self._probing.wait()  # thousands may wait here, and a probe may take long
         await asyncio.sleep(max(0.05, self._probe_at - self._clock()) + self._chance.uniform(0.0, 0.5))
 
-    def note(self, answer: Answer) -> None:
+    def note(self, given: Pass, answer: Answer) -> None:
         """Learn from a call's answer."""
-        self._probing = False
+        was_probe, was_open = given is Pass.PROBE, self.is_open
+        if was_probe and self._probing is not None:
+            self._probing.set()
+            self._probing = None
         if not isinstance(answer, NoAnswer):
             self._vain_calls, self._pause_seconds = 0, 0.0
             return
         self._vain_calls += 1
         if answer.our_setup:
             self._pause_seconds = LONGEST_PAUSE_SECONDS
-        elif self.is_open:
-            self._pause_seconds = min(LONGEST_PAUSE_SECONDS, self._pause_seconds * 2)
-        elif self._vain_calls >= self._calls_to_open:
+        elif was_probe:
+            self._pause_seconds = min(LONGEST_PAUSE_SECONDS, max(1.0, self._pause_seconds * 2))
+        elif not was_open and self._vain_calls >= self._calls_to_open:
             self._pause_seconds = 1.0
-        self._probe_at = self._clock() + self._pause_seconds
+        if was_probe or not was_open:  # calls that were under way when it opened fail too, and say nothing new
+            self._probe_at = self._clock() + self._pause_seconds
 
 
 class Appointments:
-    """Says to refused callers when to come back: one after another, as fast as the calls inside end, and no faster.
+    """Says to refused callers when to come back: one after another, as slowly as refusing them in vain must cost little.
 
     Were all told the same, refusing those who come in vain would cost more than the work that there is room for.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], places: int) -> None:
+        """`places`: how many calls there may be at once."""
         self._clock = clock
+        self._places = places
         self._newest = 0.0
-        self._ended_at = clock()
-        self._seconds_a_call = 0.0
+        self._call_seconds = 0.0
 
-    def note_end(self) -> None:
-        """Learn how often a call ends, by a moving mean over some sixty."""
-        now = self._clock()
-        self._seconds_a_call += (min(now - self._ended_at, 1.0) - self._seconds_a_call) / 64
-        self._ended_at = now
+    def note_end(self, call_seconds: float) -> None:
+        """Learn how long a call takes, by a moving mean over some sixty: the places taken, one ends so many times as often."""
+        self._call_seconds += (call_seconds - self._call_seconds) / 64
+
+    def clear(self) -> None:
+        """There is room again, and so whoever is refused next is the first."""
+        self._newest = 0.0
 
     def give_seconds(self) -> float:
         """Give the next one: so many seconds from now."""
         now = self._clock()
-        wished = max(now + SOONEST_RETURN_SECONDS, self._newest + CALLS_A_RETURN * self._seconds_a_call)
-        self._newest = min(wished, now + LATEST_RETURN_SECONDS)
-        return self._newest - now
+        wished = max(now + SOONEST_RETURN_SECONDS, self._newest + CALLS_A_RETURN * self._call_seconds / self._places)
+        if wished > now + LATEST_RETURN_SECONDS:
+            wished = now + LATEST_RETURN_SECONDS / 2  # between those who were there before, not all at once at the end
+        self._newest = wished
+        return wished - now

@@ -26,6 +26,7 @@ from command_service.charge import (
     Effect,
     Event,
     GiveUp,
+    ImpossibleEvent,
     InProgress,
     Message,
     NoAnswer,
@@ -105,6 +106,9 @@ class Stream:
         )
 
 
+NEW = Stream()
+
+
 @dataclass(slots=True, eq=False)
 class Running:
     """A charge on its way to rest, for whoever waits for it."""
@@ -113,7 +117,7 @@ class Running:
     stream: Stream
     was_found: bool
     ended: "asyncio.Future[None]"
-    """Done when the loop has ended. Wait for it by asyncio.wait: who awaits it itself hands a cancel on to the others."""
+    """Done when the loop has ended. Wait for it by a callback: who awaits it itself hands a cancel on to the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +160,18 @@ class Runner:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recover(self) -> int:
-        """Go on with every unfinished charge; return how many there are. Call it once, before new charges are taken."""
+        """Go on with every unfinished charge; return how many there are. Call it once, at the start; calls may come before.
+
+        Raises JournalCorrupt, UnknownEvent or ImpossibleEvent, and then none has been gone on with.
+        """
         unfinished = await self._journal.unfinished()
         found: list[Stream] = []
         for begin in range(0, len(unfinished), LOADED_AT_ONCE):
             found += await asyncio.gather(*map(self._load, unfinished[begin : begin + LOADED_AT_ONCE]))
         # All are read before the first runs: thousands of loops at work would make the reading take ten times as long.
         for charge_id, stream in zip(unfinished, found, strict=True):
+            if isinstance(stream.state, Absent):
+                raise ImpossibleEvent(f"{charge_id} is unfinished, and has no events")
             self._run(charge_id, stream, was_found=True)
         return len(unfinished)
 
@@ -196,7 +205,7 @@ class Runner:
         """Most keys are new, so the journal is not read first: it says by itself if a charge is there already."""
         if not command.faults and self._overload() is None:
             with contextlib.suppress(VersionConflict, JournalFull):
-                return await self._begin_from(Stream(), command)
+                return await self._begin_from(NEW, command)
         return await self._begin_from(await self._load(command.request.charge_id), command)
 
     async def _begin_from(self, stream: Stream, command: Charge) -> Accepted:
@@ -259,9 +268,12 @@ class Runner:
         """Have the bank do a step: as soon as there is a slot and the breaker lets it through."""
         while True:
             async with self._slots:  # held during the call only, never through a pause
-                if self._breaker.admits():
-                    answer = await self._bank.perform(effect, look_up_first=self._journal.restored)
-                    self._breaker.note(answer)
+                if (given := self._breaker.admit()) is not None:
+                    answer: Answer = NoAnswer()
+                    try:
+                        answer = await self._bank.perform(effect, look_up_first=self._journal.restored)
+                    finally:  # even if it raised, which it must not: a probe that never ends would let nobody through again
+                        self._breaker.note(given, answer)
                     return answer
             await self._breaker.pause()
 
@@ -288,7 +300,7 @@ class Runner:
 
     # ------------------------------------------------------------ the journal
     async def _load(self, charge_id: str) -> Stream:
-        stream = Stream()
+        stream = NEW
         for record in await self._journal.read(charge_id):
             stream = stream.then(evolve(stream.state, decode(record.event)), record)
         return stream

@@ -23,8 +23,8 @@ from typing import Any
 from prove.report import RARE, Harness
 from prove.workers import be_silent
 
-# Each module's `run`, in this order, and its share of the time: minutes of an hour. What enumerates everything stops by itself
-# when it is done, and what it leaves goes to those after it; there are always more seeds.
+# Each module's `run`, in this order, and its share of the time: about minutes of an hour. What enumerates everything stops by
+# itself when it is done, and what it leaves goes to those after it; there are always more seeds.
 SHARES = {
     "network": 8,
     "kills": 6,
@@ -52,7 +52,7 @@ def main() -> None:
     while names:
         share = SHARES[names[0]] / sum(SHARES[name] for name in names)
         # Whatever those before it took beyond their time, half of its own is left to it.
-        least = chosen.minutes / 60 * SHARES[names[0]] * 60 / 2
+        least = chosen.minutes * 60 * SHARES[names[0]] / sum(SHARES.values()) / 2
         harnesses.append(_run(names.pop(0), max(least, (ends - time.monotonic()) * share)))
         _save(harnesses)
     print(_table(harnesses))

@@ -1,4 +1,4 @@
-"""What is done to a journal's files while no server appends: the checks at start, backup, restore.
+"""What is done to a journal's files as a whole: the checks at start, backup (also beside a server), restore.
 
 Before a server acts on a journal, all that was written is made durable, and the journal is seen to be the one that it was.
 """
@@ -210,11 +210,18 @@ def _renew(path: Path) -> tuple[str, Place]:
 
 
 def _set_aside(path: Path) -> None:
-    """Keep the files that a restore replaces, WAL included: they are the only trace of what the backup lacks."""
+    """Keep the files that a restore replaces, WAL included: they are the only trace of what the backup lacks.
+
+    The anchor is copied: should we die here, it refuses the start that would find no journal and begin an empty one. The WAL
+    goes first, for SQLite throws away one that it finds without its database.
+    """
     number = 1
     while path.with_name(f"{path.name}.replaced-{number}").exists():
         number += 1
-    for suffix in ("", "-wal", "-shm", ".anchor"):
+    for suffix in ("-wal", "-shm", ""):
         file = path.with_name(path.name + suffix)
         if file.exists():
             file.rename(path.with_name(f"{path.name}.replaced-{number}{suffix}"))
+    anchored = path.with_name(path.name + ".anchor")
+    if anchored.exists():
+        shutil.copyfile(anchored, path.with_name(f"{path.name}.replaced-{number}.anchor"))

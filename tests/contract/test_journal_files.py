@@ -42,7 +42,7 @@ from command_service.journal import (
     sqlite,
     table,
 )
-from command_service.journal.upkeep import backup, checkpoint, restore
+from command_service.journal.upkeep import _set_aside, backup, checkpoint, restore
 from command_service.operate import print_journal, verify_journal
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.core.stories import REQUEST
@@ -446,6 +446,22 @@ async def test_a_backup_that_is_damaged_replaces_nothing(rig: SqliteRig, path: P
     assert path.read_bytes() == before
     async with rig.open() as journal:
         assert [record.event for record in await all_of(journal)] == [b"kept"]
+
+
+async def test_a_restore_that_died_half_way_is_no_new_journal(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """The files that it replaces are out of the way, and the backup is not in their place: that is not served from."""
+    async with rig.open() as journal:
+        await journal.append(stream(1), 0, [b"x"], finished=False)
+    backup(path, tmp_path / "backup.db")
+    _set_aside(path)
+    assert not path.exists()
+    with pytest.raises(JournalRefused, match="restore"):
+        async with rig.open():
+            pass
+    restore(path, tmp_path / "backup.db")
+    async with rig.open() as journal:
+        assert journal.restored
+        assert journal.head.position == 1
 
 
 async def test_a_copy_that_went_its_own_way_is_refused_until_restore(

@@ -4,10 +4,13 @@ Over a real channel, against a real bank. Wherever a test ends, bank and journal
 """
 
 import asyncio
+import gc
+import sqlite3
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +22,7 @@ import pytest
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
+from chassis.server import Refusal
 from command_service import charge
 from command_service.bank.gateway import GatewayBank
 from command_service.bank.transport import open_transport
@@ -661,6 +665,18 @@ async def test_a_client_that_cancels_stops_no_charge(world: World, moment: str) 
     assert len(await world.movements(request)) == 1
 
 
+async def test_requests_that_are_no_messages_leave_nothing_behind(world: World) -> None:
+    """Each is refused by an error of its own: one that is raised again and again keeps every call that it passed."""
+    charge_by_bytes: Any = world.channel.unary_unary("/charging.v1.CommandService/Charge")
+    for _ in range(20):
+        with pytest.raises(grpc.aio.AioRpcError) as told_so:
+            await charge_by_bytes(b"\xff\xff\xff", timeout=PATIENT_SECONDS)
+        assert told_so.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    refusals = [thing for thing in gc.get_objects() if isinstance(thing, Refusal)]
+    assert refusals
+    assert max(len(traceback.extract_tb(refusal.__traceback__)) for refusal in refusals) < 5
+
+
 # ---------------------------------------------------------------- too much at once
 async def test_beyond_the_limit_of_unfinished_charges_no_new_one_is_taken(tmp_path: Path) -> None:
     """Known keys are answered, and the limit holds for calls that come all at once."""
@@ -760,6 +776,23 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
         assert runner.unfinished == 0
     await world.start()
     assert (await world.charge(request)).outcome_source == REPLAYED
+
+
+async def test_an_unfinished_charge_that_has_no_events_ends_the_start(tmp_path: Path) -> None:
+    """Both are stored in one transaction: a key that names no charge is another one, damaged, that would be lost."""
+    async with AsyncExitStack() as stack:
+        journal = await SqliteJournal.open(tmp_path / "journal.db", now=now, end_process=lambda: sys.exit("unknown"))
+        stack.push_async_callback(journal.close)
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as vandal:
+            vandal.execute("INSERT INTO unfinished VALUES (randomblob(16))")
+            vandal.commit()
+        bank = GatewayBank("http://127.0.0.1:1", open_transport(max_connections=1), PATIENT_SECONDS)
+        limits = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3_600, attention_after_seconds=600)
+        runner = Runner(journal, bank, limits, clock=time.monotonic, now=now, chance=Random(7))
+        stack.push_async_callback(runner.close)
+        with pytest.raises(charge.ImpossibleEvent):
+            await runner.recover()
+        assert runner.unfinished == 0
 
 
 def now() -> int:
