@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 
 from command_service.bank.transport import target_of
-from prove.checker import BankCall, Movement
+from prove.history import BankCall, Movement
 
 APPROVED = ("tok_visa", "tok_mastercard")
 DECLINES = {

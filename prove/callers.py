@@ -7,7 +7,7 @@ from typing import Any
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import ChargeStatus
 from chassis.server import Refusal
-from prove.checker import Call
+from prove.history import Call
 from prove.host import Process, Rpc
 from prove.plan import Mask, Op, Plan
 from prove.servers import Servers, cancel

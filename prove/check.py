@@ -3,7 +3,7 @@
     python -m prove.check --journal build/journal.db --statement http://127.0.0.1:8080/statement --view build/view.db
 
 The statement is what the bank says moved, as a URL or a file of `GET /statement`. A history is what a client came to know: a
-file with one JSON object a line, its members named as the fields of `prove.checker.Call`. While servers are at work the
+file with one JSON object a line, its members named as the fields of `prove.history.Call`. While servers are at work the
 bank may be ahead of the journal, so that a charge is under way is no violation; say --at-rest when nothing is.
 """
 
@@ -18,7 +18,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from prove.checker import Call, Movement, Observed, Record, View, Violation, check
+from prove.checker import Violation, check
+from prove.history import Call, Movement, Observed, Record, View
 
 # A statement of a bank that hangs would otherwise be waited for without end.
 STATEMENT_TIMEOUT_SECONDS = 30.0

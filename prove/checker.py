@@ -1,7 +1,7 @@
 """The history checker: from what was observed to which invariant broke, and where.
 
-It is pure, and it shares nothing with the product but the contract in protos/: ids, the chain, the streams' grammar and the
-view's rows are worked out here a second time, so that the product and its judge do not share a mistake.
+It is pure, and like `prove.history`, whose values it judges, it shares nothing with the product but the contract in protos/:
+the streams' grammar is written here a second time.
 
 `check` takes one `Observed`: clients' histories, the journal, the bank's movements and calls, the view. Whatever was not
 observed is left out, and what it would show is not checked. The invariants' names are those of the fault model:
@@ -14,156 +14,39 @@ observed is left out, and what it would show is not checked. The invariants' nam
     L1 every charge comes to rest    L2 money that moved is Charged    L3 the view reaches the head
 """
 
-import hashlib
-import json
-import struct
-import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
+from prove.history import (
+    NOTHING_STORED,
+    PENDING,
+    STATUS_AT_REST,
+    Call,
+    Movement,
+    Observed,
+    Record,
+    Row,
+    Stream,
+    View,
+    chain_after,
+    charge_id_of,
+    fold,
+)
 
-# The contract's words for where a charge stands after an event that ends it.
-_STATUS = {
-    "charged": ChargeStatus.CHARGE_STATUS_CHARGED,
-    "charge_declined": ChargeStatus.CHARGE_STATUS_DECLINED,
-    "review_required": ChargeStatus.CHARGE_STATUS_IN_REVIEW,
-    "charge_abandoned": ChargeStatus.CHARGE_STATUS_ABANDONED,
-}
-_PENDING = ChargeStatus.CHARGE_STATUS_PENDING
 # Which event may follow which in a stream.
 _FOLLOWS: Mapping[str | None, frozenset[str]] = {
     None: frozenset({"charge_requested"}),
     "charge_requested": frozenset({"token_issued", "charge_declined", "review_required", "charge_abandoned"}),
     "token_issued": frozenset({"token_expired", "charged", "charge_declined", "review_required"}),
     "token_expired": frozenset({"token_issued", "charge_declined", "review_required", "charge_abandoned"}),
-    **{kind: frozenset() for kind in _STATUS},
+    **{kind: frozenset() for kind in STATUS_AT_REST},
 }
 MOST_TOKENS = 8  # then the charge goes into review
-# What the contract says of these: nothing was stored.
-NOTHING_STORED = frozenset(
-    {"INVALID_REQUEST", "BANK_UNREACHABLE", "TOO_MANY_UNFINISHED", "JOURNAL_FULL", "TOO_MANY_CALLS"}
-)
-_CHAINED = struct.Struct(">32sQ16sQQ32s")
-_SUMS = {
-    _PENDING: "pending",
-    ChargeStatus.CHARGE_STATUS_CHARGED: "charged",
-    ChargeStatus.CHARGE_STATUS_DECLINED: "declined",
-    ChargeStatus.CHARGE_STATUS_IN_REVIEW: "in_review",
-    ChargeStatus.CHARGE_STATUS_ABANDONED: "abandoned",
-}
-
-Row = Mapping[str, Any]
-
-
-# ---------------------------------------------------------------- what was observed
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A client's call of Charge and what it came to know.
-
-    ok: an answer, its fields as in ChargeResponse. refused: a definite error, with its reason and advice. unknown: no answer,
-    or one that says that nothing is known (OUTCOME_UNKNOWN, SERVER_STOPPING, UNEXPECTED, a lost connection).
-    """
-
-    key: str
-    user: str
-    card: str
-    amount: int
-    currency: str
-    outcome: Literal["ok", "refused", "unknown"]
-    charge_id: str = ""
-    status: int = 0
-    transaction_id: str = ""
-    decline_reason: int = 0
-    position: int = 0
-    outcome_source: int = 0
-    reason: str = ""
-    advice: str = ""
-    durable_position: int | None = None
-    """The journal's durable head when the answer was given; None if nobody looked."""
-    tenant: str = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A record as the journal holds it: `charge_id` as text, `recorded_at` in microseconds since 1970."""
-
-    position: int
-    charge_id: str
-    version: int
-    recorded_at: int
-    chain: bytes
-    event: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Movement:
-    """Money that moved, says the bank's statement. `card` is empty where the statement does not name it."""
-
-    transaction_id: str
-    token: str
-    reference: str
-    minor_units: int
-    currency_code: str
-    kind: str = "charge"
-    card: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class BankCall:
-    """A call that reached the bank, in the order of arrival. What was not sent or not seen is empty or None."""
-
-    step: Literal["token", "execute", "look_up"]
-    reference: str = ""
-    token: str = ""
-    card: str = ""
-    amount: int | None = None
-    currency: str = ""
-    token_was_durable: bool | None = None
-    """For an execute: whether the journal's synced image held the token when the call was made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What one subscription of the feed brought: (position, chain) of each record, as received."""
-
-    after_position: int
-    seen: Sequence[tuple[int, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """The view's rows, by column name."""
-
-    charges: Sequence[Row]
-    entries: Sequence[Row]
-    summaries: Sequence[Row]
-    checkpoint: Row
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """All that was seen. Only `records` is always needed."""
-
-    records: Sequence[Record]
-    calls: Sequence[Call] = ()
-    movements: Sequence[Movement] | None = None
-    bank_calls: Sequence[BankCall] = ()
-    view: View | None = None
-    sessions: Sequence[Session] = ()
-    anchor: tuple[int, bytes] | None = None
-    """(position, chain) that the journal is known to have reached."""
-    planted: Sequence[str] = ()
-    """Card numbers that somebody tried to bring in."""
-    blobs: Mapping[str, bytes] = field(default_factory=dict)
-    """Files, logs, replies: where no planted number may be found."""
-    is_at_rest: bool = False
-    """Faults have stopped and there was time enough: the liveness invariants must hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,49 +61,10 @@ class Violation:
         return f"{self.invariant} at {self.where}: {self.text}"
 
 
-# ---------------------------------------------------------------- the journal, read a second time
-@dataclass(slots=True)
-class _Charge:
-    """A stream, as far as it can be read."""
-
-    charge_id: str
-    entries: list[tuple[Record, str, Event]] = field(default_factory=list)
-
-    @property
-    def requested(self) -> Any:
-        """The ChargeRequested, or an empty one."""
-        return self.entries[0][2].charge_requested
-
-    @property
-    def ending(self) -> tuple[Record, str, Event] | None:
-        return next((entry for entry in self.entries if entry[1] in _STATUS), None)
-
-    @property
-    def is_in_review(self) -> bool:
-        return self.ending is not None and self.ending[1] == "review_required"
-
-    def tokens(self, kind: Literal["token_issued", "token_expired"]) -> list[str]:
-        return [getattr(event, kind).token for _, name, event in self.entries if name == kind]
-
-    def terms(self) -> tuple[str, str, int, str]:
-        """User, card, amount, currency."""
-        asked = self.requested
-        return asked.user_id, asked.card.token, asked.amount.minor_units, asked.amount.currency_code
-
-
-def charge_id_of(tenant: str, key: str) -> str:
-    """The id that a tenant's key must have: UUIDv8 of SHA-256 over both, each after its length in 8 bytes."""
-    parts = b"".join(len(part).to_bytes(8, "big") + part for part in (tenant.encode(), key.encode()))
-    raw = bytearray(hashlib.sha256(parts).digest()[:16])
-    raw[6] = raw[6] & 0x0F | 0x80
-    raw[8] = raw[8] & 0x3F | 0x80
-    return str(uuid.UUID(bytes=bytes(raw)))
-
-
 def check(observed: Observed) -> list[Violation]:
     """Say which invariants broke and where; nothing if all hold."""
     found: list[Violation] = []
-    charges: dict[str, _Charge] = {}
+    charges: dict[str, Stream] = {}
     found += _read(observed.records, charges)
     if charges:
         found += _streams(charges)
@@ -237,7 +81,8 @@ def check(observed: Observed) -> list[Violation]:
     return found
 
 
-def _read(records: Sequence[Record], charges: dict[str, _Charge]) -> Iterator[Violation]:
+# ---------------------------------------------------------------- the journal, and who read it
+def _read(records: Sequence[Record], charges: dict[str, Stream]) -> Iterator[Violation]:
     """I9, I10: the order and the chain. Fills `charges`."""
     chain = bytes(32)
     for expected, record in enumerate(records, 1):
@@ -245,10 +90,7 @@ def _read(records: Sequence[Record], charges: dict[str, _Charge]) -> Iterator[Vi
         if record.position != expected:
             yield Violation("I9", where, f"position {expected} was expected here")
             return
-        event_digest = hashlib.sha256(record.event).digest()
-        key = uuid.UUID(record.charge_id).bytes
-        packed = _CHAINED.pack(chain, record.position, key, record.version, record.recorded_at, event_digest)
-        chain = hashlib.sha256(packed).digest()
+        chain = chain_after(chain, record)
         if chain != record.chain:
             yield Violation("I10", where, "the record does not fit the chain")
             return
@@ -257,10 +99,10 @@ def _read(records: Sequence[Record], charges: dict[str, _Charge]) -> Iterator[Vi
         except DecodeError:
             event = Event()
         kind = event.WhichOneof("kind") or "unknown"
-        charges.setdefault(record.charge_id, _Charge(record.charge_id)).entries.append((record, kind, event))
+        charges.setdefault(record.charge_id, Stream(record.charge_id)).entries.append((record, kind, event))
 
 
-def _streams(charges: Mapping[str, _Charge]) -> Iterator[Violation]:
+def _streams(charges: Mapping[str, Stream]) -> Iterator[Violation]:
     """I8, I14, and of I6 that a key names one charge."""
     by_key: dict[tuple[str, str], str] = {}
     for charge in charges.values():
@@ -319,7 +161,7 @@ def _seen(observed: Observed) -> Iterator[Violation]:
 
 
 # ---------------------------------------------------------------- the clients
-def _calls(observed: Observed, charges: Mapping[str, _Charge]) -> Iterator[Violation]:
+def _calls(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violation]:
     """I6, I7, I15: what clients were told."""
     first_told: dict[tuple[str, str], tuple[Any, ...]] = {}
     may_be_stored = {(call.tenant, call.key) for call in observed.calls if call.reason not in NOTHING_STORED}
@@ -330,7 +172,7 @@ def _calls(observed: Observed, charges: Mapping[str, _Charge]) -> Iterator[Viola
             case "ok":
                 yield from _answer(call, charge, observed.records)
                 told = (call.charge_id, call.status, call.transaction_id, call.decline_reason, call.position)
-                if call.status != _PENDING and first_told.setdefault((call.tenant, call.key), told) != told:
+                if call.status != PENDING and first_told.setdefault((call.tenant, call.key), told) != told:
                     before = first_told[call.tenant, call.key]
                     yield Violation("I6", where, f"the outcome was {before} once and {told} another time")
             case "refused":
@@ -344,7 +186,7 @@ def _calls(observed: Observed, charges: Mapping[str, _Charge]) -> Iterator[Viola
                 pass
 
 
-def _answer(call: Call, charge: _Charge | None, records: Sequence[Record]) -> Iterator[Violation]:
+def _answer(call: Call, charge: Stream | None, records: Sequence[Record]) -> Iterator[Violation]:
     where = f"key {call.key}"
     if call.durable_position is not None and call.position > call.durable_position:
         yield Violation("I7", where, f"position {call.position} was told before it was durable")
@@ -361,7 +203,7 @@ def _answer(call: Call, charge: _Charge | None, records: Sequence[Record]) -> It
         yield Violation("I7", where, f"position {call.position} does not hold an event of this charge")
         return
     _, kind, event = at
-    if call.status != _STATUS.get(kind, _PENDING):
+    if call.status != STATUS_AT_REST.get(kind, PENDING):
         yield Violation("I15", where, f"told status {call.status} at position {call.position}, where {kind} stands")
     elif call.transaction_id != (event.charged.transaction_id if kind == "charged" else ""):
         yield Violation("I15", where, "told another transaction than the journal's")
@@ -374,7 +216,7 @@ def _terms(call: Call) -> tuple[str, str, int, str]:
 
 
 # ---------------------------------------------------------------- the bank
-def _settled(movements: Sequence[Movement], charges: Mapping[str, _Charge]) -> Iterator[Violation]:
+def _settled(movements: Sequence[Movement], charges: Mapping[str, Stream]) -> Iterator[Violation]:
     """I1, I2, I4, I5, I12 as far as they speak of money that moved."""
     paid = [movement for movement in movements if movement.kind == "charge"]
     by_reference: dict[str, list[Movement]] = defaultdict(list)
@@ -420,7 +262,7 @@ def _settled(movements: Sequence[Movement], charges: Mapping[str, _Charge]) -> I
             yield Violation("I2", where, "Charged, but the bank knows of no such movement")
 
 
-def _asked(observed: Observed, charges: Mapping[str, _Charge]) -> Iterator[Violation]:
+def _asked(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violation]:
     """I3, I4, I5: what the bank was asked."""
     reference_of = {token: c.charge_id for c in charges.values() for token in c.tokens("token_issued")}
     settled = {movement.token for movement in observed.movements or ()}
@@ -482,76 +324,6 @@ def _canonical(row: Row) -> str:
     return repr(sorted(row.items()))
 
 
-def fold(records: Iterable[Record]) -> View:
-    """Build the view that these records, the journal's first, must give."""
-    charges: dict[str, dict[str, Any]] = {}
-    entries: list[dict[str, Any]] = []
-    latest = backstep = position = 0
-    chain = bytes(32)
-    for record in records:
-        event = Event.FromString(record.event)
-        kind = event.WhichOneof("kind") or "unknown"
-        position, chain = record.position, record.chain
-        if kind == "charge_requested":
-            asked = event.charge_requested
-            charges[record.charge_id] = {
-                "requested_position": record.position,
-                "charge_id": uuid.UUID(record.charge_id).bytes,
-                "tenant": asked.tenant,
-                "idempotency_key": asked.idempotency_key,
-                "user_id": asked.user_id,
-                "card_token": asked.card.token,
-                "card_brand": asked.card.brand,
-                "card_last4": asked.card.last4,
-                "minor_units": asked.amount.minor_units,
-                "currency_code": asked.amount.currency_code,
-                "description": asked.description,
-                "metadata": json.dumps(dict(asked.metadata), sort_keys=True, ensure_ascii=False),
-                "requested_at": record.recorded_at,
-                "transaction_id": "",
-                "decline_reason": DeclineReason.DECLINE_REASON_UNSPECIFIED,
-                "review_reason": ReviewReason.REVIEW_REASON_UNSPECIFIED,
-            }
-            backstep = max(backstep, latest - record.recorded_at)
-            latest = max(latest, record.recorded_at)
-        charge = charges.get(record.charge_id)
-        if charge is None:
-            continue  # no stream begins like that: I8 tells of it
-        charge["status"] = _STATUS.get(kind, _PENDING)
-        charge["updated_at"], charge["version"], charge["position"] = record.recorded_at, record.version, position
-        if kind == "charged":
-            charge["transaction_id"] = event.charged.transaction_id
-        if kind == "charge_declined":
-            charge["decline_reason"] = event.charge_declined.reason
-        if kind == "review_required":
-            charge["review_reason"] = event.review_required.reason
-        entries.append(
-            {
-                "requested_position": charge["requested_position"],
-                "version": record.version,
-                "position": record.position,
-                "recorded_at": record.recorded_at,
-                "event": "".join(word.capitalize() for word in kind.split("_")),
-                "status": charge["status"],
-            }
-        )
-    summaries: dict[tuple[str, str], dict[str, Any]] = {}
-    for charge in charges.values():
-        user, currency = charge["user_id"], charge["currency_code"]
-        zero = {f"{name}_{what}": 0 for name in _SUMS.values() for what in ("minor_units", "count")}
-        row = summaries.setdefault((user, currency), {"user_id": user, "currency_code": currency, **zero})
-        row[f"{_SUMS[charge['status']]}_minor_units"] += charge["minor_units"]
-        row[f"{_SUMS[charge['status']]}_count"] += 1
-    checkpoint = {
-        "position": position,
-        "chain": chain,
-        "charge_count": len(charges),
-        "latest_requested_at": latest,
-        "backstep": backstep,
-    }
-    return View(list(charges.values()), entries, list(summaries.values()), checkpoint)
-
-
 # ---------------------------------------------------------------- card numbers, and rest
 def _card_numbers(observed: Observed) -> Iterator[Violation]:
     """I13: no planted number is found, however it is separated."""
@@ -565,7 +337,7 @@ def _card_numbers(observed: Observed) -> Iterator[Violation]:
             yield Violation("I13", f"position {record.position}", "a card number is stored here")
 
 
-def _at_rest(observed: Observed, charges: Mapping[str, _Charge]) -> Iterator[Violation]:
+def _at_rest(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violation]:
     """L1, L2, L3, I12: once everything had time to come to rest."""
     for charge in charges.values():
         where = f"charge {charge.charge_id}"

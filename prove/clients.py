@@ -19,7 +19,7 @@ from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from demo.processes import Town
 from prove.check import movements_of, read_anchor, read_journal, read_view
-from prove.checker import NOTHING_STORED, BankCall, Call, Observed
+from prove.history import NOTHING_STORED, BankCall, Call, Observed
 
 if TYPE_CHECKING:
     from charging.v1.command_pb2_grpc import CommandServiceAsyncStub

@@ -38,7 +38,8 @@ from command_service.journal.sqlite import SqliteJournal
 from command_service.operate import verify_journal
 from command_service.runner import Limits, Runner
 from prove.check import movements_of, read_anchor, read_journal
-from prove.checker import BankCall, Call, Movement, Observed, charge_id_of, check
+from prove.checker import check
+from prove.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.report import Harness, Say
 from prove.workers import workers
 from prove.writer import end_process, folder_in_memory, now

@@ -18,8 +18,8 @@ from command_service.journal import JournalRefused
 from command_service.journal.sqlite import SqliteJournal
 from command_service.runner import Limits, Runner
 from prove.bank import Bank, Wire
-from prove.checker import Session
 from prove.disk import Disk
+from prove.history import Session
 from prove.host import Link, Process, ProcessEnded
 from prove.loop import PROCESS
 from prove.plan import Mask, Plan

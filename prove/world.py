@@ -32,10 +32,10 @@ import command_service.journal.upkeep
 import query_service.view
 from charging.v1.common_pb2 import ChargeStatus
 from charging.v1.journal_pb2 import Event
-from prove import checker
 from prove.callers import Callers, patient
 from prove.check import read_anchor, read_journal, read_view, records_in, view_in
-from prove.checker import Observed, Session, Violation, check
+from prove.checker import Violation, check
+from prove.history import Observed, Record, Session, View
 from prove.host import Connection, Process, ProcessEnded, Thread, silent
 from prove.loop import Deadlock, Guard, Reached, Runaway, patched
 from prove.plan import Mask, Plan, Weather
@@ -72,8 +72,8 @@ class World(Callers):
         super().__init__(plan, mask, folder)
         self.guard = Guard()
         self.logs: list[dict[str, Any]] = []
-        self.records: list[checker.Record] = []
-        self.views: list[checker.View] = []
+        self.records: list[Record] = []
+        self.views: list[View] = []
 
     # ------------------------------------------------------------ weather
     def _begin_weather(self, event: Weather) -> None:

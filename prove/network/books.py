@@ -6,7 +6,7 @@ from typing import Any, Literal
 import grpc.aio
 
 from charging.v1.query_pb2 import GetViewStatusRequest
-from prove import checker
+from prove import checker, history
 from prove.check import movements_of, read_anchor, read_journal, read_view
 from prove.network.reader import Reader
 from prove.network.world import IN_REVIEW, REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World, within
@@ -27,13 +27,13 @@ async def check(world: World) -> list[str]:
     calls = (await world.bank.get("/calls")).raise_for_status().json()
     statement = (await world.bank.get("/statement")).raise_for_status().json()
     found = checker.check(
-        checker.Observed(
+        history.Observed(
             records,
             calls=[_call(asked) for asked in world.history],
             movements=movements_of(statement),
             bank_calls=[_bank_call(call) for call in calls],
             view=read_view(world.folder / "view.db") if world.has_view else None,
-            sessions=[checker.Session(0, [(record.position, record.chain) for record in reader.records])],
+            sessions=[history.Session(0, [(record.position, record.chain) for record in reader.records])],
             anchor=read_anchor(world.folder / "journal.db"),
             is_at_rest=True,
         )
@@ -54,14 +54,14 @@ async def check(world: World) -> list[str]:
     return broken
 
 
-def _call(asked: Asked) -> checker.Call:
+def _call(asked: Asked) -> history.Call:
     request, answer = asked.request, asked.answer
     outcome: Literal["ok", "refused", "unknown"] = "unknown"
     if answer is not None:
         outcome = "ok"
-    elif asked.reason in SAME_KEY_IS_NO_USE | checker.NOTHING_STORED:
+    elif asked.reason in SAME_KEY_IS_NO_USE | history.NOTHING_STORED:
         outcome = "refused"
-    return checker.Call(
+    return history.Call(
         key=request.idempotency_key,
         user=request.user_id,
         card=request.card.token,
@@ -79,13 +79,13 @@ def _call(asked: Asked) -> checker.Call:
     )
 
 
-def _bank_call(call: dict[str, Any]) -> checker.BankCall:
+def _bank_call(call: dict[str, Any]) -> history.BankCall:
     if call["method"] == "GET":
-        return checker.BankCall("look_up", call["reference"] or "", call["token"] or "")
+        return history.BankCall("look_up", call["reference"] or "", call["token"] or "")
     step: Literal["token", "execute"] = "execute" if call["path"].endswith("/execute") else "token"
     # What a token step answers with is no part of what it asked.
     token = call["path"].split("/")[2] if step == "execute" else ""
-    return checker.BankCall(step, call["reference"] or "", token)
+    return history.BankCall(step, call["reference"] or "", token)
 
 
 async def _view_is_behind(world: World, head: int) -> list[str]:

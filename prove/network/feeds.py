@@ -16,9 +16,9 @@ from chassis.server import Server
 from chassis.settings import Address
 from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
-from prove import checker
 from prove.check import read_journal
 from prove.faultproxy import Fault, Kind, Way
+from prove.history import fold
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
 from prove.network.servers import InProcess
 from prove.network.world import World, must, reason_of, until, within
@@ -132,7 +132,7 @@ async def answers_are_whole(world: World) -> None:
         await asyncio.wait((asking,))
         must(asking.cancelled(), "queries are answered all the while")
     records = read_journal(world.folder / "journal.db")
-    at = {one.as_of_position: checker.fold(records[: one.as_of_position]).summaries for one in seen}
+    at = {one.as_of_position: fold(records[: one.as_of_position]).summaries for one in seen}
     must(len(at) > 3, "the view was asked while it was written")
     for one in seen:
         true = {

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from demo.processes import Town
-from prove import clients, crashpoints, kills, powercut, syscalls
+from prove import clients, crashpoints, kills, powercut, replay, syscalls
 from prove.report import Harness
 from prove.storage import disks, errors, files, restores
 
@@ -61,8 +61,8 @@ async def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path) -
     """Also after a restart over a WAL whose sync had failed."""
     harness = a_harness()
     chance = random.Random(1)
-    lives = (powercut.FAILED, powercut.Life(10, powercut.OFTEN))
-    moments = powercut.record(tmp_path, lives)
+    lives = (powercut.FAILED, replay.Life(10, powercut.OFTEN))
+    moments = replay.record(tmp_path, lives)
     assert await powercut.cut(moments, tmp_path, 60, chance, harness, "test", time.monotonic() + 30) == 0
     assert harness.violations == []
     assert harness.tried == 60
@@ -73,7 +73,7 @@ async def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path) -
 @pytest.mark.parametrize("name", powercut.CONTROLS)
 async def test_a_power_cut_loses_something_of_a_journal_made_careless(name: str, tmp_path: Path) -> None:
     """The controls."""
-    moments = powercut.record(tmp_path, powercut.CONTROLS[name].lives)
+    moments = replay.record(tmp_path, powercut.CONTROLS[name].lives)
     losses = await powercut.cut(moments, tmp_path, 60, random.Random(1), a_harness(), name, time.monotonic() + 30)
     assert losses > 0
 
@@ -159,7 +159,7 @@ def test_a_recording_is_read_in_the_order_in_which_its_calls_began_and_ended() -
         r"7 <... fdatasync resumed>) = -1 EIO (Input/output error) (INJECTED)",
         "7 +++ killed by SIGKILL +++",
     ]
-    seen = [(moment.call.name, moment.is_over, moment.call.result) for moment in powercut.parse(lines)]
+    seen = [(moment.call.name, moment.is_over, moment.call.result) for moment in replay.parse(lines)]
     assert seen == [
         ("pwrite64", False, 2),
         ("pwrite64", True, 2),
@@ -172,11 +172,11 @@ def test_a_recording_is_read_in_the_order_in_which_its_calls_began_and_ended() -
 
 def test_a_cut_leaves_any_part_of_what_was_not_synced_and_all_of_what_was() -> None:
     """The rebuilt disk, file by file."""
-    file = powercut.File()
-    file.change(powercut.Change(0, b"old" * 400))
+    file = replay.File()
+    file.change(replay.Change(0, b"old" * 400))
     file.syncing = 1
     file.synced(failed=False)
-    file.change(powercut.Change(0, b"new" * 400))
+    file.change(replay.Change(0, b"new" * 400))
     left = {file.after_cut(random.Random(seed), a_harness().faults) for seed in range(200)}
     sectors = [[(b"old" * 400)[at : at + 512], (b"new" * 400)[at : at + 512]] for at in (0, 512, 1024)]
     assert left == {b"".join(parts) for parts in itertools.product(*sectors)}

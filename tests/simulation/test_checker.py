@@ -26,7 +26,8 @@ from charging.v1.journal_pb2 import (
     TokenExpired,
     TokenIssued,
 )
-from prove.checker import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, check, fold
+from prove.checker import check
+from prove.history import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, fold
 
 KEY, OTHER = "order-00001", "order-00002"
 CARD_NUMBER = "4111111111111111"
