@@ -5,14 +5,12 @@ trip, so nothing is ever compared or chained as reserialised bytes.
 """
 
 import hashlib
-from collections.abc import Sequence
 from typing import assert_never
 
 from google.protobuf.message import DecodeError
 
 from charging.v1 import common_pb2, journal_pb2
 from command_service.charge import (
-    Absent,
     Card,
     ChargeAbandoned,
     Charged,
@@ -25,10 +23,8 @@ from command_service.charge import (
     Request,
     ReviewReason,
     ReviewRequired,
-    State,
     TokenExpired,
     TokenIssued,
-    evolve,
 )
 
 
@@ -138,14 +134,6 @@ def decode(serialised: bytes) -> Event:
             return ChargeAbandoned(stored.charge_abandoned.attempts)
         case None:
             raise UnknownEvent("a newer program wrote it: run that version, or a later one")
-
-
-def fold(events: Sequence[bytes]) -> State:
-    """Fold a stream's stored events into its state. Raises UnknownEvent or ImpossibleEvent."""
-    state: State = Absent()
-    for serialised in events:
-        state = evolve(state, decode(serialised))
-    return state
 
 
 def decline_reason_out(reason: DeclineReason) -> common_pb2.DeclineReason.ValueType:

@@ -3,8 +3,10 @@
 import enum
 import re
 import uuid
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
@@ -31,10 +33,12 @@ from command_service.charge import (
     Request,
     ReviewReason,
     ReviewRequired,
+    State,
     TokenExpired,
     TokenIssued,
+    evolve,
 )
-from command_service.codec import UnknownEvent, charge_id_of, decode, encode, fold
+from command_service.codec import UnknownEvent, charge_id_of, decode, encode
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -228,6 +232,11 @@ def _declined(number: int) -> bytes:
 
 def _in_review(number: int) -> bytes:
     return bytes([6 << 3 | 2, 2, 1 << 3, number])
+
+
+def fold(stream: Sequence[bytes]) -> State:
+    """Read a stored stream into its state, as the runner does."""
+    return reduce(lambda state, stored: evolve(state, decode(stored)), stream, cast("State", Absent()))
 
 
 @pytest.mark.parametrize(
