@@ -265,6 +265,7 @@ async def run(seconds: float, say: Say) -> Harness:
             await trial.every_call_of_a_start(began + seconds, say)
     if not harness.skipped:
         harness.unit = f"of {harness.tried:,} calls"
+        harness.complete = dict.fromkeys(harness.faults, "there are no more calls")
     harness.seconds = time.monotonic() - began
     return harness
 

@@ -34,7 +34,7 @@ async def the_query_server_is_killed(world: World) -> None:
 
 async def the_bank_is_killed(world: World) -> None:
     """kill -9 of the bank amid its work: it has what it has done, and each charge is charged once."""
-    for _ in range(6):
+    for _ in range(10):
         for on in ("token", "execute"):
             await world.trouble(on, world.chance.choice(("lose_answer", "delay", "error_after")))
         asking = [asyncio.create_task(world.ask(request, 3.0)) for request in world.requests(15)]
