@@ -1,6 +1,7 @@
 """`make prove`: every harness in turn, one table, and build/prove.json.
 
-    python -m prove [MINUTES] [--only HARNESS ...]
+    python -m prove [MINUTES] [--only HARNESS ...]     --only: these again, into the same file
+    python -m prove.page                               shows that file in the README
 
 MINUTES (5) is shared out between the harnesses. The exit status is 1 if anything broke, a canary was not found, or a control
 did not fail as it must.
@@ -17,6 +18,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +49,17 @@ def main() -> None:
     chosen = parser.parse_args()
     be_silent()
     ends = time.monotonic() + chosen.minutes * 60
-    harnesses: list[Harness] = []
+    harnesses: dict[str, Harness] = {}
     names = [name for name in SHARES if name in chosen.only]
     while names:
         share = SHARES[names[0]] / sum(SHARES[name] for name in names)
         # Whatever those before it took beyond their time, half of its own is left to it.
         least = chosen.minutes * 60 * SHARES[names[0]] / sum(SHARES.values()) / 2
-        harnesses.append(_run(names.pop(0), max(least, (ends - time.monotonic()) * share)))
-        _save(harnesses)
-    print(_table(harnesses))
-    sys.exit(not all(harness.is_sound for harness in harnesses))
+        name = names.pop(0)
+        harnesses[name] = _run(name, max(least, (ends - time.monotonic()) * share))
+        save(OUT, harnesses)
+    print(_table(list(harnesses.values())))
+    sys.exit(not all(harness.is_sound for harness in harnesses.values()))
 
 
 def _run(name: str, seconds: float) -> Harness:
@@ -81,20 +84,27 @@ def _run(name: str, seconds: float) -> Harness:
     return harness
 
 
-def _save(harnesses: list[Harness]) -> None:
-    OUT.parent.mkdir(exist_ok=True)
+def save(out: Path, harnesses: Mapping[str, Harness]) -> None:
+    """Write what these came to, by their modules; of harnesses that are not among them, what the file has stays."""
+    out.parent.mkdir(exist_ok=True)
+    commit = _commit()
+    entries = [{"module": name, "commit": commit, **harness.as_json()} for name, harness in harnesses.items()]
+    if out.exists():
+        before = json.loads(out.read_text())["harnesses"]
+        entries += [entry for entry in before if entry["module"] not in harnesses]
+    entries.sort(key=lambda entry: list(SHARES).index(str(entry["module"])))
     packages = ("grpcio", "protobuf", "httpx", "uvloop")
     report = {
-        "commit": _commit(),
+        "commit": commit,
         "versions": {
             "python": platform.python_version(),
             "sqlite": sqlite3.sqlite_version,
             "kernel": platform.release(),
             **{package: importlib.metadata.version(package) for package in packages},
         },
-        "harnesses": [harness.as_json() for harness in harnesses],
+        "harnesses": entries,
     }
-    OUT.write_text(json.dumps(report, indent=1) + "\n")
+    out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _commit() -> str:

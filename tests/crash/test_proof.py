@@ -1,10 +1,12 @@
 """A small part of what `make prove` does with crashes and storage, at every change."""
 
 import itertools
+import json
 import os
 import random
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,8 @@ import pytest
 
 from demo.processes import Town
 from prove import clients, crashpoints, kills, powercut, replay, syscalls
+from prove.__main__ import save
+from prove.page import BEGIN, END, fill, table
 from prove.report import Harness
 from prove.storage import disks, errors, files, restores
 
@@ -199,3 +203,33 @@ async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_pat
         assert not await trial.die_in_charge(-1, 10_000)
         await trial.reckon("test")
     assert harness.violations == []
+
+
+# ---------------------------------------------------------------- the table
+def test_a_part_of_the_proof_that_is_run_again_replaces_its_own_figures_only(tmp_path: Path) -> None:
+    """Even if it fell over, and had no name of its own."""
+    out = tmp_path / "prove.json"
+    save(out, {"kills": Harness("kill -9", "kills", tried=3), "storage": Harness("storage", "faults", tried=5)})
+    save(out, {"kills": Harness("kills", "nothing", violations=["the harness itself failed"])})
+    found = json.loads(out.read_text())["harnesses"]
+    assert [(each["module"], each["tried"], len(each["violations"])) for each in found] == [
+        ("kills", 0, 1),
+        ("storage", 5, 0),
+    ]
+
+
+def test_the_readme_says_what_was_not_tried_and_what_fired_too_seldom(tmp_path: Path) -> None:
+    """And an outcome, or the last of a complete enumeration, is neither."""
+    out = tmp_path / "prove.json"
+    harness = Harness("storage", "faults", tried=5, faults=Counter({"EIO": 49, "ENOSPC": 50, "whole": 1}))
+    harness.skipped["every operation"] = "the time was up"
+    harness.complete["whole"] = "an outcome"
+    save(out, {"storage": harness})
+    shown = table(json.loads(out.read_text()))
+    assert "* storage, not tried: every operation (the time was up)\n" in shown
+    assert "* storage, fired fewer than 50 times: EIO 49\n" in shown
+    text = fill(f"before {BEGIN} old {END} after", shown)
+    assert text.startswith("before ")
+    assert text.endswith(" after")
+    assert shown in text
+    assert " old " not in text
