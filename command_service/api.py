@@ -103,7 +103,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
     async def _wait(self, what: "asyncio.Future[Any]", until: float) -> bool:
         """Wait for something, a time, or the server's stop, and disturb none of them. True if it is done.
 
-        asyncio.wait would do the same for ten times the CPU, and more the more calls wait (measured).
+        asyncio.wait would need a future for the stop that all calls share, and look through all their callbacks each time.
         """
         loop = asyncio.get_running_loop()
         if not (what.done() or self._stopping):

@@ -52,8 +52,7 @@ class Breaker:
         self._vain_calls = 0
         self._pause_seconds = 0.0
         self._probe_at = 0.0
-        self._probing: asyncio.Event | None = None
-        """Set when the probe that is under way has ended."""
+        self._probing: asyncio.Event | None = None  # set when the probe that is under way has ended
 
     @property
     def is_open(self) -> bool:
