@@ -57,10 +57,13 @@ class JournalFull(Exception):
 
 
 class JournalCorrupt(Exception):
-    """A stored record does not fit the chain. `position` is the first that cannot be trusted."""
+    """A stored record does not fit the chain. `position` is the first that cannot be trusted; None if the store cannot say."""
 
-    def __init__(self, position: int) -> None:
-        super().__init__(f"the record at position {position} does not fit the chain")
+    def __init__(self, position: int | None) -> None:
+        fault = (
+            "the file is damaged" if position is None else f"the record at position {position} does not fit the chain"
+        )
+        super().__init__(fault)
         self.position = position
 
 

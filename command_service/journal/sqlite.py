@@ -17,12 +17,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NoReturn, TypeVar
 
 import structlog
 
 from chassis.sqlite import Database
-from command_service.journal import START, JournalFull, Place, Record, VersionConflict, anchor, chain_after
+from command_service.journal import (
+    START,
+    JournalCorrupt,
+    JournalFull,
+    Place,
+    Record,
+    VersionConflict,
+    anchor,
+    chain_after,
+)
 from command_service.journal.table import (
     DELETE_UNFINISHED,
     INSERT_RECORD,
@@ -40,6 +49,7 @@ from command_service.journal.table import (
 from command_service.journal.upkeep import lock, prepare, refusing_damage
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 # A commit of this many appends takes tens of milliseconds; larger ones gain nothing more (measured) and delay replies.
 APPENDS_A_COMMIT = 512
@@ -168,19 +178,28 @@ class SqliteJournal:
 
     async def read(self, charge_id: str) -> Sequence[Record]:
         """Read a stream; see the port."""
-        return await self._reader.run(partial(read_stream, charge_id))
+        return await self._read(partial(read_stream, charge_id))
 
     async def read_after(self, place: Place) -> Sequence[Record]:
         """Read on from a place; see the port."""
-        return await self._reader.run(partial(read_after, place, self._head.position))
+        return await self._read(partial(read_after, place, self._head.position))
 
     async def chain_at(self, position: int) -> bytes:
         """Return the chain up to a position."""
-        return await self._reader.run(partial(chain_at, position))
+        return await self._read(partial(chain_at, position))
 
     async def unfinished(self) -> Sequence[str]:
         """List the streams that are not finished."""
-        return await self._reader.run(unfinished)
+        return await self._read(unfinished)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Read in the reading thread. Damage that SQLite meets, in an index say, is damage of the journal."""
+        try:
+            return await self._reader.run(work)
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise JournalCorrupt(None) from error
+            raise
 
     async def beyond(self, position: int) -> None:
         """Return as soon as the head is beyond a position."""

@@ -315,6 +315,25 @@ def put_back(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+async def test_a_damaged_index_is_a_damaged_journal_and_what_needs_no_index_is_served(
+    rig: SqliteRig, path: Path
+) -> None:
+    """It is SQLite that notices, not the chain."""
+    async with rig.open() as journal:
+        stored = await journal.append(stream(0), 0, [b"x"], finished=False)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        select = "SELECT rootpage FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'record'"
+        (page,) = connection.execute(select).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(bytes(size))
+    async with rig.open() as journal:
+        assert list(await journal.read_after(START)) == list(stored)
+        with pytest.raises(JournalCorrupt, match="the file is damaged"):
+            await journal.read(stream(0))
+
+
 @pytest.mark.parametrize("position", [1, 2, 3])
 async def test_a_record_that_is_gone_under_a_running_server_is_missed(
     rig: SqliteRig, path: Path, position: int
