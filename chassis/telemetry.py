@@ -1,12 +1,15 @@
 """Telemetry: one JSON line a log entry on standard error, and gauges on a port of their own.
 
-Log entries have fixed texts and named values. Nothing of a request's input is ever a value.
+Log entries have fixed texts and named values. Nothing of a request's input is ever a value. An entry that cannot be written
+is lost, and nothing else happens.
 """
 
+import contextlib
 import json
 import logging
 import sys
 import traceback
+from typing import TextIO, cast
 
 import prometheus_client
 import structlog
@@ -23,7 +26,7 @@ def configure_logging(service: str) -> None:
             structlog.processors.JSONRenderer(serializer=_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _StandardError())),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()
@@ -38,6 +41,18 @@ _ENCODER = json.JSONEncoder(default=repr)
 
 def _json(entry: object, **_: object) -> str:
     return _ENCODER.encode(entry)
+
+
+class _StandardError:
+    """Standard error, which may be a file on a full disk, or a pipe that nobody reads: no entry is worth a charge."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 class _LibraryRecords(logging.Handler):

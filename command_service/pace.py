@@ -14,6 +14,9 @@ from command_service.charge import Answer, NoAnswer
 LONGEST_PAUSE_SECONDS = 20.0
 # The first pause is up to this, and each further one up to twice the one before.
 FIRST_PAUSE_SECONDS = 0.1
+# Charges in a row without an answer, or refused for what our set-up is, that open the breaker. A few may be the bank's trouble
+# with those charges: they pause by themselves, and only many would be a burden.
+UNANSWERED_TO_OPEN, REFUSED_TO_OPEN = 10, 3
 # A refused caller is asked to come back in this time, if not more come than can be served; and never later than that.
 SOONEST_RETURN_SECONDS, LATEST_RETURN_SECONDS = 0.5, 60.0
 # Refusing costs some fifth of a charge, so that one for four charges takes 5 % of the time.
@@ -40,17 +43,19 @@ class Pass(Enum):
 
 
 class Breaker:
-    """Spares a bank that does not answer: after enough vain calls in a row only one probe at a time goes through.
+    """Spares a bank that does not answer: after enough charges in a row without an answer, one probe at a time goes through.
 
-    It opens at once when the bank does not accept our set-up, since every call would fail alike until people mend it.
+    Charges are counted and not calls: one that the bank never answers keeps to its own backoff, and must not hold up the
+    others. It opens sooner where the bank does not accept our set-up, since all would fail alike until people mend it.
     """
 
-    def __init__(self, clock: Callable[[], float], chance: random.Random, calls_to_open: int = 20) -> None:
+    def __init__(self, clock: Callable[[], float], chance: random.Random) -> None:
         self._clock = clock
         self._chance = chance
-        self._calls_to_open = calls_to_open
-        self._vain_calls = 0
-        self._pause_seconds = 0.0
+        self._vain: set[str] = set()  # charges, since the bank last gave an answer
+        self._vain_probes = 0
+        self._heard = NoAnswer()  # what the newest vain call came to
+        self._pause_seconds = 0.0  # none: it is closed
         self._probe_at = 0.0
         self._probing: asyncio.Event | None = None  # set when the probe that is under way has ended
 
@@ -73,34 +78,40 @@ class Breaker:
         """Let a call through, or not now; whoever is let through hands the pass back with what came of it, by `note`."""
         if not self.is_open:
             return Pass.CALL
-        if self._probing is not None or self._clock() < self._probe_at:
+        if not self.wants_probe:
             return None
         self._probing = asyncio.Event()
         return Pass.PROBE
 
-    async def pause(self) -> None:
-        """Wait until it is worth asking `admit` again: not all at once."""
+    async def pause(self) -> NoAnswer | None:
+        """Wait until it is worth asking `admit` again: not all at once.
+
+        If a probe ends in vain meanwhile, return what came of it: it has asked for all who wait.
+        """
+        vain_probes = self._vain_probes
         if self._probing is not None:
             await self._probing.wait()  # thousands may wait here, and a probe may take long
-        await asyncio.sleep(max(0.05, self._probe_at - self._clock()) + self._chance.uniform(0.0, 0.5))
+        if self._vain_probes == vain_probes:
+            await asyncio.sleep(max(0.05, self._probe_at - self._clock()) + self._chance.uniform(0.0, 0.5))
+        return None if self._vain_probes == vain_probes else self._heard
 
-    def note(self, given: Pass, answer: Answer) -> None:
+    def note(self, given: Pass, charge_id: str, answer: Answer) -> None:
         """Learn from a call's answer."""
-        was_probe, was_open = given is Pass.PROBE, self.is_open
-        if was_probe and self._probing is not None:
+        if given is Pass.PROBE and self._probing is not None:
             self._probing.set()
             self._probing = None
         if not isinstance(answer, NoAnswer):
-            self._vain_calls, self._pause_seconds = 0, 0.0
+            self._vain.clear()
+            self._pause_seconds = 0.0
             return
-        self._vain_calls += 1
-        if answer.our_setup:
-            self._pause_seconds = LONGEST_PAUSE_SECONDS
-        elif was_probe:
-            self._pause_seconds = min(LONGEST_PAUSE_SECONDS, max(1.0, self._pause_seconds * 2))
-        elif not was_open and self._vain_calls >= self._calls_to_open:
-            self._pause_seconds = 1.0
-        if was_probe or not was_open:  # calls that were under way when it opened fail too, and say nothing new
+        if given is Pass.CALL and self.is_open:
+            return  # it was under way when it opened, and says nothing new
+        self._heard = answer
+        self._vain_probes += given is Pass.PROBE
+        self._vain.add(charge_id)
+        if given is Pass.PROBE or len(self._vain) >= (REFUSED_TO_OPEN if answer.our_setup else UNANSWERED_TO_OPEN):
+            longer = LONGEST_PAUSE_SECONDS if answer.our_setup else max(1.0, self._pause_seconds * 2)
+            self._pause_seconds = min(LONGEST_PAUSE_SECONDS, longer)
             self._probe_at = self._clock() + self._pause_seconds
 
 

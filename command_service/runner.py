@@ -116,6 +116,7 @@ class Running:
     charge_id: str
     stream: Stream
     was_found: bool
+    bank_calls: int
     ended: "asyncio.Future[None]"
     """Done when the loop has ended. Wait for it by a callback: who awaits it itself hands a cancel on to the others."""
 
@@ -222,8 +223,7 @@ class Runner:
 
     def _overload(self) -> Overloaded | None:
         """Why no new charge is taken, if none is."""
-        # Charges under way find out whether the bank is back. If there are none, all given up, a new one has to.
-        if self._breaker.is_open and (self._running or not self._breaker.wants_probe):
+        if self._breaker.is_open and not self._may_probe():
             return Overloaded(OverloadReason.BANK_UNREACHABLE, self._breaker.retry_after_seconds)
         if len(self._running) + len(self._beginning) > self._limits.unfinished:  # this one included
             return Overloaded(OverloadReason.TOO_MANY_UNFINISHED, 1.0)
@@ -231,32 +231,36 @@ class Runner:
             return Overloaded(OverloadReason.JOURNAL_FULL, 5.0)
         return None
 
+    def _may_probe(self) -> bool:
+        """Whether a new charge may find out if the bank is back: those under way may be the ones that it never answers."""
+        return self._breaker.wants_probe and not self._slots.locked() and len(self._beginning) <= 1
+
     # ------------------------------------------------------------ the loop
     def _run(self, charge_id: str, stream: Stream, *, was_found: bool) -> Running:
         if running := self._running.get(charge_id):  # a call may come for a charge that `recover` is about to find
             return running
         self._running[charge_id] = running = Running(
-            charge_id, stream, was_found, asyncio.get_running_loop().create_future()
+            charge_id, stream, was_found, 0, asyncio.get_running_loop().create_future()
         )
         self._spawn(self._run_to_rest(running))
         return running
 
     async def _run_to_rest(self, running: Running) -> None:
-        calls, pauses, unanswered = 0, 0, 0
+        pauses, unanswered = 0, 0
         try:
             while (effect := next_step(running.stream.state)) is not None:
-                answer = await self._ask(effect)
-                calls += 1
+                answer = await self._ask(running, effect)
                 if await self._tell(running, Answered(effect, answer)):
                     pauses = 0
                     continue
-                unanswered += isinstance(answer, NoAnswer) and not answer.our_setup
-                if self._is_given_up(running, answer) and await self._tell(running, GiveUp(effect, unanswered)):
-                    continue
+                if isinstance(answer, NoAnswer) and not answer.our_setup:
+                    unanswered += 1
+                    if self._is_old(running.stream) and await self._tell(running, GiveUp(effect, unanswered)):
+                        continue
                 pauses += 1
                 wish = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
                 await asyncio.sleep(backoff_seconds(pauses, wish, self._chance))
-            self._log_rest(running, calls)
+            self._log_rest(running)
         except Exception as error:  # a fault of ours: who waits is told PENDING, and the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=running.charge_id)
         finally:
@@ -264,18 +268,23 @@ class Runner:
             if not running.ended.done():
                 running.ended.set_result(None)
 
-    async def _ask(self, effect: Effect) -> Answer:
-        """Have the bank do a step: as soon as there is a slot and the breaker lets it through."""
+    async def _ask(self, running: Running, effect: Effect) -> Answer:
+        """Have the bank do a step, as soon as there is a slot and the breaker lets it through.
+
+        While the breaker is open, a probe's vain answer is everybody's.
+        """
         while True:
             async with self._slots:  # held during the call only, never through a pause
                 if (given := self._breaker.admit()) is not None:
                     answer: Answer = NoAnswer()
+                    running.bank_calls += 1
                     try:
                         answer = await self._bank.perform(effect, look_up_first=self._journal.restored)
                     finally:  # even if it raised, which it must not: a probe that never ends would let nobody through again
-                        self._breaker.note(given, answer)
+                        self._breaker.note(given, running.charge_id, answer)
                     return answer
-            await self._breaker.pause()
+            if (vain := await self._breaker.pause()) is not None:
+                return vain
 
     async def _tell(self, running: Running, message: Message) -> bool:
         """Let the core decide about an answer, and store what it decides. False if the charge did not move."""
@@ -292,11 +301,10 @@ class Runner:
             else:
                 return True
 
-    def _is_given_up(self, running: Running, answer: Answer) -> bool:
+    def _is_old(self, stream: Stream) -> bool:
         """Whether to propose giving up. In a restored journal nothing is: the bank may have done what was forgotten."""
-        age_seconds = (self._now() - running.stream.requested_at) / 1_000_000
-        is_vain = isinstance(answer, NoAnswer) and not answer.our_setup
-        return is_vain and not self._journal.restored and age_seconds >= self._limits.abandon_after_seconds
+        age_seconds = (self._now() - stream.requested_at) / 1_000_000
+        return age_seconds >= self._limits.abandon_after_seconds and not self._journal.restored
 
     # ------------------------------------------------------------ the journal
     async def _load(self, charge_id: str) -> Stream:
@@ -344,7 +352,7 @@ class Runner:
         """Whether the bank is being spared because it does not answer, or does not accept us."""
         return self._breaker.is_open
 
-    def _log_rest(self, running: Running, calls: int) -> None:
+    def _log_rest(self, running: Running) -> None:
         match running.stream.state:
             case AtRest(_, ReviewRequired(reason, evidence)):
                 log.error(
@@ -360,7 +368,7 @@ class Runner:
                     charge_id=running.charge_id,
                     outcome=type(outcome).__name__,
                     position=running.stream.position,
-                    bank_calls=calls,
+                    bank_calls=running.bank_calls,
                     recovered=running.was_found,
                 )
 

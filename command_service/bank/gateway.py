@@ -14,7 +14,7 @@ It turns an effect into requests, and what comes back into an answer:
     401, 403, a certificate that is not trusted    NoAnswer, our_setup
     anything else, on a look-up too                NoAnswer
 
-1. An answer is read whole and strictly, or it is none: a proxy's 404 page is no refusal by the bank.
+1. An answer is read whole and strictly, or it is none: a proxy's 404 is no refusal by the bank, though it be JSON.
 2. A look-up has a say only if it equals ours in every field, the token included. By reference another token may come up:
    then nobody may guess.
 3. That a charge ended without money (declined, expired) is believed only if a look-up says it as well. So an answer that
@@ -73,6 +73,10 @@ class _Question:
 _STATES = {state.value: state for state in _State}
 _RESULTS = {"executed": _State.EXECUTED, "already_executed": _State.EXECUTED, "declined": _State.DECLINED}
 _DEFINITE = frozenset({400, 404, 409, 422})
+# What the bank calls its refusals. In other words it is not the bank that speaks, but a proxy, or a server at a wrong address.
+_WORDS = frozenset(
+    "bad_request reference_reused card_unknown reference_unknown token_unknown fields_differ refused".split()
+)
 
 _TOKEN_STEP = _Question("POST", {200: ("state", _STATES)}, _DEFINITE)
 _EXECUTE_STEP = _Question(
@@ -252,7 +256,7 @@ def _read(got: Exchange, question: _Question) -> _Reply:
             return no_answer(f"status {got.status}", our_setup=True)
         case 202 if said.get("result") == "in_progress":
             return InProgress(got.retry_after_seconds)
-        case status if status in question.refusals and isinstance(said.get("error"), str):
+        case status if status in question.refusals and str(said.get("error")) in _WORDS:
             return _Refusal(got)
         case status if status in question.tells:
             member, words = question.tells[status]

@@ -154,7 +154,8 @@ def _wanted(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
 
 def no_answer(why: str, *, retry_after_seconds: float | None = None, our_setup: bool = False) -> NoAnswer:
     """No answer, for a reason that goes to the log and nowhere else. `why` is our own word, never the bank's text."""
-    _log.warning("bank_gave_no_answer", why=why, our_setup=our_setup)
+    log = _log.error if our_setup else _log.warning  # people have to mend our set-up; of the rest a bank recovers
+    log("the bank gave no answer", why=why, our_setup=our_setup)
     return NoAnswer(retry_after_seconds, our_setup)
 
 

@@ -243,6 +243,7 @@ UNREADABLE: dict[str, bytes] = {
     **{f"status {status}": http(CREATED, status) for status in (201, 204, 206, 304, 402, 405, 410, 418, 451, 500, 599)},
     "refused by a proxy": http(b"<h1>Not found</h1>", 404, "Content-Type: text/html"),
     "refused without a word": http({}, 422),
+    "refused by a proxy that speaks JSON": http({"error": "Not Found"}, 404),
     "refused in a list": http({"error": ["refused"]}, 400),
     "in progress without a word": http({}, 202),
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",

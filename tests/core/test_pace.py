@@ -4,12 +4,16 @@ import asyncio
 import itertools
 from random import Random
 
+import pytest
+
 from command_service.charge import InProgress, NoAnswer
 from command_service.pace import (
     CALLS_A_RETURN,
     LATEST_RETURN_SECONDS,
     LONGEST_PAUSE_SECONDS,
+    REFUSED_TO_OPEN,
     SOONEST_RETURN_SECONDS,
+    UNANSWERED_TO_OPEN,
     Appointments,
     Breaker,
     Pass,
@@ -30,12 +34,12 @@ class Clock:
 
 # ---------------------------------------------------------------- the breaker
 def opened() -> tuple[Breaker, Clock]:
-    """A breaker that five vain calls have just opened."""
+    """A breaker that has just opened, since enough charges in a row had no answer."""
     clock = Clock()
-    breaker = Breaker(clock, Random(1), calls_to_open=5)
-    for _ in range(5):
+    breaker = Breaker(clock, Random(1))
+    for number in range(UNANSWERED_TO_OPEN):
         assert breaker.admit() is Pass.CALL
-        breaker.note(Pass.CALL, VAIN)
+        breaker.note(Pass.CALL, f"charge {number}", VAIN)
     assert breaker.is_open
     return breaker, clock
 
@@ -46,7 +50,7 @@ def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_the_pause() ->
     for _ in range(100):
         assert breaker.admit() is None
         clock.now += 0.009
-        breaker.note(Pass.CALL, VAIN)
+        breaker.note(Pass.CALL, "another", VAIN)
     clock.now += 0.2
     assert breaker.admit() is Pass.PROBE
 
@@ -60,14 +64,14 @@ def test_one_probe_at_a_time_finds_out_whether_the_bank_is_back() -> None:
         while breaker.admit() is not Pass.PROBE:
             clock.now += 0.5
         pauses.append(clock.now - began)
-        breaker.note(Pass.CALL, VAIN)
+        breaker.note(Pass.CALL, "another", VAIN)
         clock.now += 30.0
         assert breaker.admit() is None
-        breaker.note(Pass.PROBE, VAIN)
+        breaker.note(Pass.PROBE, "one", VAIN)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0, LONGEST_PAUSE_SECONDS]
     clock.now += LONGEST_PAUSE_SECONDS
     assert breaker.admit() is Pass.PROBE
-    breaker.note(Pass.PROBE, InProgress(None))
+    breaker.note(Pass.PROBE, "one", InProgress(None))
     assert breaker.admit() is Pass.CALL
 
 
@@ -80,8 +84,45 @@ async def test_who_waits_while_a_probe_is_under_way_waits_for_its_end() -> None:
     waiting = asyncio.create_task(breaker.pause())
     await asyncio.sleep(0.8)  # longer than the pause after a probe that is over
     assert not waiting.done()
-    breaker.note(Pass.PROBE, InProgress(None))
+    breaker.note(Pass.PROBE, "one", InProgress(None))
     await asyncio.wait_for(waiting, 30)
+
+
+async def test_a_vain_probe_has_asked_for_all_who_wait() -> None:
+    """They are told what it came to: whether it was our set-up, above all."""
+    breaker, clock = opened()
+    clock.now += 1.0
+    assert breaker.admit() is Pass.PROBE
+    waiting = [asyncio.create_task(breaker.pause()) for _ in range(3)]
+    await asyncio.sleep(0)
+    refused = NoAnswer(our_setup=True)
+    breaker.note(Pass.PROBE, "one", refused)
+    assert await asyncio.gather(*waiting) == [refused] * 3
+
+
+@pytest.mark.parametrize("answer", [VAIN, NoAnswer(our_setup=True)])
+def test_one_charge_alone_opens_it_never(answer: NoAnswer) -> None:
+    """However often it is asked for in vain; it keeps to its own backoff."""
+    breaker = Breaker(Clock(), Random(1))
+    for _ in range(1_000):
+        breaker.note(Pass.CALL, "the one", answer)
+        assert not breaker.is_open
+
+
+@pytest.mark.parametrize(
+    ("answer", "charges"), [(VAIN, UNANSWERED_TO_OPEN), (NoAnswer(our_setup=True), REFUSED_TO_OPEN)]
+)
+def test_it_opens_when_so_many_charges_in_a_row_had_no_answer(answer: NoAnswer, charges: int) -> None:
+    """Any other answer between them, and it counts from the start."""
+    breaker = Breaker(Clock(), Random(1))
+    for answered in (True, False):
+        for number in range(charges):
+            assert not breaker.is_open
+            if answered and number == charges - 1:
+                breaker.note(Pass.CALL, "another", InProgress(None))
+            else:
+                breaker.note(Pass.CALL, f"charge {number}", answer)
+    assert breaker.is_open
 
 
 # ---------------------------------------------------------------- appointments

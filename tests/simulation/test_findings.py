@@ -11,16 +11,16 @@ def an_op(key: str, pause_seconds: float, tries: int = 1) -> Op:
 def test_new_charges_are_taken_again_when_the_bank_is_back_and_all_charges_were_given_up() -> None:
     """Seed 183: the breaker was left open with nobody under way to find out that the bank had come back.
 
-    The bank is away, six charges are asked for in vain until the breaker opens and all of them are given up. A charge that is
+    The bank is away, a dozen charges are asked for in vain until the breaker opens and all of them are given up. A charge that is
     asked for afterwards must be taken, since none but a new one can try the bank.
     """
-    waiting = [[an_op(f"order-before-{number}", 0.5)] for number in range(6)]
-    later = [an_op("order-after", 195.0)]
+    waiting = [[an_op(f"order-before-{number}", 0.5)] for number in range(12)]
+    later = [an_op("order-after", 415.0)]
     plan = Plan(
         seed=1,
-        horizon_seconds=200.0,
+        horizon_seconds=420.0,
         clients=[*waiting, later],
-        weather=[Weather(0.0, "bank_down", 180.0)],
+        weather=[Weather(0.0, "bank_down", 400.0)],
         weights={},
         bank_calls=8,
         max_unfinished=20_000,
@@ -36,5 +36,5 @@ def test_new_charges_are_taken_again_when_the_bank_is_back_and_all_charges_were_
     told = tell(plan)
     assert told.violations == []
     events = [what for _, who, what in told.notes if who == "journal"]
-    assert [what[2] for what in events if what[2] == "charge_abandoned"] == ["charge_abandoned"] * 6
+    assert [what[2] for what in events if what[2] == "charge_abandoned"] == ["charge_abandoned"] * 12
     assert events[-1][2] == "charged"
