@@ -278,6 +278,24 @@ async def test_on_sigterm_a_call_whose_outcome_does_not_come_says_pending(tmp_pa
         await assert_books_agree(town.journal, referee)
 
 
+async def test_a_log_that_nobody_reads_any_more_costs_its_entries_and_no_charge(tmp_path: Path) -> None:
+    """The reader of standard error has gone. What the bank does not answer is logged, and the charge goes on."""
+    town = Town(tmp_path)
+    town.command.prefix = ("sh", "-c", '"$0" "$@" 2>&1 | head -n 1')  # reads that it serves, and goes
+    try:
+        await town.start_bank()
+        await town.start_command()
+        async with Referee(town.bank_url) as referee, grpc.aio.insecure_channel(town.command.listen) as channel:
+            commands = command_pb2_grpc.CommandServiceStub(channel)
+            await referee.trouble("token", "lose_answer", times=2)
+            await referee.trouble("execute", "refuse", status=403, times=2)
+            for _ in range(2):  # the first entry after the reader went may have found the pipe still whole
+                assert (await commands.Charge(a_request(), timeout=PATIENT_SECONDS)).status == CHARGED
+            await assert_books_agree(town.journal, referee)
+    finally:
+        await town.__aexit__()
+
+
 # ---------------------------------------------------------------- kill -9
 async def test_charges_that_a_kill_interrupts_are_each_charged_exactly_once(tmp_path: Path) -> None:
     """Fifty at once, at whatever step each was: the retries with their keys all hear CHARGED."""
