@@ -157,7 +157,8 @@ class Runner:
         self._breaker = Breaker(clock, chance)
         self._slots = asyncio.Semaphore(limits.bank_calls)
         self._running: dict[str, Running] = {}
-        self._beginning: dict[str, asyncio.Event] = {}  # looked up, or appended to for the first time, right now
+        # Looked up, or appended to for the first time, right now. The result, for whoever asks meanwhile: the stream if at rest.
+        self._beginning: dict[str, asyncio.Future[Stream | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recover(self) -> int:
@@ -191,16 +192,21 @@ class Runner:
                 decide(running.stream.state, command)
                 return Accepted(Source.RECOVERED if running.was_found else Source.JOINED, running.stream, running)
             if beginning := self._beginning.get(charge_id):
-                await beginning.wait()
-                continue
-            self._beginning[charge_id] = beginning = asyncio.Event()
+                if (stream := await asyncio.shield(beginning)) is None:
+                    continue
+                decide(stream.state, command)
+                return Accepted(Source.REPLAYED, stream)
+            self._beginning[charge_id] = beginning = asyncio.get_running_loop().create_future()
+            at_rest = None
             try:
-                return await self._begin(command)
+                accepted = await self._begin(command)
+                at_rest = accepted.found if accepted.running is None else None
+                return accepted
             except VersionConflict:
                 continue
             finally:
                 del self._beginning[charge_id]
-                beginning.set()
+                beginning.set_result(at_rest)
 
     async def _begin(self, command: Charge) -> Accepted:
         """Most keys are new, so the journal is not read first: it says by itself if a charge is there already."""
