@@ -19,7 +19,7 @@ install: .venv/installed ## set up the environment in .venv/ (also done by every
 .venv/installed: constraints.txt pyproject.toml protos/build.py $(wildcard protos/charging/v1/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up .venv/ (about half a minute) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv # pip comes last: what was interrupted is made again
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -44,7 +44,7 @@ prove: install ## MINUTES=n: try to break the promise by every means there is, a
 # The benchmark's peers live in an environment of their own: none of them is ever beside the product.
 build/bench-venv/installed: bench/requirements.txt
 	@echo "Setting up build/bench-venv/ (about a minute) ..."
-	@test -x build/bench-venv/bin/python || $(PYTHON) -m venv build/bench-venv
+	@test -x build/bench-venv/bin/pip || $(PYTHON) -m venv build/bench-venv
 	@build/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
