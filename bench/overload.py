@@ -71,11 +71,14 @@ async def burst(*, quick: bool) -> dict[str, Any]:
     before_ms, over_ms, after_ms = p99s[:quiet_seconds], p99s[loudest], p99s[loudest.stop :]
     samples = memory[_sample(quiet_seconds + 1.0) : _sample(quiet_seconds + burst_seconds + 1.0)]
     third = len(samples) // 3
+    sent_loud = (
+        float(str(measured.more["sent"])) - before.rate * quiet_seconds
+    )  # less both quiet times, half of peak each
     worst_ms = quantile(sorted(over_ms), 0.99)
     return {
         "peak_rate": before.rate,
         "ordered_rate": before.rate * TIMES,
-        "sent_rate": float(str(measured.more["sent"])) / whole.seconds,
+        "sent_times_peak": sent_loud / burst_seconds / before.rate,
         "unsent_share": float(str(measured.more["unsent"])) / (before.rate * TIMES * burst_seconds),
         "accepted_rate": sum(answered[loudest]) / burst_seconds,
         "accepted_p99_ms": worst_ms,

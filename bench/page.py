@@ -1,4 +1,4 @@
-"""Fill docs/benchmark.md from build/bench.json, draw its plots, and show one in the README: python -m bench.page
+"""Fill docs/benchmark.md from build/bench.json, draw its plots, and show them in the README: python -m bench.page
 
 Only what stands between the two marks is replaced; no figure of these pages is written by hand.
 """
@@ -55,8 +55,7 @@ def main() -> None:
     drawn = plots.draw(PAGE.parent, found)
     pictures = [f"![{path.stem}]({path.relative_to(PAGE.parent)})" for path in drawn]
     PAGE.write_text(fill(PAGE.read_text(), "\n\n".join([figures(found), *pictures])))
-    latency = PAGE.parent / plots.LATENCY
-    README.write_text(fill(README.read_text(), f"![latency and rate of each service]({latency})"))
+    README.write_text(fill(README.read_text(), "\n\n".join(f"![{path.stem}]({path})" for path in drawn)))
     for path in (PAGE, README, *drawn):
         print(path)
 

@@ -116,8 +116,8 @@ def test_results_are_stored_part_by_part_and_go_on_where_they_were(
     assert (found["commit"], found["many"], found["rebuild"]) == ("abc", {"errors": 0}, {"records_a_second": 200_000.0})
     by_what = {target["what"]: target["verdict"] for target in found["targets"]}
     assert len(by_what) == len(TARGETS)
-    assert by_what["rebuild of a view, records/s"] == "met"
-    assert by_what["1,000 in flight, bank of 100 ms: errors"] == "met"
+    assert by_what["rebuild of a view, records/s"] == "met, in a small run"
+    assert by_what["1,000 in flight, bank of 100 ms: errors"] == "met, in a small run"
     monkeypatch.setattr(results, "commit", lambda: "def")
     results.Results(path, quick=True, anew=False).add({"many": {"errors": 1}})
     assert "rebuild" not in json.loads(path.read_text())
@@ -137,14 +137,14 @@ def test_the_page_gets_its_figures_from_the_file_and_keeps_its_prose() -> None:
     filled = page.fill(text, page.figures(found))
     assert filled.startswith("before\n") and filled.endswith("\nafter\n")
     assert "old" not in filled and "small run" in filled and "abc" in filled
-    assert "| charges/s against tutorial, 16 in flight | 15 | at least 6 times | met |" in filled
+    assert "| charges/s against tutorial, 16 in flight | 15 | at least 6 times | met, in a small run |" in filled
     assert "| chargeonce | 16 | 1,000 | 1.00 | 2.0 | 3.0 | 0.500 | 50 |" in filled
     assert page.fill(filled, page.figures(found)) == filled
 
 
 async def test_the_kernel_tells_the_cpu_time_and_memory_of_a_process_and_its_children() -> None:
     """The work is done by a child of the process that is asked about."""
-    work = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
+    work = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"  # it has the parent's pipes
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", parent, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -153,7 +153,7 @@ async def test_the_kernel_tells_the_cpu_time_and_memory_of_a_process_and_its_chi
     await process.stdout.readline()
     found = machine.cost(process.pid)
     await process.communicate(b"\n")
-    assert found.cpu_seconds >= 0.2
+    assert found.cpu_seconds >= 0.2  # told in ticks
     assert found.memory_mb > 1
     assert machine.cost(process.pid) == machine.Cost(0.0, 0.0)
 

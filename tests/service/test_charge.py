@@ -496,7 +496,7 @@ async def test_a_new_charge_may_find_out_that_the_bank_is_back(world: World) -> 
     for request in stuck:
         request.card.token = "tok_mastercard"
     await asyncio.gather(*[world.pending(request) for request in stuck])
-    assert world.running.runner.breaker_is_open
+    await until(lambda: world.running.runner.breaker_is_open)
     request = a_request()
     refusals = set()
 

@@ -190,9 +190,9 @@ def test_the_guard_refuses_real_clocks_chance_and_threads(name: str) -> None:
 def test_a_story_whose_code_looks_at_a_real_clock_fails() -> None:
     """The guard's control, with the product's own runner."""
 
-    async def ask(self: Runner, effect: Any) -> Any:
+    async def ask(self: Runner, running: Any, effect: Any) -> Any:
         time.monotonic()
-        return await real(self, effect)
+        return await real(self, running, effect)
 
     real = Runner._ask
     with patched([(Runner, "_ask", ask)]):
