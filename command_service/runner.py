@@ -157,7 +157,7 @@ class Runner:
         self._breaker = Breaker(clock, chance)
         self._slots = asyncio.Semaphore(limits.bank_calls)
         self._running: dict[str, Running] = {}
-        # Looked up, or appended to for the first time, right now. The result, for whoever asks meanwhile: the stream if at rest.
+        # Looked up, or appended to for the first time, right now. The result, for who asks meanwhile: the stream if at rest.
         self._beginning: dict[str, asyncio.Future[Stream | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 

@@ -74,9 +74,15 @@ _STATES = {state.value: state for state in _State}
 _RESULTS = {"executed": _State.EXECUTED, "already_executed": _State.EXECUTED, "declined": _State.DECLINED}
 _DEFINITE = frozenset({400, 404, 409, 422})
 # What the bank calls its refusals. In other words it is not the bank that speaks, but a proxy, or a server at a wrong address.
-_WORDS = frozenset(
-    "bad_request reference_reused card_unknown reference_unknown token_unknown fields_differ refused".split()
-)
+_WORDS = {
+    "bad_request",
+    "card_unknown",
+    "fields_differ",
+    "reference_reused",
+    "reference_unknown",
+    "refused",
+    "token_unknown",
+}
 
 _TOKEN_STEP = _Question("POST", {200: ("state", _STATES)}, _DEFINITE)
 _EXECUTE_STEP = _Question(
