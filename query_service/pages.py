@@ -9,6 +9,7 @@ import hashlib
 import struct
 
 from charging.v1.query_pb2 import ListChargesRequest
+from query_service.lookup import END
 
 _POSITION = struct.Struct(">Q")
 _DIGEST_BYTES = 16
@@ -29,8 +30,8 @@ def position_of(request: ListChargesRequest) -> int | None:
     packed = token[: _POSITION.size]
     if len(token) != _TOKEN_BYTES or token != _sealed(packed, request):
         return None
-    (position,) = _POSITION.unpack(packed)
-    return int(position)
+    position: int = _POSITION.unpack(packed)[0]
+    return position if position <= END else None  # SQLite has no greater numbers to compare it with
 
 
 def _sealed(packed: bytes, request: ListChargesRequest) -> bytes:

@@ -27,6 +27,7 @@ from charging.v1.query_pb2 import (
     WatchChargeResponse,
 )
 from query_service import api
+from query_service.pages import token_after
 from tests.sealed import (
     CARD,
     EPOCH_MICROSECONDS,
@@ -141,6 +142,10 @@ async def test_what_is_not_shown_is_not_found_as_of_a_position_and_advises_the_s
 
 
 # ---------------------------------------------------------------- what is refused
+# Its digest is right, for it keeps no secret; its position is beyond all that there can be.
+FORGED_TOKEN = token_after(2**63, ListChargesRequest())
+
+
 @pytest.mark.parametrize(
     ("call", "field"),
     [
@@ -170,6 +175,7 @@ async def test_what_is_not_shown_is_not_found_as_of_a_position_and_advises_the_s
         (lambda c: c.queries.ListCharges(ListChargesRequest(page_token="garbage")), "page_token"),
         (lambda c: c.queries.ListCharges(ListChargesRequest(page_token="ä" * 32)), "page_token"),
         (lambda c: c.queries.ListCharges(ListChargesRequest(page_token="A" * 32)), "page_token"),
+        (lambda c: c.queries.ListCharges(ListChargesRequest(page_token=FORGED_TOKEN)), "page_token"),
     ],
 )
 async def test_an_invalid_request_is_refused_and_its_field_named(client: Client, call: Call, field: str) -> None:
