@@ -66,6 +66,8 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self._subscriber = subscriber
         self._waiting = waiting
         self._calls = _Places(max_calls)
+        # Of their own: while the view lags, those that wait for it would take every place from those that could be answered.
+        self._waiters = _Places(max_calls)
         self._watchers = _Places(max_watchers)
 
     async def GetCharge(  # noqa: N802  # the contract's names, here and below
@@ -168,7 +170,9 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         )
 
     async def _answer(self, find: Callable[[Connection], T], min_position: int, context: Any) -> Shown[T]:
-        with self._calls.taken():
+        # Who has waited keeps its place for the read, and so is not sent away at the end of it.
+        places = self._waiters if min_position > self._waiting.position else self._calls
+        with places.taken():
             await self._reach(min_position, context)
             return await self._view.read(find)
 

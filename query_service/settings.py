@@ -29,7 +29,8 @@ class Settings:
         "QUERY_MAX_CALLS",
         whole(1, 100_000),
         "1000",
-        "queries at once: one thread reads, and more than a fraction of a second's work would only queue",
+        "queries at once, and as many more that wait for a position: one thread reads, and more than a fraction of a "
+        "second's work would only queue",
     )
     max_watchers: int = setting(
         "QUERY_MAX_WATCHERS", whole(1, 1_000_000), "10000", "charges watched at once: each holds an open stream"

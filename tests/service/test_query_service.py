@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -544,18 +545,45 @@ async def test_the_view_tells_how_it_is_doing(feed: FeedServer, client: Client) 
 
 
 async def test_queries_are_limited_and_the_rest_is_told_to_come_again(feed: FeedServer, tmp_path: Path) -> None:
-    """A call that waits for a position takes a place while it waits."""
-    async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_CALLS="1") as (_, client):
-        two = [asyncio.ensure_future(shown_or_refused(client, GetViewStatusRequest(min_position=1))) for _ in range(2)]
-        (one,), (other,) = await asyncio.wait(two, return_when=asyncio.FIRST_COMPLETED)
+    """A query takes a place while it is read. One thread reads, and is kept busy here: the rest queues."""
+    gate = threading.Event()
+    async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_CALLS="1") as (running, client):
+        busy = asyncio.ensure_future(running.view.read(lambda _: gate.wait(30)))
+        one, other = await first_of_two(client, GetViewStatusRequest())
         error = await one
-        feed.journal.charge("order-0001")
-        await feed.tell()
-        assert await other == 1
-        assert await shown_or_refused(client, GetViewStatusRequest()) == 1
+        gate.set()
+        assert await other == 0
+        await busy
+        assert await shown_or_refused(client, GetViewStatusRequest()) == 0
     assert isinstance(error, Refused)
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
     assert error.retry_after_seconds == 0.5
+
+
+async def test_queries_that_wait_for_a_position_leave_the_others_their_places(feed: FeedServer, tmp_path: Path) -> None:
+    """Of a view that lags the status can still be asked for. Waiting has a limit of its own, of the same size."""
+    async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_CALLS="1") as (_, client):
+        one, waits = await first_of_two(client, GetViewStatusRequest(min_position=1))
+        error = await one
+        watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-0001", min_position=1))
+        assert await shown_or_refused(client, GetViewStatusRequest()) == 0
+        feed.journal.charge("order-0001")
+        await feed.tell()
+        assert await waits == 1
+        assert await shown_or_refused(client, GetViewStatusRequest(min_position=1)) == 1
+        assert (await read(watch)).charge.version == 1  # watchers have theirs
+        watch.cancel()
+    assert isinstance(error, Refused)
+    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+
+
+async def first_of_two(
+    client: Client, request: GetViewStatusRequest
+) -> "tuple[asyncio.Future[Refused | int], asyncio.Future[Refused | int]]":
+    """Send a query twice: the one that ends first, and the other."""
+    two = [asyncio.ensure_future(shown_or_refused(client, request)) for _ in range(2)]
+    (one,), (other,) = await asyncio.wait(two, return_when=asyncio.FIRST_COMPLETED)
+    return one, other
 
 
 async def shown_or_refused(client: Client, request: GetViewStatusRequest) -> Refused | int:
