@@ -3,7 +3,8 @@
 * It goes on from the view's checkpoint, and the checkpoint never passes a record that was not applied.
 * A record is taken only if its position is the next one and its chain is right. A feed with a gap, a repeat or a broken
   chain is not lived with: `BrokenFeed`, and the process ends.
-* A lost connection is lived with: the view serves on, says how stale it is, and the subscriber tries again.
+* A lost connection, and a view that cannot be written, are lived with: the view serves on, says how stale it is, and the
+  subscriber tries again.
 * An event that is not known stops the projection for good: until the server is updated it serves what it has.
 
 While records are applied the next are received and verified, and what has arrived meanwhile is applied as one batch. It
@@ -120,11 +121,12 @@ class Subscriber:
         while True:
             try:
                 await self._follow(set_serving)
-            except (FeedLost, ViewNotWritten) as error:
+            except FeedLost as error:
                 self.state = State.DISCONNECTED
-                if str(error) != self._loss:  # an outage is told once, not every few seconds
-                    self._loss = str(error)
-                    log.warning("the feed is lost and will be tried again", why=self._loss)
+                self._tell_once("the feed is lost and will be tried again", error)
+            except ViewNotWritten as error:
+                self.state = State.CATCHING_UP  # the feed is there, and the view behind it
+                self._tell_once("the view cannot be written, its disk may be full, and it will be tried again", error)
             except UnknownEvent as error:
                 self.state = State.STOPPED
                 log.error("the projection is stopped: the view grows stale", why=str(error))
@@ -157,6 +159,7 @@ class Subscriber:
             if not checkpoint.position and not checkpoint.journal_id:
                 raise FeedLost("the journal does not fit even a view of nothing") from None
             log.warning("the journal has diverged: the view is built again", position=checkpoint.position)
+            self.state = State.CATCHING_UP  # from its start; nobody may take an empty view for a live one
             await self._serve(set_serving, False)
             await self._view.reset("")
             self._head_position, self._goal = 0, None
@@ -254,6 +257,12 @@ class Subscriber:
         if is_serving != self._is_serving:
             self._is_serving = is_serving
             await set_serving(is_serving)
+
+    def _tell_once(self, event: str, error: Exception) -> None:
+        """Log an outage when it begins, and not with each try."""
+        if str(error) != self._loss:
+            self._loss = str(error)
+            log.warning(event, why=self._loss)
 
     def _pause_seconds(self) -> float:
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 16))

@@ -12,11 +12,13 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+import structlog.testing
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from charging.v1.journal_pb2 import CaughtUp, Opened, Record, RecordBatch, SubscribeResponse
 from charging.v1.query_pb2 import (
+    VIEW_STATE_CATCHING_UP,
     VIEW_STATE_DISCONNECTED,
     VIEW_STATE_LIVE,
     VIEW_STATE_STOPPED,
@@ -27,7 +29,7 @@ from charging.v1.query_pb2 import (
     WatchChargeRequest,
 )
 from query_service import subscriber
-from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, Subscriber, verify
+from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, State, Subscriber, verify
 from query_service.view import FORMAT, View, ViewUnusable
 from query_service.waiting import Waiting
 from tests.sealed import UNKNOWN_EVENT, SealedJournal, charged, declined, requested, sealed, token_issued
@@ -450,8 +452,13 @@ async def test_while_the_disk_is_full_it_serves_what_it_has_and_then_goes_on(fee
         await limited(running.view, pages)
         for number in range(300):
             head = feed.journal.charge(f"more-{number}")
-        await feed.hold(None)
-        full = await state_of(client, VIEW_STATE_DISCONNECTED)
+        with structlog.testing.capture_logs() as logs:
+            await feed.hold(None)
+            await feed.asked(4)  # it has failed, and tried again, more than once
+        told = [entry["event"] for entry in logs if entry["log_level"] != "info"]
+        assert told == ["the view cannot be written, its disk may be full, and it will be tried again"]
+        full = await status(client)
+        assert full.state == VIEW_STATE_CATCHING_UP  # the command server can be reached
         assert 10 <= full.as_of_position < head
         assert (await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-00000"))).charge.version == 3
         await limited(running.view, 1 << 20)
@@ -521,6 +528,34 @@ async def test_a_view_that_is_built_again_is_out_of_service_until_it_has_caught_
     await asyncio.wait([following])
     await view.close()
     assert told == [True, False, True]
+
+
+async def test_a_view_that_was_emptied_does_not_say_that_it_is_live(tmp_path: Path) -> None:
+    """It is catching up from its start, also before a feed opens again."""
+    journals = [filled(3)]
+    asked_again = asyncio.Event()
+
+    async def feed(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
+        if not journals:
+            asked_again.set()
+            await asyncio.Event().wait()
+        journal = journals.pop()
+        yield SubscribeResponse(opened=Opened(journal_id=journal.journal_id, head_position=journal.head))
+        yield SubscribeResponse(batch=RecordBatch(records=journal.records))
+        yield SubscribeResponse(caught_up=CaughtUp(position=journal.head))
+        while follower.state is not State.LIVE:  # noqa: ASYNC110  # the feed looks at what it has brought about
+            await asyncio.sleep(0)
+        raise JournalDiverged
+
+    view, waiting = await View.open(tmp_path / "view.db"), Waiting()
+    await view.reset("journal-one")  # so that there is a journal that it can diverge from
+    follower = Subscriber(view, waiting, feed)
+    following = asyncio.create_task(follower.run(ignored))
+    await asked_again.wait()
+    assert (follower.state, waiting.position) == (State.CATCHING_UP, 0)
+    following.cancel()
+    await asyncio.wait([following])
+    await view.close()
 
 
 async def ignored(is_serving: bool) -> None:
