@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import prometheus_client
 import structlog
@@ -37,7 +38,8 @@ COLLECTED_AFTER = 100_000
 class Running:
     """A query server at work, for whoever started it in this process.
 
-    `following` ends with BrokenFeed when the feed breaks its promises: the server must not serve on then.
+    It must not serve on when `following` ends with BrokenFeed, since the feed broke its promises, nor when the view is found
+    damaged.
     """
 
     listen: settings.Address
@@ -105,11 +107,13 @@ def _or_never(subscriber: Subscriber) -> float:
 
 async def _serve_until_stopped() -> None:
     async with serve(settings.read(Settings, os.environ)) as running:
-        stopping = asyncio.create_task(server.stop_signal())
-        await asyncio.wait([stopping, running.following], return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [asyncio.create_task(server.stop_signal()), running.view.damage]
+        await asyncio.wait([*ends, running.following], return_when=asyncio.FIRST_COMPLETED)
         if running.following.done():
             running.following.result()  # raises what broke; without that, a stopped projection is served on
-        await stopping
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if running.view.damage.done():
+            raise running.view.damage.result()
 
 
 def main() -> None:

@@ -3,11 +3,12 @@
 * Rows and checkpoint are written in one transaction a batch, so each event counts once however often it is delivered.
 * Queries have a connection of their own and run beside the writer. Each reads its rows and the checkpoint in one read
   transaction: it sees whole batches only, and the position that it tells is the one that its rows show.
-* The file is disposable. One of another format is thrown away and built again from the feed; a file that is no view at
-  all is never touched.
+* The file is disposable. One of another format, and one that is damaged, is thrown away and built again from the feed; a
+  file that is no view at all is never touched.
 * One server a file: a lock beside it keeps a second one out.
 """
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -33,6 +34,9 @@ log = structlog.get_logger()
 APPLICATION_ID = 0x43484756
 # Counts the formats of the rows: raise it with every change of SCHEMA or of what the projection makes of an event.
 FORMAT = 1
+# SQLite's header begins with this, and has the application's id at these places, in the file itself from the start.
+SQLITE_MAGIC = b"SQLite format 3\0"
+APPLICATION_ID_BYTES = slice(68, 72)
 GENESIS = bytes(32)  # the chain before position 1
 
 WRITER_PRAGMAS: Mapping[str, str | int] = {
@@ -186,40 +190,44 @@ class Shown(Generic[T]):
 class View:
     """One view file, open for one writer and for queries."""
 
-    def __init__(self, lock: int, writer: Database, reader: Database) -> None:
+    def __init__(self, path: Path, lock: int, writer: Database, reader: Database) -> None:
+        self._path = path
         self._lock = lock
         self._writer = writer
         self._reader = reader
+        self.damage: asyncio.Future[ViewUnusable] = asyncio.get_running_loop().create_future()
+        """Done once the file was found damaged: the server is to end with what it says."""
 
     @classmethod
     async def open(cls, path: Path) -> "View":
         """Open the view in a file; it and its folder are made if missing.
 
-        Raises ViewUnusable if another server has it, if it is no view or a damaged one, OSError and sqlite3.OperationalError
-        if it cannot be had.
+        Raises ViewUnusable if another server has it or if it is no view, OSError and sqlite3.OperationalError if it cannot
+        be had.
         """
         async with contextlib.AsyncExitStack() as stack:
             lock = _lock(path)
             stack.callback(os.close, lock)
             if not await _is_fit(path):
                 _throw_away(path)
-            with _telling_damage():
-                writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
-                stack.push_async_callback(writer.close)
-                await writer.run(_create_tables)
-                reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
+            writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
+            stack.push_async_callback(writer.close)
+            await writer.run(_create_tables)
+            reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
             stack.pop_all()
-            return cls(lock, writer, reader)
+            return cls(path, lock, writer, reader)
 
     async def close(self) -> None:
-        """Close after the work that was sent before."""
+        """Close after the work that was sent before. A damaged file is thrown away: to find the damage again takes long."""
         await self._reader.close()
         await self._writer.close()
+        if self.damage.done() and not _is_empty(self._path) and _is_ours(self._path):
+            _throw_away(self._path)
         os.close(self._lock)
 
     async def checkpoint(self) -> Checkpoint:
         """Tell up to where the view holds once all that was sent to be written is written. Raises ViewUnusable."""
-        with _telling_damage():
+        with self._telling_damage():
             return await self._writer.run(find_checkpoint)
 
     async def apply(self, records: Sequence[Record]) -> None:
@@ -235,13 +243,14 @@ class View:
         await self._write(lambda connection: _reset(connection, journal_id))
 
     async def read(self, find: Callable[[sqlite3.Connection], T]) -> Shown[T]:
-        """Answer a query (see lookup) from one state of the view."""
+        """Answer a query (see lookup) from one state of the view. Raises ViewUnusable if the file is damaged."""
 
         def read(connection: sqlite3.Connection) -> Shown[T]:
             with _transaction(connection, "BEGIN"):
                 return Shown(find(connection), find_checkpoint(connection))
 
-        return await self._reader.run(read)
+        with self._telling_damage():
+            return await self._reader.run(read)
 
     async def _write(self, change: Callable[[sqlite3.Connection], None]) -> None:
         def write(connection: sqlite3.Connection) -> None:
@@ -249,10 +258,23 @@ class View:
                 change(connection)
 
         try:
-            with _telling_damage():
+            with self._telling_damage():
                 await self._writer.run(write)
         except sqlite3.OperationalError as error:
             raise ViewNotWritten(f"the view could not be written: {error}") from error
+
+    @contextmanager
+    def _telling_damage(self) -> Iterator[None]:
+        """Tell a file that SQLite cannot read any more from everything else that it may say."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise
+            unusable = ViewUnusable(f"the view is damaged ({error}): the next start builds it again from the feed")
+            if not self.damage.done():
+                self.damage.set_result(unusable)
+            raise unusable from error
 
 
 def _apply(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
@@ -282,24 +304,13 @@ def _reset(connection: sqlite3.Connection, journal_id: str) -> None:
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
-    if _marks(connection) == (APPLICATION_ID, FORMAT):
+    if _version(connection) == FORMAT:
         return
     with _transaction(connection, "BEGIN IMMEDIATE"):
         for statement in SCHEMA:
             connection.execute(statement)
         connection.execute(BEGIN_CHECKPOINT, ("", GENESIS))
         connection.execute(f"PRAGMA user_version = {FORMAT}")
-
-
-@contextmanager
-def _telling_damage() -> Iterator[None]:
-    """Tell a file that SQLite cannot read any more from everything else that it may say."""
-    try:
-        yield
-    except (sqlite3.OperationalError, sqlite3.IntegrityError):
-        raise
-    except sqlite3.DatabaseError as error:
-        raise ViewUnusable(f"the view is damaged ({error}): remove its file, it is built again") from error
 
 
 @contextmanager
@@ -330,20 +341,21 @@ async def _is_fit(path: Path) -> bool:
     """Tell whether a view of this format can be kept in the file. Raises ViewUnusable if the file is something else."""
     if _is_empty(path):
         return True
-    no_view = ViewUnusable(f"{path} is not a view: it is left as it is, name another file or remove it yourself")
+    if not _is_ours(path):
+        raise ViewUnusable(f"{path} is not a view: it is left as it is, name another file or remove it yourself")
     try:
-        # Read-only: a foreign file stays untouched, even its WAL.
         found = await Database.open(path, read_only=True, pragmas={})
         try:
-            application_id, version = await found.run(_marks)
+            version = await found.run(_version)
+            if version == FORMAT:
+                await found.run(find_checkpoint)  # a cheap look; what else is damaged is told by whoever meets it
         finally:
             await found.close()
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError:
-        raise no_view from None
-    if application_id != APPLICATION_ID:
-        raise no_view
+    except sqlite3.DatabaseError as error:
+        log.warning("the view is damaged and is built again", why=str(error))
+        return False
     if version != FORMAT:
         log.warning("the view is of another format and is built again", found=version, wanted=FORMAT)
     return version == FORMAT
@@ -353,10 +365,16 @@ def _is_empty(path: Path) -> bool:
     return not path.exists() or not path.stat().st_size
 
 
-def _marks(connection: sqlite3.Connection) -> tuple[int, int]:
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file is a view. Its first bytes tell that of a damaged one too, and a foreign file stays untouched."""
+    with path.open("rb") as file:
+        header = file.read(APPLICATION_ID_BYTES.stop)
+    return header.startswith(SQLITE_MAGIC) and header[APPLICATION_ID_BYTES] == APPLICATION_ID.to_bytes(4, "big")
+
+
+def _version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return application_id, version
+    return int(version)
 
 
 def _throw_away(path: Path) -> None:

@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -23,6 +25,7 @@ from charging.v1.query_pb2 import (
     VIEW_STATE_LIVE,
     VIEW_STATE_STOPPED,
     GetChargeRequest,
+    GetUserSummaryRequest,
     GetViewStatusRequest,
     GetViewStatusResponse,
     ListChargesRequest,
@@ -36,6 +39,7 @@ from tests.sealed import UNKNOWN_EVENT, SealedJournal, charged, declined, reques
 from tests.service.feed_server import FeedServer, feeding
 from tests.service.query_rig import SERVICE, Client, client_of, dump, process_of, querying, refused
 
+PAGE_BYTES = 4096
 # For loops that ask again and again: far more than they need on a busy machine.
 PATIENCE_SECONDS = 30
 
@@ -604,22 +608,78 @@ async def test_a_file_that_is_no_view_is_never_touched(feed: FeedServer, tmp_pat
     assert path.read_bytes() == before
 
 
-async def test_a_damaged_view_is_told_and_not_lived_with(feed: FeedServer, tmp_path: Path) -> None:
-    """The file can be removed; it is built again."""
-    view = tmp_path / "view.db"
+def all_but_the_first_page(content: bytes, _: int) -> bytes:
+    return content[:PAGE_BYTES] + b"\xff" * (len(content) - PAGE_BYTES)
+
+
+def cut_short(content: bytes, _: int) -> bytes:
+    return content[:PAGE_BYTES]
+
+
+def one_table(content: bytes, page: int) -> bytes:
+    return content[: (page - 1) * PAGE_BYTES] + b"\xff" * PAGE_BYTES + content[page * PAGE_BYTES :]
+
+
+async def damaged(feed: FeedServer, view: Path, damage: Callable[[bytes, int], bytes]) -> dict[str, list[Any]]:
+    """Make a view, tell what it holds, and damage the file; of one table, that of the summaries."""
     async with querying(feed.address, view) as (_, client):
         await status(client, feed.journal.head)
-    damage(view)
-    feed.journal.charge("order-00000-more")
+    held = dump(view)
+    with closing(sqlite3.connect(view)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'summary'").fetchone()
+    view.write_bytes(damage(view.read_bytes(), page))
+    return held
+
+
+@pytest.mark.parametrize("damage", [all_but_the_first_page, cut_short])
+async def test_a_view_found_damaged_at_the_start_is_thrown_away_and_built_again(
+    feed: FeedServer, tmp_path: Path, damage: Callable[[bytes, int], bytes]
+) -> None:
+    """Nobody has to do anything."""
+    held = await damaged(feed, tmp_path / "view.db", damage)
+    async with querying(feed.address, tmp_path / "view.db") as (_, client):
+        await status(client, feed.journal.head)
+    assert dump(tmp_path / "view.db") == held
+
+
+@pytest.mark.parametrize("met_by", ["a query", "the writer"])
+async def test_damage_met_while_it_runs_ends_the_server_and_the_next_start_builds_the_view_again(
+    feed: FeedServer, tmp_path: Path, met_by: str
+) -> None:
+    """Exit status 1 and a line, for a supervisor to start it again: it would refuse that query for ever."""
+    view = tmp_path / "view.db"
+    held = await damaged(feed, view, one_table)
+    async with process_of(feed.address, view) as process:
+        serving = await process.logged("serving")
+        async with client_of(serving["listen"]) as client:
+            await client.becomes(HealthCheckResponse.SERVING)
+            if met_by == "a query":
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await client.queries.GetUserSummary(GetUserSummaryRequest(user_id="user-1"))
+            else:
+                feed.journal.charge("order-99999")
+                await feed.tell()
+            assert await process.ended() == 1
+    assert process.log[-1]["text"].startswith("error: the view is damaged")
+    async with querying(feed.address, view) as (_, client):
+        await status(client, feed.journal.head)
+    assert len(dump(view)["summary"]) == len(held["summary"])
+
+
+async def test_a_file_that_took_the_views_place_is_not_thrown_away_for_its_damage(
+    feed: FeedServer, tmp_path: Path
+) -> None:
+    """Only a view is disposable."""
+    view = tmp_path / "view.db"
+    await damaged(feed, view, one_table)
     with pytest.raises(ViewUnusable, match="damaged"):
         async with querying(feed.address, view) as (running, _):
+            view.rename(tmp_path / "moved.db")
+            view.write_text("somebody's")
+            feed.journal.charge("order-99999")
+            await feed.tell()
             await running.following
-
-
-def damage(view: Path) -> None:
-    """Overwrite all pages but the first, which says what the file is."""
-    content = view.read_bytes()
-    view.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    assert view.read_text() == "somebody's"
 
 
 async def test_asked_to_stop_it_drains_and_exits_with_zero(feed: FeedServer, tmp_path: Path) -> None:
