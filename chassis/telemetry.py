@@ -70,9 +70,13 @@ class _LibraryRecords(logging.Handler):
 
 
 def serve_metrics(listen: Address | None) -> None:
-    """Offer the process's Prometheus metrics over HTTP; None offers nothing."""
-    if listen is not None:
+    """Offer the process's Prometheus metrics over HTTP; None offers nothing. Raises OSError naming the address."""
+    if listen is None:
+        return
+    try:
         prometheus_client.start_http_server(listen.port, listen.host)
+    except OSError as error:
+        raise OSError(f"cannot offer metrics on {listen}: {error.strerror}") from error
 
 
 def log_unexpected(event: str, error: BaseException, **values: object) -> None:

@@ -161,11 +161,13 @@ async def test_a_second_server_on_the_same_journal_or_port_says_so_and_ends(worl
         second(world.journal),
         second(tmp_path / "other.db", COMMAND_LISTEN=listen),
         second(tmp_path / "third.db", COMMAND_FEED_LISTEN=feed_listen),
+        second(tmp_path / "fourth.db", COMMAND_METRICS_LISTEN=listen),
     )
     assert [lines[-1] for lines in said] == [  # Of a port grpc has said so before, in its own words.
         f"error: another server has the journal {world.journal} open: stop it first, or use another file",
         f"error: cannot listen on {listen}: is another server running there?",
         f"error: cannot listen on {feed_listen}: is another server running there?",
+        f"error: cannot offer metrics on {listen}: Address already in use",
     ]
     assert (await world.charge(a_request())).status == CHARGED
 
