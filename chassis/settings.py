@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -19,7 +18,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen: host and port; port 0 takes a free one."""
+    """Where to listen, or to connect to: host and port. Who listens on port 0 takes a free one."""
 
     host: str
     port: int
@@ -74,18 +73,12 @@ def optional_address(value: str) -> Address | None:
     return address(value) if value else None
 
 
-def http_url(value: str) -> str:
-    """An http or https address without a trailing slash."""
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be http://host:port or https://host, with a path if need be")
-    _ = parts.port  # raises ValueError if it is none
-    return value.rstrip("/")
-
-
 def addresses(value: str) -> tuple[Address, ...]:
-    """One or more host:port, comma-separated."""
-    return tuple(address(part.strip()) for part in value.split(","))
+    """One or more host:port to connect to, comma-separated."""
+    found = tuple(address(part.strip()) for part in value.split(","))
+    if not all(each.port for each in found):
+        raise ValueError("must be host:port with a port from 1 to 65535, or several of them")
+    return found
 
 
 def number(at_least: float, at_most: float) -> Callable[[str], float]:

@@ -1,9 +1,15 @@
 """What can be set about the command server, and why."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from chassis.settings import Address, address, http_url, number, optional_address, setting, whole, yes_or_no
+import httpx
+
+from chassis.settings import Address, address, number, optional_address, setting, whole, yes_or_no
+
+# Labels that a name may have, or the digits of an IPv6 address; httpx knows the rest.
+_HOST = re.compile(rb"(?:[0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*")
 
 
 def journal_path(value: str) -> Path:
@@ -14,6 +20,25 @@ def journal_path(value: str) -> Path:
     if path in (value, ""):
         raise ValueError("must be sqlite:///path")
     return Path(path)
+
+
+def bank_url(value: str) -> str:
+    """An http or https address without a trailing slash, as httpx reads it: what it cannot use would fail with each call."""
+    try:
+        url = httpx.URL(value)
+        fits = (
+            url.scheme in ("http", "https")
+            and url.host
+            and _HOST.fullmatch(url.raw_host)
+            and (url.port is None or 0 < url.port < 65536)
+            and not url.userinfo
+            and not re.search(r"[?#\s]", value)
+        )
+    except (httpx.InvalidURL, ValueError):  # reading a host raises a ValueError if IDNA does not know it
+        fits = False
+    if not fits:  # in words of our own: httpx quotes the value, which may hold a password
+        raise ValueError("must be http://host:port or https://host, with a path if need be, and nothing else")
+    return value.rstrip("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +55,7 @@ class Settings:
     journal: Path = setting(
         "COMMAND_JOURNAL", journal_path, "sqlite:///build/journal.db", "the file that holds the charges"
     )
-    bank_url: str = setting("COMMAND_BANK_URL", http_url, "http://127.0.0.1:8080", "the bank")
+    bank_url: str = setting("COMMAND_BANK_URL", bank_url, "http://127.0.0.1:8080", "the bank")
     bank_timeout_seconds: float = setting(
         "COMMAND_BANK_TIMEOUT_SECONDS",
         number(0.05, 120),
