@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -195,6 +196,8 @@ def main() -> None:
         path = settings.read(Settings, os.environ).journal
         match chosen.command:
             case "print-journal":
+                # Who reads only the head wants no more, and no error: it ends quietly, as any filter does.
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 for line in print_journal(path, chosen.charge):
                     print(line)
             case "verify-journal":

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import grpc
 import pytest
@@ -136,13 +137,14 @@ def killed_while_appending(path: Path, *, after: int) -> list[Place]:
     return acknowledged(lines)
 
 
-def command(path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+def command(path: Path, *words: str, stdout: int | IO[str] = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
     """Run an operator's command, or a server that is refused."""
     return subprocess.run(
         [sys.executable, "-m", "command_service", *words],
         cwd=ROOT,
         env={**os.environ, "COMMAND_JOURNAL": f"sqlite:///{path}"},
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=30,
         check=False,
@@ -883,6 +885,16 @@ async def test_the_journal_is_printed_and_verified_from_the_command_line(rig: Sq
     assert json.loads(lines[4].split(" Charged ")[1])["transaction_id"] == "bank-77"
     assert verified.stdout == f"ok: 5 records of 2 charges, 0 unfinished, journal {journal_id}, chain {chain.hex()}\n"
     assert verified.returncode == 0
+
+
+async def test_whoever_reads_only_the_head_of_a_printed_journal_is_told_of_no_error(rig: SqliteRig, path: Path) -> None:
+    """`print-journal | head` ends as any filter's does."""
+    await fill(rig, encode(ChargeRequested(REQUEST)))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        printing = await asyncio.to_thread(command, path, "print-journal", stdout=pipe)
+    assert (printing.returncode, printing.stderr) == (-signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize(
