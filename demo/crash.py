@@ -13,7 +13,7 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from command_service.operate import print_journal, verify_journal
-from demo.processes import Town
+from demo.processes import Town, until_asked_to_stop
 
 REQUEST = ChargeRequest(
     idempotency_key="order-1007",
@@ -80,7 +80,9 @@ def _print_journal(journal: Path) -> None:
 def main() -> None:
     """Tell the story, and exit with status 1 if it ends badly."""
     with tempfile.TemporaryDirectory() as folder:
-        charged_once = asyncio.run(story(Path(folder)))
+        charged_once = asyncio.run(until_asked_to_stop(story(Path(folder))))
+    if charged_once is None:
+        sys.exit("\nStopped before the end of the story.")
     print("\nCharged exactly once." if charged_once else "\nNOT charged exactly once: this is a defect.")
     sys.exit(not charged_once)
 

@@ -1,22 +1,25 @@
 """The three servers as real processes, to be started, killed and started again: for the stories and for the tests."""
 
 import asyncio
+import io
 import json
 import os
 import random
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Far more than a start takes (well under a second), for a machine that is busy with other things.
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
 # Below what any system gives to a connection that goes out: while a server is dead, nobody is to be given its port.
 PORTS = range(20_000, 32_000)
+
+T = TypeVar("T")
 
 
 def _address() -> str:
@@ -88,6 +91,11 @@ class Server:
                 entries.append(json.loads(line))
         return entries
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.process is not None and self.process.returncode is None
+
     async def kill(self) -> None:
         """End it as a power cut would: kill -9."""
         await self._end(signal.SIGKILL)
@@ -103,7 +111,7 @@ class Server:
 
     async def _end(self, number: signal.Signals) -> int:
         assert self.process is not None
-        if self.process.returncode is None:
+        if self.is_running:
             # The whole group: what it runs under, too.
             os.killpg(self.process.pid, number) if self.prefix else self.process.send_signal(number)
         return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
@@ -180,13 +188,39 @@ class Town:
         return await asyncio.wait_for(process.wait(), STOP_SECONDS)
 
     async def __aenter__(self) -> "Town":
-        """Start the bank and the command server. The query server is started by who needs one."""
-        await self.start_bank()
-        await self.start_command()
+        """Start the bank and the command server, or leave none running. The query server is started by who needs one."""
+        try:
+            await self.start_bank()
+            await self.start_command()
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """End whatever still runs."""
         for server in (self.query, self.command, self.bank):
-            if server.process is not None and server.process.returncode is None:
+            if server.is_running:
                 await server.kill()
+
+
+async def until_asked_to_stop(story: Coroutine[Any, Any, T]) -> T | None:
+    """Tell a story to its end, or until a signal asks it to stop: then it is cancelled, and the answer is None.
+
+    Its servers are in sessions of their own: Ctrl-C, or a terminal that is closed, reaches this process only. So the first
+    signal lets it end them, and later ones, which could only keep it from that, do nothing.
+    """
+    telling = asyncio.ensure_future(story)
+
+    def stop(number: signal.Signals) -> None:
+        if number == signal.SIGHUP:
+            sys.stdout = io.StringIO()  # writing to a terminal that was closed fails
+        if not telling.cancelling():
+            telling.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What was started with nohup is to stay when its terminal is closed.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    await asyncio.wait([telling])
+    return None if telling.cancelled() else telling.result()

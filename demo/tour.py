@@ -3,9 +3,9 @@
 import asyncio
 import json
 import os
-import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import httpx
@@ -15,8 +15,15 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.query_pb2 import GetChargeRequest
 from command_service.operate import print_journal
-from demo.processes import DidNotStart, Town
+from demo.processes import DidNotStart, Town, until_asked_to_stop
 
+# The documented ports, so that the printed lines can be copied from one run into the next.
+LISTEN = {
+    "GATEWAY_MOCK_LISTEN": "127.0.0.1:8080",
+    "COMMAND_LISTEN": "127.0.0.1:50051",
+    "COMMAND_FEED_LISTEN": "127.0.0.1:50053",
+    "QUERY_LISTEN": "127.0.0.1:50052",
+}
 KEY = "order-1001"
 REQUEST = ChargeRequest(
     idempotency_key=KEY,
@@ -28,25 +35,29 @@ REQUEST = ChargeRequest(
 
 
 async def tour(folder: Path) -> None:
-    """Start everything, show one charge, and wait to be stopped."""
+    """Start everything, show one charge, and stay up until a signal asks to stop; no server stays behind."""
     town = Town(folder)
-    # The documented ports, so that the printed lines can be copied from one run into the next.
-    fixed = {"COMMAND_LISTEN": "127.0.0.1:50051", "COMMAND_FEED_LISTEN": "127.0.0.1:50053"}
     try:
-        print("Starting the mock bank, the command server and the query server ...", flush=True)
-        await town.bank.start(GATEWAY_MOCK_LISTEN="127.0.0.1:8080")
-        await town.start_command(**fixed)
-        await town.start_query(QUERY_LISTEN="127.0.0.1:50052")
-        async with grpc.aio.insecure_channel(town.command.listen) as channel:
-            response = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
-        await _show(town, response)
-        _invite(town)
-        await _stop_signal()
+        await until_asked_to_stop(_tell(town))
         print("\nStopping: calls under way may end, then each server says goodbye ...")
         for server in (town.command, town.query, town.bank):
-            print(f"  {server.module} ended with status {await server.stop()}")
+            if server.is_running:
+                print(f"  {server.module} ended with status {await server.stop()}")
     finally:
         await town.__aexit__()
+
+
+async def _tell(town: Town) -> NoReturn:
+    print("Starting the mock bank, the command server and the query server ...", flush=True)
+    await town.bank.start(**LISTEN)
+    await town.start_command(**LISTEN)
+    await town.start_query(**LISTEN)
+    async with grpc.aio.insecure_channel(town.command.listen) as channel:
+        response = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
+    await _show(town, response)
+    _invite(town)
+    while True:
+        await asyncio.Event().wait()
 
 
 async def _show(town: Town, response: ChargeResponse) -> None:
@@ -101,13 +112,6 @@ key: DECLINED. The bank answers to curl {town.bank_url}/statement. Logs and file
 Ctrl-C stops everything.""",
         flush=True,
     )
-
-
-async def _stop_signal() -> None:
-    asked = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    await asked.wait()
 
 
 def main() -> None:

@@ -1,0 +1,86 @@
+"""The stories leave nothing behind, however they end."""
+
+import asyncio
+import os
+import signal
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from demo.processes import DidNotStart, Town
+
+# The tour as `make run` starts it, but on free ports.
+TOUR = "from demo import tour; tour.LISTEN = dict.fromkeys(tour.LISTEN, '127.0.0.1:0'); tour.main()"
+CRASH = "from demo import crash; crash.main()"
+STARTING = ""  # nothing needs to have been told: the first server has just been started
+PATIENCE_SECONDS = 40
+
+
+async def test_a_town_whose_command_server_does_not_start_leaves_no_bank(tmp_path: Path) -> None:
+    town = Town(tmp_path)
+    town.command.environment = {"COMMAND_DRAIN_SECONDS": "never"}
+    with pytest.raises(DidNotStart):
+        async with town:
+            pass
+    assert town.bank.process is not None
+    assert not town.bank.is_running
+
+
+@pytest.mark.parametrize(
+    ("story", "stage", "number"),
+    [
+        (TOUR, STARTING, signal.SIGINT),
+        (TOUR, STARTING, signal.SIGTERM),
+        (TOUR, STARTING, signal.SIGHUP),
+        (TOUR, "The charge, as the command server answered it", signal.SIGHUP),
+        (TOUR, "Ctrl-C stops everything.", signal.SIGINT),
+        (TOUR, "Ctrl-C stops everything.", signal.SIGTERM),
+        (TOUR, "Ctrl-C stops everything.", signal.SIGHUP),
+        (CRASH, STARTING, signal.SIGTERM),
+        (CRASH, "2. ", signal.SIGINT),
+    ],
+    ids=lambda value: {TOUR: "tour", CRASH: "crash"}.get(value, str(value)[:10]),
+)
+async def test_a_story_that_is_asked_to_stop_ends_its_servers(
+    tmp_path: Path, story: str, stage: str, number: signal.Signals
+) -> None:
+    """At any stage, by Ctrl-C, by SIGTERM and when its terminal is closed; in a few words."""
+    mark = str(uuid.uuid4())  # every process of the story has it in its environment
+    telling = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        story,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "RUN_FOLDER": str(tmp_path), "STORY": mark},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert telling.stdout is not None
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while stage and not (await telling.stdout.readline()).decode().startswith(stage):
+                pass
+            while len(marked(mark)) < 2:  # noqa: ASYNC110  # nothing tells of a process that another one starts
+                await asyncio.sleep(0.005)
+            telling.send_signal(number)
+            _, errors = await telling.communicate()
+    finally:
+        left = marked(mark)
+        for process in left:
+            os.kill(process, signal.SIGKILL)
+    assert left == []
+    assert telling.returncode == (0 if story == TOUR else 1)
+    assert errors.decode().strip() in ("", "Stopped before the end of the story.")
+
+
+def marked(mark: str) -> list[int]:
+    """The processes that have the mark in their environment."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (place / "environ").read_bytes():
+                found.append(int(place.name))
+        except OSError:
+            pass  # it has ended, or is not ours to look at
+    return found
