@@ -32,7 +32,7 @@ def _address() -> str:
 
 
 class DidNotStart(Exception):
-    """A server ended, or did not say that it serves; the text holds the end of its log."""
+    """A server ended, or did not say that it serves; the text holds the end of what it said."""
 
 
 @dataclass
@@ -72,7 +72,8 @@ class Server:
             if self.process.returncode is not None:
                 break
             await asyncio.sleep(0.01)
-        raise DidNotStart(f"{self.module} does not serve:\n{self.text()[-4000:]}")
+        said = self.log.read_bytes()[begin:].decode(errors="replace")
+        raise DidNotStart(f"{self.module} does not serve:\n{said[-4000:]}")
 
     @property
     def listen(self) -> str:

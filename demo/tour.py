@@ -49,15 +49,19 @@ async def tour(folder: Path) -> None:
 
 async def _tell(town: Town) -> NoReturn:
     print("Starting the mock bank, the command server and the query server ...", flush=True)
-    await town.bank.start(**LISTEN)
-    await town.start_command(**LISTEN)
-    await town.start_query(**LISTEN)
+    servers = [(town.bank, town.bank.start), (town.command, town.start_command), (town.query, town.start_query)]
+    for _, start in servers:
+        await start(**LISTEN)
     async with grpc.aio.insecure_channel(town.command.listen) as channel:
         response = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
     await _show(town, response)
     _invite(town)
-    while True:
-        await asyncio.Event().wait()
+    while True:  # as a supervisor would
+        await asyncio.sleep(0.1)
+        for server, start in servers:
+            if not server.is_running:
+                print(f"{server.module} has ended with status {await server.ended()}: it is started again", flush=True)
+                await start(**LISTEN)
 
 
 async def _show(town: Town, response: ChargeResponse) -> None:
@@ -107,7 +111,8 @@ or with buf curl, which is installed already:
   {buf} curl --http2-prior-knowledge --protocol grpc -d '{by_key}' http://{town.query.listen}/{get}
 
 Repeat the first line: the same charge, marked REPLAYED. Change the amount: ALREADY_EXISTS. Take tok_declined with a new
-key: DECLINED. The bank answers to curl {town.bank_url}/statement. Logs and files are in {town.folder}/.
+key: DECLINED. Kill the command server whenever you like, it is started again (pkill -9 -f command_service): each charge is
+charged once. The bank answers to curl {town.bank_url}/statement. Logs and files are in {town.folder}/.
 
 Ctrl-C stops everything.""",
         flush=True,
@@ -119,7 +124,9 @@ def main() -> None:
     try:
         asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", "build/run"))))
     except DidNotStart as error:
-        sys.exit(f"error: {error}\nIs an earlier `make run` still running?")
+        sys.exit(
+            f"error: {error}\nIs an earlier `make run` still running, or another program on its port? See: pgrep -af python"
+        )
 
 
 if __name__ == "__main__":

@@ -74,6 +74,39 @@ async def test_a_story_that_is_asked_to_stop_ends_its_servers(
     assert errors.decode().strip() in ("", "Stopped before the end of the story.")
 
 
+async def test_the_tour_starts_a_killed_server_again(tmp_path: Path) -> None:
+    """So that a person can kill the command server amid charges, and find each charged once."""
+    mark = str(uuid.uuid4())
+    telling = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        TOUR,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "RUN_FOLDER": str(tmp_path), "STORY": mark},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert telling.stdout is not None
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (await telling.stdout.readline()).decode().startswith("Ctrl-C stops everything."):
+                pass
+            (command,) = [process for process in marked(mark) if b"command_service" in command_line(process)]
+            os.kill(command, signal.SIGKILL)
+            said = (await telling.stdout.readline()).decode()
+            assert said == "command_service has ended with status -9: it is started again\n"
+            while '"serving"' not in (tmp_path / "command.log").read_text().split("\n")[-2]:  # noqa: ASYNC110  # a file tells nobody
+                await asyncio.sleep(0.01)
+            telling.send_signal(signal.SIGINT)
+            told, _ = await telling.communicate()
+    finally:
+        for process in marked(mark):
+            os.kill(process, signal.SIGKILL)
+    assert "command_service ended with status 0" in told.decode()
+
+
+def command_line(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
+
+
 def marked(mark: str) -> list[int]:
     """The processes that have the mark in their environment."""
     found = []
