@@ -173,30 +173,32 @@ def project(records: Iterable[Record], known: Mapping[bytes, ChargeRow], totals:
     """Fold a batch onto the rows that it touches. Raises UnknownEvent or StreamBroken, and then there are no changes."""
     requests = {charge_id: row.requested for charge_id, row in known.items()}
     standings = {charge_id: row.standing for charge_id, row in known.items()}
-    entries = []
+    entries: list[Entry] = []
+    read, standing_of, note = journal_pb2.Event.FromString, standings.get, entries.append  # looked up once
     for record in records:
         position, charge_id, version, recorded_at, _, payload = record
         try:
-            event = journal_pb2.Event.FromString(payload)
+            event = read(payload)
         except DecodeError:
             raise UnknownEvent(position) from None
         kind = event.WhichOneof("kind")
         if kind is None:
             raise UnknownEvent(position)
-        before = standings.get(charge_id)
+        before = standing_of(charge_id)
         if before is None:
             if kind != "charge_requested" or version != 1:
                 raise StreamBroken(position)
             requests[charge_id] = _requested(record, event.charge_requested)
             totals = _counted(totals, recorded_at)
             standing = Standing(PENDING, "", NOT_DECLINED, NOT_IN_REVIEW, recorded_at, version, position)
+            at = position
         else:
             if version != before.version + 1:
                 raise StreamBroken(position)
             standing = _moved(before, record, kind, event)
+            at = requests[charge_id].requested_position
         standings[charge_id] = standing
-        at = requests[charge_id].requested_position
-        entries.append(Entry(at, version, position, recorded_at, _NAME_OF[kind], standing.status))
+        note(Entry(at, version, position, recorded_at, _NAME_OF[kind], standing.status))
 
     rows = {charge_id: ChargeRow(requests[charge_id], standing) for charge_id, standing in standings.items()}
     moved = [rows.pop(charge_id) for charge_id in known]
