@@ -51,8 +51,7 @@ class _StandardError:
             sys.stderr.write(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
+        """Nothing to do: Python writes standard error out at the end of each line."""
 
 
 class _LibraryRecords(logging.Handler):
