@@ -211,12 +211,11 @@ def _as_written(request: httpx.Request) -> bytes:
     """The bytes of a request. The extension `target`, if there is one, stands in for the URL's path, as in httpx's own."""
     if request.method in ("HEAD", "CONNECT"):
         raise httpx.LocalProtocolError(f"{request.method} has answers of another form")
-    headers = request.headers.raw  # to ask the headers themselves would cost as much as the rest of this
-    if any(name.lower() == b"transfer-encoding" for name, _ in headers):
+    if "transfer-encoding" in request.headers:
         raise httpx.LocalProtocolError("a body is bytes")
     target = request.extensions.get("target", request.url.raw_path)
     lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target)]
-    lines += [b"%b: %b" % header for header in headers]
+    lines += [b"%b: %b" % header for header in request.headers.raw]
     head = b"\r\n".join(lines)
     if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
         raise httpx.LocalProtocolError("a line within a line")
