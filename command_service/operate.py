@@ -17,7 +17,7 @@ from command_service.charge import Absent, AtRest, ImpossibleEvent, State, evolv
 from command_service.codec import UnknownEvent, decode
 from command_service.journal import START, JournalRefused, Place, Record, anchor
 from command_service.journal.table import READER_PRAGMAS, SELECT_JOURNAL, read_after, read_head, read_stream, unfinished
-from command_service.journal.upkeep import check_anchor, refusing_damage
+from command_service.journal.upkeep import check_anchor, must_be_there, refusing_damage
 
 
 def print_journal(path: Path, charge_id: str | None) -> Iterator[str]:
@@ -72,8 +72,7 @@ def verify_journal(path: Path) -> str:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    if not path.exists():
-        raise JournalRefused(f"there is no journal at {path}")
+    must_be_there(path)
     with (
         refusing_damage(path),
         contextlib.closing(open_connection(path, read_only=True, pragmas=READER_PRAGMAS)) as connection,

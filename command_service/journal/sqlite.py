@@ -46,7 +46,7 @@ from command_service.journal.table import (
     read_stream,
     unfinished,
 )
-from command_service.journal.upkeep import lock, prepare, refusing_damage
+from command_service.journal.upkeep import lock, prepare, refuse_missing, refusing_damage
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -105,6 +105,7 @@ class SqliteJournal:
         async with contextlib.AsyncExitStack() as opened:  # all of it, or nothing is left open
             journal._lock = opened.enter_context(lock(path))
             opened.enter_context(refusing_damage(path))
+            refuse_missing(path)
             journal._writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
             opened.push_async_callback(journal._writer.close)
             identity = await journal._writer.run(partial(prepare, path))

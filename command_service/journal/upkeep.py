@@ -44,6 +44,45 @@ def lock(path: Path) -> IO[str]:
     return file
 
 
+def refuse_missing(path: Path) -> None:
+    """See that there was no journal here whose file is gone now. Raises JournalRefused with the way out.
+
+    SQLite would make an empty file, and throw away the WAL beside it, with all that it holds. An empty file without an
+    anchor is one whose maker died: nothing was acknowledged in it.
+    """
+    if bytes_in(path):
+        return
+    if anchor.path_beside(path).exists():
+        trace = "its anchor says that there was one"
+    elif not path.exists() and bytes_in(wal_beside(path)):
+        trace = "its WAL says that there was one"
+    else:
+        return
+    raise JournalRefused(
+        f"the journal {path} is {'empty' if path.exists() else 'missing'}, but {trace}: put the file back where its WAL is, or "
+        "restore a backup"
+    )
+
+
+def must_be_there(path: Path) -> None:
+    """Raise JournalRefused if there is no journal to read. Even a reader of an empty file would have the WAL thrown away."""
+    if not bytes_in(path):
+        raise JournalRefused(f"there is no journal at {path}")
+
+
+def wal_beside(path: Path) -> Path:
+    """Where SQLite keeps what is not in the file yet."""
+    return path.with_name(path.name + "-wal")
+
+
+def bytes_in(path: Path) -> int:
+    """The size of a file; 0 if it is missing."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 @contextlib.contextmanager
 def refusing_damage(path: Path) -> Iterator[None]:
     """Turn what SQLite and the chain say of a damaged file into JournalRefused."""
@@ -95,7 +134,7 @@ def store_wal_again(path: Path) -> None:
     count as clean. Were that moved into the database, a power cut half way would leave a database that is neither old nor
     new, and no WAL to mend it. Written again, the pages are dirty, and the sync means something.
     """
-    wal = path.with_name(path.name + "-wal")
+    wal = wal_beside(path)
     try:
         descriptor = os.open(wal, os.O_RDWR)
     except FileNotFoundError:
@@ -146,8 +185,7 @@ def backup(path: Path, to: Path) -> Place:
 
     Raises JournalRefused if there is no journal, the target exists, or the copy does not verify.
     """
-    if not path.exists():
-        raise JournalRefused(f"there is no journal at {path}")
+    must_be_there(path)
     if to.exists():
         raise JournalRefused(f"{to} exists already: name a new file")
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -178,17 +216,15 @@ def restore(path: Path, source: Path | None) -> tuple[str, Place]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path):
         if source is not None:
-            if not source.exists():
-                raise JournalRefused(f"there is no backup at {source}")
+            must_be_there(source)
             draft = path.with_name(path.name + ".new")
             shutil.copyfile(source, draft)
             journal_id, place = _renew(draft)
             _set_aside(path)
             draft.replace(path)
-        elif path.exists():
-            journal_id, place = _renew(path)
         else:
-            raise JournalRefused(f"there is no journal at {path}, and no backup was named")
+            must_be_there(path)
+            journal_id, place = _renew(path)
         anchor.write(path, anchor.Anchor(journal_id, place))
         sync_directory(path.parent)
     return journal_id, place
