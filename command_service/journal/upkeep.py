@@ -185,19 +185,16 @@ def backup(path: Path, to: Path) -> Place:
 
     Raises JournalRefused if there is no journal, the target exists, or the copy does not verify.
     """
-    must_be_there(path)
     if to.exists():
         raise JournalRefused(f"{to} exists already: name a new file")
     to.parent.mkdir(parents=True, exist_ok=True)
     draft = to.with_name(to.name + ".new")
-    draft.unlink(missing_ok=True)
-    with refusing_damage(path):
-        source = open_connection(path, read_only=True, pragmas=READER_PRAGMAS)
-        copy = open_connection(draft, read_only=False, pragmas={"journal_mode": "delete", "synchronous": 2})
-        with contextlib.closing(source), contextlib.closing(copy):
-            source.backup(copy)  # all pages in one read transaction: the server goes on writing meanwhile
-            copy.execute("PRAGMA journal_mode = delete").fetchall()  # so that the copy is one file
-            place = verify(copy, START, read_head(copy).position)
+    _copy(path, draft)
+    with (
+        refusing_damage(path),
+        contextlib.closing(open_connection(draft, read_only=True, pragmas=READER_PRAGMAS)) as connection,
+    ):
+        place = verify(connection, START, read_head(connection).position)
     descriptor = os.open(draft, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
@@ -209,25 +206,46 @@ def backup(path: Path, to: Path) -> Place:
 def restore(path: Path, source: Path | None) -> tuple[str, Place]:
     """Make a journal fit to be served from again after its file was replaced, under a new id that readers notice.
 
-    With a source, that backup is put in the journal's place first; a journal that is there already is kept beside it. The
-    journal is marked as restored: nothing in it is abandoned, and the bank is asked about a charge before each step. Raises
-    JournalRefused if another server has it open, or if it does not verify.
+    With a source, a copy of that backup is put in the journal's place first, with what its own WAL holds; a journal that is
+    there already is kept beside it. The journal is marked as restored: nothing in it is abandoned, and the bank is asked
+    about a charge before each step. Raises JournalRefused if another server has it open, or if it does not verify.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path):
-        if source is not None:
-            must_be_there(source)
+        if source is None:
+            must_be_there(path)
+            journal_id, place = _renew(path)
+        else:
+            if _are_one_file(source, path):
+                raise JournalRefused(
+                    f"{source} is the journal itself: to accept it as it is, run restore without a file"
+                )
             draft = path.with_name(path.name + ".new")
-            shutil.copyfile(source, draft)
+            _copy(source, draft)
             journal_id, place = _renew(draft)
             _set_aside(path)
             draft.replace(path)
-        else:
-            must_be_there(path)
-            journal_id, place = _renew(path)
         anchor.write(path, anchor.Anchor(journal_id, place))
         sync_directory(path.parent)
     return journal_id, place
+
+
+def _copy(source: Path, draft: Path) -> None:
+    """Copy a journal, WAL included, to one file. What a copy that died left in its place is written over."""
+    must_be_there(source)
+    if _are_one_file(source, draft):
+        raise JournalRefused(f"{source} would be written over: give it another name first")
+    draft.unlink(missing_ok=True)
+    with refusing_damage(source):
+        reading = open_connection(source, read_only=True, pragmas=READER_PRAGMAS)
+        copy = open_connection(draft, read_only=False, pragmas={"journal_mode": "delete", "synchronous": 2})
+        with contextlib.closing(reading), contextlib.closing(copy):
+            reading.backup(copy)  # all pages in one read transaction: a server goes on writing meanwhile
+            copy.execute("PRAGMA journal_mode = delete").fetchall()  # so that the copy is one file
+
+
+def _are_one_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _renew(path: Path) -> tuple[str, Place]:

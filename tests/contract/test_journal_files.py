@@ -424,7 +424,9 @@ async def test_a_journal_that_was_deleted_is_not_begun_anew(rig: SqliteRig, path
     """As long as its anchor is there."""
     await fill(rig, b"a")
     beside(path, "").unlink()
-    with pytest.raises(JournalRefused, match="is missing, but its anchor says that there was one: .* restore a backup"):
+    with pytest.raises(
+        JournalRefused, match=r"is missing, but its anchor says that there was one: .* restore a backup"
+    ):
         await fill(rig)
 
 
@@ -884,7 +886,7 @@ async def test_backup_and_restore_name_what_keeps_them_from_it(rig: SqliteRig, p
     with pytest.raises(JournalRefused, match="there is no journal at"):
         restore(path, None)
     await fill(rig, b"amount: 1250 EUR")
-    with pytest.raises(JournalRefused, match="there is no journal at .*copy.db"):
+    with pytest.raises(JournalRefused, match=r"there is no journal at .*copy\.db"):
         restore(path, copy)
     backup(path, copy)
     with pytest.raises(JournalRefused, match="exists already: name a new file"):
@@ -898,6 +900,61 @@ async def test_backup_and_restore_name_what_keeps_them_from_it(rig: SqliteRig, p
         restore(path, None)
     restore(path, copy)
     assert len(await fill(rig, b"b", first=1)) == 1
+
+
+async def test_a_restore_takes_what_is_in_its_sources_wal(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """As it is in a journal that was kept beside its replacement: what was acknowledged last is there."""
+    await fill(rig, b"a")
+    backup(path, tmp_path / "copy.db")
+    promised = await asyncio.to_thread(killed_while_appending, path, after=20)
+    restore(path, tmp_path / "copy.db")
+    kept = beside(path, ".replaced-1")
+    before = {file: bytes_of(file) for file in (kept, beside(kept, "-wal"))}
+    restore(path, kept)
+    assert {file: bytes_of(file) for file in before} == before, "what is restored from is left as it is"
+    async with rig.open() as journal:
+        for place in promised:
+            assert await journal.chain_at(place.position) == place.chain
+
+
+def _itself(path: Path) -> Path:
+    return path
+
+
+def _a_link(path: Path) -> Path:
+    beside(path, ".link").symlink_to(path)
+    return beside(path, ".link")
+
+
+def _another_name(path: Path) -> Path:
+    beside(path, ".name").hardlink_to(path)
+    return beside(path, ".name")
+
+
+@pytest.mark.parametrize("named", [_itself, _a_link, _another_name])
+async def test_a_journal_is_not_restored_from_itself(rig: SqliteRig, path: Path, named: Callable[[Path], Path]) -> None:
+    """By whatever name: that would set it aside from under its own WAL. There is another way to accept it as it is."""
+    promised = await asyncio.to_thread(killed_while_appending, path, after=20)
+    source = named(path)
+    with pytest.raises(
+        JournalRefused, match="is the journal itself: to accept it as it is, run restore without a file"
+    ):
+        restore(path, source)
+    restore(path, None)
+    async with rig.open() as journal:
+        for place in promised:
+            assert await journal.chain_at(place.position) == place.chain
+
+
+async def test_a_restore_does_not_write_over_what_it_reads(rig: SqliteRig, path: Path) -> None:
+    """The draft of a restore that died is taken for a backup, say: it has the name of the next draft."""
+    await fill(rig, b"a")
+    draft = beside(path, ".new")
+    shutil.copyfile(path, draft)
+    with pytest.raises(JournalRefused, match="would be written over: give it another name"):
+        restore(path, draft)
+    assert draft.exists()
+    restore(path, draft.rename(beside(path, ".copy")))
 
 
 # ---------------------------------------------------------------- the operator's commands
