@@ -2,7 +2,7 @@
 
 import sqlite3
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from command_service.journal import GENESIS, START, JournalCorrupt, Place, Record, chain_after
 
@@ -40,12 +40,14 @@ CREATE TABLE unfinished (charge_id BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 INSERT_JOURNAL = "INSERT INTO journal (only, id, format, restored) VALUES (1, ?, ?, ?)"
 SELECT_JOURNAL = "SELECT id, format, restored FROM journal"
+RENEW_JOURNAL = "UPDATE journal SET id = ?, restored = 1"
 SELECT_HEAD = "SELECT position, chain FROM record ORDER BY position DESC LIMIT 1"
 SELECT_CHAIN = "SELECT chain FROM record WHERE position = ?"
 SELECT_VERSION = "SELECT max(version) FROM record WHERE charge_id = ?"
 INSERT_RECORD = "INSERT INTO record (position, charge_id, version, recorded_at, chain, event) VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_UNFINISHED = "INSERT OR IGNORE INTO unfinished (charge_id) VALUES (?)"
 DELETE_UNFINISHED = "DELETE FROM unfinished WHERE charge_id = ?"
+CLEAR_UNFINISHED = "DELETE FROM unfinished"
 SELECT_UNFINISHED = "SELECT charge_id FROM unfinished"
 SELECT_AFTER = """
 SELECT position, charge_id, version, recorded_at, chain, event FROM record
@@ -137,8 +139,14 @@ def _id_of(key: bytes) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def verify(connection: sqlite3.Connection, place: Place, until: int) -> Place:
-    """Verify the chain from a place to a position. Returns where it ends; raises JournalCorrupt."""
+def read_all(connection: sqlite3.Connection, place: Place, until: int) -> Iterator[Record]:
+    """Read on from a place to a position, which must be there. Raises JournalCorrupt at the first that does not fit."""
+    while records := read_after(place, until, connection):
+        yield from records
+        place = Place(records[-1].position, records[-1].chain)
+
+
+def verify(connection: sqlite3.Connection, place: Place, until: int) -> None:
+    """Verify the chain from a place to a position. Raises JournalCorrupt."""
     while records := read_after(place, until, connection):
         place = Place(records[-1].position, records[-1].chain)
-    return place

@@ -9,23 +9,31 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO
 
 from chassis.sqlite import PragmaNotTakenError, open_connection, sync_directory
-from command_service.journal import START, JournalCorrupt, JournalRefused, Place, anchor
+from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record, anchor
 from command_service.journal.table import (
+    CLEAR_UNFINISHED,
     FORMAT,
     INSERT_JOURNAL,
+    INSERT_UNFINISHED,
     READER_PRAGMAS,
+    RENEW_JOURNAL,
     SCHEMA,
     SELECT_JOURNAL,
     WRITER_PRAGMAS,
     chain_at,
+    key_of,
+    read_all,
     read_head,
     verify,
 )
+
+Fold = Callable[[Iterator[Record]], Collection[str]]
+"""Reads all records, which verifies them, and says which streams are unfinished: that is not a journal's to know."""
 
 # Verified at every start, in some 20 ms; verify-journal does all of it.
 TAIL_VERIFIED_AT_START = 10_000
@@ -194,7 +202,8 @@ def backup(path: Path, to: Path) -> Place:
         refusing_damage(path),
         contextlib.closing(open_connection(draft, read_only=True, pragmas=READER_PRAGMAS)) as connection,
     ):
-        place = verify(connection, START, read_head(connection).position)
+        place = read_head(connection)
+        verify(connection, START, place.position)
     descriptor = os.open(draft, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
@@ -203,18 +212,19 @@ def backup(path: Path, to: Path) -> Place:
     return place
 
 
-def restore(path: Path, source: Path | None) -> tuple[str, Place]:
+def restore(path: Path, source: Path | None, unfinished_in: Fold) -> tuple[str, Place]:
     """Make a journal fit to be served from again after its file was replaced, under a new id that readers notice.
 
     With a source, a copy of that backup is put in the journal's place first, with what its own WAL holds; a journal that is
-    there already is kept beside it. The journal is marked as restored: nothing in it is abandoned, and the bank is asked
-    about a charge before each step. Raises JournalRefused if another server has it open, or if it does not verify.
+    there already is kept beside it. What is unfinished is made anew from the records, by `unfinished_in`. The journal is
+    marked as restored: nothing in it is abandoned, and the bank is asked about a charge before each step. Raises
+    JournalRefused if another server has it open, or if it does not verify.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path):
         if source is None:
             must_be_there(path)
-            journal_id, place = _renew(path)
+            journal_id, place = _renew(path, unfinished_in)
         else:
             if _are_one_file(source, path):
                 raise JournalRefused(
@@ -222,7 +232,7 @@ def restore(path: Path, source: Path | None) -> tuple[str, Place]:
                 )
             draft = path.with_name(path.name + ".new")
             _copy(source, draft)
-            journal_id, place = _renew(draft)
+            journal_id, place = _renew(draft, unfinished_in)
             _set_aside(path)
             draft.replace(path)
         anchor.write(path, anchor.Anchor(journal_id, place))
@@ -248,8 +258,8 @@ def _are_one_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def _renew(path: Path) -> tuple[str, Place]:
-    """Verify a journal whole, and give it a new id. Returns the id and where it ends."""
+def _renew(path: Path, unfinished_in: Fold) -> tuple[str, Place]:
+    """Verify a journal whole, and give it a new id and its unfinished streams. Returns the id and where it ends."""
     journal_id = str(uuid.uuid4())
     with (
         refusing_damage(path),
@@ -257,8 +267,13 @@ def _renew(path: Path) -> tuple[str, Place]:
     ):
         store_wal_again(path)
         checkpoint(connection)
-        place = verify(connection, START, read_head(connection).position)
-        connection.execute("UPDATE journal SET id = ?, restored = 1", (journal_id,))
+        place = read_head(connection)
+        found = unfinished_in(read_all(connection, START, place.position))
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(RENEW_JOURNAL, (journal_id,))
+        connection.execute(CLEAR_UNFINISHED)
+        connection.executemany(INSERT_UNFINISHED, [(key_of(charge_id),) for charge_id in found])
+        connection.execute("COMMIT")
         checkpoint(connection)
     return journal_id, place
 

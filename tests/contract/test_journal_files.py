@@ -41,9 +41,10 @@ from command_service.journal import (
     anchor,
     sqlite,
     table,
+    upkeep,
 )
-from command_service.journal.upkeep import _set_aside, backup, checkpoint, restore
-from command_service.operate import print_journal, verify_journal
+from command_service.journal.upkeep import _set_aside, backup, checkpoint
+from command_service.operate import print_journal, restore_journal, verify_journal
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.core.stories import REQUEST
 
@@ -91,6 +92,11 @@ async def until(holds: Callable[[], bool]) -> None:
 def beside(path: Path, suffix: str) -> Path:
     """A file beside the journal."""
     return path.with_name(path.name + suffix)
+
+
+def restore(path: Path, source: Path | None) -> tuple[str, Place]:
+    """Restore a journal whose events are any bytes: here every stream counts as unfinished."""
+    return upkeep.restore(path, source, lambda records: {record.charge_id for record in records})
 
 
 # ---------------------------------------------------------------- processes
@@ -1020,6 +1026,21 @@ async def test_verification_finds_a_stream_that_cannot_be(rig: SqliteRig, path: 
         verify_journal(path)
 
 
+TOKEN = encode(TokenIssued("t1"))
+CHARGED = encode(Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "bank-77"))
+
+
+async def test_verification_finds_what_follows_a_charge_at_rest(rig: SqliteRig, path: Path) -> None:
+    """Of many that are at rest: which of them it is does not matter."""
+    story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
+    async with rig.open() as journal:
+        for n in range(3):
+            await journal.append(stream(n), 0, story, finished=True)
+        await journal.append(stream(1), 3, [CHARGED], finished=True)
+    with pytest.raises(JournalRefused, match="position 10 cannot be read: Charged cannot follow in AtRest"):
+        verify_journal(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
@@ -1034,5 +1055,37 @@ async def test_verification_recomputes_what_is_unfinished(rig: SqliteRig, path: 
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(damage)
         connection.commit()
-    with pytest.raises(JournalRefused, match=text):
+    with pytest.raises(JournalRefused, match=f"{text}. Run restore, "):
         verify_journal(path)
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM unfinished", "INSERT INTO unfinished SELECT charge_id FROM record"])
+@pytest.mark.parametrize("is_from_a_copy", [False, True])
+async def test_a_restore_makes_the_table_of_unfinished_charges_anew(
+    rig: SqliteRig, path: Path, tmp_path: Path, damage: str, is_from_a_copy: bool
+) -> None:
+    """By the records, whatever the file says: the way out that verify-journal names."""
+    async with rig.open() as journal:
+        for n in range(5):
+            await journal.append(stream(n), 0, [encode(ChargeRequested(REQUEST)), TOKEN], finished=False)
+        await journal.append(stream(9), 0, [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED], finished=True)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(damage.replace("INSERT", "INSERT OR IGNORE"))
+        connection.commit()
+    copy = tmp_path / "copy.db"
+    backup(path, copy)
+    restored = command(path, "restore", *([str(copy)] if is_from_a_copy else []))
+    assert (restored.returncode, restored.stderr) == (0, "")
+    assert ", 5 unfinished, " in verify_journal(path)
+    async with rig.open() as journal:
+        assert sorted(await journal.unfinished()) == [stream(n) for n in range(5)]
+
+
+async def test_a_restore_refuses_an_event_that_cannot_be_read_and_changes_nothing(rig: SqliteRig, path: Path) -> None:
+    """Whether its charge is unfinished, nobody can say."""
+    await fill(rig, encode(ChargeRequested(REQUEST)), bytes([15 << 3 | 2, 0]))
+    before = bytes_of(path)
+    with pytest.raises(JournalRefused, match=r"the record at position 2 cannot be read: .*newer program"):
+        restore_journal(path, None)
+    assert bytes_of(path) == before
+    await fill(rig)
