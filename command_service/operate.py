@@ -83,13 +83,21 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _fold(records: Iterable[Record]) -> dict[str, State]:
-    """Fold every stream. Raises JournalRefused at the first event that cannot be read."""
+    """Fold every stream. Raises JournalRefused at the first event that cannot be read.
+
+    All charges at rest share the state of the first: nothing may follow any of them, so what it holds is never asked, and
+    of millions only the ids are kept.
+    """
     states: dict[str, State] = {}
+    at_rest: AtRest | None = None
     for record in records:
         try:
-            states[record.charge_id] = evolve(states.get(record.charge_id, Absent()), decode(record.event))
+            state = evolve(states.get(record.charge_id, Absent()), decode(record.event))
         except (UnknownEvent, ImpossibleEvent) as error:
             raise JournalRefused(f"the record at position {record.position} cannot be read: {error}") from error
+        if isinstance(state, AtRest):
+            state = at_rest = at_rest or state
+        states[record.charge_id] = state
     return states
 
 

@@ -18,6 +18,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -1039,6 +1040,18 @@ async def test_verification_finds_what_follows_a_charge_at_rest(rig: SqliteRig, 
         await journal.append(stream(1), 3, [CHARGED], finished=True)
     with pytest.raises(JournalRefused, match="position 10 cannot be read: Charged cannot follow in AtRest"):
         verify_journal(path)
+
+
+async def test_verification_takes_little_memory_for_charges_at_rest(rig: SqliteRig, path: Path) -> None:
+    """A journal of millions of them can be verified on the machine that serves it."""
+    story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
+    async with rig.open() as journal:
+        await asyncio.gather(*(journal.append(stream(n), 0, story, finished=True) for n in range(5_000)))
+    tracemalloc.start()
+    verify_journal(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2_500_000, "a read of 500 records, and some 200 bytes a charge"
 
 
 @pytest.mark.parametrize(
