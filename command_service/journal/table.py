@@ -64,7 +64,7 @@ WHERE r.charge_id = ? ORDER BY r.version
 def read_stream(charge_id: str, connection: sqlite3.Connection) -> list[Record]:
     """Read a stream, oldest first. Raises JournalCorrupt."""
     rows = connection.execute(SELECT_STREAM, (key_of(charge_id),)).fetchall()
-    return [_verified(row[:6], row[6] if row[0] > 1 else GENESIS) for row in rows]
+    return [_verified(row) for row in rows]
 
 
 def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list[Record]:
@@ -76,14 +76,9 @@ def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list
     position, chain, size = place.position, place.chain, 0
     for row in connection.execute(SELECT_AFTER, (position, until, RECORDS_A_READ)).fetchall():
         position += 1
-        try:
-            if row[0] != position:
-                raise JournalCorrupt(position)
-            record = _verified(row, chain)
-        except JournalCorrupt:
-            if records:
-                break  # what comes before it is whole; the next read begins at it, and raises
-            raise
+        record = _fitting(row, chain) if row[0] == position else None
+        if record is None:
+            break  # what comes before it is whole; the next read begins at it, and raises
         size += len(record.event) + 128
         if size > BYTES_A_READ and records:
             break
@@ -94,16 +89,23 @@ def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list
     return records
 
 
-def _verified(row: tuple[int, bytes, int, int, bytes, bytes], before: bytes | None) -> Record:
+def _verified(row: tuple[int, bytes, int, int, bytes, bytes, bytes | None]) -> Record:
+    """Make a row and the chain before it the record that it is. Raises JournalCorrupt."""
+    record = _fitting(row[:6], row[6] if row[0] > 1 else GENESIS)
+    if record is None:
+        raise JournalCorrupt(row[0])
+    return record
+
+
+def _fitting(row: tuple[int, bytes, int, int, bytes, bytes], before: bytes | None) -> Record | None:
+    """Make a row the record that it is, or None if it does not fit the chain before it."""
     position, key, version, recorded_at, chain, event = row
     try:
         fits = before is not None and chain == chain_after(before, position, key, version, recorded_at, event)
         fits = fits and len(key) == KEY_BYTES  # the chain does not see zeros that a key has lost at its end
     except (TypeError, struct.error):  # a flipped bit in a row's own header makes other types of its values
         fits = False
-    if not fits:
-        raise JournalCorrupt(position)
-    return Record(position, _id_of(key), version, recorded_at, chain, event)
+    return Record(position, _id_of(key), version, recorded_at, chain, event) if fits else None
 
 
 def chain_at(position: int, connection: sqlite3.Connection) -> bytes:
