@@ -45,8 +45,8 @@ def verify_journal(path: Path) -> str:
         journal_id, _, restored = connection.execute(SELECT_JOURNAL).fetchone()
         connection.execute("BEGIN")  # one moment of a journal that a server may be writing
         head = read_head(connection)
-        check_anchor(path, anchored, journal_id, head, connection)
         states = _fold(read_all(connection, START, head.position))
+        check_anchor(path, anchored, journal_id, head, connection)
         computed = _unfinished(states)
         (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":  # the chain covers the records, and this the index by which a key finds its charge

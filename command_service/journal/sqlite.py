@@ -186,7 +186,7 @@ class SqliteJournal:
         return await self._read(partial(read_after, place, self._head.position))
 
     async def chain_at(self, position: int) -> bytes:
-        """Return the chain up to a position."""
+        """Return the chain up to a position; see the port."""
         return await self._read(partial(chain_at, position))
 
     async def unfinished(self) -> Sequence[str]:

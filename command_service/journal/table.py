@@ -42,7 +42,6 @@ INSERT_JOURNAL = "INSERT INTO journal (only, id, format, restored) VALUES (1, ?,
 SELECT_JOURNAL = "SELECT id, format, restored FROM journal"
 RENEW_JOURNAL = "UPDATE journal SET id = ?, restored = 1"
 SELECT_HEAD = "SELECT position, chain FROM record ORDER BY position DESC LIMIT 1"
-SELECT_CHAIN = "SELECT chain FROM record WHERE position = ?"
 SELECT_VERSION = "SELECT max(version) FROM record WHERE charge_id = ?"
 INSERT_RECORD = "INSERT INTO record (position, charge_id, version, recorded_at, chain, event) VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_UNFINISHED = "INSERT OR IGNORE INTO unfinished (charge_id) VALUES (?)"
@@ -53,12 +52,13 @@ SELECT_AFTER = """
 SELECT position, charge_id, version, recorded_at, chain, event FROM record
 WHERE position > ? AND position <= ? ORDER BY position LIMIT ?
 """
-# With each record of a stream, the chain of the record before it in the journal: what its own is verified against.
-SELECT_STREAM = """
+# With each record, the chain of the record before it in the journal: what its own is verified against.
+_SELECT_VERIFIABLE = """
 SELECT r.position, r.charge_id, r.version, r.recorded_at, r.chain, r.event, before.chain
 FROM record r LEFT JOIN record before ON before.position = r.position - 1
-WHERE r.charge_id = ? ORDER BY r.version
 """
+SELECT_STREAM = f"{_SELECT_VERIFIABLE} WHERE r.charge_id = ? ORDER BY r.version"
+SELECT_RECORD = f"{_SELECT_VERIFIABLE} WHERE r.position = ?"
 
 
 def read_stream(charge_id: str, connection: sqlite3.Connection) -> list[Record]:
@@ -109,14 +109,13 @@ def _fitting(row: tuple[int, bytes, int, int, bytes, bytes], before: bytes | Non
 
 
 def chain_at(position: int, connection: sqlite3.Connection) -> bytes:
-    """Return the chain up to a position. Raises JournalCorrupt if there is no such record."""
+    """Return the chain up to a position. Raises JournalCorrupt if there is no such record, or it does not fit."""
     if position == 0:
         return GENESIS
-    row = connection.execute(SELECT_CHAIN, (position,)).fetchone()
+    row = connection.execute(SELECT_RECORD, (position,)).fetchone()
     if row is None:
         raise JournalCorrupt(position)
-    chain: bytes = row[0]
-    return chain
+    return _verified(row).chain
 
 
 def unfinished(connection: sqlite3.Connection) -> list[str]:

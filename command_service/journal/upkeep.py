@@ -129,9 +129,11 @@ def prepare(path: Path, connection: sqlite3.Connection) -> tuple[str, bool, Plac
     if anchored is None and head == START:  # the process died right after making the journal
         anchored = anchor.Anchor(journal_id, START)
         anchor.write(path, anchored)
-    check_anchor(path, anchored, journal_id, head, connection)
     begin = max(0, head.position - TAIL_VERIFIED_AT_START)
     verify(connection, Place(begin, chain_at(begin, connection)), head.position)
+    check_anchor(
+        path, anchored, journal_id, head, connection
+    )  # last, so that the first damaged record is the one named
     return journal_id, bool(restored), head
 
 
@@ -170,7 +172,10 @@ def checkpoint(connection: sqlite3.Connection) -> None:
 def check_anchor(
     path: Path, anchored: anchor.Anchor | None, journal_id: str, head: Place, connection: sqlite3.Connection
 ) -> None:
-    """See that a journal has not lost what its anchor says it had. Raises JournalRefused with the way out."""
+    """See that a journal has not lost what its anchor says it had. Raises JournalRefused with the way out.
+
+    Raises JournalCorrupt if the record that the anchor names is damaged: that is no other journal.
+    """
     if anchored is None:
         problem = "has no anchor beside it"
     elif anchored.journal_id != journal_id:

@@ -28,9 +28,11 @@ import grpc
 import pytest
 
 from charging.v1 import command_pb2, command_pb2_grpc, common_pb2
+from charging.v1.journal_pb2 import SubscribeRequest
 from chassis.sqlite import PragmaNotTakenError, open_connection
 from command_service.charge import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
 from command_service.codec import encode
+from command_service.feed import Feed
 from command_service.journal import (
     START,
     Journal,
@@ -253,6 +255,38 @@ async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_
     assert "position 2 " in told.stderr
     with pytest.raises(JournalRefused, match="position 2 "):
         list(print_journal(path, None))
+
+
+async def test_a_flipped_bit_in_the_chain_at_which_a_reader_stands_is_damage_and_no_other_journal(
+    rig: SqliteRig, path: Path
+) -> None:
+    """The reader's own chain is the right one: it must not throw away what it made of it."""
+    events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
+    records = await fill(rig, *map(encode, events))
+    async with rig.open() as journal:  # so much follows that the start does not look so far back
+        await journal.append(stream(99), 0, [b"x"] * 10_001, finished=True)
+    flip(path, offset_of(path, records[1].chain))
+    async with rig.open() as journal:
+        with pytest.raises(JournalCorrupt, match="position 2 ") as raised:
+            await journal.chain_at(2)
+        assert raised.value.position == 2
+        request = SubscribeRequest(journal_id=journal.journal_id, after_position=2, chain=records[1].chain)
+        with pytest.raises(JournalCorrupt, match="position 2 "):
+            await anext(Feed(journal).follow(request))
+        assert await journal.chain_at(1) == records[0].chain, "what is whole is told"
+
+
+@pytest.mark.parametrize("position", [2, 3])
+async def test_a_flipped_bit_in_a_chain_is_damage_to_the_start_and_to_verification(
+    rig: SqliteRig, path: Path, position: int
+) -> None:
+    """Where the anchor stands or right before it: "run restore" would be no way out, and the first position is named."""
+    events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
+    records = await fill(rig, *map(encode, events))
+    flip(path, offset_of(path, records[position - 1].chain))
+    for read in (lambda: asyncio.run(fill(rig)), lambda: verify_journal(path)):
+        with pytest.raises(JournalRefused, match=f"damaged: the record at position {position} .* Restore a backup"):
+            await asyncio.to_thread(read)
 
 
 async def test_a_flipped_bit_in_the_tail_is_found_at_start(rig: SqliteRig, path: Path) -> None:
@@ -497,9 +531,9 @@ def anchor_id(path: Path) -> str:
 
 async def test_verification_notices_a_lost_tail(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
     """The chain of what is left is whole: only the anchor tells."""
-    await fill(rig, b"one")
+    await fill(rig, encode(ChargeRequested(REQUEST)))
     shutil.copyfile(path, tmp_path / "older.db")
-    await fill(rig, b"two", first=1)
+    await fill(rig, encode(ChargeRequested(REQUEST)), first=1)
     shutil.copyfile(tmp_path / "older.db", path)
     with pytest.raises(JournalRefused, match="ends at position 1, but had reached 2"):
         verify_journal(path)
