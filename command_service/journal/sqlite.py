@@ -46,7 +46,7 @@ from command_service.journal.table import (
     read_stream,
     unfinished,
 )
-from command_service.journal.upkeep import lock, prepare, refuse_missing, refusing_damage
+from command_service.journal.upkeep import bytes_in, lock, prepare, refuse_missing, refusing_damage, wal_beside
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -131,6 +131,11 @@ class SqliteJournal:
     def accepting(self) -> bool:
         """Whether the disk has room for new streams, as of the last second."""
         return self._has_room
+
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the WAL. One that stays large says that somebody has been reading from the file for long."""
+        return bytes_in(wal_beside(self._path))
 
     async def append(
         self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool

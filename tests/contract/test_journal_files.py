@@ -191,6 +191,21 @@ async def test_the_writers_pragmas_are_taken(path: Path) -> None:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
+async def test_a_wal_that_a_long_reader_let_grow_is_cut_back_when_it_has_gone(rig: SqliteRig, path: Path) -> None:
+    """While the server runs. A disk full of WAL would keep new charges out."""
+    limit = 64 << 20
+    async with rig.open() as journal:
+        with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as reader:
+            reader.execute("BEGIN")
+            table.read_head(reader)
+            await journal.append(stream(1), 0, [bytes(1 << 20)] * 66, finished=True)
+            assert journal.wal_bytes == beside(path, "-wal").stat().st_size > limit
+        for n in (2, 3):  # the WAL is moved after the one, and begun anew by the other
+            await journal.append(stream(n), 0, [b"x"], finished=True)
+        assert 0 < journal.wal_bytes <= limit
+    assert journal.wal_bytes == 0, "it is removed with the last connection"
+
+
 @pytest.mark.parametrize(("pragma", "value"), [("synchronous", 9), ("journal_mode", "wel"), ("page_size", 1_000)])
 def test_a_pragma_that_is_not_taken_is_noticed(path: Path, pragma: str, value: str | int) -> None:
     """SQLite takes no notice of what it does not understand, and says nothing."""
