@@ -7,13 +7,16 @@ from chassis.settings import Address, address, http_url, number, optional_addres
 
 
 def journal_path(value: str) -> Path:
-    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute)."""
+    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute).
+
+    Links are followed: lock and anchor lie beside the file, whatever name it is given.
+    """
     if value.startswith(("postgresql://", "postgres://")):
         raise ValueError("PostgreSQL is not supported yet: use sqlite:///path")
     path = value.removeprefix("sqlite:///")
     if path in (value, ""):
         raise ValueError("must be sqlite:///path")
-    return Path(path)
+    return Path(path).resolve()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Before a server acts on a journal, all that was written is made durable, and the
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import sqlite3
 import uuid
@@ -38,18 +39,51 @@ Fold = Callable[[Iterator[Record]], Collection[str]]
 # Verified at every start, in some 20 ms; verify-journal does all of it.
 TAIL_VERIFIED_AT_START = 10_000
 
+MOUNTS = Path("/proc/self/mounts")
+# A server on another machine would not meet our lock, and what is synced there may not be stored.
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "sshfs"}
+
 
 def lock(path: Path) -> IO[str]:
-    """Take the lock beside a journal for as long as the returned file is open. Raises JournalRefused if it is taken."""
+    """Take the lock beside a journal for as long as the returned file is open.
+
+    Raises JournalRefused if it is taken, or cannot be had where the journal lies.
+    """
+    refuse_network(path)
     file = path.with_name(path.name + ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise JournalRefused(
             f"another server has the journal {path} open: stop it first, or use another file"
         ) from None
+    except OSError as error:
+        file.close()
+        raise JournalRefused(f"the lock {file.name} cannot be taken: {error.strerror}") from error
     return file
+
+
+def refuse_network(path: Path) -> None:
+    """See that a journal lies on a disk of this machine, where the system says so (Linux). Raises JournalRefused."""
+    with contextlib.suppress(OSError):
+        kind = file_system_of(path.resolve(), MOUNTS.read_text(errors="surrogateescape"))
+        if kind.removeprefix("fuse.") in NETWORK_FILE_SYSTEMS:
+            raise JournalRefused(
+                f"the journal {path} lies on a network file system ({kind}), which does not keep SQLite's locks and syncs: "
+                "put it on a disk of this machine"
+            )
+
+
+def file_system_of(path: Path, mounts: str) -> str:
+    """The type of the file system that a path without links lies on, by the text of /proc/self/mounts (see proc(5))."""
+    found, kind = -1, ""
+    for line in filter(None, mounts.split("\n")):
+        _, escaped, this_kind, *_ = line.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), escaped)
+        if path.is_relative_to(point) and len(point) >= found:  # of two at one point, the later hides the earlier
+            found, kind = len(point), this_kind
+    return kind
 
 
 def refuse_missing(path: Path) -> None:

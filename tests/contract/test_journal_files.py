@@ -7,6 +7,8 @@ objects; SQLite and the file are asked.
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -172,6 +174,79 @@ async def test_a_second_server_is_refused_with_a_clear_message(rig: SqliteRig, p
     assert second.stderr.startswith("error: another server has the journal ")
     async with rig.open() as journal:
         assert journal.accepting
+
+
+async def test_a_second_server_by_another_name_of_the_file_is_refused(rig: SqliteRig, path: Path) -> None:
+    """A link to the file or to its folder: there is one lock, and one anchor, for all of them."""
+    by_file, by_folder = path.with_name("by_file.db"), path.parent.with_name(path.parent.name + "-link")
+    async with rig.open():
+        by_file.symlink_to(path)
+        by_folder.symlink_to(path.parent)
+        for name in (by_file, by_folder / path.name):
+            second = await asyncio.to_thread(command, name)
+            assert second.returncode == 1
+            assert second.stderr.startswith("error: another server has the journal ")
+    verified = command(by_file, "verify-journal")
+    assert (verified.returncode, verified.stderr) == (0, ""), "its anchor is found"
+
+
+async def test_a_lock_that_cannot_be_had_is_not_blamed_on_another_server(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator would look for a server that is not there."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(JournalRefused, match=r"the lock .*journal\.db\.lock cannot be taken: No locks available"):
+        await fill(rig)
+
+
+MOUNTED = """\
+/dev/vda1 / ext4 rw,relatime 0 0
+proc /proc proc rw 0 0
+server:/home /home nfs4 rw,vers=4.2 0 0
+/dev/vdb1 /home/fast xfs rw 0 0
+server:/a\\040b /mnt/a\\040b cifs rw 0 0
+me@server: /mnt/far fuse.sshfs rw 0 0
+/dev/vdc1 /srv ext4 rw 0 0
+server:/srv /srv nfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/journal.db", "ext4"),
+        ("/home/journal.db", "nfs4"),
+        ("/home", "nfs4"),
+        ("/homeless/journal.db", "ext4"),
+        ("/home/fast/chargeonce/journal.db", "xfs"),
+        ("/home/faster/journal.db", "nfs4"),
+        ("/mnt/a b/journal.db", "cifs"),
+        ("/mnt/far/journal.db", "fuse.sshfs"),
+        ("/srv/journal.db", "nfs"),
+    ],
+)
+def test_a_file_lies_where_the_longest_mount_point_says(path: str, kind: str) -> None:
+    """And of two mounts at one point, on the later."""
+    assert upkeep.file_system_of(Path(path), MOUNTED) == kind
+
+
+async def test_a_journal_on_a_network_file_system_is_refused(
+    rig: SqliteRig, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither served from nor restored there; where the system does not tell, nothing is refused."""
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr(upkeep, "MOUNTS", mounts)
+    await fill(rig, b"a")
+    mounts.write_text(f"/dev/vda1 / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
+    for begin in (lambda: asyncio.run(fill(rig)), lambda: restore(path, None)):
+        with pytest.raises(
+            JournalRefused, match=r"on a network file system \(nfs4\).*: put it on a disk of this machine"
+        ):
+            await asyncio.to_thread(begin)
 
 
 async def test_a_journal_that_was_refused_is_let_go_of(rig: SqliteRig, path: Path) -> None:
