@@ -15,10 +15,8 @@ KEY_BYTES = 16
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "journal_mode": "wal",  # readers read beside the writer
     "synchronous": 2,  # FULL: a commit is on disk when it returns; NORMAL lost acknowledged rows in three of four cuts
-    # In pages: the WAL begins anew at some 4 MB, unless somebody still reads from it. Beside a long reader it grows on,
-    "wal_autocheckpoint": 1_000,
-    # and once that has gone it is cut back to 64 MiB: SQLite by itself keeps it as large as it ever was.
-    "journal_size_limit": 67_108_864,
+    "wal_autocheckpoint": 1_000,  # in pages: the WAL begins anew at some 4 MB; beside a reader that stays it grows on
+    "journal_size_limit": 67_108_864,  # when that has gone, it is cut back to 64 MiB: SQLite by itself keeps its size
     "foreign_keys": 0,
 }
 READER_PRAGMAS = {"query_only": 1}

@@ -10,7 +10,7 @@ import re
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -234,7 +234,6 @@ def backup(path: Path, to: Path) -> Place:
     """
     if to.exists():
         raise JournalRefused(f"{to} exists already: name a new file")
-    to.parent.mkdir(parents=True, exist_ok=True)
     draft = to.with_name(to.name + ".new")
     _copy(path, draft)
     with (
@@ -284,13 +283,16 @@ def _copy(source: Path, draft: Path) -> None:
     must_be_there(source)
     if _are_one_file(source, draft):
         raise JournalRefused(f"{source} would be written over: give it another name first")
+    draft.parent.mkdir(parents=True, exist_ok=True)
     draft.unlink(missing_ok=True)
-    with refusing_damage(source):
-        reading = open_connection(source, read_only=True, pragmas=READER_PRAGMAS)
-        copy = open_connection(draft, read_only=False, pragmas={"journal_mode": "delete", "synchronous": 2})
-        with contextlib.closing(reading), contextlib.closing(copy):
-            reading.backup(copy)  # all pages in one read transaction: a server goes on writing meanwhile
-            copy.execute("PRAGMA journal_mode = delete").fetchall()  # so that the copy is one file
+    one_file: Mapping[str, str | int] = {"journal_mode": "delete", "synchronous": 2}
+    with (
+        refusing_damage(source),
+        contextlib.closing(open_connection(source, read_only=True, pragmas=READER_PRAGMAS)) as reading,
+        contextlib.closing(open_connection(draft, read_only=False, pragmas=one_file)) as copy,
+    ):
+        reading.backup(copy)  # all pages in one read transaction: a server goes on writing meanwhile
+        copy.execute("PRAGMA journal_mode = delete").fetchall()  # the pages brought the source's mode with them
 
 
 def _are_one_file(one: Path, other: Path) -> bool:
