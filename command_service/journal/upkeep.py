@@ -323,10 +323,12 @@ def _set_aside(path: Path) -> None:
     """Keep the files that a restore replaces, WAL included: they are the only trace of what the backup lacks.
 
     The anchor is copied: should we die here, it refuses the start that would find no journal and begin an empty one. The WAL
-    goes first, for SQLite throws away one that it finds without its database.
+    goes first, for SQLite throws away one that it finds without its database. If we die after that, the next restore lays the
+    database beside it; once the anchor's copy is there, which comes last, nothing is laid beside it any more: a WAL whose
+    database was gone must not come to lie beside another.
     """
     number = 1
-    while path.with_name(f"{path.name}.replaced-{number}").exists():
+    while any(path.with_name(f"{path.name}.replaced-{number}{suffix}").exists() for suffix in ("", ".anchor")):
         number += 1
     for suffix in ("-wal", "-shm", ""):
         file = path.with_name(path.name + suffix)

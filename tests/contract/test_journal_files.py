@@ -1048,6 +1048,22 @@ async def test_a_restore_takes_what_is_in_its_sources_wal(rig: SqliteRig, path: 
             assert await journal.chain_at(place.position) == place.chain
 
 
+async def test_each_restore_keeps_what_it_replaces_under_names_of_its_own(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """The WAL of a file that was gone is kept without it: it must not come to lie beside another."""
+    await fill(rig, b"a")
+    backup(path, tmp_path / "copy.db")
+    await asyncio.to_thread(killed_while_appending, path, after=20)
+    _moved(path)
+    wal = bytes_of(beside(path, "-wal"))
+    for _ in range(2):
+        restore(path, tmp_path / "copy.db")
+    assert bytes_of(beside(path, ".replaced-1-wal")) == wal
+    assert not beside(path, ".replaced-1").exists()
+    assert beside(path, ".replaced-2").exists()
+
+
 def _itself(path: Path) -> Path:
     return path
 
