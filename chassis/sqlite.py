@@ -46,7 +46,7 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._connection)
 
     async def close(self) -> None:
-        """Close after the work that was sent before. Closing twice does no harm."""
+        """Close after the work that was sent before."""
         await self.run(sqlite3.Connection.close)
         self._executor.shutdown(wait=False)
 

@@ -28,8 +28,8 @@ from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
 from command_service.journal import JournalCorrupt, JournalRefused
 from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.upkeep import backup, restore
-from command_service.operate import print_journal, verify_journal
+from command_service.journal.upkeep import backup
+from command_service.operate import print_journal, restore_journal, verify_journal
 from command_service.runner import Limits, Runner
 from command_service.settings import Settings
 
@@ -206,7 +206,7 @@ def main() -> None:
                 place = backup(path, chosen.to)
                 print(f"copied {place.position} records to {chosen.to}, chain {place.chain.hex()}")
             case "restore":
-                journal_id, place = restore(path, chosen.backup)
+                journal_id, place = restore_journal(path, chosen.backup)
                 print(f"restored: {place.position} records under the new journal id {journal_id}")
     except (settings.SettingsError, JournalRefused, OSError) as error:
         sys.exit(f"error: {error}")

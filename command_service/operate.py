@@ -1,12 +1,12 @@
-"""What an operator does with a journal from the command line: print and verify it; backup and restore are in journal.upkeep.
+"""What an operator does with a journal from the command line: print, verify and restore it; backup is in journal.upkeep.
 
-Everything is read from the file itself, also beside a running server.
+Everything is read from the file itself; printing and verifying also beside a running server.
 """
 
 import contextlib
 import datetime
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToJson
@@ -16,16 +16,15 @@ from chassis.sqlite import open_connection
 from command_service.charge import Absent, AtRest, ImpossibleEvent, State, evolve
 from command_service.codec import UnknownEvent, decode
 from command_service.journal import START, JournalRefused, Place, Record, anchor
-from command_service.journal.table import READER_PRAGMAS, SELECT_JOURNAL, read_after, read_head, read_stream, unfinished
-from command_service.journal.upkeep import check_anchor, refusing_damage
+from command_service.journal.table import READER_PRAGMAS, SELECT_JOURNAL, read_all, read_head, read_stream, unfinished
+from command_service.journal.upkeep import check_anchor, must_be_there, refusing_damage, restore
 
 
 def print_journal(path: Path, charge_id: str | None) -> Iterator[str]:
     """Yield a line for each record, of one charge or of all. Raises JournalRefused."""
     with _reading(path) as connection:
         if charge_id is None:
-            for record in _all(connection, read_head(connection)):
-                yield _line(record)
+            yield from map(_line, read_all(connection, START, read_head(connection).position))
         else:
             try:
                 records = read_stream(charge_id, connection)
@@ -46,14 +45,9 @@ def verify_journal(path: Path) -> str:
         journal_id, _, restored = connection.execute(SELECT_JOURNAL).fetchone()
         connection.execute("BEGIN")  # one moment of a journal that a server may be writing
         head = read_head(connection)
+        states = _fold(read_all(connection, START, head.position))
         check_anchor(path, anchored, journal_id, head, connection)
-        states: dict[str, State] = {}
-        for record in _all(connection, head):
-            try:
-                states[record.charge_id] = evolve(states.get(record.charge_id, Absent()), decode(record.event))
-            except (UnknownEvent, ImpossibleEvent) as error:
-                raise JournalRefused(f"the record at position {record.position} cannot be read: {error}") from error
-        computed = {charge_id for charge_id, state in states.items() if not isinstance(state, AtRest)}
+        computed = _unfinished(states)
         (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":  # the chain covers the records, and this the index by which a key finds its charge
             raise JournalRefused(f"the journal {path} is damaged: {found}. Restore a backup.")
@@ -62,7 +56,7 @@ def verify_journal(path: Path) -> str:
         if computed != stored:
             raise JournalRefused(
                 f"the table of unfinished charges is wrong: {len(computed - stored)} are missing and "
-                f"{len(stored - computed)} are at rest. Restore a backup, or run restore to have the journal looked over."
+                f"{len(stored - computed)} are at rest. Run restore, which makes it anew from the records."
             )
         return (
             f"ok: {head.position} records of {len(states)} charges, {len(stored)} unfinished, "
@@ -70,10 +64,17 @@ def verify_journal(path: Path) -> str:
         )
 
 
+def restore_journal(path: Path, source: Path | None) -> tuple[str, Place]:
+    """Restore a journal (see upkeep), with every stream folded to see what is unfinished. Returns its id and where it ends.
+
+    Raises JournalRefused, also if an event cannot be read.
+    """
+    return restore(path, source, lambda records: _unfinished(_fold(records)))
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    if not path.exists():
-        raise JournalRefused(f"there is no journal at {path}")
+    must_be_there(path)
     with (
         refusing_damage(path),
         contextlib.closing(open_connection(path, read_only=True, pragmas=READER_PRAGMAS)) as connection,
@@ -81,11 +82,27 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _all(connection: sqlite3.Connection, head: Place) -> Iterator[Record]:
-    place = START
-    while records := read_after(place, head.position, connection):
-        yield from records
-        place = Place(records[-1].position, records[-1].chain)
+def _fold(records: Iterable[Record]) -> dict[str, State]:
+    """Fold every stream. Raises JournalRefused at the first event that cannot be read.
+
+    All charges at rest share the state of the first: nothing may follow any of them, so what it holds is never asked, and
+    of millions only the ids are kept.
+    """
+    states: dict[str, State] = {}
+    at_rest: AtRest | None = None
+    for record in records:
+        try:
+            state = evolve(states.get(record.charge_id, Absent()), decode(record.event))
+        except (UnknownEvent, ImpossibleEvent) as error:
+            raise JournalRefused(f"the record at position {record.position} cannot be read: {error}") from error
+        if isinstance(state, AtRest):
+            state = at_rest = at_rest or state
+        states[record.charge_id] = state
+    return states
+
+
+def _unfinished(states: Mapping[str, State]) -> set[str]:
+    return {charge_id for charge_id, state in states.items() if not isinstance(state, AtRest)}
 
 
 def _line(record: Record) -> str:

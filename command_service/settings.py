@@ -13,13 +13,16 @@ _HOST = re.compile(rb"(?:[0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-
 
 
 def journal_path(value: str) -> Path:
-    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute)."""
+    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute).
+
+    Links are followed: lock and anchor lie beside the file, whatever name it is given.
+    """
     if value.startswith(("postgresql://", "postgres://")):
         raise ValueError("PostgreSQL is not supported yet: use sqlite:///path")
     path = value.removeprefix("sqlite:///")
     if path in (value, ""):
         raise ValueError("must be sqlite:///path")
-    return Path(path)
+    return Path(path).resolve()
 
 
 def bank_url(value: str) -> str:

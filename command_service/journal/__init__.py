@@ -119,7 +119,7 @@ class Journal(Protocol):
         ...
 
     async def chain_at(self, position: int) -> bytes:
-        """Return the chain up to a position from 0 to the head's."""
+        """Return the chain up to a position from 0 to the head's; the record there is verified. Raises JournalCorrupt."""
         ...
 
     async def unfinished(self) -> Sequence[str]:

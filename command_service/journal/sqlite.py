@@ -46,7 +46,7 @@ from command_service.journal.table import (
     read_stream,
     unfinished,
 )
-from command_service.journal.upkeep import lock, prepare, refusing_damage
+from command_service.journal.upkeep import bytes_in, lock, prepare, refuse_missing, refusing_damage, wal_beside
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -69,20 +69,31 @@ class SqliteJournal:
     """A journal in a SQLite file. See `command_service.journal.Journal` for what it promises."""
 
     def __init__(
-        self, path: Path, *, now: Callable[[], int], end_process: Callable[[], NoReturn], free_bytes: int
+        self,
+        path: Path,
+        lock: IO[str],
+        writer: Database,
+        reader: Database,
+        prepared: tuple[str, bool, Place],
+        *,
+        now: Callable[[], int],
+        end_process: Callable[[], NoReturn],
+        free_bytes: int,
     ) -> None:
         self._path = path
+        self._lock = lock
+        self._writer = writer
+        self._reader = reader
+        self.journal_id, self.restored, self._head = prepared
         self._now = now
         self._end_process = end_process
         self._free_bytes = free_bytes
         self._queue: list[_Append] = []
         self._writing: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
-        self._head = START
         self._anchored = START
         self._has_room = True
-        self.journal_id = ""
-        self.restored = False
+        self._anchoring = asyncio.create_task(self._keep_anchor())
 
     @classmethod
     async def open(
@@ -100,26 +111,21 @@ class SqliteJournal:
 
         Raises JournalRefused, with the way out, when the file must not be served from.
         """
-        journal = cls(path, now=now, end_process=end_process, free_bytes=free_bytes)
         path.parent.mkdir(parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as opened:  # all of it, or nothing is left open
-            journal._lock = opened.enter_context(lock(path))
+            held = opened.enter_context(lock(path))
             opened.enter_context(refusing_damage(path))
-            journal._writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
-            opened.push_async_callback(journal._writer.close)
-            identity = await journal._writer.run(partial(prepare, path))
-            journal._reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
-            opened.push_async_callback(journal._reader.close)
-            journal.journal_id, journal.restored, journal._head = identity
-            await journal._reader.run(partial(journal._look_after_files, journal._head))
+            refuse_missing(path)
+            writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
+            opened.push_async_callback(writer.close)
+            prepared = await writer.run(partial(prepare, path))
+            reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
+            opened.push_async_callback(reader.close)
+            journal = cls(path, held, writer, reader, prepared, now=now, end_process=end_process, free_bytes=free_bytes)
+            opened.callback(journal._anchoring.cancel)
+            await reader.run(partial(journal._look_after_files, journal.head))
             opened.pop_all()
-        journal._anchoring = asyncio.create_task(journal._keep_anchor())
-        return journal
-
-    _lock: IO[str]
-    _writer: Database
-    _reader: Database
-    _anchoring: "asyncio.Task[None]"
+            return journal
 
     @property
     def head(self) -> Place:
@@ -130,6 +136,11 @@ class SqliteJournal:
     def accepting(self) -> bool:
         """Whether the disk has room for new streams, as of the last second."""
         return self._has_room
+
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the WAL. One that stays large says that somebody has been reading from the file for long."""
+        return bytes_in(wal_beside(self._path))
 
     async def append(
         self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
@@ -185,7 +196,7 @@ class SqliteJournal:
         return await self._read(partial(read_after, place, self._head.position))
 
     async def chain_at(self, position: int) -> bytes:
-        """Return the chain up to a position."""
+        """Return the chain up to a position; see the port."""
         return await self._read(partial(chain_at, position))
 
     async def unfinished(self) -> Sequence[str]:

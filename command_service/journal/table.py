@@ -2,7 +2,7 @@
 
 import sqlite3
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from command_service.journal import GENESIS, START, JournalCorrupt, Place, Record, chain_after
 
@@ -15,7 +15,8 @@ KEY_BYTES = 16
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "journal_mode": "wal",  # readers read beside the writer
     "synchronous": 2,  # FULL: a commit is on disk when it returns; NORMAL lost acknowledged rows in three of four cuts
-    "wal_autocheckpoint": 1_000,  # pages: keeps the WAL at some 4 MB
+    "wal_autocheckpoint": 1_000,  # in pages: the WAL begins anew at some 4 MB; beside a reader that stays it grows on
+    "journal_size_limit": 67_108_864,  # when that has gone, it is cut back to 64 MiB: SQLite by itself keeps its size
     "foreign_keys": 0,
 }
 READER_PRAGMAS = {"query_only": 1}
@@ -40,29 +41,31 @@ CREATE TABLE unfinished (charge_id BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 INSERT_JOURNAL = "INSERT INTO journal (only, id, format, restored) VALUES (1, ?, ?, ?)"
 SELECT_JOURNAL = "SELECT id, format, restored FROM journal"
+RENEW_JOURNAL = "UPDATE journal SET id = ?, restored = 1"
 SELECT_HEAD = "SELECT position, chain FROM record ORDER BY position DESC LIMIT 1"
-SELECT_CHAIN = "SELECT chain FROM record WHERE position = ?"
 SELECT_VERSION = "SELECT max(version) FROM record WHERE charge_id = ?"
 INSERT_RECORD = "INSERT INTO record (position, charge_id, version, recorded_at, chain, event) VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_UNFINISHED = "INSERT OR IGNORE INTO unfinished (charge_id) VALUES (?)"
 DELETE_UNFINISHED = "DELETE FROM unfinished WHERE charge_id = ?"
+CLEAR_UNFINISHED = "DELETE FROM unfinished"
 SELECT_UNFINISHED = "SELECT charge_id FROM unfinished"
 SELECT_AFTER = """
 SELECT position, charge_id, version, recorded_at, chain, event FROM record
 WHERE position > ? AND position <= ? ORDER BY position LIMIT ?
 """
-# With each record of a stream, the chain of the record before it in the journal: what its own is verified against.
-SELECT_STREAM = """
+# With each record, the chain of the record before it in the journal: what its own is verified against.
+_SELECT_VERIFIABLE = """
 SELECT r.position, r.charge_id, r.version, r.recorded_at, r.chain, r.event, before.chain
 FROM record r LEFT JOIN record before ON before.position = r.position - 1
-WHERE r.charge_id = ? ORDER BY r.version
 """
+SELECT_STREAM = f"{_SELECT_VERIFIABLE} WHERE r.charge_id = ? ORDER BY r.version"
+SELECT_RECORD = f"{_SELECT_VERIFIABLE} WHERE r.position = ?"
 
 
 def read_stream(charge_id: str, connection: sqlite3.Connection) -> list[Record]:
     """Read a stream, oldest first. Raises JournalCorrupt."""
     rows = connection.execute(SELECT_STREAM, (key_of(charge_id),)).fetchall()
-    return [_verified(row[:6], row[6] if row[0] > 1 else GENESIS) for row in rows]
+    return [_verified(row) for row in rows]
 
 
 def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list[Record]:
@@ -74,14 +77,9 @@ def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list
     position, chain, size = place.position, place.chain, 0
     for row in connection.execute(SELECT_AFTER, (position, until, RECORDS_A_READ)).fetchall():
         position += 1
-        try:
-            if row[0] != position:
-                raise JournalCorrupt(position)
-            record = _verified(row, chain)
-        except JournalCorrupt:
-            if records:
-                break  # what comes before it is whole; the next read begins at it, and raises
-            raise
+        record = _fitting(row, chain) if row[0] == position else None
+        if record is None:
+            break  # what comes before it is whole; the next read begins at it, and raises
         size += len(record.event) + 128
         if size > BYTES_A_READ and records:
             break
@@ -92,27 +90,33 @@ def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list
     return records
 
 
-def _verified(row: tuple[int, bytes, int, int, bytes, bytes], before: bytes | None) -> Record:
+def _verified(row: tuple[int, bytes, int, int, bytes, bytes, bytes | None]) -> Record:
+    """Make a row and the chain before it the record that it is. Raises JournalCorrupt."""
+    record = _fitting(row[:6], row[6] if row[0] > 1 else GENESIS)
+    if record is None:
+        raise JournalCorrupt(row[0])
+    return record
+
+
+def _fitting(row: tuple[int, bytes, int, int, bytes, bytes], before: bytes | None) -> Record | None:
+    """Make a row the record that it is, or None if it does not fit the chain before it."""
     position, key, version, recorded_at, chain, event = row
     try:
         fits = before is not None and chain == chain_after(before, position, key, version, recorded_at, event)
         fits = fits and len(key) == KEY_BYTES  # the chain does not see zeros that a key has lost at its end
     except (TypeError, struct.error):  # a flipped bit in a row's own header makes other types of its values
         fits = False
-    if not fits:
-        raise JournalCorrupt(position)
-    return Record(position, _id_of(key), version, recorded_at, chain, event)
+    return Record(position, _id_of(key), version, recorded_at, chain, event) if fits else None
 
 
 def chain_at(position: int, connection: sqlite3.Connection) -> bytes:
-    """Return the chain up to a position. Raises JournalCorrupt if there is no such record."""
+    """Return the chain up to a position. Raises JournalCorrupt if there is no such record, or it does not fit."""
     if position == 0:
         return GENESIS
-    row = connection.execute(SELECT_CHAIN, (position,)).fetchone()
+    row = connection.execute(SELECT_RECORD, (position,)).fetchone()
     if row is None:
         raise JournalCorrupt(position)
-    chain: bytes = row[0]
-    return chain
+    return _verified(row).chain
 
 
 def unfinished(connection: sqlite3.Connection) -> list[str]:
@@ -137,8 +141,14 @@ def _id_of(key: bytes) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def verify(connection: sqlite3.Connection, place: Place, until: int) -> Place:
-    """Verify the chain from a place to a position. Returns where it ends; raises JournalCorrupt."""
+def read_all(connection: sqlite3.Connection, place: Place, until: int) -> Iterator[Record]:
+    """Read on from a place to a position, which must be there. Raises JournalCorrupt at the first that does not fit."""
+    while records := read_after(place, until, connection):
+        yield from records
+        place = Place(records[-1].position, records[-1].chain)
+
+
+def verify(connection: sqlite3.Connection, place: Place, until: int) -> None:
+    """Verify the chain from a place to a position. Raises JournalCorrupt."""
     while records := read_after(place, until, connection):
         place = Place(records[-1].position, records[-1].chain)
-    return place

@@ -7,6 +7,8 @@ objects; SQLite and the file are asked.
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -18,6 +20,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -28,9 +31,11 @@ import grpc
 import pytest
 
 from charging.v1 import command_pb2, command_pb2_grpc, common_pb2
+from charging.v1.journal_pb2 import SubscribeRequest
 from chassis.sqlite import PragmaNotTakenError, open_connection
 from command_service.charge import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
 from command_service.codec import encode
+from command_service.feed import Feed
 from command_service.journal import (
     START,
     Journal,
@@ -42,9 +47,10 @@ from command_service.journal import (
     anchor,
     sqlite,
     table,
+    upkeep,
 )
-from command_service.journal.upkeep import _set_aside, backup, checkpoint, restore
-from command_service.operate import print_journal, verify_journal
+from command_service.journal.upkeep import _set_aside, backup, checkpoint
+from command_service.operate import print_journal, restore_journal, verify_journal
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.core.stories import REQUEST
 
@@ -92,6 +98,11 @@ async def until(holds: Callable[[], bool]) -> None:
 def beside(path: Path, suffix: str) -> Path:
     """A file beside the journal."""
     return path.with_name(path.name + suffix)
+
+
+def restore(path: Path, source: Path | None) -> tuple[str, Place]:
+    """Restore a journal whose events are any bytes: here every stream counts as unfinished."""
+    return upkeep.restore(path, source, lambda records: {record.charge_id for record in records})
 
 
 # ---------------------------------------------------------------- processes
@@ -167,6 +178,79 @@ async def test_a_second_server_is_refused_with_a_clear_message(rig: SqliteRig, p
         assert journal.accepting
 
 
+async def test_a_second_server_by_another_name_of_the_file_is_refused(rig: SqliteRig, path: Path) -> None:
+    """A link to the file or to its folder: there is one lock, and one anchor, for all of them."""
+    by_file, by_folder = path.with_name("by_file.db"), path.parent.with_name(path.parent.name + "-link")
+    async with rig.open():
+        by_file.symlink_to(path)
+        by_folder.symlink_to(path.parent)
+        for name in (by_file, by_folder / path.name):
+            second = await asyncio.to_thread(command, name)
+            assert second.returncode == 1
+            assert second.stderr.startswith("error: another server has the journal ")
+    verified = command(by_file, "verify-journal")
+    assert (verified.returncode, verified.stderr) == (0, ""), "its anchor is found"
+
+
+async def test_a_lock_that_cannot_be_had_is_not_blamed_on_another_server(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator would look for a server that is not there."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(JournalRefused, match=r"the lock .*journal\.db\.lock cannot be taken: No locks available"):
+        await fill(rig)
+
+
+MOUNTED = """\
+/dev/vda1 / ext4 rw,relatime 0 0
+proc /proc proc rw 0 0
+server:/home /home nfs4 rw,vers=4.2 0 0
+/dev/vdb1 /home/fast xfs rw 0 0
+server:/a\\040b /mnt/a\\040b cifs rw 0 0
+me@server: /mnt/far fuse.sshfs rw 0 0
+/dev/vdc1 /srv ext4 rw 0 0
+server:/srv /srv nfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/journal.db", "ext4"),
+        ("/home/journal.db", "nfs4"),
+        ("/home", "nfs4"),
+        ("/homeless/journal.db", "ext4"),
+        ("/home/fast/chargeonce/journal.db", "xfs"),
+        ("/home/faster/journal.db", "nfs4"),
+        ("/mnt/a b/journal.db", "cifs"),
+        ("/mnt/far/journal.db", "fuse.sshfs"),
+        ("/srv/journal.db", "nfs"),
+    ],
+)
+def test_a_file_lies_where_the_longest_mount_point_says(path: str, kind: str) -> None:
+    """And of two mounts at one point, on the later."""
+    assert upkeep.file_system_of(Path(path), MOUNTED) == kind
+
+
+async def test_a_journal_on_a_network_file_system_is_refused(
+    rig: SqliteRig, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither served from nor restored there; where the system does not tell, nothing is refused."""
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr(upkeep, "MOUNTS", mounts)
+    await fill(rig, b"a")
+    mounts.write_text(f"/dev/vda1 / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
+    for begin in (lambda: asyncio.run(fill(rig)), lambda: restore(path, None)):
+        with pytest.raises(
+            JournalRefused, match=r"on a network file system \(nfs4\).*: put it on a disk of this machine"
+        ):
+            await asyncio.to_thread(begin)
+
+
 async def test_a_journal_that_was_refused_is_let_go_of(rig: SqliteRig, path: Path) -> None:
     """The way out that the message names can be taken at once."""
     await fill(rig, b"a")
@@ -182,6 +266,21 @@ async def test_the_writers_pragmas_are_taken(path: Path) -> None:
     with contextlib.closing(open_connection(path, read_only=False, pragmas=table.WRITER_PRAGMAS)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+async def test_a_wal_that_a_long_reader_let_grow_is_cut_back_when_it_has_gone(rig: SqliteRig, path: Path) -> None:
+    """While the server runs. A disk full of WAL would keep new charges out."""
+    limit = 64 << 20
+    async with rig.open() as journal:
+        with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as reader:
+            reader.execute("BEGIN")
+            table.read_head(reader)
+            await journal.append(stream(1), 0, [bytes(1 << 20)] * 66, finished=True)
+            assert journal.wal_bytes == beside(path, "-wal").stat().st_size > limit
+        for n in (2, 3):  # the WAL is moved after the one, and begun anew by the other
+            await journal.append(stream(n), 0, [b"x"], finished=True)
+        assert 0 < journal.wal_bytes <= limit
+    assert journal.wal_bytes == 0, "it is removed with the last connection"
 
 
 @pytest.mark.parametrize(("pragma", "value"), [("synchronous", 9), ("journal_mode", "wel"), ("page_size", 1_000)])
@@ -248,6 +347,38 @@ async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_
     assert "position 2 " in told.stderr
     with pytest.raises(JournalRefused, match="position 2 "):
         list(print_journal(path, None))
+
+
+async def test_a_flipped_bit_in_the_chain_at_which_a_reader_stands_is_damage_and_no_other_journal(
+    rig: SqliteRig, path: Path
+) -> None:
+    """The reader's own chain is the right one: it must not throw away what it made of it."""
+    events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
+    records = await fill(rig, *map(encode, events))
+    async with rig.open() as journal:  # so much follows that the start does not look so far back
+        await journal.append(stream(99), 0, [b"x"] * 10_001, finished=True)
+    flip(path, offset_of(path, records[1].chain))
+    async with rig.open() as journal:
+        with pytest.raises(JournalCorrupt, match="position 2 ") as raised:
+            await journal.chain_at(2)
+        assert raised.value.position == 2
+        request = SubscribeRequest(journal_id=journal.journal_id, after_position=2, chain=records[1].chain)
+        with pytest.raises(JournalCorrupt, match="position 2 "):
+            await anext(Feed(journal).follow(request))
+        assert await journal.chain_at(1) == records[0].chain, "what is whole is told"
+
+
+@pytest.mark.parametrize("position", [2, 3])
+async def test_a_flipped_bit_in_a_chain_is_damage_to_the_start_and_to_verification(
+    rig: SqliteRig, path: Path, position: int
+) -> None:
+    """Where the anchor stands or right before it: "run restore" would be no way out, and the first position is named."""
+    events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
+    records = await fill(rig, *map(encode, events))
+    flip(path, offset_of(path, records[position - 1].chain))
+    for read in (lambda: asyncio.run(fill(rig)), lambda: verify_journal(path)):
+        with pytest.raises(JournalRefused, match=f"damaged: the record at position {position} .* Restore a backup"):
+            await asyncio.to_thread(read)
 
 
 async def test_a_flipped_bit_in_the_tail_is_found_at_start(rig: SqliteRig, path: Path) -> None:
@@ -426,8 +557,51 @@ async def test_a_journal_that_was_deleted_is_not_begun_anew(rig: SqliteRig, path
     """As long as its anchor is there."""
     await fill(rig, b"a")
     beside(path, "").unlink()
-    with pytest.raises(JournalRefused, match="is empty, but its anchor says that there was one: restore a backup"):
+    with pytest.raises(
+        JournalRefused, match=r"is missing, but its anchor says that there was one: .* restore a backup"
+    ):
         await fill(rig)
+
+
+def _moved(path: Path) -> None:
+    path.rename(beside(path, ".elsewhere"))
+
+
+def _moved_and_anchor_lost(path: Path) -> None:
+    _moved(path)
+    anchor.path_beside(path).unlink()
+
+
+def _moved_and_made_empty(path: Path) -> None:
+    _moved(path)
+    path.touch()
+
+
+@pytest.mark.parametrize("take_away", [_moved, _moved_and_anchor_lost, _moved_and_made_empty])
+async def test_a_start_without_the_file_leaves_its_wal_alone(
+    rig: SqliteRig, path: Path, take_away: Callable[[Path], None]
+) -> None:
+    """A disk that was not mounted, say. The WAL holds what was acknowledged last: the file put back, all is there."""
+    promised = await asyncio.to_thread(killed_while_appending, path, after=20)
+    anchored = anchor.path_beside(path).read_bytes()
+    take_away(path)
+    wal = bytes_of(beside(path, "-wal"))
+    with pytest.raises(JournalRefused, match=r"is (missing|empty), but its (anchor|WAL) .*: put the file back"):
+        await fill(rig)
+    for read_or_restore in (
+        lambda: verify_journal(path),
+        lambda: list(print_journal(path, None)),
+        lambda: backup(path, beside(path, ".copy")),
+        lambda: restore(path, None),
+    ):
+        with pytest.raises(JournalRefused, match="there is no journal at"):
+            read_or_restore()
+    assert bytes_of(beside(path, "-wal")) == wal
+    beside(path, ".elsewhere").replace(path)
+    anchor.path_beside(path).write_bytes(anchored)
+    async with rig.open() as journal:
+        for place in promised:
+            assert await journal.chain_at(place.position) == place.chain
 
 
 async def test_an_older_copy_put_back_is_refused_until_restore(rig: SqliteRig, path: Path) -> None:
@@ -449,9 +623,9 @@ def anchor_id(path: Path) -> str:
 
 async def test_verification_notices_a_lost_tail(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
     """The chain of what is left is whole: only the anchor tells."""
-    await fill(rig, b"one")
+    await fill(rig, encode(ChargeRequested(REQUEST)))
     shutil.copyfile(path, tmp_path / "older.db")
-    await fill(rig, b"two", first=1)
+    await fill(rig, encode(ChargeRequested(REQUEST)), first=1)
     shutil.copyfile(tmp_path / "older.db", path)
     with pytest.raises(JournalRefused, match="ends at position 1, but had reached 2"):
         verify_journal(path)
@@ -558,6 +732,11 @@ def _nothing(path: Path) -> None:
     path.touch()
 
 
+def _nothing_but_a_wal(path: Path) -> None:
+    path.touch()
+    beside(path, "-wal").write_bytes(b"the first page, say")
+
+
 def _a_header(path: Path) -> None:
     open_connection(path, read_only=False, pragmas={"journal_mode": "wal"}).close()
 
@@ -568,7 +747,7 @@ def _tables(path: Path) -> None:
         connection.execute(table.INSERT_JOURNAL, (str(uuid.uuid4()), table.FORMAT, 0))
 
 
-@pytest.mark.parametrize("left_behind", [_nothing, _a_header, _tables])
+@pytest.mark.parametrize("left_behind", [_nothing, _nothing_but_a_wal, _a_header, _tables])
 async def test_a_journal_whose_maker_died_before_the_anchor_was_written_opens(
     rig: SqliteRig, path: Path, left_behind: Callable[[Path], None]
 ) -> None:
@@ -837,10 +1016,10 @@ async def test_backup_and_restore_name_what_keeps_them_from_it(rig: SqliteRig, p
     copy = tmp_path / "copy.db"
     with pytest.raises(JournalRefused, match="there is no journal at"):
         backup(path, copy)
-    with pytest.raises(JournalRefused, match=r"there is no journal at .*, and no backup was named"):
+    with pytest.raises(JournalRefused, match="there is no journal at"):
         restore(path, None)
     await fill(rig, b"amount: 1250 EUR")
-    with pytest.raises(JournalRefused, match="there is no backup at"):
+    with pytest.raises(JournalRefused, match=r"there is no journal at .*copy\.db"):
         restore(path, copy)
     backup(path, copy)
     with pytest.raises(JournalRefused, match="exists already: name a new file"):
@@ -854,6 +1033,77 @@ async def test_backup_and_restore_name_what_keeps_them_from_it(rig: SqliteRig, p
         restore(path, None)
     restore(path, copy)
     assert len(await fill(rig, b"b", first=1)) == 1
+
+
+async def test_a_restore_takes_what_is_in_its_sources_wal(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """As it is in a journal that was kept beside its replacement: what was acknowledged last is there."""
+    await fill(rig, b"a")
+    backup(path, tmp_path / "copy.db")
+    promised = await asyncio.to_thread(killed_while_appending, path, after=20)
+    restore(path, tmp_path / "copy.db")
+    kept = beside(path, ".replaced-1")
+    before = {file: bytes_of(file) for file in (kept, beside(kept, "-wal"))}
+    restore(path, kept)
+    assert {file: bytes_of(file) for file in before} == before, "what is restored from is left as it is"
+    async with rig.open() as journal:
+        for place in promised:
+            assert await journal.chain_at(place.position) == place.chain
+
+
+async def test_each_restore_keeps_what_it_replaces_under_names_of_its_own(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """The WAL of a file that was gone is kept without it: it must not come to lie beside another."""
+    await fill(rig, b"a")
+    backup(path, tmp_path / "copy.db")
+    await asyncio.to_thread(killed_while_appending, path, after=20)
+    _moved(path)
+    wal = bytes_of(beside(path, "-wal"))
+    for _ in range(2):
+        restore(path, tmp_path / "copy.db")
+    assert bytes_of(beside(path, ".replaced-1-wal")) == wal
+    assert not beside(path, ".replaced-1").exists()
+    assert beside(path, ".replaced-2").exists()
+
+
+def _itself(path: Path) -> Path:
+    return path
+
+
+def _a_link(path: Path) -> Path:
+    beside(path, ".link").symlink_to(path)
+    return beside(path, ".link")
+
+
+def _another_name(path: Path) -> Path:
+    beside(path, ".name").hardlink_to(path)
+    return beside(path, ".name")
+
+
+@pytest.mark.parametrize("named", [_itself, _a_link, _another_name])
+async def test_a_journal_is_not_restored_from_itself(rig: SqliteRig, path: Path, named: Callable[[Path], Path]) -> None:
+    """By whatever name: that would set it aside from under its own WAL. There is another way to accept it as it is."""
+    promised = await asyncio.to_thread(killed_while_appending, path, after=20)
+    source = named(path)
+    with pytest.raises(
+        JournalRefused, match="is the journal itself: to accept it as it is, run restore without a file"
+    ):
+        restore(path, source)
+    restore(path, None)
+    async with rig.open() as journal:
+        for place in promised:
+            assert await journal.chain_at(place.position) == place.chain
+
+
+async def test_a_restore_does_not_write_over_what_it_reads(rig: SqliteRig, path: Path) -> None:
+    """The draft of a restore that died is taken for a backup, say: it has the name of the next draft."""
+    await fill(rig, b"a")
+    draft = beside(path, ".new")
+    shutil.copyfile(path, draft)
+    with pytest.raises(JournalRefused, match="would be written over: give it another name"):
+        restore(path, draft)
+    assert draft.exists()
+    restore(path, draft.rename(beside(path, ".copy")))
 
 
 # ---------------------------------------------------------------- the operator's commands
@@ -929,6 +1179,33 @@ async def test_verification_finds_a_stream_that_cannot_be(rig: SqliteRig, path: 
         verify_journal(path)
 
 
+TOKEN = encode(TokenIssued("t1"))
+CHARGED = encode(Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "bank-77"))
+
+
+async def test_verification_finds_what_follows_a_charge_at_rest(rig: SqliteRig, path: Path) -> None:
+    """Of many that are at rest: which of them it is does not matter."""
+    story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
+    async with rig.open() as journal:
+        for n in range(3):
+            await journal.append(stream(n), 0, story, finished=True)
+        await journal.append(stream(1), 3, [CHARGED], finished=True)
+    with pytest.raises(JournalRefused, match="position 10 cannot be read: Charged cannot follow in AtRest"):
+        verify_journal(path)
+
+
+async def test_verification_takes_little_memory_for_charges_at_rest(rig: SqliteRig, path: Path) -> None:
+    """A journal of millions of them can be verified on the machine that serves it."""
+    story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
+    async with rig.open() as journal:
+        await asyncio.gather(*(journal.append(stream(n), 0, story, finished=True) for n in range(5_000)))
+    tracemalloc.start()
+    verify_journal(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2_500_000, "a read of 500 records, and some 200 bytes a charge"
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
@@ -943,5 +1220,37 @@ async def test_verification_recomputes_what_is_unfinished(rig: SqliteRig, path: 
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(damage)
         connection.commit()
-    with pytest.raises(JournalRefused, match=text):
+    with pytest.raises(JournalRefused, match=f"{text}. Run restore, "):
         verify_journal(path)
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM unfinished", "INSERT INTO unfinished SELECT charge_id FROM record"])
+@pytest.mark.parametrize("is_from_a_copy", [False, True])
+async def test_a_restore_makes_the_table_of_unfinished_charges_anew(
+    rig: SqliteRig, path: Path, tmp_path: Path, damage: str, is_from_a_copy: bool
+) -> None:
+    """By the records, whatever the file says: the way out that verify-journal names."""
+    async with rig.open() as journal:
+        for n in range(5):
+            await journal.append(stream(n), 0, [encode(ChargeRequested(REQUEST)), TOKEN], finished=False)
+        await journal.append(stream(9), 0, [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED], finished=True)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(damage.replace("INSERT", "INSERT OR IGNORE"))
+        connection.commit()
+    copy = tmp_path / "copy.db"
+    backup(path, copy)
+    restored = command(path, "restore", *([str(copy)] if is_from_a_copy else []))
+    assert (restored.returncode, restored.stderr) == (0, "")
+    assert ", 5 unfinished, " in verify_journal(path)
+    async with rig.open() as journal:
+        assert sorted(await journal.unfinished()) == [stream(n) for n in range(5)]
+
+
+async def test_a_restore_refuses_an_event_that_cannot_be_read_and_changes_nothing(rig: SqliteRig, path: Path) -> None:
+    """Whether its charge is unfinished, nobody can say."""
+    await fill(rig, encode(ChargeRequested(REQUEST)), bytes([15 << 3 | 2, 0]))
+    before = bytes_of(path)
+    with pytest.raises(JournalRefused, match=r"the record at position 2 cannot be read: .*newer program"):
+        restore_journal(path, None)
+    assert bytes_of(path) == before
+    await fill(rig)

@@ -29,7 +29,8 @@ from command_service.bank.transport import open_transport
 from command_service.codec import decode
 from command_service.journal import Record
 from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.upkeep import backup, restore
+from command_service.journal.upkeep import backup
+from command_service.operate import restore_journal
 from command_service.pace import REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
 from command_service.runner import Limits, Runner
 from demo.processes import Town
@@ -581,7 +582,7 @@ async def test_in_a_restored_journal_nothing_is_abandoned_and_the_bank_is_looked
         request = a_request()
         await world.pending(request)
         await world.stop()
-        restore(world.journal, None)
+        restore_journal(world.journal, None)
         await world.referee.no_more_trouble()
         await ask_in_vain(world, "token")
         before = len(await world.asked(request))
@@ -612,7 +613,7 @@ async def test_a_restored_journal_learns_what_it_forgot_by_looking_it_up(world: 
     charged = await world.charge(request)
     assert charged.status == CHARGED
     await world.stop()
-    restore(world.journal, tmp_path / "backup.db")
+    restore_journal(world.journal, tmp_path / "backup.db")
     assert len(story(world.journal, answer.charge_id)) == (1 if on == "token" else 2)
     before = len(await world.asked(request))
     await world.start()
