@@ -152,6 +152,11 @@ def _offer_gauges(runner: Runner, journal: SqliteJournal, listen: settings.Addre
         ("charges_needing_attention", "Charges unfinished for too long", lambda: runner.needing_attention),
         ("bank_breaker_open", "1 while the bank is being spared", lambda: runner.breaker_is_open),
         ("journal_position", "The journal's head", lambda: journal.head.position),
+        (
+            "journal_wal_bytes",
+            "What is not in the database yet; a long reader makes it grow",
+            lambda: journal.wal_bytes,
+        ),
         ("journal_accepting", "1 while the disk has room for new charges", lambda: journal.accepting),
     ):
         prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)

@@ -38,15 +38,20 @@ def print_journal(path: Path, charge_id: str | None) -> Iterator[str]:
 def verify_journal(path: Path) -> str:
     """Verify every record against the chain, fold every stream, recompute what is unfinished, check index and anchor.
 
-    Returns what was found in a line. Raises JournalRefused with the first position that cannot be trusted.
+    A file without an anchor, as a backup is, is verified as far as it goes. Returns what was found in a line. Raises
+    JournalRefused with the first position that cannot be trusted.
     """
-    anchored = anchor.read(path)  # before the journal, which may grow beyond it meanwhile
+    try:
+        anchored = anchor.read(path)  # before the journal, which may grow beyond it meanwhile
+    except JournalRefused:
+        anchored = None
     with _reading(path) as connection:
         journal_id, _, restored = connection.execute(SELECT_JOURNAL).fetchone()
         connection.execute("BEGIN")  # one moment of a journal that a server may be writing
         head = read_head(connection)
         states = _fold(read_all(connection, START, head.position))
-        check_anchor(path, anchored, journal_id, head, connection)
+        if anchored is not None:
+            check_anchor(path, anchored, journal_id, head, connection)
         computed = _unfinished(states)
         (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":  # the chain covers the records, and this the index by which a key finds its charge
@@ -61,6 +66,7 @@ def verify_journal(path: Path) -> str:
         return (
             f"ok: {head.position} records of {len(states)} charges, {len(stored)} unfinished, "
             f"journal {journal_id}{' (restored)' if restored else ''}, chain {head.chain.hex()}"
+            + ("" if anchored else "; no anchor can be read beside it, and so a lost tail would not be seen")
         )
 
 

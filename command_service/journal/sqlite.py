@@ -161,8 +161,10 @@ class SqliteJournal:
             except Exception as error:  # whatever it is, a commit may have been under way
                 if not await self._is_definitely_not_stored(error):
                     # It may be on disk or not. Nobody is told anything, and nothing is tried again in this process.
-                    log.critical("a commit's fate is unknown: the process ends, the next start finds out")
-                    self._end_process()
+                    try:
+                        log.critical("a commit's fate is unknown: the process ends, the next start finds out")
+                    finally:
+                        self._end_process()
                 log.error("the disk is full: nothing was stored", appends=len(batch))
                 self._has_room = False
                 outcomes, head = [JournalFull()] * len(batch), self._head

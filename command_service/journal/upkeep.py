@@ -134,7 +134,8 @@ def refusing_damage(path: Path) -> Iterator[None]:
         raise JournalRefused(f"the journal {path} cannot be kept safe here: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", type(error).__name__)  # an error of Python's own has no SQLite name
-        raise JournalRefused(f"the journal {path} cannot be used: {error} ({name})") from error
+        way_out = ": make room, and start again" if name == "SQLITE_FULL" else ""
+        raise JournalRefused(f"the journal {path} cannot be used: {error} ({name}){way_out}") from error
     except JournalCorrupt as error:
         raise JournalRefused(f"the journal {path} is damaged: {error}. Restore a backup.") from error
 

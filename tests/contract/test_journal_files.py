@@ -631,6 +631,17 @@ async def test_verification_notices_a_lost_tail(rig: SqliteRig, path: Path, tmp_
         verify_journal(path)
 
 
+async def test_a_backup_can_be_verified_before_it_is_restored(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """And a journal whose anchor cannot be read: as far as the file itself goes, and that is said."""
+    await fill(rig, encode(ChargeRequested(REQUEST)))
+    backup(path, tmp_path / "backup.db")
+    anchor.path_beside(path).write_text("garbage")
+    for file in (tmp_path / "backup.db", path):
+        found = verify_journal(file)
+        assert found.startswith("ok: 1 records of 1 charges, 1 unfinished")
+        assert found.endswith("no anchor can be read beside it, and so a lost tail would not be seen")
+
+
 async def test_a_backup_that_is_damaged_replaces_nothing(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
     """It is verified before the files that it is to replace are moved."""
     await fill(rig, b"kept")
