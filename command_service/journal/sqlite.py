@@ -53,6 +53,9 @@ T = TypeVar("T")
 
 # A commit of this many appends takes tens of milliseconds; larger ones gain nothing more (measured) and delay replies.
 APPENDS_A_COMMIT = 512
+# Turns of the event loop that bring no further append before what is queued is committed. A busy loop has charges ready that
+# are about to append, and they join: a third more charges a second (measured). An idle one turns so often in 0.1 ms.
+TURNS_BEFORE_COMMIT = 20
 ANCHOR_EVERY_SECONDS = 1.0
 
 
@@ -155,6 +158,7 @@ class SqliteJournal:
     async def _write(self) -> None:
         """Commit what is queued, until nothing is. Only one of these runs at a time."""
         while self._queue:
+            await self._let_others_join()
             batch, self._queue = self._queue[:APPENDS_A_COMMIT], self._queue[APPENDS_A_COMMIT:]
             try:
                 outcomes, head = await self._writer.run(partial(_commit, batch, self._head, self._now()))
@@ -179,6 +183,13 @@ class SqliteJournal:
             moved, self._moved = self._moved, asyncio.Event()
             moved.set()
         self._writing = None
+
+    async def _let_others_join(self) -> None:
+        turns = 0
+        while turns < TURNS_BEFORE_COMMIT and len(self._queue) < APPENDS_A_COMMIT:
+            queued = len(self._queue)
+            await asyncio.sleep(0)
+            turns = turns + 1 if len(self._queue) == queued else 0
 
     async def _is_definitely_not_stored(self, error: Exception) -> bool:
         """A full disk rolls the transaction back. It counts as a "no" once the head, read back, is unchanged."""
