@@ -77,6 +77,7 @@ class Chaos(Protocol):
     """Whether a fault happens now. Each asking is a draw of the seed's; a yes counts as fired."""
 
     def fires(self, kind: str) -> bool: ...  # noqa: D102  # the class says it
+    def met(self, kind: str) -> None: ...  # noqa: D102
     def uniform(self, low: float, high: float) -> float: ...  # noqa: D102
     def pick(self, things: Any) -> Any: ...  # noqa: D102
 
@@ -272,9 +273,11 @@ class _OneCall:
             self._do("done late")
             return None
         if bank.is_down:
+            chaos.met("bank_down")
             self._note("bank", self._step, "nobody is there")
             return self._end(httpx.ConnectError("refused"))
         if bank.is_unauthorized:
+            chaos.met("unauthorized")
             return self._reply((401, {}, b'{"error": "unauthorized"}'), "401")
         possible = BEFORE[:-1] if self._step == "token" else BEFORE  # there is no token yet to be forgotten
         fault = next((kind for kind in possible if chaos.fires(kind)), None)
@@ -314,6 +317,7 @@ class _OneCall:
     def _process(self) -> None:
         chaos = self._chaos
         if self._bank.lives != self._life or self._bank.is_down:  # it restarted, and forgot who was connected
+            chaos.met("bank_down" if self._bank.is_down else "bank_restart")
             return self._end(httpx.ReadError("reset"), "cut by the bank's restart")
         if self._bank.has_open(self._target, self._body) and chaos.fires("expire_token"):
             self._bank.expire(self._target, self._body)

@@ -55,6 +55,8 @@ WEATHER = (
     "clock_jump",
     "disk_full",
 )
+# Of these each call or commit that meets one is counted: when nobody meets it, nothing has happened.
+MET = frozenset({"bank_down", "bank_restart", "unauthorized", "disk_full"})
 # What clients do that is no fault of ours, counted as well.
 CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number")
 KINDS = (*CALL_FAULTS, *WEATHER, *CLIENTS)
@@ -216,8 +218,20 @@ class Dice:
         """Faults have stopped."""
         self.fired: Counter[str] = Counter()
 
+    @property
+    def drawn(self) -> dict[str, int]:
+        """How often each kind was drawn, whether or not it came to happen: what a mask's firings are numbered by."""
+        return dict(self._firings)
+
     def fires(self, kind: str) -> bool:
         """Whether a fault happens now; it counts as fired then."""
+        if not self.draws(kind):
+            return False
+        self.fired[kind] += 1
+        return True
+
+    def draws(self, kind: str) -> bool:
+        """Whether a fault is to happen later. Who makes it happen counts it then: until then it may find nothing to harm."""
         weight = self._plan.weights.get(kind)
         if weight is None or self.is_over or kind in self._mask.kinds:
             return False
@@ -227,10 +241,11 @@ class Dice:
         if stream.random() >= weight:
             return False
         self._firings[kind] += 1
-        if (kind, self._firings[kind]) in self._mask.firings:
-            return False
+        return (kind, self._firings[kind]) not in self._mask.firings
+
+    def met(self, kind: str) -> None:
+        """A call or a commit meets what was there before it, such as a bank that is down: that counts as fired."""
         self.fired[kind] += 1
-        return True
 
     def uniform(self, low: float, high: float) -> float:
         """A number between two."""

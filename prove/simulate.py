@@ -81,7 +81,7 @@ def _parts(plan: Plan, told: Told) -> Iterator[tuple[str, object]]:
     yield from (("kinds", kind) for kind in KINDS if told.fired.get(kind))
     yield from (("weather", number) for number in range(len(plan.weather)))
     yield from (("ops", (client, n)) for client, ops in enumerate(plan.clients, 1) for n in range(len(ops)))
-    yield from (("firings", (kind, n)) for kind, times in told.fired.items() for n in range(1, times + 1))
+    yield from (("firings", (kind, n)) for kind, times in told.drawn.items() for n in range(1, times + 1))
 
 
 def as_story(told: Told) -> Iterator[str]:

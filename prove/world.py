@@ -38,7 +38,7 @@ from prove.checker import Violation, check
 from prove.history import Observed, Record, Session, View
 from prove.host import Connection, Process, ProcessEnded, Thread, silent
 from prove.loop import Deadlock, Guard, Reached, Runaway, patched
-from prove.plan import Mask, Plan, Weather
+from prove.plan import MET, Mask, Plan, Weather
 from prove.stage import Note
 
 # What the product promises once faults have stopped.
@@ -55,6 +55,7 @@ class Told:
 
     violations: list[Violation]
     fired: dict[str, int]
+    drawn: dict[str, int]
     notes: list[Note]
     callbacks: int
     charges: int
@@ -84,13 +85,16 @@ class World(Callers):
         match event.kind:
             case "kill_command" if command.alive:
                 self.kill(command, "killed")
-            case "stop_command" if command.is_up:
+            case "stop_command" if command.alive and command.is_up:
                 command.start(self.stop(command))
             case "kill_query":
-                self.kill(self.dice.pick(views), "killed")
+                view = self.dice.pick(views)
+                if not view.alive:
+                    return
+                self.kill(view, "killed")
             case "stop_query":
                 view = self.dice.pick(views)
-                if not view.is_up:
+                if not view.alive or not view.is_up:
                     return
                 view.start(self.stop(view))
             case "bank_down":
@@ -108,7 +112,8 @@ class World(Callers):
                 self.later(event.seconds, self._end_weather, "disk_full")
             case _:
                 return
-        self.dice.fired[event.kind] += 1
+        if event.kind not in MET:
+            self.dice.fired[event.kind] += 1
         self.note("weather", event.kind, f"{event.seconds:.1f} s")
 
     def _end_weather(self, kind: str) -> None:
@@ -283,7 +288,7 @@ class World(Callers):
             found += check(Observed(records, view=view, is_at_rest=self.is_ending))
         found += self._reviews(records)
         charges = sum(record.version == 1 for record in records)
-        return Told(found, dict(self.dice.fired), self.notes, self.loop.callbacks, charges)
+        return Told(found, dict(self.dice.fired), self.dice.drawn, self.notes, self.loop.callbacks, charges)
 
     def _reviews(self, records: Any) -> list[Violation]:
         """A charge goes into review only if the bank lied about it, or its tokens kept expiring."""
