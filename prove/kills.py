@@ -71,8 +71,12 @@ def bank_killed(fault: str) -> str:
 
 def is_enough(harness: Harness) -> bool:
     """Whether every kind of kill, and the charges, have been tried often enough."""
-    kills = (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED)
-    return harness.faults["charges"] >= CHARGES and all(harness.faults[kill] >= EACH_KILL for kill in kills)
+    return harness.faults["charges"] >= CHARGES and all(harness.faults[kill] >= EACH_KILL for kill in kinds())
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of kill."""
+    return (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED)
 
 
 async def _kill_command(
@@ -186,6 +190,7 @@ async def _stop(server: Server, harness: Harness, where: str) -> None:
 async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
     """Kill until it is enough, or the time is used up."""
     harness = Harness("kill -9", "kills of the command server")
+    harness.knows(kinds())
     began = time.monotonic()
     seeds = itertools.count(seed)
 

@@ -248,6 +248,7 @@ class Trial:
 async def run(seconds: float, say: Say) -> Harness:
     """Go through a charge's calls and then a start's, until all are tried or the time is used up."""
     harness = Harness("system calls", "calls")
+    harness.knows(("killed at a call of a charge", "killed at a call of a start"))
     began = time.monotonic()
     if shutil.which("strace") is None:
         harness.skipped["system calls"] = "strace is not installed"

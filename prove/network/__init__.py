@@ -25,15 +25,14 @@ from charging.v1.command_pb2 import ChargeResponse
 from command_service.journal import JournalRefused
 from prove.network import bank, clients, feeds, floods, restarts
 from prove.network.books import check
+from prove.network.kinds import KINDS, OUTCOMES
 from prove.network.servers import InProcess, servers_in
-from prove.network.world import Broken, World, a_world, within
+from prove.network.world import Broken, World, a_world, must, within
 from prove.report import RARE, Harness, Say
 from prove.workers import workers
 
 # The servers' own words for a fault that they did not foresee.
 UNFORESEEN = frozenset({"a call failed unexpectedly", "a charge stopped on its way"})
-# Counted, but not done by anybody.
-OUTCOMES = frozenset({"stranger: a good call was shed", "client: retried over a restart"})
 # No scenario comes near it on an idle machine, rest included.
 SCENARIO_SECONDS = 240.0
 # How much longer than the longest time so far a scenario may take; what does not fit is not begun.
@@ -103,6 +102,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 async def run(seconds: float, say: Say, *, base: int = 0, scenarios: Sequence[Scenario] = SCENARIOS) -> Harness:
     """Play all scenarios again and again, with other seeds, until the time is used up; each at least once."""
     harness = Harness("bank and network", "scenarios")
+    harness.knows(KINDS)
     begun = time.monotonic()
     if shutil.which("openssl") is None:
         scenarios = [scenario for scenario in scenarios if scenario.play is not bank.certificates_are_wrong]
@@ -253,6 +253,7 @@ async def _play(scenario: Scenario, seed: int, harness: Harness) -> None:
                 await world.rest()
                 phase = "the check"
                 broken = await check(world)
+                must(world.faults.keys() <= {*KINDS, *OUTCOMES}, "every kind of fault is one that is known to fire")
                 harness.faults.update(world.faults)
                 phase = "the servers' stop"
         except Broken as error:

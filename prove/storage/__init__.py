@@ -9,11 +9,15 @@ import time
 from prove.report import RARE, Harness, Say
 from prove.storage.disks import small_disk
 from prove.storage.errors import fail_all
-from prove.storage.files import damages, flips
+from prove.storage.files import DAMAGES, damages, flips
 from prove.storage.restores import restored
 
 # In one round: 5,000 in all, of which every record byte has its share.
 FLIPS = 100
+KINDS = (
+    *("EIO", "ENOSPC", "disk full", "disk with room again", "bit flipped", "flipped bits met at a start", *DAMAGES),
+    *("flipped bits whose position was named", "backups under load", "restored backups", "second server on one file"),
+)
 # How much longer than the longest so far a round may take; what does not fit is not begun.
 SLACK = 1.3
 
@@ -21,6 +25,7 @@ SLACK = 1.3
 async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
     """Try all of it until the time is up: one round however little time there is."""
     harness = Harness("storage", "faults")
+    harness.knows(KINDS)
     until = time.monotonic() + seconds
     # Most of both is the work of other processes, and their waiting.
     await asyncio.gather(fail_all(until, say, harness, seed=seed), rounds(until, say, harness, seed=seed))

@@ -148,6 +148,13 @@ def _killed_journal(folder: Path, seed: int) -> list[tuple[str, ...]]:
     return [*told, ("stored", str(head.position), head.chain.hex())]
 
 
+DAMAGES = (
+    *("database cut short", "WAL cut short", "WAL deleted", "database deleted", "database and WAL deleted"),
+    *("anchor deleted", "anchor cut short", "database of another journal", "database and WAL of another journal"),
+    *("WAL of another journal", "anchor of another journal", "older backup in the journal's place", "page zeroed"),
+)
+
+
 def _damages(journal: Path, other: Path, chance: random.Random) -> Iterator[tuple[str, Callable[[], object]]]:
     """Ways in which files are not as they were."""
     wal, anchored = journal.with_name("journal.db-wal"), journal.with_name("journal.db.anchor")
@@ -210,6 +217,7 @@ async def damages(until: float, say: Say, harness: Harness, *, seed: int = 0) ->
             what = await lost(damaged, told)
             is_refused = what.startswith("the journal is refused")
             harness.tried += 1
+            assert name in DAMAGES, name
             harness.faults[name] += 1
             harness.faults["damaged files refused" if is_refused else "damaged files found whole"] += 1
             if what and not is_refused:
