@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from command_service.runner import Runner
 from prove import canaries
@@ -136,9 +137,9 @@ def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
 def a_real_clock_is_noticed() -> bool:
     """The guard's control: a runner that looks at a real clock fails its story."""
 
-    async def ask(self: Runner, effect: object) -> object:
+    async def ask(*arguments: Any) -> object:
         time.monotonic()
-        return await real(self, effect)  # type: ignore[arg-type]  # it is handed on
+        return await real(*arguments)
 
     real = Runner._ask
     with patched([(Runner, "_ask", ask)]):
@@ -160,6 +161,7 @@ def _prepare_worker() -> None:
 def run(seconds: float, say: Say, *, first: int = 0, seeds: int | None = None, plants: bool = True) -> Harness:
     """Plant every canary, run the corpus, and then as many seeds as the time allows, or as many as are named."""
     harness = Harness("deterministic simulation", "seeds")
+    harness.knows(KINDS)
     began = time.monotonic()
     workers = os.cpu_count() or 1
     with multiprocessing.get_context("spawn").Pool(workers, _prepare_worker) as pool:

@@ -35,9 +35,10 @@ from charging.v1.journal_pb2 import Event
 from prove.callers import Callers, patient
 from prove.check import read_anchor, read_journal, read_view, records_in, view_in
 from prove.checker import Violation, check
+from prove.guard import Guard, Reached
 from prove.history import Observed, Record, Session, View
 from prove.host import Connection, Process, ProcessEnded, Thread, silent
-from prove.loop import Deadlock, Guard, Reached, Runaway, patched
+from prove.loop import Deadlock, Runaway, patched
 from prove.plan import MET, Mask, Plan, Weather
 from prove.stage import Note
 

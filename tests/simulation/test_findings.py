@@ -11,8 +11,8 @@ def an_op(key: str, pause_seconds: float, tries: int = 1) -> Op:
 def test_new_charges_are_taken_again_when_the_bank_is_back_and_all_charges_were_given_up() -> None:
     """Seed 183: the breaker was left open with nobody under way to find out that the bank had come back.
 
-    The bank is away, a dozen charges are asked for in vain until the breaker opens and all of them are given up. A charge that is
-    asked for afterwards must be taken, since none but a new one can try the bank.
+    The bank is away, a dozen charges are asked for in vain until the breaker opens and all of them are given up. A charge
+    that is asked for afterwards must be taken, since none but a new one can try the bank.
     """
     waiting = [[an_op(f"order-before-{number}", 0.5)] for number in range(12)]
     later = [an_op("order-after", 415.0)]
