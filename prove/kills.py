@@ -22,6 +22,7 @@ from prove.check import read_journal, read_view
 from prove.checker import check
 from prove.clients import Clients, Referee
 from prove.report import Harness, Say
+from prove.sabotaged import sabotage
 
 AT_ONCE = 24
 # Of a round: with so many kills its history stays small enough to be checked in a second.
@@ -102,6 +103,7 @@ async def _kill_command(
         await asyncio.sleep(chance.choice((0.0, 0.02, 0.1)) * chance.random())
     await town.command.kill()
     harness.faults[command_killed(moment)] += 1
+    harness.violations += await referee.executed_too_early(town.journal)
     await referee.http.delete("/faults")
     await town.start_command(**SETTINGS)
 
@@ -139,13 +141,16 @@ async def _until_shown(town: Town) -> str:
     return f"L3: the view did not reach position {head}"
 
 
-async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Harness) -> None:
-    """One set of files, many kills, and one reckoning."""
+async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Harness, *, bug: str = "") -> None:
+    """One set of files, many kills, and one reckoning; for a control, of a command server with a bug."""
     chance = random.Random(f"kills {seed}")
     clients = Clients(chance, f"kill-{seed}")
     stop, query_stop = asyncio.Event(), asyncio.Event()
     where = f"(python -m prove.kills, seed {seed})"
-    async with Town(folder) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+    town = Town(folder)
+    if bug:
+        sabotage(town.command, bug)
+    async with town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
         referee = Referee(http)
         await town.start_query()
         working = asyncio.create_task(clients.work(town, AT_ONCE, stop))
@@ -172,7 +177,8 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
         if behind := await _until_shown(town):
             harness.violations.append(f"{behind} {where}")
         for server in (town.query, town.command):
-            await _stop(server, harness, where)
+            # What has a bug need not stop well, and is not waited for.
+            await (server.kill() if bug else _stop(server, harness, where))
         verify_journal(town.journal)
         observed = await referee.at_rest(clients, town, has_view=True)
         harness.violations += [f"{violation} {where}" for violation in check(observed)]
@@ -182,9 +188,30 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
 
 async def _stop(server: Server, harness: Harness, where: str) -> None:
     """Stop a server; that it ends well after all this is part of the proof."""
-    status = await server.stop()
+    try:
+        status = await server.stop()
+    except TimeoutError:
+        harness.violations.append(f"L1: {server.module} did not end when it was asked to {where}")
+        await server.kill()
+        return
     if status != 0:
         harness.violations.append(f"{server.module} ended with status {status}: {server.text()[-500:]} {where}")
+
+
+# Bugs of the command server that a few kills must find, each with the invariant that it breaks.
+CANARIES = {
+    "reply before the commit": "I7",
+    "execute before the token is durable": "I3",
+}
+CANARY_KILLS, CANARY_SECONDS = 6, 60.0
+
+
+async def is_found(bug: str, invariant: str) -> bool:
+    """Whether a planted bug is found, by the name of what it breaks."""
+    planted = Harness(bug, "kills")
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        await a_round(Path(folder), 0, CANARY_KILLS, time.monotonic() + CANARY_SECONDS, planted, bug=bug)
+    return planted.found(invariant)
 
 
 async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
@@ -204,7 +231,12 @@ async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
             )
 
     # A round mostly waits for servers to start, so two of them, each with its own, take no longer than one.
-    await asyncio.gather(lane(), lane())
+    async def plant() -> None:
+        for bug, invariant in CANARIES.items():
+            harness.canaries_planted += 1
+            harness.canaries_found += await is_found(bug, invariant)
+
+    await asyncio.gather(plant(), lane(), lane())
     harness.seconds = time.monotonic() - began
     return harness
 

@@ -1,5 +1,6 @@
 """What a harness hands back: how much it tried, how often each fault really fired, and what broke."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class Harness:
     def rare(self) -> list[str]:
         """The kinds that fired too seldom to have shown much."""
         return sorted(kind for kind, times in self.faults.items() if times < RARE and kind not in self.complete)
+
+    def found(self, invariant: str) -> bool:
+        """Whether an invariant is among what broke, by its name: what a control expects, and not just anything."""
+        return any(re.search(rf"\b{invariant}\b", text) for text in self.violations)
 
     def knows(self, kinds: Iterable[str]) -> None:
         """Name kinds that are to fire, so that one that never does is told."""
