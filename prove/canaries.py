@@ -111,6 +111,23 @@ def _reply_before_the_commit() -> _Planted:
     return [(SqliteJournal, "append", append)]
 
 
+def _an_outcome_is_told_before_it_is_stored() -> _Planted:
+    async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
+        if not finished or not version:
+            return await _append(self, charge_id, version, events, finished=finished)
+
+        async def later() -> None:
+            await asyncio.sleep(0.05)
+            await _append(self, charge_id, version, events, finished=finished)
+
+        asyncio.ensure_future(later()).add_done_callback(lambda done: done.cancelled() or done.exception())
+        return [
+            Record(self._head.position + 1, charge_id, version + 1, self._now(), bytes(32), event) for event in events
+        ]
+
+    return [(SqliteJournal, "append", append)]
+
+
 def _checkpoint_outside_the_transaction() -> _Planted:
     def apply(connection: sqlite3.Connection, records: Any) -> None:
         move = query_service.view.MOVE_CHECKPOINT
@@ -278,6 +295,7 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _append_is_retried_after_a_commit_error,
         _commit_error_is_taken_for_no,
         _reply_before_the_commit,
+        _an_outcome_is_told_before_it_is_stored,
         _checkpoint_outside_the_transaction,
         _charged_on_a_mismatching_answer,
         _key_scope_is_forgotten,

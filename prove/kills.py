@@ -157,7 +157,7 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
         killing_query = asyncio.create_task(_kill_query(town, chance, harness, query_stop))
         try:
             for number in range(kills):
-                if time.monotonic() > until:
+                if time.monotonic() > until or (bug and harness.violations):
                     break
                 await _kill_command(town, clients, referee, chance, harness)
                 harness.tried += 1
@@ -200,7 +200,7 @@ async def _stop(server: Server, harness: Harness, where: str) -> None:
 
 # Bugs of the command server that a few kills must find, each with the invariant that it breaks.
 CANARIES = {
-    "reply before the commit": "I7",
+    "an outcome is told before it is stored": "I7",
     "execute before the token is durable": "I3",
 }
 CANARY_KILLS, CANARY_SECONDS = 6, 60.0
