@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -209,6 +210,13 @@ async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_pat
         assert not await trial.die_in_charge(-1, 10_000)
         await trial.reckon("test")
     assert harness.violations == []
+
+
+@needs_strace
+@pytest.mark.parametrize("part", [files, errors, disks, restores], ids=lambda part: str(part.__name__))
+async def test_a_sabotaged_run_of_a_storage_harness_fails(part: Any) -> None:
+    """The controls, each by the name of what it breaks. None: this machine cannot have a small disk."""
+    assert await part.is_control_found() in (True, None)
 
 
 @needs_strace
