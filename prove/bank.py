@@ -17,6 +17,7 @@ import httpx
 
 from command_service.bank.transport import target_of
 from prove.history import BankCall, Movement
+from prove.pressure import Pressure
 
 APPROVED = ("tok_visa", "tok_mastercard")
 DECLINES = {
@@ -204,7 +205,9 @@ class Wire(httpx.AsyncBaseTransport):
         world: contextvars.Context,
         is_durable: Callable[[str], bool],
         note: Callable[..., None],
+        pressure: Pressure,
     ) -> None:
+        self._pressure = pressure
         self._bank = bank
         self._chaos = chaos
         self._world = world
@@ -217,7 +220,8 @@ class Wire(httpx.AsyncBaseTransport):
         answer: asyncio.Future[Reply | Exception] = loop.create_future()
         call = _OneCall(self, request, answer, self._bank.lives)
         loop.call_later(self._chaos.uniform(0.001, 0.03), call.arrive, context=self._world)
-        reply = await answer
+        with self._pressure.call(self._bank.reference_of(call._target, call._body)):
+            reply = await answer
         if isinstance(reply, Exception):
             raise reply
         status, headers, body = reply

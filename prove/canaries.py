@@ -47,7 +47,7 @@ from prove.loop import patched
 from query_service.lookup import find_checkpoint
 
 _decide, _evolve = decide, evolve
-_tell, _accept = Runner._tell, Runner._accept
+_tell, _accept, _ask = Runner._tell, Runner._accept, Runner._ask
 _append, _commit, _apply = SqliteJournal.append, journal_sqlite._commit, query_service.view._apply
 _Planted = list[tuple[Any, str, Any]]
 
@@ -287,6 +287,18 @@ def _a_full_disk_is_taken_for_stored() -> _Planted:
     return [(SqliteJournal, "append", append)]
 
 
+def _bank_calls_have_no_limit() -> _Planted:
+    async def ask(self: Runner, *arguments: Any) -> Any:
+        self._slots = asyncio.Semaphore(1_000_000)
+        return await _ask(self, *arguments)
+
+    return [(Runner, "_ask", ask)]
+
+
+def _no_pause_after_a_vain_call() -> _Planted:
+    return [(command_service.runner, "backoff_seconds", lambda *_: 0.0)]
+
+
 _ALL: dict[str, Callable[[], _Planted]] = {
     plant.__name__.strip("_").replace("_", " "): plant
     for plant in (
@@ -311,6 +323,8 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _a_batchs_answers_are_mixed_up,
         _card_numbers_are_let_in,
         _a_full_disk_is_taken_for_stored,
+        _bank_calls_have_no_limit,
+        _no_pause_after_a_vain_call,
     )
 }
 NAMES = tuple(_ALL)

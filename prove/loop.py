@@ -261,6 +261,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         while scheduled and scheduled[0][0] <= self._now:
             self._ready.append(heapq.heappop(scheduled)[2])
 
+    def unfinished_tasks(self) -> Iterator[tuple[Life | None, str]]:
+        """Whose tasks are not done, and what they do."""
+        yield from ((task.life, task.get_coro().__qualname__) for task in self._tasks if not task.done())  # type: ignore[union-attr]  # all are coroutines
+
     # ------------------------------------------------------------ keeping order
     def _note_escaped(self, _loop: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")

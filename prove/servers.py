@@ -23,6 +23,7 @@ from prove.history import Session
 from prove.host import Link, Process, ProcessEnded
 from prove.loop import PROCESS
 from prove.plan import Mask, Plan
+from prove.pressure import Pressure
 from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, Subscriber
 from query_service.view import View, ViewUnusable
 from query_service.waiting import Waiting
@@ -130,7 +131,12 @@ class Servers(Disk):
         self.note_durable(process, process.connections[0])
         if journal.head.position != self.durable_position:
             self.broke("I7", process.name, f"its head is {journal.head.position}, durable was {self.durable_position}")
-        wire = Wire(self.bank, self.dice, self.outside, self.durable_tokens.__contains__, self.note)
+        if (listed := unfinished_in(process.connections[0])) != self.unfinished:
+            self.broke(
+                "I16", process.name, f"{len(listed)} charges are listed as unfinished, not {len(self.unfinished)}"
+            )
+        pressure = Pressure(plan.bank_calls, self.loop.time, self.broke)
+        wire = Wire(self.bank, self.dice, self.outside, self.durable_tokens.__contains__, self.note, pressure)
         bank = GatewayBank(BANK_URL, wire, call_timeout_seconds=plan.bank_timeout_seconds)
         limits = Limits(plan.bank_calls, plan.max_unfinished, plan.abandon_after_seconds, 600.0)
         chance = random.Random(f"{process.name} {plan.seed}")
@@ -235,6 +241,11 @@ class Servers(Disk):
             where = f"position {message.batch.records[0].position}"
             self.broke("L3", where, f"a waiting reader was sent the record {late:.1f} s late")
         link.sent_position = message.batch.records[-1].position
+
+
+def unfinished_in(connection: Any) -> set[bytes]:
+    """The charges that a journal's table of unfinished ones lists."""
+    return {key for (key,) in connection.really("SELECT charge_id FROM unfinished")}
 
 
 def cancel(task: "asyncio.Task[Any] | None") -> None:

@@ -18,6 +18,7 @@ import shutil
 import sqlite3
 import types
 import uuid
+from collections import Counter
 from collections.abc import MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from prove.history import Observed, Record, Session, View
 from prove.host import Connection, Process, ProcessEnded, Thread, silent
 from prove.loop import Deadlock, Runaway, patched
 from prove.plan import MET, Mask, Plan, Weather
+from prove.servers import unfinished_in
 from prove.stage import Note
 
 # What the product promises once faults have stopped.
@@ -48,6 +50,8 @@ REST_SECONDS = 60.0
 AFTER_LATE_SECONDS = 1.0
 # The journal looks once a second whether there is room on the disk again.
 SETTLE_SECONDS = 2.5
+# What a server has under way as long as it lives; beside these, the command server serves each reader of the feed.
+STANDING = Counter({"SqliteJournal._keep_anchor": 1, "Servers._query": 1, "Subscriber._receive": 1})
 
 
 @dataclass(slots=True)
@@ -168,12 +172,21 @@ class World(Callers):
         if not await self._come_to_rest([]):
             return
         self._read_files()
+        self._count_tasks()
         self.is_ending = True
         for process in list(self.processes.values()):
             if self.dice.whole(0, 1) and process.alive:
                 await process.start(self.stop(process))
             else:
                 self.kill(process, "killed in the end")
+
+    def _count_tasks(self) -> None:
+        """I16: at rest, nothing is left of what was under way but what stands for as long as a server does."""
+        for process in self.processes.values():
+            left = Counter(name for life, name in self.loop.unfinished_tasks() if life is process)
+            left -= STANDING | Counter({"Servers._serve_feed": len(process.links)})
+            if left:
+                self.broke("I16", process.name, f"at rest, these are still under way: {dict(left)}")
 
     def _read_files(self) -> None:
         """What the files hold in the end, seen through the servers' own connections: that spares half of the judging."""
@@ -182,6 +195,8 @@ class World(Callers):
             assert isinstance(connection, Connection)
             if kind == "command":
                 self.records = records_in(connection)
+                if unfinished_in(connection):
+                    self.broke("I16", process.name, "at rest, its journal lists charges as unfinished")
             else:
                 self.views.append(view_in(connection))
 
