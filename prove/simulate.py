@@ -185,6 +185,7 @@ def run(seconds: float, say: Say, *, first: int = 0, seeds: int | None = None, p
         pool.terminate()
     for number, (seed, text) in enumerate(failures):
         harness.violations.append(f"seed {seed}: {text} (python -m prove.simulate --tell {seed})")
+        harness.violations[-1] += f"\nfor {CORPUS.name}: {seed} {text.splitlines()[0]}"
         if number < SHOWN_FAILURES:
             say(f"shrinking seed {seed} ...")
             _, told = shrink(plan_of(seed))

@@ -137,6 +137,6 @@ def _count(folder: Path) -> Counter[str]:
 
 
 def _paths(folder: Path) -> list[str]:
-    """What limits strace to the journal's files."""
-    names = ("journal.db", "journal.db-wal", "journal.db-journal", "journal.db.anchor.new", "journal.db.anchor")
+    """What limits strace to the journal's files, and to their folder, whose sync makes their names durable."""
+    names = ("journal.db", "journal.db-wal", "journal.db-journal", "journal.db.anchor.new", "journal.db.anchor", "")
     return [word for name in names for word in ("-P", str(folder / name))]
