@@ -97,6 +97,7 @@ class Bank:
     is_down: bool = False
     is_unauthorized: bool = False
     lives: int = 0
+    late_factor: float = 1.0
     expects_until: float = 0.0
     """When the last of the requests comes that are late, or copies."""
 
@@ -311,7 +312,7 @@ class _OneCall:
                 status, headers, body = _json(202, said)
                 return self._reply((status, {**headers, "retry-after": chaos.pick(RETRY_AFTERS)}, body), fault)
         if self._step != "look_up" and chaos.fires("late_duplicate"):
-            self._late(chaos.uniform(1.0, 40.0), self.arrive, True)
+            self._late(chaos.uniform(1.0, 40.0) * bank.late_factor, self.arrive, True)
         if self._step != "look_up" and chaos.fires("duplicate"):
             self._do("a copy arrives first")
         if chaos.fires("delay_request"):

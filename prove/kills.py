@@ -8,6 +8,7 @@ bank and view must agree. It stops by itself when every fault has been tried oft
 import asyncio
 import itertools
 import random
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -54,6 +55,10 @@ _FAULTS = {
     MOMENTS[3]: ("execute", "hang_before"),
     MOMENTS[4]: ("execute", "hang_after"),
 }
+# Of each five kills, the one that is followed by a pause of the command server, as a machine that hangs makes: shorter than
+# a call's deadline, longer than it, and longer than the bank is waited for.
+PAUSE_AFTER, PAUSE_SECONDS = 2, (0.5, 7.0)
+PAUSED = "command server paused"
 BANK_KILLS = ("stop_before", "stop_after")
 QUERY_KILLED = "query server killed"
 # A call that hangs is asked again soon: what hung, and was not killed, must not hold up the rest.
@@ -77,7 +82,7 @@ def is_enough(harness: Harness) -> bool:
 
 def kinds() -> tuple[str, ...]:
     """The kinds of kill."""
-    return (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED)
+    return (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED, PAUSED)
 
 
 async def _kill_command(
@@ -128,6 +133,19 @@ async def _kill_bank(town: Town, referee: Referee, chance: random.Random, harnes
     referee.forgotten()
 
 
+async def _pause_command(town: Town, chance: random.Random, harness: Harness) -> None:
+    """Stop the command server amid its work (SIGSTOP), and let it go on as if nothing had been."""
+    process = town.command.process
+    assert process is not None
+    await asyncio.sleep(chance.uniform(0.0, 0.2))
+    process.send_signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(chance.uniform(*PAUSE_SECONDS))
+    finally:
+        process.send_signal(signal.SIGCONT)
+    harness.faults[PAUSED] += 1
+
+
 async def _until_shown(town: Town) -> str:
     """Wait until the view has reached the journal's head. Returns what went wrong."""
     head = len(read_journal(town.journal))
@@ -163,6 +181,8 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
                 harness.tried += 1
                 if number % 5 in BANK_AFTER:
                     await _kill_bank(town, referee, chance, harness)
+                if number % 5 == PAUSE_AFTER and not bug:
+                    await _pause_command(town, chance, harness)
             stop.set()
             query_stop.set()
             async with asyncio.timeout(REST_SECONDS):

@@ -44,7 +44,7 @@ class Servers(Disk):
 
     def __init__(self, plan: Plan, mask: Mask, folder: Path) -> None:
         super().__init__(plan, mask, folder)
-        self.bank = Bank(plan.token_seconds, self.loop.time)
+        self.bank = Bank(plan.token_seconds, self.loop.time, late_factor=plan.late_factor)
         self.processes: dict[str, Process] = {}
         self.starts: dict[str, int] = {}
         self.sessions: list[Session] = []
