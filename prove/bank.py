@@ -17,6 +17,7 @@ import httpx
 
 from command_service.bank.transport import target_of
 from prove.history import BankCall, Movement
+from prove.pressure import Pressure
 
 APPROVED = ("tok_visa", "tok_mastercard")
 DECLINES = {
@@ -77,6 +78,7 @@ class Chaos(Protocol):
     """Whether a fault happens now. Each asking is a draw of the seed's; a yes counts as fired."""
 
     def fires(self, kind: str) -> bool: ...  # noqa: D102  # the class says it
+    def met(self, kind: str) -> None: ...  # noqa: D102
     def uniform(self, low: float, high: float) -> float: ...  # noqa: D102
     def pick(self, things: Any) -> Any: ...  # noqa: D102
 
@@ -95,6 +97,7 @@ class Bank:
     is_down: bool = False
     is_unauthorized: bool = False
     lives: int = 0
+    late_factor: float = 1.0
     expects_until: float = 0.0
     """When the last of the requests comes that are late, or copies."""
 
@@ -203,7 +206,9 @@ class Wire(httpx.AsyncBaseTransport):
         world: contextvars.Context,
         is_durable: Callable[[str], bool],
         note: Callable[..., None],
+        pressure: Pressure,
     ) -> None:
+        self._pressure = pressure
         self._bank = bank
         self._chaos = chaos
         self._world = world
@@ -216,7 +221,8 @@ class Wire(httpx.AsyncBaseTransport):
         answer: asyncio.Future[Reply | Exception] = loop.create_future()
         call = _OneCall(self, request, answer, self._bank.lives)
         loop.call_later(self._chaos.uniform(0.001, 0.03), call.arrive, context=self._world)
-        reply = await answer
+        with self._pressure.call(self._bank.reference_of(call._target, call._body)):
+            reply = await answer
         if isinstance(reply, Exception):
             raise reply
         status, headers, body = reply
@@ -272,9 +278,11 @@ class _OneCall:
             self._do("done late")
             return None
         if bank.is_down:
+            chaos.met("bank_down")
             self._note("bank", self._step, "nobody is there")
             return self._end(httpx.ConnectError("refused"))
         if bank.is_unauthorized:
+            chaos.met("unauthorized")
             return self._reply((401, {}, b'{"error": "unauthorized"}'), "401")
         possible = BEFORE[:-1] if self._step == "token" else BEFORE  # there is no token yet to be forgotten
         fault = next((kind for kind in possible if chaos.fires(kind)), None)
@@ -304,7 +312,7 @@ class _OneCall:
                 status, headers, body = _json(202, said)
                 return self._reply((status, {**headers, "retry-after": chaos.pick(RETRY_AFTERS)}, body), fault)
         if self._step != "look_up" and chaos.fires("late_duplicate"):
-            self._late(chaos.uniform(1.0, 40.0), self.arrive, True)
+            self._late(chaos.uniform(1.0, 40.0) * bank.late_factor, self.arrive, True)
         if self._step != "look_up" and chaos.fires("duplicate"):
             self._do("a copy arrives first")
         if chaos.fires("delay_request"):
@@ -314,6 +322,7 @@ class _OneCall:
     def _process(self) -> None:
         chaos = self._chaos
         if self._bank.lives != self._life or self._bank.is_down:  # it restarted, and forgot who was connected
+            chaos.met("bank_down" if self._bank.is_down else "bank_restart")
             return self._end(httpx.ReadError("reset"), "cut by the bank's restart")
         if self._bank.has_open(self._target, self._body) and chaos.fires("expire_token"):
             self._bank.expire(self._target, self._body)

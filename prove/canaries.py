@@ -47,7 +47,7 @@ from prove.loop import patched
 from query_service.lookup import find_checkpoint
 
 _decide, _evolve = decide, evolve
-_tell, _accept = Runner._tell, Runner._accept
+_tell, _accept, _ask = Runner._tell, Runner._accept, Runner._ask
 _append, _commit, _apply = SqliteJournal.append, journal_sqlite._commit, query_service.view._apply
 _Planted = list[tuple[Any, str, Any]]
 
@@ -106,6 +106,23 @@ def _reply_before_the_commit() -> _Planted:
         return [
             Record(first + n, charge_id, expected_version + 1 + n, self._now(), bytes(32), event)
             for n, event in enumerate(events)
+        ]
+
+    return [(SqliteJournal, "append", append)]
+
+
+def _an_outcome_is_told_before_it_is_stored() -> _Planted:
+    async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
+        if not finished or not version:
+            return await _append(self, charge_id, version, events, finished=finished)
+
+        async def later() -> None:
+            await asyncio.sleep(0.05)
+            await _append(self, charge_id, version, events, finished=finished)
+
+        asyncio.ensure_future(later()).add_done_callback(lambda done: done.cancelled() or done.exception())
+        return [
+            Record(self._head.position + 1, charge_id, version + 1, self._now(), bytes(32), event) for event in events
         ]
 
     return [(SqliteJournal, "append", append)]
@@ -270,6 +287,18 @@ def _a_full_disk_is_taken_for_stored() -> _Planted:
     return [(SqliteJournal, "append", append)]
 
 
+def _bank_calls_have_no_limit() -> _Planted:
+    async def ask(self: Runner, *arguments: Any) -> Any:
+        self._slots = asyncio.Semaphore(1_000_000)
+        return await _ask(self, *arguments)
+
+    return [(Runner, "_ask", ask)]
+
+
+def _no_pause_after_a_vain_call() -> _Planted:
+    return [(command_service.runner, "backoff_seconds", lambda *_: 0.0)]
+
+
 _ALL: dict[str, Callable[[], _Planted]] = {
     plant.__name__.strip("_").replace("_", " "): plant
     for plant in (
@@ -278,6 +307,7 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _append_is_retried_after_a_commit_error,
         _commit_error_is_taken_for_no,
         _reply_before_the_commit,
+        _an_outcome_is_told_before_it_is_stored,
         _checkpoint_outside_the_transaction,
         _charged_on_a_mismatching_answer,
         _key_scope_is_forgotten,
@@ -293,6 +323,8 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _a_batchs_answers_are_mixed_up,
         _card_numbers_are_let_in,
         _a_full_disk_is_taken_for_stored,
+        _bank_calls_have_no_limit,
+        _no_pause_after_a_vain_call,
     )
 }
 NAMES = tuple(_ALL)

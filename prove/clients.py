@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -17,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from charging.v1.journal_pb2 import Event
 from demo.processes import Town
 from prove.check import movements_of, read_anchor, read_journal, read_view
 from prove.history import NOTHING_STORED, BankCall, Call, Observed
@@ -122,6 +124,7 @@ class Referee:
     http: httpx.AsyncClient
     bank_calls: list[BankCall] = field(default_factory=list)
     _seen: int = 0
+    _judged: int = 0
 
     async def order(self, **fault: object) -> None:
         """Order a fault."""
@@ -138,6 +141,15 @@ class Referee:
             self._seen = call["n"]
             self.bank_calls.append(_bank_call(call))
         return calls
+
+    async def executed_too_early(self, journal: Path) -> list[str]:
+        """I3, right after a death: what the bank was asked to execute must be in the journal that the dead one left."""
+        await self.collect()
+        executes = [call for call in self.bank_calls[self._judged :] if call.step == "execute"]
+        self._judged = len(self.bank_calls)
+        stored = {Event.FromString(record.event).token_issued.token for record in read_journal(journal)}
+        early = [call.token for call in executes if call.token not in stored]
+        return [f"I3: token {token} was executed, and the dead server's journal does not hold it" for token in early]
 
     def forgotten(self) -> None:
         """The bank was started again, and its log begins anew."""

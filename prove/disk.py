@@ -74,6 +74,8 @@ class Disk(Stage):
             self.note_durable(process, connection)
             self.note(process.name, "a commit fails, and is on disk all the same")
             raise _error("disk I/O error", sqlite3.SQLITE_IOERR | (4 << 8))
+        if self.disk_is_full:
+            dice.met("disk_full")
         if self.disk_is_full or dice.fires("disk_full_once"):
             process.had_disk_fault = True
             connection.really("ROLLBACK")

@@ -40,8 +40,12 @@ class Process:
     """End it as `kill -9` does; the word is why."""
     alive: bool = True
     is_up: bool = False
+    has_started: bool = False
+    """It was up once: what kills it now does not kill it while it starts."""
     ticks_left: int = 0
-    why: str = ""
+    """Callbacks until `strike`; 0: it is not chosen."""
+    strike: Callable[[], None] = field(init=False)
+    """The chosen callback has come: the process is killed."""
     connections: list["Connection"] = field(default_factory=list)
     locks: list[Any] = field(default_factory=list)
     calls: dict["Rpc", None] = field(default_factory=dict)
@@ -64,7 +68,7 @@ class Process:
         if self.ticks_left:
             self.ticks_left -= 1
             if not self.ticks_left:
-                self.kill(self.why)
+                self.strike()
         return self.alive
 
     @property

@@ -8,6 +8,7 @@ bank and view must agree. It stops by itself when every fault has been tried oft
 import asyncio
 import itertools
 import random
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from prove.check import read_journal, read_view
 from prove.checker import check
 from prove.clients import Clients, Referee
 from prove.report import Harness, Say
+from prove.sabotaged import sabotage
 
 AT_ONCE = 24
 # Of a round: with so many kills its history stays small enough to be checked in a second.
@@ -53,6 +55,10 @@ _FAULTS = {
     MOMENTS[3]: ("execute", "hang_before"),
     MOMENTS[4]: ("execute", "hang_after"),
 }
+# Of each five kills, the one that is followed by a pause of the command server, as a machine that hangs makes: shorter than
+# a call's deadline, longer than it, and longer than the bank is waited for.
+PAUSE_AFTER, PAUSE_SECONDS = 2, (0.5, 7.0)
+PAUSED = "command server paused"
 BANK_KILLS = ("stop_before", "stop_after")
 QUERY_KILLED = "query server killed"
 # A call that hangs is asked again soon: what hung, and was not killed, must not hold up the rest.
@@ -71,8 +77,12 @@ def bank_killed(fault: str) -> str:
 
 def is_enough(harness: Harness) -> bool:
     """Whether every kind of kill, and the charges, have been tried often enough."""
-    kills = (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED)
-    return harness.faults["charges"] >= CHARGES and all(harness.faults[kill] >= EACH_KILL for kill in kills)
+    return harness.faults["charges"] >= CHARGES and all(harness.faults[kill] >= EACH_KILL for kill in kinds())
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of kill."""
+    return (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED, PAUSED)
 
 
 async def _kill_command(
@@ -98,6 +108,7 @@ async def _kill_command(
         await asyncio.sleep(chance.choice((0.0, 0.02, 0.1)) * chance.random())
     await town.command.kill()
     harness.faults[command_killed(moment)] += 1
+    harness.violations += await referee.executed_too_early(town.journal)
     await referee.http.delete("/faults")
     await town.start_command(**SETTINGS)
 
@@ -122,6 +133,19 @@ async def _kill_bank(town: Town, referee: Referee, chance: random.Random, harnes
     referee.forgotten()
 
 
+async def _pause_command(town: Town, chance: random.Random, harness: Harness) -> None:
+    """Stop the command server amid its work (SIGSTOP), and let it go on as if nothing had been."""
+    process = town.command.process
+    assert process is not None
+    await asyncio.sleep(chance.uniform(0.0, 0.2))
+    process.send_signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(chance.uniform(*PAUSE_SECONDS))
+    finally:
+        process.send_signal(signal.SIGCONT)
+    harness.faults[PAUSED] += 1
+
+
 async def _until_shown(town: Town) -> str:
     """Wait until the view has reached the journal's head. Returns what went wrong."""
     head = len(read_journal(town.journal))
@@ -135,25 +159,30 @@ async def _until_shown(town: Town) -> str:
     return f"L3: the view did not reach position {head}"
 
 
-async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Harness) -> None:
-    """One set of files, many kills, and one reckoning."""
+async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Harness, *, bug: str = "") -> None:
+    """One set of files, many kills, and one reckoning; for a control, of a command server with a bug."""
     chance = random.Random(f"kills {seed}")
     clients = Clients(chance, f"kill-{seed}")
     stop, query_stop = asyncio.Event(), asyncio.Event()
     where = f"(python -m prove.kills, seed {seed})"
-    async with Town(folder) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+    town = Town(folder)
+    if bug:
+        sabotage(town.command, bug)
+    async with town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
         referee = Referee(http)
         await town.start_query()
         working = asyncio.create_task(clients.work(town, AT_ONCE, stop))
         killing_query = asyncio.create_task(_kill_query(town, chance, harness, query_stop))
         try:
             for number in range(kills):
-                if time.monotonic() > until:
+                if time.monotonic() > until or (bug and harness.violations):
                     break
                 await _kill_command(town, clients, referee, chance, harness)
                 harness.tried += 1
                 if number % 5 in BANK_AFTER:
                     await _kill_bank(town, referee, chance, harness)
+                if number % 5 == PAUSE_AFTER and not bug:
+                    await _pause_command(town, chance, harness)
             stop.set()
             query_stop.set()
             async with asyncio.timeout(REST_SECONDS):
@@ -168,7 +197,8 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
         if behind := await _until_shown(town):
             harness.violations.append(f"{behind} {where}")
         for server in (town.query, town.command):
-            await _stop(server, harness, where)
+            # What has a bug need not stop well, and is not waited for.
+            await (server.kill() if bug else _stop(server, harness, where))
         verify_journal(town.journal)
         observed = await referee.at_rest(clients, town, has_view=True)
         harness.violations += [f"{violation} {where}" for violation in check(observed)]
@@ -178,14 +208,36 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
 
 async def _stop(server: Server, harness: Harness, where: str) -> None:
     """Stop a server; that it ends well after all this is part of the proof."""
-    status = await server.stop()
+    try:
+        status = await server.stop()
+    except TimeoutError:
+        harness.violations.append(f"L1: {server.module} did not end when it was asked to {where}")
+        await server.kill()
+        return
     if status != 0:
         harness.violations.append(f"{server.module} ended with status {status}: {server.text()[-500:]} {where}")
+
+
+# Bugs of the command server that a few kills must find, each with the invariant that it breaks.
+CANARIES = {
+    "an outcome is told before it is stored": "I7",
+    "execute before the token is durable": "I3",
+}
+CANARY_KILLS, CANARY_SECONDS = 6, 60.0
+
+
+async def is_found(bug: str, invariant: str) -> bool:
+    """Whether a planted bug is found, by the name of what it breaks."""
+    planted = Harness(bug, "kills")
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        await a_round(Path(folder), 0, CANARY_KILLS, time.monotonic() + CANARY_SECONDS, planted, bug=bug)
+    return planted.found(invariant)
 
 
 async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
     """Kill until it is enough, or the time is used up."""
     harness = Harness("kill -9", "kills of the command server")
+    harness.knows(kinds())
     began = time.monotonic()
     seeds = itertools.count(seed)
 
@@ -199,7 +251,12 @@ async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
             )
 
     # A round mostly waits for servers to start, so two of them, each with its own, take no longer than one.
-    await asyncio.gather(lane(), lane())
+    async def plant() -> None:
+        for bug, invariant in CANARIES.items():
+            harness.canaries_planted += 1
+            harness.canaries_found += await is_found(bug, invariant)
+
+    await asyncio.gather(plant(), lane(), lane())
     harness.seconds = time.monotonic() - began
     return harness
 

@@ -5,27 +5,21 @@
 * What the product hands to a thread is done here, inline, each thread's work in its order and after a delay of its own.
 * Every callback belongs to a simulated process, or to the world around them. A process that was killed never runs again,
   not even its `finally` blocks: that is what `kill -9` does.
-* `Guard` makes real clocks, chance and threads raise, so that nothing that is not the seed's can creep in.
+* `prove.guard` makes real clocks, chance and threads raise, so that nothing that is not the seed's can creep in.
 """
 
 import asyncio
 import contextvars
-import datetime
 import heapq
 import itertools
 import math
-import os
 import random
 import sys
-import threading
-import time
-import uuid
 from asyncio import events
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -53,10 +47,6 @@ class Deadlock(Exception):
 
 class Runaway(Exception):
     """The story goes on and on."""
-
-
-class Reached(BaseException):
-    """Simulated code reached the real world. It is no Exception, so that nobody takes it for a fault of the bank's."""
 
 
 class _Lane:
@@ -271,6 +261,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         while scheduled and scheduled[0][0] <= self._now:
             self._ready.append(heapq.heappop(scheduled)[2])
 
+    def unfinished_tasks(self) -> Iterator[tuple[Life | None, str]]:
+        """Whose tasks are not done, and what they do."""
+        yield from ((task.life, task.get_coro().__qualname__) for task in self._tasks if not task.done())  # type: ignore[union-attr]  # all are coroutines
+
     # ------------------------------------------------------------ keeping order
     def _note_escaped(self, _loop: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -310,71 +304,6 @@ def _hand_over(done: "asyncio.Future[Any]", outcome: Any, error: Exception | Non
         done.set_exception(error)
     else:
         done.set_result(outcome)
-
-
-# ---------------------------------------------------------------- the guard
-_CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep")
-_CHANCES = ("random", "randint", "randrange", "choice", "choices", "shuffle", "sample", "uniform", "getrandbits")
-_PRODUCT = ("command_service", "query_service", "chassis")
-
-
-class Guard:
-    """While it is on, real clocks, chance and threads raise `Reached`, and what was reached is kept in `reached`.
-
-    `now` is what `datetime.now` of the product's modules tells instead, in microseconds since 1970.
-    """
-
-    def __init__(self) -> None:
-        self.reached: list[str] = []
-
-    @contextmanager
-    def on(self, now: Callable[[], int]) -> Iterator[None]:
-        """Guard for as long as the context lasts."""
-        self.reached.clear()
-        seed = random.Random.seed
-
-        def seed_if_given(chance: random.Random, a: Any = None, version: int = 2) -> None:
-            if a is None:
-                self._refuse("random.Random without a seed")
-            seed(chance, a, version)
-
-        class VirtualDatetime(datetime.datetime):
-            @classmethod
-            def now(cls, tz: datetime.tzinfo | None = None) -> "VirtualDatetime":
-                return cls.fromtimestamp(now() / 1_000_000, tz)
-
-        places: list[tuple[Any, str, Any]] = [
-            *((time, name, self._refusing(f"time.{name}")) for name in _CLOCKS),
-            *((random, name, self._refusing(f"random.{name}")) for name in _CHANCES),
-            (random.Random, "seed", seed_if_given),
-            (os, "urandom", self._refusing("os.urandom")),
-            (uuid, "uuid4", self._refusing("uuid.uuid4")),
-            (uuid, "uuid1", self._refusing("uuid.uuid1")),
-            (threading.Thread, "start", self._refusing("threading.Thread.start")),
-        ]
-        places += [(module, "datetime", VirtualDatetime) for module in _modules_with_a_clock(len(sys.modules))]
-        with patched(places):
-            yield
-
-    def _refusing(self, name: str) -> Callable[..., NoReturn]:
-        def refuse(*_: Any, **__: Any) -> NoReturn:
-            self._refuse(name)
-
-        return refuse
-
-    def _refuse(self, name: str) -> NoReturn:
-        self.reached.append(name)
-        raise Reached(f"simulated code reached {name}")
-
-
-@lru_cache(maxsize=1)
-def _modules_with_a_clock(_modules: int) -> list[Any]:
-    """The product's modules that look at `datetime`, sought again only when there are more modules than before."""
-    return [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith(_PRODUCT) and getattr(module, "datetime", None) is datetime.datetime
-    ]
 
 
 @contextmanager

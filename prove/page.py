@@ -33,7 +33,7 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(
             f"| {each['name']} | {each['tried']:,} {each['unit']} | {len(each['violations'])} "
             f"| {_of(canaries['found'], canaries['planted'])} | {_of(sum(controls.values()), len(controls))} "
-            f"| {sum(fired.values()):,} of {len(fired)} kinds | {each['seconds'] / 60:.1f} |"
+            f"| {sum(fired.values()):,} of {sum(n > 0 for n in fired.values())} kinds | {each['seconds'] / 60:.1f} |"
         )
         notes += [f"{each['name']}, all of them: {what} ({count:,})" for what, count in each["enumerated"].items()]
         notes += [f"{each['name']}, not tried: {what} ({why})" for what, why in each["skipped"].items()]

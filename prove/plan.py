@@ -55,6 +55,10 @@ WEATHER = (
     "clock_jump",
     "disk_full",
 )
+# Of these each call or commit that meets one is counted: when nobody meets it, nothing has happened.
+MET = frozenset({"bank_down", "bank_restart", "unauthorized", "disk_full"})
+# In a few stories the bank is away for hours, beyond the age at which charges are given up, and late deliveries are as late.
+LONG_STORIES, LONG_SECONDS, LONG_LATE_FACTOR = 1 / 80, (600.0, 3 * 3_600.0), 200.0
 # What clients do that is no fault of ours, counted as well.
 CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number")
 KINDS = (*CALL_FAULTS, *WEATHER, *CLIENTS)
@@ -121,6 +125,8 @@ class Plan:
     views: int
     shuffles: bool
     grid_seconds: float
+    late_factor: float = 1.0
+    """How much later than usual what is late comes."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -139,10 +145,18 @@ def plan_of(seed: int) -> Plan:
         for _ in range(chance.choice((0, 0, 0, 1, 1, 3))):
             lasts = chance.choice((0.3, 2.0, 8.0, 25.0)) * chance.uniform(0.5, 1.5)
             weather.append(Weather(chance.uniform(0.0, horizon), kind, lasts))
+    # By a chance of its own, so that all other stories stay what they were.
+    long = random.Random(f"long {seed}")
+    is_long = long.random() < LONG_STORIES
+    begun = horizon
+    if is_long:
+        away = long.uniform(*LONG_SECONDS)
+        weather.append(Weather(long.uniform(0.0, horizon), "bank_down", away))
+        horizon += away + long.uniform(0.0, 600.0)
     weather.sort(key=lambda event: event.at)
     keys = [f"order-{seed}-{number}" for number in range(chance.choice((1, 2, 4, 8)))]
     clients = [
-        [_op(chance, keys, horizon) for _ in range(chance.randint(1, 5))]
+        [_op(chance, keys, begun) for _ in range(chance.randint(1, 5))]
         for _ in range(chance.choice((1, 2, 3, 4, 6, 8)))
     ]
     return Plan(
@@ -161,6 +175,7 @@ def plan_of(seed: int) -> Plan:
         views=chance.choice((1, 1, 1, 2)),
         shuffles=chance.random() < 0.8,
         grid_seconds=chance.choice((0.0, 0.01, 0.05)),
+        late_factor=LONG_LATE_FACTOR if is_long else 1.0,
     )
 
 
@@ -216,8 +231,20 @@ class Dice:
         """Faults have stopped."""
         self.fired: Counter[str] = Counter()
 
+    @property
+    def drawn(self) -> dict[str, int]:
+        """How often each kind was drawn, whether or not it came to happen: what a mask's firings are numbered by."""
+        return dict(self._firings)
+
     def fires(self, kind: str) -> bool:
         """Whether a fault happens now; it counts as fired then."""
+        if not self.draws(kind):
+            return False
+        self.fired[kind] += 1
+        return True
+
+    def draws(self, kind: str) -> bool:
+        """Whether a fault is to happen later. Who makes it happen counts it then: until then it may find nothing to harm."""
         weight = self._plan.weights.get(kind)
         if weight is None or self.is_over or kind in self._mask.kinds:
             return False
@@ -227,10 +254,11 @@ class Dice:
         if stream.random() >= weight:
             return False
         self._firings[kind] += 1
-        if (kind, self._firings[kind]) in self._mask.firings:
-            return False
+        return (kind, self._firings[kind]) not in self._mask.firings
+
+    def met(self, kind: str) -> None:
+        """A call or a commit meets what was there before it, such as a bank that is down: that counts as fired."""
         self.fired[kind] += 1
-        return True
 
     def uniform(self, low: float, high: float) -> float:
         """A number between two."""

@@ -168,9 +168,21 @@ def cut_recording(recording: Recording, cuts: int, seed: str, until: float) -> H
     return tried
 
 
+# What a cut does to what was not synced, and what came before it.
+KINDS = (
+    "sync failed",
+    "unsynced write lost",
+    "page of a failed sync lost",
+    "writes reordered",
+    "write torn",
+    "name lost",
+)
+
+
 def run(seconds: float, say: Say, *, seed: int = 0, cuts: int = 2_500) -> Harness:
     """Cut the power so often, and on until every kind of fault has fired often enough; or until the time is up."""
     harness = Harness("power cuts", "power cuts")
+    harness.knows(KINDS)
     until = time.monotonic() + seconds
     if shutil.which("strace") is None:
         harness.skipped["power cuts"] = "strace is not installed"

@@ -1,7 +1,8 @@
 """What a harness hands back: how much it tried, how often each fault really fired, and what broke."""
 
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ class Harness:
     violations: list[str] = field(default_factory=list)
     """One text each: the invariant, where, and how to see it again."""
     faults: Counter[str] = field(default_factory=Counter)
-    """How often each fault really fired, not how often it was asked for."""
+    """How often each fault really fired, not how often it was asked for. What is known and never fired is here with 0."""
     canaries_planted: int = 0
     canaries_found: int = 0
     controls: dict[str, bool] = field(default_factory=dict)
@@ -34,13 +35,22 @@ class Harness:
 
     @property
     def is_sound(self) -> bool:
-        """Nothing broke, every canary was found, every control failed as it must."""
-        return not self.violations and self.canaries_found == self.canaries_planted and all(self.controls.values())
+        """Something was tried and nothing broke, every canary was found, every control failed as it must."""
+        is_every_plant_found = self.canaries_found == self.canaries_planted and all(self.controls.values())
+        return self.tried > 0 and not self.violations and is_every_plant_found
 
     @property
     def rare(self) -> list[str]:
         """The kinds that fired too seldom to have shown much."""
         return sorted(kind for kind, times in self.faults.items() if times < RARE and kind not in self.complete)
+
+    def found(self, invariant: str) -> bool:
+        """Whether an invariant is among what broke, by its name: what a control expects, and not just anything."""
+        return any(re.search(rf"\b{invariant}\b", text) for text in self.violations)
+
+    def knows(self, kinds: Iterable[str]) -> None:
+        """Name kinds that are to fire, so that one that never does is told."""
+        self.faults.update(dict.fromkeys(kinds, 0))
 
     def add(self, part: "Harness") -> None:
         """Add what a part of it tried, in another process perhaps."""

@@ -23,6 +23,7 @@ from prove.history import Session
 from prove.host import Link, Process, ProcessEnded
 from prove.loop import PROCESS
 from prove.plan import Mask, Plan
+from prove.pressure import Pressure
 from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, Subscriber
 from query_service.view import View, ViewUnusable
 from query_service.waiting import Waiting
@@ -32,6 +33,9 @@ FILES_READ_EVERY = 8
 # A waiting reader is sent a record in no time, or as late as a slow disk takes for what is queued there. Later, it was not
 # woken, but found the record by chance.
 WAKE_SECONDS, SLOW_WAKE_SECONDS = 0.001, 4.0
+# Half of the command servers' lives are over within some 130 callbacks, half of the query servers' within some 60, and a
+# start takes some twenty: a process that is chosen to die is mostly still there then.
+STARTING_CALLBACKS, LIVING_CALLBACKS = 30, 250
 BANK_URL = "http://bank.test"
 
 
@@ -40,7 +44,7 @@ class Servers(Disk):
 
     def __init__(self, plan: Plan, mask: Mask, folder: Path) -> None:
         super().__init__(plan, mask, folder)
-        self.bank = Bank(plan.token_seconds, self.loop.time)
+        self.bank = Bank(plan.token_seconds, self.loop.time, late_factor=plan.late_factor)
         self.processes: dict[str, Process] = {}
         self.starts: dict[str, int] = {}
         self.sessions: list[Session] = []
@@ -56,12 +60,18 @@ class Servers(Disk):
         process.kill = partial(self.kill, process)
         process.context.run(PROCESS.set, process)
         self.processes[kind] = process
-        if self.dice.fires("kill_in_recovery"):
-            process.ticks_left, process.why = self.dice.whole(1, 60), "killed while starting"
-        elif self.dice.fires("kill_anywhere"):
-            process.ticks_left, process.why = self.dice.whole(30, 1_500), "killed"
+        process.strike = partial(self._strike, process)
+        if self.dice.draws("kill_in_recovery"):
+            process.ticks_left = self.dice.whole(1, STARTING_CALLBACKS)
+        elif self.dice.draws("kill_anywhere"):
+            process.ticks_left = self.dice.whole(1, LIVING_CALLBACKS)
         self.note(process.name, "starts")
         process.start(self._command(process) if kind == "command" else self._query(process))
+
+    def _strike(self, process: Process) -> None:
+        """Kill it at the callback that was chosen for it, and count what that turned out to be."""
+        self.dice.met("kill_anywhere" if process.has_started else "kill_in_recovery")
+        self.kill(process, "killed" if process.has_started else "killed while starting")
 
     def kill(self, process: Process, why: str) -> None:
         """End a process as `kill -9` does, and have another one started on what it left."""
@@ -92,6 +102,7 @@ class Servers(Disk):
                 return self.folder / name
             before = self.folder / f"{process.folder.name}-synced"
             if before.exists():
+                self.dice.met("view_power_cut")
                 self.note(process.name, "a power cut takes the newest batches of its view")
                 return before
         return self.copy(process, name)
@@ -120,7 +131,12 @@ class Servers(Disk):
         self.note_durable(process, process.connections[0])
         if journal.head.position != self.durable_position:
             self.broke("I7", process.name, f"its head is {journal.head.position}, durable was {self.durable_position}")
-        wire = Wire(self.bank, self.dice, self.outside, self.durable_tokens.__contains__, self.note)
+        if (listed := unfinished_in(process.connections[0])) != self.unfinished:
+            self.broke(
+                "I16", process.name, f"{len(listed)} charges are listed as unfinished, not {len(self.unfinished)}"
+            )
+        pressure = Pressure(plan.bank_calls, self.loop.time, self.broke)
+        wire = Wire(self.bank, self.dice, self.outside, self.durable_tokens.__contains__, self.note, pressure)
         bank = GatewayBank(BANK_URL, wire, call_timeout_seconds=plan.bank_timeout_seconds)
         limits = Limits(plan.bank_calls, plan.max_unfinished, plan.abandon_after_seconds, 600.0)
         chance = random.Random(f"{process.name} {plan.seed}")
@@ -130,12 +146,12 @@ class Servers(Disk):
         process.journal, process.runner, process.commands, process.feed = journal, runner, commands, feed
         process.feed_service = JournalService(feed)
         found = await runner.recover()
-        process.is_up = True
+        process.is_up = process.has_started = True
         self.note(process.name, "serves", f"{found} unfinished")
 
     async def _query(self, process: Process) -> None:
         """What `python -m query_service` builds."""
-        if self.dice.fires("view_power_cut"):
+        if self.dice.draws("view_power_cut"):
             self.copy(process, f"{process.folder.name}-synced")
         try:
             view = await View.open(process.folder / "view.db")
@@ -144,7 +160,7 @@ class Servers(Disk):
             subscriber = Subscriber(
                 view, process.waiting, partial(self._open_feed, process), clock=self.loop.time, chance=chance
             )
-            process.is_up = True
+            process.is_up = process.has_started = True
             await subscriber.run(_set_serving)
         except BrokenFeed as error:
             self.broke("I9", process.name, f"it stopped: {error}")
@@ -225,6 +241,11 @@ class Servers(Disk):
             where = f"position {message.batch.records[0].position}"
             self.broke("L3", where, f"a waiting reader was sent the record {late:.1f} s late")
         link.sent_position = message.batch.records[-1].position
+
+
+def unfinished_in(connection: Any) -> set[bytes]:
+    """The charges that a journal's table of unfinished ones lists."""
+    return {key for (key,) in connection.really("SELECT charge_id FROM unfinished")}
 
 
 def cancel(task: "asyncio.Task[Any] | None") -> None:

@@ -82,7 +82,7 @@ def _parts(plan: Plan, told: Told) -> Iterator[tuple[str, object]]:
     yield from (("kinds", kind) for kind in KINDS if told.fired.get(kind))
     yield from (("weather", number) for number in range(len(plan.weather)))
     yield from (("ops", (client, n)) for client, ops in enumerate(plan.clients, 1) for n in range(len(ops)))
-    yield from (("firings", (kind, n)) for kind, times in told.fired.items() for n in range(1, times + 1))
+    yield from (("firings", (kind, n)) for kind, times in told.drawn.items() for n in range(1, times + 1))
 
 
 def as_story(told: Told) -> Iterator[str]:
@@ -137,9 +137,9 @@ def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
 def a_real_clock_is_noticed() -> bool:
     """The guard's control: a runner that looks at a real clock fails its story."""
 
-    async def ask(self: Runner, running: Any, effect: Any) -> Any:
+    async def ask(*arguments: Any) -> object:
         time.monotonic()
-        return await real(self, running, effect)
+        return await real(*arguments)
 
     real = Runner._ask
     with patched([(Runner, "_ask", ask)]):
@@ -161,6 +161,7 @@ def _prepare_worker() -> None:
 def run(seconds: float, say: Say, *, first: int = 0, seeds: int | None = None, plants: bool = True) -> Harness:
     """Plant every canary, run the corpus, and then as many seeds as the time allows, or as many as are named."""
     harness = Harness("deterministic simulation", "seeds")
+    harness.knows(KINDS)
     began = time.monotonic()
     workers = os.cpu_count() or 1
     with multiprocessing.get_context("spawn").Pool(workers, _prepare_worker) as pool:
@@ -184,6 +185,7 @@ def run(seconds: float, say: Say, *, first: int = 0, seeds: int | None = None, p
         pool.terminate()
     for number, (seed, text) in enumerate(failures):
         harness.violations.append(f"seed {seed}: {text} (python -m prove.simulate --tell {seed})")
+        harness.violations[-1] += f"\nfor {CORPUS.name}: {seed} {text.splitlines()[0]}"
         if number < SHOWN_FAILURES:
             say(f"shrinking seed {seed} ...")
             _, told = shrink(plan_of(seed))

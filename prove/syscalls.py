@@ -36,10 +36,11 @@ from demo.processes import DidNotStart, Town
 from prove.checker import check
 from prove.clients import CHANNEL_OPTIONS, PAUSE_SECONDS, Clients, Referee
 from prove.report import Harness, Say
+from prove.sabotaged import sabotage
 
 # What a charge uses of the world outside: the journal's writes and syncs, the sockets, and the wake-ups between threads.
-CHARGE_CALLS = "pwrite64,fdatasync,fsync,sendto,recvfrom,sendmsg,recvmsg,write,writev,connect,accept4"
-START_CALLS = "openat,pread64,pwrite64,write,fdatasync,fsync,ftruncate,rename,unlink"
+CHARGE_CALLS = "pwrite64,fdatasync,fsync,sendto,recvfrom,sendmsg,recvmsg,read,readv,write,writev,connect,accept4"
+START_CALLS = "openat,pread64,pwrite64,read,write,fdatasync,fsync,ftruncate,rename,unlink"
 # gRPC's name for the threads of its pool.
 POOL = "event_engine"
 # What threads do to wake each other differs from charge to charge: one run without an n-th call is not the last word.
@@ -137,11 +138,13 @@ class Trial:
         finally:
             os.close(server)
         await asyncio.wait_for(asyncio.gather(dying, strace.wait()), STOP_SECONDS)
+        where = f"killed at call {number} of thread {place}"
+        early = await self.referee.executed_too_early(self.town.journal)
+        self.harness.violations += [f"{text} ({where})" for text in early]
         await self.town.start_command()
         try:
             await charging
         except TimeoutError:
-            where = f"killed at call {number} of thread {place}"
             self.harness.violations.append(f"L1: a charge did not end within {CHARGE_SECONDS:.0f} s ({where})")
         return _most_calls(log) >= number
 
@@ -245,9 +248,29 @@ class Trial:
         self.harness.violations += [f"{violation} ({where})" for violation in check(observed)]
 
 
+# A bug of the command server, and what a death at one of the first calls of the journal's thread must show of it.
+CANARY, BROKEN, CANARY_CALLS = "execute before the token is durable", "I3", 16
+
+
+async def is_canary_found() -> bool:
+    """Whether the planted bug is found: between the execution and the token's commit there are some calls to die at."""
+    harness = Harness("canary", "calls")
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        town = Town(Path(folder))
+        sabotage(town.command, CANARY)
+        async with town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+            trial = Trial(town, Clients(random.Random(0), "canary"), Referee(http), harness)
+            for number in range(1, CANARY_CALLS + 1):
+                await trial.die_in_charge(1, number)
+                if harness.found(BROKEN):
+                    return True
+    return False
+
+
 async def run(seconds: float, say: Say) -> Harness:
     """Go through a charge's calls and then a start's, until all are tried or the time is used up."""
     harness = Harness("system calls", "calls")
+    harness.knows(("killed at a call of a charge", "killed at a call of a start"))
     began = time.monotonic()
     if shutil.which("strace") is None:
         harness.skipped["system calls"] = "strace is not installed"
@@ -262,6 +285,8 @@ async def run(seconds: float, say: Say) -> Harness:
                 harness.skipped["system calls"] = str(error)
                 return harness
             await trial.reckon("killed at the calls of a charge")
+            harness.canaries_planted += 1
+            harness.canaries_found += await is_canary_found()
             await trial.every_call_of_a_start(began + seconds, say)
     if not harness.skipped:
         harness.unit = f"of {harness.tried:,} calls"

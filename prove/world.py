@@ -18,6 +18,7 @@ import shutil
 import sqlite3
 import types
 import uuid
+from collections import Counter
 from collections.abc import MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,10 +36,12 @@ from charging.v1.journal_pb2 import Event
 from prove.callers import Callers, patient
 from prove.check import read_anchor, read_journal, read_view, records_in, view_in
 from prove.checker import Violation, check
+from prove.guard import Guard, Reached
 from prove.history import Observed, Record, Session, View
 from prove.host import Connection, Process, ProcessEnded, Thread, silent
-from prove.loop import Deadlock, Guard, Reached, Runaway, patched
-from prove.plan import Mask, Plan, Weather
+from prove.loop import Deadlock, Runaway, patched
+from prove.plan import MET, Mask, Plan, Weather
+from prove.servers import unfinished_in
 from prove.stage import Note
 
 # What the product promises once faults have stopped.
@@ -47,6 +50,8 @@ REST_SECONDS = 60.0
 AFTER_LATE_SECONDS = 1.0
 # The journal looks once a second whether there is room on the disk again.
 SETTLE_SECONDS = 2.5
+# What a server has under way as long as it lives; beside these, the command server serves each reader of the feed.
+STANDING = Counter({"SqliteJournal._keep_anchor": 1, "Servers._query": 1, "Subscriber._receive": 1})
 
 
 @dataclass(slots=True)
@@ -55,6 +60,7 @@ class Told:
 
     violations: list[Violation]
     fired: dict[str, int]
+    drawn: dict[str, int]
     notes: list[Note]
     callbacks: int
     charges: int
@@ -84,13 +90,16 @@ class World(Callers):
         match event.kind:
             case "kill_command" if command.alive:
                 self.kill(command, "killed")
-            case "stop_command" if command.is_up:
+            case "stop_command" if command.alive and command.is_up:
                 command.start(self.stop(command))
             case "kill_query":
-                self.kill(self.dice.pick(views), "killed")
+                view = self.dice.pick(views)
+                if not view.alive:
+                    return
+                self.kill(view, "killed")
             case "stop_query":
                 view = self.dice.pick(views)
-                if not view.is_up:
+                if not view.alive or not view.is_up:
                     return
                 view.start(self.stop(view))
             case "bank_down":
@@ -108,7 +117,8 @@ class World(Callers):
                 self.later(event.seconds, self._end_weather, "disk_full")
             case _:
                 return
-        self.dice.fired[event.kind] += 1
+        if event.kind not in MET:
+            self.dice.fired[event.kind] += 1
         self.note("weather", event.kind, f"{event.seconds:.1f} s")
 
     def _end_weather(self, kind: str) -> None:
@@ -162,12 +172,21 @@ class World(Callers):
         if not await self._come_to_rest([]):
             return
         self._read_files()
+        self._count_tasks()
         self.is_ending = True
         for process in list(self.processes.values()):
             if self.dice.whole(0, 1) and process.alive:
                 await process.start(self.stop(process))
             else:
                 self.kill(process, "killed in the end")
+
+    def _count_tasks(self) -> None:
+        """I16: at rest, nothing is left of what was under way but what stands for as long as a server does."""
+        for process in self.processes.values():
+            left = Counter(name for life, name in self.loop.unfinished_tasks() if life is process)
+            left -= STANDING | Counter({"Servers._serve_feed": len(process.links)})
+            if left:
+                self.broke("I16", process.name, f"at rest, these are still under way: {dict(left)}")
 
     def _read_files(self) -> None:
         """What the files hold in the end, seen through the servers' own connections: that spares half of the judging."""
@@ -176,6 +195,8 @@ class World(Callers):
             assert isinstance(connection, Connection)
             if kind == "command":
                 self.records = records_in(connection)
+                if unfinished_in(connection):
+                    self.broke("I16", process.name, "at rest, its journal lists charges as unfinished")
             else:
                 self.views.append(view_in(connection))
 
@@ -283,7 +304,7 @@ class World(Callers):
             found += check(Observed(records, view=view, is_at_rest=self.is_ending))
         found += self._reviews(records)
         charges = sum(record.version == 1 for record in records)
-        return Told(found, dict(self.dice.fired), self.notes, self.loop.callbacks, charges)
+        return Told(found, dict(self.dice.fired), self.dice.drawn, self.notes, self.loop.callbacks, charges)
 
     def _reviews(self, records: Any) -> list[Violation]:
         """A charge goes into review only if the bank lied about it, or its tokens kept expiring."""

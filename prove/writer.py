@@ -1,6 +1,7 @@
 """A process that appends to a journal with the product's own code, to be recorded, failed and killed: `python -m prove.writer`.
 
-    python -m prove.writer JOURNAL TOLD APPENDS [--seed N] [--set PRAGMA=VALUE ...] [--anchor-seconds N] [--leave-out STEP ...]
+    python -m prove.writer JOURNAL TOLD APPENDS [--seed N] [--set PRAGMA=VALUE ...] [--anchor-seconds N]
+                           [--leave-out STEP ...] [--plant BUG]
 
 It first tells that it has opened the journal and what it holds, then appends, several at once, and tells each append
 that was acknowledged: one line a telling in the file TOLD, one `write` each, so that a recording shows its place among the
@@ -8,7 +9,7 @@ writes and syncs. `full` tells of an append that was definitely not stored; it i
 server's: 74 when a commit's fate is unknown.
 
 `--set` and `--anchor-seconds` make what is rare frequent: checkpoints and anchors. `--set synchronous=1` and
-`--leave-out`, of a step of the start, are for controls, which must lose what was told.
+`--leave-out`, of a step of the start, and `--plant`, one of `prove.canaries`, are for controls, which must lose what was told.
 """
 
 import argparse
@@ -108,6 +109,7 @@ def main() -> NoReturn:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--leave-out", action="append", default=[], choices=["checkpoint", "store_wal_again"])
+    parser.add_argument("--plant", default="")
     parser.add_argument("--anchor-seconds", type=float, default=sqlite.ANCHOR_EVERY_SECONDS)
     chosen = parser.parse_args()
     pragmas = dict(table.WRITER_PRAGMAS)
@@ -119,7 +121,12 @@ def main() -> NoReturn:
     for part in chosen.leave_out:
         vars(upkeep)[part] = _nothing
     told = os.open(chosen.told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    status = asyncio.run(write(chosen.journal, told, chosen.appends, chosen.seed))
+    with contextlib.ExitStack() as stack:
+        if chosen.plant:
+            from prove.canaries import planted  # the whole product, of which a writer needs a part only
+
+            stack.enter_context(planted(chosen.plant))
+        status = asyncio.run(write(chosen.journal, told, chosen.appends, chosen.seed))
     os._exit(status)
 
 

@@ -5,7 +5,9 @@ import gzip
 import ssl
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from time import time
 from typing import Any
@@ -14,6 +16,10 @@ from charging.v1.common_pb2 import Card
 from prove.faultproxy import Fault, Kind, Way
 from prove.network.world import CHARGED, DECLINED, IN_REVIEW, World, charge_id, must, until
 
+# No pause of ours is longer; a full breaker may add its own to it, and a busy machine a little.
+LONGEST_PAUSE, LATEST_PAUSE = 20.0, 50.0
+# A token step and an execute step, one of them twice, and a look-up or two.
+MOST_THROTTLED_CALLS = 8
 EXECUTE = b"/execute HTTP/1.1"
 TOKEN_STEP = b"POST /transactions HTTP/1.1"
 
@@ -246,12 +252,31 @@ async def the_bank_does_not_know_us(world: World) -> None:
 
 async def throttled_in_a_storm(world: World) -> None:
     """Everything is answered 429, with sensible and with absurd wishes: each is honoured up to 20 s, and no storm comes."""
-    wishes = ("1e9", "1000000000", "99999999999999999999", "3", formatdate(time() + 5, usegmt=True), "-1", "")
-    for wish in wishes:
-        await world.trouble(world.chance.choice(("token", "execute")), "throttled", retry_after=wish, times=2)
-    requests = world.requests(14)
-    for asked in await asyncio.gather(*(world.ask(request, 3.0) for request in requests)):
-        must(asked.outcome is None or asked.outcome.status == CHARGED, "a throttled charge is on its way")
+    date = formatdate(time() + 5, usegmt=True)
+    # (the wish, how soon again at the soonest): what no number or date says is nobody's wish.
+    wishes = (
+        ("1000000000", LONGEST_PAUSE),
+        ("9" * 20, LONGEST_PAUSE),
+        ("3", 3.0),
+        ("1e9", 0.0),
+        (date, 0.0),
+        ("-1", 0.0),
+    )
+    throttled = list(zip(world.requests(2 * len(wishes)), wishes * 2, strict=True))
+    for request, (wish, _) in throttled:
+        on = world.chance.choice(("token", "execute"))
+        await world.trouble(on, "throttled", request=request, retry_after=wish)
+    for asked in await world.settle_all([request for request, _ in throttled]):
+        must(asked.answer and asked.answer.status == CHARGED, "a throttled charge is charged in the end")
+    calls = (await world.bank.get("/calls")).raise_for_status().json()
+    for request, (wish, soonest) in throttled:
+        about = [call for call in calls if call["reference"] == charge_id(request)]
+        must(len(about) <= MOST_THROTTLED_CALLS, f"no storm comes, but {len(about)} calls about one charge did")
+        for call, following in pairwise(about):
+            if call["fault"] == "throttled":
+                pause = (datetime.fromisoformat(following["at"]) - datetime.fromisoformat(call["at"])).total_seconds()
+                must(pause >= soonest, f"the wish {wish} is honoured, not {pause:.1f} s")
+                must(pause <= LATEST_PAUSE, f"the wish {wish} is honoured up to {LONGEST_PAUSE:g} s, not {pause:.1f} s")
 
 
 async def redirected(world: World) -> None:

@@ -4,16 +4,23 @@ Errors are enumerated. Beside them goes round after round of all else, one of ea
 """
 
 import asyncio
+import shutil
 import time
 
 from prove.report import RARE, Harness, Say
+from prove.storage import disks, errors, files, restores
 from prove.storage.disks import small_disk
 from prove.storage.errors import fail_all
-from prove.storage.files import damages, flips
+from prove.storage.files import DAMAGES, damages, flips
 from prove.storage.restores import restored
 
 # In one round: 5,000 in all, of which every record byte has its share.
 FLIPS = 100
+KINDS = (
+    *("EIO", "ENOSPC", "disk full", "disk with room again", "bit flipped", "flipped bits met at a start", *DAMAGES),
+    *("flipped bits whose position was named", "backups under load", "restored backups", "second server on one file"),
+    "steps over a restored journal",
+)
 # How much longer than the longest so far a round may take; what does not fit is not begun.
 SLACK = 1.3
 
@@ -21,12 +28,29 @@ SLACK = 1.3
 async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
     """Try all of it until the time is up: one round however little time there is."""
     harness = Harness("storage", "faults")
+    harness.knows(KINDS)
     until = time.monotonic() + seconds
-    # Most of both is the work of other processes, and their waiting.
-    await asyncio.gather(fail_all(until, say, harness, seed=seed), rounds(until, say, harness, seed=seed))
+    if shutil.which("strace") is not None:
+        # By itself, before all else: its bug is in this process.
+        harness.controls[
+            "a start that does not look at the anchor takes an older backup"
+        ] = await files.is_control_found()
+    # Most of all three is the work of other processes, and their waiting.
+    await asyncio.gather(
+        fail_all(until, say, harness, seed=seed), rounds(until, say, harness, seed=seed), _controls(harness)
+    )
     outcomes = ("bits flipped that changed nothing", "damaged files refused", "damaged files found whole")
     harness.complete |= dict.fromkeys(outcomes, "an outcome, not a fault")
     return harness
+
+
+async def _controls(harness: Harness) -> None:
+    """Sabotaged runs that must fail, each by the name of what it breaks."""
+    if shutil.which("strace") is not None:
+        harness.controls["a full disk that is taken for stored loses records"] = await errors.is_control_found()
+    if (is_found := await disks.is_control_found()) is not None:
+        harness.controls["a server that a full disk ends is noticed"] = is_found
+    harness.controls["a restored journal that is taken for any other is noticed"] = await restores.is_control_found()
 
 
 async def rounds(until: float, say: Say, harness: Harness, *, seed: int = 0, most: int = RARE) -> None:
@@ -38,10 +62,10 @@ async def rounds(until: float, say: Say, harness: Harness, *, seed: int = 0, mos
             if number and began + longest_seconds * SLACK > until:
                 break
 
-            async def files(own: int = seed + number) -> None:
+            async def harm_files(own: int = seed + number) -> None:
                 await damages(until, say, harness, seed=own)
                 await flips(until, say, harness, seed=own, most=FLIPS)
 
-            await asyncio.gather(one.back_up_and_restore(), files(), *([disk.fill_and_free()] if disk else []))
+            await asyncio.gather(one.back_up_and_restore(), harm_files(), *([disk.fill_and_free()] if disk else []))
             longest_seconds = max(longest_seconds, time.monotonic() - began)
             say(f"storage: {number + 1} of {most} rounds, {len(harness.violations)} violations")

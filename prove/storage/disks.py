@@ -21,6 +21,7 @@ from prove.checker import check
 from prove.clients import Clients, Referee
 from prove.ports import town_with_kept_ports
 from prove.report import Harness
+from prove.sabotaged import A_FULL_DISK_ENDS_IT, sabotage
 
 # Room for the journal of many rounds; what is left of it is filled.
 SMALL_DISK = "16m"
@@ -77,7 +78,7 @@ class SmallDisk:
 
 
 @contextlib.asynccontextmanager
-async def small_disk(harness: Harness, seed: int) -> AsyncIterator[SmallDisk | None]:
+async def small_disk(harness: Harness, seed: int, *, bug: str = "") -> AsyncIterator[SmallDisk | None]:
     """Start a server on a small disk; at the end compare what all sides have. None if there can be no such disk."""
     with tempfile.TemporaryDirectory(prefix="prove-") as place, town_with_kept_ports(Path(place)) as kept:
         folder = Path(place)
@@ -89,6 +90,8 @@ async def small_disk(harness: Harness, seed: int) -> AsyncIterator[SmallDisk | N
         try:
             async with kept as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
                 await town.command.stop()
+                if bug:
+                    sabotage(town.command, bug)
                 journal = f"sqlite:///{small / 'journal.db'}"
                 await town.start_command(COMMAND_JOURNAL=journal, COMMAND_FREE_BYTES="0")
                 clients = Clients(random.Random(seed), "full")
@@ -100,6 +103,16 @@ async def small_disk(harness: Harness, seed: int) -> AsyncIterator[SmallDisk | N
         finally:
             unmount = ["umount", "--lazy", str(small)]
             await asyncio.to_thread(subprocess.run, unmount, check=False, capture_output=True)
+
+
+async def is_control_found() -> bool | None:
+    """A server that a full disk ends. None if there can be no small disk."""
+    harness = Harness("control", "faults")
+    async with small_disk(harness, 0, bug=A_FULL_DISK_ENDS_IT) as disk:
+        if disk is None:
+            return None
+        await disk.fill_and_free()
+    return harness.found("L5")
 
 
 def _mount(small: Path) -> bool:

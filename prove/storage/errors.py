@@ -26,8 +26,11 @@ APPENDS = 40
 CALLS = ("pwrite64", "fdatasync", "fsync", "ftruncate", "rename", "write", "pread64")
 
 
-def write(folder: Path, appends: int, *, strace: tuple[str, ...] = ()) -> int:
-    """Run the writer over a folder's journal, perhaps under strace. Returns its exit status."""
+def write(folder: Path, appends: int, *, strace: tuple[str, ...] = (), bug: str = "", seed: int = 0) -> int:
+    """Run the writer over a folder's journal, perhaps under strace, perhaps with a bug. Returns its exit status.
+
+    With the seed of a writer before it, it would begin the same charges, and end at once.
+    """
     folder.mkdir(exist_ok=True)
     command = [
         sys.executable,
@@ -36,7 +39,9 @@ def write(folder: Path, appends: int, *, strace: tuple[str, ...] = ()) -> int:
         str(folder / "journal.db"),
         str(folder / "told"),
         str(appends),
+        *("--seed", str(seed)),
         *OFTEN,
+        *(("--plant", bug) if bug else ()),
     ]
     return subprocess.run(  # our own command
         [*strace, *command], timeout=WRITER_SECONDS, check=False, capture_output=True
@@ -49,14 +54,15 @@ def told_in(folder: Path) -> list[tuple[str, ...]]:
     return [tuple(line.split()) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-async def fail(folder: Path, call: str, error: str, for_ever: bool, number: int, *, harness: Harness) -> bool:
+async def fail(
+    folder: Path, call: str, error: str, for_ever: bool, number: int, *, harness: Harness, bug: str = ""
+) -> bool:
     """Fail the n-th call on the journal's files. False if there was no such call."""
     trace = folder / "trace"
     when = f"{number}+" if for_ever else str(number)
     injection = ("-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={when}")
-    status = await asyncio.to_thread(
-        write, folder, APPENDS, strace=("strace", "--seccomp-bpf", "-f", "-o", str(trace), *_paths(folder), *injection)
-    )
+    strace = ("strace", "--seccomp-bpf", "-f", "-o", str(trace), *_paths(folder), *injection)
+    status = await asyncio.to_thread(write, folder, APPENDS, strace=strace, bug=bug)
     fired = trace.read_text().count("(INJECTED)")
     where = f"({error} at {call} {when})"
     told = told_in(folder)
@@ -108,6 +114,16 @@ async def fail_all(until: float, say: Say, harness: Harness, *, seed: int = 0) -
     harness.complete |= dict.fromkeys(outcomes, "an outcome of the errors, not a fault")
 
 
+async def is_control_found() -> bool:
+    """A writer that takes a full disk for stored loses what it told."""
+    harness = Harness("control", "faults")
+    with folder_in_memory() as folder:
+        await fail(
+            folder / "failing", "pwrite64", "ENOSPC", False, 40, harness=harness, bug="a full disk is taken for stored"
+        )
+    return harness.found("I7")
+
+
 def _count(folder: Path) -> Counter[str]:
     """How often a writer makes each call on the journal's files, in the thread that makes it most."""
     trace = folder / "trace"
@@ -121,6 +137,6 @@ def _count(folder: Path) -> Counter[str]:
 
 
 def _paths(folder: Path) -> list[str]:
-    """What limits strace to the journal's files."""
-    names = ("journal.db", "journal.db-wal", "journal.db-journal", "journal.db.anchor.new", "journal.db.anchor")
+    """What limits strace to the journal's files, and to their folder, whose sync makes their names durable."""
+    names = ("journal.db", "journal.db-wal", "journal.db-journal", "journal.db.anchor.new", "journal.db.anchor", "")
     return [word for name in names for word in ("-P", str(folder / name))]

@@ -6,6 +6,7 @@ not as they were is refused, or is whole: never anything between.
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import READER_PRAGMAS, read_after, read_head, read_stream
 from prove.powercut import lost
 from prove.report import Harness, Say
+from prove.sabotaged import NO_ANCHOR, planted
 from prove.storage.errors import told_in, write
 from prove.writer import end_process, folder_in_memory, now
 
@@ -137,8 +139,9 @@ def _killed_journal(folder: Path, seed: int) -> list[tuple[str, ...]]:
     write(folder, 60)
     arguments = ["strace", "-f", "-o", "/dev/null", "-P", str(folder / "journal.db-wal")]
     inject = f"inject=fdatasync:signal=KILL:when={15 + seed % 10}"
-    write(folder, 60, strace=(*arguments, "-e", "trace=fdatasync", "-e", inject))
+    write(folder, 200, strace=(*arguments, "-e", "trace=fdatasync", "-e", inject), seed=1)
     told = told_in(folder)
+    assert told[-1][0] == "stored", "the writer is killed amid its work, so that there is something to lose"
     with contextlib.closing(
         open_connection(folder / "journal.db", read_only=True, pragmas=READER_PRAGMAS)
     ) as connection:
@@ -146,6 +149,14 @@ def _killed_journal(folder: Path, seed: int) -> list[tuple[str, ...]]:
         (journal_id,) = connection.execute("SELECT id FROM journal").fetchone()
     anchor.write(folder / "journal.db", anchor.Anchor(journal_id, head))
     return [*told, ("stored", str(head.position), head.chain.hex())]
+
+
+OLDER = "older backup in the journal's place"
+DAMAGES = (
+    *("database cut short", "WAL cut short", "WAL deleted", "database deleted", "database and WAL deleted"),
+    *("anchor deleted", "anchor cut short", "database of another journal", "database and WAL of another journal"),
+    *("WAL of another journal", "anchor of another journal", OLDER, "page zeroed"),
+)
 
 
 def _damages(journal: Path, other: Path, chance: random.Random) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -167,7 +178,7 @@ def _damages(journal: Path, other: Path, chance: random.Random) -> Iterator[tupl
     )
     yield "WAL of another journal", lambda: shutil.copyfile(other / "journal.db-wal", wal)
     yield "anchor of another journal", lambda: shutil.copyfile(other / "journal.db.anchor", anchored)
-    yield "older backup in the journal's place", lambda: _replace(journal, other / "older.db")
+    yield OLDER, lambda: _replace(journal, other / "older.db")
     for _ in range(4):
         page = chance.randrange(max(1, journal.stat().st_size // 4096))
         yield "page zeroed", lambda page=page: _overwrite(journal, page * 4096, bytes(4096))  # type: ignore[misc]  # as above
@@ -186,7 +197,15 @@ def _overwrite(path: Path, offset: int, content: bytes) -> None:
         file.write(content)
 
 
-async def damages(until: float, say: Say, harness: Harness, *, seed: int = 0) -> None:
+async def is_control_found() -> bool:
+    """An older backup in the journal's place passes a start that does not look at the anchor, and records are lost."""
+    harness = Harness("control", "faults")
+    with planted(NO_ANCHOR):
+        await damages(math.inf, lambda _: None, harness, only=OLDER)
+    return harness.found("I7")
+
+
+async def damages(until: float, say: Say, harness: Harness, *, seed: int = 0, only: str = "") -> None:
     """Damage a killed writer's files, and open them: refused, or nothing is missing."""
     if shutil.which("strace") is None:
         harness.skipped["damaged files"] = "the journal to be damaged is left by a writer that strace kills"
@@ -202,7 +221,7 @@ async def damages(until: float, say: Say, harness: Harness, *, seed: int = 0) ->
         # The same journal at an earlier time: copied from the state in which the killed one began.
         shutil.copyfile(sound / "journal.db", other / "older.db")
         shutil.copytree(sound, damaged)
-        ways = list(_damages(damaged / "journal.db", other, chance))
+        ways = [way for way in _damages(damaged / "journal.db", other, chance) if only in ("", way[0])]
         for name, damage in ways:
             shutil.rmtree(damaged)
             shutil.copytree(sound, damaged, ignore=shutil.ignore_patterns("*.lock", "*-shm"))
@@ -210,6 +229,7 @@ async def damages(until: float, say: Say, harness: Harness, *, seed: int = 0) ->
             what = await lost(damaged, told)
             is_refused = what.startswith("the journal is refused")
             harness.tried += 1
+            assert name in DAMAGES, name
             harness.faults[name] += 1
             harness.faults["damaged files refused" if is_refused else "damaged files found whole"] += 1
             if what and not is_refused:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
@@ -27,6 +27,7 @@ from prove.checker import check
 from prove.clients import CHANNEL_OPTIONS, Clients, Referee
 from prove.ports import town_with_kept_ports
 from prove.report import Harness
+from prove.sabotaged import RESTORED_IS_FORGOTTEN, sabotage
 
 OPERATION_SECONDS = 60.0
 REST_SECONDS = 60.0
@@ -41,7 +42,11 @@ class Restored:
     town: Town
     clients: Clients
     harness: Harness
+    referee: Referee
     restores: int = 0
+    is_restored: bool = False
+    looked_up: set[str] = field(default_factory=set)
+    """Of which charges the bank was asked since it was last asked to do something for them."""
 
     async def back_up_and_restore(self) -> None:
         """Back up under load, start a second server, go on, restore: the query server notices and rebuilds."""
@@ -60,6 +65,8 @@ class Restored:
             harness.violations.append("I10: a backup under load is not an exact, earlier prefix")
         await self._until_equal()
         await town.command.stop()
+        await self._judge_look_ups()
+        self.is_restored = True
         await asyncio.to_thread(_operate, town.journal, "restore", str(copy))
         before = town.query.text().count("the journal has diverged")
         await town.start_command()
@@ -70,6 +77,20 @@ class Restored:
         copy.unlink()
         self.restores += 1
         harness.tried += 1
+
+    async def _judge_look_ups(self) -> None:
+        """See that a server with a restored journal, which may have forgotten a step, asked the bank before each."""
+        for call in await self.referee.collect():
+            charge = call["reference"]
+            if not self.is_restored:
+                continue
+            if call["method"] == "GET":
+                self.looked_up.add(charge)
+                continue
+            self.harness.faults["steps over a restored journal"] += 1
+            if charge not in self.looked_up:
+                self.harness.violations.append(f"I4: over a restored journal, {charge} took a step without a look-up")
+            self.looked_up.discard(charge)
 
     async def _start_second(self) -> None:
         """A second server on one file says so and ends."""
@@ -116,7 +137,7 @@ class Restored:
             return bool(shown["position"] == len(records) and shown["chain"] == records[-1].chain)
         return False
 
-    async def reckon(self, referee: Referee, seed: int) -> None:
+    async def reckon(self, seed: int) -> None:
         """Let the clients ask again, and compare what all sides have.
 
         What was charged after a backup is not in the restored journal: those clients ask again, with their keys, and the
@@ -132,7 +153,8 @@ class Restored:
 
             await asyncio.gather(*(charge() for _ in range(self.clients.begun)))
         await self._until_equal()
-        found = check(await referee.at_rest(again, self.town, has_view=True))
+        await self._judge_look_ups()
+        found = check(await self.referee.at_rest(again, self.town, has_view=True))
         self.harness.violations += [f"{violation} (restore, seed {seed})" for violation in found]
         before = {call.key: call.transaction_id for call in self.clients.calls if call.transaction_id}
         for call in again.calls:
@@ -143,14 +165,24 @@ class Restored:
 
 
 @contextlib.asynccontextmanager
-async def restored(harness: Harness, seed: int) -> AsyncIterator[Restored]:
+async def restored(harness: Harness, seed: int, *, bug: str = "") -> AsyncIterator[Restored]:
     """Start all three servers; at the end compare what all sides have."""
     with tempfile.TemporaryDirectory(prefix="prove-") as folder, town_with_kept_ports(Path(folder)) as kept:
+        if bug:
+            sabotage(kept.command, bug)
         async with kept as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
             await town.start_query()
-            one = Restored(town, Clients(random.Random(seed), f"restore-{seed}"), harness)
+            one = Restored(town, Clients(random.Random(seed), f"restore-{seed}"), harness, Referee(http))
             yield one
-            await one.reckon(Referee(http), seed)
+            await one.reckon(seed)
+
+
+async def is_control_found() -> bool:
+    """A server that takes a restored journal for any other takes steps without a look-up."""
+    harness = Harness("control", "faults")
+    async with restored(harness, 0, bug=RESTORED_IS_FORGOTTEN) as one:
+        await one.back_up_and_restore()
+    return harness.found("I4")
 
 
 def _operate(journal: Path, *command: str) -> None:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -142,9 +143,16 @@ async def test_servers_killed_under_load_leave_histories_that_agree(tmp_path: Pa
     assert harness.faults["charges"] > 0
 
 
+@pytest.mark.parametrize(("bug", "invariant"), kills.CANARIES.items())
+async def test_a_bug_of_the_command_server_is_found_by_a_few_kills(bug: str, invariant: str) -> None:
+    """By the name of what it breaks."""
+    assert await kills.is_found(bug, invariant)
+
+
 def test_killing_is_enough_when_every_kill_had_its_fifty_and_the_charges_are_made() -> None:
     """One kind that is rarer, or a charge too few, and it goes on."""
     kinds = [kills.QUERY_KILLED, *map(kills.command_killed, kills.MOMENTS), *map(kills.bank_killed, kills.BANK_KILLS)]
+    kinds.append(kills.PAUSED)
     harness = a_harness()
     harness.faults.update(dict.fromkeys(kinds, 50), charges=20_000)
     assert kills.is_enough(harness)
@@ -203,6 +211,19 @@ async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_pat
         assert not await trial.die_in_charge(-1, 10_000)
         await trial.reckon("test")
     assert harness.violations == []
+
+
+@needs_strace
+@pytest.mark.parametrize("part", [files, errors, disks, restores], ids=lambda part: str(part.__name__))
+async def test_a_sabotaged_run_of_a_storage_harness_fails(part: Any) -> None:
+    """The controls, each by the name of what it breaks. None: this machine cannot have a small disk."""
+    assert await part.is_control_found() in (True, None)
+
+
+@needs_strace
+async def test_a_bug_of_the_command_server_is_found_by_a_death_at_a_system_call() -> None:
+    """Among the first calls of the journal's thread, between the execution and the token's commit."""
+    assert await syscalls.is_canary_found()
 
 
 # ---------------------------------------------------------------- the table

@@ -54,7 +54,7 @@ async def test_nothing_breaks_and_the_faults_really_fire(scenario: Scenario) -> 
 @pytest.mark.parametrize("name", CONTROLS)
 async def test_what_must_not_pass_does_not(name: str) -> None:
     """A world at rest that was tampered with is found out: a check that finds nothing proves nothing."""
-    assert await is_found(CONTROLS[name])
+    assert await is_found(*CONTROLS[name])
 
 
 def test_every_option_that_is_set_is_one_that_grpc_knows() -> None:

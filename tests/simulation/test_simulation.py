@@ -5,16 +5,14 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
-import uuid
 from typing import Any
 
 import pytest
 
 from command_service.runner import Runner
 from prove import canaries
-from prove.loop import PROCESS, Deadlock, Guard, Reached, VirtualLoop, patched
+from prove.loop import PROCESS, Deadlock, VirtualLoop
 from prove.plan import KINDS, plan_of
 from prove.simulate import as_story, corpus, seed_that_finds, shrink, tell, try_seeds
 
@@ -88,7 +86,7 @@ def test_a_failing_story_is_shrunk_and_told_in_steps() -> None:
     assert steps[-1].strip().startswith("broken: ")
 
 
-# ---------------------------------------------------------------- the loop and its guard
+# ---------------------------------------------------------------- the loop
 def virtual(main: Any) -> Any:
     return VirtualLoop(random.Random(1)).run(main)
 
@@ -161,40 +159,3 @@ def test_a_dead_process_runs_no_line_more() -> None:
         return list(seen)
 
     assert virtual(main()) == []
-
-
-# By owner and name: looked up while the guard is on, as the product does.
-REAL: dict[str, tuple[object, str, tuple[object, ...]]] = {
-    "time.time": (time, "time", ()),
-    "time.monotonic": (time, "monotonic", ()),
-    "time.time_ns": (time, "time_ns", ()),
-    "random.random": (random, "random", ()),
-    "random.Random without a seed": (random, "Random", ()),
-    "os.urandom": (os, "urandom", (1,)),
-    "uuid.uuid4": (uuid, "uuid4", ()),
-    "threading.Thread.start": (threading.Thread, "start", (threading.Thread(target=int),)),
-}
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_the_guard_refuses_real_clocks_chance_and_threads(name: str) -> None:
-    """And remembers it, should somebody swallow what it raises."""
-    guard = Guard()
-    owner, attribute, arguments = REAL[name]
-    with guard.on(lambda: 0), pytest.raises(Reached):
-        getattr(owner, attribute)(*arguments)
-    assert guard.reached == [name]
-    getattr(owner, attribute)(*arguments)  # afterwards all is as it was
-
-
-def test_a_story_whose_code_looks_at_a_real_clock_fails() -> None:
-    """The guard's control, with the product's own runner."""
-
-    async def ask(self: Runner, running: Any, effect: Any) -> Any:
-        time.monotonic()
-        return await real(self, running, effect)
-
-    real = Runner._ask
-    with patched([(Runner, "_ask", ask)]):
-        found = {violation.invariant for seed in range(3) for violation in tell(plan_of(seed)).violations}
-    assert "guard" in found

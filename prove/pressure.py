@@ -1,0 +1,45 @@
+"""I16 at the bank: how much one life of a command server asks of it at once, and how soon again about the same charge."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# With pauses that double, a charge whose calls are all in vain makes some fifteen in so long, look-ups included; without
+# pauses it makes hundreds.
+WINDOW_SECONDS, CALLS_A_WINDOW = 10.0, 60
+
+
+class Pressure:
+    """Counts the calls of one life."""
+
+    def __init__(self, most_at_once: int, clock: Callable[[], float], broke: Callable[[str, str, str], None]) -> None:
+        self._most_at_once = most_at_once
+        self._clock = clock
+        self._broke = broke
+        self._under_way: Counter[str] = Counter()
+        self._newest: dict[str, deque[float]] = {}
+
+    @contextmanager
+    def call(self, charge: str) -> Iterator[None]:
+        """A call about a charge, from its beginning to its end; "" if the bank does not know whom it is about."""
+        self._under_way[charge] += 1
+        try:
+            if self._under_way.total() > self._most_at_once:
+                self._broke(
+                    "I16", "the bank", f"{self._under_way.total()} calls at once, allowed are {self._most_at_once}"
+                )
+            if charge:
+                self._judge(charge)
+            yield
+        finally:
+            self._under_way[charge] -= 1
+
+    def _judge(self, charge: str) -> None:
+        if self._under_way[charge] > 1:
+            self._broke("I16", f"charge {charge}", f"{self._under_way[charge]} calls about it at once")
+        newest = self._newest.setdefault(charge, deque(maxlen=CALLS_A_WINDOW))
+        now = self._clock()
+        if len(newest) == CALLS_A_WINDOW and now - newest[0] < WINDOW_SECONDS:
+            self._broke("I16", f"charge {charge}", f"more than {CALLS_A_WINDOW} calls in {now - newest[0]:.1f} s")
+            newest.clear()  # told once for so many
+        newest.append(now)

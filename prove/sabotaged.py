@@ -1,0 +1,69 @@
+"""A command server with a bug planted into it, for the controls of the harnesses that start real processes.
+
+    PROVE_SABOTAGE="reply before the commit" python -m prove.sabotaged
+
+It is the product's own server otherwise, and nothing of the product reads that variable. The bugs are those of
+`prove.canaries`, and some that the simulation cannot tell from what is right.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import command_service.journal.sqlite as journal_sqlite
+from command_service.__main__ import main
+from command_service.journal import upkeep
+from command_service.journal.sqlite import SqliteJournal
+from demo.processes import Server
+from prove import canaries
+from prove.loop import patched
+
+VARIABLE = "PROVE_SABOTAGE"
+A_FULL_DISK_ENDS_IT = "a full disk ends the server"
+RESTORED_IS_FORGOTTEN = "a restored journal is taken for any other"
+NO_ANCHOR = "a start does not look at the anchor"
+
+
+def _a_full_disk_ends_it() -> list[tuple[Any, str, Any]]:
+    async def is_definitely_not_stored(_self: SqliteJournal, _error: Exception) -> bool:
+        return False
+
+    return [(SqliteJournal, "_is_definitely_not_stored", is_definitely_not_stored)]
+
+
+def _restored_is_forgotten() -> list[tuple[Any, str, Any]]:
+    def prepare(*arguments: Any) -> Any:
+        journal_id, _, head = real(*arguments)
+        return journal_id, False, head
+
+    real = upkeep.prepare
+    return [(journal_sqlite, "prepare", prepare)]
+
+
+def _no_anchor() -> list[tuple[Any, str, Any]]:
+    return [(upkeep, "check_anchor", lambda *_: None)]
+
+
+_OWN: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
+    A_FULL_DISK_ENDS_IT: _a_full_disk_ends_it,
+    RESTORED_IS_FORGOTTEN: _restored_is_forgotten,
+    NO_ANCHOR: _no_anchor,
+}
+
+
+def planted(bug: str) -> AbstractContextManager[None]:
+    """Put a bug into the product, in this process, for as long as the context lasts. Without a name: none."""
+    if bug in _OWN or not bug:
+        return patched(_OWN[bug]() if bug else [])
+    return canaries.planted(bug)
+
+
+def sabotage(server: Server, bug: str) -> None:
+    """Have a command server start with a bug from now on."""
+    server.module, server.environment = "prove.sabotaged", {**server.environment, VARIABLE: bug}
+
+
+if __name__ == "__main__":
+    with planted(os.environ[VARIABLE]):
+        main()

@@ -1,0 +1,119 @@
+"""The loop by itself, on virtual time, with a journal in memory and a bank that says what it is told to say."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+from charging.v1.journal_pb2 import Event
+from command_service.bank import Bank
+from command_service.charge import Answer, Charge, Effect, Execute, Executed, NoAnswer, RequestToken, Token, TokenIssued
+from command_service.codec import encode
+from command_service.journal import Journal, Record, VersionConflict
+from command_service.runner import Limits, Runner
+from prove.loop import VirtualLoop
+from tests.core.stories import REQUEST
+
+LIMITS = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=1.0, attention_after_seconds=600.0)
+
+
+class InMemory:
+    """A journal of one charge. `ahead`, if given, is stored by another server right before our second event."""
+
+    accepting, restored = True, False
+
+    def __init__(self, ahead: bytes = b"") -> None:
+        self.stored: list[Record] = []
+        self._ahead = ahead
+
+    def kinds(self) -> list[str | None]:
+        return [Event.FromString(record.event).WhichOneof("kind") for record in self.stored]
+
+    async def read(self, _charge_id: str) -> list[Record]:
+        return list(self.stored)
+
+    async def append(
+        self,
+        charge_id: str,
+        expected_version: int,
+        events: Sequence[bytes],
+        *,
+        finished: bool,  # noqa: ARG002  # the port's
+    ) -> list[Record]:
+        if self._ahead and expected_version == 1:
+            ahead, self._ahead = self._ahead, b""
+            self._store(charge_id, ahead)
+        if expected_version != len(self.stored):
+            raise VersionConflict
+        return [self._store(charge_id, event) for event in events]
+
+    def _store(self, charge_id: str, event: bytes) -> Record:
+        version = len(self.stored) + 1
+        self.stored.append(Record(version, charge_id, version, 1, b"", event))
+        return self.stored[-1]
+
+
+class Scripted:
+    """A bank that gives these answers in turn, and then does what it is asked."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self._answers: Iterator[Answer] = iter(answers)
+        self.asked: list[Effect] = []
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        assert not look_up_first
+        self.asked.append(effect)
+        assert len(self.asked) < 100, "it goes round in circles"
+        done = Token("ours") if isinstance(effect, RequestToken) else Executed("txn_1")
+        return next(self._answers, done)
+
+
+def charged(journal: InMemory, bank: Scripted) -> None:
+    """Charge once, until it is at rest."""
+    loop = VirtualLoop(None)
+
+    async def main() -> None:
+        clock: Callable[[], float] = loop.time
+        runner = Runner(
+            cast("Journal", journal),
+            cast("Bank", bank),
+            LIMITS,
+            clock=clock,
+            now=lambda: int(loop.time() * 1_000_000) + 1,
+            chance=random.Random(1),
+        )
+        accepted = await runner.accept(Charge(REQUEST))
+        running: Any = accepted.running
+        await running.ended
+
+    loop.run(main())
+
+
+def test_a_bank_that_refuses_our_setup_never_has_a_charge_abandoned() -> None:
+    """Older than the configured age and refused more than five times: it waits until people have mended the set-up."""
+    journal, bank = InMemory(), Scripted(*[NoAnswer(0.5, our_setup=True)] * 12)
+    charged(journal, bank)
+    assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
+    assert len(bank.asked) == 14
+
+
+def test_refusals_of_our_setup_do_not_count_as_attempts_when_the_bank_then_does_not_answer() -> None:
+    """Four vain attempts are too few to abandon, however often the set-up was refused before."""
+    refused, unanswered = NoAnswer(0.5, our_setup=True), NoAnswer(0.5)
+    journal, bank = InMemory(), Scripted(*[refused] * 6, *[unanswered] * 4)
+    charged(journal, bank)
+    assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
+
+
+def test_vain_attempts_do_have_an_old_charge_abandoned() -> None:
+    """So that the two above show something."""
+    journal, bank = InMemory(), Scripted(*[NoAnswer(0.5)] * 6)
+    charged(journal, bank)
+    assert journal.kinds() == ["charge_requested", "charge_abandoned"]
+
+
+def test_when_another_got_ahead_the_charge_is_read_again_and_not_assumed_stored() -> None:
+    """The token that is in the journal is executed, and never the one that this loop was given."""
+    journal, bank = InMemory(ahead=encode(TokenIssued("theirs"))), Scripted()
+    charged(journal, bank)
+    assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
+    assert [effect.token for effect in bank.asked if isinstance(effect, Execute)] == ["theirs"]

@@ -1,0 +1,273 @@
+"""No clock, chance or thread is reached from simulated code: by its source, and while a story runs.
+
+The source test reads every module that a story runs. What it watches may be used only as EXCEPTIONS say; each has its reason
+there. The guard at run time sees what the source does not show, such as what a library does.
+"""
+
+import ast
+import datetime
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_service import runner
+from command_service.runner import Runner
+from prove import guard as guards
+from prove.guard import Guard, Reached
+from prove.loop import patched
+from prove.plan import plan_of
+from prove.simulate import a_real_clock_is_noticed, tell
+
+ROOT = Path(__file__).parents[2]
+# What builds a server, or reads its settings, a story replaces by its own.
+REPLACED = frozenset({"__main__.py", "settings.py"})
+# Modules that tell the time, or make chance, threads, processes or connections. `sys` has `sys.modules`, a way to all of them.
+WATCHED = frozenset(
+    {
+        *(
+            "time",
+            "datetime",
+            "calendar",
+            "random",
+            "secrets",
+            "uuid",
+            "os",
+            "sys",
+            "threading",
+            "_thread",
+            "concurrent",
+        ),
+        *(
+            "multiprocessing",
+            "subprocess",
+            "socket",
+            "select",
+            "selectors",
+            "ssl",
+            "signal",
+            "sched",
+            "tempfile",
+            "queue",
+        ),
+        *("importlib", "ctypes", "email", "http", "urllib", "_random", "_datetime", "numpy"),
+    }
+)
+# Ways to them that are no modules: what asyncio hands to a thread or a process, and what names a module by a text.
+WATCHED_NAMES = frozenset(
+    {
+        *("asyncio.to_thread", "asyncio.run", "asyncio.Runner", "asyncio.new_event_loop"),
+        *("asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"),
+        *("__import__", "eval", "exec", "globals", "vars"),
+    }
+)
+CHANCE = {"random.Random": "the type of what is handed in"}
+# Files are a story's own: it has real ones.
+FILES = re.compile(r"os\.(open|close|pread|pwrite|fsync|link|replace|O_[A-Z]+)")
+SOCKETS = "real connections to the bank, below what a story puts in their place"
+EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
+    "chassis/sqlite.py": {
+        "concurrent.futures.ThreadPoolExecutor": "the one seam to a thread: a story puts a stand-in there",
+    },
+    "command_service/pace.py": CHANCE,
+    "command_service/runner.py": CHANCE,
+    "query_service/subscriber.py": {
+        "random.Random": "a default, and a story hands in its own",
+        "time.monotonic": "a default, and a story hands in its own",
+    },
+    "command_service/bank/transport.py": {
+        "datetime.datetime.now": "the wait that an HTTP date asks for: the guard has put the virtual clock there",
+        "datetime.datetime.strptime": "a date from its text",
+        "datetime.UTC": "a constant",
+        "ssl.SSLContext": SOCKETS,
+        "ssl.SSLCertVerificationError": SOCKETS,
+    },
+    "command_service/bank/http11.py": dict.fromkeys(("select.poll", "select.POLLIN", "ssl.SSLContext"), SOCKETS),
+    "command_service/journal/upkeep.py": {"uuid.uuid4": "a journal's id: a story puts its own there"},
+    "command_service/operate.py": {
+        "datetime.datetime.fromtimestamp": "a date from a record's time",
+        "datetime.UTC": "a constant",
+    },
+    "query_service/api.py": {"uuid.UUID": "an id from its text"},
+}
+
+
+# ---------------------------------------------------------------- by the source
+def simulated() -> list[Path]:
+    services = (path for name in ("command_service", "query_service") for path in (ROOT / name).rglob("*.py"))
+    return [ROOT / "chassis" / "sqlite.py", *(path for path in sorted(services) if path.name not in REPLACED)]
+
+
+def reached(source: str) -> Iterator[str]:
+    """Every use of what is watched, by its full name, whatever it was imported as."""
+    tree = ast.parse(source)
+    names: dict[str, str] = {name: name for name in WATCHED_NAMES if "." not in name}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                full = alias.name if alias.asname else alias.name.split(".")[0]
+                names[alias.asname or full] = full
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (f"{node.module}.*" for alias in node.names if alias.name == "*" and _is_watched(node.module))
+    within: set[ast.AST] = set()
+    for node in ast.walk(tree):  # an attribute comes before what it is an attribute of
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from (f"SQL {found}" for found in re.findall(SQL, node.value, re.IGNORECASE))
+        if node in within or not isinstance(node, ast.Attribute | ast.Name):
+            continue
+        attributes: list[str] = []
+        part: ast.expr = node
+        while isinstance(part, ast.Attribute):
+            within.add(part)
+            attributes.insert(0, part.attr)
+            part = part.value
+        if isinstance(part, ast.Name) and part.id in names:
+            within.add(part)
+            full = ".".join((names[part.id], *attributes))
+            if _is_watched(full):
+                yield full
+
+
+# What SQLite knows of time and chance by itself.
+SQL = r"\brandom(?:blob)?\(|\bcurrent_(?:time|date|timestamp)\b|'now'|\bunixepoch\(\)|\bjulianday\(\)"
+
+
+def _is_watched(full: str) -> bool:
+    return full.split(".", maxsplit=1)[0] in WATCHED or full in WATCHED_NAMES
+
+
+@pytest.mark.parametrize("path", simulated(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_simulated_source_reaches_no_clock_chance_or_thread(path: Path) -> None:
+    """But for what EXCEPTIONS name, and each of these is needed."""
+    allowed = EXCEPTIONS.get(str(path.relative_to(ROOT)), {})
+    assert {found for found in reached(path.read_text()) if not FILES.fullmatch(found)} == set(allowed)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from time import monotonic\nmonotonic()", "time.monotonic"),
+        ("def f():\n    from time import monotonic as m\n    return m()", "time.monotonic"),
+        ("import time as t\nclock = t.time", "time.time"),
+        ("import time\ngetattr(time, 'monotonic')()", "time"),
+        ("import time\ntime.clock_gettime(time.CLOCK_REALTIME)", "time.clock_gettime"),
+        ("import time\ntime.strftime('%Y')", "time.strftime"),
+        ("from time import *", "time.*"),
+        ("import secrets\nsecrets.token_hex()", "secrets.token_hex"),
+        ("import datetime\ndatetime.datetime.now()", "datetime.datetime.now"),
+        ("import datetime\ndatetime.datetime.utcnow()", "datetime.datetime.utcnow"),
+        ("from datetime import datetime\ndatetime.now()", "datetime.datetime.now"),
+        ("from datetime import date\ndate.today()", "datetime.date.today"),
+        ("import random\nrandom.expovariate(1)", "random.expovariate"),
+        ("from random import SystemRandom\nSystemRandom().random()", "random.SystemRandom"),
+        ("import _thread\n_thread.start_new_thread(print, ())", "_thread.start_new_thread"),
+        ("import threading\nthreading.Thread(target=print).start()", "threading.Thread"),
+        ("import concurrent.futures\nconcurrent.futures.ThreadPoolExecutor()", "concurrent.futures.ThreadPoolExecutor"),
+        ("import asyncio\nasyncio.to_thread(print)", "asyncio.to_thread"),
+        ("from asyncio import to_thread\nto_thread(print)", "asyncio.to_thread"),
+        ("import os\nos.urandom(8)", "os.urandom"),
+        ("import uuid\nuuid.uuid4()", "uuid.uuid4"),
+        ("import sys\nsys.modules['time'].time()", "sys.modules"),
+        ("__import__('time').time()", "__import__"),
+        ("import importlib\nimportlib.import_module('time')", "importlib.import_module"),
+        ("connection.execute('SELECT random()')", "SQL random("),
+        ("connection.execute(\"SELECT strftime('%s', 'now')\")", "SQL 'now'"),
+    ],
+)
+def test_each_form_is_found_in_a_source(source: str, found: str) -> None:
+    """The controls of the test above."""
+    assert found in set(reached(source))
+
+
+def test_what_is_handed_in_may_be_used_freely() -> None:
+    """A clock, a chance, and what only has such a name."""
+    source = "def f(chance, clock, time):\n    clock()\n    chance.random()\n    return time.seconds, 'random text'"
+    assert not set(reached(source))
+
+
+# ---------------------------------------------------------------- at run time
+# Looked up while the guard is on, as the product does. What a form is told as, if by another name than its own.
+FORMS = {
+    "time.time()": "",
+    "time.time_ns()": "",
+    "time.monotonic()": "",
+    "time.clock_gettime(0)": "",
+    "time.process_time()": "",
+    "time.strftime('%Y')": "",
+    "time.localtime()": "",
+    "random.random()": "",
+    "random.expovariate(1.0)": "",
+    "random.gauss(0, 1)": "",
+    "random.Random()": "random.Random without a seed",
+    "random.SystemRandom().random()": "random._urandom",
+    "secrets.token_hex()": "random._urandom",
+    "secrets.randbelow(9)": "random._urandom",
+    "datetime.datetime.now()": "datetime.now",
+    "datetime.datetime.utcnow()": "datetime.utcnow",
+    "datetime.datetime.today()": "datetime.today",
+    "datetime.date.today()": "date.today",
+    "os.urandom(1)": "",
+    "os.getrandom(1)": "",
+    "uuid.uuid4()": "",
+    "uuid.uuid1()": "",
+    "threading.Thread(target=int).start()": "threading.Thread.start",
+    "threading._start_new_thread(int, ())": "",
+    "_thread.start_new_thread(int, ())": "",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_guard_refuses_real_clocks_chance_and_threads(form: str) -> None:
+    """And remembers it, should somebody swallow what it raises. Afterwards all is as it was."""
+    guard = Guard()
+    names: dict[str, Any] = {name: __import__(name) for name in (*WATCHED - {"numpy"}, "secrets")}
+    with guard.on(lambda: 0), pytest.raises(Reached):
+        eval(form, names)  # one of those above
+    assert guard.reached[0] == (FORMS[form] or form.partition("(")[0])
+    eval(form, names)  # as above
+
+
+def test_the_guard_refuses_what_a_module_of_the_product_took_into_a_name_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And tells the story's time by the class that such a module has taken."""
+    guards._taken.cache_clear()
+    guards._holding.cache_clear()
+    monkeypatch.setattr(runner, "monotonic", time.monotonic, raising=False)
+    monkeypatch.setattr(runner, "datetime", datetime.datetime, raising=False)
+    monkeypatch.setattr(runner, "date", datetime.date, raising=False)
+    names = vars(runner)
+    guard = Guard()
+    with guard.on(lambda: 5_000_000):
+        assert names["datetime"].now(datetime.UTC).timestamp() == 5
+        for form in ("monotonic()", "datetime.utcnow()", "date.today()"):
+            with pytest.raises(Reached):
+                eval(form, dict(names))  # one of these
+    assert guard.reached == ["time.monotonic", "datetime.utcnow", "date.today"]
+    assert names["monotonic"] is time.monotonic
+    guards._taken.cache_clear()
+    guards._holding.cache_clear()
+
+
+@pytest.mark.parametrize("form", ["time.strftime('%Y')", "random.expovariate(1.0)", "secrets.token_hex()"])
+def test_a_story_whose_code_reaches_one_fails(form: str) -> None:
+    """The guard in place, in the product's own runner."""
+    names: dict[str, Any] = {name: __import__(name) for name in ("time", "random", "secrets")}
+
+    async def ask(*arguments: Any) -> Any:
+        eval(form, names)  # one of those above
+        return await real(*arguments)
+
+    real = Runner._ask
+    with patched([(Runner, "_ask", ask)]):
+        found = {violation.invariant for seed in range(3) for violation in tell(plan_of(seed)).violations}
+    assert "guard" in found
+
+
+def test_the_control_of_every_run_of_the_simulation_fails_as_it_must() -> None:
+    """It is the product's own runner that looks at a clock there; were its method another, the control would show nothing."""
+    assert a_real_clock_is_noticed()
