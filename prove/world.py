@@ -250,6 +250,8 @@ class World(Callers):
                 (sqlite3, "connect", self.connect),
                 (chassis.sqlite, "ThreadPoolExecutor", Thread),
                 (command_service.journal.sqlite, "shutil", space),
+                # Few: here turns cost no time, and commits are to fall between all that others do.
+                (command_service.journal.sqlite, "TURNS_BEFORE_COMMIT", self.plan.seed % 3),
                 (command_service.journal.upkeep, "uuid", names),
                 (command_service.journal.sqlite, "lock", self.kept(journal_lock)),
                 (query_service.view, "_lock", self.kept(view_lock)),
