@@ -29,19 +29,12 @@ DECLINES = {
 # Longer than any pause of ours, negative, and nonsense.
 RETRY_AFTERS = ("1", "1000000000", "-5", "soon", "Wed, 21 Oct 2076 07:28:00 GMT", "9" * 400)
 BEFORE = (
-    "lose_request",
-    "hang_before",
-    "error_before",
-    "throttled",
-    "redirect",
-    "refuse",
-    "in_progress",
-    "forget_token",
+    *("lose_request", "hang_before", "error_before", "throttled", "redirect", "refuse", "in_progress"),
+    "forget_token",  # the last of them, and no fault of a token step
 )
 AFTER = ("lose_answer", "hang_after", "error_after", "garbage", "half_body", "huge_body", "slow_body")
 LIES = ("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "wrong_card", "contradict", "mixed_up")
 OTHERWISE = ("delay_request", "duplicate", "late_duplicate", "expire_token")
-WINDOWS = ("bank_down", "bank_restart", "unauthorized")
 
 Reply = tuple[int, dict[str, str], bytes]
 

@@ -11,7 +11,6 @@ last point. After each, the card must have been charged exactly once and the jou
 import asyncio
 import contextlib
 import itertools
-import os
 import random
 import shutil
 import ssl
@@ -41,7 +40,7 @@ from prove.check import movements_of, read_anchor, read_journal
 from prove.checker import check
 from prove.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.report import Harness, Say
-from prove.workers import workers
+from prove.workers import AT_ONCE, workers
 from prove.writer import end_process, folder_in_memory, now
 
 # The bank's statement tells all that it ever did: a bank of its own for so many paths keeps the reading of it quick.
@@ -50,8 +49,6 @@ PATHS_A_BANK = 100
 LIFE_SECONDS = 20.0
 # Reading the authorities' certificates takes longer than a life, and this bank speaks plain HTTP.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-# One a core at work, and one a core next.
-AT_ONCE = 2 * (os.cpu_count() or 1)
 LIMITS = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3600.0, attention_after_seconds=600.0)
 PORTS = {
     "journal": frozenset({"append", "read", "unfinished"}),

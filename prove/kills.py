@@ -1,8 +1,9 @@
 """`kill -9` of real servers, under load: at random moments, and at moments that the mock bank's faults make long enough to hit.
 
 Clients charge without pause. The command server is killed and started again, time after time; so is the query server, beside
-it, and now and then the bank. In the end every client has been told how its charge ended, and clients' histories, journal,
-bank and view must agree. It stops by itself when every fault has been tried often enough.
+it, and now and then the bank; and sometimes the command server is paused for seconds and goes on. In the end every client has
+been told how its charge ended, and clients' histories, journal, bank and view must agree. It stops by itself when every fault
+has been tried often enough.
 """
 
 import asyncio

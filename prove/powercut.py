@@ -6,7 +6,6 @@ a part: each must lose something.
 """
 
 import asyncio
-import os
 import random
 import shutil
 import sys
@@ -21,7 +20,7 @@ from command_service.journal import START, JournalCorrupt, JournalRefused, Place
 from command_service.journal.sqlite import SqliteJournal
 from prove.replay import Disk, Life, Moment, record
 from prove.report import Harness, Say
-from prove.workers import workers
+from prove.workers import AT_ONCE, workers
 from prove.writer import folder_in_memory, now
 
 
@@ -94,8 +93,6 @@ class Recording:
 
 # Few, and many recordings: a sync fails once in two of five, and each time at another place.
 CUTS_A_RECORDING = 20
-# One a core at work, and one a core next.
-AT_ONCE = 2 * (os.cpu_count() or 1)
 OFTEN = ("--set", "wal_autocheckpoint=24", "--anchor-seconds", "0.02")
 
 

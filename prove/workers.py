@@ -7,6 +7,9 @@ from typing import Any, NoReturn
 
 import structlog
 
+# One a core at work, and one a core next.
+AT_ONCE = 2 * (os.cpu_count() or 1)
+
 
 def workers(count: int = 0) -> ProcessPoolExecutor:
     """So many processes that say nothing, or one a core; what they are given must be importable by name."""
