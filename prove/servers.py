@@ -236,7 +236,8 @@ class Servers(Disk):
         if not message.batch.records:
             return
         ready_at = max(waiting_since, self.committed_at.get(message.batch.records[0].position, 0.0))
-        allowed = MESSAGE_EVERY_SECONDS + (SLOW_WAKE_SECONDS if self.dice.fired["slow_disk"] else WAKE_SECONDS)
+        pause = MESSAGE_EVERY_SECONDS + self.plan.grid_seconds  # a timer fires on the grid
+        allowed = pause + (SLOW_WAKE_SECONDS if self.dice.fired["slow_disk"] else WAKE_SECONDS)
         if self.loop.time() - ready_at > allowed:
             late = self.loop.time() - ready_at
             where = f"position {message.batch.records[0].position}"
