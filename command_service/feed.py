@@ -61,7 +61,8 @@ class Feed:
         opened = Opened(journal_id=self._journal.journal_id, head_position=head)
         yield SubscribeResponse(opened=opened).SerializeToString()
         is_caught_up = False
-        while not self._is_stopping:
+        # Whoever has caught up is told of the last outcomes too, before the stream ends.
+        while not self._is_stopping or (is_caught_up and place.position < self._journal.head.position):
             if place.position < self._journal.head.position:
                 batch, place = await self._batch_after(place)
                 yield batch

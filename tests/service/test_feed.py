@@ -426,6 +426,18 @@ async def test_a_feed_that_stops_ends_the_streams_that_wait(source: Source) -> N
     assert {answer.reason for answer in ends} == {"SERVER_STOPPING"}
 
 
+async def test_a_feed_that_stops_has_told_all_to_those_who_caught_up(source: Source) -> None:
+    """Also what came while a reader was waiting for its next message's time."""
+    reader = source.reader()
+    await reader.until("caught_up")
+    await source.filled(1)
+    await reader.until("batch")
+    await source.filled(1)
+    source.feed.stop()
+    assert (await reader.end()).reason == "SERVER_STOPPING"
+    assert reader.place == source.journal.head
+
+
 async def test_a_reader_that_leaves_takes_no_read_from_the_others(source: Source) -> None:
     """Though it was the one that began it."""
     await source.filled(10)
