@@ -48,14 +48,7 @@ async def test_a_story_that_is_asked_to_stop_ends_its_servers(
 ) -> None:
     """At any stage, by Ctrl-C, by SIGTERM and when its terminal is closed; in a few words."""
     mark = str(uuid.uuid4())  # every process of the story has it in its environment
-    telling = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        story,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "RUN_FOLDER": str(tmp_path), "STORY": mark},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    telling = await begun(story, tmp_path, mark)
     assert telling.stdout is not None
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -77,13 +70,7 @@ async def test_a_story_that_is_asked_to_stop_ends_its_servers(
 async def test_the_tour_starts_a_killed_server_again(tmp_path: Path) -> None:
     """So that a person can kill the command server amid charges, and find each charged once."""
     mark = str(uuid.uuid4())
-    telling = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        TOUR,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "RUN_FOLDER": str(tmp_path), "STORY": mark},
-        stdout=asyncio.subprocess.PIPE,
-    )
+    telling = await begun(TOUR, tmp_path, mark)
     assert telling.stdout is not None
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -101,6 +88,18 @@ async def test_the_tour_starts_a_killed_server_again(tmp_path: Path) -> None:
         for process in marked(mark):
             os.kill(process, signal.SIGKILL)
     assert "command_service ended with status 0" in told.decode()
+
+
+async def begun(story: str, folder: Path, mark: str) -> asyncio.subprocess.Process:
+    """A story that is being told, by a process that has the mark in its environment, as all that it starts have."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        story,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "RUN_FOLDER": str(folder), "STORY": mark},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
 
 
 def command_line(process: int) -> bytes:
