@@ -172,7 +172,7 @@ class World(Callers):
         if not await self._come_to_rest([]):
             return
         self._read_files()
-        self._count_tasks()
+        await self._count_tasks()
         self.is_ending = True
         for process in list(self.processes.values()):
             if self.dice.whole(0, 1) and process.alive:
@@ -180,13 +180,17 @@ class World(Callers):
             else:
                 self.kill(process, "killed in the end")
 
-    def _count_tasks(self) -> None:
+    async def _count_tasks(self) -> None:
         """I16: at rest, nothing is left of what was under way but what stands for as long as a server does."""
+        if any(self._left(process) for process in self.processes.values()):
+            await asyncio.sleep(1.0)  # what happens in this very moment, a slow reader's end perhaps, is over then
         for process in self.processes.values():
-            left = Counter(name for life, name in self.loop.unfinished_tasks() if life is process)
-            left -= STANDING | Counter({"Servers._serve_feed": len(process.links)})
-            if left:
+            if left := self._left(process):
                 self.broke("I16", process.name, f"at rest, these are still under way: {dict(left)}")
+
+    def _left(self, process: Process) -> Counter[str]:
+        under_way = Counter(name for life, name in self.loop.unfinished_tasks() if life is process)
+        return under_way - (STANDING | Counter({"Servers._serve_feed": len(process.links)}))
 
     def _read_files(self) -> None:
         """What the files hold in the end, seen through the servers' own connections: that spares half of the judging."""
