@@ -23,8 +23,9 @@ def _name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)
-def test_no_product_file_is_longer_than_400_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+def test_no_product_file_is_longer_than_500_lines(path: Path) -> None:
+    """One job may need a long file; a file of two jobs is split by job, and never squeezed."""
+    assert len(path.read_text().splitlines()) <= 500
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)

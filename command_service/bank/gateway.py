@@ -33,6 +33,7 @@ from typing import assert_never
 import httpx
 
 from command_service.bank.transport import Exchange, exchange, no_answer
+from command_service.card_numbers import card_number_in
 from command_service.charge import (
     Answer,
     Contradiction,
@@ -49,7 +50,6 @@ from command_service.charge import (
     ReviewReason,
     Token,
 )
-from command_service.screening import card_number_in
 
 
 class _State(Enum):

@@ -28,9 +28,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_service import screening
+from command_service.card_numbers import SCHEMES, card_number_in
 from command_service.charge import Card, Money, Request
 from command_service.currencies import EXPONENTS
-from command_service.screening import SCHEMES, always_refused, card_number_in, faults, key_fault
+from command_service.screening import always_refused, faults, key_fault
 
 GOOD = Request(
     charge_id="00000000-0000-8000-8000-000000000000",
