@@ -6,32 +6,18 @@ cancel, a cut connection, reaches it.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, assert_never
+from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
-from charging.v1.common_pb2 import ChargeStatus
+from chassis.deadlines import wait_seconds
 from chassis.server import Violation
 from command_service import screening
-from command_service.charge import (
-    Absent,
-    AtRest,
-    AwaitingExecution,
-    AwaitingToken,
-    Card,
-    Charge,
-    ChargeAbandoned,
-    Charged,
-    ChargeDeclined,
-    Money,
-    Outcome,
-    Request,
-    ReviewRequired,
-)
-from command_service.codec import charge_id_of, decline_reason_out
+from command_service.charge import Absent, AtRest, Card, Charge, Charged, ChargeDeclined, Money, Request
+from command_service.codec import charge_id_of, decline_reason_out, status_of
 from command_service.errors import Reason, refusal, refusing
 from command_service.pace import Appointments
 from command_service.runner import Accepted, Runner, Source
@@ -39,8 +25,6 @@ from command_service.runner import Accepted, Runner, Source
 # Until identities exist there is one tenant, and nobody is known by name.
 TENANT = "default"
 ACTOR = "anonymous"
-# Enough for the answer to travel, so that a client reads PENDING instead of its own deadline.
-ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
 # A call without a deadline, or with a very late one, waits no longer.
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -86,12 +70,10 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
             self._appointments.note_end(self._clock() - began)
 
     async def _charge(self, request: ChargeRequest, remaining_seconds: float | None) -> ChargeResponse:
-        wait_seconds = LONGEST_WAIT_SECONDS
-        if remaining_seconds is not None:
-            wait_seconds = min(wait_seconds, remaining_seconds) - ANSWER_BEFORE_DEADLINE_SECONDS
-        if wait_seconds <= 0:
-            raise refusal(Reason.OUTCOME_UNKNOWN)  # nobody would read the answer: not even begun
-        until = asyncio.get_running_loop().time() + wait_seconds
+        seconds = wait_seconds(remaining_seconds, LONGEST_WAIT_SECONDS)
+        if seconds <= 0:
+            raise refusal(Reason.DEADLINE_PASSED)  # nobody reads the answer: not even begun
+        until = self._clock() + seconds
         accepting = self._runner.accept(_command(request))
         if not await self._wait(accepting, until):
             raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
@@ -153,30 +135,17 @@ def _has_unknown_fields(wire: ChargeRequest) -> bool:
 
 def _response(accepted: Accepted) -> ChargeResponse:
     stream = accepted.stream
-    response = ChargeResponse(position=stream.position, outcome_source=_SOURCES[accepted.source])
+    assert not isinstance(stream.state, Absent), "an accepted charge has events"
+    response = ChargeResponse(
+        charge_id=stream.state.request.charge_id,
+        status=status_of(stream.state),
+        position=stream.position,
+        outcome_source=_SOURCES[accepted.source],
+    )
+    response.requested_at.FromMicroseconds(stream.requested_at)
     match stream.state:
-        case AtRest(request, outcome):
-            response.charge_id = request.charge_id
-            _tell_outcome(response, outcome)
-        case AwaitingToken(request) | AwaitingExecution(request):
-            response.charge_id = request.charge_id
-            response.status = ChargeStatus.CHARGE_STATUS_PENDING
-        case Absent():
-            raise AssertionError("an accepted charge has events")
-    return response
-
-
-def _tell_outcome(response: ChargeResponse, outcome: Outcome) -> None:
-    match outcome:
-        case Charged():
-            response.status = ChargeStatus.CHARGE_STATUS_CHARGED
-            response.transaction_id = outcome.transaction_id
-        case ChargeDeclined(reason):
-            response.status = ChargeStatus.CHARGE_STATUS_DECLINED
+        case AtRest(_, Charged(transaction_id=transaction_id)):
+            response.transaction_id = transaction_id
+        case AtRest(_, ChargeDeclined(reason)):
             response.decline_reason = decline_reason_out(reason)
-        case ReviewRequired():
-            response.status = ChargeStatus.CHARGE_STATUS_IN_REVIEW
-        case ChargeAbandoned():
-            response.status = ChargeStatus.CHARGE_STATUS_ABANDONED
-        case _:
-            assert_never(outcome)
+    return response

@@ -294,7 +294,7 @@ class InvalidCharge(Exception):
 
 
 class KeyReused(Exception):
-    """The idempotency key belongs to a charge of another user, card, amount or currency."""
+    """The idempotency key belongs to a charge of another user, card, amount or currency. args[0] is that charge's state."""
 
 
 class ImpossibleEvent(Exception):
@@ -317,7 +317,7 @@ def decide(state: State, message: Message) -> list[Event]:
                 case AwaitingToken(first) | AwaitingExecution(first) | AtRest(first):
                     asked = (request.user_id, request.card.token, request.amount)
                     if asked != (first.user_id, first.card.token, first.amount):
-                        raise KeyReused
+                        raise KeyReused(state)
                     return []
         case Answered(effect) | GiveUp(effect) if effect != next_step(state):
             return []  # Late: the step it speaks of is behind us.
@@ -387,6 +387,11 @@ def evolve(state: State, event: Event) -> State:
         case AwaitingExecution(request), (Charged() | ChargeDeclined() | ReviewRequired()):
             return AtRest(request, event)
     raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {type(state).__name__}")
+
+
+def is_over_without_money(state: State) -> bool:
+    """Whether no money has moved for a charge and none ever will: only then may its payer try again under a new key."""
+    return isinstance(state, AtRest) and isinstance(state.outcome, ChargeDeclined | ChargeAbandoned)
 
 
 def next_step(state: State) -> Effect | None:

@@ -11,6 +11,10 @@ from google.protobuf.message import DecodeError
 
 from charging.v1 import common_pb2, journal_pb2
 from command_service.charge import (
+    Absent,
+    AtRest,
+    AwaitingExecution,
+    AwaitingToken,
     Card,
     ChargeAbandoned,
     Charged,
@@ -20,9 +24,11 @@ from command_service.charge import (
     Event,
     Evidence,
     Money,
+    Outcome,
     Request,
     ReviewReason,
     ReviewRequired,
+    State,
     TokenExpired,
     TokenIssued,
 )
@@ -134,6 +140,27 @@ def decode(serialised: bytes) -> Event:
             return ChargeAbandoned(stored.charge_abandoned.attempts)
         case None:
             raise UnknownEvent("a newer program wrote it: run that version, or a later one")
+
+
+def status_of(state: State) -> common_pb2.ChargeStatus.ValueType:
+    """Give a state its status in the contract."""
+    match state:
+        case Absent():
+            return common_pb2.ChargeStatus.CHARGE_STATUS_UNSPECIFIED
+        case AwaitingToken() | AwaitingExecution():
+            return common_pb2.ChargeStatus.CHARGE_STATUS_PENDING
+        case AtRest(_, outcome):
+            return _STATUSES[type(outcome)]
+        case _:
+            assert_never(state)
+
+
+_STATUSES: dict[type[Outcome], common_pb2.ChargeStatus.ValueType] = {
+    Charged: common_pb2.ChargeStatus.CHARGE_STATUS_CHARGED,
+    ChargeDeclined: common_pb2.ChargeStatus.CHARGE_STATUS_DECLINED,
+    ReviewRequired: common_pb2.ChargeStatus.CHARGE_STATUS_IN_REVIEW,
+    ChargeAbandoned: common_pb2.ChargeStatus.CHARGE_STATUS_ABANDONED,
+}
 
 
 def decline_reason_out(reason: DeclineReason) -> common_pb2.DeclineReason.ValueType:

@@ -1,17 +1,17 @@
 """One table from what can go wrong to what a client is told. Texts are fixed: no input value, no stack, no SQL."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from grpc import StatusCode
 
-from charging.v1.common_pb2 import Advice
+from charging.v1.common_pb2 import Advice, ChargeStatus
 from chassis.server import Refusal, Violation
 from chassis.telemetry import log_unexpected
-from command_service.charge import ImpossibleEvent, InvalidCharge, KeyReused
-from command_service.codec import UnknownEvent
+from command_service.charge import ImpossibleEvent, InvalidCharge, KeyReused, State, is_over_without_money
+from command_service.codec import UnknownEvent, status_of
 from command_service.journal import JournalCorrupt, JournalFull
 from command_service.runner import Overloaded
 
@@ -26,6 +26,7 @@ class Reason(Enum):
     JOURNAL_DIVERGED = auto()
     READER_TOO_SLOW = auto()
     TOO_MANY_CALLS = auto()
+    DEADLINE_PASSED = auto()
     OUTCOME_UNKNOWN = auto()
     BANK_UNREACHABLE = auto()
     TOO_MANY_UNFINISHED = auto()
@@ -50,8 +51,8 @@ _TABLE = {
     ),
     Reason.IDEMPOTENCY_KEY_REUSED: _Row(
         StatusCode.ALREADY_EXISTS,
-        Advice.ADVICE_USE_NEW_KEY,
-        "the idempotency key belongs to another charge: a new charge needs a new key",
+        Advice.ADVICE_ASK_STATUS,
+        "the idempotency key belongs to another charge, whose status the metadata name: do as the advice says",
     ),
     Reason.JOURNAL_DIVERGED: _Row(
         StatusCode.FAILED_PRECONDITION,
@@ -67,6 +68,11 @@ _TABLE = {
         StatusCode.RESOURCE_EXHAUSTED,
         Advice.ADVICE_RETRY_SAME_KEY,
         "too many calls at once, and nothing was stored: retry with the same key",
+    ),
+    Reason.DEADLINE_PASSED: _Row(
+        StatusCode.DEADLINE_EXCEEDED,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "the deadline had passed before the call was begun, and nothing was stored: retry with the same key",
     ),
     Reason.OUTCOME_UNKNOWN: _Row(
         StatusCode.DEADLINE_EXCEEDED,
@@ -107,17 +113,35 @@ _TABLE = {
 
 
 def refusal(
-    reason: Reason, *, violations: Sequence[Violation] = (), retry_after_seconds: float | None = None
+    reason: Reason,
+    *,
+    violations: Sequence[Violation] = (),
+    retry_after_seconds: float | None = None,
+    advice: Advice.ValueType | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Refusal:
-    """Make the error of a reason, to be raised by a call."""
+    """Make the error of a reason, to be raised by a call. `advice` stands in for the table's where the charge decides it.
+
+    Metadata are words of ours, never a value of the request.
+    """
     row = _TABLE[reason]
     return Refusal(
         code=row.code,
         reason=reason.name,
         text=row.text,
-        advice=Advice.Name(row.advice).removeprefix("ADVICE_"),
+        advice=Advice.Name(advice or row.advice).removeprefix("ADVICE_"),
         violations=violations,
         retry_after_seconds=retry_after_seconds,
+        metadata=metadata or {},
+    )
+
+
+def _key_reused(state: State) -> Refusal:
+    """A new key is advised only where the key's charge moves no money: else who obeys could charge one order twice."""
+    return refusal(
+        Reason.IDEMPOTENCY_KEY_REUSED,
+        advice=Advice.ADVICE_USE_NEW_KEY if is_over_without_money(state) else Advice.ADVICE_ASK_STATUS,
+        metadata={"status": ChargeStatus.Name(status_of(state)).removeprefix("CHARGE_STATUS_")},
     )
 
 
@@ -128,8 +152,8 @@ def refusing() -> Iterator[None]:
         yield
     except InvalidCharge as error:
         raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in error.args[0]]) from None
-    except KeyReused:
-        raise refusal(Reason.IDEMPOTENCY_KEY_REUSED) from None
+    except KeyReused as error:
+        raise _key_reused(error.args[0]) from None
     except Overloaded as error:
         raise refusal(Reason[error.reason.name], retry_after_seconds=error.retry_after_seconds) from None
     except JournalFull:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import command_service.api
+import command_service.errors
 import command_service.journal.sqlite as journal_sqlite
 import command_service.runner
 import query_service.view
@@ -274,6 +275,10 @@ def _card_numbers_are_let_in() -> _Planted:
     return [(screening, "card_number_in", lambda _text: False)]
 
 
+def _a_new_key_is_advised_while_money_may_move() -> _Planted:
+    return [(command_service.errors, "is_over_without_money", lambda _state: True)]
+
+
 def _a_full_disk_is_taken_for_stored() -> _Planted:
     async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
         try:
@@ -322,6 +327,7 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _another_body_is_not_noticed,
         _a_batchs_answers_are_mixed_up,
         _card_numbers_are_let_in,
+        _a_new_key_is_advised_while_money_may_move,
         _a_full_disk_is_taken_for_stored,
         _bank_calls_have_no_limit,
         _no_pause_after_a_vain_call,

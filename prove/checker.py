@@ -11,6 +11,7 @@ observed is left out, and what it would show is not checked. The invariants' nam
     I3 token durable before execute  I8 the streams' grammar   I13 no card number anywhere
     I4 one token is executed         I9 gapless order          I14 an actor and a tenant in each charge
     I5 what was asked is charged     I10 nothing changes       I15 nothing is told that is not so
+    I18 no advice leads to a second charge
     L1 every charge comes to rest    L2 money that moved is Charged    L3 the view reaches the head
 """
 
@@ -46,6 +47,8 @@ _FOLLOWS: Mapping[str | None, frozenset[str]] = {
     "token_expired": frozenset({"token_issued", "charge_declined", "review_required", "charge_abandoned"}),
     **{kind: frozenset() for kind in STATUS_AT_REST},
 }
+# The ends at which no money has moved and none will.
+_NO_MONEY = frozenset({"charge_declined", "charge_abandoned"})
 MOST_TOKENS = 8  # then the charge goes into review
 
 
@@ -162,7 +165,7 @@ def _seen(observed: Observed) -> Iterator[Violation]:
 
 # ---------------------------------------------------------------- the clients
 def _calls(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violation]:
-    """I6, I7, I15: what clients were told."""
+    """I6, I7, I15, I18: what clients were told."""
     first_told: dict[tuple[str, str], tuple[Any, ...]] = {}
     may_be_stored = {(call.tenant, call.key) for call in observed.calls if call.reason not in NOTHING_STORED}
     for call in observed.calls:
@@ -178,6 +181,8 @@ def _calls(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violat
             case "refused":
                 if call.advice == "USE_NEW_KEY" and call.reason != "IDEMPOTENCY_KEY_REUSED":
                     yield Violation("I15", where, f"a new key was advised after {call.reason}")
+                if call.advice == "USE_NEW_KEY" and charge is not None and charge.entries[-1][1] not in _NO_MONEY:
+                    yield Violation("I18", where, "a new key was advised, but the key's charge may move money")
                 if call.reason == "IDEMPOTENCY_KEY_REUSED" and (charge is None or charge.terms() == _terms(call)):
                     yield Violation("I15", where, "refused as reused, but the journal holds no other request of it")
                 if charge is not None and (call.tenant, call.key) not in may_be_stored:

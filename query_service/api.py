@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1 import query_pb2, query_pb2_grpc
 from charging.v1.common_pb2 import Card, ChargeStatus, Lag, Money
+from chassis.deadlines import wait_seconds
 from query_service.errors import Reason, invalid, refusal
 from query_service.lookup import (
     END,
@@ -39,8 +40,6 @@ T = TypeVar("T")
 TENANT = "default"
 # A view that lives is there in milliseconds: who has waited this long is better told how far it is.
 LONGEST_WAIT_SECONDS = 5.0
-# Enough for the answer to travel, so that a client reads how far the view is instead of its own deadline.
-ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
 # Of ids, keys and users: what the command server takes at most.
 LONGEST_NAME = 128
 DEFAULT_PAGE = 50
@@ -179,10 +178,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     async def _reach(self, min_position: int, context: Any) -> None:
         if min_position < 0:
             raise invalid("min_position", "must not be negative")
-        wait_seconds = LONGEST_WAIT_SECONDS
-        if (remaining_seconds := context.time_remaining()) is not None:
-            wait_seconds = min(wait_seconds, remaining_seconds - ANSWER_BEFORE_DEADLINE_SECONDS)
-        if not await self._waiting.reach(min_position, wait_seconds):
+        if not await self._waiting.reach(min_position, wait_seconds(context.time_remaining(), LONGEST_WAIT_SECONDS)):
             raise self._behind()
 
     def _behind(self) -> Exception:

@@ -54,6 +54,7 @@ from command_service.charge import (
     TokenIssued,
     decide,
     evolve,
+    is_over_without_money,
     next_step,
 )
 from tests.core.stories import (
@@ -98,6 +99,25 @@ def test_a_first_request_that_breaks_todays_rules_is_refused_with_its_faults() -
 
 
 @pytest.mark.parametrize(
+    ("history", "is_over"),
+    [
+        ((), False),
+        ((requested,), False),
+        ((requested, token_issued), False),
+        ((requested, token_issued, charged), False),
+        ((requested, token_issued, ReviewRequired(ReviewReason.CONTRADICTION)), False),
+        ((requested, token_issued, ChargeDeclined(DeclineReason.OTHER)), True),
+        ((requested, ChargeAbandoned(5)), True),
+    ],
+)
+def test_a_charge_is_over_without_money_once_declined_or_abandoned_only(
+    history: tuple[Event, ...], is_over: bool
+) -> None:
+    """Only then may its payer be told to try under a new key."""
+    assert is_over_without_money(given(*history).state) == is_over
+
+
+@pytest.mark.parametrize(
     "history",
     [(requested,), (requested, token_issued), (requested, token_issued, charged)],
     ids=["awaiting token", "awaiting execution", "at rest"],
@@ -125,8 +145,8 @@ class TestTheRetryOfAnAcceptedRequest:
     )
     def test_is_refused_if_it_asks_for_another(self, history: tuple[Event, ...], other: Request) -> None:
         """User, card token, amount and currency each make it another request; nothing of the first one is told."""
-        given(*history).when(asked(other)).then_refused(KeyReused)
-        given(*history).when(asked(other, FAULT)).then_refused(KeyReused)
+        given(*history).when(asked(other)).then_refused(KeyReused, given(*history).state)
+        given(*history).when(asked(other, FAULT)).then_refused(KeyReused, given(*history).state)
 
     @pytest.mark.parametrize(
         "other",

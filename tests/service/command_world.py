@@ -83,6 +83,7 @@ class Told:
     text: str = field(compare=False)
     field_texts: frozenset[str] = field(compare=False)
     everything: bytes = field(compare=False)
+    status: str = field(compare=False)
 
 
 def told(error: grpc.aio.AioRpcError) -> Told:
@@ -106,6 +107,7 @@ def told(error: grpc.aio.AioRpcError) -> Told:
         retry_after_seconds=retry.retry_delay.ToMilliseconds() / 1000 if has_retry else None,
         text=error.details() or "",
         field_texts=frozenset(violation.description for violation in bad.field_violations),
+        status=info.metadata.get("status", ""),
         everything=b"\n".join([(error.details() or "").encode(), packed, repr(trailers).encode()]),
     )
 

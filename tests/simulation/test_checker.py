@@ -115,7 +115,10 @@ def good() -> Observed:
             call(),
             call(outcome_source=3),
             call(OTHER, status=DECLINED, transaction_id="", decline_reason=1, position=6, durable_position=6),
-            call(amount=99, outcome="refused", reason="IDEMPOTENCY_KEY_REUSED", advice="USE_NEW_KEY", position=0),
+            call(amount=99, outcome="refused", reason="IDEMPOTENCY_KEY_REUSED", advice="ASK_STATUS", position=0),
+            call(
+                OTHER, amount=99, outcome="refused", reason="IDEMPOTENCY_KEY_REUSED", advice="USE_NEW_KEY", position=0
+            ),
             call("never-stored", outcome="refused", reason="JOURNAL_FULL", advice="RETRY_SAME_KEY", position=0),
             call(outcome="unknown"),
         ],
@@ -206,6 +209,9 @@ BROKEN: dict[str, Callable[[], Observed]] = {
     "I15 advice": lambda: replace(
         good(), calls=[call("order-00009", outcome="refused", reason="JOURNAL_FULL", advice="USE_NEW_KEY")]
     ),
+    "I18 a new key beside a charge that was charged": lambda: replace(
+        good(), calls=[call(amount=99, outcome="refused", reason="IDEMPOTENCY_KEY_REUSED", advice="USE_NEW_KEY")]
+    ),
     "L1": lambda: bare((KEY, requested(KEY)), is_at_rest=True),
     "L3": lambda: replace(good(), view=fold(journal(*EVENTS[:5]))),
 }
@@ -283,7 +289,7 @@ def test_the_command_checks_files_and_says_what_it_looked_at(tmp_path: Path) -> 
         )
 
     sound = run(MOVED)
-    assert (sound.returncode, sound.stdout) == (0, "6 records, 1 movements, 6 calls: no violations\n")
+    assert (sound.returncode, sound.stdout) == (0, "6 records, 1 movements, 7 calls: no violations\n")
     twice = run(MOVED, MOVED)
     assert twice.returncode == 1
     assert f"I1 at charge {REFERENCE}: the money moved 2 times" in twice.stdout
