@@ -73,6 +73,7 @@ class ReviewReason(Enum):
     EXECUTE_REFUSED = "execute_refused"
     CONTRADICTION = "contradiction"
     TOKENS_KEEP_EXPIRING = "tokens_keep_expiring"
+    TRANSACTION_ID_UNUSABLE = "transaction_id_unusable"  # The money did move.
 
 
 @dataclass(frozen=True, slots=True)

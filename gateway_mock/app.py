@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote
 from gateway_mock import faults
 from gateway_mock.faults import BadField, Kind, Script, Step, answer
 from gateway_mock.ledger import CARDS, Ledger, ReferenceReused, State, Transaction, open_ledger
-from gateway_mock.wire import Answer, Death, HalfAnswer, Reply, Request, Silence, SlowAnswer, serving
+from gateway_mock.wire import Answer, AnswerAndMore, Death, HalfAnswer, Reply, Request, Silence, SlowAnswer, serving
 
 TOKEN_SECONDS = 900.0  # A quarter of an hour, as real banks give.
 MAX_CALLS = 100_000  # Of the log: some 30 MiB, and more calls than a test makes.
@@ -195,6 +195,8 @@ class Bank:
             await asyncio.sleep(fault.seconds)
         if fault.kind is Kind.EXPIRE_TOKEN and (transaction := await find()) is not None:
             await self._ledger.expire(transaction, _now_ms())
+        if fault.kind is Kind.ODD_TRANSACTION_ID and (transaction := await find()) is not None:
+            await self._ledger.execute(transaction, _now_ms(), transaction_id=fault.transaction_id)
         return effect(await work())
 
     async def _statement(self) -> Answer:
@@ -252,7 +254,12 @@ def _as_it_is(transaction: Transaction) -> dict[str, object]:
 
 def _status(reply: Reply) -> int | None:
     match reply:
-        case Answer(status=status) | HalfAnswer(Answer(status=status)) | SlowAnswer(Answer(status=status)):
+        case (
+            Answer(status=status)
+            | HalfAnswer(Answer(status=status))
+            | SlowAnswer(Answer(status=status))
+            | AnswerAndMore(Answer(status=status))
+        ):
             return status
         case Silence() | Death():
             return None

@@ -7,11 +7,11 @@ a `Script` hands faults out, first in first out. Their meaning for a person is t
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, assert_never
 
-from gateway_mock.wire import Answer, Death, HalfAnswer, Reply, Silence, SlowAnswer
+from gateway_mock.wire import Answer, AnswerAndMore, Death, HalfAnswer, Reply, Silence, SlowAnswer
 
 MAX_FAULTS = 1_000  # Each call looks through them all; a test scripts a handful.
 MAX_TIMES = 1_000_000  # "Always", for a test.
@@ -60,10 +60,12 @@ class Kind(StrEnum):
     WRONG_REFERENCE = "wrong_reference"
     WRONG_TOKEN = "wrong_token"  # noqa: S105 - the name of a fault, not a secret
     CONTRADICT = "contradict"
+    EXTRA_ANSWER = "extra_answer"
     STOP_AFTER = "stop_after"
     # The work is done otherwise.
     DELAY = "delay"
     EXPIRE_TOKEN = "expire_token"  # noqa: S105 - the name of a fault, not a secret
+    ODD_TRANSACTION_ID = "odd_transaction_id"
 
 
 # The parameters a kind takes, and what they are if not given.
@@ -79,6 +81,8 @@ _PARAMETERS: Mapping[Kind, Mapping[str, Any]] = {
     Kind.IN_PROGRESS: {"retry_after": "1"},
     Kind.REDIRECT: {"location": "/elsewhere"},
     Kind.HUGE_BODY: {"bytes": 1024 * 1024},
+    Kind.EXTRA_ANSWER: {"seconds": 0.005, "status": 409, "body": {"error": "refused"}},
+    Kind.ODD_TRANSACTION_ID: {"transaction_id": "4111111111111111"},
 }
 
 _REFUSALS = frozenset({400, 401, 403, 404, 409, 422})
@@ -86,6 +90,7 @@ _REFUSALS = frozenset({400, 401, 403, 404, 409, 422})
 # The kinds that make sense on some steps only.
 _STEPS: Mapping[Kind, frozenset[Step]] = {
     Kind.CONTRADICT: frozenset({Step.EXECUTE}),
+    Kind.ODD_TRANSACTION_ID: frozenset({Step.EXECUTE}),
     Kind.FORGET_TOKEN: frozenset({Step.EXECUTE, Step.LOOK_UP}),
 }
 
@@ -104,6 +109,8 @@ class Fault:
     retry_after: str = ""
     location: str = ""
     bytes: int = 0
+    body: Mapping[str, object] = field(default_factory=dict)
+    transaction_id: str = ""
 
     def fields(self) -> dict[str, object]:
         """The fields of the order, defaults included."""
@@ -131,7 +138,7 @@ def parse(order: Mapping[str, object]) -> Fault:
     return Fault(step, kind, **{**parameters, **given})
 
 
-_FIELD_NAMES = frozenset(field.name for field in fields(Fault))
+_FIELD_NAMES = frozenset(one.name for one in fields(Fault))
 
 
 def _is_allowed(kind: Kind, key: str, value: Any) -> bool:
@@ -145,18 +152,23 @@ def _is_allowed(kind: Kind, key: str, value: Any) -> bool:
             return type(value) is int and 64 * 1024 < value <= 64 * 1024 * 1024
         case "status" if kind is Kind.REFUSE:
             return type(value) is int and value in _REFUSALS
+        case "status" if kind is Kind.EXTRA_ANSWER:
+            return type(value) is int and 200 <= value <= 599
         case "status":
             return type(value) is int and 500 <= value <= 599
+        case "body":
+            return isinstance(value, dict)
         case "retry_after" | "location":
             return isinstance(value, str) and _HEADER.fullmatch(value) is not None
-        case _:  # The filters.
+        case _:  # The filters, and an id.
             return isinstance(value, str) and 1 <= len(value) <= 255
 
 
 def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
     """What becomes of the call: a reply in place of the work, or what is made of the answer once the work is done.
 
-    `DELAY` and `EXPIRE_TOKEN` change the work itself, which is the bank's: here they leave its answer alone.
+    `DELAY`, `EXPIRE_TOKEN` and `ODD_TRANSACTION_ID` change the work itself, which is the bank's: here they leave its
+    answer alone.
     """
     match fault.kind:
         case Kind.LOSE_REQUEST:
@@ -207,7 +219,9 @@ def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
             )
         case Kind.STOP_AFTER:
             return lambda _: Death()
-        case Kind.DELAY | Kind.EXPIRE_TOKEN:
+        case Kind.EXTRA_ANSWER:
+            return lambda said: AnswerAndMore(said, answer(fault.status, fault.body), fault.seconds)
+        case Kind.DELAY | Kind.EXPIRE_TOKEN | Kind.ODD_TRANSACTION_ID:
             return lambda said: said
         case _:
             assert_never(fault.kind)

@@ -213,14 +213,19 @@ class Ledger:
             if (known := await self.close_if_late(known, now_ms)).state is not State.EXPIRED:
                 return known
 
-    async def execute(self, seen: Transaction, now_ms: int) -> tuple[Transaction, bool]:
-        """Executes or declines it, unless it is closed. Returns it as it is then, and whether this call executed it."""
+    async def execute(
+        self, seen: Transaction, now_ms: int, *, transaction_id: str | None = None
+    ) -> tuple[Transaction, bool]:
+        """Executes or declines it, unless it is closed. Returns it as it is then, and whether this call executed it.
+
+        Under an id of its own, unless one is given.
+        """
         seen = await self.close_if_late(seen, now_ms)
         if seen.state is not State.CREATED:
             return seen, False
         if (reason := CARDS[seen.card]) is not None:
             return (await self._close(seen, State.DECLINED, now_ms, reason=reason)), False
-        transaction_id = f"txn_{secrets.token_hex(16)}"
+        transaction_id = transaction_id or f"txn_{secrets.token_hex(16)}"
         closed = await self._close(seen, State.EXECUTED, now_ms, transaction_id=transaction_id)
         return closed, closed.transaction_id == transaction_id
 

@@ -67,6 +67,15 @@ class SlowAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerAndMore:
+    """A proper answer, and `seconds` later another one that nobody asked for, if the connection is still there."""
+
+    answer: Answer
+    more: Answer
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Silence:
     """Not a byte. After `seconds`, or when the client leaves, the connection is closed, or reset."""
 
@@ -79,7 +88,7 @@ class Death:
     """This process kills itself, as `kill -9` would."""
 
 
-Reply = Answer | HalfAnswer | SlowAnswer | Silence | Death
+Reply = Answer | HalfAnswer | SlowAnswer | AnswerAndMore | Silence | Death
 
 Respond = Callable[[Request], Awaitable[Reply]]
 
@@ -194,6 +203,10 @@ class _Line:
         match reply:
             case Answer():
                 await self._write(self._head(reply, last) + self._body(reply.body) + self._end())
+            case AnswerAndMore(answer, more, seconds):
+                usable = await self.send(answer, last=last)
+                asyncio.get_running_loop().call_later(seconds, self._add, more)
+                return usable
             case HalfAnswer(answer):
                 await self._write(self._head(answer, last) + self._body(answer.body[: len(answer.body) // 2]))
                 return False
@@ -221,6 +234,16 @@ class _Line:
             return False
         self._http.start_next_cycle()
         return True
+
+    def _add(self, more: Answer) -> None:
+        """Past the protocol, which has no place for it."""
+        if not self._writer.is_closing():
+            lines = (
+                f"HTTP/1.1 {more.status} More",
+                "content-type: application/json",
+                f"content-length: {len(more.body)}",
+            )
+            self._writer.write("\r\n".join((*lines, "", "")).encode() + more.body)
 
     async def close(self) -> None:
         """Closes the connection. What was written gets a moment to be sent."""

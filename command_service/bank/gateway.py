@@ -5,21 +5,28 @@ It turns an effect into requests, and what comes back into an answer:
     the bank says                                  the adapter answers
     ---------------------------------------------  -----------------------------------------------------------
     token step: any state, fields equal to ours    Token: the execute step will hear how the transaction ended
+    token step: 400, 404, 409, 422, twice          Refused
+    token step: fields that differ, twice          Contradiction
+    token step: one of these and then the other    NoAnswer
     execute step: executed, fields equal to ours   Executed
     execute step: declined, or token expired       what a look-up says, else Contradiction
-    fields that differ from ours                   what a look-up says, else Contradiction
-    token step: 400, 404, 409, 422                 Refused
-    execute step: 400, 404, 409, 422               what a look-up says, else Refused
+    execute step: fields that differ from ours     what a look-up says; if it is open, the step again, else Contradiction
+    execute step: 400, 404, 409, 422               what a look-up says; if it is open, the step again, else Refused
+    executed under an id that may not be stored    what two look-ups say; if the same, Contradiction
     in progress, on a look-up too                  InProgress
     401, 403, a certificate that is not trusted    NoAnswer, our_setup
     anything else, on a look-up too                NoAnswer
 
 1. An answer is read whole and strictly, or it is none: a proxy's 404 is no refusal by the bank, though it be JSON.
-2. A look-up has a say only if it equals ours in every field, the token included. By reference another token may come up:
-   then nobody may guess.
-3. That a charge ended without money (declined, expired) is believed only if a look-up says it as well. So an answer that
+2. An answer that names nobody (a refusal), or somebody else, may be one to somebody else's question: a bank or a proxy that
+   once sends an answer too many gives each question on that connection the answer to the one before. So no charge ends on
+   it alone. It ends its connection; the next question goes over a fresh one, and what is said there counts.
+3. A look-up has a say only if it equals ours in every field, the token included. By reference another token may come up:
+   then nobody may guess. One that is not plain is asked again, by our reference.
+4. That a charge ended without money (declined, expired) is believed only if a look-up says it as well. So an answer that
    got mixed up on its way costs a question, not a second charge.
-4. Nothing here takes a new token. The core does, after an `Expired`.
+5. A step is told again only as it was told before: with the same reference or the same token, under which a bank does it once.
+6. Nothing here takes a new token. The core does, after an `Expired`.
 """
 
 import asyncio
@@ -40,6 +47,7 @@ from command_service.charge import (
     Declined,
     DeclineReason,
     Effect,
+    Evidence,
     Execute,
     Executed,
     Expired,
@@ -113,7 +121,7 @@ class _Transaction:
     card: str
     amount: int
     currency: str
-    transaction_id: str  # Empty unless executed.
+    transaction_id: str  # Empty unless executed; and if the bank's is none that we may store.
     reason: str  # Empty unless declined.
 
     def differences(self, effect: Effect) -> tuple[str, ...]:
@@ -126,6 +134,15 @@ class _Transaction:
             "currency": (self.currency, effect.amount.currency_code),
         }
         return tuple(name for name, (theirs, ours) in pairs.items() if theirs != ours)
+
+    @property
+    def has_unusable_id(self) -> bool:
+        """The money moved, but by what name may not be stored."""
+        return self.state is _State.EXECUTED and not self.transaction_id
+
+    def evidence(self, *fields: str) -> Evidence:
+        """What may be kept of it: of an unusable id nothing, no hash either, by which a card number could be guessed."""
+        return Evidence(fields, self.exchange.status) if self.has_unusable_id else self.exchange.evidence(*fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,31 +185,30 @@ class GatewayBank:
     # ------------------------------------------------------------ the two steps
     async def _token_step(self, effect: RequestToken, look_up_first: bool) -> Answer:
         if look_up_first:
-            match await self._find_by_reference(effect.charge_id):
+            known = await self._find_by_reference(effect)
+            if isinstance(known, _Transaction) and known.differences(effect):
+                known = await self._find_by_reference(effect, fresh=True)
+            match known:
                 case InProgress() | NoAnswer() as unsettled:
                     return unsettled
-                case _Transaction() as known if known.differences(effect):
+                case _Transaction() if known.differences(effect):
                     return _contradiction(known, effect)
                 case _Transaction(state=_State.EXPIRED) | _Refusal():
                     pass  # There is no token, or one that would only expire again: the bank is asked for one.
-                case _Transaction() as known:
+                case _Transaction():
                     return Token(known.token)
-        match await self._request_token(effect):
-            case InProgress() | NoAnswer() as unsettled:
+        said = await self._request_token(effect)
+        again = await self._request_token(effect, fresh=True) if _is_doubtful(said, effect) else said
+        match said, again:
+            case _, InProgress() | NoAnswer() as unsettled:
                 return unsettled
-            case _Refusal(got):
-                return Refused(got.evidence())
-            case _Transaction() as said if not said.differences(effect):
-                return Token(said.token)
-            case _Transaction() as said:
-                otherwise = _contradiction(said, effect)
-        match await self._find_by_reference(effect.charge_id):
-            case InProgress() | NoAnswer() as unsettled:
-                return unsettled
-            case _Transaction() as known if not known.differences(effect):
+            case _, _Transaction() as known if not known.differences(effect):
                 return Token(known.token)
-            case _Transaction() | _Refusal():
-                return otherwise
+            case _Refusal(), _Refusal(got):
+                return Refused(got.evidence())
+            case _Transaction(), _Transaction() as known:
+                return _contradiction(known, effect)
+        return no_answer("two answers that do not agree")
 
     async def _execute_step(self, effect: Execute, look_up_first: bool) -> Answer:
         if look_up_first:
@@ -203,24 +219,27 @@ class GatewayBank:
                     pass  # The bank waits for this step, as we thought.
                 case _Transaction() | _Refusal() as known:
                     return _end(known, effect) or _contradiction(known, effect)
-        otherwise: Refused | Contradiction
-        match await self._execute(effect):
-            case InProgress() | NoAnswer() as unsettled:
-                return unsettled
-            case _Transaction(state=_State.EXECUTED) as said if not said.differences(effect):
-                return Executed(said.transaction_id)
-            case _Transaction() as said:
-                otherwise = _contradiction(said, effect)
-            case _Refusal(got):
-                otherwise = Refused(got.evidence())
-        match await self._find(effect):
-            case InProgress() | NoAnswer() as unsettled:
-                return unsettled
-            case _Transaction() | _Refusal() as known:
-                return _end(known, effect) or otherwise
+        for is_again in (False, True):
+            match await self._execute(effect, fresh=is_again):
+                case InProgress() | NoAnswer() as unsettled:
+                    return unsettled
+                case _Transaction(state=_State.EXECUTED) as said if not _is_doubtful(said, effect):
+                    return Executed(said.transaction_id)
+                case _Transaction() | _Refusal() as said:
+                    pass
+            match await self._find(effect, fresh=True):
+                case InProgress() | NoAnswer() as unsettled:
+                    return unsettled
+                case _Transaction() | _Refusal() as known:
+                    if (end := _end(known, effect)) is not None:
+                        return end
+            if _is_doubtful(known, effect) or not _is_doubtful(said, effect):
+                break
+            # The bank waits for this step still, and what it said may not have been about it.
+        return Refused(said.exchange.evidence()) if isinstance(said, _Refusal) else _contradiction(said, effect)
 
     # ------------------------------------------------------------ the questions
-    async def _request_token(self, effect: RequestToken) -> _Reply:
+    async def _request_token(self, effect: RequestToken, *, fresh: bool = False) -> _Reply:
         order = {
             "reference": effect.charge_id,
             "card": effect.card_token,
@@ -228,30 +247,46 @@ class GatewayBank:
             "currency": effect.amount.currency_code,
         }
         # With the count, the request after an expired token is another one than the request before.
-        return await self._ask(_TOKEN_STEP, "", order, key=f"{effect.charge_id}:token:{effect.expired_tokens}")
+        key = f"{effect.charge_id}:token:{effect.expired_tokens}"
+        return await self._ask(_TOKEN_STEP, effect, "", order, key=key, fresh=fresh)
 
-    async def _execute(self, effect: Execute) -> _Reply:
+    async def _execute(self, effect: Execute, *, fresh: bool) -> _Reply:
         # The bank compares these with what its token stands for, before any money moves.
         order = {"amount": effect.amount.minor_units, "currency": effect.amount.currency_code}
         key = f"{effect.charge_id}:execute:{effect.token}"
-        return await self._ask(_EXECUTE_STEP, f"/{effect.token}/execute", order, key=key)
+        return await self._ask(_EXECUTE_STEP, effect, f"/{effect.token}/execute", order, key=key, fresh=fresh)
 
-    async def _find(self, effect: Execute) -> _Reply:
-        """Look up by our token; if the bank does not know it, by our reference."""
-        known = await self._ask(_LOOK_UP, f"/{effect.token}")
-        return await self._find_by_reference(effect.charge_id) if isinstance(known, _Refusal) else known
+    async def _find(self, effect: Execute, *, fresh: bool = False) -> _Reply:
+        """Look up by our token; if what comes of it is not plain, by our reference."""
+        known = await self._ask(_LOOK_UP, effect, f"/{effect.token}", fresh=fresh)
+        return await self._find_by_reference(effect, fresh=True) if _is_doubtful(known, effect) else known
 
-    async def _find_by_reference(self, reference: str) -> _Reply:
-        return await self._ask(_LOOK_UP, f"?{httpx.QueryParams(reference=reference)}")
+    async def _find_by_reference(self, effect: Effect, *, fresh: bool = False) -> _Reply:
+        return await self._ask(_LOOK_UP, effect, f"?{httpx.QueryParams(reference=effect.charge_id)}", fresh=fresh)
 
     async def _ask(
-        self, question: _Question, path: str, order: Mapping[str, object] | None = None, *, key: str = ""
+        self,
+        question: _Question,
+        effect: Effect,
+        path: str,
+        order: Mapping[str, object] | None = None,
+        *,
+        key: str = "",
+        fresh: bool,
     ) -> _Reply:
-        """One exchange. An order goes with an idempotency key of our own, for whatever stands between us and the bank."""
+        """One exchange. An order goes with an idempotency key of our own, for whatever stands between us and the bank.
+
+        Only an answer that names our transaction leaves its connection to the next question.
+        """
         headers = [(b"Idempotency-Key", key.encode())] if key else []
         body = json.dumps(order).encode() if order else b""
-        got = await exchange(self._transport, question.method, self._url, path, headers=headers, body=body)
-        return got if isinstance(got, NoAnswer) else _read(got, question)
+        got = await exchange(self._transport, question.method, self._url, path, headers=headers, body=body, fresh=fresh)
+        if isinstance(got, NoAnswer):
+            return got
+        reply = _read(got, question)
+        if not isinstance(reply, _Transaction) or reply.differences(effect):
+            got.end_connection()
+        return reply
 
 
 # ---------------------------------------------------------------- what the bank said
@@ -281,18 +316,16 @@ def _transaction(got: Exchange, said: Mapping[str, object], state: _State) -> _T
             "card": str(card),
             "amount": int(amount),
             "currency": str(currency),
-            "transaction_id": str() | None as transaction_id,
+            "transaction_id": transaction_id,
             "reason": str() | None as reason,
         } if (
             _is_id(token)
             and not isinstance(amount, bool)  # In Python true is an int, and equals 1.
             and (transaction_id is not None) == (state is _State.EXECUTED)
-            and (transaction_id is None or _is_id(transaction_id))
             and (reason is not None) == (state is _State.DECLINED)
         ):
-            return _Transaction(
-                got, state, token, reference, card, amount, currency, transaction_id or "", reason or ""
-            )
+            usable_id = transaction_id if isinstance(transaction_id, str) and _is_id(transaction_id) else ""
+            return _Transaction(got, state, token, reference, card, amount, currency, usable_id, reason or "")
     return None
 
 
@@ -300,11 +333,24 @@ def _is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None and not card_number_in(text)
 
 
-def _end(known: _Transaction | _Refusal, effect: Execute) -> Executed | Declined | Expired | None:
+def _is_doubtful(reply: _Reply, effect: Effect) -> bool:
+    """An answer that has to be heard again before anything rests on it."""
+    match reply:
+        case _Transaction():
+            return bool(reply.differences(effect)) or (reply.has_unusable_id and isinstance(effect, Execute))
+        case _Refusal():
+            return True
+        case InProgress() | NoAnswer():
+            return False
+
+
+def _end(known: _Transaction | _Refusal, effect: Execute) -> Executed | Declined | Expired | Contradiction | None:
     """How our transaction ended. None: it has not, or this is not ours, or there is none."""
     if isinstance(known, _Refusal) or known.differences(effect):
         return None
     match known.state:
+        case _State.EXECUTED if known.has_unusable_id:
+            return Contradiction(known.evidence("transaction_id"), ReviewReason.TRANSACTION_ID_UNUSABLE)
         case _State.EXECUTED:
             return Executed(known.transaction_id)
         case _State.DECLINED:
@@ -316,6 +362,7 @@ def _end(known: _Transaction | _Refusal, effect: Execute) -> Executed | Declined
 
 
 def _contradiction(said: _Transaction | _Refusal, effect: Effect) -> Contradiction:
-    names = said.differences(effect) if isinstance(said, _Transaction) else ()
-    reason = ReviewReason.FIELDS_DIFFER if names else ReviewReason.CONTRADICTION
-    return Contradiction(said.exchange.evidence(*names), reason)
+    if isinstance(said, _Refusal):
+        return Contradiction(said.exchange.evidence())
+    names = said.differences(effect)
+    return Contradiction(said.evidence(*names), ReviewReason.FIELDS_DIFFER if names else ReviewReason.CONTRADICTION)

@@ -5,6 +5,9 @@
 2. A connection serves one exchange at a time. It is used again only after an answer that was whole, that nothing
    followed, and that lets it live. Whatever else happens (an error, a cancelled call, a byte too many) ends it.
 3. An answer is read whole, within a limit that counts every byte, before it is handed over.
+   Its extension `end_connection` is a function: whoever does not trust the answer calls it before anything else is
+   awaited, and the connection serves nobody again. A request with the extension `fresh` gets a connection of its own
+   that has never been used: nothing that was meant for somebody else can come out of it.
 4. It follows no redirect, decompresses nothing, takes no proxy and reads no environment. An answer of status 1xx is
    skipped; but 101, which would be another protocol, is an error.
 
@@ -54,7 +57,9 @@ class Http11Transport(httpx.AsyncBaseTransport):
         message = _as_written(request)
         url = request.url
         async with self._turns:
-            connection = await self._connection((url.scheme, url.raw_host, url.port))
+            connection = await self._connection(
+                (url.scheme, url.raw_host, url.port), fresh=request.extensions.get("fresh", False)
+            )
             try:
                 return await connection.exchange(message, self._max_answer_bytes)
             finally:
@@ -68,11 +73,13 @@ class Http11Transport(httpx.AsyncBaseTransport):
         for connection in list(self._idle):
             connection.end()
 
-    async def _connection(self, origin: _Origin) -> "_Connection":
+    async def _connection(self, origin: _Origin, *, fresh: bool) -> "_Connection":
         """An idle connection, else a new one. With the turns it follows that there are never more than so many."""
         if self._closed:
             raise httpx.ConnectError("the transport is closed")
-        while self._idle:
+        if fresh and self._idle:
+            next(iter(self._idle)).end()  # The oldest makes room for it.
+        while self._idle and not fresh:
             connection, _ = self._idle.popitem()
             if connection.origin == origin and connection.is_quiet():
                 return connection
@@ -82,6 +89,9 @@ class Http11Transport(httpx.AsyncBaseTransport):
         _, connection = await asyncio.get_running_loop().create_connection(
             lambda: _Connection(origin, self._idle), host.decode("ascii"), port or (443 if tls else 80), ssl=tls
         )
+        if tls is None and not connection.is_quiet():  # TLS has words of its own there.
+            connection.end()
+            raise httpx.RemoteProtocolError("the server spoke before it was asked")
         return connection
 
     def _put_back(self, connection: "_Connection") -> None:
@@ -131,7 +141,12 @@ class _Connection(asyncio.Protocol):
             await self._answered
         finally:
             del self._parser  # It refers back to us.
-        return httpx.Response(self._status, headers=self._headers, stream=httpx.ByteStream(b"".join(self._body)))
+        return httpx.Response(
+            self._status,
+            headers=self._headers,
+            stream=httpx.ByteStream(b"".join(self._body)),
+            extensions={"end_connection": self.end},
+        )
 
     def end(self, error: Exception | None = None) -> None:
         """Close at once, unsent bytes and all. A call that waits fails."""
@@ -169,7 +184,11 @@ class _Connection(asyncio.Protocol):
             self._room -= len(data)
             if self._room < 0:
                 raise httpx.RemoteProtocolError("too large")
-            self._parser.feed_data(data)
+            # In two parts, for the parser says where an answer ends and not how much it took.
+            self._parser.feed_data(data[:-1])
+            if self._whole:
+                raise httpx.RemoteProtocolError("more bytes than an answer has")
+            self._parser.feed_data(data[-1:])
         except Exception as error:  # Whatever it is, the parser's or ours: the answer cannot be read on from here.
             failure = httpx.RemoteProtocolError(f"not readable: {error}")
         if self._whole:

@@ -5,6 +5,8 @@
    a lost answer as a connect timeout (measured). Only a refused certificate is told apart, as our own set-up.
 3. Redirects are not followed, nothing is decompressed, nothing is sent twice, and a body is read up to a limit.
 4. The deadline is the caller's, around all that it asks of the gate: cancelling is the one thing that gets through.
+5. An answer may be one to somebody else's question, if it came over a connection that served before. So a question can be
+   asked over a fresh connection, and the connection of an answer that is not trusted can be ended.
 
 A transport is any `httpx.AsyncBaseTransport` that limits what it reads, or hands over its response before it has read the
 body. It is called directly: `httpx.AsyncClient` on top of it costs three times the CPU of the call (measured).
@@ -13,7 +15,7 @@ body. It is called directly: `httpx.AsyncClient` on top of it costs three times 
 import hashlib
 import json
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,6 +55,8 @@ class Exchange:
     content_type: str
     retry_after_seconds: float | None
     body: bytes
+    end_connection: Callable[[], None]
+    """Keeps the connection that brought it from serving again. To be called before anything else is awaited."""
 
     def json_object(self) -> Mapping[str, object] | None:
         """The body, if it says that it is JSON and is one strict object: no key twice, no float, no NaN, no deep nest."""
@@ -91,14 +95,16 @@ async def exchange(
     *,
     headers: Sequence[tuple[bytes, bytes]],
     body: bytes = b"",
+    fresh: bool = False,
 ) -> Exchange | NoAnswer:
     """Send a request and read its answer. Never raises, whatever comes back or does not; only cancelling passes.
 
+    `fresh` asks for a connection that has never been used, which `open_transport`'s gives.
     `path` is added to the URL's own, in the request's extension `target`: parsing a URL costs more than the rest of the
     request, so the one that is always the same is parsed once.
     """
     try:
-        request = _request(method, url, path, headers, body)
+        request = _request(method, url, path, headers, body, fresh)
         response = await transport.handle_async_request(request)
         async with aclosing(response):
             return await _read(response)
@@ -113,13 +119,14 @@ def target_of(request: httpx.Request) -> str:
 
 
 def _request(
-    method: str, url: httpx.URL, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    method: str, url: httpx.URL, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, fresh: bool
 ) -> httpx.Request:
     """Made of parts that are what httpx would make of them itself, in a quarter of the time."""
     lengths = [(b"Content-Length", b"%d" % len(body))] if body else []
     parts = [(b"Host", url.netloc), *_HEADERS, *headers, *lengths]
     target = url.raw_path + path.encode("ascii")
-    request = httpx.Request(method, url, headers=parts, stream=httpx.ByteStream(body), extensions={"target": target})
+    extensions = {"target": target, "fresh": fresh}
+    request = httpx.Request(method, url, headers=parts, stream=httpx.ByteStream(body), extensions=extensions)
     request.read()  # So that it has its `content`, as one that httpx made.
     return request
 
@@ -138,7 +145,12 @@ async def _read(response: httpx.Response) -> Exchange | NoAnswer:
         headers.get(b"content-type", ""),
         _seconds(headers.get(b"retry-after", "")),
         bytes(body),
+        response.extensions.get("end_connection", _nothing),
     )
+
+
+def _nothing() -> None:
+    """For a transport that keeps no connections."""
 
 
 def _wanted(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:

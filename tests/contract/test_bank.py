@@ -26,6 +26,7 @@ from command_service.charge import (
     DeclineReason,
     Effect,
     Event,
+    Evidence,
     Execute,
     Executed,
     Expired,
@@ -516,14 +517,46 @@ async def test_the_pause_that_the_bank_asks_for_is_kept_within_limits(
 
 @pytest.mark.parametrize("status", [400, 404, 409, 422])
 async def test_a_definite_refusal_of_the_token_step_is_told(rig: Rig, status: int) -> None:
-    """With the status and the shape of the answer, and nothing of its text."""
+    """Once it is said again; with the status and the shape of the answer, and nothing of its text."""
     async with rig.adapter() as bank:
-        rig.trouble("token", "refuse", status=status)
+        rig.trouble("token", "refuse", status=status, times=2)
         answer = await told(bank, a_charge(rig.approved_card))
     assert isinstance(answer, Refused)
     assert answer.evidence.status == status
     assert answer.evidence.body_length > 0
     assert len(answer.evidence.body_sha256) == 32
+
+
+@pytest.mark.parametrize("on", BOTH_STEPS)
+@pytest.mark.parametrize("status", [400, 404, 409, 422])
+async def test_a_refusal_that_is_not_said_again_is_not_believed(rig: Rig, on: str, status: int) -> None:
+    """It names nobody, and may have been for somebody else: the step is told once more, and that is the answer."""
+    asked = a_charge(rig.approved_card)
+    async with rig.adapter() as bank:
+        rig.trouble(on, "refuse", status=status)
+        assert isinstance(await told(bank, await opened(bank, asked)), Executed)
+        assert rig.asked(asked.charge_id) == (
+            ["token", "token", "execute"] if on == "token" else ["token", "execute", "look_up", "execute"]
+        )
+    assert len(rig.movements(asked.charge_id)) == 1
+
+
+@pytest.mark.parametrize(("fault", "details"), [*NO_ANSWERS, ("in_progress", {})])
+async def test_a_second_try_of_the_token_step_that_tells_nothing_decides_nothing(
+    rig: Rig, fault: str, details: dict[str, Any]
+) -> None:
+    """Nor does one that says something else than the first."""
+    asked = a_charge(rig.approved_card)
+    async with rig.adapter() as bank:
+        for first in ("refuse", "wrong_amount"):
+            rig.trouble("token", first)
+            rig.trouble("token", fault, **details)
+            assert isinstance(await told(bank, asked), NoAnswer | InProgress)
+        for first, second in (("refuse", "wrong_amount"), ("wrong_amount", "refuse")):
+            rig.trouble("token", first)
+            rig.trouble("token", second)
+            assert await told(bank, asked) == NoAnswer()
+    assert rig.unfired() == []
 
 
 async def test_a_card_the_bank_does_not_know_is_refused(rig: Rig) -> None:
@@ -537,13 +570,13 @@ EXECUTE_REFUSALS = [("refuse", {"status": status}) for status in (400, 404, 409,
 
 @pytest.mark.parametrize(("fault", "details"), EXECUTE_REFUSALS)
 async def test_a_refused_execute_is_settled_by_a_look_up(rig: Rig, fault: str, details: dict[str, Any]) -> None:
-    """If the bank knows how the transaction ended, that counts; if it is open or unknown, the refusal does."""
+    """If the bank knows how the transaction ended, that counts; if it is open still or unknown, the refusal does."""
     declined_card = next(iter(rig.declined_cards))
     async with rig.adapter() as bank:
         for card, end in ((rig.approved_card, Executed), (declined_card, Declined), (rig.approved_card, Expired)):
             asked = a_charge(card)
             effect = await opened(bank, asked)
-            rig.trouble("execute", fault, **details)
+            rig.trouble("execute", fault, times=2, **details)
             assert isinstance(await told(bank, effect), Refused), "it is open"
             if end is Expired:
                 rig.expire(asked.charge_id)
@@ -572,7 +605,7 @@ async def test_an_execution_with_other_fields_is_settled_by_a_look_up(rig: Rig, 
         rig.trouble("execute", f"wrong_{field}", times=2)
         executed = await told(bank, effect)
         assert isinstance(executed, Executed)
-        rig.trouble("look_up", f"wrong_{field}", times=2)
+        rig.trouble("look_up", f"wrong_{field}", times=4)
         answer = await told(bank, effect)
         assert isinstance(answer, Contradiction)
         assert (answer.reason, answer.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
@@ -584,17 +617,18 @@ async def test_an_execution_with_other_fields_is_settled_by_a_look_up(rig: Rig, 
 
 
 @pytest.mark.parametrize("field", WRONG[:3])
-async def test_a_token_with_other_fields_is_settled_by_a_look_up(rig: Rig, field: str) -> None:
-    """A token that may be another charge's is not taken."""
+async def test_a_token_with_other_fields_is_settled_by_asking_again(rig: Rig, field: str) -> None:
+    """A token that may be another charge's is not taken, and a look-up that may be about another is not believed."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         truth = await told(bank, asked)
-        rig.trouble("token", f"wrong_{field}", times=2)
-        assert await told(bank, asked) == truth
-        rig.trouble("look_up", f"wrong_{field}")
-        answer = await told(bank, asked)
-        assert isinstance(answer, Contradiction)
-        assert (answer.reason, answer.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
+        for ask, on in ((told, "token"), (told_after_looking, "look_up")):
+            rig.trouble(on, f"wrong_{field}")
+            assert await ask(bank, asked) == truth
+            rig.trouble(on, f"wrong_{field}", times=2)
+            answer = await ask(bank, asked)
+            assert isinstance(answer, Contradiction)
+            assert (answer.reason, answer.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
 
 
 async def test_expired_is_said_only_if_the_look_up_says_it_too(rig: Rig) -> None:
@@ -605,11 +639,75 @@ async def test_expired_is_said_only_if_the_look_up_says_it_too(rig: Rig) -> None
         rig.expire(asked.charge_id)
         rig.trouble("look_up", "forget_token", times=2)
         assert isinstance(await told(bank, effect), Contradiction)
-        rig.trouble("look_up", "wrong_reference")
+        rig.trouble("look_up", "wrong_reference", times=2)
         assert isinstance(await told(bank, effect), Contradiction)
         rig.trouble("look_up", "error_before")
         assert await told(bank, effect) == NoAnswer()
         assert await told(bank, effect) == Expired()
+
+
+UNUSABLE_IDS = ["4111111111111111", "txn_4111-1111-1111-1111", "1" * 129, "txn/1", "txn 1", ".."]
+
+
+@pytest.mark.parametrize("transaction_id", UNUSABLE_IDS)
+async def test_an_execution_under_an_id_that_may_not_be_kept_is_a_matter_for_people(
+    rig: Rig, transaction_id: str
+) -> None:
+    """The money did move; of the id nothing is kept, no hash of what it stood in either."""
+    asked = a_charge(rig.approved_card)
+    unusable = Contradiction(Evidence(("transaction_id",), 200), ReviewReason.TRANSACTION_ID_UNUSABLE)
+    async with rig.adapter() as bank:
+        effect = await opened(bank, asked)
+        rig.trouble("execute", "odd_transaction_id", transaction_id=transaction_id)
+        assert await told(bank, effect) == unusable
+        assert rig.asked(asked.charge_id) == ["token", "execute", "look_up", "look_up"]
+        assert await told_after_looking(bank, effect) == unusable
+        for look_up_first in (False, True):
+            end = outcome(await run_to_rest(bank, asked, look_up_first=look_up_first, attempts=2))
+            assert end == ReviewRequired(unusable.reason, unusable.evidence)
+        rig.trouble("look_up", "lose_answer")
+        assert await told(bank, effect) == NoAnswer(), "said once"
+    assert rig.movements(asked.charge_id) == [Movement(transaction_id, 1250, "EUR")]
+
+
+# ---------------------------------------------------------------- an answer too many
+NAMES_NOBODY: list[tuple[int, dict[str, Any]]] = [
+    *[(status, {"error": "refused"}) for status in (400, 404, 409, 422)],
+    (404, {"error": "token_unknown"}),
+    (404, {"error": "reference_unknown"}),
+    (422, {"error": "card_unknown"}),
+    (410, {"error": "token_expired"}),
+    (401, {}),
+    (202, {"result": "in_progress"}),
+    (200, {"result": "declined", "reason": "card_declined", "transaction_id": None}),
+    (503, {}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), NAMES_NOBODY)
+@pytest.mark.parametrize("look_up_first", [False, True])
+async def test_an_answer_too_many_changes_no_outcome(
+    rig: Rig, status: int, body: dict[str, Any], look_up_first: bool
+) -> None:
+    """Some ms after right answers of every third charge, over connections that are kept: all are charged, and once."""
+    charges = [a_charge(rig.approved_card) for _ in range(30)]
+    for number, asked in enumerate(charges[::3]):
+        for on in ("token", "execute"):
+            rig.trouble(
+                on, "extra_answer", reference=asked.charge_id, seconds=number % 5 / 1000, status=status, body=body
+            )
+    async with rig.adapter() as bank:
+        waiting = iter(charges)
+
+        async def run_on() -> dict[str, Outcome]:
+            return {a.charge_id: outcome(await run_to_rest(bank, a, look_up_first=look_up_first)) for a in waiting}
+
+        for ends in await asyncio.gather(*[run_on() for _ in range(3)]):
+            for asked in charges:
+                if asked.charge_id in ends:
+                    assert isinstance(ends[asked.charge_id], Charged), ends[asked.charge_id]
+                    assert_agreed(rig, asked, ends[asked.charge_id])
+    assert rig.unfired() == []
 
 
 # ---------------------------------------------------------------- whole charges
@@ -623,7 +721,7 @@ SHORT: dict[str, dict[str, Any]] = {
 HARMLESS = [
     *["lose_request", "hang_before", "error_before", "throttled", "redirect", "in_progress"],
     *["lose_answer", "hang_after", "reset", "error_after", "garbage", "half_body", "slow_body", "huge_body"],
-    *["delay", "expire_token"],
+    *["delay", "expire_token", "extra_answer"],
 ]
 LIES = ["refuse", "forget_token", "wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "contradict"]
 ONLY_ON = {"contradict": ("execute",), "forget_token": ("execute", "look_up")}
@@ -641,7 +739,7 @@ async def test_a_charge_comes_to_rest_in_agreement_with_the_bank(rig: Rig, on: s
         if fault in HARMLESS:
             assert isinstance(end, Charged)
         if on == "token" and fault == "refuse":
-            assert end == ChargeDeclined(DeclineReason.BANK_REFUSED)
+            assert end == ChargeDeclined(DeclineReason.BANK_REFUSED), "said twice"
 
 
 async def test_a_charge_outlives_tokens_that_expire(rig: Rig) -> None:

@@ -281,7 +281,7 @@ async def test_what_is_not_read_whole_and_strictly_is_no_answer(reply: bytes) ->
     "transaction_id", [None, "", "..", "a/b", "a b", "1" * 129, CARD, f"txn_{CARD}", 7, True, ["x"]]
 )
 async def test_an_execution_without_a_proper_transaction_id_is_no_answer(transaction_id: object) -> None:
-    """The id is stored, so it is an id or nothing."""
+    """The id is stored, so it is an id or nothing; and the bank says it once only, then nothing."""
     said = OURS | {"result": "executed", "transaction_id": transaction_id}
     assert await answer_from(EXECUTE, http(said)) == NoAnswer()
 

@@ -425,7 +425,9 @@ DONE: Mapping[Kind, tuple[Mapping[str, object], int | None]] = {
     Kind.WRONG_REFERENCE: ({}, 200),
     Kind.WRONG_TOKEN: ({}, 200),
     Kind.CONTRADICT: ({}, 200),
+    Kind.EXTRA_ANSWER: ({"seconds": 0}, 200),
     Kind.DELAY: ({"seconds": 0}, 200),
+    Kind.ODD_TRANSACTION_ID: ({}, 200),
 }
 DYING = {Kind.STOP_BEFORE, Kind.STOP_AFTER}
 
@@ -497,6 +499,7 @@ async def test_a_header_is_sent_as_it_was_ordered(
         (Kind.CONTRADICT, {"result", "transaction_id", "reason"}),
         (Kind.HUGE_BODY, set()),
         (Kind.SLOW_BODY, set()),
+        (Kind.EXTRA_ANSWER, set()),
         (Kind.DELAY, set()),
     ],
 )
@@ -510,6 +513,34 @@ async def test_a_fault_of_the_answer_changes_nothing_else_of_it(bank: Client, ki
     assert said.keys() == truth.keys()
     assert {key for key in truth if said[key] != truth[key]} == changed
     assert len(response.content) == 1024 * 1024 or kind is not Kind.HUGE_BODY
+
+
+async def test_an_extra_answer_follows_the_right_one_over_the_same_connection(bank: Client) -> None:
+    """As it was ordered; and the connection answers the next request, if anybody still believes it."""
+    token = await bank.token()
+    await bank.fault("execute", "extra_answer", seconds=0.01, status=404, body={"error": "token_unknown"})
+    request = f"POST /transactions/{token}/execute HTTP/1.1\r\nhost: bank\r\ncontent-length: 0\r\n".encode()
+    url = bank.http.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(request + b"\r\n")
+    said = await reader.readuntil(b'{"error":"token_unknown"}')
+    writer.write(request + b"connection: close\r\n\r\n")
+    later = await reader.read()
+    writer.close()
+    assert (said.count(b"HTTP/1.1 200"), said.count(b"HTTP/1.1 404"), later.count(b"HTTP/1.1 200")) == (1, 1, 1)
+    assert b"already_executed" in later
+
+
+async def test_an_odd_id_stays_and_is_taken_once(bank: Client) -> None:
+    """In every answer, in the statement, and for one transaction."""
+    token, other = await bank.token(), await bank.token(reference="charge-2")
+    await bank.fault("execute", "odd_transaction_id", times=3, transaction_id="4111 1111 1111 1111")
+    for said in ((await bank.execute(token)).json(), (await bank.execute(token)).json(), await bank.transaction(token)):
+        assert said["transaction_id"] == "4111 1111 1111 1111"
+    with pytest.raises(httpx.RemoteProtocolError):
+        await bank.execute(other)
+    assert [movement["transaction_id"] for movement in await bank.movements()] == ["4111 1111 1111 1111"]
+    assert (await bank.execute(other)).json()["result"] == "executed"
 
 
 async def test_garbage_is_no_json(bank: Client) -> None:
@@ -691,6 +722,10 @@ async def test_faults_are_listed_as_ordered_and_cleared(bank: Client) -> None:
         ({"on": "token", "fault": "error_after", "status": 200}, "status"),
         ({"on": "token", "fault": "huge_body", "bytes": 1}, "bytes"),
         ({"on": "token", "fault": "redirect", "location": "a\r\nb: c"}, "location"),
+        ({"on": "token", "fault": "extra_answer", "status": 100}, "status"),
+        ({"on": "token", "fault": "extra_answer", "body": "refused"}, "body"),
+        ({"on": "token", "fault": "odd_transaction_id"}, "on"),
+        ({"on": "execute", "fault": "odd_transaction_id", "transaction_id": ""}, "transaction_id"),
         ({"on": "token", "fault": "throttled", "retry_after": 1}, "retry_after"),
     ],
 )
