@@ -62,10 +62,6 @@ class Lock:
                     f"{name} {what}: what is written now would be lost. Put back what was there, or restore a backup"
                 )
 
-    def has_its_folder(self) -> bool:
-        """Whether the folder's name still has the folder in which the files were opened. Raises OSError."""
-        return _identity(self._path.parent) == self._opened[self._path.parent]
-
     def close(self) -> None:
         """Let go of the files: SQLite has closed them."""
         while self._open:

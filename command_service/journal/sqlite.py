@@ -263,16 +263,15 @@ class SqliteJournal:
     async def _look_after_files_or_end(self) -> None:
         """Look after the files; if they are no longer ours, end the process: what it acknowledged now would be lost.
 
-        What it has acknowledged since they were taken away is lost. The anchor says so to the next start, if it is still
-        ours, and nothing is acknowledged after it.
+        What it has acknowledged since they were taken away may be lost. The anchor tells the next start, unless there is
+        another journal's by now; and nothing is acknowledged after it.
         """
         try:
             await self._reader.run(partial(self._look_after_files, self._head))
         except JournalRefused as refused:
             try:
                 with contextlib.suppress(OSError, JournalRefused):
-                    if self._lock.has_its_folder():
-                        self._write_anchor(self._head)
+                    self._write_anchor(self._head)
                 log.critical("the journal's files were taken away or replaced: the process ends", reason=str(refused))
             finally:
                 self._end_process()
@@ -311,9 +310,9 @@ class SqliteJournal:
         if self._writing is not None:
             await self._writing
         self._anchoring.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._anchoring
         try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._anchoring
             await self._look_after_files_or_end()
         finally:
             await self._reader.close()

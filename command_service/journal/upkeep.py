@@ -309,4 +309,6 @@ def _set_aside(path: Path) -> None:
             file.rename(path.with_name(f"{path.name}.replaced-{number}{suffix}"))
     anchored = path.with_name(path.name + ".anchor")
     if anchored.exists():
-        shutil.copy(anchored, path.with_name(f"{path.name}.replaced-{number}.anchor"))
+        copy = path.with_name(f"{path.name}.replaced-{number}.anchor")
+        owner.create(copy, owner.owner_beside(anchored))
+        shutil.copyfile(anchored, copy)
