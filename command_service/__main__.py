@@ -59,7 +59,12 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
     """
     async with contextlib.AsyncExitStack() as stack:
         journal = await SqliteJournal.open(
-            chosen.journal, now=_now, end_process=_end_process, free_bytes=chosen.free_bytes
+            chosen.journal,
+            now=_now,
+            end_process=_end_process,
+            free_bytes=chosen.free_bytes,
+            must_exist=chosen.journal_must_exist,
+            any_file_system=chosen.journal_any_file_system,
         )
         stack.push_async_callback(journal.close)
         bank = GatewayBank(
@@ -115,7 +120,9 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
             service="command",
             listen=str(command_server.address),
             feed=str(feed_server.address),
+            journal=str(chosen.journal.absolute()),
             journal_id=journal.journal_id,
+            made_anew=journal.made_anew,
             position=journal.head.position,
             restored=journal.restored,
             unfinished=found,
@@ -198,7 +205,8 @@ def main() -> None:
         telemetry.configure_logging("command")
         server.run(_serve_until_stopped, (JournalRefused,))
     try:
-        path = settings.read(Settings, os.environ).journal
+        read = settings.read(Settings, os.environ)
+        path = read.journal
         match chosen.command:
             case "print-journal":
                 # Who reads only the head wants no more, and no error: it ends quietly, as any filter does.
@@ -211,7 +219,7 @@ def main() -> None:
                 place = backup(path, chosen.to)
                 print(f"copied {place.position} records to {chosen.to}, chain {place.chain.hex()}")
             case "restore":
-                journal_id, place = restore_journal(path, chosen.backup)
+                journal_id, place = restore_journal(path, chosen.backup, any_file_system=read.journal_any_file_system)
                 print(f"restored: {place.position} records under the new journal id {journal_id}")
     except (settings.SettingsError, JournalRefused, OSError) as error:
         sys.exit(f"error: {error}")

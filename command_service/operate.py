@@ -16,8 +16,8 @@ from chassis.sqlite import open_connection
 from command_service.charge import Absent, AtRest, ImpossibleEvent, State, evolve
 from command_service.codec import UnknownEvent, decode
 from command_service.journal import START, JournalRefused, Place, Record, anchor
-from command_service.journal.table import READER_PRAGMAS, SELECT_JOURNAL, read_all, read_head, read_stream, unfinished
-from command_service.journal.upkeep import check_anchor, must_be_there, refusing_damage, restore
+from command_service.journal.table import READER_PRAGMAS, read_all, read_head, read_stream, unfinished
+from command_service.journal.upkeep import check_anchor, identify, must_be_there, refusing_damage, restore
 
 
 def print_journal(path: Path, charge_id: str | None) -> Iterator[str]:
@@ -46,7 +46,7 @@ def verify_journal(path: Path) -> str:
     except JournalRefused:
         anchored = None
     with _reading(path) as connection:
-        journal_id, _, restored = connection.execute(SELECT_JOURNAL).fetchone()
+        journal_id, restored = identify(path, connection)
         connection.execute("BEGIN")  # one moment of a journal that a server may be writing
         head = read_head(connection)
         states = _fold(read_all(connection, START, head.position))
@@ -70,12 +70,12 @@ def verify_journal(path: Path) -> str:
         )
 
 
-def restore_journal(path: Path, source: Path | None) -> tuple[str, Place]:
+def restore_journal(path: Path, source: Path | None, *, any_file_system: bool = False) -> tuple[str, Place]:
     """Restore a journal (see upkeep), with every stream folded to see what is unfinished. Returns its id and where it ends.
 
     Raises JournalRefused, also if an event cannot be read.
     """
-    return restore(path, source, lambda records: _unfinished(_fold(records)))
+    return restore(path, source, lambda records: _unfinished(_fold(records)), any_file_system=any_file_system)
 
 
 @contextlib.contextmanager
@@ -85,6 +85,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         refusing_damage(path),
         contextlib.closing(open_connection(path, read_only=True, pragmas=READER_PRAGMAS)) as connection,
     ):
+        identify(path, connection)
         yield connection
 
 

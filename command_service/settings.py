@@ -58,6 +58,18 @@ class Settings:
     journal: Path = setting(
         "COMMAND_JOURNAL", journal_path, "sqlite:///build/journal.db", "the file that holds the charges"
     )
+    journal_must_exist: bool = setting(
+        "COMMAND_JOURNAL_MUST_EXIST",
+        yes_or_no,
+        "no",
+        "yes refuses to begin a new journal: a disk that is not mounted is no empty one",
+    )
+    journal_any_file_system: bool = setting(
+        "COMMAND_JOURNAL_ANY_FILE_SYSTEM",
+        yes_or_no,
+        "no",
+        "yes allows kinds that are not known to keep locks and syncs, and risks that acknowledged charges are lost",
+    )
     bank_url: str = setting("COMMAND_BANK_URL", bank_url, "http://127.0.0.1:8080", "the bank")
     bank_timeout_seconds: float = setting(
         "COMMAND_BANK_TIMEOUT_SECONDS",

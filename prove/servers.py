@@ -128,10 +128,10 @@ class Servers(Disk):
                 self.broke("L1", process.name, f"it would not start: {error}")
             self.kill(process, "ends: the journal cannot be opened")
             return
-        self.note_durable(process, process.connections[0])
+        self.note_durable(process, process.connections[-1])
         if journal.head.position != self.durable_position:
             self.broke("I7", process.name, f"its head is {journal.head.position}, durable was {self.durable_position}")
-        if (listed := unfinished_in(process.connections[0])) != self.unfinished:
+        if (listed := unfinished_in(process.connections[-1])) != self.unfinished:
             self.broke(
                 "I16", process.name, f"{len(listed)} charges are listed as unfinished, not {len(self.unfinished)}"
             )

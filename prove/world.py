@@ -28,8 +28,9 @@ from typing import Any
 import structlog
 
 import chassis.sqlite
+import command_service.journal.lock
+import command_service.journal.making
 import command_service.journal.sqlite
-import command_service.journal.upkeep
 import query_service.view
 from charging.v1.common_pb2 import ChargeStatus
 from charging.v1.journal_pb2 import Event
@@ -246,7 +247,7 @@ class World(Callers):
             disk_usage=lambda _: types.SimpleNamespace(free=0 if self.disk_is_full else 1 << 40)
         )
         names = types.SimpleNamespace(uuid4=lambda: uuid.UUID(int=ids.getrandbits(128), version=4))
-        journal_lock, view_lock = command_service.journal.upkeep.lock, query_service.view._lock
+        journal_lock, view_lock = command_service.journal.lock.lock, query_service.view._lock
         before = structlog.get_config()
         structlog.configure(processors=[self._log], wrapper_class=structlog.BoundLogger, logger_factory=silent)
         with patched(
@@ -256,7 +257,7 @@ class World(Callers):
                 (command_service.journal.sqlite, "shutil", space),
                 # Few: here turns cost no time, and commits are to fall between all that others do.
                 (command_service.journal.sqlite, "TURNS_BEFORE_COMMIT", self.plan.seed % 3),
-                (command_service.journal.upkeep, "uuid", names),
+                (command_service.journal.making, "uuid", names),
                 (command_service.journal.sqlite, "lock", self.kept(journal_lock)),
                 (query_service.view, "_lock", self.kept(view_lock)),
                 (query_service.view, "os", self.system),

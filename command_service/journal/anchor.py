@@ -4,13 +4,14 @@ A chain cannot show that its tail is lost (a deleted WAL, an older copy put in p
 second after commits, so a journal that is behind it has lost records that were acknowledged.
 """
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from chassis.sqlite import sync_directory
-from command_service.journal import JournalRefused, Place
+from command_service.journal import JournalRefused, Place, owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ def write(journal: Path, anchor: Anchor) -> None:
         }
     )
     with draft.open("w") as file:
+        with contextlib.suppress(PermissionError):
+            owner.give(file.fileno(), owner.owner_beside(journal, path))
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -17,21 +17,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import structlog
 
 from chassis.sqlite import Database
 from command_service.journal import (
-    START,
     JournalCorrupt,
     JournalFull,
+    JournalRefused,
     Place,
     Record,
     VersionConflict,
     anchor,
     chain_after,
 )
+from command_service.journal.file_system import IN_MEMORY, kind_of, refuse_unknown_kind
+from command_service.journal.lock import Lock, lock
+from command_service.journal.making import bytes_in, make_if_new, refuse_absent, wal_beside
+from command_service.journal.owner import make_folder
 from command_service.journal.table import (
     DELETE_UNFINISHED,
     INSERT_RECORD,
@@ -46,7 +50,7 @@ from command_service.journal.table import (
     read_stream,
     unfinished,
 )
-from command_service.journal.upkeep import bytes_in, lock, prepare, refuse_missing, refusing_damage, wal_beside
+from command_service.journal.upkeep import prepare, refusing_damage
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -74,11 +78,12 @@ class SqliteJournal:
     def __init__(
         self,
         path: Path,
-        lock: IO[str],
+        lock: Lock,
         writer: Database,
         reader: Database,
         prepared: tuple[str, bool, Place],
         *,
+        made_anew: bool,
         now: Callable[[], int],
         end_process: Callable[[], NoReturn],
         free_bytes: int,
@@ -88,13 +93,13 @@ class SqliteJournal:
         self._writer = writer
         self._reader = reader
         self.journal_id, self.restored, self._head = prepared
+        self.made_anew = made_anew
         self._now = now
         self._end_process = end_process
         self._free_bytes = free_bytes
         self._queue: list[_Append] = []
         self._writing: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
-        self._anchored = START
         self._has_room = True
         self._anchoring = asyncio.create_task(self._keep_anchor())
 
@@ -106,29 +111,49 @@ class SqliteJournal:
         now: Callable[[], int],
         end_process: Callable[[], NoReturn],
         free_bytes: int = 0,
+        must_exist: bool = False,
+        any_file_system: bool = False,
     ) -> "SqliteJournal":
-        """Open a journal for appending, or make a new one.
+        """Open a journal for appending, or make a new one unless it must exist.
 
-        `now` gives microseconds since 1970; `end_process` is called when a commit's fate is unknown and must not
-        return; with fewer than `free_bytes` free on the disk no new streams are accepted.
+        `now` gives microseconds since 1970; `end_process` is called when a commit's fate is unknown or the files are not
+        those that were opened, and must not return; with fewer than `free_bytes` free on the disk no new streams are
+        accepted.
 
         Raises JournalRefused, with the way out, when the file must not be served from.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if must_exist:
+            refuse_absent(path)
+        make_folder(path.parent)
+        refuse_unknown_kind(path, any_file_system=any_file_system)
         async with contextlib.AsyncExitStack() as opened:  # all of it, or nothing is left open
             held = opened.enter_context(lock(path))
             opened.enter_context(refusing_damage(path))
-            refuse_missing(path)
+            made_anew = make_if_new(path)
+            held.take_file()
             writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
             opened.push_async_callback(writer.close)
             prepared = await writer.run(partial(prepare, path))
             reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
             opened.push_async_callback(reader.close)
-            journal = cls(path, held, writer, reader, prepared, now=now, end_process=end_process, free_bytes=free_bytes)
+            held.remember()
+            journal = cls(
+                path,
+                held,
+                writer,
+                reader,
+                prepared,
+                made_anew=made_anew,
+                now=now,
+                end_process=end_process,
+                free_bytes=free_bytes,
+            )
             opened.callback(journal._anchoring.cancel)
             await reader.run(partial(journal._look_after_files, journal.head))
             opened.pop_all()
-            return journal
+        if (kind := kind_of(path)) in IN_MEMORY:
+            log.warning("the journal lies in memory: it does not outlive this machine's power", kind=kind)
+        return journal
 
     @property
     def head(self) -> Place:
@@ -233,30 +258,66 @@ class SqliteJournal:
     async def _keep_anchor(self) -> None:
         while True:
             await asyncio.sleep(ANCHOR_EVERY_SECONDS)
+            await self._look_after_files_or_end()
+
+    async def _look_after_files_or_end(self) -> None:
+        """Look after the files; if they are no longer ours, end the process: what it acknowledged now would be lost.
+
+        What it has acknowledged since they were taken away may be lost. The anchor tells the next start, unless there is
+        another journal's by now; and nothing is acknowledged after it.
+        """
+        try:
             await self._reader.run(partial(self._look_after_files, self._head))
+        except JournalRefused as refused:
+            try:
+                with contextlib.suppress(OSError, JournalRefused):
+                    self._write_anchor(self._head)
+                log.critical("the journal's files were taken away or replaced: the process ends", reason=str(refused))
+            finally:
+                self._end_process()
 
     def _look_after_files(self, head: Place, _connection: sqlite3.Connection) -> None:
-        """Write the anchor if the journal has moved, and see how much room there is."""
+        """See that the files are still ours and how much room there is, and write the anchor if the journal has moved.
+
+        Raises JournalRefused if another file has the name of one that is open, or the anchor is somebody else's.
+        """
         try:
+            self._lock.refuse_changes()
             self._has_room = shutil.disk_usage(self._path.parent).free >= self._free_bytes
-            if head != self._anchored:
-                anchor.write(self._path, anchor.Anchor(self.journal_id, head))
-                self._anchored = head
+            self._write_anchor(head)
         except OSError as error:
             # The journal is as safe as before, but a lost tail would be noticed later: say so and try again.
             log.warning("the anchor could not be written", errno=error.errno)
+
+    def _write_anchor(self, head: Place) -> None:
+        """Write the anchor if it does not name the head. Raises JournalRefused if it is somebody else's, or OSError."""
+        try:
+            found = anchor.read(self._path)
+        except JournalRefused:
+            found = None
+        if found is None:
+            log.warning("the anchor is gone or damaged: it is written anew")
+        elif found.journal_id != self.journal_id or found.place.position > self._head.position:
+            raise JournalRefused(
+                f"{anchor.path_beside(self._path)} was written for another journal, or by another server that has a copy of "
+                "this one: see which of them is to be served from"
+            )
+        if found is None or found.place != head:
+            anchor.write(self._path, anchor.Anchor(self.journal_id, head))
 
     async def close(self) -> None:
         """Finish what was asked for, write the anchor, and let go of the file."""
         if self._writing is not None:
             await self._writing
         self._anchoring.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._anchoring
-        await self._reader.run(partial(self._look_after_files, self._head))
-        await self._reader.close()
-        await self._writer.close()
-        self._lock.close()
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._anchoring
+            await self._look_after_files_or_end()
+        finally:
+            await self._reader.close()
+            await self._writer.close()
+            self._lock.close()
 
 
 # ---------------------------------------------------------------- in the writing thread

@@ -41,6 +41,7 @@ CREATE TABLE unfinished (charge_id BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 INSERT_JOURNAL = "INSERT INTO journal (only, id, format, restored) VALUES (1, ?, ?, ?)"
 SELECT_JOURNAL = "SELECT id, format, restored FROM journal"
+PROBE = "PRAGMA user_version = 0"  # writes its page though it is 0; an UPDATE to the same value would write nothing
 RENEW_JOURNAL = "UPDATE journal SET id = ?, restored = 1"
 SELECT_HEAD = "SELECT position, chain FROM record ORDER BY position DESC LIMIT 1"
 SELECT_VERSION = "SELECT max(version) FROM record WHERE charge_id = ?"

@@ -4,26 +4,25 @@ Before a server acts on a journal, all that was written is made durable, and the
 """
 
 import contextlib
-import fcntl
 import os
-import re
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO
 
 from chassis.sqlite import PragmaNotTakenError, open_connection, sync_directory
-from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record, anchor
+from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record, anchor, owner
+from command_service.journal.file_system import refuse_other_names, refuse_unknown_kind
+from command_service.journal.lock import lock
+from command_service.journal.making import ONE_FILE, bytes_in, wal_beside
 from command_service.journal.table import (
     CLEAR_UNFINISHED,
     FORMAT,
-    INSERT_JOURNAL,
     INSERT_UNFINISHED,
+    PROBE,
     READER_PRAGMAS,
     RENEW_JOURNAL,
-    SCHEMA,
     SELECT_JOURNAL,
     WRITER_PRAGMAS,
     chain_at,
@@ -36,93 +35,20 @@ from command_service.journal.table import (
 Fold = Callable[[Iterator[Record]], Collection[str]]
 """Reads all records, which verifies them, and says which streams are unfinished: that is not a journal's to know."""
 
+_WAYS_OUT = {
+    "SQLITE_FULL": ": make room, and start again",
+    **dict.fromkeys(
+        ("SQLITE_READONLY", "SQLITE_CANTOPEN"), ": see that it, what lies beside it and its folder can be written"
+    ),
+}
 # Verified at every start, in some 20 ms; verify-journal does all of it.
 TAIL_VERIFIED_AT_START = 10_000
-
-MOUNTS = Path("/proc/self/mounts")
-# A server on another machine would not meet our lock, and what is synced there may not be stored.
-NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "sshfs"}
-
-
-def lock(path: Path) -> IO[str]:
-    """Take the lock beside a journal for as long as the returned file is open.
-
-    Raises JournalRefused if it is taken, or cannot be had where the journal lies.
-    """
-    refuse_network(path)
-    file = path.with_name(path.name + ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise JournalRefused(
-            f"another server has the journal {path} open: stop it first, or use another file"
-        ) from None
-    except OSError as error:
-        file.close()
-        raise JournalRefused(f"the lock {file.name} cannot be taken: {error.strerror}") from error
-    return file
-
-
-def refuse_network(path: Path) -> None:
-    """See that a journal lies on a disk of this machine, where the system says so (Linux). Raises JournalRefused."""
-    with contextlib.suppress(OSError):
-        kind = file_system_of(path.resolve(), MOUNTS.read_text(errors="surrogateescape"))
-        if kind.removeprefix("fuse.") in NETWORK_FILE_SYSTEMS:
-            raise JournalRefused(
-                f"the journal {path} lies on a network file system ({kind}), which does not keep SQLite's locks and syncs: "
-                "put it on a disk of this machine"
-            )
-
-
-def file_system_of(path: Path, mounts: str) -> str:
-    """The type of the file system that a path without links lies on, by the text of /proc/self/mounts (see proc(5))."""
-    found, kind = -1, ""
-    for line in filter(None, mounts.split("\n")):
-        _, escaped, this_kind, *_ = line.split(" ")
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), escaped)
-        if path.is_relative_to(point) and len(point) >= found:  # of two at one point, the later hides the earlier
-            found, kind = len(point), this_kind
-    return kind
-
-
-def refuse_missing(path: Path) -> None:
-    """See that there was no journal here whose file is gone now. Raises JournalRefused with the way out.
-
-    SQLite would make an empty file, and throw away the WAL beside it, with all that it holds. An empty file without an
-    anchor is one whose maker died: nothing was acknowledged in it.
-    """
-    if bytes_in(path):
-        return
-    if anchor.path_beside(path).exists():
-        trace = "its anchor says that there was one"
-    elif not path.exists() and bytes_in(wal_beside(path)):
-        trace = "its WAL says that there was one"
-    else:
-        return
-    raise JournalRefused(
-        f"the journal {path} is {'empty' if path.exists() else 'missing'}, but {trace}: put the file back where its WAL is, or "
-        "restore a backup"
-    )
 
 
 def must_be_there(path: Path) -> None:
     """Raise JournalRefused if there is no journal to read. Even a reader of an empty file would have the WAL thrown away."""
     if not bytes_in(path):
         raise JournalRefused(f"there is no journal at {path}")
-
-
-def wal_beside(path: Path) -> Path:
-    """Where SQLite keeps what is not in the file yet."""
-    return path.with_name(path.name + "-wal")
-
-
-def bytes_in(path: Path) -> int:
-    """The size of a file; 0 if it is missing."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 @contextlib.contextmanager
@@ -134,7 +60,7 @@ def refusing_damage(path: Path) -> Iterator[None]:
         raise JournalRefused(f"the journal {path} cannot be kept safe here: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", type(error).__name__)  # an error of Python's own has no SQLite name
-        way_out = ": make room, and start again" if name == "SQLITE_FULL" else ""
+        way_out = _WAYS_OUT.get("_".join(name.split("_")[:2]), "")
         raise JournalRefused(f"the journal {path} cannot be used: {error} ({name}){way_out}") from error
     except JournalCorrupt as error:
         raise JournalRefused(f"the journal {path} is damaged: {error}. Restore a backup.") from error
@@ -145,31 +71,55 @@ def prepare(path: Path, connection: sqlite3.Connection) -> tuple[str, bool, Plac
     store_wal_again(path)
     checkpoint(connection)
     if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-        if anchor.read(path) is not None:
-            raise JournalRefused(
-                f"the journal {path} is empty, but its anchor says that there was one: restore a backup"
+        raise JournalRefused(
+            f"the journal {path} is empty, but "
+            + (
+                "its anchor says that there was one: restore a backup"
+                if anchor.read(path)
+                else "no server of ours leaves such a file, unless its WAL is lost: restore a backup or, if no charge was ever "
+                f"made with it, remove {path.name} and what lies beside it"
             )
-        journal_id = str(uuid.uuid4())
-        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
-        connection.execute(INSERT_JOURNAL, (journal_id, FORMAT, 0))
-        connection.execute("COMMIT")
-        anchor.write(path, anchor.Anchor(journal_id, START))
-        sync_directory(path.parent)
-        return journal_id, False, START
-    journal_id, stored_format, restored = connection.execute(SELECT_JOURNAL).fetchone()
-    if stored_format != FORMAT:
-        raise JournalRefused(f"the journal {path} has format {stored_format}; this server writes format {FORMAT}")
+        )
+    journal_id, restored = identify(path, connection)
     head = read_head(connection)
     anchored = anchor.read(path)
-    if anchored is None and head == START:  # the process died right after making the journal
-        anchored = anchor.Anchor(journal_id, START)
-        anchor.write(path, anchored)
     begin = max(0, head.position - TAIL_VERIFIED_AT_START)
     verify(connection, Place(begin, chain_at(begin, connection)), head.position)
     check_anchor(
         path, anchored, journal_id, head, connection
     )  # last, so that the first damaged record is the one named
-    return journal_id, bool(restored), head
+    probe(connection)
+    return journal_id, restored, head
+
+
+def identify(path: Path, connection: sqlite3.Connection) -> tuple[str, bool]:
+    """Return a journal's id, and whether it was restored. Raises JournalRefused if we do not know its format."""
+    row = connection.execute(SELECT_JOURNAL).fetchone()
+    if row is None:
+        raise JournalCorrupt(None)
+    journal_id, stored_format, restored = row
+    if stored_format != FORMAT:
+        raise JournalRefused(
+            f"the journal {path} has format {stored_format}; this server writes format {FORMAT}, and knows no other: use the "
+            "version that wrote it"
+        )
+    return journal_id, bool(restored)
+
+
+def probe(connection: sqlite3.Connection) -> None:
+    """See that the journal can be written, by a commit that changes nothing. A full disk may have room again later.
+
+    Without it a server would serve, and die at its first charge. Raises sqlite3.Error.
+    """
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(PROBE)
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            raise
 
 
 def store_wal_again(path: Path) -> None:
@@ -251,27 +201,32 @@ def backup(path: Path, to: Path) -> Place:
     return place
 
 
-def restore(path: Path, source: Path | None, unfinished_in: Fold) -> tuple[str, Place]:
+def restore(
+    path: Path, source: Path | None, unfinished_in: Fold, *, any_file_system: bool = False
+) -> tuple[str, Place]:
     """Make a journal fit to be served from again after its file was replaced, under a new id that readers notice.
 
     With a source, a copy of that backup is put in the journal's place first, with what its own WAL holds; a journal that is
     there already is kept beside it. What is unfinished is made anew from the records, by `unfinished_in`. The journal is
-    marked as restored: nothing in it is abandoned, and the bank is asked about a charge before each step. Raises
-    JournalRefused if another server has it open, or if it does not verify.
+    marked as restored: nothing in it is abandoned, and the bank is asked about a charge before each step. Owner and mode
+    stay what they were. Raises JournalRefused if another server has it open, or if it does not verify.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path):
+    if source is not None and _are_one_file(source, path):
+        raise JournalRefused(f"{source} is the journal itself: to accept it as it is, run restore without a file")
+    owner.make_folder(path.parent)
+    refuse_unknown_kind(path, any_file_system=any_file_system)
+    with lock(path) as held:
+        refuse_other_names(path)
+        if bytes_in(path):
+            held.take_file()
         if source is None:
             must_be_there(path)
             journal_id, place = _renew(path, unfinished_in)
         else:
-            if _are_one_file(source, path):
-                raise JournalRefused(
-                    f"{source} is the journal itself: to accept it as it is, run restore without a file"
-                )
             draft = path.with_name(path.name + ".new")
             _copy(source, draft)
             journal_id, place = _renew(draft, unfinished_in)
+            _give(draft, owner.owner_beside(path, anchor.path_beside(path)))
             _set_aside(path)
             draft.replace(path)
         anchor.write(path, anchor.Anchor(journal_id, place))
@@ -284,16 +239,32 @@ def _copy(source: Path, draft: Path) -> None:
     must_be_there(source)
     if _are_one_file(source, draft):
         raise JournalRefused(f"{source} would be written over: give it another name first")
-    draft.parent.mkdir(parents=True, exist_ok=True)
+    owner.make_folder(draft.parent)
     draft.unlink(missing_ok=True)
-    one_file: Mapping[str, str | int] = {"journal_mode": "delete", "synchronous": 2}
+    owner.create(draft, owner.Owner(owner.UNCHANGED, owner.UNCHANGED, owner.ONLY_THE_OWNER))
     with (
         refusing_damage(source),
         contextlib.closing(open_connection(source, read_only=True, pragmas=READER_PRAGMAS)) as reading,
-        contextlib.closing(open_connection(draft, read_only=False, pragmas=one_file)) as copy,
+        contextlib.closing(open_connection(draft, read_only=False, pragmas=ONE_FILE)) as copy,
     ):
+        identify(source, reading)
         reading.backup(copy)  # all pages in one read transaction: a server goes on writing meanwhile
         copy.execute("PRAGMA journal_mode = delete").fetchall()  # the pages brought the source's mode with them
+
+
+def _give(file: Path, to: owner.Owner) -> None:
+    """Give a file the owner and mode of what it replaces. Raises JournalRefused if that is not ours to do."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        owner.give(descriptor, to)
+        os.fsync(descriptor)
+    except PermissionError as error:
+        raise JournalRefused(
+            f"the journal belongs to user {to.user}, group {to.group}, and user {os.geteuid()} cannot give it a file: run "
+            "restore as that user, or as root"
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def _are_one_file(one: Path, other: Path) -> bool:
@@ -307,6 +278,7 @@ def _renew(path: Path, unfinished_in: Fold) -> tuple[str, Place]:
         refusing_damage(path),
         contextlib.closing(open_connection(path, read_only=False, pragmas=WRITER_PRAGMAS)) as connection,
     ):
+        identify(path, connection)
         store_wal_again(path)
         checkpoint(connection)
         place = read_head(connection)
@@ -337,4 +309,6 @@ def _set_aside(path: Path) -> None:
             file.rename(path.with_name(f"{path.name}.replaced-{number}{suffix}"))
     anchored = path.with_name(path.name + ".anchor")
     if anchored.exists():
-        shutil.copyfile(anchored, path.with_name(f"{path.name}.replaced-{number}.anchor"))
+        copy = path.with_name(f"{path.name}.replaced-{number}.anchor")
+        owner.create(copy, owner.owner_beside(anchored))
+        shutil.copyfile(anchored, copy)

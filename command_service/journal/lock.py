@@ -1,0 +1,130 @@
+"""A journal's files, held by one process: nobody else has them, and they stay the ones that were opened.
+
+* A lock beside the journal keeps others out who come by the same name; a lock on the file itself, those who come by
+  another one.
+* SQLite goes on writing to a file that was removed or replaced, and nobody would find there what was acknowledged. So what
+  has the names is compared, again and again, with what is open.
+"""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from command_service.journal import JournalRefused, owner
+from command_service.journal.anchor import path_beside
+from command_service.journal.file_system import KNOWN_GOOD, kind_of, refuse_other_names
+
+
+class Lock:
+    """The files of one journal, held until it is closed. Made by `lock`."""
+
+    def __init__(self, path: Path, beside: int) -> None:
+        self._path = path
+        self._beside = beside
+        self._open = [beside]
+        self._opened: dict[Path, tuple[int, int] | None] = {}
+
+    def take_file(self) -> None:
+        """Lock the journal's own file too, before SQLite opens it. Raises JournalRefused if it is taken, or not writable.
+
+        Closing any descriptor of a file gives up the process's POSIX locks on it, and those are SQLite's: this one is
+        closed after SQLite's own.
+        """
+        refuse_other_names(self._path)
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.close(_open(self._path.with_name(self._path.name + suffix)))
+        self._open.append(_open(self._path))
+        # Elsewhere than on these (NFS, macOS), flock and SQLite's own locks are of one kind and would meet.
+        if kind_of(self._path) in KNOWN_GOOD:
+            _take(self._open[-1], self._path, self._path)
+
+    def remember(self) -> None:
+        """Remember which files have the names, once SQLite has them open. Raises OSError."""
+        self._open.append(os.open(self._path.parent, os.O_RDONLY))  # open, so that its number stays its own
+        beside, file, folder = map(os.fstat, self._open)
+        self._opened = {
+            self._path: (file.st_dev, file.st_ino),
+            _lock_beside(self._path): (beside.st_dev, beside.st_ino),
+            self._path.parent: (folder.st_dev, folder.st_ino),
+        }
+        for suffix in ("-wal", "-shm"):
+            name = self._path.with_name(self._path.name + suffix)
+            self._opened[name] = _identity(name)
+
+    def refuse_changes(self) -> None:
+        """See that each name still has the file that is open. Raises JournalRefused, or OSError if it cannot be seen."""
+        for name, opened in self._opened.items():
+            if (found := _identity(name)) != opened:
+                what = "is gone" if found is None else "is another one than was opened"
+                raise JournalRefused(
+                    f"{name} {what}: what is written now would be lost. Put back what was there, or restore a backup"
+                )
+
+    def close(self) -> None:
+        """Let go of the files: SQLite has closed them."""
+        while self._open:
+            os.close(self._open.pop())
+
+    def __enter__(self) -> "Lock":
+        """Hold them for as long as the context lasts."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the files."""
+        self.close()
+
+
+def lock(path: Path) -> Lock:
+    """Take the lock beside a journal, until it is closed. Raises JournalRefused if it is taken, or cannot be had."""
+    beside = _lock_beside(path)
+    is_new = not beside.exists()
+    descriptor = _open(beside, os.O_CREAT)
+    try:
+        if is_new:
+            with contextlib.suppress(PermissionError):
+                owner.give(descriptor, owner.owner_beside(path, path_beside(path)))
+        _take(descriptor, beside, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Lock(path, descriptor)
+
+
+def _lock_beside(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _open(file: Path, flags: int = 0) -> int:
+    """Open a file for writing. Raises JournalRefused that says whose it is, or FileNotFoundError."""
+    try:
+        return os.open(file, os.O_RDWR | flags, owner.ONLY_THE_OWNER)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        at_fault = file if file.exists() else file.parent
+        raise JournalRefused(
+            f"{file} cannot be written ({error.strerror}): {owner.described(at_fault)}. Give it to that user (chown), or run "
+            "as its owner"
+        ) from error
+
+
+def _take(descriptor: int, file: Path, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise JournalRefused(
+            f"another server has the journal {path} open: stop it first, or use another file"
+        ) from None
+    except OSError as error:
+        raise JournalRefused(f"the lock {file} cannot be taken: {error.strerror}") from error
+
+
+def _identity(name: Path) -> tuple[int, int] | None:
+    """The device and inode of what has a name; None if nothing has."""
+    try:
+        status = name.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,630 @@
+"""Where a journal lies, who may have it, and how it begins: files that go away, have two names, are not ours, or are new.
+
+Files are taken away from real processes, mounted twice, given to other users. A journal that is served from holds all that
+was acknowledged; or it is not served from, and says why.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chassis import settings
+from chassis.sqlite import open_connection
+from command_service.__main__ import serve
+from command_service.charge import ChargeRequested
+from command_service.codec import encode
+from command_service.journal import START, JournalRefused, Place, anchor, file_system, sqlite, table
+from command_service.journal.upkeep import backup
+from command_service.operate import print_journal, restore_journal, verify_journal
+from command_service.settings import Settings
+from demo.processes import DidNotStart, Town
+from tests.contract.journal_rigs import SqliteRig, stream
+from tests.contract.test_journal_files import (
+    EX_IOERR,
+    ROOT,
+    acknowledged,
+    anchor_id,
+    anchored,
+    beside,
+    charge,
+    command,
+    fill,
+    killed_while_appending,
+    needs_strace,
+    process,
+    restore,
+    until,
+    writer,
+)
+from tests.core.stories import REQUEST
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="files are given to other users, or mounted: that takes root")
+REQUESTED = encode(ChargeRequested(REQUEST))
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> SqliteRig:
+    """A place for a journal, in a folder that may go away."""
+    (tmp_path / "build").mkdir()
+    return SqliteRig(tmp_path / "build")
+
+
+@pytest.fixture
+def path(rig: SqliteRig) -> Path:
+    """Where it lies."""
+    return rig.path
+
+
+# ---------------------------------------------------------------- files that go away under a running server
+def _all_removed(path: Path) -> Path:
+    for file in path.parent.glob("journal.db*"):
+        file.unlink()
+    return path
+
+
+def _file_removed(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+def _replaced_by_a_copy(path: Path) -> Path:
+    """As rsync and editors do."""
+    Path(shutil.copy(path, path.parent / "copy")).rename(path)
+    return path
+
+
+def _all_replaced_by_a_copy(path: Path) -> Path:
+    for file in path.parent.glob("journal.db*"):
+        Path(shutil.copy(file, path.parent / "copy")).rename(file)
+    return path
+
+
+def _another_put_there(path: Path) -> Path:
+    asyncio.run(fill(SqliteRig(path.parent.parent), b"another"))
+    path.with_name("journal.db-wal").unlink()
+    path.parent.with_name("journal.db").rename(path)
+    return path
+
+
+def _folder_renamed(path: Path) -> Path:
+    return path.parent.rename(path.parent.with_name("moved")) / path.name
+
+
+def _folder_replaced_by_a_copy(path: Path) -> Path:
+    moved = _folder_renamed(path)
+    shutil.copytree(moved.parent, path.parent)
+    return path
+
+
+def _wal_removed(path: Path) -> Path:
+    beside(path, "-wal").unlink()
+    return path
+
+
+def _shm_removed(path: Path) -> Path:
+    beside(path, "-shm").unlink()
+    return path
+
+
+def _lock_removed(path: Path) -> Path:
+    beside(path, ".lock").unlink()
+    return path
+
+
+WAYS = [
+    *(_all_removed, _file_removed, _replaced_by_a_copy, _all_replaced_by_a_copy, _another_put_there, _folder_renamed),
+    *(_folder_replaced_by_a_copy, _wal_removed, _shm_removed, _lock_removed),
+]
+
+
+@pytest.mark.parametrize("take_away", WAYS)
+async def test_a_server_whose_files_are_taken_away_ends_and_what_it_acknowledged_is_never_missed_in_silence(
+    rig: SqliteRig, path: Path, take_away: Callable[[Path], Path]
+) -> None:
+    """Whichever of them. Where it lay, or where it lies now, a start finds all that was acknowledged, or is refused."""
+
+    def run() -> tuple[int, list[Place], Path]:
+        with process(*writer(path, writers=4)) as appending:
+            assert appending.stdout is not None
+            lines = [appending.stdout.readline() for _ in range(50)]
+            lies = take_away(path)
+            lines += appending.stdout.readlines()  # to its end: nobody else stops it
+            return appending.wait(), acknowledged(lines), lies
+
+    status, promised, rig.path = await asyncio.to_thread(run)
+    assert status == EX_IOERR
+    try:
+        async with rig.open() as journal:
+            for place in promised:
+                assert await journal.chain_at(place.position) == place.chain
+            assert not journal.made_anew
+    except JournalRefused as refused:
+        assert "restore" in str(refused)  # either is right
+
+
+async def test_a_real_server_stops_saying_charged_and_says_why(tmp_path: Path) -> None:
+    """Its log has the reason at the highest level, and it does not start again without a way out being taken."""
+    async with Town(tmp_path) as town:
+        await asyncio.to_thread(charge, town.command.listen)
+        for file in tmp_path.glob("journal.db*"):
+            file.unlink()
+        assert await town.command.ended() == EX_IOERR
+        (told,) = [entry for entry in town.command.entries() if entry["level"] == "critical"]
+        assert "journal.db is gone: what is written now would be lost" in told["reason"]
+        with pytest.raises(DidNotStart, match="its anchor says that there was one"):
+            await town.start_command()
+
+
+async def test_a_clean_stop_after_the_files_have_gone_is_no_clean_stop(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """The last look comes before the last anchor: a deployment must not go on as if all were stored."""
+    with pytest.raises(AssertionError, match="the journal ended the process"):
+        async with rig.open() as journal:
+            await journal.append(stream(1), 0, [b"x"], finished=True)
+            path.unlink()
+    async with Town(tmp_path / "town") as town:
+        town.journal.unlink()
+        assert await town.command.stop() == EX_IOERR
+
+
+async def test_an_anchor_of_another_journal_is_never_written_over(
+    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one of the same journal that has got further: another server has a copy of it. Each ends the process."""
+    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    for n, others in enumerate((anchor.Anchor(str(uuid.uuid4()), START), None)):
+        with pytest.raises(AssertionError, match="the journal ended the process"):
+            async with rig.open() as journal:
+                await journal.append(stream(n), 0, [b"x"], finished=True)
+                theirs = others or anchor.Anchor(journal.journal_id, Place(99, bytes(32)))
+                anchor.write(path, theirs)
+                await asyncio.wait([journal._anchoring])
+                await journal.append(stream(n), 1, [b"y"], finished=True)
+        assert anchor.read(path) == theirs
+        anchor.write(path, anchor.Anchor(journal.journal_id, START))
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text("garbage")])
+async def test_an_anchor_that_goes_away_is_written_again(
+    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], object]
+) -> None:
+    """The journal is what it was: it goes on, and starts again."""
+    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    async with rig.open() as journal:
+        await journal.append(stream(1), 0, [b"x"], finished=True)
+        await until(lambda: anchored(path) == journal.head)
+        harm(anchor.path_beside(path))
+
+        def is_there() -> bool:
+            with contextlib.suppress(JournalRefused):
+                return anchored(path) == journal.head
+            return False
+
+        await until(is_there)
+        await journal.append(stream(1), 1, [b"y"], finished=True)
+    await fill(rig)
+
+
+# ---------------------------------------------------------------- one file by two names
+async def test_a_journal_with_a_second_name_is_refused_by_each_of_them(rig: SqliteRig, path: Path) -> None:
+    """Two servers would each have a WAL of their own, and what one acknowledged the other would write over."""
+    await fill(rig, b"a")
+    other = path.parent.parent / "elsewhere.db"
+    other.hardlink_to(path)
+    shutil.copy(anchor.path_beside(path), anchor.path_beside(other))
+    for name in (path, other):
+        refused = command(name)
+        assert refused.returncode == 1
+        assert "has 2 names (hard links)" in refused.stderr
+        with pytest.raises(JournalRefused, match="has 2 names"):
+            restore(name, None)
+    other.unlink()
+    await fill(rig, b"b", first=1)
+
+
+async def test_a_journal_that_is_open_is_locked_under_every_name(
+    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file itself is, beside its name: also if it has only the other name by now."""
+    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 60.0)  # it would notice, and end itself
+    other = path.parent.parent / "elsewhere.db"
+    async with rig.open() as journal:
+        await journal.append(stream(1), 0, [b"x"], finished=True)
+        path.rename(other)
+        shutil.copy(anchor.path_beside(path), anchor.path_beside(other))
+        for words in ((), ("restore",)):
+            refused = await asyncio.to_thread(command, other, *words)
+            assert refused.returncode == 1
+            assert "another server has the journal" in refused.stderr
+        other.rename(path)
+    rig.path = path
+    await fill(rig)
+
+
+@pytest.fixture
+def bind() -> Iterator[Callable[[Path, Path, str], None]]:
+    """Mounts one path at another, until the test is over."""
+    mounted: list[Path] = []
+
+    def mount(source: Path, target: Path, options: str = "rw") -> None:
+        done = subprocess.run(["mount", "--bind", str(source), str(target)], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("nothing can be mounted here")
+        mounted.append(target)
+        subprocess.run(["mount", "-o", f"remount,bind,{options}", str(target)], capture_output=True, check=True)
+
+    yield mount
+    for target in reversed(mounted):
+        subprocess.run(["umount", "--lazy", str(target)], check=True)
+
+
+@needs_root
+async def test_a_file_that_is_mounted_alone_is_refused(rig: SqliteRig, path: Path, bind: Callable[..., None]) -> None:
+    """As `docker run -v .../journal.db:/data/journal.db` does: its WAL and its anchor would lie in the container."""
+    await fill(rig, b"a")
+    other = path.parent.parent / "mounted.db"
+    other.touch()
+    bind(path, other)
+    shutil.copy(anchor.path_beside(path), anchor.path_beside(other))
+    for words in ((), ("restore",)):
+        refused = await asyncio.to_thread(command, other, *words)
+        assert refused.returncode == 1
+        assert "is a mount point: the file alone is mounted there" in refused.stderr
+    async with rig.open():
+        pass
+
+
+@needs_root
+async def test_a_journal_in_a_folder_that_is_mounted_twice_has_one_server(
+    rig: SqliteRig, path: Path, bind: Callable[..., None]
+) -> None:
+    """Lock, WAL and anchor are the same files there."""
+    other = path.parent.with_name("other")
+    other.mkdir()
+    bind(path.parent, other)
+    async with rig.open():
+        refused = await asyncio.to_thread(command, other / path.name)
+        assert "another server has the journal" in refused.stderr
+
+
+# ---------------------------------------------------------------- how a journal begins
+@pytest.mark.parametrize("after", [0, 1, 20])
+async def test_a_journal_of_which_only_the_file_was_kept_is_never_begun_anew(
+    rig: SqliteRig, path: Path, after: int
+) -> None:
+    """However young it is: its WAL held all that was acknowledged."""
+    await asyncio.to_thread(killed_while_appending, path, after=after)
+    for suffix in ("-wal", "-shm", ".anchor", ".lock"):
+        beside(path, suffix).unlink(missing_ok=True)
+    with pytest.raises(JournalRefused, match=r"has no anchor beside it. If you put it there on purpose, run restore"):
+        await fill(rig)
+
+
+def _nothing(path: Path) -> None:
+    path.touch()
+
+
+def _nothing_but_a_wal(path: Path) -> None:
+    path.touch()
+    beside(path, "-wal").write_bytes(b"the first page, say")
+
+
+def _a_header(path: Path) -> None:
+    """What an earlier version left of a young journal, without its WAL."""
+    open_connection(path, read_only=False, pragmas={"journal_mode": "wal"}).close()
+
+
+def _tables(path: Path) -> None:
+    with contextlib.closing(open_connection(path, read_only=False, pragmas=table.WRITER_PRAGMAS)) as connection:
+        connection.executescript(table.SCHEMA)
+        connection.execute(table.INSERT_JOURNAL, (str(uuid.uuid4()), table.FORMAT, 0))
+
+
+@pytest.mark.parametrize("left_behind", [_nothing, _nothing_but_a_wal, _a_header, _tables])
+async def test_a_file_that_no_maker_leaves_behind_is_refused_with_the_way_out(
+    rig: SqliteRig, path: Path, left_behind: Callable[[Path], None]
+) -> None:
+    """It may be what is left of a journal; nobody but the operator can know."""
+    left_behind(path)
+    with pytest.raises(JournalRefused, match="restore"):
+        await fill(rig)
+    for file in path.parent.glob("journal.db*"):
+        file.unlink()
+    await fill(rig, b"a")
+
+
+CALLS = ("fchmod", "pwrite64", "write", "fdatasync", "fsync", "rename", "unlink")
+
+
+@needs_strace
+@pytest.mark.parametrize("call", CALLS)
+async def test_wherever_its_maker_dies_a_journal_is_begun_in_silence(tmp_path: Path, call: str) -> None:
+    """At the n-th call of each kind on its files, for every n: nothing was acknowledged, so nothing can be lost."""
+
+    def dies(number: int) -> bool:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        names = ("", "-wal", "-shm", "-journal", ".making", ".making-journal", ".anchor", ".anchor.new", ".lock")
+        paths = [word for name in names for word in ("-P", str(beside(folder / "journal.db", name)))]
+        killing = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"]
+        strace = ["strace", "-f", "-qq", "-o", os.devnull, *paths, "-P", str(folder), *killing]
+        with process(*strace, *writer(folder / "journal.db", appends=0)) as making:
+            making.communicate(timeout=60)
+            return making.returncode != 0
+
+    numbers = itertools.count(1)
+    while await asyncio.to_thread(dies, number := next(numbers)):
+        begun = SqliteRig(tmp_path / str(number))
+        await fill(begun, b"a")
+        async with begun.open() as journal:
+            assert (journal.head.position, journal.restored, journal.made_anew) == (1, False, False)
+        left = {file.name for file in begun.path.parent.iterdir()} - {"journal.db.anchor.new"}
+        assert left == {"journal.db", "journal.db.anchor", "journal.db.lock"}
+    assert number > 1, "nobody died"
+
+
+async def test_what_a_dead_maker_left_is_finished_only_if_it_is_whole_and_its_own(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """A draft with its anchor is the journal that it was to be; any other anchor speaks of a journal that is gone."""
+    draft = beside(path, ".making")
+    await fill(rig)
+    made = anchor_id(path)
+    path.rename(draft)
+    async with rig.open() as journal:
+        assert (journal.journal_id, journal.made_anew) == (made, True)
+    path.rename(draft)
+    for of_another in (anchor.Anchor(made, Place(1, bytes(32))), anchor.Anchor(str(uuid.uuid4()), START)):
+        anchor.write(path, of_another)
+        with pytest.raises(JournalRefused, match="is missing, but its anchor says that there was one"):
+            await fill(rig)
+    anchor.write(path, anchor.Anchor(made, START))
+    draft.write_bytes(b"half of a draft")
+    with pytest.raises(JournalRefused, match="is missing, but its anchor says that there was one"):
+        await fill(rig)
+    anchor.path_beside(path).unlink()
+    async with rig.open() as journal:
+        assert journal.made_anew
+        assert journal.journal_id != made
+
+
+async def test_a_journal_that_must_exist_is_not_made(tmp_path: Path) -> None:
+    """A disk that is not mounted, say: nothing is made where it should be, and what is there is served from."""
+    missing = tmp_path / "not-mounted" / "journal.db"
+    with pytest.raises(JournalRefused, match=r"there is no journal at .*, and COMMAND_JOURNAL_MUST_EXIST"):
+        await open_existing(missing)
+    assert not missing.parent.exists()
+    town = Town(tmp_path)
+    try:
+        await town.start_bank()
+        with pytest.raises(DidNotStart, match="COMMAND_JOURNAL_MUST_EXIST"):
+            await town.start_command(COMMAND_JOURNAL_MUST_EXIST="yes")
+        await town.start_command()
+        made = [town.command.serving["made_anew"]]
+        await town.command.stop()
+        await town.start_command(COMMAND_JOURNAL_MUST_EXIST="yes")
+        assert [*made, town.command.serving["made_anew"]] == [True, False]
+        assert town.command.serving["journal"] == str(tmp_path / "journal.db")
+    finally:
+        await town.__aexit__()
+
+
+async def open_existing(path: Path) -> None:
+    """Open a journal that must exist, and close it."""
+    journal = await sqlite.SqliteJournal.open(path, now=int, end_process=sys.exit, must_exist=True)
+    await journal.close()
+
+
+# ---------------------------------------------------------------- owners and modes
+def mode_of(file: Path) -> int:
+    """Who may do what with it."""
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_whatever_the_umask_what_is_made_is_for_its_owner_alone(tmp_path: Path, umask: int) -> None:
+    """Every file while a server is at work, its folder, and a backup: they hold every user's history."""
+    rig = SqliteRig(tmp_path / "made" / "here")
+    before = os.umask(umask)
+    try:
+        async with rig.open() as journal:
+            await journal.append(stream(1), 0, [REQUESTED], finished=False)
+            backup(rig.path, tmp_path / "backup.db")
+            modes = {file.name: mode_of(file) for file in [*rig.path.parent.iterdir(), tmp_path / "backup.db"]}
+        restore_journal(rig.path, tmp_path / "backup.db")
+    finally:
+        os.umask(before)
+    names = {"journal.db", "journal.db-wal", "journal.db-shm", "journal.db.anchor", "journal.db.lock", "backup.db"}
+    assert modes == dict.fromkeys(names, 0o600)
+    assert mode_of(rig.path.parent) == 0o700
+    restored = {file.name: mode_of(file) for file in rig.path.parent.iterdir()}
+    assert set(restored.values()) == {0o600}, restored
+
+
+@needs_root
+@pytest.mark.parametrize("is_from_a_backup", [False, True])
+async def test_a_restore_by_root_keeps_owner_and_mode_of_what_it_replaces(
+    rig: SqliteRig, path: Path, tmp_path: Path, is_from_a_backup: bool
+) -> None:
+    """The server, which is somebody else, can write all of it; also if the lock or the anchor is made anew."""
+    await fill(rig, REQUESTED)
+    backup(path, tmp_path / "backup.db")
+    for file in path.parent.iterdir():
+        os.chown(file, NOBODY, NOBODY)
+        file.chmod(0o640)
+    beside(path, ".lock").unlink()
+    restore_journal(path, tmp_path / "backup.db" if is_from_a_backup else None)
+    kept = {file.name: (file.stat().st_uid, file.stat().st_gid) for file in path.parent.iterdir()}
+    assert set(kept.values()) == {(NOBODY, NOBODY)}, kept
+    assert (mode_of(path), mode_of(anchor.path_beside(path))) == (0o640, 0o640)
+
+
+@needs_root
+async def test_a_restore_by_root_where_nothing_lies_is_for_the_folders_owner(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """A new machine: who is to serve there owns the folder."""
+    await fill(SqliteRig(tmp_path), REQUESTED)
+    os.chown(path.parent, NOBODY, NOBODY)
+    restore_journal(path, tmp_path / "journal.db")
+    owners = {(file.name, file.stat().st_uid, mode_of(file)) for file in path.parent.iterdir()}
+    assert owners == {(path.name + suffix, NOBODY, 0o600) for suffix in ("", ".anchor", ".lock")}
+
+
+def as_nobody(*words: str, path: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a server as a user who may read everything, and write what is his."""
+    can_read = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    user = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *can_read)
+    return subprocess.run(
+        ["setpriv", *user, sys.executable, "-m", "command_service", *words],
+        cwd=ROOT,
+        env={**os.environ, "COMMAND_JOURNAL": f"sqlite:///{path}", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+needs_setpriv = pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed")
+
+
+@needs_root
+@needs_setpriv
+@pytest.mark.parametrize("roots", ["", "-wal", ".lock", "folder"])
+async def test_a_server_that_could_not_write_does_not_start(
+    rig: SqliteRig, path: Path, tmp_path: Path, roots: str
+) -> None:
+    """It would say that it serves, and die at its first charge. The text says whose the file is, and what to do."""
+    await asyncio.to_thread(killed_while_appending, path, after=5)
+    for file in [*path.parent.iterdir(), path.parent]:
+        os.chown(file, NOBODY, NOBODY)
+    for above in path.parents:
+        if above.is_relative_to("/tmp") and above != Path("/tmp"):  # pytest's own are for root alone
+            above.chmod(0o755)
+    at_fault = path.parent if roots == "folder" else beside(path, roots)
+    os.chown(at_fault, 0, 0)
+    if roots == "folder":
+        beside(path, "-wal").unlink()
+        beside(path, "-shm").unlink()
+        anchor.write(path, anchor.Anchor(anchor_id(path), START))
+    else:
+        at_fault.chmod(0o600)
+    refused = await asyncio.to_thread(as_nobody, path=path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: ")
+    if roots == "folder":
+        assert "its folder can be written" in refused.stderr
+    else:
+        assert f"{at_fault} cannot be written (Permission denied): {at_fault} belongs to user 0, " in refused.stderr
+        assert f"this program runs as user {NOBODY}, " in refused.stderr
+
+
+@needs_root
+async def test_a_journal_on_a_disk_that_is_mounted_for_reading_is_refused(
+    rig: SqliteRig, path: Path, bind: Callable[..., None]
+) -> None:
+    """As after an error of the disk, which Linux then mounts so."""
+    await fill(rig, b"a")
+    bind(path.parent, path.parent, "ro")
+    with pytest.raises(JournalRefused, match=r"journal\.db\.lock cannot be written \(Read-only file system\)"):
+        await fill(rig)
+
+
+# ---------------------------------------------------------------- file systems
+def lies_on(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the system say that a folder is of a kind."""
+    mounts = folder.parent / "mounts"
+    mounts.write_text(f"/dev/vda1 / ext4 rw 0 0\nshare {folder} {kind} rw 0 0\n")
+    monkeypatch.setattr(file_system, "MOUNTS", mounts)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay", "tmpfs"])
+async def test_a_kind_that_is_known_to_be_good_is_served_from(
+    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """On a disk of this machine."""
+    lies_on(kind, path.parent, monkeypatch)
+    await fill(rig, b"a")
+
+
+SHARED = (
+    *("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "vboxsf", "vmhgfs", "ceph", "fuse.s3fs", "fuse.gcsfuse"),
+    *("fuse.grpcfuse", "fuse.sshfs", "fuse", "fuseblk", "fakeowner", "prl_fs", "exfat", "a-kind-of-tomorrow"),
+)
+
+
+@pytest.mark.parametrize("kind", SHARED)
+async def test_any_other_kind_is_refused_and_the_override_says_what_it_risks(
+    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Kinds that nobody has thought of too. No file is made there."""
+    lies_on(kind, path.parent, monkeypatch)
+    text = (
+        f"a file system of the kind {kind}, .* COMMAND_JOURNAL_ANY_FILE_SYSTEM=yes .* risks that what was acknowledged"
+    )
+    environment = {
+        "COMMAND_JOURNAL": f"sqlite:///{path}",
+        "COMMAND_LISTEN": "127.0.0.1:0",
+        "COMMAND_FEED_LISTEN": "127.0.0.1:0",
+    }
+    with pytest.raises(JournalRefused, match=text):
+        async with serve(settings.read(Settings, environment)):
+            pass
+    with pytest.raises(JournalRefused, match=text):
+        restore_journal(path, path)
+    assert list(path.parent.iterdir()) == []
+    environment["COMMAND_JOURNAL_ANY_FILE_SYSTEM"] = "yes"
+    async with serve(settings.read(Settings, environment)):
+        pass
+    restore_journal(path, None, any_file_system=True)
+
+
+async def test_where_the_system_does_not_tell_its_mounts_nothing_is_refused(
+    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS."""
+    monkeypatch.setattr(file_system, "MOUNTS", path.parent / "no-such-file")
+    await fill(rig, b"a")
+
+
+# ---------------------------------------------------------------- later formats
+async def test_the_operators_commands_refuse_a_journal_of_a_later_format(
+    rig: SqliteRig, path: Path, tmp_path: Path
+) -> None:
+    """What they would say of it is said of something that they do not know; and nothing is changed or made."""
+    await fill(rig, REQUESTED)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE journal SET format = format + 1")
+        connection.commit()
+    before = path.read_bytes()
+    sound = SqliteRig(tmp_path)
+    await fill(sound, REQUESTED)
+    for work in (
+        lambda: verify_journal(path),
+        lambda: list(print_journal(path, None)),
+        lambda: list(print_journal(path, REQUEST.charge_id)),
+        lambda: backup(path, tmp_path / "backup.db"),
+        lambda: restore_journal(path, None),
+        lambda: restore_journal(sound.path, path),
+    ):
+        with pytest.raises(
+            JournalRefused, match=r"has format 2; this server writes format 1, .*: use the version that"
+        ):
+            work()
+    assert path.read_bytes() == before
+    assert not (tmp_path / "backup.db").exists()
+    await fill(sound)
