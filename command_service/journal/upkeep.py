@@ -44,6 +44,14 @@ MOUNTS = Path("/proc/self/mounts")
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "sshfs"}
 
 
+# By how the names of SQLite's errors begin. A quota (EDQUOT) and a limit (EFBIG) are failed writes to SQLite.
+WAYS_OUT = {
+    "SQLITE_FULL": ": the disk is full, make room, and start again",
+    "SQLITE_IOERR_WRITE": ": if a quota or a limit on file sizes is full, make room or raise it, and start again",
+    "SQLITE_BUSY": ": another program holds its lock, end that program or its transaction, and start again",
+}
+
+
 def lock(path: Path) -> IO[str]:
     """Take the lock beside a journal for as long as the returned file is open.
 
@@ -134,7 +142,7 @@ def refusing_damage(path: Path) -> Iterator[None]:
         raise JournalRefused(f"the journal {path} cannot be kept safe here: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", type(error).__name__)  # an error of Python's own has no SQLite name
-        way_out = ": make room, and start again" if name == "SQLITE_FULL" else ""
+        way_out = next((text for start, text in WAYS_OUT.items() if name.startswith(start)), "")
         raise JournalRefused(f"the journal {path} cannot be used: {error} ({name}){way_out}") from error
     except JournalCorrupt as error:
         raise JournalRefused(f"the journal {path} is damaged: {error}. Restore a backup.") from error
@@ -201,7 +209,9 @@ def checkpoint(connection: sqlite3.Connection) -> None:
     """Move the whole WAL into the database, synced. Raises JournalRefused if that was not done in full."""
     busy, logged, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy or logged != moved:
-        raise JournalRefused("the WAL could not be moved into the database in full: close other programs that read it")
+        raise JournalRefused(
+            "the WAL could not be moved into the database in full: close other programs that read it, or write to it"
+        )
 
 
 def check_anchor(
