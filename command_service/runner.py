@@ -234,8 +234,8 @@ class Runner:
             return Overloaded(OverloadReason.BANK_UNREACHABLE, self._breaker.retry_after_seconds)
         if len(self._running) + len(self._beginning) > self._limits.unfinished:  # this one included
             return Overloaded(OverloadReason.TOO_MANY_UNFINISHED, 1.0)
-        if why := self._journal.not_accepting:
-            return Overloaded(OverloadReason(f"journal_{why}"), 5.0)
+        if not self._journal.accepting:
+            return Overloaded(OverloadReason(f"journal_{self._journal.not_accepting}"), 5.0)
         return None
 
     def _may_probe(self) -> bool:

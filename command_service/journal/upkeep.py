@@ -16,6 +16,7 @@ from typing import IO
 
 from chassis.sqlite import PragmaNotTakenError, open_connection, sync_directory
 from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record, anchor
+from command_service.journal.room import FULL
 from command_service.journal.table import (
     CLEAR_UNFINISHED,
     FORMAT,
@@ -48,6 +49,7 @@ NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "
 WAYS_OUT = {
     "SQLITE_FULL": ": the disk is full, make room, and start again",
     "SQLITE_IOERR_WRITE": ": if a quota or a limit on file sizes is full, make room or raise it, and start again",
+    "SQLITE_IOERR_SHMSIZE": ": if the disk, a quota or a limit on file sizes is full, make room or raise it, and start again",
     "SQLITE_BUSY": ": another program holds its lock, end that program or its transaction, and start again",
 }
 
@@ -200,7 +202,8 @@ def store_wal_again(path: Path) -> None:
             offset += os.pwrite(descriptor, part, offset)
         os.fsync(descriptor)
     except OSError as error:
-        raise JournalRefused(f"the WAL {wal} cannot be made durable: {error.strerror}") from error
+        way_out = ": make room, and start again" if error.errno in FULL else ""
+        raise JournalRefused(f"the WAL {wal} cannot be made durable: {error.strerror}{way_out}") from error
     finally:
         os.close(descriptor)
 
