@@ -14,6 +14,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# How long a statement waits for a lock that another program holds, in its own thread: an edit by hand or a copying tool's
+# checkpoint is over by then, and a client that waits is still told before its deadline.
+BUSY_SECONDS = 3.0
+
 
 class PragmaNotTakenError(Exception):
     """SQLite did not take a setting that the promises rest on."""
@@ -56,7 +60,11 @@ def open_connection(path: Path, *, read_only: bool, pragmas: Mapping[str, str | 
     mode = "ro" if read_only else "rwc"
     is_new = not path.exists()
     connection = sqlite3.connect(
-        f"file:{_quoted(path)}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
+        f"file:{_quoted(path)}?mode={mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
     )
     try:
         for pragma, value in pragmas.items():

@@ -37,6 +37,10 @@ log = structlog.get_logger()
 
 # A charge fits well; more would only be a way to fill our memory.
 COMMAND_BYTES = 16 << 10
+NOT_ACCEPTING = {
+    "full": "the journal's disk is full, or a quota or a limit on file sizes is reached",
+    "busy": "another program holds the journal's write lock",
+}
 # Exit status when a commit's fate is unknown, from sysexits.h: an I/O error.
 EX_IOERR = 74
 
@@ -139,14 +143,14 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
 
 
 async def _tell_health(journal: SqliteJournal, command_server: server.Server) -> NoReturn:
-    """Keep health true: a server whose disk is full takes no new charges, and says so until there is room."""
-    was_accepting = None
+    """Keep health true: a server that cannot store takes no new charges, and says so until it can."""
+    said = None
     while True:
-        if journal.accepting != was_accepting:
-            was_accepting = journal.accepting
-            await command_server.set_serving(was_accepting)
-            if not was_accepting:
-                log.error("the journal's disk is full: no new charges are taken")
+        if (why := journal.not_accepting) != said:
+            said = why
+            await command_server.set_serving(not why)
+            if why:
+                log.error(f"{NOT_ACCEPTING[why]}: no new charges are taken")
         await asyncio.sleep(0.25)
 
 
@@ -164,7 +168,7 @@ def _offer_gauges(runner: Runner, journal: SqliteJournal, listen: settings.Addre
             "What is not in the database yet; a long reader makes it grow",
             lambda: journal.wal_bytes,
         ),
-        ("journal_accepting", "1 while the disk has room for new charges", lambda: journal.accepting),
+        ("journal_accepting", "1 while new charges can be stored", lambda: journal.accepting),
     ):
         prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
     telemetry.serve_metrics(listen)

@@ -12,7 +12,7 @@ from chassis.server import Refusal, Violation
 from chassis.telemetry import log_unexpected
 from command_service.charge import ImpossibleEvent, InvalidCharge, KeyReused, State, is_over_without_money
 from command_service.codec import UnknownEvent, status_of
-from command_service.journal import JournalCorrupt, JournalFull
+from command_service.journal import JournalBusy, JournalCorrupt, JournalFull
 from command_service.runner import Overloaded
 
 DOMAIN = "charging.v1"
@@ -31,6 +31,7 @@ class Reason(Enum):
     BANK_UNREACHABLE = auto()
     TOO_MANY_UNFINISHED = auto()
     JOURNAL_FULL = auto()
+    JOURNAL_BUSY = auto()
     SERVER_STOPPING = auto()
     JOURNAL_CORRUPT = auto()
     UNEXPECTED = auto()
@@ -93,6 +94,11 @@ _TABLE = {
         StatusCode.UNAVAILABLE,
         Advice.ADVICE_RETRY_SAME_KEY,
         "the journal's disk is full, so no new charge is taken; nothing was stored: retry with the same key",
+    ),
+    Reason.JOURNAL_BUSY: _Row(
+        StatusCode.UNAVAILABLE,
+        Advice.ADVICE_RETRY_SAME_KEY,
+        "another program holds the journal, so no new charge is taken; nothing was stored: retry with the same key",
     ),
     Reason.SERVER_STOPPING: _Row(
         StatusCode.UNAVAILABLE,
@@ -158,6 +164,8 @@ def refusing() -> Iterator[None]:
         raise refusal(Reason[error.reason.name], retry_after_seconds=error.retry_after_seconds) from None
     except JournalFull:
         raise refusal(Reason.JOURNAL_FULL, retry_after_seconds=5.0) from None
+    except JournalBusy:
+        raise refusal(Reason.JOURNAL_BUSY, retry_after_seconds=5.0) from None
     except (JournalCorrupt, UnknownEvent, ImpossibleEvent) as error:
         log_unexpected("the journal cannot be read here", error, position=getattr(error, "position", None))
         raise refusal(Reason.JOURNAL_CORRUPT) from error

@@ -37,7 +37,7 @@ from command_service.charge import (
     next_step,
 )
 from command_service.codec import decode, encode
-from command_service.journal import Journal, JournalFull, Record, VersionConflict
+from command_service.journal import Journal, NotStored, Record, VersionConflict
 from command_service.pace import Breaker, backoff_seconds
 
 log = structlog.get_logger()
@@ -63,6 +63,7 @@ class OverloadReason(Enum):
     BANK_UNREACHABLE = "bank_unreachable"
     TOO_MANY_UNFINISHED = "too_many_unfinished"
     JOURNAL_FULL = "journal_full"
+    JOURNAL_BUSY = "journal_busy"
 
 
 class Overloaded(Exception):
@@ -181,7 +182,7 @@ class Runner:
         """Take a client's command, in a task that goes on whether or not the client does.
 
         Its result is the charge, durable in the journal. It raises what `decide` raises for a command, Overloaded,
-        JournalFull, JournalCorrupt, UnknownEvent or ImpossibleEvent.
+        NotStored, JournalCorrupt, UnknownEvent or ImpossibleEvent.
         """
         return self._spawn(self._accept(command))
 
@@ -211,7 +212,7 @@ class Runner:
     async def _begin(self, command: Charge) -> Accepted:
         """Most keys are new, so the journal is not read first: it says by itself if a charge is there already."""
         if not command.faults and self._overload() is None:
-            with contextlib.suppress(VersionConflict, JournalFull):
+            with contextlib.suppress(VersionConflict, NotStored):
                 return await self._begin_from(NEW, command)
         return await self._begin_from(await self._load(command.request.charge_id), command)
 
@@ -234,7 +235,7 @@ class Runner:
         if len(self._running) + len(self._beginning) > self._limits.unfinished:  # this one included
             return Overloaded(OverloadReason.TOO_MANY_UNFINISHED, 1.0)
         if not self._journal.accepting:
-            return Overloaded(OverloadReason.JOURNAL_FULL, 5.0)
+            return Overloaded(OverloadReason(f"journal_{self._journal.not_accepting}"), 5.0)
         return None
 
     def _may_probe(self) -> bool:
@@ -302,15 +303,18 @@ class Runner:
                 running.stream = await self._append(running.charge_id, running.stream, events)
             except VersionConflict:
                 running.stream = await self._load(running.charge_id)
-            except JournalFull:
+            except NotStored:
                 return False  # the same step again later: the bank will say the same
             else:
                 return True
 
     def _is_old(self, stream: Stream) -> bool:
         """Whether to propose giving up. In a restored journal nothing is: the bank may have done what was forgotten."""
-        age_seconds = (self._now() - stream.requested_at) / 1_000_000
-        return age_seconds >= self._limits.abandon_after_seconds and not self._journal.restored
+        return self._age_seconds(stream) >= self._limits.abandon_after_seconds and not self._journal.restored
+
+    def _age_seconds(self, stream: Stream) -> float:
+        """The age of a charge; 0 of one that is younger than the clock, which has gone back since."""
+        return max(0.0, (self._now() - stream.requested_at) / 1_000_000)
 
     # ------------------------------------------------------------ the journal
     async def _load(self, charge_id: str) -> Stream:
@@ -339,15 +343,13 @@ class Runner:
     @property
     def oldest_unfinished_seconds(self) -> float:
         """The age of the oldest unfinished charge; 0 if there is none."""
-        now = self._now()
-        requested = min((running.stream.requested_at for running in self._all_running()), default=now)
-        return max(0.0, (now - requested) / 1_000_000)
+        return max((self._age_seconds(running.stream) for running in self._all_running()), default=0.0)
 
     @property
     def needing_attention(self) -> int:
         """How many charges are unfinished for so long that a person should look."""
-        limit = self._now() - self._limits.attention_after_seconds * 1_000_000
-        return sum(running.stream.requested_at < limit for running in self._all_running())
+        limit = self._limits.attention_after_seconds
+        return sum(self._age_seconds(running.stream) > limit for running in self._all_running())
 
     def _all_running(self) -> list[Running]:
         """Copied at one go: gauges are read in another thread, while charges come and go."""

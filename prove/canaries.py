@@ -40,7 +40,7 @@ from command_service.charge import (
     evolve,
 )
 from command_service.codec import charge_id_of
-from command_service.journal import JournalFull, Place, Record
+from command_service.journal import JournalFull, NotStored, Place, Record
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import SELECT_VERSION, key_of, read_head
 from command_service.runner import Runner
@@ -90,11 +90,11 @@ def _append_is_retried_after_a_commit_error() -> _Planted:
 
 
 def _commit_error_is_taken_for_no() -> _Planted:
-    async def is_definitely_not_stored(self: SqliteJournal, _error: Exception) -> bool:
+    async def why_not_stored(self: SqliteJournal, _error: Exception) -> NotStored:
         await self._writer.run(journal_sqlite._roll_back)
-        return True
+        return JournalFull()
 
-    return [(SqliteJournal, "_is_definitely_not_stored", is_definitely_not_stored)]
+    return [(SqliteJournal, "_why_not_stored", why_not_stored)]
 
 
 def _reply_before_the_commit() -> _Planted:

@@ -125,11 +125,11 @@ class Disk(Stage):
                     shutil.copyfile(file.path, f"{target}/{file.name}")
         return target
 
-    def kept(self, lock: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    def kept(self, lock: Callable[..., Any]) -> Callable[..., Any]:
         """Remember a lock with the process that takes it, so that its death lets go of it."""
 
-        def take(path: Path) -> Any:
-            taken = lock(path)
+        def take(*arguments: Any) -> Any:
+            taken = lock(*arguments)
             process = PROCESS.get()
             assert isinstance(process, Process)
             process.locks.append(taken)

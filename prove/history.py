@@ -27,7 +27,10 @@ STATUS_AT_REST = {
 }
 # What the contract says of these: nothing was stored.
 NOTHING_STORED = frozenset(
-    {"INVALID_REQUEST", "BANK_UNREACHABLE", "TOO_MANY_UNFINISHED", "JOURNAL_FULL", "TOO_MANY_CALLS", "DEADLINE_PASSED"}
+    {
+        *("INVALID_REQUEST", "BANK_UNREACHABLE", "TOO_MANY_UNFINISHED", "TOO_MANY_CALLS", "DEADLINE_PASSED"),
+        *("JOURNAL_FULL", "JOURNAL_BUSY"),
+    }
 )
 _CHAINED = struct.Struct(">32sQ16sQQ32s")
 _SUMS = {

@@ -26,10 +26,10 @@ NO_ANCHOR = "a start does not look at the anchor"
 
 
 def _a_full_disk_ends_it() -> list[tuple[Any, str, Any]]:
-    async def is_definitely_not_stored(_self: SqliteJournal, _error: Exception) -> bool:
-        return False
+    async def why_not_stored(_self: SqliteJournal, _error: Exception) -> None:
+        return None
 
-    return [(SqliteJournal, "_is_definitely_not_stored", is_definitely_not_stored)]
+    return [(SqliteJournal, "_why_not_stored", why_not_stored)]
 
 
 def _restored_is_forgotten() -> list[tuple[Any, str, Any]]:

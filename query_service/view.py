@@ -5,7 +5,8 @@
   transaction: it sees whole batches only, and the position that it tells is the one that its rows show.
 * The file is disposable. One of another format, and one that is damaged, is thrown away and built again from the feed; a
   file that is no view at all is never touched.
-* One server a file: a lock beside it keeps a second one out.
+* One server a file: a lock beside it, under its real name, keeps a second one out, and one on the file itself a second one
+  that knows it by another name.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +40,9 @@ FORMAT = 1
 SQLITE_MAGIC = b"SQLite format 3\0"
 APPLICATION_ID_BYTES = slice(68, 72)
 GENESIS = bytes(32)  # the chain before position 1
+
+# On Linux this lock and those of SQLite, which are fcntl's, do not see each other. Elsewhere they would: there it is none.
+LOCK_ITSELF = fcntl.LOCK_EX if sys.platform == "linux" else fcntl.LOCK_UN
 
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "application_id": APPLICATION_ID,
@@ -190,9 +195,9 @@ class Shown(Generic[T]):
 class View:
     """One view file, open for one writer and for queries."""
 
-    def __init__(self, path: Path, lock: int, writer: Database, reader: Database) -> None:
+    def __init__(self, path: Path, locks: Sequence[int], writer: Database, reader: Database) -> None:
         self._path = path
-        self._lock = lock
+        self._locks = locks
         self._writer = writer
         self._reader = reader
         self.damage: asyncio.Future[ViewUnusable] = asyncio.get_running_loop().create_future()
@@ -200,22 +205,30 @@ class View:
 
     @classmethod
     async def open(cls, path: Path) -> "View":
-        """Open the view in a file; it and its folder are made if missing.
+        """Open the view in a file; it and its folder are made if missing, for our own user.
 
         Raises ViewUnusable if another server has it or if it is no view, OSError and sqlite3.OperationalError if it cannot
         be had.
         """
         async with contextlib.AsyncExitStack() as stack:
-            lock = _lock(path)
-            stack.callback(os.close, lock)
+            path = _real(path)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            beside = _lock(path.with_name(path.name + ".lock"))
+            stack.callback(os.close, beside)
+            # Taken before SQLite opens the file, let go of after: to close any descriptor of it drops SQLite's own locks.
+            itself = _lock(path, LOCK_ITSELF)
+            stack.callback(lambda: os.close(itself))
             if not await _is_fit(path):
                 _throw_away(path)
+                made_anew = _lock(path, LOCK_ITSELF)
+                os.close(itself)
+                itself = made_anew
             writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
             stack.push_async_callback(writer.close)
             await writer.run(_create_tables)
             reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
             stack.pop_all()
-            return cls(path, lock, writer, reader)
+            return cls(path, (beside, itself), writer, reader)
 
     async def close(self) -> None:
         """Close after the work that was sent before. A damaged file is thrown away: to find the damage again takes long."""
@@ -223,7 +236,8 @@ class View:
         await self._writer.close()
         if self.damage.done() and not _is_empty(self._path) and _is_ours(self._path):
             _throw_away(self._path)
-        os.close(self._lock)
+        for lock in self._locks:
+            os.close(lock)
 
     async def checkpoint(self) -> Checkpoint:
         """Tell up to where the view holds once all that was sent to be written is written. Raises ViewUnusable."""
@@ -325,15 +339,29 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
         raise
 
 
-def _lock(path: Path) -> int:
-    """Keep other servers away from the file for as long as the descriptor is open, and so while this process lives."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _lock(path: Path, how: int = fcntl.LOCK_EX) -> int:
+    """Keep other servers away from a file for as long as the descriptor is open, and so while this process lives.
+
+    It is made if it is missing. Raises ViewUnusable if another server has it, or if it has a second name: SQLite keeps the rest
+    of a file beside the name by which it knows it.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+        if os.fstat(lock).st_nlink > 1:
+            raise ViewUnusable(f"{path} has more than one name (hard links): remove the others")
     except BlockingIOError:
         os.close(lock)
-        raise ViewUnusable(f"another query server has the view {path}: give each server its own file") from None
+        raise ViewUnusable(
+            f"another query server has the view ({path} is locked): give each server its own file"
+        ) from None
+    except BaseException:
+        os.close(lock)
+        raise
     return lock
 
 

@@ -4,9 +4,10 @@ A journal stores bytes in streams and knows no charge. What every store must kee
 
 * An append names the version it expects its stream to have (0: none) and is refused with VersionConflict otherwise,
   without a hole and without harm to the appends beside it.
-* When `append` returns, the records are durable. When a commit's fate is unknown, nobody is told anything: the process
-  ends, and the next start finds out.
+* When `append` returns, the records are durable. NotStored, too, is certain: a full disk and a busy file are "no". When a
+  commit's fate is unknown, nobody is told anything: the process ends, and the next start finds out.
 * Positions count from 1, have no gaps, and become visible in order. No reader is shown a record before it is durable.
+* Recorded times never run backwards, whatever the clock does.
 * Every record that is read has been verified against the chain.
 """
 
@@ -14,7 +15,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 GENESIS = bytes(32)
 """The chain before position 1."""
@@ -52,8 +53,16 @@ class VersionConflict(Exception):
     """The stream is not at the expected version: somebody else appended first. Read again and decide again."""
 
 
-class JournalFull(Exception):
-    """The disk is full: nothing was stored, definitely. It may be tried again."""
+class NotStored(Exception):
+    """Nothing was stored, definitely, and why is said by the subclass. It may be tried again."""
+
+
+class JournalFull(NotStored):
+    """The disk is full, or a quota or a limit on a file's size is reached."""
+
+
+class JournalBusy(NotStored):
+    """Another program holds the file's write lock, for longer than an append waits."""
 
 
 class JournalCorrupt(Exception):
@@ -93,8 +102,13 @@ class Journal(Protocol):
         ...
 
     @property
+    def not_accepting(self) -> Literal["", "full", "busy"]:
+        """Why no new streams should be begun; "" if they may. Those begun are appended to even if not."""
+        ...
+
+    @property
     def accepting(self) -> bool:
-        """Whether there is room for new streams. Those begun are appended to even if not."""
+        """Whether new streams may be begun."""
         ...
 
     async def append(
@@ -102,7 +116,7 @@ class Journal(Protocol):
     ) -> Sequence[Record]:
         """Append to a stream, and note in the same transaction whether it is finished (at rest).
 
-        Raises VersionConflict, or JournalFull; both mean that nothing was stored. There is no third way back: if a
+        Raises VersionConflict, or NotStored; both mean that nothing was stored. There is no third way back: if a
         commit's fate is unknown, the process ends.
         """
         ...

@@ -4,8 +4,10 @@
   together, which is what pays for `synchronous=FULL`.
 * Other connections open the file read-only and never checkpoint: SQLite before 3.51.3 can corrupt a WAL that several
   connections reset.
-* A commit that fails or is interrupted may be on disk or not. The process then ends, and the next start moves the whole
-  WAL into the database, synced, before anybody acts on it: after a failed sync Linux serves the lost page from its
+* A full disk, and a write lock that another program holds, are a "no": nothing was stored, no new streams are begun, and the
+  process looks each second whether it goes again.
+* Any other commit that fails or is interrupted may be on disk or not. The process then ends, and the next start moves the
+  whole WAL into the database, synced, before anybody acts on it: after a failed sync Linux serves the lost page from its
   cache as if it were stored.
 """
 
@@ -17,15 +19,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import structlog
 
 from chassis.sqlite import Database
 from command_service.journal import (
+    JournalBusy,
     JournalCorrupt,
     JournalFull,
     JournalRefused,
+    NotStored,
     Place,
     Record,
     VersionConflict,
@@ -36,6 +40,7 @@ from command_service.journal.file_system import IN_MEMORY, kind_of, refuse_unkno
 from command_service.journal.lock import Lock, lock
 from command_service.journal.making import bytes_in, make_if_new, refuse_absent, wal_beside
 from command_service.journal.owner import make_folder
+from command_service.journal.room import has_room
 from command_service.journal.table import (
     DELETE_UNFINISHED,
     INSERT_RECORD,
@@ -47,6 +52,7 @@ from command_service.journal.table import (
     key_of,
     read_after,
     read_head,
+    read_head_time,
     read_stream,
     unfinished,
 )
@@ -61,6 +67,9 @@ APPENDS_A_COMMIT = 512
 # are about to append, and they join: a quarter more charges a second (measured). An idle one turns so often in 0.02 ms.
 TURNS_BEFORE_COMMIT = 20
 ANCHOR_EVERY_SECONDS = 1.0
+PROBE_EVERY_SECONDS = 1.0
+# A clock that is corrected in small steps is no news; one that is further behind than this is somebody's to mend.
+CLOCK_BEHIND_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,10 @@ class SqliteJournal:
         self._writing: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
         self._has_room = True
+        self._refused: Literal["", "full", "busy"] = ""
+        self._probing: asyncio.Task[None] | None = None
+        self._recorded_at = 0
+        self._is_clock_behind = False
         self._anchoring = asyncio.create_task(self._keep_anchor())
 
     @classmethod
@@ -150,6 +163,7 @@ class SqliteJournal:
             )
             opened.callback(journal._anchoring.cancel)
             await reader.run(partial(journal._look_after_files, journal.head))
+            await reader.run(journal._look_at_clock)
             opened.pop_all()
         if (kind := kind_of(path)) in IN_MEMORY:
             log.warning("the journal lies in memory: it does not outlive this machine's power", kind=kind)
@@ -161,14 +175,23 @@ class SqliteJournal:
         return self._head
 
     @property
+    def not_accepting(self) -> Literal["", "full", "busy"]:
+        """Why no new streams should be begun, as of the last second: what the last commit met, or a disk that is filling up."""
+        return self._refused or ("" if self._has_room else "full")
+
+    @property
     def accepting(self) -> bool:
-        """Whether the disk has room for new streams, as of the last second."""
-        return self._has_room
+        """Whether new streams may be begun."""
+        return not self.not_accepting
 
     @property
     def wal_bytes(self) -> int:
         """The size of the WAL. One that stays large says that somebody has been reading from the file for long."""
-        return bytes_in(wal_beside(self._path))
+        return bytes_in(self._wal)
+
+    @property
+    def _wal(self) -> Path:
+        return wal_beside(self._path)
 
     async def append(
         self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
@@ -185,19 +208,21 @@ class SqliteJournal:
         while self._queue:
             await self._let_others_join()
             batch, self._queue = self._queue[:APPENDS_A_COMMIT], self._queue[APPENDS_A_COMMIT:]
+            recorded_at = self._time()
             try:
-                outcomes, head = await self._writer.run(partial(_commit, batch, self._head, self._now()))
+                outcomes, head = await self._writer.run(partial(_commit, batch, self._head, recorded_at))
             except Exception as error:  # whatever it is, a commit may have been under way
-                if not await self._is_definitely_not_stored(error):
+                not_stored = await self._why_not_stored(error)
+                if not_stored is None:
                     # It may be on disk or not. Nobody is told anything, and nothing is tried again in this process.
                     try:
                         log.critical("a commit's fate is unknown: the process ends, the next start finds out")
                     finally:
                         self._end_process()
-                log.error("the disk is full: nothing was stored", appends=len(batch))
-                self._has_room = False
-                outcomes, head = [JournalFull()] * len(batch), self._head
-            self._head = head
+                self._refuse("busy" if isinstance(not_stored, JournalBusy) else "full", len(batch))
+                outcomes, head = [not_stored] * len(batch), self._head
+            if head != self._head:
+                self._head, self._recorded_at, self._refused = head, recorded_at, ""
             for append, outcome in zip(batch, outcomes, strict=True):
                 if append.stored.cancelled():
                     continue
@@ -216,14 +241,54 @@ class SqliteJournal:
             await asyncio.sleep(0)
             turns = turns + 1 if len(self._queue) == queued else 0
 
-    async def _is_definitely_not_stored(self, error: Exception) -> bool:
-        """A full disk rolls the transaction back. It counts as a "no" once the head, read back, is unchanged."""
-        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
-            return False
+    async def _why_not_stored(self, error: Exception) -> NotStored | None:
+        """Say why a commit that failed stored nothing. None: that is not certain."""
+        code = getattr(error, "sqlite_errorcode", 0)
+        if not _is_busy(error) and code not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            return None
         try:
-            return await self._writer.run(_roll_back) == self._head
-        except sqlite3.Error:
-            return False
+            if await self._writer.run(_roll_back) != self._head:
+                return None
+            if code == sqlite3.SQLITE_IOERR_WRITE and await self._writer.run(partial(_has_room, self._wal)):
+                return None
+        except (sqlite3.Error, OSError):
+            return None
+        return JournalBusy() if _is_busy(error) else JournalFull()
+
+    def _refuse(self, why: Literal["full", "busy"], appends: int) -> None:
+        """Begin no new streams until a commit, or a look each second, says that it goes again."""
+        log.error("nothing was stored", why=why, appends=appends)
+        self._refused = why
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe())
+
+    async def _probe(self) -> None:
+        while self._refused:
+            await asyncio.sleep(PROBE_EVERY_SECONDS)
+            try:
+                self._refused = "" if await self._writer.run(partial(_has_room, self._wal)) else "full"
+            except (sqlite3.Error, OSError) as error:
+                if _is_busy(error):
+                    self._refused = "busy"
+                else:  # nothing is lost by it: whoever appends finds out what it means
+                    log.warning("it could not be found out whether the journal can be written again", error=str(error))
+
+    def _look_at_clock(self, connection: sqlite3.Connection) -> None:
+        self._recorded_at = read_head_time(connection)
+        self._time()
+
+    def _time(self) -> int:
+        """Now, or when the newest record was made if the clock has gone back since: recorded times never run backwards."""
+        now = self._now()
+        behind_seconds = (self._recorded_at - now) / 1_000_000
+        was_behind, self._is_clock_behind = self._is_clock_behind, behind_seconds > CLOCK_BEHIND_SECONDS
+        if self._is_clock_behind and not was_behind:
+            log.warning(
+                "the machine's clock is behind the journal's newest record, or before 1970: records get that time until it "
+                "has caught up, set the clock",
+                behind_seconds=round(behind_seconds),
+            )
+        return max(now, self._recorded_at)
 
     async def read(self, charge_id: str) -> Sequence[Record]:
         """Read a stream; see the port."""
@@ -309,6 +374,8 @@ class SqliteJournal:
         """Finish what was asked for, write the anchor, and let go of the file."""
         if self._writing is not None:
             await self._writing
+        if self._probing is not None:
+            self._probing.cancel()
         self._anchoring.cancel()
         try:
             with contextlib.suppress(asyncio.CancelledError):
@@ -353,3 +420,16 @@ def _roll_back(connection: sqlite3.Connection) -> Place:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
     return read_head(connection)
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _has_room(wal: Path, connection: sqlite3.Connection) -> bool:
+    """Tell whether a commit would find room. Raises sqlite3.OperationalError if the write lock cannot be had, OSError."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        return has_room(wal)
+    finally:
+        connection.execute("ROLLBACK")

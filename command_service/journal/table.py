@@ -44,6 +44,7 @@ SELECT_JOURNAL = "SELECT id, format, restored FROM journal"
 PROBE = "PRAGMA user_version = 0"  # writes its page though it is 0; an UPDATE to the same value would write nothing
 RENEW_JOURNAL = "UPDATE journal SET id = ?, restored = 1"
 SELECT_HEAD = "SELECT position, chain FROM record ORDER BY position DESC LIMIT 1"
+SELECT_HEAD_TIME = "SELECT recorded_at FROM record ORDER BY position DESC LIMIT 1"
 SELECT_VERSION = "SELECT max(version) FROM record WHERE charge_id = ?"
 INSERT_RECORD = "INSERT INTO record (position, charge_id, version, recorded_at, chain, event) VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_UNFINISHED = "INSERT OR IGNORE INTO unfinished (charge_id) VALUES (?)"
@@ -129,6 +130,12 @@ def read_head(connection: sqlite3.Connection) -> Place:
     """Return the place of the newest record."""
     row = connection.execute(SELECT_HEAD).fetchone()
     return Place(*row) if row else START
+
+
+def read_head_time(connection: sqlite3.Connection) -> int:
+    """Return when the newest record was made, in microseconds since 1970; 0 if there is none."""
+    row = connection.execute(SELECT_HEAD_TIME).fetchone()
+    return row[0] if row else 0
 
 
 def key_of(charge_id: str) -> bytes:

@@ -16,6 +16,7 @@ from command_service.journal import START, JournalCorrupt, JournalRefused, Place
 from command_service.journal.file_system import refuse_other_names, refuse_unknown_kind
 from command_service.journal.lock import lock
 from command_service.journal.making import ONE_FILE, bytes_in, wal_beside
+from command_service.journal.room import FULL, has_room
 from command_service.journal.table import (
     CLEAR_UNFINISHED,
     FORMAT,
@@ -35,14 +36,19 @@ from command_service.journal.table import (
 Fold = Callable[[Iterator[Record]], Collection[str]]
 """Reads all records, which verifies them, and says which streams are unfinished: that is not a journal's to know."""
 
-_WAYS_OUT = {
-    "SQLITE_FULL": ": make room, and start again",
-    **dict.fromkeys(
-        ("SQLITE_READONLY", "SQLITE_CANTOPEN"), ": see that it, what lies beside it and its folder can be written"
-    ),
-}
 # Verified at every start, in some 20 ms; verify-journal does all of it.
 TAIL_VERIFIED_AT_START = 10_000
+
+_NOT_WRITABLE = ": see that it, what lies beside it and its folder can be written"
+# By how the names of SQLite's errors begin. A quota (EDQUOT) and a limit (EFBIG) are failed writes to SQLite.
+WAYS_OUT = {
+    "SQLITE_FULL": ": the disk is full, make room, and start again",
+    "SQLITE_IOERR_WRITE": ": if a quota or a limit on file sizes is full, make room or raise it, and start again",
+    "SQLITE_IOERR_SHMSIZE": ": if the disk, a quota or a limit on file sizes is full, make room or raise it, and start again",
+    "SQLITE_READONLY": _NOT_WRITABLE,
+    "SQLITE_CANTOPEN": _NOT_WRITABLE,
+    "SQLITE_BUSY": ": another program holds its lock, end that program or its transaction, and start again",
+}
 
 
 def must_be_there(path: Path) -> None:
@@ -60,7 +66,7 @@ def refusing_damage(path: Path) -> Iterator[None]:
         raise JournalRefused(f"the journal {path} cannot be kept safe here: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", type(error).__name__)  # an error of Python's own has no SQLite name
-        way_out = _WAYS_OUT.get("_".join(name.split("_")[:2]), "")
+        way_out = next((text for start, text in WAYS_OUT.items() if name.startswith(start)), "")
         raise JournalRefused(f"the journal {path} cannot be used: {error} ({name}){way_out}") from error
     except JournalCorrupt as error:
         raise JournalRefused(f"the journal {path} is damaged: {error}. Restore a backup.") from error
@@ -88,7 +94,7 @@ def prepare(path: Path, connection: sqlite3.Connection) -> tuple[str, bool, Plac
     check_anchor(
         path, anchored, journal_id, head, connection
     )  # last, so that the first damaged record is the one named
-    probe(connection)
+    probe(path, connection)
     return journal_id, restored, head
 
 
@@ -106,10 +112,10 @@ def identify(path: Path, connection: sqlite3.Connection) -> tuple[str, bool]:
     return journal_id, bool(restored)
 
 
-def probe(connection: sqlite3.Connection) -> None:
+def probe(path: Path, connection: sqlite3.Connection) -> None:
     """See that the journal can be written, by a commit that changes nothing. A full disk may have room again later.
 
-    Without it a server would serve, and die at its first charge. Raises sqlite3.Error.
+    Without it a server would serve, and die at its first charge. Raises sqlite3.Error, OSError.
     """
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -118,7 +124,8 @@ def probe(connection: sqlite3.Connection) -> None:
     except sqlite3.Error as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code != sqlite3.SQLITE_FULL and not (code == sqlite3.SQLITE_IOERR_WRITE and not has_room(wal_beside(path))):
             raise
 
 
@@ -142,7 +149,8 @@ def store_wal_again(path: Path) -> None:
             offset += os.pwrite(descriptor, part, offset)
         os.fsync(descriptor)
     except OSError as error:
-        raise JournalRefused(f"the WAL {wal} cannot be made durable: {error.strerror}") from error
+        way_out = ": make room, and start again" if error.errno in FULL else ""
+        raise JournalRefused(f"the WAL {wal} cannot be made durable: {error.strerror}{way_out}") from error
     finally:
         os.close(descriptor)
 
@@ -151,7 +159,9 @@ def checkpoint(connection: sqlite3.Connection) -> None:
     """Move the whole WAL into the database, synced. Raises JournalRefused if that was not done in full."""
     busy, logged, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy or logged != moved:
-        raise JournalRefused("the WAL could not be moved into the database in full: close other programs that read it")
+        raise JournalRefused(
+            "the WAL could not be moved into the database in full: close other programs that read it, or write to it"
+        )
 
 
 def check_anchor(

@@ -1,0 +1,455 @@
+"""What a commit comes to that meets a busy file, a full disk under any of its names, or a clock that goes back."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import pytest
+import structlog.testing
+
+import chassis.sqlite
+from charging.v1 import command_pb2_grpc
+from charging.v1.command_pb2 import ChargeRequest
+from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from command_service.journal import START, JournalBusy, JournalFull, JournalRefused, NotStored, sqlite
+from command_service.journal.room import GROWTH_BYTES, has_room
+from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.table import read_head, verify
+from command_service.operate import verify_journal
+from demo.processes import DidNotStart, Town
+from tests.contract.journal_rigs import SqliteRig, stream
+
+EX_IOERR = 74
+MOMENT = 1_790_000_000_000_000
+HOUR = 3_600_000_000
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> SqliteRig:
+    """A place for a journal."""
+    return SqliteRig(tmp_path)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that does not wait long, so that the test does not either."""
+    monkeypatch.setattr(chassis.sqlite, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.01)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds that nobody tells us of."""
+    async with asyncio.timeout(30):
+        while not holds():  # noqa: ASYNC110  # another program's doing tells no event
+            await asyncio.sleep(0.005)
+
+
+# ---------------------------------------------------------------- another program holds the write lock
+@contextlib.contextmanager
+def an_edit(path: Path) -> Iterator[None]:
+    """A person's tool with an edit that is not committed."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def an_exclusive_transaction(path: Path) -> Iterator[None]:
+    """The strongest that a program can take beside a server."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def a_checkpoint_beside_a_reader(path: Path) -> Iterator[None]:
+    """What copying tools do: a RESTART checkpoint keeps the write lock while it waits for a reader to be done."""
+    with (
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader,
+        contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)) as copying,
+    ):
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM record").fetchone()
+        checkpoint = threading.Thread(target=copying.execute, args=("PRAGMA wal_checkpoint(RESTART)",))
+        checkpoint.start()
+        probe = sqlite3.connect(path, isolation_level=None, timeout=0)
+        with contextlib.closing(probe), contextlib.suppress(sqlite3.OperationalError):
+            while True:  # until the checkpoint has the lock
+                probe.execute("BEGIN IMMEDIATE")
+                probe.execute("ROLLBACK")
+        yield
+        reader.execute("ROLLBACK")
+        checkpoint.join()
+
+
+HOLDERS = [an_edit, an_exclusive_transaction, a_checkpoint_beside_a_reader]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("holding", HOLDERS)
+async def test_a_busy_file_is_a_definite_no_and_is_got_over_without_a_restart(
+    rig: SqliteRig, holding: Callable[[Path], contextlib.AbstractContextManager[None]]
+) -> None:
+    """Nothing was begun, so nothing is unknown. What is stored is served meanwhile; then it goes on by itself."""
+    async with rig.open() as journal:
+        await journal.append(stream(1), 0, [b"a"], finished=False)
+        before = rig.moment()
+        with holding(rig.path):
+            outcomes = await asyncio.gather(
+                *(journal.append(stream(n), 0, [b"b"], finished=False) for n in (2, 3)),
+                journal.append(stream(1), 1, [b"b"], finished=True),
+                return_exceptions=True,
+            )
+            assert {type(outcome) for outcome in outcomes} == {JournalBusy}
+            assert (journal.not_accepting, journal.accepting) == ("busy", False)
+            assert (rig.moment(), journal.head.position) == (before, 1)
+            assert [record.event for record in await journal.read(stream(1))] == [b"a"]
+            await asyncio.sleep(0.1)  # looks meanwhile find it as busy as before
+            assert journal.not_accepting == "busy"
+        await until(lambda: journal.accepting)
+        (record,) = await journal.append(stream(1), 1, [b"b"], finished=True)
+        assert record.position == 2
+    assert len(rig.moment().records) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_begun_stream_that_goes_on_is_enough_to_take_new_ones_again(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that succeeds says it, before any look does."""
+    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 3_600.0)
+    async with rig.open() as journal:
+        await journal.append(stream(1), 0, [b"a"], finished=False)
+        with an_edit(rig.path), pytest.raises(JournalBusy):
+            await journal.append(stream(1), 1, [b"b"], finished=False)
+        assert not journal.accepting
+        await journal.append(stream(1), 1, [b"b"], finished=False)
+        assert journal.accepting
+
+
+async def test_a_lock_that_is_held_for_a_moment_is_waited_for(rig: SqliteRig) -> None:
+    """Nobody is refused for it."""
+    async with rig.open() as journal:
+        with an_edit(rig.path):
+            appending = asyncio.create_task(journal.append(stream(1), 0, [b"a"], finished=False))
+            await asyncio.sleep(0.2)
+            assert not appending.done()
+        assert [record.position for record in await appending] == [1]
+        assert journal.accepting
+
+
+class ProcessEnded(Exception):
+    """Stands in for the end of the process."""
+
+
+def end_process() -> NoReturn:
+    raise ProcessEnded
+
+
+async def append_with(path: Path, commit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """Append once with another commit, and say what came of it, and how many records the file holds then."""
+    journal = await SqliteJournal.open(path, now=lambda: MOMENT, end_process=end_process)
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "_commit", commit)
+        appending = asyncio.create_task(journal.append(stream(1), 0, [b"a"], finished=False))
+        await asyncio.sleep(0)  # it has asked
+        writing = journal._writing
+        assert writing is not None
+        await asyncio.wait([writing])
+    if isinstance(writing.exception(), ProcessEnded):
+        came_of_it, journal._writing = "unknown", None
+        appending.cancel()
+    else:
+        await asyncio.wait([appending])
+        came_of_it = type(appending.exception()).__name__
+    await journal.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM record").fetchone()
+    return came_of_it, count
+
+
+def sqlite_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("as told")
+    error.sqlite_errorcode = code
+    return error
+
+
+CODES = [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_SNAPSHOT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE]
+
+
+@pytest.mark.parametrize("code", CODES)
+async def test_a_commit_that_is_there_after_all_is_never_called_not_stored(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Whatever SQLite said: the head, read back, decides. The process ends."""
+    commit = sqlite._commit
+
+    def stored_and_failed(*arguments: Any) -> Any:
+        commit(*arguments)
+        raise sqlite_error(code)
+
+    assert await append_with(rig.path, stored_and_failed, monkeypatch) == ("unknown", 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "came_of_it"),
+    [
+        (sqlite3.SQLITE_BUSY, "JournalBusy"),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, "JournalBusy"),
+        (sqlite3.SQLITE_FULL, "JournalFull"),
+        (sqlite3.SQLITE_IOERR_WRITE, "unknown"),  # for there is room: it was no full disk
+        (sqlite3.SQLITE_IOERR_FSYNC, "unknown"),
+        (sqlite3.SQLITE_NOMEM, "unknown"),
+    ],
+)
+async def test_a_commit_that_fails_half_way_is_rolled_back_before_it_is_called_not_stored(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch, code: int, came_of_it: str
+) -> None:
+    """Only what is certain is a "no"."""
+
+    def half_way(_batch: Any, _head: Any, _recorded_at: int, connection: sqlite3.Connection) -> Any:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO unfinished VALUES (x'00')")
+        raise sqlite_error(code)
+
+    assert await append_with(rig.path, half_way, monkeypatch) == (came_of_it, 0)
+    assert rig.moment().unfinished == set()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_start_beside_a_program_that_holds_the_lock_is_refused_with_the_way_out(rig: SqliteRig) -> None:
+    """It names another program, and is no more than a wait: once that has gone, the start succeeds."""
+    async with rig.open() as journal:
+        await journal.append(stream(1), 0, [b"a"], finished=False)
+    with an_edit(rig.path), pytest.raises(JournalRefused, match=r"(close|end) (that|other) program"):
+        async with rig.open():
+            pass
+    async with rig.open() as journal:
+        assert journal.head.position == 1
+
+
+# ---------------------------------------------------------------- a full disk by its other names
+def charge(listen: str, key: str, seconds: float = 10.0) -> str:
+    """Ask a server for a charge: its status, or the error's code and text."""
+    request = ChargeRequest(
+        idempotency_key=key,
+        user_id="alice",
+        card=Card(token="tok_visa"),
+        amount=Money(minor_units=1250, currency_code="EUR"),
+    )
+    with grpc.insecure_channel(listen, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            status = command_pb2_grpc.CommandServiceStub(channel).Charge(request, timeout=seconds).status
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+    return ChargeStatus.Name(status)
+
+
+CHARGED = "CHARGE_STATUS_CHARGED"
+FULL = "UNAVAILABLE: the journal's disk is full"
+
+
+def can_strace() -> bool:
+    """Whether system calls can be made to fail here."""
+    found = shutil.which("strace")
+    return (
+        found is not None and subprocess.run([found, "-qq", "true"], capture_output=True, check=False).returncode == 0
+    )
+
+
+needs_strace = pytest.mark.skipif(not can_strace(), reason="strace, which makes a write fail, cannot be used here")
+
+
+def with_failing_writes(path: Path, error: str, when: str) -> tuple[str, ...]:
+    """The beginning of a command whose writes to a file fail: the first three as 1..3, all as 1+."""
+    inject = f"inject=pwrite64:error={error}:when={when}"
+    return ("strace", "-f", "-qq", "-o", os.devnull, "-P", str(path), "-e", "trace=pwrite64", "-e", inject)
+
+
+async def serving(town: Town) -> None:
+    """Wait until a new charge is taken."""
+    async with asyncio.timeout(30):
+        number = 0
+        while not (await asyncio.to_thread(charge, town.command.listen, f"again-{number:05}")).startswith(CHARGED):
+            number += 1
+            await asyncio.sleep(0.1)
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EDQUOT", "EFBIG", "ENOSPC"])
+async def test_a_quota_and_a_limit_on_a_file_are_a_full_disk(tmp_path: Path, error: str) -> None:
+    """The server stays, refuses new charges, answers known ones, and goes on by itself once there is room."""
+    async with Town(tmp_path) as town:
+        assert await asyncio.to_thread(charge, town.command.listen, "quota-first") == CHARGED
+        await town.command.stop()
+        town.command.prefix = with_failing_writes(Path(f"{town.journal}-wal"), error, "1..4")
+        await town.start_command()
+        assert (await asyncio.to_thread(charge, town.command.listen, "quota-00001")).startswith(FULL)
+        assert await asyncio.to_thread(charge, town.command.listen, "quota-first") == CHARGED
+        assert town.command.is_running
+        told = [entry["event"] for entry in town.command.entries() if entry["level"] == "error"]
+        assert told[0] == "nothing was stored"
+        await serving(town)
+        assert await asyncio.to_thread(charge, town.command.listen, "quota-00001") == CHARGED
+        await town.command.stop()
+    assert verify_journal(town.journal).startswith("ok: ")
+
+
+@needs_strace
+async def test_a_write_that_fails_for_another_reason_ends_the_process_as_ever(tmp_path: Path) -> None:
+    """EIO is no lack of room."""
+    async with Town(tmp_path) as town:
+        await town.command.stop()
+        town.command.prefix = with_failing_writes(Path(f"{town.journal}-wal"), "EIO", "1+")
+        await town.start_command()
+        await asyncio.to_thread(charge, town.command.listen, "broken-0001")
+        assert await town.command.ended() == EX_IOERR
+
+
+async def test_a_real_limit_on_file_sizes_ends_no_server(tmp_path: Path) -> None:
+    """Its signal, SIGXFSZ, is ignored, and its EFBIG is a full disk: by the kernel's own doing, with nothing injected."""
+    async with Town(tmp_path) as town:
+        assert await asyncio.to_thread(charge, town.command.listen, "limit-first") == CHARGED
+        assert town.command.process is not None
+        wal_bytes = Path(f"{town.journal}-wal").stat().st_size
+        before = resource.prlimit(town.command.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(town.command.process.pid, resource.RLIMIT_FSIZE, (wal_bytes + 30_000, before[1]))
+        said = [await asyncio.to_thread(charge, town.command.listen, f"limit-{number:05}", 1.0) for number in range(12)]
+        assert any(text.startswith(FULL) for text in said), said
+        assert {text for text in said if not text.startswith(FULL)} <= {CHARGED, "CHARGE_STATUS_PENDING"}
+        assert await asyncio.to_thread(charge, town.command.listen, "limit-first") == CHARGED
+        assert town.command.is_running
+        resource.prlimit(town.command.process.pid, resource.RLIMIT_FSIZE, before)
+        await serving(town)
+        for number in range(12):
+            assert await asyncio.to_thread(charge, town.command.listen, f"limit-{number:05}") == CHARGED
+        await town.command.stop()
+    assert verify_journal(town.journal).startswith("ok: ")
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EDQUOT", "ENOSPC"])
+async def test_a_start_that_finds_no_room_says_so_with_the_way_out(tmp_path: Path, error: str) -> None:
+    """A new journal, whose first page cannot be written."""
+    async with Town(tmp_path) as town:
+        await town.command.stop()
+        for file in tmp_path.glob("journal.db*"):
+            file.unlink()
+        town.command.prefix = with_failing_writes(town.journal, error, "1+")
+        with pytest.raises(DidNotStart, match=r"full, make room"):
+            await town.start_command()
+
+
+def test_a_file_that_is_asked_for_room_is_as_it_was(tmp_path: Path) -> None:
+    """To the byte."""
+    wal = tmp_path / "wal"
+    wal.write_bytes(b"frames" * 1_000)
+    assert has_room(wal)
+    assert wal.read_bytes() == b"frames" * 1_000
+
+
+def test_a_file_that_fits_in_part_only_has_no_room(tmp_path: Path) -> None:
+    """The first part of a write may succeed: it is what comes after that is refused."""
+    wal = tmp_path / "wal"
+    wal.write_bytes(b"frames" * 1_000)
+    asking = (
+        "import resource, sys; from pathlib import Path; from command_service.journal.room import has_room; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({6_000 + GROWTH_BYTES // 2},) * 2); print(has_room(Path(sys.argv[1])))"
+    )
+    asked = subprocess.run([sys.executable, "-c", asking, str(wal)], capture_output=True, text=True, check=True)
+    assert asked.stdout == "False\n"
+    assert wal.read_bytes() == b"frames" * 1_000
+
+
+async def test_zeros_that_were_left_behind_the_last_frame_harm_nobody(rig: SqliteRig) -> None:
+    """Should the process die before it has cut them off: readers, the next commit and the next start."""
+    async with rig.open() as journal:
+        await journal.append(stream(1), 0, [b"a"], finished=False)
+        wal = Path(f"{rig.path}-wal")
+        wal.write_bytes(wal.read_bytes() + bytes(GROWTH_BYTES))
+        copy = SqliteRig(rig.path.parent / "copy")
+        copy.path.parent.mkdir()
+        for suffix in ("", "-wal", ".anchor"):  # as after a power cut
+            shutil.copyfile(f"{rig.path}{suffix}", f"{copy.path}{suffix}")
+        assert len(rig.moment().records) == 1
+        await journal.append(stream(1), 1, [b"b"], finished=False)
+        assert len(rig.moment().records) == 2
+    async with copy.open() as journal:
+        assert [record.event for record in await journal.read(stream(1))] == [b"a"]
+        await journal.append(stream(1), 1, [b"c"], finished=False)
+    assert len(rig.moment().records) == 2
+
+
+# ---------------------------------------------------------------- the clock
+async def record_at(path: Path, *moments: int) -> tuple[list[int], list[str]]:
+    """Append one record at each of these moments, and say which times they got, and what was warned of."""
+    clock = iter([moments[0], *moments])
+    journal = await SqliteJournal.open(path, now=lambda: next(clock), end_process=end_process)
+    times = []
+    with structlog.testing.capture_logs() as logs:
+        for number, _ in enumerate(moments):
+            (record,) = await journal.append(stream(journal.head.position * 100 + number), 0, [b"a"], finished=True)
+            times.append(record.recorded_at)
+    await journal.close()
+    return times, [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]
+
+
+async def test_recorded_times_never_run_backwards_and_the_clock_is_named_once(rig: SqliteRig) -> None:
+    """Records get the newest record's time until the clock has caught up."""
+    times, warned = await record_at(rig.path, MOMENT, MOMENT - HOUR, MOMENT - HOUR + 5, MOMENT + 7)
+    assert times == [MOMENT, MOMENT, MOMENT, MOMENT + 7]
+    assert len(warned) == 1
+    assert "clock" in warned[0]
+    assert "disk" not in warned[0]
+
+
+async def test_a_clock_that_is_corrected_by_a_second_is_no_news(rig: SqliteRig) -> None:
+    """As time servers do all the time."""
+    assert await record_at(rig.path, MOMENT, MOMENT - 1_000_000) == ([MOMENT, MOMENT], [])
+
+
+async def test_a_start_with_a_clock_behind_the_journal_says_so_and_goes_on(rig: SqliteRig) -> None:
+    """The time of the newest record is read from the file."""
+    await record_at(rig.path, MOMENT)
+    with structlog.testing.capture_logs() as logs:
+        times, _ = await record_at(rig.path, MOMENT - HOUR, MOMENT + 1)
+    assert times == [MOMENT, MOMENT + 1]
+    assert times[0] == MOMENT
+    (warned,) = [entry for entry in logs if "clock" in str(entry["event"])]
+    assert warned["behind_seconds"] == 3_600
+
+
+async def test_a_clock_before_1970_is_no_broken_disk(rig: SqliteRig) -> None:
+    """The records are of 1970 then, which the format can hold; the process goes on."""
+    with structlog.testing.capture_logs() as logs:
+        times, _ = await record_at(rig.path, -HOUR, -HOUR + 1, MOMENT)
+    assert times == [0, 0, MOMENT]
+    assert [entry["log_level"] for entry in logs] == ["warning"]
+    assert "clock" in str(logs[0]["event"])
+    assert verify_position(rig.path) == 3
+
+
+def verify_position(path: Path) -> int:
+    """Where the journal ends, whose chain is verified from its start."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        place = read_head(connection)
+        verify(connection, START, place.position)
+    return place.position
+
+
+def test_full_and_busy_are_one_kind() -> None:
+    """Who only wants to know that nothing was stored need not know why."""
+    assert issubclass(JournalFull, NotStored)
+    assert issubclass(JournalBusy, NotStored)

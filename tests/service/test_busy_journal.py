@@ -1,0 +1,104 @@
+"""A server whose journal another program holds, and one whose clock goes back: as clients and health see it."""
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog.testing
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import chassis.sqlite
+from command_service import runner
+from command_service.journal import sqlite
+from tests.service.command_world import (
+    CHARGED,
+    REPLAYED,
+    World,
+    a_request,
+    a_world,
+    assert_books_agree,
+    records,
+    refused,
+    until,
+)
+from tests.service.test_charge import HOLD, said
+
+MOMENT = 1_790_000_000_000_000
+HOUR = 3_600_000_000
+
+
+async def is_serving(world: World) -> bool:
+    health: Any = health_pb2_grpc.HealthStub(world.channel)
+    answer = await health.Check(health_pb2.HealthCheckRequest())
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def is_not_serving(world: World) -> bool:
+    return not await is_serving(world)
+
+
+async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_it_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Health says so, the log says why, known keys are answered, and all of it goes on once the lock is free."""
+    monkeypatch.setattr(chassis.sqlite, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(runner, "backoff_seconds", lambda *_: 0.02)
+    async with a_world(tmp_path) as world:
+        rested, running, new = a_request(), a_request(), a_request()
+        await world.charge(rested)
+        await world.trouble("execute", **HOLD)
+        await world.pending(running)
+        with (
+            contextlib.closing(sqlite3.connect(world.journal, isolation_level=None)) as other,
+            structlog.testing.capture_logs() as logs,
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            busy = said(grpc.StatusCode.UNAVAILABLE, "JOURNAL_BUSY", "RETRY_SAME_KEY", retry=5.0)
+            assert await refused(world.charge(new)) == busy
+            await until(lambda: is_not_serving(world))
+            assert await refused(world.charge(new)) == busy
+            assert (await world.charge(rested)).outcome_source == REPLAYED
+            await world.referee.no_more_trouble()  # the bank answers, and that cannot be stored yet
+            await until(lambda: len([e for e in logs if e["event"] == "nothing was stored"]) > 1)
+            other.execute("ROLLBACK")
+        text = "another program holds the journal's write lock: no new charges are taken"
+        assert [entry["event"] for entry in logs].count(text) == 1
+        assert not [entry for entry in logs if "disk" in str(entry["event"])]
+        await until(lambda: is_serving(world))
+        assert (await world.charge(running)).status == CHARGED
+        assert (await world.charge(new)).status == CHARGED
+        await assert_books_agree(world.journal, world.referee)
+
+
+async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even to before 1970: charges are charged, and the log names the clock and no disk."""
+    async with a_world(tmp_path) as world:
+        with structlog.testing.capture_logs() as logs:
+            for clock in (MOMENT, MOMENT - HOUR, -HOUR):
+                monkeypatch.setattr(world.running.journal, "_now", lambda clock=clock: clock)
+                assert (await world.charge(a_request())).status == CHARGED
+        assert {record.recorded_at for record in records(world.journal)} == {MOMENT}
+        (warned,) = [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]
+        assert "clock" in warned
+
+
+async def test_a_charge_that_is_younger_than_the_clock_is_of_no_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock has gone back since it was requested: nobody gives it up, and no gauge shows a negative age."""
+    async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="60", COMMAND_ATTENTION_AFTER_SECONDS="60") as world:
+        await world.trouble("execute", **HOLD)
+        running = a_request()
+        await world.pending(running)
+        at_work = world.running.runner
+        for clock in (0, -HOUR):
+            monkeypatch.setattr(at_work, "_now", lambda clock=clock: clock)
+            assert (at_work.oldest_unfinished_seconds, at_work.needing_attention) == (0.0, 0)
+        await world.referee.no_more_trouble()
+        assert (await world.charge(running)).status == CHARGED
