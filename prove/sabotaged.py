@@ -13,7 +13,7 @@ from typing import Any
 
 import command_service.journal.sqlite as journal_sqlite
 from command_service.__main__ import main
-from command_service.journal import upkeep
+from command_service.journal import Place, anchor, upkeep
 from command_service.journal.sqlite import SqliteJournal
 from demo.processes import Server
 from prove import canaries
@@ -42,7 +42,10 @@ def _restored_is_forgotten() -> list[tuple[Any, str, Any]]:
 
 
 def _no_anchor() -> list[tuple[Any, str, Any]]:
-    return [(upkeep, "check_anchor", lambda *_: None)]
+    def write_anchor(journal: SqliteJournal, head: Place) -> None:
+        anchor.write(journal._path, anchor.Anchor(journal.journal_id, head))
+
+    return [(upkeep, "check_anchor", lambda *_: None), (SqliteJournal, "_write_anchor", write_anchor)]
 
 
 _OWN: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {

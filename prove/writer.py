@@ -108,7 +108,7 @@ def main() -> NoReturn:
     parser.add_argument("appends", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--leave-out", action="append", default=[], choices=["checkpoint", "store_wal_again"])
+    parser.add_argument("--leave-out", action="append", default=[], choices=["checkpoint", "probe", "store_wal_again"])
     parser.add_argument("--plant", default="")
     parser.add_argument("--anchor-seconds", type=float, default=sqlite.ANCHOR_EVERY_SECONDS)
     chosen = parser.parse_args()
