@@ -27,6 +27,7 @@ from command_service.codec import UnknownEvent
 from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
 from command_service.journal import JournalCorrupt, JournalRefused
+from command_service.journal.file_system import IN_MEMORY, kind_of
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.upkeep import backup
 from command_service.operate import print_journal, restore_journal, verify_journal
@@ -131,6 +132,8 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
             restored=journal.restored,
             unfinished=found,
         )
+        if kind_of(chosen.journal) in IN_MEMORY:
+            log.warning("the journal lies in memory: it does not outlive this machine's power")
         yield Running(command_server.address, feed_server.address, runner, journal)
         log.info("draining", unfinished=runner.unfinished)
         watching.cancel()

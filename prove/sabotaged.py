@@ -13,7 +13,8 @@ from typing import Any
 
 import command_service.journal.sqlite as journal_sqlite
 from command_service.__main__ import main
-from command_service.journal import upkeep
+from command_service.journal import Place, anchor, upkeep
+from command_service.journal.lock import Lock
 from command_service.journal.sqlite import SqliteJournal
 from demo.processes import Server
 from prove import canaries
@@ -22,6 +23,7 @@ from prove.loop import patched
 VARIABLE = "PROVE_SABOTAGE"
 A_FULL_DISK_ENDS_IT = "a full disk ends the server"
 RESTORED_IS_FORGOTTEN = "a restored journal is taken for any other"
+FILES_ARE_NOT_WATCHED = "files that were taken away are not missed"
 NO_ANCHOR = "a start does not look at the anchor"
 
 
@@ -41,13 +43,22 @@ def _restored_is_forgotten() -> list[tuple[Any, str, Any]]:
     return [(journal_sqlite, "prepare", prepare)]
 
 
+def _write_anchor(journal: SqliteJournal, head: Place) -> None:
+    anchor.write(journal._path, anchor.Anchor(journal.journal_id, head))
+
+
+def _files_are_not_watched() -> list[tuple[Any, str, Any]]:
+    return [(Lock, "refuse_changes", lambda _: None), (SqliteJournal, "_write_anchor", _write_anchor)]
+
+
 def _no_anchor() -> list[tuple[Any, str, Any]]:
-    return [(upkeep, "check_anchor", lambda *_: None)]
+    return [(upkeep, "check_anchor", lambda *_: None), (SqliteJournal, "_write_anchor", _write_anchor)]
 
 
 _OWN: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
     A_FULL_DISK_ENDS_IT: _a_full_disk_ends_it,
     RESTORED_IS_FORGOTTEN: _restored_is_forgotten,
+    FILES_ARE_NOT_WATCHED: _files_are_not_watched,
     NO_ANCHOR: _no_anchor,
 }
 

@@ -9,7 +9,7 @@ writes and syncs. `full` tells of an append that was definitely not stored; it i
 server's: 74 when a commit's fate is unknown.
 
 `--set` and `--anchor-seconds` make what is rare frequent: checkpoints and anchors. `--set synchronous=1` and
-`--leave-out`, of a step of the start, and `--plant`, one of `prove.canaries`, are for controls, which must lose what was told.
+`--leave-out`, of a step of the start, and `--plant`, one of `prove.sabotaged`, are for controls, which must lose what was told.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def main() -> NoReturn:
     parser.add_argument("appends", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--leave-out", action="append", default=[], choices=["checkpoint", "store_wal_again"])
+    parser.add_argument("--leave-out", action="append", default=[], choices=["checkpoint", "probe", "store_wal_again"])
     parser.add_argument("--plant", default="")
     parser.add_argument("--anchor-seconds", type=float, default=sqlite.ANCHOR_EVERY_SECONDS)
     chosen = parser.parse_args()
@@ -123,7 +123,7 @@ def main() -> NoReturn:
     told = os.open(chosen.told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     with contextlib.ExitStack() as stack:
         if chosen.plant:
-            from prove.canaries import planted  # the whole product, of which a writer needs a part only
+            from prove.sabotaged import planted  # the whole product, of which a writer needs a part only
 
             stack.enter_context(planted(chosen.plant))
         status = asyncio.run(write(chosen.journal, told, chosen.appends, chosen.seed))

@@ -36,7 +36,7 @@ from command_service.journal import (
     anchor,
     chain_after,
 )
-from command_service.journal.file_system import IN_MEMORY, kind_of, refuse_unknown_kind
+from command_service.journal.file_system import refuse_unknown_kind
 from command_service.journal.lock import Lock, lock
 from command_service.journal.making import bytes_in, make_if_new, refuse_absent, wal_beside
 from command_service.journal.owner import make_folder
@@ -165,9 +165,7 @@ class SqliteJournal:
             await reader.run(partial(journal._look_after_files, journal.head))
             await reader.run(journal._look_at_clock)
             opened.pop_all()
-        if (kind := kind_of(path)) in IN_MEMORY:
-            log.warning("the journal lies in memory: it does not outlive this machine's power", kind=kind)
-        return journal
+            return journal
 
     @property
     def head(self) -> Place:

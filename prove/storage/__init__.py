@@ -1,4 +1,4 @@
-"""What disks do: errors at the n-th operation, a full disk, flipped bits, files cut short, swapped, lost or old.
+"""What disks do: errors at the n-th operation, a full disk, flipped bits, files cut short, swapped, lost, old or taken away.
 
 Errors are enumerated. Beside them goes round after round of all else, one of each kind, until each was tried often enough.
 """
@@ -8,16 +8,26 @@ import shutil
 import time
 
 from prove.report import RARE, Harness, Say
-from prove.storage import disks, errors, files, restores
+from prove.storage import disks, errors, files, gone, restores
 from prove.storage.disks import small_disk
 from prove.storage.errors import fail_all
 from prove.storage.files import DAMAGES, damages, flips
+from prove.storage.gone import GONE, take_away
 from prove.storage.restores import restored
 
 # In one round: 5,000 in all, of which every record byte has its share.
 FLIPS = 100
 KINDS = (
-    *("EIO", "ENOSPC", "disk full", "disk with room again", "bit flipped", "flipped bits met at a start", *DAMAGES),
+    *(
+        "EIO",
+        "ENOSPC",
+        "disk full",
+        "disk with room again",
+        "bit flipped",
+        "flipped bits met at a start",
+        *DAMAGES,
+        *GONE,
+    ),
     *("flipped bits whose position was named", "backups under load", "restored backups", "second server on one file"),
     "steps over a restored journal",
 )
@@ -50,6 +60,7 @@ async def _controls(harness: Harness) -> None:
         harness.controls["a full disk that is taken for stored loses records"] = await errors.is_control_found()
     if (is_found := await disks.is_control_found()) is not None:
         harness.controls["a server that a full disk ends is noticed"] = is_found
+    harness.controls["a writer that does not watch its files goes on without them"] = await gone.is_control_found()
     harness.controls["a restored journal that is taken for any other is noticed"] = await restores.is_control_found()
 
 
@@ -65,6 +76,7 @@ async def rounds(until: float, say: Say, harness: Harness, *, seed: int = 0, mos
             async def harm_files(own: int = seed + number) -> None:
                 await damages(until, say, harness, seed=own)
                 await flips(until, say, harness, seed=own, most=FLIPS)
+                await take_away(until, say, harness, seed=own)
 
             await asyncio.gather(one.back_up_and_restore(), harm_files(), *([disk.fill_and_free()] if disk else []))
             longest_seconds = max(longest_seconds, time.monotonic() - began)

@@ -846,8 +846,8 @@ async def test_a_server_whose_commit_fails_ends_with_status_74_and_a_log_line(ri
             "COMMAND_JOURNAL": f"sqlite:///{path}",
             "COMMAND_BANK_URL": f"http://127.0.0.1:{bank.getsockname()[1]}",
         }
-        # Two syncs of the writing thread are the start's: it probes whether the journal can be written.
-        command = [*with_failing("fdatasync", "3+"), sys.executable, "-m", "command_service"]
+        # Three syncs of the writing thread are the start's: it probes whether the journal can be written.
+        command = [*with_failing("fdatasync", "4+"), sys.executable, "-m", "command_service"]
         with process(*command, environment=environment) as server:
             assert server.stderr is not None
             serving = json.loads(await asyncio.to_thread(server.stderr.readline))

@@ -18,7 +18,7 @@ from prove import clients, crashpoints, kills, powercut, replay, syscalls
 from prove.__main__ import save
 from prove.page import BEGIN, END, fill, table
 from prove.report import Harness
-from prove.storage import disks, errors, files, restores
+from prove.storage import disks, errors, files, gone, restores
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -214,10 +214,18 @@ async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_pat
 
 
 @needs_strace
-@pytest.mark.parametrize("part", [files, errors, disks, restores], ids=lambda part: str(part.__name__))
+@pytest.mark.parametrize("part", [files, errors, disks, gone, restores], ids=lambda part: str(part.__name__))
 async def test_a_sabotaged_run_of_a_storage_harness_fails(part: Any) -> None:
     """The controls, each by the name of what it breaks. None: this machine cannot have a small disk."""
     assert await part.is_control_found() in (True, None)
+
+
+async def test_a_journal_at_work_whose_files_are_taken_away_acknowledges_no_more() -> None:
+    """Each way once."""
+    harness = a_harness()
+    await gone.take_away(time.monotonic() + 60, lambda _: None, harness)
+    assert harness.violations == []
+    assert harness.tried == len(gone.GONE)
 
 
 @needs_strace
