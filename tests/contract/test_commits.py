@@ -312,7 +312,8 @@ async def test_a_write_that_fails_for_another_reason_ends_the_process_as_ever(tm
     """EIO is no lack of room."""
     async with Town(tmp_path) as town:
         await town.command.stop()
-        town.command.prefix = with_failing_writes(Path(f"{town.journal}-wal"), "EIO", "1+")
+        # The first three are the start's: it probes whether the journal can be written.
+        town.command.prefix = with_failing_writes(Path(f"{town.journal}-wal"), "EIO", "4+")
         await town.start_command()
         await asyncio.to_thread(charge, town.command.listen, "broken-0001")
         assert await town.command.ended() == EX_IOERR
