@@ -1,6 +1,6 @@
 """Runs the history checker over a live system's files, which are only read.
 
-    python -m prove.check --journal build/journal.db --statement http://127.0.0.1:8080/statement --view build/view.db
+    python -m prove.check --journal data/run/journal.db --statement http://127.0.0.1:8080/statement --view data/run/view.db
 
 The statement is what the bank says moved, as a URL or a file of `GET /statement`. A history is what a client came to know: a
 file with one JSON object a line, its members named as the fields of `prove.history.Call`. While servers are at work the
