@@ -80,6 +80,12 @@ class Server:
         """Where it listens, as host:port."""
         return str(self.serving["listen"])
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self.process is not None
+        return self.process.pid
+
     def text(self) -> str:
         """All of its log."""
         return self.log.read_text(errors="replace")
