@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Default = str | Callable[[Mapping[str, str]], str | None] | None
+Default = str | Callable[[Mapping[str, str]], str] | None
 
 # What Kubernetes and Docker tell a container of other services, named by these: one that is called `command` has
 # COMMAND_PORT=tcp://10.0.0.7:50051, which is not meant for us.
@@ -120,18 +120,19 @@ def file_path(value: str) -> Path:
     return Path(value)
 
 
-def state_file(name: str, before: str = "") -> Callable[[Mapping[str, str]], str | None]:
+def state_file(name: str, before: str = "") -> Callable[[Mapping[str, str]], str]:
     """A default: a file where a user's programs keep their state (the XDG base directories), with a text before its path.
 
-    None in an environment that names no such folder.
+    In an environment that names no such folder it is in `data`.
     """
 
-    def default(environment: Mapping[str, str]) -> str | None:
-        home = environment.get("HOME", "")
-        folder = environment.get("XDG_STATE_HOME", "")
-        if not folder.startswith("/"):  # by their rules a relative one is ignored
-            folder = f"{home}/.local/state" if home.startswith("/") else ""
-        return f"{before}{folder.rstrip('/')}/chargeonce/{name}" if folder else None
+    def default(environment: Mapping[str, str]) -> str:
+        state, home = environment.get("XDG_STATE_HOME", ""), environment.get("HOME", "")
+        if state.startswith("/"):  # by their rules a relative one is ignored
+            return f"{before}{state.rstrip('/')}/chargeonce/{name}"
+        if home.startswith("/"):
+            return f"{before}{home.rstrip('/')}/.local/state/chargeonce/{name}"
+        return f"{before}data/{name}"
 
     return default
 
