@@ -152,7 +152,7 @@ async def test_a_bug_of_the_command_server_is_found_by_a_few_kills(bug: str, inv
 def test_killing_is_enough_when_every_kill_had_its_fifty_and_the_charges_are_made() -> None:
     """One kind that is rarer, or a charge too few, and it goes on."""
     kinds = [kills.QUERY_KILLED, *map(kills.command_killed, kills.MOMENTS), *map(kills.bank_killed, kills.BANK_KILLS)]
-    kinds.append(kills.PAUSED)
+    kinds += [kills.PAUSED, kills.UNREAD]
     harness = a_harness()
     harness.faults.update(dict.fromkeys(kinds, 50), charges=20_000)
     assert kills.is_enough(harness)

@@ -252,26 +252,15 @@ def started(program: str, **more: Any) -> Iterator["subprocess.Popen[bytes]"]:
 
 async def test_a_command_server_whose_log_nobody_reads_charges_and_stops(tmp_path: Path) -> None:
     """From its first line on; health and SIGTERM are answered too."""
-    town = Town(tmp_path)
-    async with town:
+    async with Town(tmp_path) as town:
         listen = town.command.listen
-        environment = {"COMMAND_LISTEN": listen, "COMMAND_FEED_LISTEN": town.command.serving["feed"]}
         await town.command.stop()
-        environment |= {"COMMAND_JOURNAL": f"sqlite:///{town.journal}", "COMMAND_BANK_URL": town.bank_url}
         with full_pipe() as (reading, writing):
-            server = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "command_service", env={**os.environ, **environment}, stderr=writing
-            )
-            try:
-                assert await charge(listen, "order-0001") == "CHARGE_STATUS_CHARGED"
-                await refusals(listen, 200)
-                assert await charge(listen, "order-0002") == "CHARGE_STATUS_CHARGED"
-                server.terminate()
-                assert await asyncio.wait_for(server.wait(), PATIENCE_SECONDS) == 0
-            finally:
-                if server.returncode is None:
-                    server.kill()
-                    await server.wait()
+            await town.start_command_unheard(writing)
+            assert await charge(listen, "order-0001") == "CHARGE_STATUS_CHARGED"
+            await refusals(listen, 200)
+            assert await charge(listen, "order-0002") == "CHARGE_STATUS_CHARGED"
+            assert await town.command.stop() == 0
             assert b"serving" not in os.read(reading, 1 << 20), "the pipe was stuck all along"
 
 
