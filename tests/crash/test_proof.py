@@ -206,7 +206,7 @@ async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_pat
         harness = a_harness()
         trial = syscalls.Trial(town, clients.Clients(random.Random(0), "syscall"), clients.Referee(http), harness)
         for number in (1, 7):
-            assert await trial.die_in_charge(1, number)
+            assert await trial.die_in_charge(syscalls.JOURNAL_PLACE, number)
         # The pool, which is several threads, has no such call.
         assert not await trial.die_in_charge(-1, 10_000)
         await trial.reckon("test")
