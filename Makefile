@@ -69,5 +69,5 @@ constraints: ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet pyproject.toml --extra dev --output-file constraints.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml bench/requirements.in --output-file bench/requirements.txt
 
-clean: ## remove everything that was made here
+clean: ## remove everything that was made here, but what is in data/
 	rm -rf .venv build charging .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

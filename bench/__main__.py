@@ -9,7 +9,6 @@
 `python -m bench.page` then writes the tables and plots of docs/benchmark.md.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -28,6 +27,7 @@ from bench.measure import Measurement, Size
 from bench.overload import burst, overload
 from bench.results import BUILD, Results, commit, write
 from bench.scenarios import growth, latency, many, readers, rebuild, start
+from chassis import process
 
 IN_FLIGHT = (1, 16, 128)
 FULL = Size(rounds=5, seconds=3.0, warmup_seconds=1.0)
@@ -61,7 +61,7 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
 
 def main() -> int:
     """Run what the command line asks for; 1 if a part of it could not be measured."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measures the product and its peers.")
+    parser = process.parser("bench", "Measures the product and its peers.")
     parser.add_argument("--only", nargs="+", choices=["compare", *SCENARIOS], help="these parts")
     parser.add_argument(
         "--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="small; or QUICK=1"

@@ -13,7 +13,6 @@ told beside it, from the kernel.
 import argparse
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections import Counter
@@ -138,5 +137,4 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=10.0)
     chosen = parser.parse_args()
     telemetry.configure_logging("command")
-    sys.stderr.flush()
     uvloop.run(main(chosen.in_flight, chosen.seconds))

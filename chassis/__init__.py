@@ -1,4 +1,5 @@
-"""What every server here stands on: settings, telemetry, a gRPC server's life, a SQLite file with its one thread.
+"""What every server here stands on: settings, telemetry, the life of a process and of a gRPC server, a SQLite file with
+its one thread.
 
 It knows nothing of charges.
 """

@@ -6,8 +6,6 @@ itself would send the exception's own text, which may quote a request.
 """
 
 import asyncio
-import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, cast
@@ -15,7 +13,6 @@ from typing import Any, NoReturn, cast
 import grpc
 import grpc.aio
 import structlog
-import uvloop
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
@@ -25,7 +22,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from chassis.settings import Address, SettingsError
+from chassis.settings import Address
 from chassis.telemetry import log_unexpected
 
 log = structlog.get_logger()
@@ -266,29 +263,3 @@ class Server:
             log.warning("calls were cut off by the end of the drain", calls=self._guard.calls)
         await self._server.stop(0.1)
         await stopping
-
-
-async def stop_signal() -> None:
-    """Return when the process is asked to stop by SIGTERM or SIGINT. A second signal ends it at once."""
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
-    await asked.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
-
-
-def run(serve: Callable[[], Awaitable[None]], known_errors: tuple[type[Exception], ...]) -> NoReturn:
-    """Run a server's main coroutine on uvloop and exit: 0 when it ended in order, 1 after an error told in a line."""
-
-    async def main() -> None:
-        await serve()
-
-    known: tuple[type[Exception], ...] = (SettingsError, OSError, *known_errors)
-    try:
-        uvloop.run(main())
-    except known as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # for the person who started it
-        sys.exit(1)
-    sys.exit(0)

@@ -1,15 +1,28 @@
 """Settings come from the environment, once, into a frozen dataclass; all problems are reported together.
 
 A settings class is a frozen dataclass whose fields are made by `setting`, each with its variable, its default and the
-reason why it exists. What a variable may hold is said by the field's parser.
+reason why it exists. What a variable may hold is said by the field's parser. Their names begin alike, and a variable that
+begins so and is none of them is refused: misspelt, it would be ignored in silence.
 """
 
 import dataclasses
+import difflib
+import itertools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Default = str | Callable[[Mapping[str, str]], str] | None
+
+# What Kubernetes and Docker tell a container of other services, named by these: one that is called `command` has
+# COMMAND_PORT=tcp://10.0.0.7:50051, which is not meant for us.
+_OF_OTHER_SERVICES = re.compile(
+    r"\w+_SERVICE_HOST=.*|\w+_SERVICE_PORT(_\w+)?=\d*|\w+_PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
+    r"|\w+_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*"
+)
 
 
 class SettingsError(Exception):
@@ -27,20 +40,23 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def setting(variable: str, parse: Callable[[str], T], default: str | None, why: str) -> T:
-    """Declare a field read from `variable`; a default of None makes it required. `why` is shown with a problem."""
+def setting(variable: str, parse: Callable[[str], T], default: Default, why: str) -> T:
+    """Declare a field read from `variable`; a default of None makes it required. `why` is shown with a problem.
+
+    A default may depend on the environment.
+    """
     metadata = {"variable": variable, "parse": parse, "default": default, "why": why}
     # The type checker sees the field's own type; the dataclass sees its description.
     return dataclasses.field(metadata=metadata)  # type: ignore[no-any-return]  # dataclasses.field is typed as its value
 
 
 def read(settings: type[T], environment: Mapping[str, str]) -> T:
-    """Make a settings object from the environment. Raises SettingsError naming every variable that is unusable."""
+    """Make a settings object from the environment. Raises SettingsError naming every variable that is unusable or unknown."""
     values: dict[str, Any] = {}
     problems: list[str] = []
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]  # T is a dataclass by this module's rule
         variable, why = field.metadata["variable"], field.metadata["why"]
-        text = environment.get(variable, field.metadata["default"])
+        text = environment.get(variable, _default(field, environment))
         if text is None:
             problems.append(f"{variable} is not set ({why})")
             continue
@@ -48,9 +64,44 @@ def read(settings: type[T], environment: Mapping[str, str]) -> T:
             values[field.name] = field.metadata["parse"](text)
         except ValueError as error:
             problems.append(f"{variable}: {error} ({why})")
+    problems += _unknown(settings, environment)
     if problems:
         raise SettingsError("settings cannot be used:\n  " + "\n  ".join(problems))
     return settings(**values)
+
+
+def describe(settings: type, environment: Mapping[str, str]) -> str:
+    """Tell every setting for a program's help: its variable, its default in this environment, and why it exists."""
+    lines = ["settings are variables of the environment (defaults in brackets):"]
+    for field in dataclasses.fields(settings):
+        default = _default(field, environment)
+        shown = "none: must be set" if default is None else default or "nothing"
+        lines += ["", f"  {field.metadata['variable']} [{shown}]", f"      {field.metadata['why']}"]
+    return "\n".join(lines)
+
+
+def _default(field: "dataclasses.Field[Any]", environment: Mapping[str, str]) -> str | None:
+    default: Default = field.metadata["default"]
+    return default(environment) if callable(default) else default
+
+
+def _unknown(settings: type, environment: Mapping[str, str]) -> list[str]:
+    known = [field.metadata["variable"] for field in dataclasses.fields(settings)]
+    words = itertools.takewhile(
+        lambda word: len(set(word)) == 1, zip(*(name.split("_") for name in known), strict=False)
+    )
+    prefix = "".join(f"{word[0]}_" for word in words)
+    problems = []
+    for name, value in environment.items():
+        if name in known or not (name.startswith(prefix) or name.upper() in known):
+            continue
+        if _OF_OTHER_SERVICES.fullmatch(f"{name}={value}"):
+            continue
+        near = difflib.get_close_matches(name.upper(), known, n=1)
+        problems.append(
+            f"{name} is no setting" + (f": is {near[0]} meant?" if near else "; --help lists what can be set")
+        )
+    return problems
 
 
 def text(value: str) -> str:
@@ -58,6 +109,32 @@ def text(value: str) -> str:
     if not value:
         raise ValueError("must not be empty")
     return value
+
+
+def file_path(value: str) -> Path:
+    """The path of a file, as it is: a shell may expand `~` and `$HOME`, here they would be names of folders."""
+    if re.search(r"[\x00-\x1f\x7f]|^~|/~/|\$[A-Za-z{(]|^[\s\"']|[\s\"']$", text(value)):
+        raise ValueError(
+            "must be a path as it is: without ~ and $NAME, control characters, and quotes or blanks at its ends"
+        )
+    return Path(value)
+
+
+def state_file(name: str, before: str = "") -> Callable[[Mapping[str, str]], str]:
+    """A default: a file where a user's programs keep their state (the XDG base directories), with a text before its path.
+
+    In an environment that names no such folder it is in `data`.
+    """
+
+    def default(environment: Mapping[str, str]) -> str:
+        state, home = environment.get("XDG_STATE_HOME", ""), environment.get("HOME", "")
+        if state.startswith("/"):  # by their rules a relative one is ignored
+            return f"{before}{state.rstrip('/')}/chargeonce/{name}"
+        if home.startswith("/"):
+            return f"{before}{home.rstrip('/')}/.local/state/chargeonce/{name}"
+        return f"{before}data/{name}"
+
+    return default
 
 
 def address(value: str) -> Address:

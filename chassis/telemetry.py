@@ -1,19 +1,18 @@
 """Telemetry: one JSON line a log entry on standard error, and gauges on a port of their own.
 
 Log entries have fixed texts and named values. Nothing of a request's input is ever a value. An entry that cannot be written
-is lost, and nothing else happens.
+is lost and counted, and nothing else happens (see `stderr`).
 """
 
-import contextlib
 import json
 import logging
-import sys
 import traceback
 from typing import TextIO, cast
 
 import prometheus_client
 import structlog
 
+from chassis import stderr
 from chassis.settings import Address
 
 
@@ -26,7 +25,7 @@ def configure_logging(service: str) -> None:
             structlog.processors.JSONRenderer(serializer=_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _StandardError())),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, stderr.install())),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()
@@ -41,17 +40,6 @@ _ENCODER = json.JSONEncoder(default=repr)
 
 def _json(entry: object, **_: object) -> str:
     return _ENCODER.encode(entry)
-
-
-class _StandardError:
-    """Standard error, which may be a file on a full disk, or a pipe that nobody reads: no entry is worth a charge."""
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        """Nothing to do: Python writes standard error out at the end of each line."""
 
 
 class _LibraryRecords(logging.Handler):

@@ -1,6 +1,5 @@
 """The command server's process, and its operator's commands: the only place that builds things and reads settings."""
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -14,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+# Before grpc is loaded: its C core writes to standard error by itself, from threads that serve, which a pipe that nobody
+# reads would stop for ever. What it would say we say ourselves.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 import prometheus_client
 import structlog
 
 from charging.v1 import command_pb2_grpc
-from chassis import server, settings, telemetry
+from chassis import process, server, settings, stderr, telemetry
 from command_service.api import CommandService
 from command_service.bank.gateway import GatewayBank
 from command_service.bank.transport import open_transport
@@ -44,6 +47,8 @@ NOT_ACCEPTING = {
 }
 # Exit status when a commit's fate is unknown, from sysexits.h: an I/O error.
 EX_IOERR = 74
+# Where the journal was by default before; a server that begins another one beside it would charge anew.
+FORMER_JOURNAL = Path("build/journal.db")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,19 +188,32 @@ def _now() -> int:
 
 def _end_process() -> NoReturn:
     """End without another line of ours being run: what a commit left behind is the next start's to find out."""
+    stderr.drain()  # the reason, which was logged; it waits a moment at most, and nothing else runs meanwhile
     os._exit(EX_IOERR)
 
 
-async def _serve_until_stopped() -> None:
-    async with serve(settings.read(Settings, os.environ)):
-        await server.stop_signal()
+def _read_settings() -> Settings:
+    if "COMMAND_JOURNAL" not in os.environ and FORMER_JOURNAL.exists():
+        raise settings.SettingsError(
+            f"COMMAND_JOURNAL is not set, and {FORMER_JOURNAL}, the default of an earlier version, holds a journal: set "
+            f"COMMAND_JOURNAL=sqlite:///{FORMER_JOURNAL} to go on with it, or move it away"
+        )
+    return settings.read(Settings, os.environ)
+
+
+async def _serve_until_stopped(stop: process.StopRequest) -> None:
+    async with serve(_read_settings()):
+        await stop.wait()
 
 
 def main() -> None:
     """Run the server, or one of the operator's commands."""
-    parser = argparse.ArgumentParser(
-        prog="python -m command_service",
-        description="Charges cards, each exactly once. Without a command it serves. COMMAND_JOURNAL names the journal.",
+    process.open_standard_streams()
+    parser = process.server_parser(
+        "command_service",
+        "Charges cards, each exactly once. Without a command it serves. COMMAND_JOURNAL names the journal.",
+        Settings,
+        os.environ,
     )
     commands = parser.add_subparsers(dest="command", metavar="command")
     printing = commands.add_parser("print-journal", help="print the journal, or one charge's stream")
@@ -210,9 +228,9 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.command is None:
         telemetry.configure_logging("command")
-        server.run(_serve_until_stopped, (JournalRefused,))
+        process.run(_serve_until_stopped, (JournalRefused,))
     try:
-        read = settings.read(Settings, os.environ)
+        read = _read_settings()
         path = read.journal
         match chosen.command:
             case "print-journal":

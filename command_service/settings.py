@@ -6,7 +6,17 @@ from pathlib import Path
 
 import httpx
 
-from chassis.settings import Address, address, number, optional_address, setting, whole, yes_or_no
+from chassis.settings import (
+    Address,
+    address,
+    file_path,
+    number,
+    optional_address,
+    setting,
+    state_file,
+    whole,
+    yes_or_no,
+)
 
 # Labels that a name may have, or the digits of an IPv6 address; httpx knows the rest.
 _HOST = re.compile(rb"(?:[0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*")
@@ -22,7 +32,7 @@ def journal_path(value: str) -> Path:
     path = value.removeprefix("sqlite:///")
     if path in (value, ""):
         raise ValueError("must be sqlite:///path")
-    return Path(path).resolve()
+    return file_path(path).resolve()
 
 
 def bank_url(value: str) -> str:
@@ -56,7 +66,7 @@ class Settings:
         "where query servers read the feed: it shows every user's history",
     )
     journal: Path = setting(
-        "COMMAND_JOURNAL", journal_path, "sqlite:///build/journal.db", "the file that holds the charges"
+        "COMMAND_JOURNAL", journal_path, state_file("journal.db", "sqlite:///"), "the file that holds the charges"
     )
     journal_must_exist: bool = setting(
         "COMMAND_JOURNAL_MUST_EXIST",

@@ -12,6 +12,7 @@ import httpx
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from chassis import process
 from command_service.operate import print_journal, verify_journal
 from demo.processes import Town, until_asked_to_stop
 
@@ -79,6 +80,7 @@ def _print_journal(journal: Path) -> None:
 
 def main() -> None:
     """Tell the story, and exit with status 1 if it ends badly."""
+    process.parser("demo.crash", __doc__ or "").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         charged_once = asyncio.run(until_asked_to_stop(story(Path(folder))))
     if charged_once is None:

@@ -52,18 +52,8 @@ class Server:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             begin = log.tell()
-            self.process = await asyncio.create_subprocess_exec(
-                *self.prefix,
-                sys.executable,
-                "-m",
-                self.module,
-                env={**os.environ, **self.environment, **more},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C in a terminal reaches a whole group: the story ends its servers itself, in order.
-                start_new_session=True,
-            )
+            await self.begin(log.fileno(), **more)
+        assert self.process is not None
         for _ in range(int(START_SECONDS / 0.01)):
             for entry in self.entries(begin):
                 if entry.get("event") == "serving":
@@ -75,10 +65,31 @@ class Server:
         said = self.log.read_bytes()[begin:].decode(errors="replace")
         raise DidNotStart(f"{self.module} does not serve:\n{said[-4000:]}")
 
+    async def begin(self, log: int, **more: str) -> None:
+        """Start it with a descriptor for its log, and wait for nothing."""
+        self.process = await asyncio.create_subprocess_exec(
+            *self.prefix,
+            sys.executable,
+            "-m",
+            self.module,
+            env={**os.environ, **self.environment, **more},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Ctrl-C in a terminal reaches a whole group: the story ends its servers itself, in order.
+            start_new_session=True,
+        )
+
     @property
     def listen(self) -> str:
         """Where it listens, as host:port."""
         return str(self.serving["listen"])
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self.process is not None
+        return self.process.pid
 
     def text(self) -> str:
         """All of its log."""
@@ -153,15 +164,19 @@ class Town:
 
     async def start_command(self, **more: str) -> None:
         """Start the command server; at another start, on the ports it had."""
-        await self.command.start(
-            **{
-                "COMMAND_LISTEN": self.command.serving.get("listen", _address()),
-                "COMMAND_FEED_LISTEN": self.command.serving.get("feed", _address()),
-                "COMMAND_JOURNAL": f"sqlite:///{self.journal}",
-                "COMMAND_BANK_URL": self.bank_url,
-                **more,
-            }
-        )
+        await self.command.start(**{**self._of_command(), **more})
+
+    async def start_command_unheard(self, log: int, **more: str) -> None:
+        """Start the command server again with another descriptor for its log, from which it is not seen to serve."""
+        await self.command.begin(log, **{**self._of_command(), **more})
+
+    def _of_command(self) -> dict[str, str]:
+        return {
+            "COMMAND_LISTEN": self.command.serving.get("listen", _address()),
+            "COMMAND_FEED_LISTEN": self.command.serving.get("feed", _address()),
+            "COMMAND_JOURNAL": f"sqlite:///{self.journal}",
+            "COMMAND_BANK_URL": self.bank_url,
+        }
 
     async def start_query(self, **more: str) -> None:
         """Start the query server; at another start, on the port it had."""

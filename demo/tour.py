@@ -14,6 +14,7 @@ from charging.v1 import command_pb2_grpc, query_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.query_pb2 import GetChargeRequest
+from chassis import process
 from command_service.operate import print_journal
 from demo.processes import DidNotStart, Town, until_asked_to_stop
 
@@ -24,6 +25,8 @@ LISTEN = {
     "COMMAND_FEED_LISTEN": "127.0.0.1:50053",
     "QUERY_LISTEN": "127.0.0.1:50052",
 }
+# Its charges outlive a `make clean`: what was promised for a key is promised for ever.
+FOLDER = "data/run"
 KEY = "order-1001"
 REQUEST = ChargeRequest(
     idempotency_key=KEY,
@@ -48,7 +51,10 @@ async def tour(folder: Path) -> None:
 
 
 async def _tell(town: Town) -> NoReturn:
-    print("Starting the mock bank, the command server and the query server ...", flush=True)
+    print(
+        f"Starting the mock bank, the command server and the query server; all files are in {town.folder}/ ...",
+        flush=True,
+    )
     servers = [(town.bank, town.bank.start), (town.command, town.start_command), (town.query, town.start_query)]
     for _, start in servers:
         await start(**LISTEN)
@@ -62,6 +68,7 @@ async def _tell(town: Town) -> NoReturn:
             if not server.is_running:
                 print(f"{server.module} has ended with status {await server.ended()}: it is started again", flush=True)
                 await start(**LISTEN)
+                print(f"{server.module} serves again, as process {server.pid}", flush=True)
 
 
 async def _show(town: Town, response: ChargeResponse) -> None:
@@ -111,8 +118,11 @@ or with buf curl, which is installed already:
   {buf} curl --http2-prior-knowledge --protocol grpc -d '{by_key}' http://{town.query.listen}/{get}
 
 Repeat the first line: the same charge, marked REPLAYED. Change the amount: ALREADY_EXISTS. Take tok_declined with a new
-key: DECLINED. Kill the command server whenever you like, it is started again (pkill -9 -f command_service): each charge is
-charged once. The bank answers to curl {town.bank_url}/statement. Logs and files are in {town.folder}/.
+key: DECLINED. Kill the command server whenever you like, it is started again: each charge is charged once.
+  kill -9 {town.command.pid}
+
+The query server is process {town.query.pid}, the bank {town.bank.pid}; the bank answers to curl {town.bank_url}/statement.
+Logs, journal, view and the bank's ledger are in {town.folder}/, and stay there.
 
 Ctrl-C stops everything.""",
         flush=True,
@@ -121,8 +131,11 @@ Ctrl-C stops everything.""",
 
 def main() -> None:
     """Run the tour."""
+    process.parser(
+        "demo.tour", __doc__ or "", epilog=f"RUN_FOLDER names the folder of all files (default: {FOLDER})."
+    ).parse_args()
     try:
-        asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", "build/run"))))
+        asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", FOLDER)).absolute()))
     except DidNotStart as error:
         sys.exit(
             f"error: {error}\nIs an earlier `make run` still running, or another program on its port? See: pgrep -af python"

@@ -1,19 +1,20 @@
 """The mock bank: two-step charges over HTTP/1.1 and JSON, a ledger that survives `kill -9`, and faults on order.
 
-It plays the other side of the money, so it shares no code with the services: what they believe about a bank is tested
-against what this one does.
+It plays the other side of the money, so it shares no code with the services but the chassis, which knows nothing of banks:
+what they believe about one is tested against what this one does.
 
 Running it
 ==========
 
-    GATEWAY_MOCK_LISTEN=127.0.0.1:8080 GATEWAY_MOCK_LEDGER=build/gateway.db python -m gateway_mock
+    GATEWAY_MOCK_LISTEN=127.0.0.1:8080 GATEWAY_MOCK_LEDGER=data/gateway.db python -m gateway_mock
 
 * `GATEWAY_MOCK_LISTEN`         host:port, default 127.0.0.1:8080; port 0 takes a free one.
-* `GATEWAY_MOCK_LEDGER`         the ledger's SQLite file, default build/gateway.db; its folder is made if need be.
+* `GATEWAY_MOCK_LEDGER`         the ledger's SQLite file; its folder is made if need be. By default it is
+                                chargeonce/gateway.db in $XDG_STATE_HOME, or else in ~/.local/state.
 * `GATEWAY_MOCK_TOKEN_SECONDS`  how long a token can be executed, default 900, 0 to a year. With 0 each is late at once.
 
 When it serves it says so in one JSON line on stderr, with the real port: `{"event": "serving", "listen":
-"127.0.0.1:43211", ...}`. SIGTERM and SIGINT end it with exit code 0. In a test: `async with gateway_mock.serve(
+"127.0.0.1:43211", ...}`. SIGTERM, SIGINT and SIGHUP end it with exit code 0. In a test: `async with gateway_mock.serve(
 "127.0.0.1:0", path) as address`.
 
 The two steps

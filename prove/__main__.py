@@ -8,7 +8,6 @@ not fail as it must, or a harness tried nothing; and at full size, which is an h
 A small run has no time for every kind to fire often: what it lacks is told in the table, and is no failure.
 """
 
-import argparse
 import asyncio
 import importlib
 import importlib.metadata
@@ -23,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from chassis import process
 from prove.report import RARE, Harness
 from prove.workers import be_silent
 
@@ -44,9 +44,7 @@ OUT = Path("build/prove.json")
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m prove", description="Try to break the promise, by every means there is."
-    )
+    parser = process.parser("prove", "Try to break the promise, by every means there is.")
     parser.add_argument("minutes", type=float, nargs="?", default=5.0)
     parser.add_argument("--full", action="store_true", help="rare kinds of fault fail it, as at 60 minutes")
     parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES))

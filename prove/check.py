@@ -1,6 +1,6 @@
 """Runs the history checker over a live system's files, which are only read.
 
-    python -m prove.check --journal build/journal.db --statement http://127.0.0.1:8080/statement --view build/view.db
+    python -m prove.check --journal data/run/journal.db --statement http://127.0.0.1:8080/statement --view data/run/view.db
 
 The statement is what the bank says moved, as a URL or a file of `GET /statement`. A history is what a client came to know: a
 file with one JSON object a line, its members named as the fields of `prove.history.Call`. While servers are at work the
@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from chassis import process
 from prove.checker import Violation, check
 from prove.history import Call, Movement, Observed, Record, View
 
@@ -102,7 +103,7 @@ def _statement(source: str) -> Mapping[str, object]:
 
 def main() -> int:
     """Check the files and print what broke. Exit status 0: all that was looked at holds, 1: not, 2: it cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m prove.check", description=__doc__, formatter_class=_Plain)
+    parser = process.parser("prove.check", __doc__ or "")
     parser.add_argument("--journal", type=Path, required=True, help="the command server's file")
     parser.add_argument("--statement", required=True, help="what the bank says moved: a URL, or a file")
     parser.add_argument("--view", type=Path, help="the query server's file")
@@ -134,10 +135,6 @@ def _check(chosen: argparse.Namespace) -> tuple[list[Violation], str]:
     observed = Observed(records, calls=calls, movements=movements, view=view, anchor=anchor, is_at_rest=chosen.at_rest)
     looked_at = f"{len(records)} records, {len(movements)} movements, {len(calls)} calls"
     return check(observed), looked_at + (", the view" if view else "")
-
-
-class _Plain(argparse.RawDescriptionHelpFormatter):
-    """Leaves the description's lines as they are."""
 
 
 if __name__ == "__main__":

@@ -4,10 +4,14 @@ Clients charge without pause. The command server is killed and started again, ti
 it, and now and then the bank; and sometimes the command server is paused for seconds and goes on. In the end every client has
 been told how its charge ended, and clients' histories, journal, bank and view must agree. It stops by itself when every fault
 has been tried often enough.
+
+And sometimes nobody reads the command server's log: it has to go on charging, and to end well when it is asked to.
 """
 
 import asyncio
+import contextlib
 import itertools
+import os
 import random
 import signal
 import sqlite3
@@ -24,7 +28,7 @@ from prove.check import read_journal, read_view
 from prove.checker import check
 from prove.clients import Clients, Referee
 from prove.report import Harness, Say
-from prove.sabotaged import sabotage
+from prove.sabotaged import WRITES_ITS_LOG_ITSELF, sabotage
 
 AT_ONCE = 24
 # Of a round: with so many kills its history stays small enough to be checked in a second.
@@ -60,6 +64,9 @@ _FAULTS = {
 # a call's deadline, longer than it, and longer than the bank is waited for.
 PAUSE_AFTER, PAUSE_SECONDS = 2, (0.5, 7.0)
 PAUSED = "command server paused"
+# The one after which it is started with a log that nobody reads, and has to make so many charges in so many seconds.
+UNREAD_AFTER, UNREAD_CHARGES, UNREAD_SECONDS = 4, 100, 15.0
+UNREAD = "command server's log unread"
 BANK_KILLS = ("stop_before", "stop_after")
 QUERY_KILLED = "query server killed"
 # A call that hangs is asked again soon: what hung, and was not killed, must not hold up the rest.
@@ -83,7 +90,7 @@ def is_enough(harness: Harness) -> bool:
 
 def kinds() -> tuple[str, ...]:
     """The kinds of kill."""
-    return (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED, PAUSED)
+    return (*map(command_killed, MOMENTS), *map(bank_killed, BANK_KILLS), QUERY_KILLED, PAUSED, UNREAD)
 
 
 async def _kill_command(
@@ -147,6 +154,34 @@ async def _pause_command(town: Town, chance: random.Random, harness: Harness) ->
     harness.faults[PAUSED] += 1
 
 
+async def _leave_log_unread(town: Town, clients: Clients, harness: Harness, where: str) -> None:
+    """Start the command server with a standard error that is a full pipe, have it charge, and ask it to stop."""
+    await town.command.kill()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing, b"\n" * 4096):
+            pass
+    os.set_blocking(writing, True)
+    try:
+        await town.start_command_unheard(writing, **SETTINGS)
+        enough = clients.done + UNREAD_CHARGES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNREAD_SECONDS):
+                while clients.done < enough:  # noqa: ASYNC110  # clients tell nobody of each charge
+                    await asyncio.sleep(0.01)
+        if clients.done < enough:
+            harness.violations.append(f"L1: it stands still while nobody reads its log {where}")
+            await town.command.kill()
+        else:
+            await _stop(town.command, harness, where)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    harness.faults[UNREAD] += 1
+    await town.start_command(**SETTINGS)
+
+
 async def _until_shown(town: Town) -> str:
     """Wait until the view has reached the journal's head. Returns what went wrong."""
     head = len(read_journal(town.journal))
@@ -184,6 +219,8 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
                     await _kill_bank(town, referee, chance, harness)
                 if number % 5 == PAUSE_AFTER and not bug:
                     await _pause_command(town, chance, harness)
+                if number % 5 == UNREAD_AFTER and bug in ("", WRITES_ITS_LOG_ITSELF):
+                    await _leave_log_unread(town, clients, harness, where)
             stop.set()
             query_stop.set()
             async with asyncio.timeout(REST_SECONDS):
@@ -219,10 +256,11 @@ async def _stop(server: Server, harness: Harness, where: str) -> None:
         harness.violations.append(f"{server.module} ended with status {status}: {server.text()[-500:]} {where}")
 
 
-# Bugs of the command server that a few kills must find, each with the invariant that it breaks.
+# Bugs of the command server that a few of these must find, each with the invariant that it breaks.
 CANARIES = {
     "an outcome is told before it is stored": "I7",
     "execute before the token is durable": "I3",
+    WRITES_ITS_LOG_ITSELF: "L1",
 }
 CANARY_KILLS, CANARY_SECONDS = 6, 60.0
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import command_service.journal.sqlite as journal_sqlite
+from chassis.stderr import StandardError
 from command_service.__main__ import main
 from command_service.journal import Place, anchor, upkeep
 from command_service.journal.lock import Lock
@@ -25,6 +26,7 @@ A_FULL_DISK_ENDS_IT = "a full disk ends the server"
 RESTORED_IS_FORGOTTEN = "a restored journal is taken for any other"
 FILES_ARE_NOT_WATCHED = "files that were taken away are not missed"
 NO_ANCHOR = "a start does not look at the anchor"
+WRITES_ITS_LOG_ITSELF = "who logs waits for standard error"
 
 
 def _a_full_disk_ends_it() -> list[tuple[Any, str, Any]]:
@@ -55,11 +57,19 @@ def _no_anchor() -> list[tuple[Any, str, Any]]:
     return [(upkeep, "check_anchor", lambda *_: None), (SqliteJournal, "_write_anchor", _write_anchor)]
 
 
+def _writes_its_log_itself() -> list[tuple[Any, str, Any]]:
+    def write(_self: StandardError, text: str) -> int:
+        return os.write(2, text.encode())
+
+    return [(StandardError, "write", write)]
+
+
 _OWN: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
     A_FULL_DISK_ENDS_IT: _a_full_disk_ends_it,
     RESTORED_IS_FORGOTTEN: _restored_is_forgotten,
     FILES_ARE_NOT_WATCHED: _files_are_not_watched,
     NO_ANCHOR: _no_anchor,
+    WRITES_ITS_LOG_ITSELF: _writes_its_log_itself,
 }
 
 

@@ -8,7 +8,6 @@
 Exit status 0: nothing broke, and every canary was found.
 """
 
-import argparse
 import dataclasses
 import gc
 import multiprocessing
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chassis import process
 from command_service.runner import Runner
 from prove import canaries
 from prove.loop import patched
@@ -217,7 +217,7 @@ def _chunks(known: Sequence[int], first: int, seeds: int | None) -> Iterator[lis
 
 def main() -> int:
     """Run what was asked for, with a progress line."""
-    parser = argparse.ArgumentParser(prog="python -m prove.simulate", description=__doc__, formatter_class=_Plain)
+    parser = process.parser("prove.simulate", __doc__ or "")
     parser.add_argument("seeds", type=int, nargs="?", default=1_000, help="how many (1000)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--canaries", action="store_true", help="plant every canary before")
@@ -253,10 +253,6 @@ def _progress(seeds: int) -> Callable[[str], None]:
         print(f"\r[{bar:30}] {text}\x1b[K", end="" if text[0].isdigit() else "\n", file=sys.stderr, flush=True)
 
     return say
-
-
-class _Plain(argparse.RawDescriptionHelpFormatter):
-    """Leaves the description's lines as they are."""
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ CHARGE_CALLS = "pwrite64,fdatasync,fsync,sendto,recvfrom,sendmsg,recvmsg,read,re
 START_CALLS = "openat,pread64,pwrite64,read,write,fdatasync,fsync,ftruncate,rename,unlink"
 # gRPC's name for the threads of its pool.
 POOL = "event_engine"
+# The place of the thread that writes the journal, after the main one and that of the log.
+JOURNAL_PLACE = 2
 # What threads do to wake each other differs from charge to charge: one run without an n-th call is not the last word.
 LIVES = 3
 # A charge takes milliseconds, under strace tens of them, with a start of the server a second. All the rest is a machine
@@ -261,7 +263,7 @@ async def is_canary_found() -> bool:
         async with town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
             trial = Trial(town, Clients(random.Random(0), "canary"), Referee(http), harness)
             for number in range(1, CANARY_CALLS + 1):
-                await trial.die_in_charge(1, number)
+                await trial.die_in_charge(JOURNAL_PLACE, number)
                 if harness.found(BROKEN):
                     return True
     return False

@@ -12,11 +12,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+# Before grpc is loaded: its C core writes to standard error by itself, from threads that serve, which a pipe that nobody
+# reads would stop for ever. What it would say we say ourselves.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 import prometheus_client
 import structlog
 
 from charging.v1 import query_pb2_grpc
-from chassis import server, settings, telemetry
+from chassis import process, server, settings, telemetry
 from query_service.api import QueryService
 from query_service.errors import DOMAIN, Reason, refusal
 from query_service.feed import feed_of
@@ -105,9 +109,9 @@ def _or_never(subscriber: Subscriber) -> float:
     return -1.0 if subscriber.silence_seconds is None else subscriber.silence_seconds
 
 
-async def _serve_until_stopped() -> None:
+async def _serve_until_stopped(stop: process.StopRequest) -> None:
     async with serve(settings.read(Settings, os.environ)) as running:
-        ends: list[asyncio.Future[Any]] = [asyncio.create_task(server.stop_signal()), running.view.damage]
+        ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait()), running.view.damage]
         await asyncio.wait([*ends, running.following], return_when=asyncio.FIRST_COMPLETED)
         if running.following.done():
             running.following.result()  # raises what broke; without that, a stopped projection is served on
@@ -118,9 +122,13 @@ async def _serve_until_stopped() -> None:
 
 def main() -> None:
     """Run the server."""
+    process.open_standard_streams()
+    process.server_parser(
+        "query_service", "Answers queries from a view of the charges, which it follows.", Settings, os.environ
+    ).parse_args()
     telemetry.configure_logging("query")
     gc.set_threshold(COLLECTED_AFTER)
-    server.run(_serve_until_stopped, (BrokenFeed, ViewUnusable, sqlite3.OperationalError))
+    process.run(_serve_until_stopped, (BrokenFeed, ViewUnusable, sqlite3.OperationalError))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from chassis.settings import Address, address, addresses, number, optional_address, setting, text, whole, yes_or_no
-
-
-def file_path(value: str) -> Path:
-    """The path of a file."""
-    return Path(text(value))
+from chassis.settings import (
+    Address,
+    address,
+    addresses,
+    file_path,
+    number,
+    optional_address,
+    setting,
+    state_file,
+    whole,
+    yes_or_no,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,7 @@ class Settings:
         "one or more command servers of one journal, comma-separated: when one is lost, the next is followed",
     )
     view: Path = setting(
-        "QUERY_VIEW", file_path, "build/view.db", "the file of the view; it may be removed, and is built again"
+        "QUERY_VIEW", file_path, state_file("view.db"), "the file of the view; it may be removed, and is built again"
     )
     max_calls: int = setting(
         "QUERY_MAX_CALLS",

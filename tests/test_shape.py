@@ -54,14 +54,15 @@ def test_the_core_imports_nothing_but_pure_types() -> None:
     assert imported <= PURE
 
 
-def test_only_the_chassis_starts_threads_for_sqlite() -> None:
-    """One seam: a simulation that runs it inline runs the real journal and the real view."""
+def test_only_the_chassis_starts_threads_for_sqlite_and_standard_error() -> None:
+    """One seam: a simulation that runs it inline runs the real journal and the real view. What writes the log, which may
+    block for ever, is in a simulation not at all: a process's `main` starts it."""
     users = {
         _name(path)
         for path in SOURCES
         if re.search(r"ThreadPoolExecutor|run_in_executor|to_thread|import threading", path.read_text())
     }
-    assert users == {"chassis/sqlite.py"}
+    assert users == {"chassis/sqlite.py", "chassis/stderr.py"}
 
 
 def test_the_environment_is_read_in_main_only() -> None:

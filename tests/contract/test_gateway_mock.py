@@ -850,7 +850,7 @@ async def test_a_bank_that_is_told_to_stop_exits_with_0(path: Path, number: sign
         assert bank.stderr is not None
         logged = [json.loads(line)["event"] for line in (await bank.stderr.read()).splitlines()]
         assert await bank.wait() == 0
-        assert logged == ["stopping", "stopped"]
+        assert logged == ["asked to stop", "stopped"]
 
 
 async def test_a_second_bank_is_kept_off_the_ledger(path: Path) -> None:

@@ -1,9 +1,12 @@
 """What a variable of the environment may hold, and that what it may not is told in a line of its own."""
 
+from pathlib import Path
+
 import pytest
 
 from chassis import settings
 from command_service.settings import Settings as CommandSettings
+from gateway_mock.__main__ import Settings as BankSettings
 from query_service.settings import Settings as QuerySettings
 
 
@@ -73,3 +76,103 @@ def test_a_feed_is_not_followed_at_port_0_where_nobody_can_listen() -> None:
     with pytest.raises(settings.SettingsError, match=r"QUERY_FEED: must be host:port with a port from 1 to 65535"):
         settings.read(QuerySettings, {"QUERY_FEED": "127.0.0.1:50053, 127.0.0.1:0"})
     assert settings.read(QuerySettings, {"QUERY_LISTEN": "127.0.0.1:0"}).listen.port == 0
+
+
+SERVERS = [
+    (CommandSettings, "COMMAND_JORNAL", "COMMAND_JOURNAL"),
+    (CommandSettings, "COMMAND_BANKURL", "COMMAND_BANK_URL"),
+    (CommandSettings, "command_journal", "COMMAND_JOURNAL"),
+    (CommandSettings, "COMMAND_FEED_PORT", "COMMAND_FEED_LISTEN"),
+    (QuerySettings, "QUERY_VEIW", "QUERY_VIEW"),
+    (QuerySettings, "QUERY_FEEDS", "QUERY_FEED"),
+    (BankSettings, "GATEWAY_MOCK_LEGDER", "GATEWAY_MOCK_LEDGER"),
+]
+
+
+@pytest.mark.parametrize(("server", "misspelt", "meant"), SERVERS)
+def test_a_misspelt_setting_is_refused_with_the_name_that_is_meant(server: type, misspelt: str, meant: str) -> None:
+    """Ignored, it would begin a new and empty journal, and so charge every card again."""
+    with pytest.raises(settings.SettingsError) as told:
+        settings.read(server, {misspelt: "secret-value"})
+    assert str(told.value).splitlines()[1:] == [f"  {misspelt} is no setting: is {meant} meant?"]
+
+
+def test_unknown_and_unusable_settings_are_told_together() -> None:
+    with pytest.raises(settings.SettingsError) as told:
+        settings.read(
+            CommandSettings, {"COMMAND_LISTEN": "x", "COMMAND_XYZZY": "", "COMMAND_JORNAL": "", "QUERY_X": ""}
+        )
+    assert [line.split()[0] for line in str(told.value).splitlines()[1:]] == [
+        "COMMAND_LISTEN:",
+        "COMMAND_XYZZY",
+        "COMMAND_JORNAL",
+    ]
+
+
+def test_what_a_cluster_tells_of_other_services_is_no_setting_of_ours() -> None:
+    """Kubernetes and Docker name these variables by the services, which may be called `command` and `query-view`."""
+    environment: dict[str, str] = {}
+    for service in ("COMMAND", "COMMAND_FEED", "COMMAND_SERVICE", "QUERY", "QUERY_VIEW", "GATEWAY_MOCK"):
+        environment |= {
+            f"{service}_SERVICE_HOST": "10.0.0.7",
+            f"{service}_SERVICE_PORT": "50051",
+            f"{service}_SERVICE_PORT_GRPC": "50051",
+            f"{service}_PORT": "tcp://10.0.0.7:50051",
+            f"{service}_PORT_50051_TCP": "tcp://10.0.0.7:50051",
+            f"{service}_PORT_50051_TCP_PROTO": "tcp",
+            f"{service}_PORT_50051_TCP_PORT": "50051",
+            f"{service}_PORT_50051_TCP_ADDR": "10.0.0.7",
+            f"{service}_PORT_53_UDP": "udp://10.0.0.7:53",
+        }
+    for server in (CommandSettings, QuerySettings, BankSettings):
+        settings.read(server, environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"HOME": "/home/alice"}, "/home/alice/.local/state/chargeonce"),
+        ({"HOME": "/home/alice", "XDG_STATE_HOME": "/var/lib/alice/"}, "/var/lib/alice/chargeonce"),
+        ({"HOME": "/home/alice", "XDG_STATE_HOME": "state"}, "/home/alice/.local/state/chargeonce"),
+        ({"HOME": "/"}, "/.local/state/chargeonce"),
+        ({}, "data"),
+    ],
+)
+def test_what_a_server_keeps_lies_where_no_make_clean_removes_it(environment: dict[str, str], folder: str) -> None:
+    place = Path(folder)
+    assert settings.read(CommandSettings, environment).journal == (place / "journal.db").absolute()
+    assert settings.read(QuerySettings, environment).view == place / "view.db"
+    assert settings.read(BankSettings, environment).ledger == place / "gateway.db"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("~/secret.db", "/home/~/secret.db", "~", "$HOME/secret.db", "/var/${NAME}/secret.db"),
+        *("secret.db\r", "sec\nret.db", "secret\x7f.db", "'secret.db'", 'secret.db"', " secret.db", "secret.db "),
+    ],
+)
+def test_a_path_that_only_a_shell_would_expand_is_refused(value: str) -> None:
+    """It would make a folder of that name, and a new journal in it. Files written on Windows end lines with CR."""
+    for server, variable, before in (
+        (CommandSettings, "COMMAND_JOURNAL", "sqlite:///"),
+        (QuerySettings, "QUERY_VIEW", ""),
+        (BankSettings, "GATEWAY_MOCK_LEDGER", ""),
+    ):
+        with pytest.raises(settings.SettingsError, match=f"  {variable}: must be ") as told:
+            settings.read(server, {variable: before + value})
+        assert "secret" not in str(told.value)
+
+
+def test_a_path_that_may_look_odd_is_taken_as_it_is() -> None:
+    for value in ("./~view.db~", "view~1.db", "Müller & Söhne/100 %.db", "a$.db"):
+        assert settings.read(QuerySettings, {"QUERY_VIEW": value}).view == Path(value)
+
+
+@pytest.mark.parametrize("server", [CommandSettings, QuerySettings, BankSettings])
+def test_a_programs_help_tells_every_setting_with_its_default(server: type) -> None:
+    told = settings.describe(server, {"HOME": "/home/alice"})
+    for field in server.__dataclass_fields__.values():  # type: ignore[attr-defined]  # it is a dataclass
+        assert f"  {field.metadata['variable']} [" in told
+        assert field.metadata["why"] in told
+    assert "/home/alice/.local/state/chargeonce/" in told

@@ -152,7 +152,7 @@ async def test_a_bug_of_the_command_server_is_found_by_a_few_kills(bug: str, inv
 def test_killing_is_enough_when_every_kill_had_its_fifty_and_the_charges_are_made() -> None:
     """One kind that is rarer, or a charge too few, and it goes on."""
     kinds = [kills.QUERY_KILLED, *map(kills.command_killed, kills.MOMENTS), *map(kills.bank_killed, kills.BANK_KILLS)]
-    kinds.append(kills.PAUSED)
+    kinds += [kills.PAUSED, kills.UNREAD]
     harness = a_harness()
     harness.faults.update(dict.fromkeys(kinds, 50), charges=20_000)
     assert kills.is_enough(harness)
@@ -206,7 +206,7 @@ async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_pat
         harness = a_harness()
         trial = syscalls.Trial(town, clients.Clients(random.Random(0), "syscall"), clients.Referee(http), harness)
         for number in (1, 7):
-            assert await trial.die_in_charge(1, number)
+            assert await trial.die_in_charge(syscalls.JOURNAL_PLACE, number)
         # The pool, which is several threads, has no such call.
         assert not await trial.die_in_charge(-1, 10_000)
         await trial.reckon("test")

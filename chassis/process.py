@@ -1,0 +1,134 @@
+"""The life of a server's process: its arguments, standard streams and signals, and the status it ends with."""
+
+import argparse
+import asyncio
+import importlib.metadata
+import os
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, NoReturn
+
+import structlog
+import uvloop
+
+from chassis import settings
+
+log = structlog.get_logger()
+
+DISTRIBUTION = "chargeonce"
+# What a server has open before its first client: its files, sockets and wake-ups are some 30 (measured).
+FEWEST_FILES = 64
+# They stop a server in order. A terminal that closes sends SIGHUP, often twice; operators' scripts send the others.
+_ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# A second one of these is from somebody who does not want to wait.
+_INSIST = (signal.SIGTERM, signal.SIGINT)
+# Who starts a process with one of these ignored, as nohup does, wants it to stay.
+_MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def open_standard_streams() -> None:
+    """Put /dev/null where a standard stream was closed: else the next file or socket gets its number, and our log too."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+
+
+def parser(module: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
+    """A program's arguments: --help, --version, and whatever is added. What it does not know it refuses."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--version", action="version", version=f"{DISTRIBUTION} {_version()}")
+    return made
+
+
+def server_parser(
+    module: str, description: str, known: type, environment: Mapping[str, str]
+) -> argparse.ArgumentParser:
+    """A server's arguments: its settings come from the environment, and --help lists them."""
+    return parser(module, description, epilog=settings.describe(known, environment))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "of a source tree that is not installed"
+
+
+class StopRequest:
+    """Waits for a signal that asks the process to stop.
+
+    One that comes before anybody waits for it finds a server that is still starting: its start is cancelled. Later ones
+    change nothing, but a second SIGTERM or SIGINT, which ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._starting = asyncio.current_task()
+        for number in _ASK_TO_STOP:
+            if number not in _MAY_BE_IGNORED or signal.getsignal(number) != signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, self._ask, number)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a signal came."""
+        return self._asked.is_set()
+
+    def wait(self) -> Coroutine[Any, Any, Any]:
+        """Return, when awaited, once the process is asked to stop."""
+        self._starting = None
+        return self._asked.wait()
+
+    def _ask(self, number: signal.Signals) -> None:
+        if self.is_asked:
+            return
+        log.info("asked to stop", signal=number.name)
+        self._asked.set()
+        for insisting in _INSIST:
+            asyncio.get_running_loop().remove_signal_handler(insisting)
+            # The kernel does to process 1, as a container's is, nothing by default.
+            signal.signal(insisting, signal.SIG_DFL if os.getpid() != 1 else _end_at_once)
+        if self._starting:
+            self._starting.cancel()
+
+
+def _end_at_once(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)
+
+
+def serve_until_stopped(serve: Callable[[StopRequest], Awaitable[None]]) -> None:
+    """Run a server's main coroutine on uvloop. Raises what it raises, and OSError if it may open too few files."""
+
+    async def main() -> None:
+        stop = StopRequest()
+        try:
+            await serve(stop)
+        except asyncio.CancelledError:
+            if not stop.is_asked:
+                raise
+            log.info("stopped before it served")
+
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY and allowed < FEWEST_FILES:
+        raise OSError(f"only {allowed} files may be open at once here, a server needs {FEWEST_FILES}: raise ulimit -n")
+    uvloop.run(main())
+
+
+def run(serve: Callable[[StopRequest], Awaitable[None]], known_errors: tuple[type[Exception], ...]) -> NoReturn:
+    """Run a server and exit: 0 when it ended in order, 1 after an error told in a line."""
+    known: tuple[type[Exception], ...] = (settings.SettingsError, OSError, *known_errors)
+    try:
+        serve_until_stopped(serve)
+    except known as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # for the person who started it
+        sys.exit(1)
+    sys.exit(0)
