@@ -39,7 +39,7 @@ from command_service.charge import (
     evolve,
 )
 from command_service.codec import charge_id_of
-from command_service.journal import JournalFull, NotStored, Place, Record
+from command_service.journal import JournalBusy, JournalFull, NotStored, Place, Record
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import SELECT_VERSION, key_of, read_head
 from command_service.runner import Runner
@@ -274,17 +274,29 @@ def _card_numbers_are_let_in() -> _Planted:
     return [(screening, "card_number_in", lambda _text: False)]
 
 
-def _a_full_disk_is_taken_for_stored() -> _Planted:
+def _taken_for_stored(kind: type[NotStored]) -> _Planted:
     async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
         try:
             return await _append(self, charge_id, version, events, finished=finished)
-        except JournalFull:
+        except kind:
             first = self._head.position + 1
             return [
                 Record(first + n, charge_id, version + 1 + n, self._now(), bytes(32), e) for n, e in enumerate(events)
             ]
 
     return [(SqliteJournal, "append", append)]
+
+
+def _a_full_disk_is_taken_for_stored() -> _Planted:
+    return _taken_for_stored(JournalFull)
+
+
+def _a_busy_file_is_taken_for_stored() -> _Planted:
+    return _taken_for_stored(JournalBusy)
+
+
+def _recorded_times_follow_the_clock() -> _Planted:
+    return [(SqliteJournal, "_time", lambda self: max(0, self._now()))]
 
 
 def _bank_calls_have_no_limit() -> _Planted:
@@ -323,6 +335,8 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _a_batchs_answers_are_mixed_up,
         _card_numbers_are_let_in,
         _a_full_disk_is_taken_for_stored,
+        _a_busy_file_is_taken_for_stored,
+        _recorded_times_follow_the_clock,
         _bank_calls_have_no_limit,
         _no_pause_after_a_vain_call,
     )

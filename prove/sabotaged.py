@@ -21,6 +21,7 @@ from prove.loop import patched
 
 VARIABLE = "PROVE_SABOTAGE"
 A_FULL_DISK_ENDS_IT = "a full disk ends the server"
+A_QUOTA_ENDS_IT = "a quota is no full disk"
 RESTORED_IS_FORGOTTEN = "a restored journal is taken for any other"
 NO_ANCHOR = "a start does not look at the anchor"
 
@@ -30,6 +31,10 @@ def _a_full_disk_ends_it() -> list[tuple[Any, str, Any]]:
         return None
 
     return [(SqliteJournal, "_why_not_stored", why_not_stored)]
+
+
+def _a_quota_ends_it() -> list[tuple[Any, str, Any]]:
+    return [(journal_sqlite, "has_room", lambda _: True)]
 
 
 def _restored_is_forgotten() -> list[tuple[Any, str, Any]]:
@@ -47,6 +52,7 @@ def _no_anchor() -> list[tuple[Any, str, Any]]:
 
 _OWN: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
     A_FULL_DISK_ENDS_IT: _a_full_disk_ends_it,
+    A_QUOTA_ENDS_IT: _a_quota_ends_it,
     RESTORED_IS_FORGOTTEN: _restored_is_forgotten,
     NO_ANCHOR: _no_anchor,
 }

@@ -9,7 +9,7 @@ writes and syncs. `full` tells of an append that was definitely not stored; it i
 server's: 74 when a commit's fate is unknown.
 
 `--set` and `--anchor-seconds` make what is rare frequent: checkpoints and anchors. `--set synchronous=1` and
-`--leave-out`, of a step of the start, and `--plant`, one of `prove.canaries`, are for controls, which must lose what was told.
+`--leave-out`, of a step of the start, and `--plant`, one of `prove.sabotaged`, are for controls, which must lose what was told.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from command_service.journal import JournalFull, JournalRefused, sqlite, table, upkeep
+from command_service.journal import JournalRefused, NotStored, sqlite, table, upkeep
 
 EX_IOERR = 74
 EX_REFUSED = 3
@@ -81,7 +81,7 @@ async def write(journal_path: Path, told: int, appends: int, seed: int) -> int:
                 try:
                     records = await journal.append(charge_id, version, [event], finished=version == 2)
                     break
-                except JournalFull:
+                except NotStored:
                     tell("full", charge_id, version)
                     if tries == TRIES - 1:
                         os._exit(EX_FULL)
@@ -123,7 +123,7 @@ def main() -> NoReturn:
     told = os.open(chosen.told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     with contextlib.ExitStack() as stack:
         if chosen.plant:
-            from prove.canaries import planted  # the whole product, of which a writer needs a part only
+            from prove.sabotaged import planted  # the whole product, of which a writer needs a part only
 
             stack.enter_context(planted(chosen.plant))
         status = asyncio.run(write(chosen.journal, told, chosen.appends, chosen.seed))
