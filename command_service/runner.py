@@ -103,7 +103,7 @@ class Stream:
             state,
             self.version + 1,
             self.position if isinstance(self.state, AtRest) else record.position,
-            self.requested_at or record.recorded_at,
+            self.requested_at if self.version else record.recorded_at,
         )
 
 

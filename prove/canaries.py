@@ -40,7 +40,7 @@ from command_service.charge import (
     evolve,
 )
 from command_service.codec import charge_id_of
-from command_service.journal import JournalFull, NotStored, Place, Record
+from command_service.journal import JournalBusy, JournalFull, NotStored, Place, Record
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import SELECT_VERSION, key_of, read_head
 from command_service.runner import Runner
@@ -279,17 +279,29 @@ def _a_new_key_is_advised_while_money_may_move() -> _Planted:
     return [(command_service.errors, "is_over_without_money", lambda _state: True)]
 
 
-def _a_full_disk_is_taken_for_stored() -> _Planted:
+def _taken_for_stored(kind: type[NotStored]) -> _Planted:
     async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
         try:
             return await _append(self, charge_id, version, events, finished=finished)
-        except JournalFull:
+        except kind:
             first = self._head.position + 1
             return [
                 Record(first + n, charge_id, version + 1 + n, self._now(), bytes(32), e) for n, e in enumerate(events)
             ]
 
     return [(SqliteJournal, "append", append)]
+
+
+def _a_full_disk_is_taken_for_stored() -> _Planted:
+    return _taken_for_stored(JournalFull)
+
+
+def _a_busy_file_is_taken_for_stored() -> _Planted:
+    return _taken_for_stored(JournalBusy)
+
+
+def _recorded_times_follow_the_clock() -> _Planted:
+    return [(SqliteJournal, "_time", lambda self: max(0, self._now()))]
 
 
 def _bank_calls_have_no_limit() -> _Planted:
@@ -329,6 +341,8 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _card_numbers_are_let_in,
         _a_new_key_is_advised_while_money_may_move,
         _a_full_disk_is_taken_for_stored,
+        _a_busy_file_is_taken_for_stored,
+        _recorded_times_follow_the_clock,
         _bank_calls_have_no_limit,
         _no_pause_after_a_vain_call,
     )

@@ -48,7 +48,14 @@ class Disk(Stage):
         process.connections.append(connection)
         if "mode=rwc" in database:
             connection.commits = partial(self.commit, process, connection)
+            connection.begins = partial(self.begin, process)
         return connection
+
+    def begin(self, process: Process) -> None:
+        """Let a transaction begin, unless another program holds the write lock."""
+        if process.kind == "command" and self.dice.fires("journal_busy"):
+            self.note(process.name, "finds its journal locked by another program")
+            raise _error("database is locked", sqlite3.SQLITE_BUSY)
 
     def commit(self, process: Process, connection: Connection) -> sqlite3.Cursor:
         """Commit, unless the disk has other plans."""
@@ -143,5 +150,6 @@ class Disk(Stage):
 def _error(text: str, code: int) -> sqlite3.OperationalError:
     error = sqlite3.OperationalError(text)
     error.sqlite_errorcode = code
-    error.sqlite_errorname = {sqlite3.SQLITE_FULL: "SQLITE_FULL"}.get(code, "SQLITE_IOERR_FSYNC")
+    names = {sqlite3.SQLITE_FULL: "SQLITE_FULL", sqlite3.SQLITE_BUSY: "SQLITE_BUSY"}
+    error.sqlite_errorname = names.get(code, "SQLITE_IOERR_FSYNC")
     return error

@@ -85,11 +85,15 @@ class Connection(sqlite3.Connection):
     """A connection whose commits the world may spoil."""
 
     commits: Callable[[], sqlite3.Cursor] | None = None
+    begins: Callable[[], None] | None = None
+    """What happens before a transaction that writes."""
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         """Execute; a commit goes through the world."""
         if sql == "COMMIT" and self.commits is not None:
             return self.commits()
+        if sql == "BEGIN IMMEDIATE" and self.begins is not None:
+            self.begins()
         return super().execute(sql, *parameters)
 
     def really(self, sql: str, *parameters: Any) -> sqlite3.Cursor:

@@ -55,13 +55,17 @@ WEATHER = (
     "clock_jump",
     "disk_full",
 )
+# By a chance of their own, so that all other stories stayed what they were when these came.
+LATER_FAULTS = {"journal_busy": 0.1}
+LATER_WEATHER = ("clock_before_1970",)
+LATER_STORIES = 1 / 8
 # Of these each call or commit that meets one is counted: when nobody meets it, nothing has happened.
 MET = frozenset({"bank_down", "bank_restart", "unauthorized", "disk_full"})
 # In a few stories the bank is away for hours, beyond the age at which charges are given up, and late deliveries are as late.
 LONG_STORIES, LONG_SECONDS, LONG_LATE_FACTOR = 1 / 80, (600.0, 3 * 3_600.0), 200.0
 # What clients do that is no fault of ours, counted as well.
 CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number")
-KINDS = (*CALL_FAULTS, *WEATHER, *CLIENTS)
+KINDS = (*CALL_FAULTS, *LATER_FAULTS, *WEATHER, *LATER_WEATHER, *CLIENTS)
 
 # Visa's, Mastercard's and American Express's well-known test numbers.
 CARD_NUMBERS = ("4111111111111111", "5555555555554444", "378282246310005")
@@ -153,6 +157,13 @@ def plan_of(seed: int) -> Plan:
         away = long.uniform(*LONG_SECONDS)
         weather.append(Weather(long.uniform(0.0, horizon), "bank_down", away))
         horizon += away + long.uniform(0.0, 600.0)
+    later = random.Random(f"later {seed}")
+    for kind, most in LATER_FAULTS.items():
+        if later.random() < LATER_STORIES:
+            weights[kind] = most * later.uniform(0.3, 1.0)
+    for kind in LATER_WEATHER:
+        if later.random() < LATER_STORIES:
+            weather.append(Weather(later.uniform(0.0, begun), kind, later.uniform(0.3, 8.0)))
     weather.sort(key=lambda event: event.at)
     keys = [f"order-{seed}-{number}" for number in range(chance.choice((1, 2, 4, 8)))]
     clients = [

@@ -23,6 +23,7 @@ from prove.loop import patched
 
 VARIABLE = "PROVE_SABOTAGE"
 A_FULL_DISK_ENDS_IT = "a full disk ends the server"
+A_QUOTA_ENDS_IT = "a quota is no full disk"
 RESTORED_IS_FORGOTTEN = "a restored journal is taken for any other"
 FILES_ARE_NOT_WATCHED = "files that were taken away are not missed"
 NO_ANCHOR = "a start does not look at the anchor"
@@ -34,6 +35,10 @@ def _a_full_disk_ends_it() -> list[tuple[Any, str, Any]]:
         return None
 
     return [(SqliteJournal, "_why_not_stored", why_not_stored)]
+
+
+def _a_quota_ends_it() -> list[tuple[Any, str, Any]]:
+    return [(journal_sqlite, "has_room", lambda _: True)]
 
 
 def _restored_is_forgotten() -> list[tuple[Any, str, Any]]:
@@ -66,6 +71,7 @@ def _writes_its_log_itself() -> list[tuple[Any, str, Any]]:
 
 _OWN: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
     A_FULL_DISK_ENDS_IT: _a_full_disk_ends_it,
+    A_QUOTA_ENDS_IT: _a_quota_ends_it,
     RESTORED_IS_FORGOTTEN: _restored_is_forgotten,
     FILES_ARE_NOT_WATCHED: _files_are_not_watched,
     NO_ANCHOR: _no_anchor,

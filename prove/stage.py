@@ -25,6 +25,8 @@ class Stage:
         self.outside = contextvars.Context()
         """Of the world around the simulated processes."""
         self.clock_offset = 0
+        self.is_clock_unset = False
+        """As on a machine that has just started, and has no clock of its own."""
         self.notes: list[Note] = []
         self.found: list[Violation] = []
 
@@ -50,4 +52,5 @@ class Stage:
 
     def now(self) -> int:
         """What the clock on the wall says: microseconds since 1970, and it may jump."""
-        return EPOCH + int(self.loop.time() * 1_000_000) + self.clock_offset
+        begin = -3_600_000_000 if self.is_clock_unset else EPOCH + self.clock_offset
+        return begin + int(self.loop.time() * 1_000_000)

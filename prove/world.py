@@ -13,6 +13,7 @@ of which each knows only those before it:
 
 import asyncio
 import hashlib
+import itertools
 import random
 import shutil
 import sqlite3
@@ -113,6 +114,9 @@ class World(Callers):
                 self.later(event.seconds, self._end_weather, "unauthorized")
             case "clock_jump":
                 self.clock_offset += int(self.dice.uniform(-3_600e6, 3_600e6))
+            case "clock_before_1970":
+                self.is_clock_unset = True
+                self.later(event.seconds, self._end_weather, "clock_before_1970")
             case "disk_full":
                 self.disk_is_full = True
                 self.later(event.seconds, self._end_weather, "disk_full")
@@ -128,6 +132,8 @@ class World(Callers):
                 self.bank.is_down = False
             case "unauthorized":
                 self.bank.is_unauthorized = False
+            case "clock_before_1970":
+                self.is_clock_unset = False
             case "disk_full":
                 self.disk_is_full = False
         self.note("weather", kind, "ends")
@@ -150,7 +156,7 @@ class World(Callers):
         await asyncio.sleep(plan.horizon_seconds)
         self.dice.is_over = True
         self.note("weather", "faults stop")
-        for kind in ("bank_down", "unauthorized", "disk_full"):
+        for kind in ("bank_down", "unauthorized", "disk_full", "clock_before_1970"):
             self._end_weather(kind)
         self.bank.token_seconds = 900.0
         for process in self.processes.values():
@@ -310,6 +316,11 @@ class World(Callers):
         for view in views[1:]:
             found += check(Observed(records, view=view, is_at_rest=self.is_ending))
         found += self._reviews(records)
+        found += [
+            Violation("I9", f"position {later.position}", "recorded before the record before it")
+            for earlier, later in itertools.pairwise(records)
+            if later.recorded_at < earlier.recorded_at
+        ]
         charges = sum(record.version == 1 for record in records)
         return Told(found, dict(self.dice.fired), self.dice.drawn, self.notes, self.loop.callbacks, charges)
 

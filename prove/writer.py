@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from command_service.journal import JournalFull, JournalRefused, sqlite, table, upkeep
+from command_service.journal import JournalRefused, NotStored, sqlite, table, upkeep
 
 EX_IOERR = 74
 EX_REFUSED = 3
@@ -81,7 +81,7 @@ async def write(journal_path: Path, told: int, appends: int, seed: int) -> int:
                 try:
                     records = await journal.append(charge_id, version, [event], finished=version == 2)
                     break
-                except JournalFull:
+                except NotStored:
                     tell("full", charge_id, version)
                     if tries == TRIES - 1:
                         os._exit(EX_FULL)

@@ -21,8 +21,10 @@ KINDS = (
     *(
         "EIO",
         "ENOSPC",
+        "EDQUOT",
         "disk full",
         "disk with room again",
+        "write lock held by another program",
         "bit flipped",
         "flipped bits met at a start",
         *DAMAGES,
@@ -58,8 +60,10 @@ async def _controls(harness: Harness) -> None:
     """Sabotaged runs that must fail, each by the name of what it breaks."""
     if shutil.which("strace") is not None:
         harness.controls["a full disk that is taken for stored loses records"] = await errors.is_control_found()
+        harness.controls["a writer that a used up quota ends is noticed"] = await errors.is_quota_control_found()
     if (is_found := await disks.is_control_found()) is not None:
         harness.controls["a server that a full disk ends is noticed"] = is_found
+        harness.controls["a server that a busy journal ends is noticed"] = bool(await disks.is_busy_control_found())
     harness.controls["a writer that does not watch its files goes on without them"] = await gone.is_control_found()
     harness.controls["a restored journal that is taken for any other is noticed"] = await restores.is_control_found()
 
@@ -78,6 +82,6 @@ async def rounds(until: float, say: Say, harness: Harness, *, seed: int = 0, mos
                 await flips(until, say, harness, seed=own, most=FLIPS)
                 await take_away(until, say, harness, seed=own)
 
-            await asyncio.gather(one.back_up_and_restore(), harm_files(), *([disk.fill_and_free()] if disk else []))
+            await asyncio.gather(one.back_up_and_restore(), harm_files(), *([disk.harm()] if disk else []))
             longest_seconds = max(longest_seconds, time.monotonic() - began)
             say(f"storage: {number + 1} of {most} rounds, {len(harness.violations)} violations")

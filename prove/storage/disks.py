@@ -1,4 +1,4 @@
-"""A small disk under a real server, filled and freed again and again.
+"""A small disk under a real server, filled and freed again and again, and its journal locked by another program in between.
 
 The server refuses, stays up, and goes on once there is room, without repair by hand.
 """
@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -39,6 +40,48 @@ class SmallDisk:
     ballast: Path
     harness: Harness
 
+    async def harm(self) -> None:
+        """One of each."""
+        await self.fill_and_free()
+        await self.hold_the_lock()
+
+    async def hold_the_lock(self) -> None:
+        """Hold the journal's write lock until a charge is refused for it, and let go: all that was begun comes to rest."""
+        command, stop, seen = self.town.command, asyncio.Event(), len(self.clients.calls)
+        assert command.process is not None
+        with contextlib.closing(sqlite3.connect(self.ballast.with_name("journal.db"), isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            working = [asyncio.create_task(self.clients.work(self.town, CLIENTS, stop))]
+            is_busy = False
+            for moment in range(int(REST_SECONDS / 0.01)):
+                if moment % 100 == 99:
+                    working.append(asyncio.create_task(self.clients.work(self.town, 1, stop)))
+                is_busy = any(call.reason == "JOURNAL_BUSY" for call in self.clients.calls[seen:])
+                if is_busy or command.process.returncode is not None:
+                    break
+                await asyncio.sleep(0.01)
+        stop.set()
+        self.harness.tried += 1
+        self.harness.faults["write lock held by another program"] += is_busy
+        await self._come_to_rest(working, "a busy journal", is_busy)
+
+    async def _come_to_rest(self, working: list["asyncio.Task[None]"], what: str, was_refused: bool) -> bool:
+        status = None if self.town.command.process is None else self.town.command.process.returncode
+        if status is not None:
+            self.harness.violations.append(f"L5: {what} ended the server with {status}")
+            for work in working:
+                work.cancel()
+            return False
+        if not was_refused:
+            self.harness.violations.append(f"{what}: no charge was refused for it within a minute")
+        try:
+            async with asyncio.timeout(REST_SECONDS):
+                await asyncio.gather(*working)
+        except TimeoutError:
+            self.harness.violations.append(f"L5: after {what}, charges did not come to rest")
+            return False
+        return was_refused
+
     async def fill_and_free(self) -> None:
         """Fill the disk until a charge is refused for it, and free it: all that was begun comes to rest."""
         command, stop, seen = self.town.command, asyncio.Event(), len(self.clients.calls)
@@ -57,19 +100,7 @@ class SmallDisk:
         self.harness.faults["disk full"] += is_full
         stop.set()
         self.ballast.unlink()
-        if command.process.returncode is not None:
-            self.harness.violations.append(f"L5: a full disk ended the server with {command.process.returncode}")
-            for work in working:
-                work.cancel()
-            return
-        if not is_full:
-            self.harness.violations.append("the small disk was not full within a minute")
-        try:
-            async with asyncio.timeout(REST_SECONDS):
-                await asyncio.gather(*working)
-            self.harness.faults["disk with room again"] += is_full
-        except TimeoutError:
-            self.harness.violations.append("L5: with room again, charges did not come to rest")
+        self.harness.faults["disk with room again"] += await self._come_to_rest(working, "a full disk", is_full)
 
     def _fill(self) -> None:
         with self.ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -112,6 +143,16 @@ async def is_control_found() -> bool | None:
         if disk is None:
             return None
         await disk.fill_and_free()
+    return harness.found("L5")
+
+
+async def is_busy_control_found() -> bool | None:
+    """A server that a busy journal ends: its sabotage takes any commit that fails for unknown."""
+    harness = Harness("control", "faults")
+    async with small_disk(harness, 0, bug=A_FULL_DISK_ENDS_IT) as disk:
+        if disk is None:
+            return None
+        await disk.hold_the_lock()
     return harness.found("L5")
 
 

@@ -18,11 +18,14 @@ from pathlib import Path
 
 from prove.powercut import OFTEN, lost
 from prove.report import Harness, Say
+from prove.sabotaged import A_QUOTA_ENDS_IT
 from prove.writer import EX_FULL, EX_IOERR, EX_REFUSED, folder_in_memory
 
 WRITER_SECONDS = 60.0
 # Enough for two checkpoints.
 APPENDS = 40
+# ENOSPC, and what SQLite takes for an I/O error, but is a disk that is full for this user.
+NO_ROOM = ("ENOSPC", "EDQUOT")
 CALLS = ("pwrite64", "fdatasync", "fsync", "ftruncate", "rename", "write", "pread64")
 
 
@@ -67,11 +70,13 @@ async def fail(
     where = f"({error} at {call} {when})"
     told = told_in(folder)
     harness.faults[error] += fired
-    allowed = {0, EX_IOERR, EX_REFUSED} | ({EX_FULL} if for_ever and error == "ENOSPC" else set())
+    allowed = {0, EX_IOERR, EX_REFUSED} | ({EX_FULL} if for_ever and error in NO_ROOM else set())
     if status not in allowed:
         harness.violations.append(f"the writer ended with status {status} {where}")
     if error == "ENOSPC" and call == "pwrite64" and not for_ever and told[:1] and told[0][0] == "open" and status:
         harness.violations.append(f"L5: a disk that was full once ended the process with status {status} {where}")
+    if error == "EDQUOT" and for_ever and told[:1] and told[0][0] == "open" and status == EX_IOERR:
+        harness.violations.append(f"L5: a quota that is used up ended the process with status {status} {where}")
     if what := await lost(folder, told):
         harness.violations.append(f"{what} {where}")
     harness.faults[f"status {status} after {error}"] += 1
@@ -88,6 +93,7 @@ async def fail_all(until: float, say: Say, harness: Harness, *, seed: int = 0) -
     with folder_in_memory() as folder:
         counts = await asyncio.to_thread(_count, folder / "counting")
         kinds = [(call, error, ever) for call in CALLS for error in ("EIO", "ENOSPC") for ever in (False, True)]
+        kinds += [("pwrite64", "EDQUOT", ever) for ever in (False, True)]
         # In no order, so that a short time tries something of everything.
         ways = [(kind, number) for kind in kinds for number in range(1, counts[kind[0]] + 1)]
         random.Random(seed).shuffle(ways)
@@ -122,6 +128,14 @@ async def is_control_found() -> bool:
             folder / "failing", "pwrite64", "ENOSPC", False, 40, harness=harness, bug="a full disk is taken for stored"
         )
     return harness.found("I7")
+
+
+async def is_quota_control_found() -> bool:
+    """A writer that a used up quota ends."""
+    harness = Harness("control", "faults")
+    with folder_in_memory() as folder:
+        await fail(folder / "failing", "pwrite64", "EDQUOT", True, 40, harness=harness, bug=A_QUOTA_ENDS_IT)
+    return harness.found("L5")
 
 
 def _count(folder: Path) -> Counter[str]:

@@ -113,6 +113,18 @@ async def test_a_disk_that_was_full_and_has_room_again_takes_charges_again() -> 
     assert harness.faults == {"disk full": 2, "disk with room again": 2}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+async def test_a_journal_that_another_program_held_takes_charges_again() -> None:
+    """Under one server, which is never restarted; and the control."""
+    harness = a_harness()
+    async with disks.small_disk(harness, 0) as disk:
+        assert disk is not None
+        await disk.hold_the_lock()
+    assert harness.violations == []
+    assert harness.faults == {"write lock held by another program": 1}
+    assert await disks.is_busy_control_found()
+
+
 async def test_a_restored_backup_is_noticed_and_a_second_server_is_refused() -> None:
     """One round of them, and all sides agree at the end."""
     harness = a_harness()
@@ -123,7 +135,7 @@ async def test_a_restored_backup_is_noticed_and_a_second_server_is_refused() -> 
 
 
 @needs_strace
-@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EDQUOT"])
 @pytest.mark.parametrize(("call", "number"), [("pwrite64", 40), ("fdatasync", 12)])
 async def test_an_error_of_the_disk_loses_nothing_that_was_acknowledged(
     call: str, number: int, error: str, tmp_path: Path
