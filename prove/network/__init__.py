@@ -22,7 +22,9 @@ from typing import Any
 import structlog
 
 from charging.v1.command_pb2 import ChargeResponse
+from command_service.bank import gateway
 from command_service.journal import START, anchor
+from prove.loop import patched
 from prove.network import bank, clients, feeds, floods, restarts
 from prove.network.books import check
 from prove.network.kinds import KINDS, OUTCOMES
@@ -59,6 +61,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(bank.answers_lie),
     Scenario(bank.the_bank_lies_for_good),
     Scenario(bank.the_bank_refuses),
+    Scenario(bank.answers_come_too_many),
+    Scenario(bank.the_bank_has_odd_ids),
     Scenario(bank.the_bank_declines),
     Scenario(bank.tokens_expire),
     Scenario(bank.requests_come_twice),
@@ -206,11 +210,20 @@ async def _forget_a_record(world: World) -> None:
     await world.command_up()
 
 
+async def _believe_at_once(world: World) -> None:
+    """As before the mend: a refusal that came once, and names nobody, ends a charge."""
+    (request,) = world.requests(1)
+    await world.trouble("execute", "refuse", request=request)
+    with patched([(gateway, "_is_doubtful", lambda *_: False)]):
+        await world.settle(request)
+
+
 # What is tampered with, and the invariant that the check must name.
 CONTROLS: dict[str, tuple[Callable[[World], Awaitable[None]], str]] = {
     "money that moved behind our back is found": (_pay_behind_our_back, "I3"),
     "another outcome for the same key is found": (_tell_another_outcome, "I6"),
     "a journal that lost its last record is found": (_forget_a_record, "I7"),
+    "a refusal that is believed at once is found": (_believe_at_once, "L1"),
 }
 
 

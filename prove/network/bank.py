@@ -41,6 +41,16 @@ HARMLESS: tuple[tuple[str, dict[str, Any]], ...] = (
     *[("throttled", {"retry_after": text}) for text in ("0", "-5", "soon", "1e9", "NaN", "0.5", "Thu, 99 Foo")],
     *[("in_progress", {"retry_after": text}) for text in ("0", "-1", "later")],
 )
+# What may come as an answer too many.
+NAMING_NOBODY: tuple[tuple[int, dict[str, Any]], ...] = (
+    *[(status, {"error": "refused"}) for status in (400, 404, 409, 422)],
+    (404, {"error": "token_unknown"}),
+    (404, {"error": "reference_unknown"}),
+    (410, {"error": "token_expired"}),
+    (202, {"result": "in_progress"}),
+    (200, {"result": "declined", "reason": "card_declined", "transaction_id": None}),
+)
+ODD_IDS = ("4111111111111111", "txn_5555-5555-5555-4444", "378282246310005", "1" * 129, "txn/1", "an id")
 # An answer that is not about our charge: a look-up sets it right.
 LYING = ("wrong_amount", "wrong_currency", "wrong_reference")
 
@@ -91,23 +101,58 @@ async def the_bank_lies_for_good(world: World) -> None:
 
 
 async def the_bank_refuses(world: World) -> None:
-    """A definite no to the token step is a decline; to the execute step, with nothing found, it is for people."""
+    """A no to the token step that is said again is a decline; to the execute step, with nothing found, it is for people."""
     world.is_bank_true_in_the_end = False
     early, late = world.requests(5), world.requests(5)
     for request in early:
-        await world.trouble("token", "refuse", request=request, status=world.chance.choice((400, 404, 409, 422)))
+        status = world.chance.choice((400, 404, 409, 422))
+        await world.trouble("token", "refuse", request=request, status=status, times=2)
     for request in late:
         if world.chance.random() < 0.5:
-            await world.trouble("execute", "refuse", request=request, status=world.chance.choice((400, 404, 409, 422)))
+            status = world.chance.choice((400, 404, 409, 422))
+            await world.trouble("execute", "refuse", request=request, status=status, times=2)
         else:
             await world.trouble("execute", "forget_token", request=request)
-            await world.trouble("look_up", "forget_token", request=request, times=world.chance.randint(1, 2))
+            await world.trouble("look_up", "forget_token", request=request, times=2)
     for asked in await world.settle_all(early):
         must(asked.answer and asked.answer.status == DECLINED, "a token step that is refused is a decline")
     for asked in await world.settle_all(late):
         must(
             asked.answer and asked.answer.status == IN_REVIEW, "an execute step that is refused is never guessed about"
         )
+
+
+async def answers_come_too_many(world: World) -> None:
+    """Some ms after a right answer comes one that nobody asked for, over a connection that is kept: it decides nothing.
+
+    The bank is true in the end: that a charge goes into review would be told by the check.
+    """
+    requests = world.requests(60)
+    for request in requests[::3]:
+        on = world.chance.choice(("token", "execute", "execute"))
+        status, body = world.chance.choice(NAMING_NOBODY)
+        seconds = world.chance.uniform(0.0, 0.006)
+        await world.trouble(on, "extra_answer", request=request, seconds=seconds, status=status, body=body)
+    waiting = iter(requests)
+
+    async def charge_on() -> None:
+        for request in waiting:
+            asked = await world.settle(request)
+            must(asked.answer and asked.answer.status == CHARGED, "an answer that names nobody ends no charge")
+
+    await asyncio.gather(*(charge_on() for _ in range(4)))
+
+
+async def the_bank_has_odd_ids(world: World) -> None:
+    """What it executed under an id that may not be kept is for people, and does not wait for ever; the others go on."""
+    world.is_bank_true_in_the_end = False
+    requests = world.requests(len(ODD_IDS))
+    for request, odd in zip(requests, ODD_IDS, strict=True):
+        await world.trouble("execute", "odd_transaction_id", request=request, transaction_id=odd)
+    for asked in await world.settle_all(requests):
+        must(asked.answer and asked.answer.status == IN_REVIEW, "an id that may not be kept is for people")
+    for asked in await world.settle_all(world.requests(2)):
+        must(asked.answer and asked.answer.status == CHARGED, "a bank with odd ids can have others")
 
 
 async def the_bank_declines(world: World) -> None:

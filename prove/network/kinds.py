@@ -9,6 +9,7 @@ _KINDS = {
         *("lose_request", "lose_answer", "hang_before", "hang_after", "reset", "delay", "error_before", "error_after"),
         *("garbage", "half_body", "slow_body", "huge_body", "throttled", "in_progress", "redirect", "refuse"),
         *("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "contradict", "forget_token"),
+        *("extra_answer", "odd_transaction_id"),
         *("expire_token", "down", "down for long", "breaker open", "slow, server full", "killed", "name unknown"),
         "wrong certificate",
     ),

@@ -28,6 +28,7 @@ from command_service.charge import (
     Declined,
     DeclineReason,
     Effect,
+    Evidence,
     Execute,
     Executed,
     Expired,
@@ -284,6 +285,129 @@ async def test_an_execution_without_a_proper_transaction_id_is_no_answer(transac
     """The id is stored, so it is an id or nothing; and the bank says it once only, then nothing."""
     said = OURS | {"result": "executed", "transaction_id": transaction_id}
     assert await answer_from(EXECUTE, http(said)) == NoAnswer()
+
+
+def unusable(said: dict[str, Any], transaction_id: object) -> bytes:
+    return http(OURS | said | {"transaction_id": transaction_id})
+
+
+UNUSABLE = Contradiction(Evidence(("transaction_id",), 200), ReviewReason.TRANSACTION_ID_UNUSABLE)
+
+
+@pytest.mark.parametrize("transaction_id", ["", "..", "a/b", "a b", "1" * 129, CARD, f"txn_{CARD}", 7, True, ["x"]])
+async def test_an_execution_under_an_unusable_id_is_for_people_once_it_is_repeated(transaction_id: object) -> None:
+    """By the step and two look-ups, or by two look-ups. A look-up that has a proper id settles it; one without any, nothing."""
+    step = unusable({"result": "already_executed"}, transaction_id)
+    known = unusable({"state": "executed"}, transaction_id)
+    proper = http(EXECUTED | {"state": "executed"})
+    assert await answer_from(EXECUTE, step, known, known) == UNUSABLE
+    assert await answer_from(EXECUTE, step, proper) == await answer_from(EXECUTE, step, known, proper)
+    assert await answer_from(EXECUTE, step, known, proper) == Executed("txn_1")
+    for script in ((step,), (step, known), (step, known, unusable({"state": "executed"}, None))):
+        assert await answer_from(EXECUTE, *script) == NoAnswer()
+    async with wire(known, known) as double:
+        assert await answer_to(EXECUTE, double.url, look_up_first=True) == UNUSABLE
+    assert await answer_from(ASK, known) == Token("ttok_1"), "the execute step will hear of it"
+
+
+async def test_what_is_kept_of_an_unusable_id_is_nothing_whatever_else_is_wrong() -> None:
+    """Other fields differ too: their names are kept, and no hash from which a card number could be guessed."""
+    other = http(OURS | {"transaction_id": CARD, "result": "executed", "amount": 1})
+    look_up = http(OURS | {"transaction_id": CARD, "state": "executed", "amount": 1})
+    assert await answer_from(EXECUTE, other, look_up, look_up) == Contradiction(
+        Evidence(("amount",), 200), ReviewReason.FIELDS_DIFFER
+    )
+
+
+# ---------------------------------------------------------------- an answer to somebody else's question
+class Shifted:
+    """A bank whose connections answer their first question right, and each later one with what is not about it.
+
+    It does what it is asked before that, or never. Whoever asks over a fresh connection hears the truth.
+    """
+
+    def __init__(self, too_many: bytes, *, does_it: bool) -> None:
+        self.url = ""
+        self.executed = False
+        self.asked: list[int] = []
+        self._too_many = too_many
+        self._does_it = does_it
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = 0
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.partition(b"Content-Length: ")[2].partition(b"\r")[0] or 0))
+                asked += 1
+                truth = self._do(head) if asked == 1 or self._does_it else b""
+                writer.write(truth if asked == 1 else self._too_many)
+        except asyncio.IncompleteReadError:
+            pass  # It has left.
+        finally:
+            self.asked.append(asked)
+            writer.close()
+
+    def _do(self, head: bytes) -> bytes:
+        is_execute = b"/execute" in head
+        result = {"result": "already_executed" if self.executed else "executed"} if is_execute else {}
+        self.executed |= is_execute
+        return http(
+            (EXECUTED if self.executed else OURS) | {"state": "executed" if self.executed else "created"} | result
+        )
+
+
+@asynccontextmanager
+async def shifted(too_many: bytes, *, does_it: bool) -> AsyncIterator[Shifted]:
+    double = Shifted(too_many, does_it=does_it)
+    server = await asyncio.start_server(double.serve, "127.0.0.1", 0)
+    double.url = "http://{}:{}".format(*server.sockets[0].getsockname())
+    async with server:
+        yield double
+
+
+OTHERS = OURS | {"token": "ttok_2", "reference": "charge-2"}
+NOT_OURS: dict[str, bytes] = {
+    **{
+        f"{status} {error}": http({"error": error}, status)
+        for status, error in [
+            *[(status, "refused") for status in (400, 404, 409, 422)],
+            *[(404, "token_unknown"), (404, "reference_unknown"), (409, "fields_differ"), (410, "token_expired")],
+        ]
+    },
+    "401": http({}, 401),
+    "503": http({}, 503),
+    "in progress": http({"result": "in_progress"}, 202),
+    "declined, nobody": http({"result": "declined", "state": "declined", "reason": "x", "transaction_id": None}),
+    "another's token": http(OTHERS | {"state": "created"}),
+    "another's execution": http(OTHERS | {"state": "executed", "result": "executed", "transaction_id": "txn_2"}),
+    "another's decline": http(OTHERS | {"state": "declined", "result": "declined", "reason": "card_declined"}),
+    "another's expiry": http(OTHERS | {"state": "expired", "error": "token_expired"}, 410),
+    "another's odd id": http(OTHERS | {"state": "executed", "result": "executed", "transaction_id": CARD}),
+}
+
+
+@pytest.mark.parametrize("too_many", NOT_OURS.values(), ids=NOT_OURS)
+@pytest.mark.parametrize("does_it", [False, True])
+@pytest.mark.parametrize("look_up_first", [False, True])
+@pytest.mark.parametrize("effect", [ASK, EXECUTE], ids=["token", "execute"])
+async def test_no_charge_ends_on_an_answer_that_is_not_about_it(
+    effect: Effect, look_up_first: bool, does_it: bool, too_many: bytes
+) -> None:
+    """Over a connection that served before. It never serves again, and the step told again has its answer."""
+    right = Token("ttok_1") if isinstance(effect, RequestToken) else Executed("txn_1")
+    async with shifted(too_many, does_it=does_it) as bank_double:
+        bank = GatewayBank(bank_double.url, open_transport(max_connections=4, verify=NO_TLS), PATIENT_SECONDS)
+        assert await bank.perform(ASK, look_up_first=False) == Token("ttok_1")
+        answer = await bank.perform(effect, look_up_first=look_up_first)
+        for _ in range(2):
+            if answer == right:
+                break
+            assert isinstance(answer, NoAnswer | InProgress), answer
+            answer = await bank.perform(effect, look_up_first=False)
+        assert answer == right
+        await bank.close()
+    assert max(bank_double.asked, default=0) <= 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -214,7 +215,9 @@ async def test_the_connection_of_a_cancelled_call_is_closed() -> None:
         assert await ask(through, server.url, "/next") == "/next"
 
 
-@pytest.mark.parametrize("after", [answer("/planted"), b"HTTP/1.1 2", b"\0", b"HTTP/1.1 100 Continue\r\n\r\n"])
+@pytest.mark.parametrize(
+    "after", [answer("/planted"), b"HTTP/1.1 2", b"\0", b"H", b"\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
+)
 @pytest.mark.parametrize("at_once", [False, True])
 async def test_what_follows_an_answer_is_not_the_next_answer(after: bytes, at_once: bool) -> None:
     """Whether it comes with the answer or while the connection is idle: the next call gets its own."""
@@ -237,6 +240,81 @@ async def test_what_follows_an_answer_is_not_the_next_answer(after: bytes, at_on
             await server.peers[0].was_left.wait()
         assert await ask(through, server.url, "/2") == "/2"
         assert len(server.peers) == 2
+
+
+@pytest.mark.parametrize("after", [answer("/planted"), b"\r\n"])
+async def test_what_comes_this_moment_is_not_the_next_answer(after: bytes) -> None:
+    """Before the loop has had a chance to tell us."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        async with transport() as through:
+            for path in ("/1", "/2", "/3"):
+                call = asyncio.create_task(ask(through, url, path))
+                line, _ = await loop.sock_accept(listening)  # A new connection each time.
+                await loop.sock_recv(line, 4096)
+                await loop.sock_sendall(line, answer(path))
+                assert await call == path
+                line.send(after)
+                line.detach()  # It stays open.
+
+
+async def test_a_server_that_speaks_before_it_is_asked_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it said is the answer to nothing."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        async def greeted(*args: Any, **details: Any) -> Any:
+            made = await connect(*args, **details)
+            accepted.append(listening.accept()[0])
+            accepted[-1].send(answer("/planted"))
+            return made
+
+        accepted: list[socket.socket] = []
+        monkeypatch.setattr(loop, "create_connection", greeted)
+        async with transport() as through:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await ask(through, f"http://127.0.0.1:{listening.getsockname()[1]}", "/1")
+        with accepted[0] as line:
+            line.setblocking(False)
+            with pytest.raises(ConnectionResetError):  # And no request before that.
+                while not await loop.sock_recv(line, 4096):
+                    pass
+
+
+async def ask_afresh(through: httpx.AsyncBaseTransport, url: str, path: str) -> httpx.Response:
+    return await through.handle_async_request(
+        httpx.Request("POST", url + path, content=b"an order", extensions={"fresh": True})
+    )
+
+
+async def test_a_fresh_connection_has_served_nobody_and_takes_the_place_of_another() -> None:
+    """However many are idle; it serves others afterwards."""
+    async with serving(echo) as server, transport(max_connections=2) as through:
+        await asyncio.gather(ask(through, server.url, "/1"), ask(through, server.url, "/2"))
+        assert (await ask_afresh(through, server.url, "/3")).read() == b"/3"
+        assert server.peers[2].asked == ["/3"]
+        ending = [asyncio.create_task(peer.was_left.wait()) for peer in server.peers]
+        ended, others = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        assert (len(ended), ending[2] in others) == (1, True)
+        for other in others:
+            other.cancel()
+        await ask(through, server.url, "/4")
+        assert server.peers[2].asked == ["/3", "/4"]
+
+
+async def test_a_connection_that_is_not_trusted_serves_nobody_again() -> None:
+    """Nor does it serve who waits for it already."""
+    async with serving(echo) as server, transport(max_connections=1) as through:
+
+        async def ask_and_distrust(path: str) -> None:
+            response = await through.handle_async_request(httpx.Request("POST", server.url + path, content=b""))
+            response.extensions["end_connection"]()
+
+        await asyncio.gather(*[ask_and_distrust(f"/{number}") for number in range(5)])
+        assert [peer.asked for peer in server.peers] == [[f"/{number}"] for number in range(5)]
 
 
 async def test_concurrent_calls_each_get_their_own_answer() -> None:
@@ -480,6 +558,30 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = subprocess.run(["openssl", "req", "-x509", *curve, *names], check=True, capture_output=True)
     file.write_bytes(made.stdout)
     return file
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_what_follows_an_answer_over_tls_is_not_the_next_answer(certificate: Path, at_once: bool) -> None:
+    """As without it."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    planted = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        said = answer(await peer.hear())
+        await peer.say(said + answer("/planted") if at_once else said)
+        await planted.wait()
+        if not at_once:
+            await peer.say(answer("/planted"))
+        await peer.hear()
+
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    async with serving(serve, tls, "localhost") as server, transport(tls=trusting) as through:
+        assert await ask(through, server.url, "/1") == "/1"
+        planted.set()
+        await server.peers[0].was_left.wait()
+        assert await ask(through, server.url, "/2") == "/2"
+        assert len(server.peers) == 2
 
 
 async def test_tls_says_whom_it_wants_and_the_connection_is_used_again(certificate: Path) -> None:
