@@ -128,7 +128,7 @@ class _Guard:
         self._server = server
         self._domain = domain
         self._unreadable = _Unreadable(unreadable)
-        too_large = Violation("", f"must have at most {request_bytes} bytes as it is sent, uncompressed")
+        too_large = Violation("", f"must have at most {request_bytes} bytes, uncompressed")
         self._too_large = _Unreadable(replace(unreadable, violations=[too_large]))
         self._unexpected = unexpected
         self._request_bytes = request_bytes
