@@ -8,8 +8,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf import json_format
+from google.protobuf import duration_pb2, json_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2 as wire
 
@@ -79,8 +80,9 @@ def _error(code: grpc.StatusCode, text: str) -> wire.ServerReflectionResponse:
 
 
 def _of_every_server() -> Iterator[FileDescriptorProto]:
-    """Health's file and reflection's own; its later version differs by its name only."""
-    yield FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
+    """Health's file, those of the errors' details, and reflection's own, whose later version differs by its name only."""
+    for module in (health_pb2, error_details_pb2, duration_pb2):
+        yield FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
     alpha = FileDescriptorProto.FromString(wire.DESCRIPTOR.serialized_pb)
     yield alpha
     later = FileDescriptorProto()
@@ -107,4 +109,5 @@ def _symbols_of(scope: str, messages: Iterable[DescriptorProto], enums: Iterable
     for enum in enums:
         yield f"{scope}.{enum.name}"
         for value in enum.value:
-            yield f"{scope}.{value.name}"  # a value stands beside its enum, not in it
+            yield f"{scope}.{value.name}"  # a value stands beside its enum,
+            yield f"{scope}.{enum.name}.{value.name}"  # and is asked for as if it stood in it, too (by grpcurl)

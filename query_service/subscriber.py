@@ -13,6 +13,7 @@ runs on any event loop: where the feed comes from, the clock and chance are give
 
 import asyncio
 import contextlib
+import logging
 import random
 import sqlite3
 import struct
@@ -132,7 +133,9 @@ class Subscriber:
             except FeedLost as error:
                 self.state = State.DISCONNECTED
                 if isinstance(error, ForeignJournal):
-                    self._tell_once("a server of the feed has another journal and is not followed", error, log.error)
+                    self._tell_once(
+                        "a server of the feed has another journal and is not followed", error, logging.ERROR
+                    )
                 else:
                     self._tell_once("the feed is lost and will be tried again", error)
             except ViewNotWritten as error:
@@ -273,11 +276,11 @@ class Subscriber:
             self._is_serving = is_serving
             await set_serving(is_serving)
 
-    def _tell_once(self, event: str, error: Exception, tell: Callable[..., None] = log.warning) -> None:
+    def _tell_once(self, event: str, error: Exception, level: int = logging.WARNING) -> None:
         """Log an outage when it begins, and not with each try: once for each server and what is wrong with it."""
         if str(error) not in self._losses:
             self._losses.add(str(error))
-            tell(event, why=str(error))
+            log.log(level, event, why=str(error))
 
     def _pause_seconds(self) -> float:
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 16))
