@@ -38,7 +38,7 @@ VERSIONS = ("v1alpha", "v1")
 NOTHING_HAPPENED = ["serving", "the feed is open", "the view has caught up", "draining", "stopped"]
 # RFC 9113: what a client of ours never sends.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADERS, DATA, SETTINGS = 1, 0, 4
+HEADERS, DATA, SETTINGS, PING = 1, 0, 4, 6
 INITIAL_WINDOW_SIZE = 4
 
 
@@ -151,8 +151,8 @@ async def test_a_watcher_of_health_that_takes_nothing_holds_up_neither_health_no
         host, _, port = serving["listen"].rpartition(":")
         strangers = []
         for service in ("", SERVICE):
-            _, stranger = await asyncio.open_connection(host, int(port))
-            strangers.append(stranger)
+            reader, stranger = await asyncio.open_connection(host, int(port))
+            strangers.append((stranger, asyncio.create_task(stay(reader, stranger))))
             request = HealthCheckRequest(service=service).SerializeToString()
             stranger.write(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0)))
             stranger.write(frame(HEADERS, 4, 1, headers(f"{HEALTH}/Watch".encode())))
@@ -166,8 +166,19 @@ async def test_a_watcher_of_health_that_takes_nothing_holds_up_neither_health_no
             process.send(signal.SIGTERM)
             assert await process.ended() == 0
         assert "calls were cut off by the end of the drain" not in [entry["event"] for entry in process.log]
-        for stranger in strangers:
+        for stranger, staying in strangers:
             stranger.close()
+            await staying
+
+
+async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer pings and settings, so that the link does not count as dead."""
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = await reader.readexactly(9)
+            body = await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] in (SETTINGS, PING) and not head[4] & 1:
+                writer.write(frame(head[3], 1, 0, body if head[3] == PING else b""))
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
