@@ -5,6 +5,8 @@ connection, however many come and however long they stay.
 """
 
 import asyncio
+import os
+import socket
 
 import h11
 from prometheus_client import REGISTRY
@@ -24,7 +26,9 @@ async def serve(listen: Address | None) -> None:
     try:
         await asyncio.start_server(_Readers().answer, listen.host, listen.port)
     except OSError as error:
-        raise OSError(f"cannot offer metrics on {listen}: {error.strerror}") from error
+        # The loop's own text names the address once more; of a host that is not known there is no other.
+        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise OSError(f"cannot offer metrics on {listen}: {why}") from error
 
 
 class _Readers:
