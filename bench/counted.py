@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 import structlog.testing
 
+from bench import DIRECT
 from bench.bank import Connection, Ledger
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.command_pb2_grpc import CommandServiceStub
@@ -56,7 +57,7 @@ async def _product(folder: Path) -> AsyncIterator[Running]:
 async def _charge_all(running: Running, *, charges: int, in_flight: int) -> None:
     """So many charges, so many at once. All must be charged."""
     numbers = iter(range(charges))
-    async with grpc.aio.insecure_channel(str(running.listen)) as channel:
+    async with grpc.aio.insecure_channel(str(running.listen), options=DIRECT) as channel:
         charge = CommandServiceStub(channel).Charge
 
         async def client() -> None:
@@ -102,7 +103,9 @@ async def reads_a_record(folder: Path, *, readers: int, charges: int) -> float:
 
         running.journal.read_after = counting  # type: ignore[method-assign]  # the counter that this file is about
         channels = [
-            grpc.aio.insecure_channel(str(running.feed_listen), options=[("grpc.use_local_subchannel_pool", 1)])
+            grpc.aio.insecure_channel(
+                str(running.feed_listen), options=[*DIRECT, ("grpc.use_local_subchannel_pool", 1)]
+            )
             for _ in range(-(-readers // READERS_A_CHANNEL))
         ]
         records = charges * RECORDS_A_CHARGE

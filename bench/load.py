@@ -27,6 +27,7 @@ import grpc.aio
 import uvloop
 from google.rpc import error_details_pb2, status_pb2
 
+from bench import DIRECT
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 
@@ -112,7 +113,7 @@ class Generator:
         self._sleep = sleep
         count = max(CHANNELS, -(-order.in_flight // CALLS_A_CHANNEL))
         # Without a pool of its own each, channels to one address share one connection.
-        options = [("grpc.use_local_subchannel_pool", 1)]
+        options = [*DIRECT, ("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(order.target, options=options) for _ in range(count)]
         self._calls = [channel.unary_unary(METHOD, _unchanged, _unchanged) for channel in self._channels]
         self._prefix = f"bench:{os.getpid()}:{time.time_ns():x}:"

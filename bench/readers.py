@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import uvloop
 
+from bench import DIRECT
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
 
 METHOD = "/charging.v1.JournalService/Subscribe"
@@ -19,7 +20,7 @@ READERS_A_CHANNEL = 25
 
 async def main(feed: str, count: int) -> None:
     """Read until the process is ended."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
+    options = [*DIRECT, ("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(feed, options=options) for _ in range(-(-count // READERS_A_CHANNEL))]
     ready = [asyncio.Event() for _ in range(count)]
 

@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from bench import counted, sites
+from bench import DIRECT, counted, sites
 from bench.fill import bytes_beyond_event, filled, unfinished_in
 from bench.load import quantile
 from bench.machine import cost
@@ -103,8 +103,8 @@ async def _probe_lag(site: sites.Site) -> list[float]:
     lags: list[float] = []
     prefix = f"probe:{time.time_ns():x}:"
     async with (
-        grpc.aio.insecure_channel(site.listen) as commands,
-        grpc.aio.insecure_channel(site.servers["query"].listen) as queries,
+        grpc.aio.insecure_channel(site.listen, options=DIRECT) as commands,
+        grpc.aio.insecure_channel(site.servers["query"].listen, options=DIRECT) as queries,
     ):
         charge, status = CommandServiceStub(commands).Charge, QueryServiceStub(queries).GetViewStatus
 

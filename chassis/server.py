@@ -17,11 +17,11 @@ from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from chassis.health import Health
+from chassis.reflection import Reflection
 from chassis.settings import Address
 from chassis.telemetry import log_unexpected
 
@@ -39,8 +39,9 @@ _KEEPALIVE = [
     ("grpc.http2.ping_timeout_ms", KEEPALIVE_MILLISECONDS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-# For a client of ours: it pings an idle link too, which a server of ours permits.
-CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.http2.max_pings_without_data", 0)]
+# For a client of ours: it pings an idle link too, which a server of ours permits. A proxy that the environment names for the
+# web would cut us off from our own servers, and be shown every user's history.
+CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.http2.max_pings_without_data", 0), ("grpc.enable_http_proxy", 0)]
 _SERVER_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
@@ -50,6 +51,9 @@ _SERVER_OPTIONS = [
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 40_000),
     ("grpc.max_concurrent_streams", 1_000),  # a connection: one client cannot take all there is
+    # What grpc receives at all. A service's own limit is far below, so that what is above that is refused with details;
+    # grpc's own refusal has none, and a code for which clients try again.
+    ("grpc.max_receive_message_length", 256 << 10),
 ]
 
 
@@ -101,22 +105,30 @@ class Refusal(Exception):
         return rpc_status.to_status(status_pb2.Status(code=code[0], message=self.text, details=packed))
 
 
+@dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """Stands in for a request whose bytes are no message, so that the refusal is ours and not grpc's text."""
+    """Stands in for a request that is not read, so that the refusal is ours and not grpc's text."""
+
+    refusal: Refusal
 
 
 class _Guard:
-    """Stands around each method of ours: counts the calls under way, and lets only refusals and fixed texts out.
+    """Stands around each method: counts the calls under way, and lets only refusals and fixed texts out.
 
     Services register with it as if it were the server. An interceptor could do the same, and would cost each call a
     search for its method (measured).
     """
 
-    def __init__(self, server: grpc.aio.Server, domain: str, unreadable: Refusal, unexpected: Refusal) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, domain: str, unreadable: Refusal, unexpected: Refusal, request_bytes: int
+    ) -> None:
         self._server = server
         self._domain = domain
-        self._unreadable = unreadable
+        self._unreadable = _Unreadable(unreadable)
+        too_large = Violation("", f"must have at most {request_bytes} bytes, uncompressed")
+        self._too_large = _Unreadable(replace(unreadable, violations=[too_large]))
         self._unexpected = unexpected
+        self._request_bytes = request_bytes
         self.calls = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -129,21 +141,29 @@ class _Guard:
         """The same methods again, for a server that does not know the other way."""
 
     def _guard(self, method: Any) -> Any:
+        read, write = self._reader(method.request_deserializer), method.response_serializer
+        if method.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._stream(method.stream_stream), read, write)
         if method.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(method.unary_stream), _reader(method.request_deserializer), method.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(method.unary_unary), _reader(method.request_deserializer), method.response_serializer
-        )
+            return grpc.unary_stream_rpc_method_handler(self._stream(method.unary_stream), read, write)
+        return grpc.unary_unary_rpc_method_handler(self._unary(method.unary_unary), read, write)
+
+    def _reader(self, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        def read(serialised: bytes) -> Any:
+            if len(serialised) > self._request_bytes:
+                return self._too_large
+            try:
+                return deserialize(serialised)
+            except DecodeError:
+                return self._unreadable
+
+        return read
 
     def _unary(self, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             self._enter()
             try:
-                if isinstance(request, _Unreadable):
-                    raise replace(self._unreadable)  # one that is raised again and again keeps every frame it passed
-                return await behaviour(request, context)
+                return await behaviour(_readable(request), context)
             except Exception as error:
                 await self._abort(context, error)
             finally:
@@ -155,9 +175,8 @@ class _Guard:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             self._enter()
             try:
-                if isinstance(request, _Unreadable):
-                    raise replace(self._unreadable)  # one that is raised again and again keeps every frame it passed
-                async for response in behaviour(request, context):
+                read = _each_readable(request) if isinstance(request, AsyncIterator) else _readable(request)
+                async for response in behaviour(read, context):
                     yield response
             except Exception as error:
                 await self._abort(context, error)
@@ -185,24 +204,22 @@ class _Guard:
         raise AssertionError("abort_with_status always raises")
 
 
-def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def read(serialised: bytes) -> Any:
-        try:
-            return deserialize(serialised)
-        except DecodeError:
-            return _Unreadable()
+def _readable(request: Any) -> Any:
+    if isinstance(request, _Unreadable):
+        raise replace(request.refusal)  # one that is raised again and again keeps every frame it passed
+    return request
 
-    return read
+
+async def _each_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _readable(request)
 
 
 class Server:
     """A gRPC server that listens, says how it is, and drains."""
 
-    def __init__(
-        self, server: grpc.aio.Server, guard: _Guard, health: HealthServicer, services: Sequence[str], address: Address
-    ) -> None:
+    def __init__(self, server: grpc.aio.Server, guard: _Guard, health: Health, address: Address) -> None:
         self._server = server
-        self._services = services
         self._guard = guard
         self._health = health
         self.address = address
@@ -220,44 +237,43 @@ class Server:
         unexpected: Refusal,
         request_bytes: int,
         reflect: bool,
+        descriptors: bytes = b"",
     ) -> "Server":
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
 
-        Raises OSError with the way out when the address cannot be had.
+        `descriptors` is what reflection serves: a FileDescriptorSet with comments. Requests above `request_bytes` are
+        refused with `unreadable`'s code and advice. Raises OSError with the way out when the address cannot be had.
         """
-        server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_receive_message_length", request_bytes)])
-        guard = _Guard(server, domain, unreadable, unexpected)
+        server = grpc.aio.server(options=_SERVER_OPTIONS)
+        guard = _Guard(server, domain, unreadable, unexpected, request_bytes)
         register(cast("grpc.aio.Server", guard))
-        health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        # Guarded as well, by a guard whose calls nobody counts: a watcher of health never hangs up, and no drain waits for it.
+        common = cast("grpc.aio.Server", _Guard(server, domain, unreadable, unexpected, request_bytes))
+        health = Health(services)
+        health_pb2_grpc.add_HealthServicer_to_server(health, common)
         if reflect:
-            names = [*services, "grpc.health.v1.Health", reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(names, server)
+            Reflection(descriptors, [*services, "grpc.health.v1.Health"]).register(common)
         try:
             port = server.add_insecure_port(str(listen))
         except RuntimeError:
             port = 0
         if not port:
             raise OSError(f"cannot listen on {listen}: is another server running there?")
-        running = cls(server, guard, health, ["", *services], Address(listen.host, port))
-        await running.set_serving(False)
         await server.start()
-        return running
+        return cls(server, guard, health, Address(listen.host, port))
 
     async def set_serving(self, serving: bool) -> None:
         """Tell load balancers whether to send calls here."""
-        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
-        for service in self._services:
-            await self._health.set(service, status)
+        self._health.set(HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no new calls, let those under way end within the grace, then close. Streams are to watch `draining`."""
-        await self._health.enter_graceful_shutdown()
+        self._health.set(HealthCheckResponse.NOT_SERVING, is_final=True)
         self.draining.set()
         stopping = asyncio.create_task(self._server.stop(grace_seconds))
         try:
             if self._guard.calls:  # waiting for no time at all would time out even then
-                # Not the server's own wait: it would wait the whole grace for a health watcher that never hangs up.
+                # Not the server's own wait: it would wait the whole grace for a watcher of health.
                 await asyncio.wait_for(self._guard.idle.wait(), grace_seconds)
         except TimeoutError:
             log.warning("calls were cut off by the end of the drain", calls=self._guard.calls)

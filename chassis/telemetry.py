@@ -1,4 +1,4 @@
-"""Telemetry: one JSON line a log entry on standard error, and gauges on a port of their own.
+"""Telemetry: one JSON line a log entry on standard error.
 
 Log entries have fixed texts and named values. Nothing of a request's input is ever a value. An entry that cannot be written
 is lost and counted, and nothing else happens (see `stderr`).
@@ -9,11 +9,9 @@ import logging
 import traceback
 from typing import TextIO, cast
 
-import prometheus_client
 import structlog
 
 from chassis import stderr
-from chassis.settings import Address
 
 
 def configure_logging(service: str) -> None:
@@ -54,16 +52,6 @@ class _LibraryRecords(logging.Handler):
         structlog.get_logger().warning(
             "library warning", service=self._service, source=record.name, line=record.lineno, error=error
         )
-
-
-def serve_metrics(listen: Address | None) -> None:
-    """Offer the process's Prometheus metrics over HTTP; None offers nothing. Raises OSError naming the address."""
-    if listen is None:
-        return
-    try:
-        prometheus_client.start_http_server(listen.port, listen.host)
-    except OSError as error:
-        raise OSError(f"cannot offer metrics on {listen}: {error.strerror}") from error
 
 
 def log_unexpected(event: str, error: BaseException, **values: object) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +22,7 @@ import prometheus_client
 import structlog
 
 from charging.v1 import command_pb2_grpc
-from chassis import process, server, settings, stderr, telemetry
+from chassis import metrics, process, server, settings, stderr, telemetry
 from command_service.api import CommandService
 from command_service.bank.gateway import GatewayBank
 from command_service.bank.transport import open_transport
@@ -45,6 +46,8 @@ NOT_ACCEPTING = {
     "full": "the journal's disk is full, or a quota or a limit on file sizes is reached",
     "busy": "another program holds the journal's write lock",
 }
+# The contract with its comments, which reflection serves.
+DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
 # Exit status when a commit's fate is unknown, from sysexits.h: an I/O error.
 EX_IOERR = 74
 # Where the journal was by default before; a server that begins another one beside it would charge anew.
@@ -102,6 +105,7 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
             unexpected=refusal(Reason.UNEXPECTED),
             request_bytes=COMMAND_BYTES,
             reflect=chosen.reflection,
+            descriptors=DESCRIPTORS,
         )
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await server.Server.start(
@@ -113,6 +117,7 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
             unexpected=refusal(Reason.UNEXPECTED),
             request_bytes=COMMAND_BYTES,
             reflect=chosen.reflection,
+            descriptors=DESCRIPTORS,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         try:
@@ -124,7 +129,7 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
         await feed_server.set_serving(True)
         watching = asyncio.create_task(_tell_health(journal, command_server))
         stack.callback(watching.cancel)
-        _offer_gauges(runner, journal, chosen.metrics_listen)
+        await _offer_gauges(runner, journal, chosen.metrics_listen)
         log.info(
             "serving",
             service="command",
@@ -162,7 +167,7 @@ async def _tell_health(journal: SqliteJournal, command_server: server.Server) ->
         await asyncio.sleep(0.25)
 
 
-def _offer_gauges(runner: Runner, journal: SqliteJournal, listen: settings.Address | None) -> None:
+async def _offer_gauges(runner: Runner, journal: SqliteJournal, listen: settings.Address | None) -> None:
     if listen is None:
         return
     for name, text, read in (
@@ -179,7 +184,7 @@ def _offer_gauges(runner: Runner, journal: SqliteJournal, listen: settings.Addre
         ("journal_accepting", "1 while new charges can be stored", lambda: journal.accepting),
     ):
         prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
-    telemetry.serve_metrics(listen)
+    await metrics.serve(listen)
 
 
 def _now() -> int:

@@ -13,6 +13,7 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from chassis import process
+from chassis.server import CHANNEL_OPTIONS
 from command_service.operate import print_journal, verify_journal
 from demo.processes import Town, until_asked_to_stop
 
@@ -26,14 +27,14 @@ REQUEST = ChargeRequest(
 
 async def story(folder: Path) -> bool:
     """Tell the story with real processes; True if the card was charged exactly once."""
-    async with Town(folder) as town, httpx.AsyncClient(base_url=town.bank_url) as bank:
+    async with Town(folder) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as bank:
         print("1. A bank and a command server are up. The bank is told to execute the next payment, and then to keep")
         print("   its answer to itself.")
         script = {"on": "execute", "fault": "hang_after", "seconds": 30}
         (await bank.post("/faults", json=script)).raise_for_status()
 
         print("2. Alice is charged 42.00 EUR, under the key order-1007.")
-        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+        async with grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel:
             waiting = asyncio.ensure_future(command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20))
             movements = await _until_money_moved(bank, waiting)
             print("3. The money has moved: the bank's statement has")
@@ -48,7 +49,7 @@ async def story(folder: Path) -> bool:
 
         await town.start_command()
         print("5. The command server is back. It runs the execute step again, with the token that the journal kept.")
-        async with grpc.aio.insecure_channel(town.command.listen) as channel:
+        async with grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel:
             answer = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
         calls = (await bank.get("/calls")).json()
         executes = sum(call["path"].endswith("/execute") for call in calls)

@@ -15,6 +15,7 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.query_pb2 import GetChargeRequest
 from chassis import process
+from chassis.server import CHANNEL_OPTIONS
 from command_service.operate import print_journal
 from demo.processes import DidNotStart, Town, until_asked_to_stop
 
@@ -58,7 +59,7 @@ async def _tell(town: Town) -> NoReturn:
     servers = [(town.bank, town.bank.start), (town.command, town.start_command), (town.query, town.start_query)]
     for _, start in servers:
         await start(**LISTEN)
-    async with grpc.aio.insecure_channel(town.command.listen) as channel:
+    async with grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel:
         response = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
     await _show(town, response)
     _invite(town)
@@ -83,13 +84,13 @@ async def _show(town: Town, response: ChargeResponse) -> None:
     for line in print_journal(town.journal, response.charge_id):
         position, _, version, _, name, body = line.split(maxsplit=5)
         print(f"  {position:>4} {version} {name:<16} {body}")
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(trust_env=False) as client:
         statement = (await client.get(f"{town.bank_url}/statement")).json()
     print("\nThe bank's statement: every movement of money there has been for it")
     for movement in statement["movements"]:
         if movement["reference"] == response.charge_id:
             print(f"  {json.dumps(movement)}")
-    async with grpc.aio.insecure_channel(town.query.listen) as channel:
+    async with grpc.aio.insecure_channel(town.query.listen, options=CHANNEL_OPTIONS) as channel:
         query = query_pb2_grpc.QueryServiceStub(channel)
         answer = await query.GetCharge(
             GetChargeRequest(charge_id=response.charge_id, min_position=response.position), timeout=20

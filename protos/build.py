@@ -8,7 +8,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def generate(root: Path, out: Path) -> None:
-    """Write the stubs of every .proto under root/protos to out/charging/v1.
+    """Write the stubs of every .proto under root/protos, and what reflection serves of them, to out/charging/v1.
 
     Raises RuntimeError with protoc's exit status when a file does not compile.
     """
@@ -34,6 +34,9 @@ def generate(root: Path, out: Path) -> None:
             f"--grpc_python_out={out}",
             f"--mypy_out=quiet:{out}",
             f"--mypy_grpc_out=quiet:{out}",
+            f"--descriptor_set_out={package / 'descriptors.binpb'}",
+            "--include_imports",
+            "--include_source_info",
             *sources,
         ]
     )

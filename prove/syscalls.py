@@ -193,7 +193,7 @@ class Trial:
     async def every_call_of_a_start(self, until: float, say: Say) -> None:
         """Leave a charge whose money has moved unknown to the journal, and kill the start that finds it, at every call."""
         await self.referee.order(on="execute", fault="hang_after", seconds=CHARGE_SECONDS)
-        async with grpc.aio.insecure_channel(self.town.command.listen) as channel:
+        async with grpc.aio.insecure_channel(self.town.command.listen, options=CHANNEL_OPTIONS) as channel:
             asking = asyncio.create_task(self.clients.ask(CommandServiceStub(channel), _request("found-at-start")))
             async with asyncio.timeout(CHARGE_SECONDS):
                 while not await self.referee.has_fired():  # noqa: ASYNC110  # it is the bank's event

@@ -5,6 +5,7 @@ Each answer is read from one state of the view, and says which position that is 
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,6 +43,8 @@ TENANT = "default"
 LONGEST_WAIT_SECONDS = 5.0
 # Of ids, keys and users: what the command server takes at most.
 LONGEST_NAME = 128
+# Half of the streams that a connection may hold: with all of them, nothing else could be asked over it, and no error said why.
+WATCHES_A_CONNECTION = 500
 DEFAULT_PAGE = 50
 LONGEST_PAGE = 1000
 # A page is cut before this size, and the next one goes on: clients of grpc take 4 MiB unless told otherwise.
@@ -68,6 +71,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         # Of their own: while the view lags, those that wait for it would take every place from those that could be answered.
         self._waiters = _Places(max_calls)
         self._watchers = _Places(max_watchers)
+        self._watches: Counter[str] = Counter()
 
     async def GetCharge(  # noqa: N802  # the contract's names, here and below
         self, request: query_pb2.GetChargeRequest, context: Any
@@ -109,7 +113,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     ) -> AsyncIterator[query_pb2.WatchChargeResponse]:
         """Show a charge, and again whenever it changed; see the contract."""
         name = _name(request)
-        with self._watchers.taken():
+        with self._watchers.taken(), self._watching_over(context.peer()):
             await self._reach(request.min_position, context)
             first = await self._view.read(partial(find_charge, name=name))
             if first.found is None:
@@ -180,6 +184,18 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             raise invalid("min_position", "must not be negative")
         if not await self._waiting.reach(min_position, wait_seconds(context.time_remaining(), LONGEST_WAIT_SECONDS)):
             raise self._behind()
+
+    @contextmanager
+    def _watching_over(self, connection: str) -> Iterator[None]:
+        if self._watches[connection] >= WATCHES_A_CONNECTION:
+            raise refusal(Reason.TOO_MANY_WATCHES)
+        self._watches[connection] += 1
+        try:
+            yield
+        finally:
+            self._watches[connection] -= 1
+            if not self._watches[connection]:
+                del self._watches[connection]
 
     def _behind(self) -> Exception:
         positions = {"as_of_position": self._waiting.position, "head_position": self._subscriber.head_position}

@@ -18,6 +18,7 @@ class Reason(Enum):
     INVALID_REQUEST = auto()
     CHARGE_NOT_FOUND = auto()
     TOO_MANY_CALLS = auto()
+    TOO_MANY_WATCHES = auto()
     VIEW_BEHIND = auto()
     SERVER_STOPPING = auto()
     UNEXPECTED = auto()
@@ -48,6 +49,11 @@ _TABLE = {
         Advice.ADVICE_ASK_STATUS,
         "too many calls at once: ask again",
         retry_after_seconds=0.5,
+    ),
+    Reason.TOO_MANY_WATCHES: _Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        Advice.ADVICE_ASK_STATUS,
+        "too many watches over this connection: open another for more",
     ),
     Reason.VIEW_BEHIND: _Row(
         StatusCode.UNAVAILABLE,

@@ -38,6 +38,18 @@ _Kind = Literal[
     "review_required",
     "charge_abandoned",
 ]
+# What may follow what, as (where the charge stands, whether the new event's version is odd, its kind): the bank's token is
+# awaited after an odd number of events and the execution after an even one, and nothing follows an outcome.
+_FOLLOWS: frozenset[tuple[ChargeStatus.ValueType, int, _Kind]] = frozenset(
+    (PENDING, odd, kind)
+    for odd, kinds in enumerate[tuple[_Kind, ...]](
+        (
+            ("token_issued", "charge_declined", "review_required", "charge_abandoned"),
+            ("token_expired", "charged", "charge_declined", "review_required"),
+        )
+    )
+    for kind in kinds
+)
 _NAME_OF = {field.name: field.message_type.name for field in _KINDS if field.message_type is not None}
 
 
@@ -52,7 +64,7 @@ class UnknownEvent(Exception):
 
 
 class StreamBroken(Exception):
-    """A charge's stream does not begin with ChargeRequested, begins twice, or skips a version. Names the position."""
+    """A charge's stream skips a version, or has an event that cannot follow the ones before. Names the position."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the record at position {position} does not follow its charge's stream")
@@ -193,7 +205,7 @@ def project(records: Iterable[Record], known: Mapping[bytes, ChargeRow], totals:
             standing = Standing(PENDING, "", NOT_DECLINED, NOT_IN_REVIEW, recorded_at, version, position)
             at = position
         else:
-            if version != before.version + 1:
+            if version != before.version + 1 or (before.status, version & 1, kind) not in _FOLLOWS:
                 raise StreamBroken(position)
             standing = _moved(before, record, kind, event)
             at = requests[charge_id].requested_position

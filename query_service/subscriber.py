@@ -13,6 +13,7 @@ runs on any event loop: where the feed comes from, the clock and chance are give
 
 import asyncio
 import contextlib
+import logging
 import random
 import sqlite3
 import struct
@@ -47,12 +48,19 @@ MESSAGES_WAITING = 32
 OpenFeed = Callable[[int, str, bytes], AsyncGenerator[SubscribeResponse, None]]
 SetServing = Callable[[bool], Awaitable[None]]
 
+# What a Timestamp can tell, in microseconds since 1970: the years 1 to 9999.
+FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
+
 _CHAINED = struct.Struct(">32sq16sqq32s")
 _UUID_BYTES = 16
 
 
 class FeedLost(Exception):
     """The feed cannot be had now; the text says why. It is tried again."""
+
+
+class ForeignJournal(FeedLost):
+    """A server has another journal than the view, and others have not said so: it is not followed."""
 
 
 class JournalDiverged(Exception):
@@ -97,7 +105,7 @@ class Subscriber:
         self._goal: int | None = None
         self._is_serving = False
         self._failures = 0
-        self._loss = ""
+        self._losses: set[str] = set()
         self.state = State.DISCONNECTED
 
     @property
@@ -123,7 +131,12 @@ class Subscriber:
                 await self._follow(set_serving)
             except FeedLost as error:
                 self.state = State.DISCONNECTED
-                self._tell_once("the feed is lost and will be tried again", error)
+                if isinstance(error, ForeignJournal):
+                    self._tell_once(
+                        "a server of the feed has another journal and is not followed", error, logging.ERROR
+                    )
+                else:
+                    self._tell_once("the feed is lost and will be tried again", error)
             except ViewNotWritten as error:
                 self.state = State.CATCHING_UP  # the feed is there, and the view behind it
                 self._tell_once("the view cannot be written, its disk may be full, and it will be tried again", error)
@@ -132,7 +145,7 @@ class Subscriber:
                 log.error("the projection is stopped: the view grows stale", why=str(error))
                 await self._serve(set_serving, False)
                 return
-            except (BrokenFeed, StreamBroken, sqlite3.IntegrityError) as error:
+            except (BrokenFeed, StreamBroken, sqlite3.IntegrityError, OverflowError) as error:  # the last: of a sum
                 log.critical("the feed is broken: the server ends", why=str(error))
                 raise BrokenFeed(str(error)) from error
             await asyncio.sleep(self._pause_seconds())
@@ -177,7 +190,8 @@ class Subscriber:
                 log.info("the feed is open", position=self._waiting.position, head=item.head_position)
             case CaughtUp():
                 self.state = State.LIVE
-                self._failures, self._loss = 0, ""
+                self._failures = 0
+                self._losses.clear()
                 log.info("the view has caught up", position=item.position)
             case list() | Exception():
                 pass
@@ -206,6 +220,9 @@ class Subscriber:
                 opened = await self._next(messages)
                 if opened.WhichOneof("item") != "opened":
                     raise BrokenFeed("the feed does not begin with Opened")
+                head = opened.opened.head_position
+                if head < position:
+                    raise BrokenFeed(f"the feed says that its journal ends at {head}, and the view shows {position}")
                 await self._open(checkpoint, opened.opened)
                 await items.put(opened.opened)
                 while True:
@@ -219,7 +236,7 @@ class Subscriber:
                                 self._head_position = max(self._head_position, position)
                                 await items.put(records)
                         case "caught_up":
-                            if message.caught_up.position != position:
+                            if message.caught_up.position != position or position < head:
                                 raise BrokenFeed(
                                     f"the feed says that all was sent, but after {position} something is missing"
                                 )
@@ -258,11 +275,11 @@ class Subscriber:
             self._is_serving = is_serving
             await set_serving(is_serving)
 
-    def _tell_once(self, event: str, error: Exception) -> None:
-        """Log an outage when it begins, and not with each try."""
-        if str(error) != self._loss:
-            self._loss = str(error)
-            log.warning(event, why=self._loss)
+    def _tell_once(self, event: str, error: Exception, level: int = logging.WARNING) -> None:
+        """Log an outage when it begins, and not with each try: once for each server and what is wrong with it."""
+        if str(error) not in self._losses:
+            self._losses.add(str(error))
+            log.log(level, event, why=str(error))
 
     def _pause_seconds(self) -> float:
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 16))
@@ -276,13 +293,17 @@ def verify(batch: Iterable[journal_pb2.Record], position: int, chain: bytes) -> 
     tells.
     """
     records = []
+    first_time, last_time = FIRST_TIME, LAST_TIME
     pack, from_hex = _CHAINED.pack, bytes.fromhex  # looked up once, and not for each of millions of records
     for wire in batch:
         if wire.position != position + 1:
             raise BrokenFeed(f"after position {position} the feed brought position {wire.position}")
         position += 1
         version, event, recorded = wire.version, wire.event, wire.recorded_at
-        recorded_at = recorded.seconds * 1_000_000 + recorded.nanos // 1_000
+        nanos = recorded.nanos
+        recorded_at = recorded.seconds * 1_000_000 + nanos // 1_000
+        if not (0 <= nanos < 1_000_000_000 and first_time <= recorded_at <= last_time):
+            raise BrokenFeed(f"the record at position {position} was recorded at no time that can be told")
         try:
             charge_id = from_hex(wire.charge_id.replace("-", ""))
             fields = pack(chain, position, charge_id, version, recorded_at, sha256(event).digest())

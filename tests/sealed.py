@@ -78,14 +78,15 @@ def sealed(before: bytes, *, position: int, charge_id: str, version: int, record
             position.to_bytes(8, "big"),
             uuid.UUID(charge_id).bytes,
             version.to_bytes(8, "big"),
-            recorded_at.to_bytes(8, "big"),
+            recorded_at.to_bytes(8, "big", signed=True),
             hashlib.sha256(event).digest(),
         )
     )
     record = Record(
         position=position, charge_id=charge_id, version=version, chain=hashlib.sha256(fields).digest(), event=event
     )
-    record.recorded_at.FromMicroseconds(recorded_at)
+    record.recorded_at.seconds, microseconds = divmod(recorded_at, 1_000_000)  # by hand: any time, one that is none too
+    record.recorded_at.nanos = microseconds * 1_000
     return record
 
 

@@ -77,13 +77,15 @@ def test_the_installed_stubs_are_those_of_the_contract(tmp_path: Path) -> None:
         "build.generate(pathlib.Path('.'), pathlib.Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", generate, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
-    made = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.py*")}
-    installed = {
-        str(path.relative_to(ROOT)): path.read_bytes()
-        for path in (ROOT / "charging").rglob("*.py*")
-        if "__pycache__" not in path.parts
-    }
-    assert {path: text for path, text in made.items() if "__pycache__" not in path} == installed
+    made, installed = (
+        {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in (root / "charging").rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        for root in (tmp_path, ROOT)
+    )
+    assert made == installed
 
 
 def test_nothing_names_a_machine_or_a_package_host() -> None:

@@ -73,7 +73,7 @@ class Bank:
     """
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=10.0)
+        self._client = httpx.AsyncClient(base_url=url, timeout=10.0, trust_env=False)
 
     async def token(self, reference: str, card: str, amount: int, currency: str) -> str:
         """The token step."""

@@ -1,6 +1,7 @@
 """Every kind of fault that the scenarios do, so that one that never fires is told."""
 
 from prove.faultproxy import Kind
+from prove.network.liars import IN_THE_LIST, LIES
 
 # Counted, but not done by anybody.
 OUTCOMES = frozenset({"stranger: a good call was shed", "client: retried over a restart"})
@@ -21,7 +22,10 @@ _KINDS = {
         *("deadline", "cancel", "hedged", "the same key at once", "key reused at once", "too large"),
         "idle for a minute",
     ),
-    "feed": ("a hundred come back at once", "a reader stopped reading", "a reader is lost"),
+    "feed": (
+        *("a hundred come back at once", "a reader stopped reading", "a reader is lost", IN_THE_LIST),
+        *LIES,
+    ),
     "query": ("asked while written",),
     "query server": ("killed", "stopped"),
     "command server": ("killed", "stopped"),

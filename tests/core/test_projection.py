@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from charging.v1.common_pb2 import DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
+from command_service.charge import Absent, ImpossibleEvent, State, evolve
+from command_service.codec import decode
 from query_service.projection import (
     ABANDONED,
     CHARGED,
@@ -20,6 +22,7 @@ from query_service.projection import (
     IN_REVIEW,
     PENDING,
     Changes,
+    ChargeRow,
     Record,
     StreamBroken,
     Summary,
@@ -106,6 +109,39 @@ def streams_and_cuts(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]
     cuts = sorted(draw(st.sets(st.integers(1, len(records) - 1)))) if len(records) > 1 else []
     edges = [0, *cuts, len(records)]
     return records, [records[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def test_the_projection_takes_after_each_event_what_the_core_takes_and_nothing_else() -> None:
+    """Every stream that the core lets be, seven events long, and after each of its prefixes every kind of event."""
+    kinds = [requested("order-0001"), token_issued(), token_expired(), charged(), declined(), in_review(), abandoned()]
+    streams: list[tuple[list[Event], State]] = [([], Absent())]
+    taken = 0
+    for _ in range(7):
+        longer: list[tuple[list[Event], State]] = []
+        for events, state in streams:
+            for event in kinds:
+                journal = SealedJournal()
+                for each in (*events, event):
+                    journal.append("order-0001", each)
+                records = verified(journal)
+                try:
+                    after = evolve(state, decode(event.SerializeToString()))
+                except ImpossibleEvent:
+                    before = rows_of(records[:-1])
+                    for batch, known in ((records, {}), (records[-1:], before)):  # in one batch, and in a later one
+                        with pytest.raises(StreamBroken):
+                            project(batch, known, Totals())
+                else:
+                    assert project(records, {}, Totals()).added[0].standing.version == len(events) + 1
+                    longer.append(([*events, event], after))
+                    taken += 1
+        streams = longer
+    assert taken == 25
+
+
+def rows_of(records: Sequence[Record]) -> dict[bytes, ChargeRow]:
+    """The rows after a first batch."""
+    return {row.requested.charge_id: row for row in project(records, {}, Totals()).added}
 
 
 @LAW

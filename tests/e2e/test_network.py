@@ -37,6 +37,8 @@ SAMPLE = [
         "one_key_for_other_requests_at_once",
         "idle_links_are_dropped",
         "streams_are_cut",
+        "feeds_lie",
+        "a_foreign_server_is_in_the_list",
         "nonsense",
         "the_command_server_is_killed",
     }

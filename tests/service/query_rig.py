@@ -111,6 +111,10 @@ class Process:
         )
         return cls(process)
 
+    @property
+    def id(self) -> int:
+        return self._process.pid
+
     async def logged(self, event: str) -> dict[str, Any]:
         """Read the log on until this event."""
         while line := await self._line():

@@ -122,7 +122,8 @@ async def test_a_server_without_room_on_its_disk_is_not_serving_but_its_feed_is(
 
 async def test_reflection_lists_each_ports_services(world: World) -> None:
     """So that grpcurl needs no .proto files."""
-    own = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    reflection = {f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")}
+    own = {"grpc.health.v1.Health", *reflection}
     assert await services(world.channel) == own | {"charging.v1.CommandService"}
     assert await services(world.feed_channel) == own | {"charging.v1.JournalService"}
 

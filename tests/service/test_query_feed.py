@@ -18,7 +18,7 @@ import structlog.testing
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from charging.v1.journal_pb2 import CaughtUp, Opened, Record, RecordBatch, SubscribeResponse
+from charging.v1.journal_pb2 import CaughtUp, Event, Opened, Record, RecordBatch, SubscribeResponse
 from charging.v1.query_pb2 import (
     VIEW_STATE_CATCHING_UP,
     VIEW_STATE_DISCONNECTED,
@@ -35,7 +35,18 @@ from query_service import subscriber
 from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, State, Subscriber, verify
 from query_service.view import FORMAT, View, ViewUnusable
 from query_service.waiting import Waiting
-from tests.sealed import UNKNOWN_EVENT, SealedJournal, charged, declined, requested, sealed, token_issued
+from tests.sealed import (
+    EPOCH_MICROSECONDS,
+    UNKNOWN_EVENT,
+    SealedJournal,
+    abandoned,
+    charge_id_of,
+    charged,
+    declined,
+    requested,
+    sealed,
+    token_issued,
+)
 from tests.service.feed_server import FeedServer, feeding
 from tests.service.query_rig import SERVICE, Client, client_of, dump, process_of, querying, refused
 
@@ -260,7 +271,84 @@ def with_a_charge_requested_twice(records: Sequence[Record]) -> Sequence[Record]
     return [*records, twice]
 
 
+def sealed_after(records: Sequence[Record], event: Event, recorded_at: int, number: int = 0) -> Sequence[Record]:
+    """A chain that is right, and at its end one more event of the charge `order-0000n`."""
+    versions = [record.version for record in records if record.charge_id == charge_id_of(f"order-{number:05}")]
+    added = sealed(
+        records[-1].chain,
+        position=len(records) + 1,
+        charge_id=charge_id_of(f"order-{number:05}"),
+        version=max(versions, default=0) + 1,
+        recorded_at=recorded_at,
+        event=event.SerializeToString(),
+    )
+    return [*records, added]
+
+
+def with_charged_after_charged(records: Sequence[Record]) -> Sequence[Record]:
+    return sealed_after(records, charged("again"), EPOCH_MICROSECONDS)
+
+
+def with_a_token_after_an_outcome(records: Sequence[Record]) -> Sequence[Record]:
+    return sealed_after(records, token_issued(), EPOCH_MICROSECONDS, number=1)
+
+
+def with_a_token_after_a_token(records: Sequence[Record]) -> Sequence[Record]:
+    return sealed_after(records, token_issued("another"), EPOCH_MICROSECONDS, number=2)
+
+
+def with_abandoned_after_a_token(records: Sequence[Record]) -> Sequence[Record]:
+    return sealed_after(records, abandoned(), EPOCH_MICROSECONDS, number=2)
+
+
+def with_the_year_10000(records: Sequence[Record]) -> Sequence[Record]:
+    return sealed_after(records, requested("order-00999"), 253_402_300_800_000_000, number=999)
+
+
+def with_the_year_0(records: Sequence[Record]) -> Sequence[Record]:
+    return sealed_after(records, requested("order-00999"), -62_135_596_800_000_001, number=999)
+
+
+def with_a_time_beyond_all_numbers(records: Sequence[Record]) -> Sequence[Record]:
+    *before, last = sealed_after(records, requested("order-00999"), EPOCH_MICROSECONDS, number=999)
+    last.recorded_at.seconds = 2**63 - 1
+    return [*before, last]
+
+
+def with_nanos_below_zero(records: Sequence[Record]) -> Sequence[Record]:
+    """The same microsecond as a rightful time, and so the same chain."""
+    *before, last = sealed_after(records, requested("order-00999"), EPOCH_MICROSECONDS, number=999)
+    last.recorded_at.seconds, last.recorded_at.nanos = last.recorded_at.seconds + 1, -1_000_000_000
+    return [*before, last]
+
+
+def with_nanos_of_more_than_a_second(records: Sequence[Record]) -> Sequence[Record]:
+    *before, last = sealed_after(records, requested("order-00999"), EPOCH_MICROSECONDS, number=999)
+    last.recorded_at.seconds, last.recorded_at.nanos = last.recorded_at.seconds - 1, 1_000_000_000
+    return [*before, last]
+
+
+def with_a_sum_beyond_all_numbers(records: Sequence[Record]) -> Sequence[Record]:
+    for number in (998, 999):
+        event = requested(f"order-{number:05}", minor_units=2**63 - 1)
+        records = sealed_after(records, event, EPOCH_MICROSECONDS, number=number)
+    return records
+
+
+LIES_AT_THE_END = [
+    with_charged_after_charged,
+    with_a_token_after_an_outcome,
+    with_a_token_after_a_token,
+    with_abandoned_after_a_token,
+    with_the_year_10000,
+    with_the_year_0,
+    with_a_time_beyond_all_numbers,
+    with_nanos_below_zero,
+    with_nanos_of_more_than_a_second,
+    with_a_sum_beyond_all_numbers,
+]
 FORGERIES = [
+    *LIES_AT_THE_END,
     with_gap,
     with_repeat,
     with_broken_chain,
@@ -285,6 +373,42 @@ async def test_a_feed_that_cannot_be_trusted_ends_the_following_and_leaves_the_v
     ((_, _, position, chain, *_),) = dump(view)["checkpoint"]
     assert position < len(feed.forged)
     assert chain == feed.journal.chain_at(position)
+
+
+@pytest.mark.parametrize("forge", LIES_AT_THE_END)
+async def test_a_batch_with_a_lie_in_it_is_refused_whole(
+    feed: FeedServer, tmp_path: Path, forge: Callable[[Sequence[Record]], Sequence[Record]]
+) -> None:
+    """What stands before the lie came by the same hand."""
+    view = tmp_path / "view.db"
+    feed.forged = forge(feed.journal.records)
+    async with querying(feed.address, view) as (running, _):
+        with pytest.raises(BrokenFeed):
+            await running.following
+    assert [len(rows) for table, rows in dump(view).items() if table != "checkpoint"] == [0, 0, 0]
+    assert dump(view)["checkpoint"][0][2] == 0
+
+
+@pytest.mark.parametrize("missing", [-1, 1])
+async def test_a_feed_that_has_less_than_it_says_or_than_the_view_is_not_lived_with(
+    tmp_path: Path, missing: int
+) -> None:
+    """Opened says where the journal ends: to have sent less by CaughtUp, and to end before the view does, are lies."""
+    journal = filled(3)
+
+    async def short(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
+        yield SubscribeResponse(opened=Opened(journal_id=journal.journal_id, head_position=journal.head + missing))
+        yield SubscribeResponse(batch=RecordBatch(records=journal.records[after_position:]))
+        yield SubscribeResponse(caught_up=CaughtUp(position=journal.head))
+        await asyncio.Event().wait()
+
+    view = await View.open(tmp_path / "view.db")
+    await view.reset(journal.journal_id)
+    await view.apply(verify(journal.records, 0, bytes(32)))
+    with pytest.raises(BrokenFeed):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await Subscriber(view, Waiting(), short).run(ignored)
+    await view.close()
 
 
 async def test_a_lost_record_at_the_end_is_noticed_when_the_feed_says_that_all_was_sent(
@@ -352,6 +476,55 @@ async def test_a_watcher_is_told_when_the_view_is_built_again(feed: FeedServer, 
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await watch.read()
     assert (ended.value.code(), refused(ended.value).reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
+
+
+async def test_a_server_of_another_journal_in_the_list_costs_no_view(feed: FeedServer, tmp_path: Path) -> None:
+    """It is told once an outage, with its address and the way out; and the view goes on when its own journal is back."""
+    head = feed.journal.head
+    async with feeding(filled(3, "journal-two")) as foreign:
+        with structlog.testing.capture_logs() as logs:
+            async with querying(f"{feed.address},{foreign.address}", tmp_path / "view.db") as (_, client):
+                await state_of(client, VIEW_STATE_LIVE)
+                await feed.cut()
+                await foreign.asked(3)
+                answer = await state_of(client, VIEW_STATE_DISCONNECTED)
+                assert (answer.journal_id, answer.as_of_position) == ("journal-one", head)
+                health = await client.health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+                assert health.status == HealthCheckResponse.SERVING
+                feed.journal.charge("order-99999")
+                feed.mend()
+                assert (await status(client, head + 1)).journal_id == "journal-one"
+                await state_of(client, VIEW_STATE_LIVE)
+    refusals = [entry for entry in logs if "another journal" in entry["event"]]
+    assert [(entry["log_level"], entry["why"]) for entry in refusals] == [
+        (
+            "error",
+            f"{foreign.address} has another journal than the view: remove it from QUERY_FEED, or the view to follow it",
+        )
+    ]
+    assert len([entry for entry in logs if entry["event"] == "the feed is lost and will be tried again"]) == 2
+
+
+async def test_when_every_server_in_the_list_has_another_journal_the_view_is_built_again(
+    feed: FeedServer, tmp_path: Path
+) -> None:
+    """It was restored, and all of them serve what was restored."""
+    restored = filled(5, "journal-two")
+    async with (
+        feeding(feed.journal) as other,
+        querying(f"{feed.address},{other.address}", tmp_path / "view.db") as (_, client),
+    ):
+        await status(client, feed.journal.head)
+        await asyncio.gather(feed.cut(), other.cut())
+        feed.journal = other.journal = restored
+        feed.mend()
+        await feed.asked(len(feed.requests) + 2)  # it says so, and the other is away, again and again
+        assert (await status(client)).journal_id == "journal-one"
+        other.mend()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (answer := await status(client)).journal_id != "journal-two" or answer.state != VIEW_STATE_LIVE:
+                pass
+        assert (answer.charge_count, answer.as_of_position) == (5, restored.head)
 
 
 # ---------------------------------------------------------------- an event of a later version

@@ -1,0 +1,55 @@
+"""grpc.health.v1: what a server says of its services to load balancers.
+
+grpc's own servicer writes to its watchers under a lock that telling a new status needs: one watcher that takes no message,
+a stranger with a window of nothing, holds up every later change and the end of the server (measured).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """The status of each service, and of "", the server; at first none is serving."""
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._status: dict[str, int] = dict.fromkeys(("", *services), HealthCheckResponse.NOT_SERVING)
+        self._changed = asyncio.Event()
+        self._is_final = False
+
+    def set(self, status: int, *, is_final: bool = False) -> None:
+        """Say this of all services; what is final is never changed again."""
+        if self._is_final:
+            return
+        self._is_final = is_final
+        self._status = dict.fromkeys(self._status, status)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def Check(self, request: HealthCheckRequest, context: Any) -> HealthCheckResponse:  # noqa: N802  # the contract's
+        """Tell the status of a service."""
+        if request.service not in self._status:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return HealthCheckResponse(status=self._status[request.service])
+
+    async def List(self, _: Any, __: Any) -> Any:  # noqa: N802  # the contract's
+        """Tell the status of every service."""
+        statuses = {name: HealthCheckResponse(status=status) for name, status in self._status.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined]  # its types are older
+
+    async def Watch(  # noqa: N802  # the contract's
+        self, request: HealthCheckRequest, _: Any
+    ) -> AsyncIterator[HealthCheckResponse]:
+        """Tell the status of a service, and again when it changes; of one that is not known, that it is unknown."""
+        told = None
+        while True:
+            status = self._status.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+            changed = self._changed
+            if status != told:
+                told = status
+                yield HealthCheckResponse(status=status)
+            await changed.wait()

@@ -1,0 +1,70 @@
+"""The process's gauges over HTTP, on a port of their own, for Prometheus to read.
+
+A few readers at once, each for a few seconds and for one request: prometheus_client's own server starts a thread for each
+connection, however many come and however long they stay.
+"""
+
+import asyncio
+import os
+import socket
+
+import h11
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
+
+from chassis.settings import Address
+
+READERS = 32
+# A page is some kilobytes, and made in milliseconds.
+READER_SECONDS = 5.0
+
+
+async def serve(listen: Address | None) -> None:
+    """Offer the gauges for as long as the process lives; None offers nothing. Raises OSError naming the address."""
+    if listen is None:
+        return
+    try:
+        await asyncio.start_server(_Readers().answer, listen.host, listen.port)
+    except OSError as error:
+        # The loop's own text names the address once more; of a host that is not known there is no other.
+        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise OSError(f"cannot offer metrics on {listen}: {why}") from error
+
+
+class _Readers:
+    def __init__(self) -> None:
+        self._writers: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request, or hang up. Who came first makes room: an honest reader is gone before others push it out."""
+        if len(self._writers) >= READERS:
+            oldest = next(iter(self._writers))
+            del self._writers[oldest]
+            oldest.transport.abort()
+        self._writers[writer] = None
+        try:
+            async with asyncio.timeout(READER_SECONDS):
+                await _answer(reader, writer)
+        except (TimeoutError, OSError, h11.ProtocolError):
+            writer.transport.abort()
+        finally:
+            self._writers.pop(writer, None)
+            writer.close()
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    connection = h11.Connection(h11.SERVER)
+    while (request := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await reader.read(4096))
+    if not isinstance(request, h11.Request):
+        return
+    accept = b",".join(value for name, value in request.headers if name == b"accept").decode("latin-1")
+    encode, content_type = choose_encoder(accept)
+    body = encode(REGISTRY)
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")]
+    for event in (h11.Response(status_code=200, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+        writer.write(connection.send(event) or b"")
+    writer.write_eof()
+    # Until all is taken, and not only until it is in a buffer of ours.
+    while await reader.read(4096):
+        pass
