@@ -271,7 +271,7 @@ def _a_batchs_answers_are_mixed_up() -> _Planted:
 
 
 def _card_numbers_are_let_in() -> _Planted:
-    return [(screening, "card_number_in", lambda _text: False)]
+    return [(screening, "card_number_in", lambda _text, **_where: False)]
 
 
 def _a_full_disk_is_taken_for_stored() -> _Planted:

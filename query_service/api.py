@@ -42,7 +42,7 @@ LONGEST_WAIT_SECONDS = 5.0
 # Enough for the answer to travel, so that a client reads how far the view is instead of its own deadline.
 ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
 # Of ids, keys and users: what the command server takes at most.
-LONGEST_NAME = 128
+LONGEST_NAME = 255
 DEFAULT_PAGE = 50
 LONGEST_PAGE = 1000
 # A page is cut before this size, and the next one goes on: clients of grpc take 4 MiB unless told otherwise.
