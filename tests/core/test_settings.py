@@ -73,3 +73,27 @@ def test_a_feed_is_not_followed_at_port_0_where_nobody_can_listen() -> None:
     with pytest.raises(settings.SettingsError, match=r"QUERY_FEED: must be host:port with a port from 1 to 65535"):
         settings.read(QuerySettings, {"QUERY_FEED": "127.0.0.1:50053, 127.0.0.1:0"})
     assert settings.read(QuerySettings, {"QUERY_LISTEN": "127.0.0.1:0"}).listen.port == 0
+
+
+def max_amounts(value: str) -> dict[str, int]:
+    return dict(settings.read(CommandSettings, {"COMMAND_MAX_AMOUNTS": value}).max_amounts)
+
+
+def test_caps_of_ones_own_are_named_by_currency() -> None:
+    assert max_amounts("") == max_amounts(" ") == {}
+    assert max_amounts("EUR=500000, IDR = 999999999999") == {"EUR": 500_000, "IDR": 999_999_999_999}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("EUR", "EUR=", "=5", "EUR=0", "EUR=-5", "EUR=5.00", "EUR=1e6", "EUR=1000000000000", "EUR=05", "EUR=\u0665"),
+        *("eur=5", "XXX=5", "HRK=5", "EUR=5,EUR=6", "EUR=5,", ",", "EUR=5;USD=6", "EUR 5", "EUR=5=6"),
+    ],
+)
+def test_a_cap_that_cannot_be_is_told_at_the_start(value: str) -> None:
+    """A typing error here would let through what was to be stopped."""
+    with pytest.raises(
+        settings.SettingsError, match=r"COMMAND_MAX_AMOUNTS: must be like EUR=500000,IDR=999999999999: "
+    ):
+        max_amounts(value)
