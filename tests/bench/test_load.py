@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def test_no_key_reads_as_a_card_number(monkeypatch: pytest.MonkeyPatch, process:
         *range(1_790_000_000 * 10**9, 1_890_000_000 * 10**9, 10**17 + 7),
     ):
         monkeypatch.setattr(time, "time_ns", lambda now=now: now)
+        assert not re.search("[0-9][^0-9A-Za-z]+[0-9]", f"{key_prefix('bench')}1")
         for number in (1, 1001, 1111, 111_111, 1_111_111):
             for of_card in (False, True):
                 assert not card_number_in(f"{key_prefix('bench')}{number}", of_card=of_card)
