@@ -138,8 +138,6 @@ def card_number_in(text: str, *, of_card: bool = False) -> bool:
     """
     if len(text) < SHORTEST or not may_hold_card_number(text.encode(errors="surrogatepass")):
         return False
-    if not text.isascii():
-        text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), _INVISIBLE.sub("", text))
     if _written_in(text, of_card=of_card):
         return True
     return _has_escapes(text) and _written_in(unescaped(text), of_card=of_card)
@@ -170,6 +168,8 @@ def _character(escape: re.Match[str]) -> str:
 
 
 def _written_in(text: str, *, of_card: bool) -> bool:
+    if not text.isascii():
+        text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), _INVISIBLE.sub("", text))
     # Most texts hold nothing suspicious, so that ids are looked for only in those that do.
     return _tagged_in(text) or (
         _run_in(text, of_card=of_card)

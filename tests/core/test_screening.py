@@ -265,7 +265,13 @@ def test_an_escape_between_its_groups_hides_no_card_number(field: str, escape: s
 
 
 @pytest.mark.parametrize(
-    "text", ["".join(f"%3{digit}" for digit in VISA), "".join(f"&#5{int(d) - 2};" for d in "5555555555554444")]
+    "text",
+    [
+        "".join(f"%3{digit}" for digit in VISA),
+        "".join(f"&#5{int(d) - 2};" for d in "5555555555554444"),
+        "&#xFF14;" + "&#xFF11;" * 15,
+        "411&zwj;11111&#8203;11111111",
+    ],
 )
 def test_escaped_digits_are_digits(text: str) -> None:
     assert card_number_in(text)
