@@ -138,9 +138,20 @@ def card_number_in(text: str, *, of_card: bool = False) -> bool:
     """
     if len(text) < SHORTEST or not may_hold_card_number(text.encode(errors="surrogatepass")):
         return False
-    if _written_in(text, of_card=of_card):
-        return True
-    return _has_escapes(text) and _written_in(unescaped(text), of_card=of_card)
+    return any(_written_in(reading, of_card=of_card) for reading in _readings(text))
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Read a text as it stands and unescaped, each with what is invisible as a separator and as nothing."""
+    for read in (text, unescaped(text)) if _has_escapes(text) else (text,):
+        plain = read if read.isascii() else _FOREIGN_DIGIT.sub(_ascii_digit, read)
+        yield plain
+        if not read.isascii() and (dense := _INVISIBLE.sub("", plain)) != plain:
+            yield dense
+
+
+def _ascii_digit(digit: re.Match[str]) -> str:
+    return str(unicodedata.decimal(digit[0]))
 
 
 def may_hold_card_number(encoded: bytes) -> bool:
@@ -168,8 +179,6 @@ def _character(escape: re.Match[str]) -> str:
 
 
 def _written_in(text: str, *, of_card: bool) -> bool:
-    if not text.isascii():
-        text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), _INVISIBLE.sub("", text))
     # Most texts hold nothing suspicious, so that ids are looked for only in those that do.
     return _tagged_in(text) or (
         _run_in(text, of_card=of_card)
