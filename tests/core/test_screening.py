@@ -1,4 +1,34 @@
-"""DOC"""
+"""Screening: no card number gets in, honest requests do, and no fault repeats what was sent.
+
+Both rates, measured over made-up sets of 100,000, in per cent: `.venv/bin/python -m tests.core.test_screening` prints them
+anew, finer, in a few minutes. Real proportions are nobody's to know; the schemes are mixed as _COMMON says.
+
+    card numbers found                                              card's fields   other fields
+    bare, in a sentence, after a word, track 2                             100          99.97
+    in groups as on a card, with spaces, dashes, escapes, an expiry        100         100
+    run on into expiry and security code; after EMV tags 5A and 57         100         100
+    Visa of 13 digits and rare lengths of Maestro, bare                    100           0
+    ... Visa of 13 in groups of 4 3 3 3                                    100         100
+    in groups of any sizes                                                 100           1.7
+    in a request, in each of its nine fields                               100    99.98 and more
+
+    honest texts refused                                            card's fields   other fields
+    time stamps in s, ms, us, ns; ISO 8601; yyyymmdd and a sequence          0           0
+    UUIDs, MD5, SHA-1, SHA-256, IMEIs, IBANs, snowflakes of Twitter          0           0
+    keys with hexadecimal, as our benchmark's were                           0.002       0
+    keys of shop, day or time, and number, without a letter                  1.7         0
+    German mobile numbers, with 49 or +49 before them                        7.5         0
+    phone numbers of any country, 11 to 13 digits                            0.6         0
+    article numbers (EAN-13)                                                 1.8         0
+    hexadecimal ids of 16, 24 and 48 digits; snowflakes of Discord           0.1         0.1
+    yymmddHHMMSS and four digits, of 2020 to 2027                            6.6         0.4
+    snowflakes of Sonyflake, of Instagram                             0.5, 3.7    0.4, 3.7
+    random numbers of 20 to 23 digits                                        0.2         0.2
+    random numbers of 12 to 19 digits, card's fields:   0.02, 1.1, 0.4, 0.2, 4.0, 0.3, 0.3, 2.7
+                                       other fields:    0,    0,   0.4, 0.2, 4.0, 0.3, 0.3, 2.7
+
+What is let through for that, outside of a card's fields: 0.03 % of bare numbers, those Mastercards that read as a time.
+"""
 
 import dataclasses
 import random
