@@ -38,6 +38,10 @@ SCENARIOS: Mapping[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
 }
 
 
+class ChargesFailed(Exception):
+    """Charges that should have succeeded did not: figures of the rest would flatter whoever refused them."""
+
+
 async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[int], size: Size) -> None:
     measurements: list[Measurement] = []
     async for found in compare(names, in_flight, size):
@@ -57,6 +61,8 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
     print(table(results.found["services"]))
     for name, by_in_flight in results.found["ratios"].items():
         print(f"  {name:<42}" + "".join(f"{at:>6}: {ratio:<8.3g}" for at, ratio in by_in_flight.items()))
+    if results.found["errors"]:
+        raise ChargesFailed(f"by service and in flight: {results.found['errors']}")
 
 
 def main() -> int:

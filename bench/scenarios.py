@@ -26,7 +26,7 @@ import grpc.aio
 
 from bench import DIRECT, counted, sites
 from bench.fill import bytes_beyond_event, filled, unfinished_in
-from bench.load import quantile
+from bench.load import key_prefix, quantile
 from bench.machine import cost
 from bench.measure import PEAK_IN_FLIGHT, Size, measure, peak
 from bench.results import BUILD
@@ -101,7 +101,7 @@ async def latency(*, quick: bool) -> Found:
 async def _probe_lag(site: sites.Site) -> list[float]:
     """Make a charge every so often, whether or not those before it show; how long each took to. Cancel it for its result."""
     lags: list[float] = []
-    prefix = f"probe:{time.time_ns():x}:"
+    prefix = key_prefix("probe")
     async with (
         grpc.aio.insecure_channel(site.listen, options=DIRECT) as commands,
         grpc.aio.insecure_channel(site.servers["query"].listen, options=DIRECT) as queries,

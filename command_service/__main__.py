@@ -94,7 +94,7 @@ async def serve(chosen: Settings) -> AsyncIterator[Running]:
         )
         runner = Runner(journal, bank, limits, clock=time.monotonic, now=_now, chance=random.Random())
         stack.push_async_callback(runner.close)
-        commands = CommandService(runner, max_calls=chosen.max_calls)
+        commands = CommandService(runner, max_calls=chosen.max_calls, max_amounts=chosen.max_amounts)
         feed = Feed(journal)
         command_server = await server.Server.start(
             chosen.listen,

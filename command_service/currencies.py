@@ -21,3 +21,14 @@ _CODES_BY_EXPONENT = {
 
 # Decimals of each currency: 1250 minor units are 12.50 with exponent 2, 1250 with 0, and 1.250 with 3.
 EXPONENTS = {code: exponent for exponent, codes in _CODES_BY_EXPONENT.items() for code in codes.split()}
+
+# The most that is charged at once, in minor units: eight digits, as Stripe takes in nearly all currencies; and twelve, its
+# most (rupiah), where eight would be less than about 100,000 US dollars. Rates of 2026, roughly: these are 1,000 and more
+# minor units to the dollar. It is a bound for slips and not for business: COMMAND_MAX_AMOUNTS sets others.
+MOST_DIGITS = 12
+_TWELVE_DIGITS = """
+    AFN ALL AMD AOA ARS BDT BIF BWP CDF COP CRC CUP CVE CZK DOP DZD EGP ERN ETB GMD GNF GYD HNL HTG HUF IDR INR IQD IRR JMD
+    KES KGS KHR KPW KRW KZT LAK LBP LKR LRD LSL LYD MDL MGA MKD MMK MNT MRU MUR MVR MWK MXN MZN NAD NGN NIO NPR PHP PKR PYG
+    RSD RUB RWF SCR SDG SLE SOS SRD SSP STN SYP SZL THB TND TRY TWD TZS UAH UGX UYU UZS VES VND YER ZAR ZMW ZWG
+"""
+MAX_MINOR_UNITS = dict.fromkeys(EXPONENTS, 10**8 - 1) | dict.fromkeys(_TWELVE_DIGITS.split(), 10**MOST_DIGITS - 1)

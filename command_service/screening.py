@@ -1,8 +1,10 @@
 """Says what is wrong with a client's request, before anything of it is stored, logged or sent.
 
-1. `always_refused` counts for every request: a card number in any field, a malformed idempotency key. Nothing else is
-   refused before the key is looked up, or the retry of a charge that was once accepted would not find it.
+1. `always_refused` counts for every request: an unknown field, a card number in any field, a malformed idempotency key.
+   Nothing else is refused before the key is looked up, or the retry of a charge that was once accepted would not find it.
+   The message is read by its descriptor, so that a field added to the contract is searched without a line here.
 2. `faults` are today's rules for a new charge. They may get stricter; charges accepted before do not meet them again.
+   Every one of them stands in the comments of the contract.
 3. A fault is a field and a text. Both are fixed and repeat nothing of the input, which may be a card number. A metadata
    key is input too, so an entry's field is "metadata.key" or "metadata.value". Each field is named once.
 4. Nothing is corrected: "usd" is refused, not read as USD, and ids are compared byte for byte.
@@ -12,37 +14,45 @@ What cannot be seen: whether 1250 JPY was meant as 12.50. The amount is in minor
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from command_service.card_numbers import card_number_in
+from google.protobuf.message import Message
+
+from charging.v1.command_pb2 import ChargeRequest
+from command_service.card_numbers import card_number_in, may_hold_card_number, unescaped
 from command_service.charge import Card, Money, Request
-from command_service.currencies import EXPONENTS
+from command_service.currencies import EXPONENTS, MAX_MINOR_UNITS
 
 Faults = tuple[tuple[str, str], ...]  # (field, text)
 
-MAX_MINOR_UNITS = 99_999_999  # Eight digits, in every currency: the most that Stripe takes for nearly all of them.
-MAX_BRAND_CHARACTERS = 32  # "American Express" has 16; the longer full names fit too.
-MAX_TEXT_CHARACTERS = 500  # Of a description or metadata value: what Stripe keeps of a metadata value.
-MAX_METADATA_ENTRIES = 20  # With keys of 40 and values of 500 ASCII characters they fit the 16 KiB of a command.
+# In bytes of UTF-8, so that whatever the contract allows fits the 16 KiB of a command.
+MAX_BRAND_BYTES = 64  # "American Express" has 16; the longer full names fit too.
+MAX_TEXT_BYTES = 1_500  # Of a description or metadata value: 500 characters in any script, nearly.
+MAX_METADATA_ENTRIES = 20
+MAX_METADATA_BYTES = 10_000  # Of all keys and values together.
 
+UNKNOWN_FIELDS = "has fields that this server does not know"
 CARD_NUMBER = "looks like a card number: send a card token instead"
-KEY_MALFORMED = "must be 8 to 128 of A-Z a-z 0-9 _ . : -"
+KEY_MALFORMED = "must be 1 to 255 printable ASCII characters without spaces"
 REQUIRED = "is required"
-USER_ID_MALFORMED = "must be 1 to 128 of A-Z a-z 0-9 _ . : @ -"
+USER_ID_MALFORMED = KEY_MALFORMED
 TOKEN_MALFORMED = "must be 1 to 255 of A-Z a-z 0-9 _ . : ~ + / = -"  # noqa: S105 - a text about tokens, not a token
 LAST4_MALFORMED = "must be empty or exactly four digits 0-9"
 AMOUNT_NOT_POSITIVE = "must be more than zero"
-AMOUNT_TOO_LARGE = "must be at most 99,999,999 minor units"
+AMOUNT_TOO_LARGE = "is more than is taken in this currency"
 AMOUNT_LAST_DIGIT = "must end in 0: in a currency of three decimals the last one cannot be charged"
 CURRENCY_UNKNOWN = "must be the ISO 4217 code, in upper case, of a currency in use"
-TEXT_TOO_LONG = "is too long"
+BRAND_TOO_LONG = "must be at most 64 bytes of UTF-8"
+TEXT_TOO_LONG = "must be at most 1,500 bytes of UTF-8"
 TEXT_UNPRINTABLE = "must not hold control or invisible characters"
+TEXT_TELLS_CODE = "must not tell a card's security code: it is never sent"
 METADATA_TOO_MANY = "must have at most 20 entries"
+METADATA_TOO_LARGE = "must have at most 10,000 bytes of UTF-8 in all its keys and values together"
 METADATA_KEY_MALFORMED = "must be 1 to 40 of A-Z a-z 0-9 _ . : -"
 METADATA_KEY_FORBIDDEN = "must not name a card's security code, PIN or track: these are never sent"
 
-_KEY = re.compile(r"[A-Za-z0-9_.:-]{8,128}")
-_USER_ID = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
+# Clients' own names, of whatever make: "1001", "auth0|x", "jane+x@y". They are compared and stored, and never a part of a path.
+_NAME = re.compile(r"[!-~]{1,255}")
 # What banks and vaults make tokens of: words, UUIDs, JWTs, both kinds of base64. No space, quote, bracket, $, % or \, so
 # that nobody downstream finds markup or a format in it. Stripe promises that no id of its own is longer than 255.
 _CARD_TOKEN = re.compile(r"[A-Za-z0-9_.:~+/=-]{1,255}")
@@ -50,62 +60,105 @@ _LAST4 = re.compile(r"[0-9]{4}|")
 _METADATA_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,40}")
 # What PCI DSS 4 forbids to keep (3.3), by every scheme's name for it, whatever the value. A key is compared in lower case and
 # without its punctuation.
+_CODE_NAME = r"(?:(?:cvv|cvc|cvn|cav)2?|cvp2)"
 _SENSITIVE_NAME = re.compile(
-    r"(?:card)?(?:(?:cvv|cvc|cvn|cav)2?|cvp2|cve|cid|csc|cv[vc]code|securitycode|pin|pinblock|magstripe"
-    r"|track[123]?data|track[123])|cardverification(?:code|value)"
+    rf"(?:(?:credit|debit|payment|billing|cc)?card|cc)?[0-9]*(?:{_CODE_NAME}(?:code|value|number|no)?|cve|cid|csc"
+    r"|securitycode|pin|pinblock|magstripe|track[123]?data|track[123]|cardverification(?:code|value))[0-9]*"
 )
+# A security code told in a text: its name, and beside it three or four digits. Names that mean other things too ("CID 123",
+# "PIN 1234") are not looked for in texts.
+_TOLD_CODE = re.compile(
+    rf"(?<![a-z0-9])(?:{_CODE_NAME}|(?:card )?security code|card verification (?:code|value|number))"
+    r"(?![a-z])[\W_]*+(?:(?:code|value|number|no|nr|is|ist)(?![a-z])[\W_]*+){0,2}[0-9]{3,4}(?![0-9])",
+    re.IGNORECASE | re.ASCII,
+)
+_THREE_DIGITS = re.compile(r"[0-9]{3}")
 # Controls, line separators, lone surrogates, and all that is there and cannot be seen: bidi overrides, zero-width
-# characters, soft hyphens, tags. It costs joined emoji and the zero-width joiners of Persian and Indic scripts, as the
-# contract says. Private and unassigned characters pass: Python knows no emoji newer than itself.
+# characters, soft hyphens, tags. Private and unassigned characters pass: Python knows no emoji newer than itself.
 _UNPRINTABLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # Unicode calls them letters or marks.
+# What a description or metadata value may hold besides: line breaks and tabs; and joiners, of emoji and of Persian and Indic
+# letters, one at a time and only behind what is not ASCII, where they do something.
+_LAYOUT = re.compile(r"\r?\n|\t|(?<=[^\x00-\x7f\u200c\u200d])[\u200c\u200d]")
 
 
 # ---------------------------------------------------------------- the rules
-def always_refused(request: Request) -> Faults:
-    """Tell what is refused before the key is looked up: a card number anywhere, a malformed key."""
-    found = {field: CARD_NUMBER for field, text in _texts(request) if card_number_in(text)}
-    if malformed := key_fault(request.idempotency_key):
+def always_refused(wire: ChargeRequest) -> Faults:
+    """Tell what is refused before the key is looked up: an unknown field, a card number anywhere, a malformed key."""
+    found = {}
+    serialised = wire.SerializeToString()
+    if may_hold_card_number(serialised):
+        for field, text in _texts(wire):
+            if card_number_in(text, of_card=field.startswith("card.")):
+                found[field] = CARD_NUMBER
+        if "card.last4" not in found and card_number_in(wire.card.brand + wire.card.last4, of_card=True):
+            found["card.brand"] = CARD_NUMBER  # its beginning, where the last four digits stand beside it
+    if malformed := key_fault(wire.idempotency_key):
         found.setdefault("idempotency_key", malformed)
+    wire.DiscardUnknownFields()
+    if wire.ByteSize() != len(serialised):
+        # A field that this server does not know might say how much, or whom: money is not moved on half a request.
+        found[""] = UNKNOWN_FIELDS
     return tuple(found.items())
+
+
+def _texts(value: object, field: str = "") -> Iterator[tuple[str, str]]:
+    """Walk a message by its descriptor: every text in it with its field's name, which has no index and no key of a map."""
+    match value:
+        case str():
+            yield field, value
+        case bytes():
+            yield field, value.decode(errors="replace")
+        case Message():
+            for each, content in value.ListFields():
+                yield from _texts(content, f"{field}.{each.name}" if field else each.name)
+        case Mapping():
+            for key, content in value.items():
+                yield from _texts(key, f"{field}.key")
+                yield from _texts(content, f"{field}.value")
+        case Iterable():
+            for content in value:
+                yield from _texts(content, field)
 
 
 def key_fault(idempotency_key: str) -> str | None:
     """Tell what is wrong with the form of an idempotency key, or None. Its characters are taken as they are."""
-    return None if _KEY.fullmatch(idempotency_key) else KEY_MALFORMED
+    return None if _NAME.fullmatch(idempotency_key) else KEY_MALFORMED
 
 
-def faults(request: Request) -> Faults:
+def faults(request: Request, max_minor_units: Mapping[str, int] = MAX_MINOR_UNITS) -> Faults:
     """Tell what a request breaks of today's rules. They count for a new charge only.
 
-    A request without an amount comes as Money(0, "").
+    A request without an amount comes as Money(0, ""). `max_minor_units` says how much is taken at most, by currency.
     """
     found: dict[str, str] = {}
-    for field, fault in _all_faults(request):
+    for field, fault in _all_faults(request, max_minor_units):
         if fault:
             found.setdefault(field, fault)
     return tuple(found.items())
 
 
-def _all_faults(request: Request) -> Iterator[tuple[str, str | None]]:
-    yield "user_id", _form_fault(_USER_ID, request.user_id, USER_ID_MALFORMED)
+def _all_faults(request: Request, max_minor_units: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:
+    yield "user_id", _form_fault(_NAME, request.user_id, USER_ID_MALFORMED)
     yield from _card_faults(request.card)
-    yield from _amount_faults(request.amount)
-    yield "description", _text_fault(request.description, MAX_TEXT_CHARACTERS)
+    yield from _amount_faults(request.amount, max_minor_units)
+    yield "description", _text_fault(request.description)
     yield "metadata", METADATA_TOO_MANY if len(request.metadata) > MAX_METADATA_ENTRIES else None
+    size = sum(_bytes_of(text) for entry in request.metadata for text in entry)
+    yield "metadata", METADATA_TOO_LARGE if size > MAX_METADATA_BYTES else None
     for key, value in request.metadata:
         yield "metadata.key", None if _METADATA_KEY.fullmatch(key) else METADATA_KEY_MALFORMED
         yield "metadata.key", METADATA_KEY_FORBIDDEN if _names_a_secret(key) else None
-        yield "metadata.value", _text_fault(value, MAX_TEXT_CHARACTERS)
+        yield "metadata.value", _text_fault(value)
 
 
 def _card_faults(card: Card) -> Iterator[tuple[str, str | None]]:
     yield "card.token", _form_fault(_CARD_TOKEN, card.token, TOKEN_MALFORMED)
-    yield "card.brand", _text_fault(card.brand, MAX_BRAND_CHARACTERS)
+    yield "card.brand", BRAND_TOO_LONG if _bytes_of(card.brand) > MAX_BRAND_BYTES else _visible_fault(card.brand)
     yield "card.last4", None if _LAST4.fullmatch(card.last4) else LAST4_MALFORMED
 
 
-def _amount_faults(amount: Money) -> Iterator[tuple[str, str | None]]:
+def _amount_faults(amount: Money, max_minor_units: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:
     """Judge an amount. A minimum above zero is the bank's to know: it depends on what it settles in, and it declines."""
     if amount == Money(0, ""):
         yield "amount", REQUIRED
@@ -114,7 +167,7 @@ def _amount_faults(amount: Money) -> Iterator[tuple[str, str | None]]:
     yield "amount.currency_code", CURRENCY_UNKNOWN if exponent is None else None
     if amount.minor_units <= 0:
         yield "amount.minor_units", AMOUNT_NOT_POSITIVE
-    elif amount.minor_units > MAX_MINOR_UNITS:
+    elif exponent is not None and amount.minor_units > max_minor_units[amount.currency_code]:
         yield "amount.minor_units", AMOUNT_TOO_LARGE
     elif exponent == 3 and amount.minor_units % 10 != 0:
         # Stripe's rule for its payment partners. It holds for every bank, lest a charge's validity hang on the bank.
@@ -127,28 +180,27 @@ def _form_fault(form: re.Pattern[str], text: str, fault: str) -> str | None:
     return None if form.fullmatch(text) else fault
 
 
-def _text_fault(text: str, max_characters: int) -> str | None:
+def _text_fault(text: str) -> str | None:
     """Judge a text for people. Its characters are stored as they come, in NFC or not: no text is ever compared."""
-    if len(text) > max_characters:
+    if _bytes_of(text) > MAX_TEXT_BYTES:
         return TEXT_TOO_LONG
+    if _visible_fault(text) and _visible_fault(_LAYOUT.sub("", text)):
+        return TEXT_UNPRINTABLE
+    if _THREE_DIGITS.search(text) and (_TOLD_CODE.search(text) or _TOLD_CODE.search(unescaped(text))):
+        return TEXT_TELLS_CODE
+    return None
+
+
+def _visible_fault(text: str) -> str | None:
     if text.isascii():
         return None if text.isprintable() else TEXT_UNPRINTABLE
     unprintable = not text.isprintable() and any(unicodedata.category(c) in _UNPRINTABLE_CATEGORIES for c in text)
     return TEXT_UNPRINTABLE if unprintable or not _BLANK_LETTERS.isdisjoint(text) else None
 
 
+def _bytes_of(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
+
+
 def _names_a_secret(metadata_key: str) -> bool:
     return bool(_SENSITIVE_NAME.fullmatch(re.sub(r"[_.:-]", "", metadata_key.lower())))
-
-
-def _texts(request: Request) -> Iterator[tuple[str, str]]:
-    yield "idempotency_key", request.idempotency_key
-    yield "user_id", request.user_id
-    yield "card.token", request.card.token
-    yield "card.brand", request.card.brand
-    yield "card.last4", request.card.last4
-    yield "amount.currency_code", request.amount.currency_code
-    yield "description", request.description
-    for key, value in request.metadata:
-        yield "metadata.key", key
-        yield "metadata.value", value

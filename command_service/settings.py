@@ -1,8 +1,10 @@
 """What can be set about the command server, and why."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -17,6 +19,7 @@ from chassis.settings import (
     whole,
     yes_or_no,
 )
+from command_service.currencies import EXPONENTS, MOST_DIGITS
 
 # Labels that a name may have, or the digits of an IPv6 address; httpx knows the rest.
 _HOST = re.compile(rb"(?:[0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*")
@@ -52,6 +55,20 @@ def bank_url(value: str) -> str:
     if not fits:  # in words of our own: httpx quotes the value, which may hold a password
         raise ValueError("must be http://host:port or https://host, with a path if need be, and nothing else")
     return value.rstrip("/")
+
+
+def max_amounts(value: str) -> Mapping[str, int]:
+    """Caps in minor units by currency, as EUR=500000,IDR=999999999999; nothing for none of one's own."""
+    caps: dict[str, int] = {}
+    for part in value.split(",") if value.strip() else ():
+        code, _, units = (each.strip() for each in part.partition("="))
+        if code not in EXPONENTS or code in caps or not re.fullmatch(f"[1-9][0-9]{{0,{MOST_DIGITS - 1}}}", units):
+            raise ValueError(
+                "must be like EUR=500000,IDR=999999999999: each currency once, by its ISO 4217 code, "
+                f"and 1 to {MOST_DIGITS} digits of minor units, more than zero"
+            )
+        caps[code] = int(units)
+    return MappingProxyType(caps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +122,12 @@ class Settings:
         number(1, 7 * 86_400),
         "600",
         "the age at which an unfinished charge is shown as needing attention",
+    )
+    max_amounts: Mapping[str, int] = setting(
+        "COMMAND_MAX_AMOUNTS",
+        max_amounts,
+        "",
+        "the most that one charge takes in these currencies, instead of the built-in cap",
     )
     free_bytes: int = setting(
         "COMMAND_FREE_BYTES",

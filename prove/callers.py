@@ -147,7 +147,7 @@ def _request(op: Op) -> ChargeRequest:
         case "key":
             request.idempotency_key = op.planted or "a b"
         case "user":
-            request.user_id = op.planted or "x" * 200
+            request.user_id = op.planted or "x" * 300
         case "card":
             request.card.token = op.planted
         case "description":

@@ -272,7 +272,7 @@ def _a_batchs_answers_are_mixed_up() -> _Planted:
 
 
 def _card_numbers_are_let_in() -> _Planted:
-    return [(screening, "card_number_in", lambda _text: False)]
+    return [(screening, "card_number_in", lambda _text, **_where: False)]
 
 
 def _a_new_key_is_advised_while_money_may_move() -> _Planted:

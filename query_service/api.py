@@ -42,7 +42,7 @@ TENANT = "default"
 # A view that lives is there in milliseconds: who has waited this long is better told how far it is.
 LONGEST_WAIT_SECONDS = 5.0
 # Of ids, keys and users: what the command server takes at most.
-LONGEST_NAME = 128
+LONGEST_NAME = 255
 # Half of the streams that a connection may hold: with all of them, nothing else could be asked over it, and no error said why.
 WATCHES_A_CONNECTION = 500
 DEFAULT_PAGE = 50

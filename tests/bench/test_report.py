@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import __main__ as driver
 from bench import machine, page, results, sites, targets
 from bench.compare import ratios, summary
 from bench.measure import Measurement
@@ -71,6 +74,26 @@ def test_the_summary_has_the_shape_that_bench_json_promises() -> None:
     assert services[sites.PRODUCT]["128"]["rate"] == 700
     assert services[sites.TUTORIAL]["16"]["rate"] == 100
     assert found["errors"] == {"tutorial 16": 1}
+
+
+def test_a_comparison_in_which_a_charge_failed_has_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its figures are told all the same."""
+
+    async def compared(*_: object) -> AsyncIterator[list[Measurement]]:
+        for one in rounds:
+            yield [one]
+
+    monkeypatch.setattr(driver, "compare", compared)
+    monkeypatch.setattr(driver, "BUILD", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "--only", "compare"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    rounds = [one for one in ROUNDS if not one.errors]
+    assert driver.main() == 0
+    rounds = ROUNDS
+    assert driver.main() == 1
+    assert "not measured, because of the errors above: compare" in capsys.readouterr().err
 
 
 def test_a_target_is_met_missed_or_not_measured() -> None:

@@ -176,3 +176,27 @@ def test_a_programs_help_tells_every_setting_with_its_default(server: type) -> N
         assert f"  {field.metadata['variable']} [" in told
         assert field.metadata["why"] in told
     assert "/home/alice/.local/state/chargeonce/" in told
+
+
+def max_amounts(value: str) -> dict[str, int]:
+    return dict(settings.read(CommandSettings, {"COMMAND_MAX_AMOUNTS": value}).max_amounts)
+
+
+def test_caps_of_ones_own_are_named_by_currency() -> None:
+    assert max_amounts("") == max_amounts(" ") == {}
+    assert max_amounts("EUR=500000, IDR = 999999999999") == {"EUR": 500_000, "IDR": 999_999_999_999}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("EUR", "EUR=", "=5", "EUR=0", "EUR=-5", "EUR=5.00", "EUR=1e6", "EUR=1000000000000", "EUR=05", "EUR=\u0665"),
+        *("eur=5", "XXX=5", "HRK=5", "EUR=5,EUR=6", "EUR=5,", ",", "EUR=5;USD=6", "EUR 5", "EUR=5=6"),
+    ],
+)
+def test_a_cap_that_cannot_be_is_told_at_the_start(value: str) -> None:
+    """A typing error here would let through what was to be stopped."""
+    with pytest.raises(
+        settings.SettingsError, match=r"COMMAND_MAX_AMOUNTS: must be like EUR=500000,IDR=999999999999: "
+    ):
+        max_amounts(value)

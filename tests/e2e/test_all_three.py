@@ -12,7 +12,13 @@ import pytest
 from charging.v1 import command_pb2_grpc, query_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
-from charging.v1.query_pb2 import GetChargeHistoryRequest, GetChargeRequest, GetUserSummaryRequest, GetViewStatusRequest
+from charging.v1.query_pb2 import (
+    GetChargeHistoryRequest,
+    GetChargeRequest,
+    GetUserSummaryRequest,
+    GetViewStatusRequest,
+    ListChargesRequest,
+)
 from demo.processes import Town
 
 CHARGED = ChargeStatus.CHARGE_STATUS_CHARGED
@@ -131,3 +137,28 @@ async def test_a_charge_that_a_restore_forgot_is_not_charged_again(town: Town) -
             GetChargeRequest(idempotency_key="order-0002", min_position=again.position), timeout=20, wait_for_ready=True
         )
     assert shown.charge.transaction_id == forgotten.transaction_id
+
+
+@pytest.mark.parametrize(
+    ("key", "user"), [("1001", "auth0|x"), ("jane+x@y", "jane+x@y"), ("k" * 255, "u" * 255), ("%20/?#", '"<&>')]
+)
+async def test_whatever_printable_name_a_key_or_user_has_both_servers_know_it(town: Town, key: str, user: str) -> None:
+    """In every query that takes one, over the pages of a list too."""
+    asked = [request(name) for name in (key, key[:-1] + "2")]
+    for each in asked:
+        each.user_id = user
+    position = [await charge(town, each) for each in asked][-1].position
+    async with grpc.aio.insecure_channel(town.query.listen) as channel:
+        query = query_pb2_grpc.QueryServiceStub(channel)
+        shown = await query.GetCharge(GetChargeRequest(idempotency_key=key, min_position=position), timeout=20)
+        assert (shown.charge.idempotency_key, shown.charge.user_id) == (key, user)
+        history = await query.GetChargeHistory(GetChargeHistoryRequest(idempotency_key=key), timeout=20)
+        assert history.charge_id == shown.charge.charge_id
+        summary = await query.GetUserSummary(GetUserSummaryRequest(user_id=user), timeout=20)
+        assert [each.charged_count for each in summary.currencies] == [2]
+        first = await query.ListCharges(ListChargesRequest(user_id=user, page_size=1), timeout=20)
+        second = await query.ListCharges(
+            ListChargesRequest(user_id=user, page_size=1, page_token=first.next_page_token), timeout=20
+        )
+    listed = [each.idempotency_key for page in (first, second) for each in page.charges]
+    assert listed == [each.idempotency_key for each in reversed(asked)]

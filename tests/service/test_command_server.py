@@ -28,6 +28,7 @@ from tests.service.command_world import (
     CHARGED,
     PATIENT_SECONDS,
     PENDING,
+    REPLAYED,
     Referee,
     World,
     a_request,
@@ -338,7 +339,7 @@ async def test_what_nobody_foresaw_reaches_the_client_as_a_fixed_text_and_the_lo
 ) -> None:
     """Here another program takes the journal's table away, and the charge is one that is looked up first."""
     async with Town(tmp_path) as town, grpc.aio.insecure_channel(town.command.listen) as channel:
-        request = a_request(description="a very private matter", user_id="mallory!")
+        request = a_request(description="a very private matter", user_id="mallory and more")
         commands = command_pb2_grpc.CommandServiceStub(channel)
         with closing(sqlite3.connect(town.journal)) as vandal:
             vandal.execute("ALTER TABLE record RENAME TO gone")
@@ -388,17 +389,38 @@ def flip_a_bit(journal: Path, position: int) -> None:
 
 # ---------------------------------------------------------------- limits and figures
 async def test_the_largest_request_that_the_contract_allows_is_charged(world: World) -> None:
-    """Twenty entries of metadata, and every text as long as it may be: within 16 KiB."""
+    """Twenty entries of metadata, and every text as long as it may be, in characters of three bytes: within 16 KiB."""
     request = ChargeRequest(
-        idempotency_key="k" * 128,
-        user_id="u" * 128,
-        card=Card(token="tok_visa", brand="b" * 32, last4="4242"),
-        amount=Money(minor_units=99_999_999, currency_code="EUR"),
-        description="d" * 500,
-        metadata={f"{n:0>40}": "v" * 500 for n in range(20)},
+        idempotency_key="k" * 255,
+        user_id="u" * 255,
+        card=Card(token="tok_visa", brand="b" * 64, last4="4242"),
+        amount=Money(minor_units=999_999_999_999, currency_code="IDR"),
+        description="\u732b" * 500,
+        metadata={f"{n:02}" + "k" * 38: "\u732b" * 153 + "v" for n in range(20)},
     )
     assert (await world.charge(request)).status == CHARGED
     assert world.events(request)[0].charge_requested.metadata == request.metadata
+
+
+async def test_an_operators_cap_replaces_the_built_in_one_for_new_charges(tmp_path: Path) -> None:
+    """A charge that was taken under a larger cap is found by its retry."""
+    before, after, dollars = a_request(), a_request(), a_request()
+    dollars.amount.CopyFrom(Money(minor_units=999_999_999_999, currency_code="USD"))
+    async with a_town(tmp_path) as (town, _):
+
+        async def charge(request: ChargeRequest) -> ChargeResponse:
+            async with grpc.aio.insecure_channel(town.command.listen) as channel:
+                call = command_pb2_grpc.CommandServiceStub(channel).Charge(request, timeout=PATIENT_SECONDS)
+                response: ChargeResponse = await call
+                return response
+
+        assert (await charge(before)).status == CHARGED
+        assert (await refused(charge(dollars))).fields == {"amount.minor_units"}
+        await town.command.stop()
+        await town.start_command(COMMAND_MAX_AMOUNTS="EUR=1000,USD=999999999999")
+        assert (await charge(before)).outcome_source == REPLAYED
+        assert (await refused(charge(after))).fields == {"amount.minor_units"}
+        assert (await charge(dollars)).status == CHARGED
 
 
 async def test_the_age_of_the_oldest_unfinished_charge_is_a_gauge(tmp_path: Path) -> None:
