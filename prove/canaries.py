@@ -299,6 +299,10 @@ def _no_pause_after_a_vain_call() -> _Planted:
     return [(command_service.runner, "backoff_seconds", lambda *_: 0.0)]
 
 
+def _a_refusal_is_believed_at_once() -> _Planted:
+    return [(gateway, "_is_doubtful", lambda *_: False)]
+
+
 _ALL: dict[str, Callable[[], _Planted]] = {
     plant.__name__.strip("_").replace("_", " "): plant
     for plant in (
@@ -325,6 +329,7 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _a_full_disk_is_taken_for_stored,
         _bank_calls_have_no_limit,
         _no_pause_after_a_vain_call,
+        _a_refusal_is_believed_at_once,
     )
 }
 NAMES = tuple(_ALL)
