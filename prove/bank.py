@@ -36,6 +36,16 @@ AFTER = ("lose_answer", "hang_after", "error_after", "garbage", "half_body", "hu
 LIES = ("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "wrong_card", "contradict", "mixed_up")
 OTHERWISE = ("delay_request", "duplicate", "late_duplicate", "expire_token")
 
+# Answers to somebody else's question. They come over a connection that served before, and over no other.
+STRAYS: tuple[tuple[int, dict[str, object]], ...] = (
+    (409, {"error": "refused"}),
+    (404, {"error": "token_unknown"}),
+    (404, {"error": "reference_unknown"}),
+    (410, {"error": "token_expired"}),
+    (202, {"result": "in_progress"}),
+    (200, {"result": "declined", "reason": "card_declined", "transaction_id": None}),
+)
+
 Reply = tuple[int, dict[str, str], bytes]
 
 
@@ -249,6 +259,7 @@ class _OneCall:
         self._method = request.method
         self._target = target_of(request)
         self._body = request.content
+        self._is_fresh = bool(request.extensions.get("fresh"))
         self._answer = answer
         self._life = life
         path = self._target.split("?")[0].strip("/").split("/")
@@ -304,6 +315,9 @@ class _OneCall:
                     self._late(chaos.uniform(0.05, 3.0), self.arrive, True)
                 status, headers, body = _json(202, said)
                 return self._reply((status, {**headers, "retry-after": chaos.pick(RETRY_AFTERS)}, body), fault)
+        if not self._is_fresh and chaos.fires("stray"):  # No lie: it is not about us. What we asked for is done later.
+            self._late(chaos.uniform(0.0, 1.0), self.arrive, True)
+            return self._reply(_json(*chaos.pick(STRAYS)), "stray")
         if self._step != "look_up" and chaos.fires("late_duplicate"):
             self._late(chaos.uniform(1.0, 40.0) * bank.late_factor, self.arrive, True)
         if self._step != "look_up" and chaos.fires("duplicate"):

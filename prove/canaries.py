@@ -316,6 +316,10 @@ def _no_pause_after_a_vain_call() -> _Planted:
     return [(command_service.runner, "backoff_seconds", lambda *_: 0.0)]
 
 
+def _a_refusal_is_believed_at_once() -> _Planted:
+    return [(gateway, "_is_doubtful", lambda *_: False)]
+
+
 _ALL: dict[str, Callable[[], _Planted]] = {
     plant.__name__.strip("_").replace("_", " "): plant
     for plant in (
@@ -345,6 +349,7 @@ _ALL: dict[str, Callable[[], _Planted]] = {
         _recorded_times_follow_the_clock,
         _bank_calls_have_no_limit,
         _no_pause_after_a_vain_call,
+        _a_refusal_is_believed_at_once,
     )
 }
 NAMES = tuple(_ALL)

@@ -43,6 +43,8 @@ CALL_FAULTS = {
     "view_power_cut": 0.7,
     "view_lost": 0.3,
 }
+# Drawn by a chance of their own, so that stories without them stay what they were.
+LATER_CALL_FAULTS = {"stray": 0.3}
 # What happens at some time, and for how long it lasts.
 WEATHER = (
     "kill_command",
@@ -65,7 +67,7 @@ MET = frozenset({"bank_down", "bank_restart", "unauthorized", "disk_full"})
 LONG_STORIES, LONG_SECONDS, LONG_LATE_FACTOR = 1 / 80, (600.0, 3 * 3_600.0), 200.0
 # What clients do that is no fault of ours, counted as well.
 CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number")
-KINDS = (*CALL_FAULTS, *LATER_FAULTS, *WEATHER, *LATER_WEATHER, *CLIENTS)
+KINDS = (*CALL_FAULTS, *LATER_FAULTS, *LATER_CALL_FAULTS, *WEATHER, *LATER_WEATHER, *CLIENTS)
 
 # Visa's, Mastercard's and American Express's well-known test numbers.
 CARD_NUMBERS = ("4111111111111111", "5555555555554444", "378282246310005")
@@ -143,6 +145,10 @@ def plan_of(seed: int) -> Plan:
             weights[kind] = most * chance.uniform(0.3, 1.0)
         elif roll < 0.5:
             weights[kind] = most * 10 ** chance.uniform(-2.0, -0.7)
+    for kind, most in LATER_CALL_FAULTS.items():
+        own = random.Random(f"{kind} {seed}, its weight")
+        if own.random() < 0.25:
+            weights[kind] = most * own.uniform(0.1, 1.0)
     horizon = chance.uniform(4.0, 30.0)
     weather = []
     for kind in WEATHER:

@@ -33,8 +33,9 @@ import command_service.journal.lock
 import command_service.journal.making
 import command_service.journal.sqlite
 import query_service.view
-from charging.v1.common_pb2 import ChargeStatus
+from charging.v1.common_pb2 import ChargeStatus, DeclineReason
 from charging.v1.journal_pb2 import Event
+from prove.bank import APPROVED, DECLINES
 from prove.callers import Callers, patient
 from prove.check import read_anchor, read_journal, read_view, records_in, view_in
 from prove.checker import Violation, check
@@ -325,10 +326,22 @@ class World(Callers):
         return Told(found, dict(self.dice.fired), self.dice.drawn, self.notes, self.loop.callbacks, charges)
 
     def _reviews(self, records: Any) -> list[Violation]:
-        """A charge goes into review only if the bank lied about it, or its tokens kept expiring."""
-        found = []
+        """A charge goes into review only if the bank lied about it, or its tokens kept expiring.
+
+        Nor is it refused for good unless the bank lied about it, or knows no such card.
+        """
+        found, cards = [], {}
         for record in records:
             event = Event.FromString(record.event)
+            if event.HasField("charge_requested"):
+                cards[record.charge_id] = event.charge_requested.card.token
+            if (
+                event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED
+                and record.charge_id not in self.bank.lied_about
+                and cards[record.charge_id] in (*APPROVED, *DECLINES)
+            ):
+                where = f"charge {record.charge_id}, position {record.position}"
+                found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
             if event.WhichOneof("kind") != "review_required" or record.charge_id in self.bank.lied_about:
                 continue
             if event.review_required.reason != 4:

@@ -10,6 +10,9 @@ What an adapter must keep, for nothing else keeps a customer from being charged 
 4. Another amount, currency or card under a known reference or token is refused.
 5. Only a definite "expired, not executed" leads to a new token.
 
+And no charge ends on one answer that does not name it: that may be the answer to somebody else's question. It is asked
+again in a way in which it cannot be, or it is `NoAnswer`.
+
 tests/contract/test_bank.py holds every adapter to them.
 """
 
