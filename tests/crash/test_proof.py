@@ -90,7 +90,8 @@ async def test_a_sync_of_the_wals_name_that_fails_at_the_start_of_a_journal_lose
 async def test_a_power_cut_loses_something_of_a_journal_made_careless(name: str, tmp_path: Path) -> None:
     """The controls."""
     moments = replay.record(tmp_path, powercut.CONTROLS[name].lives)
-    losses = await powercut.cut(moments, tmp_path, 60, random.Random(1), a_harness(), name, time.monotonic() + 30)
+    cuts, until = powercut.CUTS_A_CONTROL, time.monotonic() + 30
+    losses = await powercut.cut(moments, tmp_path, cuts, random.Random(1), a_harness(), name, until)
     assert losses > 0
 
 
