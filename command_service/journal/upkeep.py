@@ -95,6 +95,7 @@ def prepare(path: Path, connection: sqlite3.Connection) -> tuple[str, bool, Plac
         path, anchored, journal_id, head, connection
     )  # last, so that the first damaged record is the one named
     probe(path, connection)
+    sync_directory(path.parent)  # the WAL's name is durable too
     return journal_id, restored, head
 
 

@@ -544,6 +544,21 @@ async def test_a_journal_on_a_disk_that_is_mounted_for_reading_is_refused(
         await fill(rig)
 
 
+@needs_strace
+@pytest.mark.parametrize(("error", "is_refused"), [("EROFS", True), ("EIO", True), ("ENOSPC", False)])
+async def test_a_start_that_cannot_commit_is_refused_unless_there_may_be_room_later(
+    rig: SqliteRig, path: Path, error: str, is_refused: bool
+) -> None:
+    """Every file can be opened for writing, and no commit be made: that is seen before anybody is told that it serves."""
+    await fill(rig, b"a")
+    failing = ["-P", str(beside(path, "-wal")), "-e", "trace=pwrite64", "-e", f"inject=pwrite64:error={error}:when=1+"]
+    with process("strace", "-f", "-qq", "-o", os.devnull, *failing, *writer(path, appends=0)) as starting:
+        said, why = await asyncio.to_thread(starting.communicate, timeout=60)
+    assert (starting.returncode, said) == ((1, "") if is_refused else (0, "open\n"))
+    assert ("cannot be used: disk I/O error" in why) == is_refused
+    await fill(rig, b"b", first=1)
+
+
 # ---------------------------------------------------------------- file systems
 def lies_on(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the system say that a folder is of a kind."""
