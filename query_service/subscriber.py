@@ -13,7 +13,6 @@ runs on any event loop: where the feed comes from, the clock and chance are give
 
 import asyncio
 import contextlib
-import logging
 import random
 import sqlite3
 import struct
@@ -129,17 +128,20 @@ class Subscriber:
         while True:
             try:
                 await self._follow(set_serving)
+            except ForeignJournal as error:
+                self.state = State.DISCONNECTED
+                if self._is_news(error):
+                    log.error("a server of the feed has another journal and is not followed", why=str(error))
             except FeedLost as error:
                 self.state = State.DISCONNECTED
-                if isinstance(error, ForeignJournal):
-                    self._tell_once(
-                        "a server of the feed has another journal and is not followed", error, logging.ERROR
-                    )
-                else:
-                    self._tell_once("the feed is lost and will be tried again", error)
+                if self._is_news(error):
+                    log.warning("the feed is lost and will be tried again", why=str(error))
             except ViewNotWritten as error:
                 self.state = State.CATCHING_UP  # the feed is there, and the view behind it
-                self._tell_once("the view cannot be written, its disk may be full, and it will be tried again", error)
+                if self._is_news(error):
+                    log.warning(
+                        "the view cannot be written, its disk may be full, and it will be tried again", why=str(error)
+                    )
             except UnknownEvent as error:
                 self.state = State.STOPPED
                 log.error("the projection is stopped: the view grows stale", why=str(error))
@@ -275,11 +277,11 @@ class Subscriber:
             self._is_serving = is_serving
             await set_serving(is_serving)
 
-    def _tell_once(self, event: str, error: Exception, level: int = logging.WARNING) -> None:
-        """Log an outage when it begins, and not with each try: once for each server and what is wrong with it."""
-        if str(error) not in self._losses:
-            self._losses.add(str(error))
-            log.log(level, event, why=str(error))
+    def _is_news(self, error: Exception) -> bool:
+        """An outage is told when it begins, and not with each try: once for each server and what is wrong with it."""
+        is_news = str(error) not in self._losses
+        self._losses.add(str(error))
+        return is_news
 
     def _pause_seconds(self) -> float:
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 16))
