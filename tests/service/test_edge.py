@@ -35,7 +35,7 @@ PATIENCE_SECONDS = 30
 ROOT = Path(__file__).parent.parent.parent
 HEALTH, REFLECTION = "/grpc.health.v1.Health", "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
 VERSIONS = ("v1alpha", "v1")
-NOTHING_HAPPENED = ["serving", "the feed is open", "the view has caught up", "draining", "stopped"]
+NOTHING_HAPPENED = ["serving", "the feed is open", "the view has caught up", "asked to stop", "draining", "stopped"]
 # RFC 9113: what a client of ours never sends.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, DATA, SETTINGS, PING = 1, 0, 4, 6
