@@ -54,6 +54,7 @@ class Disk(Stage):
     def begin(self, process: Process) -> None:
         """Let a transaction begin, unless another program holds the write lock."""
         if process.kind == "command" and self.dice.fires("journal_busy"):
+            process.had_disk_fault |= not process.has_started  # a start is refused for it, and is made again
             self.note(process.name, "finds its journal locked by another program")
             raise _error("database is locked", sqlite3.SQLITE_BUSY)
 

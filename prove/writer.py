@@ -96,7 +96,7 @@ async def write(journal_path: Path, told: int, appends: int, seed: int) -> int:
     return 0
 
 
-def _nothing(_: object) -> None:
+def _nothing(*_: object) -> None:
     """Stand in for a part of the start, in a control."""
 
 

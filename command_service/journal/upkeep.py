@@ -116,7 +116,7 @@ def identify(path: Path, connection: sqlite3.Connection) -> tuple[str, bool]:
 def probe(path: Path, connection: sqlite3.Connection) -> None:
     """See that the journal can be written, by a commit that changes nothing. A full disk may have room again later.
 
-    Without it a server would serve, and die at its first charge. Raises sqlite3.Error, OSError.
+    Without it a server would serve, and die at its first charge. Raises sqlite3.Error.
     """
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -125,9 +125,16 @@ def probe(path: Path, connection: sqlite3.Connection) -> None:
     except sqlite3.Error as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        code = getattr(error, "sqlite_errorcode", None)
-        if code != sqlite3.SQLITE_FULL and not (code == sqlite3.SQLITE_IOERR_WRITE and not has_room(wal_beside(path))):
+        if not _may_have_room_later(error, path):
             raise
+
+
+def _may_have_room_later(error: sqlite3.Error, path: Path) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_IOERR_WRITE:
+        with contextlib.suppress(OSError):
+            return not has_room(wal_beside(path))
+    return code == sqlite3.SQLITE_FULL
 
 
 def store_wal_again(path: Path) -> None:
