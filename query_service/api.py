@@ -167,7 +167,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         return query_pb2.GetViewStatusResponse(
             journal_id=shown.checkpoint.journal_id,
             head_position=max(self._subscriber.head_position, shown.checkpoint.position),
-            state=_STATES[self._subscriber.state],
+            state=_STATES[self._subscriber.state_of(shown.checkpoint.position)],
             charge_count=shown.checkpoint.totals.charge_count,
             **self._place(shown),
         )

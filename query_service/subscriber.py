@@ -106,11 +106,17 @@ class Subscriber:
         self._failures = 0
         self._losses: set[str] = set()
         self.state = State.DISCONNECTED
+        self._live_from = 0
 
     @property
     def head_position(self) -> int:
         """The newest head of the journal that was heard of."""
         return max(self._head_position, self._waiting.position)
+
+    def state_of(self, position: int) -> State:
+        """Say what a view that shows this position is doing: it was read a moment ago, and is not live if that was too early."""
+        is_early = self.state is State.LIVE and position < self._live_from
+        return State.CATCHING_UP if is_early else self.state
 
     @property
     def silence_seconds(self) -> float | None:
@@ -191,7 +197,7 @@ class Subscriber:
                     self._goal = item.head_position
                 log.info("the feed is open", position=self._waiting.position, head=item.head_position)
             case CaughtUp():
-                self.state = State.LIVE
+                self.state, self._live_from = State.LIVE, item.position
                 self._failures = 0
                 self._losses.clear()
                 log.info("the view has caught up", position=item.position)
