@@ -114,7 +114,7 @@ class Subscriber:
         return max(self._head_position, self._waiting.position)
 
     def state_of(self, position: int) -> State:
-        """Say what a view that shows this position is doing: it was read a moment ago, and is not live if that was too early."""
+        """Say what a view is doing that was read at this position: before it had caught up it was not live."""
         is_early = self.state is State.LIVE and position < self._live_from
         return State.CATCHING_UP if is_early else self.state
 
