@@ -411,6 +411,32 @@ async def test_a_feed_that_has_less_than_it_says_or_than_the_view_is_not_lived_w
     await view.close()
 
 
+async def test_an_answer_from_before_the_view_had_caught_up_does_not_call_it_live(tmp_path: Path) -> None:
+    """Rows are read a moment before the state is: the view may have caught up in between."""
+    journal = filled(5)
+
+    async def whole(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
+        yield SubscribeResponse(opened=Opened(journal_id=journal.journal_id, head_position=journal.head))
+        yield SubscribeResponse(batch=RecordBatch(records=journal.records))
+        yield SubscribeResponse(caught_up=CaughtUp(position=journal.head))
+        await asyncio.Event().wait()
+
+    view = await View.open(tmp_path / "view.db")
+    following, caught_up = Subscriber(view, Waiting(), whole), asyncio.Event()
+
+    async def set_serving(_: bool) -> None:
+        caught_up.set()
+
+    running = asyncio.create_task(following.run(set_serving))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await caught_up.wait()
+    assert following.state_of(journal.head) is State.LIVE
+    assert following.state_of(journal.head - 1) is following.state_of(0) is State.CATCHING_UP
+    running.cancel()
+    await asyncio.wait([running])
+    await view.close()
+
+
 async def test_a_lost_record_at_the_end_is_noticed_when_the_feed_says_that_all_was_sent(
     feed: FeedServer, tmp_path: Path
 ) -> None:
