@@ -35,7 +35,7 @@ test: install ## run all tests
 
 SEEDS ?= 1000
 simulate: install ## SEEDS=n: tell n simulated stories, after finding every planted bug
-	@$(BIN)/python -m prove.simulate $(SEEDS) --canaries
+	@$(BIN)/python -m prove.simulation $(SEEDS) --canaries
 
 MINUTES ?= 5
 prove: install ## MINUTES=n: try to break the promise by every means there is, and print one table

@@ -35,7 +35,16 @@ SHARES = {
     "storage": 9,
     "powercut": 3,
     "crashpoints": 4,
-    "simulate": 24,
+    "simulation": 24,
+}
+_MODULES = {
+    "network": "network",
+    "kills": "deaths.kills",
+    "syscalls": "deaths.syscalls",
+    "storage": "storage",
+    "powercut": "deaths.powercut",
+    "crashpoints": "deaths.crashpoints",
+    "simulation": "simulation.stories",
 }
 # At this size every kind of fault must have fired often.
 FULL_MINUTES = 60
@@ -77,7 +86,7 @@ def _run(name: str, seconds: float) -> Harness:
                 f"{name} {told - started:4.0f}/{seconds:.0f} s: {text:<90}"[:118], end=end, file=sys.stderr, flush=True
             )
 
-    run: Any = importlib.import_module(f"prove.{name}").run
+    run: Any = importlib.import_module(f"prove.{_MODULES[name]}").run
     try:
         harness: Harness = asyncio.run(run(seconds, say)) if inspect.iscoroutinefunction(run) else run(seconds, say)
     except Exception as error:

@@ -44,7 +44,7 @@ from command_service.journal import JournalBusy, JournalFull, NotStored, Place, 
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import SELECT_VERSION, key_of, read_head
 from command_service.runner import Runner
-from prove.loop import patched
+from prove.simulation.loop import patched
 from query_service.lookup import find_checkpoint
 
 _decide, _evolve = decide, evolve

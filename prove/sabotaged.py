@@ -19,7 +19,7 @@ from command_service.journal.lock import Lock
 from command_service.journal.sqlite import SqliteJournal
 from demo.processes import Server
 from prove import canaries
-from prove.loop import patched
+from prove.simulation.loop import patched
 
 VARIABLE = "PROVE_SABOTAGE"
 A_FULL_DISK_ENDS_IT = "a full disk ends the server"

@@ -24,13 +24,13 @@ import structlog
 from charging.v1.command_pb2 import ChargeResponse
 from command_service.bank import gateway
 from command_service.journal import START, anchor
-from prove.loop import patched
 from prove.network import bank, clients, feeds, floods, liars, restarts
 from prove.network.books import check
 from prove.network.kinds import KINDS, OUTCOMES
 from prove.network.servers import servers_in
 from prove.network.world import Broken, World, a_world, must, within
 from prove.report import RARE, Harness, Say
+from prove.simulation.loop import patched
 from prove.workers import workers
 
 # The servers' own words for a fault that they did not foresee.

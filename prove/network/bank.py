@@ -13,7 +13,7 @@ from time import time
 from typing import Any
 
 from charging.v1.common_pb2 import Card
-from prove.faultproxy import Fault, Kind, Way
+from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.world import CHARGED, DECLINED, IN_REVIEW, World, charge_id, must, until
 
 # No pause of ours is longer; a full breaker may add its own to it, and a busy machine a little.

@@ -10,7 +10,7 @@ import grpc.aio
 
 from charging.v1.command_pb2 import ChargeRequest, OutcomeSource
 from charging.v1.common_pb2 import Money
-from prove.faultproxy import Fault, Kind, Way
+from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.world import CHARGED, Asked, World, must, until
 
 # As a client's service config may say: grpc itself tries again, with the same key because it is the same request.

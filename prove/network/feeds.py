@@ -16,9 +16,9 @@ from chassis.server import Server
 from chassis.settings import Address
 from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
-from prove.check import read_journal
-from prove.faultproxy import Fault, Kind, Way
-from prove.history import fold
+from prove.judge.check import read_journal
+from prove.judge.history import fold
+from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
 from prove.network.servers import InProcess
 from prove.network.world import World, must, reason_of, until, within

@@ -1,6 +1,6 @@
 """Every kind of fault that the scenarios do, so that one that never fires is told."""
 
-from prove.faultproxy import Kind
+from prove.network.faultproxy import Kind
 from prove.network.liars import IN_THE_LIST, LIES
 
 # Counted, but not done by anybody.

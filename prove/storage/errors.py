@@ -16,10 +16,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from prove.powercut import OFTEN, lost
+from prove.deaths.powercut import OFTEN, lost
+from prove.deaths.writer import EX_FULL, EX_IOERR, EX_REFUSED, folder_in_memory
 from prove.report import Harness, Say
 from prove.sabotaged import A_QUOTA_ENDS_IT
-from prove.writer import EX_FULL, EX_IOERR, EX_REFUSED, folder_in_memory
 
 WRITER_SECONDS = 60.0
 # Enough for two checkpoints.
@@ -38,7 +38,7 @@ def write(folder: Path, appends: int, *, strace: tuple[str, ...] = (), bug: str 
     command = [
         sys.executable,
         "-m",
-        "prove.writer",
+        "prove.deaths.writer",
         str(folder / "journal.db"),
         str(folder / "told"),
         str(appends),

@@ -20,11 +20,11 @@ from chassis.sqlite import open_connection
 from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record, anchor
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import READER_PRAGMAS, read_after, read_head, read_stream
-from prove.powercut import lost
+from prove.deaths.powercut import lost
+from prove.deaths.writer import end_process, folder_in_memory, now
 from prove.report import Harness, Say
 from prove.sabotaged import NO_ANCHOR, planted
 from prove.storage.errors import told_in, write
-from prove.writer import end_process, folder_in_memory, now
 
 
 # ---------------------------------------------------------------- flipped bits

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from prove.powercut import lost
+from prove.deaths.powercut import lost
+from prove.deaths.writer import EX_IOERR, folder_in_memory
 from prove.report import Harness, Say
 from prove.sabotaged import FILES_ARE_NOT_WATCHED
 from prove.storage.errors import told_in, write
-from prove.writer import EX_IOERR, folder_in_memory
 
 # More than are done before the writer sees that its files are gone; without the watch it ends in order after them.
 APPENDS = 3_000
@@ -79,7 +79,7 @@ def _taken_from(folder: Path, take: Callable[[Path], object], seed: int, bug: st
     """Have a writer work, take its files away, and return its exit status."""
     journal, told = folder / "work" / "journal.db", folder / "told"
     journal.parent.mkdir()
-    command = [sys.executable, "-m", "prove.writer", str(journal), str(told), str(APPENDS), "--seed", str(seed)]
+    command = [sys.executable, "-m", "prove.deaths.writer", str(journal), str(told), str(APPENDS), "--seed", str(seed)]
     more = ["--anchor-seconds", "0.05", *(("--plant", bug) if bug else ())]
     with subprocess.Popen([*command, *more], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as writer:
         until = time.monotonic() + WRITER_SECONDS

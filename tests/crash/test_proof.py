@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from demo.processes import Town
-from prove import clients, crashpoints, kills, powercut, replay, syscalls
+from prove import clients
 from prove.__main__ import save
+from prove.deaths import crashpoints, kills, powercut, replay, syscalls
 from prove.page import BEGIN, END, fill, table
 from prove.report import Harness
 from prove.storage import disks, errors, files, gone, restores

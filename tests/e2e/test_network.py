@@ -14,8 +14,8 @@ import pytest
 
 import gateway_mock
 from chassis import server
-from prove.faultproxy import Fault, Kind, Proxy, Way
 from prove.network import CONTROLS, SCENARIOS, Lane, Scenario, is_found, play
+from prove.network.faultproxy import Fault, Kind, Proxy, Way
 from prove.network.world import Broken, World, until, within
 from prove.ports import kept
 

@@ -375,7 +375,7 @@ def run(module: str, *arguments: str, **environment: str) -> "subprocess.Complet
     )
 
 
-PROGRAMS = [*SERVERS, "demo.tour", "demo.crash", "prove", "prove.simulate", "prove.check"]
+PROGRAMS = [*SERVERS, "demo.tour", "demo.crash", "prove", "prove.simulation", "prove.judge.check"]
 
 
 @pytest.mark.parametrize("module", PROGRAMS)

@@ -10,7 +10,7 @@ from command_service.charge import Answer, Charge, Effect, Execute, Executed, No
 from command_service.codec import encode
 from command_service.journal import Journal, Record, VersionConflict
 from command_service.runner import Limits, Runner
-from prove.loop import VirtualLoop
+from prove.simulation.loop import VirtualLoop
 from tests.core.stories import REQUEST
 
 LIMITS = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=1.0, attention_after_seconds=600.0)

@@ -26,8 +26,8 @@ from charging.v1.journal_pb2 import (
     TokenExpired,
     TokenIssued,
 )
-from prove.checker import check
-from prove.history import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, fold
+from prove.judge.checker import check
+from prove.judge.history import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, fold
 
 KEY, OTHER = "order-00001", "order-00002"
 CARD_NUMBER = "4111111111111111"
@@ -285,7 +285,7 @@ def test_the_command_checks_files_and_says_what_it_looked_at(tmp_path: Path) -> 
         statement.write_text(json.dumps({"movements": [dataclasses.asdict(m) for m in movements]}))
         command = ["--journal", str(path), "--statement", str(statement), "--history", str(history), "--at-rest"]
         return subprocess.run(
-            [sys.executable, "-m", "prove.check", *command], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "prove.judge.check", *command], capture_output=True, text=True, check=False
         )
 
     sound = run(MOVED)

@@ -1,7 +1,7 @@
 """What the simulation found in the product, each as a story of its own that stays what it is when plans change."""
 
-from prove.plan import Op, Plan, Weather
-from prove.simulate import tell
+from prove.simulation.plan import Op, Plan, Weather
+from prove.simulation.stories import tell
 
 
 def an_op(key: str, pause_seconds: float, tries: int = 1) -> Op:

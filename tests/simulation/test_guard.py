@@ -16,11 +16,11 @@ import pytest
 
 from command_service import runner
 from command_service.runner import Runner
-from prove import guard as guards
-from prove.guard import Guard, Reached
-from prove.loop import patched
-from prove.plan import plan_of
-from prove.simulate import a_real_clock_is_noticed, tell
+from prove.simulation import guard as guards
+from prove.simulation.guard import Guard, Reached
+from prove.simulation.loop import patched
+from prove.simulation.plan import plan_of
+from prove.simulation.stories import a_real_clock_is_noticed, tell
 
 ROOT = Path(__file__).parents[2]
 # What builds a server, or reads its settings, a story replaces by its own.

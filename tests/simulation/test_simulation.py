@@ -12,12 +12,12 @@ import pytest
 
 from command_service.runner import Runner
 from prove import canaries
-from prove.loop import PROCESS, Deadlock, VirtualLoop
-from prove.plan import KINDS, plan_of
-from prove.simulate import as_story, corpus, seed_that_finds, shrink, tell, try_seeds
+from prove.simulation.loop import PROCESS, Deadlock, VirtualLoop
+from prove.simulation.plan import KINDS, plan_of
+from prove.simulation.stories import as_story, corpus, seed_that_finds, shrink, tell, try_seeds
 
 SEEDS = 60
-# Found within a few seeds each; `python -m prove.simulate 0 --canaries` plants all.
+# Found within a few seeds each; `python -m prove.simulation 0 --canaries` plants all.
 QUICK_CANARIES = (
     "execute before the token is durable",
     "new token after a timeout",
@@ -41,7 +41,7 @@ def test_the_seeds_that_once_failed_hold() -> None:
 
 def test_a_seed_repeats_exactly_in_another_process_with_another_hash_seed() -> None:
     """The digest is of every step with its time: nothing but the seed decides."""
-    code = "from prove.simulate import *; print(*(tell(plan_of(seed)).digest() for seed in range(40, 46)))"
+    code = "from prove.simulation.plan import plan_of; from prove.simulation.stories import tell; print(*(tell(plan_of(seed)).digest() for seed in range(40, 46)))"
     digests = [
         subprocess.run(
             [sys.executable, "-c", code],

@@ -15,8 +15,8 @@ from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.journal_pb2 import SubscribeResponse
-from prove.loop import VirtualLoop
-from prove.stage import Stage
+from prove.simulation.loop import VirtualLoop
+from prove.simulation.stage import Stage
 from query_service.subscriber import FeedLost
 
 # Messages that may be on their way to a reader before it must read.

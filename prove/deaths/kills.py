@@ -24,9 +24,9 @@ import httpx
 
 from command_service.operate import verify_journal
 from demo.processes import Server, Town
-from prove.check import read_journal, read_view
-from prove.checker import check
 from prove.clients import Clients, Referee
+from prove.judge.check import read_journal, read_view
+from prove.judge.checker import check
 from prove.report import Harness, Say
 from prove.sabotaged import WRITES_ITS_LOG_ITSELF, sabotage
 
@@ -200,7 +200,7 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
     chance = random.Random(f"kills {seed}")
     clients = Clients(chance, f"kill-{seed}")
     stop, query_stop = asyncio.Event(), asyncio.Event()
-    where = f"(python -m prove.kills, seed {seed})"
+    where = f"(python -m prove.deaths.kills, seed {seed})"
     town = Town(folder)
     if bug:
         sabotage(town.command, bug)

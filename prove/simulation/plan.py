@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from prove.bank import AFTER, BEFORE, DECLINES, LIES, OTHERWISE
+from prove.simulation.bank import AFTER, BEFORE, DECLINES, LIES, OTHERWISE
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 
 from command_service.bank.transport import target_of
-from prove.history import BankCall, Movement
-from prove.pressure import Pressure
+from prove.judge.history import BankCall, Movement
+from prove.simulation.pressure import Pressure
 
 APPROVED = ("tok_visa", "tok_mastercard")
 DECLINES = {

@@ -1,35 +1,25 @@
-"""Runs simulated stories, many of them: one seed is one story, and repeats exactly.
-
-    python -m prove.simulate 5000               the seeds 0 to 4999
-    python -m prove.simulate 100 --first 7000   the seeds 7000 to 7099
-    python -m prove.simulate 200 --canaries     each planted bug must be found within so many seeds
-    python -m prove.simulate --tell 183         tell one story, shrunk to what matters if it fails
-
-Exit status 0: nothing broke, and every canary was found.
-"""
+"""Many stories: run in several processes, told again, shrunk, and each planted bug found by one."""
 
 import dataclasses
 import gc
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chassis import process
 from command_service.runner import Runner
 from prove import canaries
-from prove.loop import patched
-from prove.plan import KINDS, Mask, Plan, plan_of
 from prove.report import Harness, Say
-from prove.world import Told, run_story
+from prove.simulation.loop import patched
+from prove.simulation.plan import KINDS, Mask, Plan, plan_of
+from prove.simulation.world import Told, run_story
 
 CORPUS = Path(__file__).with_name("corpus.txt")
 CANARY_SEEDS = 200
@@ -184,7 +174,7 @@ def run(seconds: float, say: Say, *, first: int = 0, seeds: int | None = None, p
             say(f"{harness.tried:,}{of} seeds, {a_minute:,.0f} a minute, {charges:,} charges, {len(failures)} failed")
         pool.terminate()
     for number, (seed, text) in enumerate(failures):
-        harness.violations.append(f"seed {seed}: {text} (python -m prove.simulate --tell {seed})")
+        harness.violations.append(f"seed {seed}: {text} (python -m prove.simulation --tell {seed})")
         harness.violations[-1] += f"\nfor {CORPUS.name}: {seed} {text.splitlines()[0]}"
         if number < SHOWN_FAILURES:
             say(f"shrinking seed {seed} ...")
@@ -213,47 +203,3 @@ def _chunks(known: Sequence[int], first: int, seeds: int | None) -> Iterator[lis
         stop = start + CHUNK if end is None else min(start + CHUNK, end)
         yield list(range(start, stop))
         start = stop
-
-
-def main() -> int:
-    """Run what was asked for, with a progress line."""
-    parser = process.parser("prove.simulate", __doc__ or "")
-    parser.add_argument("seeds", type=int, nargs="?", default=1_000, help="how many (1000)")
-    parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
-    parser.add_argument("--canaries", action="store_true", help="plant every canary before")
-    parser.add_argument("--tell", type=int, metavar="SEED", help="tell the story of one seed")
-    chosen = parser.parse_args()
-    if chosen.tell is not None:
-        _, told = shrink(plan_of(chosen.tell))
-        print("\n".join(as_story(told)))
-        return 1 if told.violations else 0
-    harness = run(float("inf"), _progress(chosen.seeds), first=chosen.first, seeds=chosen.seeds, plants=chosen.canaries)
-    print(file=sys.stderr)
-    for violation in harness.violations:
-        print(violation)
-    print(f"faults fired: {', '.join(f'{kind} {times:,}' for kind, times in sorted(harness.faults.items()))}")
-    never = [kind for kind in KINDS if not harness.faults[kind]]
-    print(f"never fired: {', '.join(never) or 'none'}")
-    if chosen.canaries:
-        print(f"canaries: {harness.canaries_found} of {harness.canaries_planted} found; controls: {harness.controls}")
-    print(f"{harness.tried:,} seeds in {harness.seconds:.0f} s: {len(harness.violations) or 'none'} failed")
-    return 0 if harness.is_sound else 1
-
-
-def _progress(seeds: int) -> Callable[[str], None]:
-    """A bar on a terminal, a line a canary anywhere."""
-
-    def say(text: str) -> None:
-        if not sys.stderr.isatty():
-            if not text[0].isdigit():
-                print(text, file=sys.stderr)
-            return
-        done = int(text.split(maxsplit=1)[0].replace(",", "")) if text[0].isdigit() else 0
-        bar = "#" * (30 * done // max(1, seeds))
-        print(f"\r[{bar:30}] {text}\x1b[K", end="" if text[0].isdigit() else "\n", file=sys.stderr, flush=True)
-
-    return say
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -35,17 +35,17 @@ import command_service.journal.sqlite
 import query_service.view
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason
 from charging.v1.journal_pb2 import Event
-from prove.bank import APPROVED, DECLINES
-from prove.callers import Callers, patient
-from prove.check import read_anchor, read_journal, read_view, records_in, view_in
-from prove.checker import Violation, check
-from prove.guard import Guard, Reached
-from prove.history import Observed, Record, Session, View
-from prove.host import Connection, Process, ProcessEnded, Thread, silent
-from prove.loop import Deadlock, Runaway, patched
-from prove.plan import MET, Mask, Plan, Weather
-from prove.servers import unfinished_in
-from prove.stage import Note
+from prove.judge.check import read_anchor, read_journal, read_view, records_in, view_in
+from prove.judge.checker import Violation, check
+from prove.judge.history import Observed, Record, Session, View
+from prove.simulation.bank import APPROVED, DECLINES
+from prove.simulation.callers import Callers, patient
+from prove.simulation.guard import Guard, Reached
+from prove.simulation.host import Connection, Process, ProcessEnded, Thread, silent
+from prove.simulation.loop import Deadlock, Runaway, patched
+from prove.simulation.plan import MET, Mask, Plan, Weather
+from prove.simulation.servers import unfinished_in
+from prove.simulation.stage import Note
 
 # What the product promises once faults have stopped.
 REST_SECONDS = 60.0

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from charging.v1.journal_pb2 import Event
-from prove.host import Connection, Process, ProcessEnded, System
-from prove.loop import PROCESS
-from prove.plan import Mask, Plan
-from prove.stage import Stage
+from prove.simulation.host import Connection, Process, ProcessEnded, System
+from prove.simulation.loop import PROCESS
+from prove.simulation.plan import Mask, Plan
+from prove.simulation.stage import Stage
 
 AT_REST = frozenset({"charged", "charge_declined", "review_required", "charge_abandoned"})
 SELECT_NEW = "SELECT position, charge_id, chain, event FROM record WHERE position > ? ORDER BY position"

@@ -1,6 +1,7 @@
 """Runs the history checker over a live system's files, which are only read.
 
-    python -m prove.check --journal data/run/journal.db --statement http://127.0.0.1:8080/statement --view data/run/view.db
+    python -m prove.judge.check --journal data/run/journal.db --view data/run/view.db \
+        --statement http://127.0.0.1:8080/statement
 
 The statement is what the bank says moved, as a URL or a file of `GET /statement`. A history is what a client came to know: a
 file with one JSON object a line, its members named as the fields of `prove.history.Call`. While servers are at work the
@@ -19,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chassis import process
-from prove.checker import Violation, check
-from prove.history import Call, Movement, Observed, Record, View
+from prove.judge.checker import Violation, check
+from prove.judge.history import Call, Movement, Observed, Record, View
 
 # A statement of a bank that hangs would otherwise be waited for without end.
 STATEMENT_TIMEOUT_SECONDS = 30.0
@@ -104,7 +105,7 @@ def _statement(source: str) -> Mapping[str, object]:
 
 def main() -> int:
     """Check the files and print what broke. Exit status 0: all that was looked at holds, 1: not, 2: it cannot be read."""
-    parser = process.parser("prove.check", __doc__ or "")
+    parser = process.parser("prove.judge.check", __doc__ or "")
     parser.add_argument("--journal", type=Path, required=True, help="the command server's file")
     parser.add_argument("--statement", required=True, help="what the bank says moved: a URL, or a file")
     parser.add_argument("--view", type=Path, help="the query server's file")

@@ -1,8 +1,8 @@
 """Power cuts under the real journal: what it wrote and synced is recorded, and the states that a cut may leave are rebuilt.
 
-Which states these are, `prove.replay` knows. Whatever state comes out, the journal must open, verify, and hold all that was
-told before the cut. The controls are the same with `synchronous=NORMAL`, and with starts after a failed sync that leave out
-a part: each must lose something.
+`prove.deaths.replay` computes these states. In each of them the journal must open, verify, and hold all records that were
+acknowledged before the cut. The controls are the same with `synchronous=NORMAL`, and with starts after a failed sync that
+leave out a part: each must lose something.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from typing import NoReturn
 
 from command_service.journal import START, JournalCorrupt, JournalRefused, Place
 from command_service.journal.sqlite import SqliteJournal
-from prove.replay import Disk, Life, Moment, record
+from prove.deaths.replay import Disk, Life, Moment, record
+from prove.deaths.writer import folder_in_memory, now
 from prove.report import Harness, Say
 from prove.workers import AT_ONCE, workers
-from prove.writer import folder_in_memory, now
 
 
 # ---------------------------------------------------------------- what must hold

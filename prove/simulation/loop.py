@@ -5,7 +5,7 @@
 * What the product hands to a thread is done here, inline, each thread's work in its order and after a delay of its own.
 * Every callback belongs to a simulated process, or to the world around them. A process that was killed never runs again,
   not even its `finally` blocks: that is what `kill -9` does.
-* `prove.guard` makes real clocks, chance and threads raise, so that nothing that is not the seed's can creep in.
+* `prove.simulation.guard` makes real clocks, chance and threads raise, so that nothing that is not the seed's can creep in.
 """
 
 import asyncio

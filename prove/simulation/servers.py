@@ -17,13 +17,13 @@ from command_service.feed import MESSAGE_EVERY_SECONDS, Feed, JournalService
 from command_service.journal import JournalRefused
 from command_service.journal.sqlite import SqliteJournal
 from command_service.runner import Limits, Runner
-from prove.bank import Bank, Wire
-from prove.disk import Disk
-from prove.history import Session
-from prove.host import Link, Process, ProcessEnded
-from prove.loop import PROCESS
-from prove.plan import Mask, Plan
-from prove.pressure import Pressure
+from prove.judge.history import Session
+from prove.simulation.bank import Bank, Wire
+from prove.simulation.disk import Disk
+from prove.simulation.host import Link, Process, ProcessEnded
+from prove.simulation.loop import PROCESS
+from prove.simulation.plan import Mask, Plan
+from prove.simulation.pressure import Pressure
 from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, Subscriber
 from query_service.view import View, ViewUnusable
 from query_service.waiting import Waiting

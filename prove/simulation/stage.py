@@ -5,9 +5,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from prove.checker import Violation
-from prove.loop import VirtualLoop
-from prove.plan import Dice, Mask, Plan
+from prove.judge.checker import Violation
+from prove.simulation.loop import VirtualLoop
+from prove.simulation.plan import Dice, Mask, Plan
 
 EPOCH = 1_790_000_000_000_000
 Note = tuple[float, str, tuple[object, ...]]

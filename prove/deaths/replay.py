@@ -1,7 +1,7 @@
 """A recording of the journal's system calls, played again on a disk whose power may be cut.
 
-The recording is strace's: every write, truncation, rename, new name and sync of `prove.writer`, with all bytes, in order,
-and in between what the writer told of acknowledged appends. The rules of the rebuilt disk:
+The recording is strace's: every write, truncation, rename, new name and sync of `prove.deaths.writer`, with all bytes, in
+order, and between them the acknowledged appends that the writer reported. The rules of the rebuilt disk:
 
 * A sync that returned made the file's earlier writes durable, and nothing else did. A name is durable once its folder
   was synced.
@@ -99,7 +99,7 @@ def record(folder: Path, lives: Iterable[Life]) -> list[Moment]:
         writer = [
             sys.executable,
             "-m",
-            "prove.writer",
+            "prove.deaths.writer",
             str(folder / "disk" / "journal.db"),
             str(folder / "disk" / "told"),
         ]

@@ -1,6 +1,6 @@
-"""A process that appends to a journal with the product's own code, to be recorded, failed and killed: `python -m prove.writer`.
+"""A process that appends to a journal with the product's own code, to be recorded, failed and killed.
 
-    python -m prove.writer JOURNAL TOLD APPENDS [--seed N] [--set PRAGMA=VALUE ...] [--anchor-seconds N]
+    python -m prove.deaths.writer JOURNAL TOLD APPENDS [--seed N] [--set PRAGMA=VALUE ...] [--anchor-seconds N]
                            [--leave-out STEP ...] [--plant BUG]
 
 It first tells that it has opened the journal and what it holds, then appends, several at once, and tells each append
@@ -102,7 +102,7 @@ def _nothing(*_: object) -> None:
 
 def main() -> NoReturn:
     """Read the arguments, write, and exit."""
-    parser = argparse.ArgumentParser(prog="python -m prove.writer")
+    parser = argparse.ArgumentParser(prog="python -m prove.deaths.writer")
     parser.add_argument("journal", type=Path)
     parser.add_argument("told", type=Path)
     parser.add_argument("appends", type=int)

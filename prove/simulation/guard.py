@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from prove.loop import patched
+from prove.simulation.loop import patched
 
 _PRODUCT = ("command_service", "query_service", "chassis")
 # What is refused, by module: those of these names that this Python has.

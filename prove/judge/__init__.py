@@ -1,0 +1,1 @@
+"""The judge: what a history must keep, and whether an observed one kept it."""
