@@ -41,7 +41,12 @@ def test_the_seeds_that_once_failed_hold() -> None:
 
 def test_a_seed_repeats_exactly_in_another_process_with_another_hash_seed() -> None:
     """The digest is of every step with its time: nothing but the seed decides."""
-    code = "from prove.simulation.plan import plan_of; from prove.simulation.stories import tell; print(*(tell(plan_of(seed)).digest() for seed in range(40, 46)))"
+    code = """
+from prove.simulation.plan import plan_of
+from prove.simulation.stories import tell
+
+print(*(tell(plan_of(seed)).digest() for seed in range(40, 46)))
+"""
     digests = [
         subprocess.run(
             [sys.executable, "-c", code],
