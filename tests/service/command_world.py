@@ -27,10 +27,10 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import Event
 from chassis import settings
 from chassis.sqlite import open_connection
-from command_service.__main__ import Running, serve
 from command_service.codec import charge_id_of
 from command_service.journal import START, Place, Record
 from command_service.journal.table import READER_PRAGMAS, read_after, read_head
+from command_service.serving import Serving, serve
 from command_service.settings import Settings
 
 PENDING = ChargeStatus.CHARGE_STATUS_PENDING
@@ -255,7 +255,7 @@ class World:
     """A bank and a command server in this loop. `settings` are the server's, by their names in the environment."""
 
     referee: Referee
-    running: Running
+    running: Serving
     channel: grpc.aio.Channel
     commands: "command_pb2_grpc.CommandServiceAsyncStub"
     journals: "journal_pb2_grpc.JournalServiceAsyncStub"
