@@ -8,17 +8,19 @@ journal's files, the connection to the bank, and the process's own end.
 import os
 import random
 import time
+import uuid
 from typing import NoReturn
 
 import httpx
 
 from chassis import stderr
+from chassis.disk import LOCAL_DISK, Disk
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.gateway import GatewayBank
 from command_service.bank.transport import open_transport
 from command_service.feed import Feed
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.sqlite import TURNS_BEFORE_COMMIT, SqliteJournal
 from command_service.runner import Limits, Runner
 from command_service.settings import Settings
 
@@ -49,6 +51,18 @@ class Parts:
         stderr.drain()  # the reason, which was logged; it waits a moment at most, and nothing else runs meanwhile
         os._exit(EX_IOERR)
 
+    def disk(self) -> Disk:
+        """Give the machine on which the journal lies."""
+        return LOCAL_DISK
+
+    def new_id(self) -> str:
+        """Name a new journal."""
+        return str(uuid.uuid4())
+
+    def turns_before_commit(self) -> int:
+        """Say how long a commit waits for further appends to join it."""
+        return TURNS_BEFORE_COMMIT
+
     async def journal(self) -> SqliteJournal:
         """Open the journal. Raises JournalRefused if it must not be served from."""
         return await SqliteJournal.open(
@@ -58,6 +72,9 @@ class Parts:
             free_bytes=self.settings.free_bytes,
             must_exist=self.settings.journal_must_exist,
             any_file_system=self.settings.journal_any_file_system,
+            disk=self.disk(),
+            new_id=self.new_id,
+            turns_before_commit=self.turns_before_commit(),
         )
 
     def wire(self) -> httpx.AsyncBaseTransport:

@@ -7,10 +7,10 @@
 """
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 
+from chassis.disk import LOCAL_DISK, Disk, Held
 from command_service.journal import JournalRefused, owner
 from command_service.journal.anchor import path_beside
 from command_service.journal.file_system import KNOWN_GOOD, kind_of, refuse_other_names
@@ -19,10 +19,10 @@ from command_service.journal.file_system import KNOWN_GOOD, kind_of, refuse_othe
 class Lock:
     """The files of one journal, held until it is closed. Made by `lock`."""
 
-    def __init__(self, path: Path, beside: int) -> None:
+    def __init__(self, path: Path, beside: Held, disk: Disk) -> None:
         self._path = path
-        self._beside = beside
-        self._open = [beside]
+        self._disk = disk
+        self._held = [beside]
         self._opened: dict[Path, tuple[int, int] | None] = {}
 
     def take_file(self) -> None:
@@ -34,16 +34,16 @@ class Lock:
         refuse_other_names(self._path)
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
-                os.close(_open(self._path.with_name(self._path.name + suffix)))
-        self._open.append(_open(self._path))
+                _hold(self._path.with_name(self._path.name + suffix), self._disk).close()
+        self._held.append(_hold(self._path, self._disk))
         # Elsewhere than on these (NFS, macOS), flock and SQLite's own locks are of one kind and would meet.
         if kind_of(self._path) in KNOWN_GOOD:
-            _take(self._open[-1], self._path, self._path)
+            _take(self._held[-1], self._path, self._path)
 
     def remember(self) -> None:
         """Remember which files have the names, once SQLite has them open. Raises OSError."""
-        self._open.append(os.open(self._path.parent, os.O_RDONLY))  # open, so that its number stays its own
-        beside, file, folder = map(os.fstat, self._open)
+        self._held.append(self._disk.hold(self._path.parent, os.O_RDONLY))  # open, so that its number stays its own
+        beside, file, folder = (os.fstat(held.descriptor) for held in self._held)
         self._opened = {
             self._path: (file.st_dev, file.st_ino),
             _lock_beside(self._path): (beside.st_dev, beside.st_ino),
@@ -64,8 +64,8 @@ class Lock:
 
     def close(self) -> None:
         """Let go of the files: SQLite has closed them."""
-        while self._open:
-            os.close(self._open.pop())
+        while self._held:
+            self._held.pop().close()
 
     def __enter__(self) -> "Lock":
         """Hold them for as long as the context lasts."""
@@ -76,30 +76,30 @@ class Lock:
         self.close()
 
 
-def lock(path: Path) -> Lock:
+def lock(path: Path, disk: Disk = LOCAL_DISK) -> Lock:
     """Take the lock beside a journal, until it is closed. Raises JournalRefused if it is taken, or cannot be had."""
     beside = _lock_beside(path)
     is_new = not beside.exists()
-    descriptor = _open(beside, os.O_CREAT)
+    held = _hold(beside, disk, os.O_CREAT)
     try:
         if is_new:
             with contextlib.suppress(PermissionError):
-                owner.give(descriptor, owner.owner_beside(path, path_beside(path)))
-        _take(descriptor, beside, path)
+                owner.give(held.descriptor, owner.owner_beside(path, path_beside(path)))
+        _take(held, beside, path)
     except BaseException:
-        os.close(descriptor)
+        held.close()
         raise
-    return Lock(path, descriptor)
+    return Lock(path, held, disk)
 
 
 def _lock_beside(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
 
-def _open(file: Path, flags: int = 0) -> int:
+def _hold(file: Path, disk: Disk, flags: int = 0) -> Held:
     """Open a file for writing. Raises JournalRefused that says whose it is, or FileNotFoundError."""
     try:
-        return os.open(file, os.O_RDWR | flags, owner.ONLY_THE_OWNER)
+        return disk.hold(file, os.O_RDWR | flags)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -110,9 +110,9 @@ def _open(file: Path, flags: int = 0) -> int:
         ) from error
 
 
-def _take(descriptor: int, file: Path, path: Path) -> None:
+def _take(held: Held, file: Path, path: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.lock()
     except BlockingIOError:
         raise JournalRefused(
             f"another server has the journal {path} open: stop it first, or use another file"

@@ -13,8 +13,8 @@
 
 import asyncio
 import contextlib
-import shutil
 import sqlite3
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from typing import Literal, NoReturn, TypeVar
 
 import structlog
 
+from chassis.disk import LOCAL_DISK, Disk
 from chassis.sqlite import Database
 from command_service.journal import (
     JournalBusy,
@@ -96,6 +97,8 @@ class SqliteJournal:
         now: Callable[[], int],
         end_process: Callable[[], NoReturn],
         free_bytes: int,
+        disk: Disk,
+        turns_before_commit: int,
     ) -> None:
         self._path = path
         self._lock = lock
@@ -106,6 +109,8 @@ class SqliteJournal:
         self._now = now
         self._end_process = end_process
         self._free_bytes = free_bytes
+        self._disk = disk
+        self._turns_before_commit = turns_before_commit
         self._queue: list[_Append] = []
         self._writing: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
@@ -126,12 +131,15 @@ class SqliteJournal:
         free_bytes: int = 0,
         must_exist: bool = False,
         any_file_system: bool = False,
+        disk: Disk = LOCAL_DISK,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        turns_before_commit: int = TURNS_BEFORE_COMMIT,
     ) -> "SqliteJournal":
         """Open a journal for appending, or make a new one unless it must exist.
 
         `now` gives microseconds since 1970; `end_process` is called when a commit's fate is unknown or the files are not
         those that were opened, and must not return; with fewer than `free_bytes` free on the disk no new streams are
-        accepted.
+        accepted. `disk` is the machine, `new_id` names a new journal; for `turns_before_commit` see the constant.
 
         Raises JournalRefused, with the way out, when the file must not be served from.
         """
@@ -140,14 +148,14 @@ class SqliteJournal:
         make_folder(path.parent)
         refuse_unknown_kind(path, any_file_system=any_file_system)
         async with contextlib.AsyncExitStack() as opened:  # all of it, or nothing is left open
-            held = opened.enter_context(lock(path))
+            held = opened.enter_context(lock(path, disk))
             opened.enter_context(refusing_damage(path))
-            made_anew = make_if_new(path)
+            made_anew = make_if_new(path, new_id, disk)
             held.take_file()
-            writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
+            writer = await Database.open(path, pragmas=WRITER_PRAGMAS, disk=disk)
             opened.push_async_callback(writer.close)
             prepared = await writer.run(partial(prepare, path))
-            reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
+            reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS, disk=disk)
             opened.push_async_callback(reader.close)
             held.remember()
             journal = cls(
@@ -160,6 +168,8 @@ class SqliteJournal:
                 now=now,
                 end_process=end_process,
                 free_bytes=free_bytes,
+                disk=disk,
+                turns_before_commit=turns_before_commit,
             )
             opened.callback(journal._anchoring.cancel)
             await reader.run(partial(journal._look_after_files, journal.head))
@@ -234,7 +244,7 @@ class SqliteJournal:
 
     async def _let_others_join(self) -> None:
         turns = 0
-        while turns < TURNS_BEFORE_COMMIT and len(self._queue) < APPENDS_A_COMMIT:
+        while turns < self._turns_before_commit and len(self._queue) < APPENDS_A_COMMIT:
             queued = len(self._queue)
             await asyncio.sleep(0)
             turns = turns + 1 if len(self._queue) == queued else 0
@@ -346,7 +356,7 @@ class SqliteJournal:
         """
         try:
             self._lock.refuse_changes()
-            self._has_room = shutil.disk_usage(self._path.parent).free >= self._free_bytes
+            self._has_room = self._disk.free_bytes(self._path.parent) >= self._free_bytes
             self._write_anchor(head)
         except OSError as error:
             # The journal is as safe as before, but a lost tail would be noticed later: say so and try again.

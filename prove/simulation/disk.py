@@ -5,24 +5,21 @@ on the copy. So there is no clean-up that a real kill would not do either.
 """
 
 import os
+import random
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from charging.v1.journal_pb2 import Event
-from prove.simulation.host import Connection, Process, ProcessEnded, System
-from prove.simulation.loop import PROCESS
+from chassis.disk import LOCAL_DISK, Held, file_uri
+from prove.simulation.host import Connection, Process, ProcessEnded, Thread
 from prove.simulation.plan import Mask, Plan
 from prove.simulation.stage import Stage
 
 AT_REST = frozenset({"charged", "charge_declined", "review_required", "charge_abandoned"})
 SELECT_NEW = "SELECT position, charge_id, chain, event FROM record WHERE position > ? ORDER BY position"
-
-_connect = sqlite3.connect
 
 
 class Disk(Stage):
@@ -32,24 +29,19 @@ class Disk(Stage):
         super().__init__(plan, mask)
         self.folder = folder
         self.disk_is_full = False
-        self.system = System()
+        self.ids = random.Random(f"ids {plan.seed}")
         self.durable: list[tuple[int, bytes]] = []
         self.durable_tokens: set[str] = set()
         self.unfinished: set[bytes] = set()
         self.committed_at: dict[int, float] = {}
 
-    def connect(self, database: str, **options: Any) -> sqlite3.Connection:
-        """Open a connection for the process that asks."""
-        process = PROCESS.get()
-        # With this way to the files SQLite keeps its locks and the WAL's index in memory: all who open them are in here.
-        connection = _connect(f"{database}&vfs=unix-excl", factory=Connection, cached_statements=64, **options)
-        assert isinstance(process, Process)
-        assert isinstance(connection, Connection)
-        process.connections.append(connection)
-        if "mode=rwc" in database:
-            connection.commits = partial(self.commit, process, connection)
-            connection.begins = partial(self.begin, process)
-        return connection
+    def of(self, process: Process) -> "DiskOf":
+        """The disk as a process sees it."""
+        return DiskOf(self, process)
+
+    def new_id(self) -> str:
+        """Name a new journal."""
+        return str(uuid.UUID(int=self.ids.getrandbits(128), version=4))
 
     def begin(self, process: Process) -> None:
         """Let a transaction begin, unless another program holds the write lock."""
@@ -133,19 +125,44 @@ class Disk(Stage):
                     shutil.copyfile(file.path, f"{target}/{file.name}")
         return target
 
-    def kept(self, lock: Callable[..., Any]) -> Callable[..., Any]:
-        """Remember a lock with the process that takes it, so that its death lets go of it."""
 
-        def take(*arguments: Any) -> Any:
-            taken = lock(*arguments)
-            process = PROCESS.get()
-            assert isinstance(process, Process)
-            process.locks.append(taken)
-            if isinstance(taken, int):
-                self.system.descriptors.add(taken)
-            return taken
+class DiskOf:
+    """The disk as one process sees it (see `chassis.disk.Disk`): what it opens ends with the process."""
 
-        return take
+    def __init__(self, disk: Disk, process: Process) -> None:
+        self._disk = disk
+        self._process = process
+
+    def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
+        """Open a connection; what it commits goes through the world."""
+        # With this way to the files SQLite keeps its locks and the WAL's index in memory: all who open them are in here.
+        connection = sqlite3.connect(
+            f"{file_uri(path, read_only=read_only)}&vfs=unix-excl",
+            factory=Connection,
+            cached_statements=64,
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        self._process.connections.append(connection)
+        if not read_only:
+            connection.commits = partial(self._disk.commit, self._process, connection)
+            connection.begins = partial(self._disk.begin, self._process)
+        return connection
+
+    def thread(self, _name: str) -> Thread:
+        """Stand in for a thread: the loop does its work."""
+        return Thread()
+
+    def hold(self, path: Path, flags: int = os.O_RDWR) -> Held:
+        """Open a file to be held until the process ends at the latest."""
+        held = LOCAL_DISK.hold(path, flags)
+        self._process.held.append(held)
+        return held
+
+    def free_bytes(self, _path: Path) -> int:
+        """Nothing, or as good as everything."""
+        return 0 if self._disk.disk_is_full else 1 << 40
 
 
 def _error(text: str, code: int) -> sqlite3.OperationalError:

@@ -20,7 +20,7 @@ from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.judge.history import Session
 from prove.simulation.bank import Bank, Wire
-from prove.simulation.disk import Disk
+from prove.simulation.disk import Disk, DiskOf
 from prove.simulation.host import Link, Process, ProcessEnded
 from prove.simulation.loop import PROCESS
 from prove.simulation.plan import Mask, Plan
@@ -69,6 +69,18 @@ class SimulatedParts(Parts):
     def now(self) -> int:
         """Return what the clock on the wall says."""
         return self._servers.now()
+
+    def disk(self) -> DiskOf:
+        """Give the story's disk, as this process sees it."""
+        return self._servers.of(self._process)
+
+    def new_id(self) -> str:
+        """Name a new journal as the seed decides."""
+        return self._servers.new_id()
+
+    def turns_before_commit(self) -> int:
+        """Few: here turns cost no time, and commits are to fall between all that others do."""
+        return self._servers.plan.seed % 3
 
     def chance(self) -> random.Random:
         """Make chance that the seed decides."""
@@ -140,8 +152,8 @@ class Servers(Disk):
         files = None if self.is_ending and not self.reads_files else self._files_left(process)
         for connection in process.connections:
             connection.close()
-        for lock in process.locks:
-            self.system.close(lock) if isinstance(lock, int) else lock.close()
+        for held in process.held:
+            held.close()
         process.left = files
         if not self.is_ending:
             self.later(self.dice.uniform(0.01, 2.0), self.start, process.kind, files)
@@ -198,7 +210,7 @@ class Servers(Disk):
         if self.dice.draws("view_power_cut"):
             self.copy(process, f"{process.folder.name}-synced")
         try:
-            view = await View.open(process.folder / "view.db")
+            view = await View.open(process.folder / "view.db", disk=self.of(process))
             process.waiting = Waiting()
             chance = random.Random(f"{process.name} {self.plan.seed}")
             subscriber = Subscriber(

@@ -14,11 +14,7 @@ of which each knows only those before it:
 import asyncio
 import hashlib
 import itertools
-import random
 import shutil
-import sqlite3
-import types
-import uuid
 from collections import Counter
 from collections.abc import MutableMapping
 from contextlib import contextmanager
@@ -28,11 +24,6 @@ from typing import Any
 
 import structlog
 
-import chassis.sqlite
-import command_service.journal.lock
-import command_service.journal.making
-import command_service.journal.sqlite
-import query_service.view
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason
 from charging.v1.journal_pb2 import Event
 from prove.judge.check import read_anchor, read_journal, read_view, records_in, view_in
@@ -41,8 +32,8 @@ from prove.judge.history import Observed, Record, Session, View
 from prove.simulation.bank import APPROVED, DECLINES
 from prove.simulation.callers import Callers, patient
 from prove.simulation.guard import Guard, Reached
-from prove.simulation.host import Connection, Process, ProcessEnded, Thread, silent
-from prove.simulation.loop import Deadlock, Runaway, patched
+from prove.simulation.host import Connection, Process, ProcessEnded, silent
+from prove.simulation.loop import Deadlock, Runaway
 from prove.simulation.plan import MET, Mask, Plan, Weather
 from prove.simulation.servers import unfinished_in
 from prove.simulation.stage import Note
@@ -249,31 +240,12 @@ class World(Callers):
 
     @contextmanager
     def _simulated(self) -> Any:
-        ids = random.Random(f"ids {self.plan.seed}")
-        space = types.SimpleNamespace(
-            disk_usage=lambda _: types.SimpleNamespace(free=0 if self.disk_is_full else 1 << 40)
-        )
-        names = types.SimpleNamespace(uuid4=lambda: uuid.UUID(int=ids.getrandbits(128), version=4))
-        journal_lock, view_lock = command_service.journal.lock.lock, query_service.view._lock
         before = structlog.get_config()
         structlog.configure(processors=[self._log], wrapper_class=structlog.BoundLogger, logger_factory=silent)
-        with patched(
-            [
-                (sqlite3, "connect", self.connect),
-                (chassis.sqlite, "ThreadPoolExecutor", Thread),
-                (command_service.journal.sqlite, "shutil", space),
-                # Few: here turns cost no time, and commits are to fall between all that others do.
-                (command_service.journal.sqlite, "TURNS_BEFORE_COMMIT", self.plan.seed % 3),
-                (command_service.journal.making, "uuid", names),
-                (command_service.journal.sqlite, "lock", self.kept(journal_lock)),
-                (query_service.view, "_lock", self.kept(view_lock)),
-                (query_service.view, "os", self.system),
-            ]
-        ):
-            try:
-                yield
-            finally:
-                structlog.configure(**before)
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
 
     def _log(self, _logger: Any, _level: str, entry: MutableMapping[str, Any]) -> Any:
         self.logs.append(dict(entry))

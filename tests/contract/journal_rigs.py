@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from chassis.disk import LOCAL_DISK, Disk
 from command_service.journal import Journal
 from command_service.journal.sqlite import SqliteJournal
 
@@ -53,12 +54,17 @@ class SqliteRig:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.db"
+        self.disk: Disk = LOCAL_DISK
         self._ticks = itertools.count(1_790_000_000_000_000)
 
     @asynccontextmanager
     async def open(self, *, free_bytes: int = 0) -> AsyncIterator[SqliteJournal]:
         journal = await SqliteJournal.open(
-            self.path, now=lambda: next(self._ticks), end_process=_end_process, free_bytes=free_bytes
+            self.path,
+            now=lambda: next(self._ticks),
+            end_process=_end_process,
+            free_bytes=free_bytes,
+            disk=self.disk,
         )
         try:
             yield journal

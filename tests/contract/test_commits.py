@@ -17,10 +17,10 @@ import grpc
 import pytest
 import structlog.testing
 
-import chassis.sqlite
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from chassis.disk import LocalDisk
 from command_service.journal import START, JournalBusy, JournalFull, JournalRefused, NotStored, sqlite
 from command_service.journal.room import GROWTH_BYTES, has_room
 from command_service.journal.sqlite import SqliteJournal
@@ -41,9 +41,9 @@ def rig(tmp_path: Path) -> SqliteRig:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(rig: SqliteRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal that does not wait long, so that the test does not either."""
-    monkeypatch.setattr(chassis.sqlite, "BUSY_SECONDS", 0.05)
+    rig.disk = LocalDisk(busy_seconds=0.05)
     monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.01)
 
 

@@ -10,9 +10,10 @@ import pytest
 import structlog.testing
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-import chassis.sqlite
+from chassis.disk import Disk, LocalDisk
 from command_service import runner
 from command_service.journal import sqlite
+from command_service.parts import Parts
 from tests.service.command_world import (
     CHARGED,
     REPLAYED,
@@ -30,6 +31,13 @@ MOMENT = 1_790_000_000_000_000
 HOUR = 3_600_000_000
 
 
+class Impatient(Parts):
+    """A server that does not wait long for another program's lock."""
+
+    def disk(self) -> Disk:
+        return LocalDisk(busy_seconds=0.05)
+
+
 async def is_serving(world: World) -> bool:
     health: Any = health_pb2_grpc.HealthStub(world.channel)
     answer = await health.Check(health_pb2.HealthCheckRequest())
@@ -44,10 +52,9 @@ async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Health says so, the log says why, known keys are answered, and all of it goes on once the lock is free."""
-    monkeypatch.setattr(chassis.sqlite, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(runner, "backoff_seconds", lambda *_: 0.02)
-    async with a_world(tmp_path) as world:
+    async with a_world(tmp_path, make_parts=Impatient) as world:
         rested, running, new = a_request(), a_request(), a_request()
         await world.charge(rested)
         await world.trouble("execute", **HOLD)
