@@ -20,8 +20,8 @@ from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import Event
 from demo.processes import Town
-from prove.judge.check import movements_of, read_anchor, read_journal, read_view
-from prove.judge.history import NOTHING_STORED, BankCall, Call, Observed
+from judge.check import movements_of, read_anchor, read_journal, read_view
+from judge.history import NOTHING_STORED, BankCall, Call, Observed
 
 if TYPE_CHECKING:
     from charging.v1.command_pb2_grpc import CommandServiceAsyncStub

@@ -36,10 +36,10 @@ from command_service.journal import Journal, JournalRefused, Record
 from command_service.journal.sqlite import SqliteJournal
 from command_service.operate import verify_journal
 from command_service.runner import Limits, Runner
+from judge.check import movements_of, read_anchor, read_journal
+from judge.checker import check
+from judge.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.deaths.writer import end_process, folder_in_memory, now
-from prove.judge.check import movements_of, read_anchor, read_journal
-from prove.judge.checker import check
-from prove.judge.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.report import Harness, Say
 from prove.workers import AT_ONCE, workers
 

@@ -24,9 +24,9 @@ import httpx
 
 from command_service.operate import verify_journal
 from demo.processes import Server, Town
+from judge.check import read_journal, read_view
+from judge.checker import check
 from prove.clients import Clients, Referee
-from prove.judge.check import read_journal, read_view
-from prove.judge.checker import check
 from prove.report import Harness, Say
 from prove.sabotaged import WRITES_ITS_LOG_ITSELF, sabotage
 

@@ -33,8 +33,8 @@ from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from command_service.operate import verify_journal
 from demo.processes import DidNotStart, Town
+from judge.checker import check
 from prove.clients import CHANNEL_OPTIONS, PAUSE_SECONDS, Clients, Referee
-from prove.judge.checker import check
 from prove.report import Harness, Say
 from prove.sabotaged import sabotage
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import grpc.aio
 
 from charging.v1.query_pb2 import GetViewStatusRequest
-from prove.judge import checker, history
-from prove.judge.check import movements_of, read_anchor, read_journal, read_view
+from judge import checker, history
+from judge.check import movements_of, read_anchor, read_journal, read_view
 from prove.network.reader import Reader
 from prove.network.world import IN_REVIEW, REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World, within
 

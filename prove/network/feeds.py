@@ -16,8 +16,8 @@ from chassis.server import Server
 from chassis.settings import Address
 from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
-from prove.judge.check import read_journal
-from prove.judge.history import fold
+from judge.check import read_journal
+from judge.history import fold
 from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
 from prove.network.servers import InProcess

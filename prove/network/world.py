@@ -25,7 +25,7 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import Event
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from command_service.codec import charge_id_of
-from prove.judge.check import read_journal
+from judge.check import read_journal
 from prove.network.faultproxy import Proxy
 from prove.network.reader import CHANNEL_OPTIONS
 from prove.network.servers import Servers

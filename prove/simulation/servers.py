@@ -18,7 +18,7 @@ from command_service.journal import JournalRefused
 from command_service.journal.sqlite import SqliteJournal
 from command_service.parts import Parts
 from command_service.settings import Settings
-from prove.judge.history import Session
+from judge.history import Session
 from prove.simulation.bank import Bank, Wire
 from prove.simulation.disk import Disk, DiskOf
 from prove.simulation.host import Link, Process, ProcessEnded

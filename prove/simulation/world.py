@@ -26,9 +26,9 @@ import structlog
 
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason
 from charging.v1.journal_pb2 import Event
-from prove.judge.check import read_anchor, read_journal, read_view, records_in, view_in
-from prove.judge.checker import Violation, check
-from prove.judge.history import Observed, Record, Session, View
+from judge.check import read_anchor, read_journal, read_view, records_in, view_in
+from judge.checker import Violation, check
+from judge.history import Observed, Record, Session, View
 from prove.simulation.bank import APPROVED, DECLINES
 from prove.simulation.callers import Callers, patient
 from prove.simulation.guard import Guard, Reached

@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx
 
 from demo.processes import Town
+from judge.checker import check
 from prove.clients import Clients, Referee
-from prove.judge.checker import check
 from prove.ports import town_with_kept_ports
 from prove.report import Harness
 from prove.sabotaged import A_FULL_DISK_ENDS_IT, sabotage

@@ -22,9 +22,9 @@ import httpx
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from command_service.operate import verify_journal
 from demo.processes import DidNotStart, Server, Town
+from judge.check import read_journal, read_view
+from judge.checker import check
 from prove.clients import CHANNEL_OPTIONS, Clients, Referee
-from prove.judge.check import read_journal, read_view
-from prove.judge.checker import check
 from prove.ports import town_with_kept_ports
 from prove.report import Harness
 from prove.sabotaged import RESTORED_IS_FORGOTTEN, sabotage

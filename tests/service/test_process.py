@@ -377,7 +377,7 @@ def run(module: str, *arguments: str, **environment: str) -> "subprocess.Complet
     )
 
 
-PROGRAMS = [*SERVERS, "demo.tour", "demo.crash", "prove", "prove.simulation", "prove.judge.check"]
+PROGRAMS = [*SERVERS, "demo.tour", "demo.crash", "prove", "prove.simulation", "judge"]
 
 
 @pytest.mark.parametrize("module", PROGRAMS)

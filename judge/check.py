@@ -1,11 +1,10 @@
-"""Runs the history checker over a live system's files, which are only read.
+"""Check the files of a live system against the history checker. They are only read.
 
-    python -m prove.judge.check --journal data/run/journal.db --view data/run/view.db \
-        --statement http://127.0.0.1:8080/statement
+    python -m judge --journal data/run/journal.db --view data/run/view.db --statement http://127.0.0.1:8080/statement
 
-The statement is what the bank says moved, as a URL or a file of `GET /statement`. A history is what a client came to know: a
-file with one JSON object a line, its members named as the fields of `prove.history.Call`. While servers are at work the
-bank may be ahead of the journal, so that a charge is under way is no violation; say --at-rest when nothing is.
+The statement is the bank's list of movements: a URL, or a file with the answer of `GET /statement`. A history is what a
+client came to know: a file with one JSON object a line, its members named as the fields of `judge.history.Call`. While the
+servers work, the bank may be ahead of the journal, so a charge under way is no violation; --at-rest says that none is.
 """
 
 import argparse
@@ -16,12 +15,12 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chassis import process
-from prove.judge.checker import Violation, check
-from prove.judge.history import Call, Movement, Observed, Record, View
+from judge.checker import Violation, check
+from judge.history import Call, Movement, Observed, Record, View
 
 # A statement of a bank that hangs would otherwise be waited for without end.
 STATEMENT_TIMEOUT_SECONDS = 30.0
@@ -103,15 +102,19 @@ def _statement(source: str) -> Mapping[str, object]:
     return said
 
 
-def main() -> int:
-    """Check the files and print what broke. Exit status 0: all that was looked at holds, 1: not, 2: it cannot be read."""
-    parser = process.parser("prove.judge.check", __doc__ or "")
+def main(arguments: Sequence[str] | None = None, module: str = "judge") -> int:
+    """Check the files that the arguments name (the command line's by default), and print what broke.
+
+    Returns the exit status. 0: all that was looked at holds, 1: something does not, 2: a file cannot be read. Raises
+    SystemExit for arguments that it does not know. `module` is the program's name in its own help.
+    """
+    parser = process.parser(module, __doc__ or "")
     parser.add_argument("--journal", type=Path, required=True, help="the command server's file")
     parser.add_argument("--statement", required=True, help="what the bank says moved: a URL, or a file")
     parser.add_argument("--view", type=Path, help="the query server's file")
     parser.add_argument("--history", type=Path, help="what a client came to know: one JSON object a line")
     parser.add_argument("--at-rest", action="store_true", help="nothing is under way: every charge must have ended")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     try:
         violations, looked_at = _check(chosen)
         if violations and not chosen.at_rest:
@@ -137,7 +140,3 @@ def _check(chosen: argparse.Namespace) -> tuple[list[Violation], str]:
     observed = Observed(records, calls=calls, movements=movements, view=view, anchor=anchor, is_at_rest=chosen.at_rest)
     looked_at = f"{len(records)} records, {len(movements)} movements, {len(calls)} calls"
     return check(observed), looked_at + (", the view" if view else "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
