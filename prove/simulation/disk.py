@@ -15,21 +15,21 @@ from pathlib import Path
 from charging.v1.journal_pb2 import Event
 from chassis.disk import LOCAL_DISK, Held, file_uri
 from prove.simulation.host import Connection, Process, ProcessEnded, Thread
-from prove.simulation.plan import Mask, Plan
 from prove.simulation.stage import Stage
 
 AT_REST = frozenset({"charged", "charge_declined", "review_required", "charge_abandoned"})
 SELECT_NEW = "SELECT position, charge_id, chain, event FROM record WHERE position > ? ORDER BY position"
 
 
-class Disk(Stage):
-    """A stage with a disk."""
+class Disk:
+    """Where the story's servers keep their files, all in one folder."""
 
-    def __init__(self, plan: Plan, mask: Mask, folder: Path) -> None:
-        super().__init__(plan, mask)
+    def __init__(self, stage: Stage, folder: Path) -> None:
         self.folder = folder
-        self.disk_is_full = False
-        self.ids = random.Random(f"ids {plan.seed}")
+        self.is_full = False
+        self._stage = stage
+        self._dice = stage.dice
+        self._ids = random.Random(f"ids {stage.plan.seed}")
         self.durable: list[tuple[int, bytes]] = []
         self.durable_tokens: set[str] = set()
         self.unfinished: set[bytes] = set()
@@ -41,18 +41,18 @@ class Disk(Stage):
 
     def new_id(self) -> str:
         """Name a new journal."""
-        return str(uuid.UUID(int=self.ids.getrandbits(128), version=4))
+        return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
 
     def begin(self, process: Process) -> None:
         """Let a transaction begin, unless another program holds the write lock."""
-        if process.kind == "command" and self.dice.fires("journal_busy"):
+        if process.kind == "command" and self._dice.fires("journal_busy"):
             process.had_disk_fault |= not process.has_started  # a start is refused for it, and is made again
-            self.note(process.name, "finds its journal locked by another program")
+            self._stage.note(process.name, "finds its journal locked by another program")
             raise _error("database is locked", sqlite3.SQLITE_BUSY)
 
     def commit(self, process: Process, connection: Connection) -> sqlite3.Cursor:
         """Commit, unless the disk has other plans."""
-        dice = self.dice
+        dice = self._dice
         if dice.fires("kill_before_commit"):
             process.kill("killed right before a commit")
             raise ProcessEnded
@@ -66,20 +66,20 @@ class Disk(Stage):
             process.had_disk_fault = True
             process.surviving = process.surviving or self.copy(process, f"{process.folder.name}-synced")
             connection.really("COMMIT")
-            self.note(process.name, "a commit's sync fails: it reads back, but is not on disk")
+            self._stage.note(process.name, "a commit's sync fails: it reads back, but is not on disk")
             raise _error("disk I/O error", sqlite3.SQLITE_IOERR | (4 << 8))
         if dice.fires("eio_kept"):
             process.had_disk_fault = True
             connection.really("COMMIT")
             self.note_durable(process, connection)
-            self.note(process.name, "a commit fails, and is on disk all the same")
+            self._stage.note(process.name, "a commit fails, and is on disk all the same")
             raise _error("disk I/O error", sqlite3.SQLITE_IOERR | (4 << 8))
-        if self.disk_is_full:
+        if self.is_full:
             dice.met("disk_full")
-        if self.disk_is_full or dice.fires("disk_full_once"):
+        if self.is_full or dice.fires("disk_full_once"):
             process.had_disk_fault = True
             connection.really("ROLLBACK")
-            self.note(process.name, "a commit finds the disk full")
+            self._stage.note(process.name, "a commit finds the disk full")
             raise _error("database or disk is full", sqlite3.SQLITE_FULL)
         return self._committed(process, connection)
 
@@ -87,7 +87,7 @@ class Disk(Stage):
         cursor = connection.really("COMMIT")
         if process.kind == "command":
             self.note_durable(process, connection)
-        if self.dice.fires("kill_after_commit"):
+        if self._dice.fires("kill_after_commit"):
             process.kill("killed right after a commit")
             raise ProcessEnded
         return cursor
@@ -99,7 +99,7 @@ class Disk(Stage):
         last = self.durable[-1][0] if self.durable else 0
         for position, key, chain, stored in connection.really(SELECT_NEW, (last,)):
             self.durable.append((position, chain))
-            self.committed_at[position] = self.loop.time()
+            self.committed_at[position] = self._stage.loop.time()
             event = Event.FromString(stored)
             kind = event.WhichOneof("kind")
             if kind == "token_issued":
@@ -108,7 +108,7 @@ class Disk(Stage):
                 self.unfinished.discard(key)
             else:
                 self.unfinished.add(key)
-            self.note("journal", position, uuid.UUID(bytes=key), kind)
+            self._stage.note("journal", position, uuid.UUID(bytes=key), kind)
 
     @property
     def durable_position(self) -> int:
@@ -162,7 +162,7 @@ class DiskOf:
 
     def free_bytes(self, _path: Path) -> int:
         """Nothing, or as good as everything."""
-        return 0 if self._disk.disk_is_full else 1 << 40
+        return 0 if self._disk.is_full else 1 << 40
 
 
 def _error(text: str, code: int) -> sqlite3.OperationalError:
