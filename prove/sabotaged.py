@@ -7,9 +7,9 @@ It is the product's own server otherwise, and nothing of the product reads that 
 """
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import command_service.journal.sqlite as journal_sqlite
 from chassis.stderr import StandardError
@@ -17,10 +17,12 @@ from command_service.__main__ import main
 from command_service.journal import Place, anchor, upkeep
 from command_service.journal.lock import Lock
 from command_service.journal.sqlite import SqliteJournal
+from command_service.parts import Parts
 from demo.processes import Server
 from prove import canaries
 from prove.simulation.loop import patched
 
+P = TypeVar("P", bound=Parts)
 VARIABLE = "PROVE_SABOTAGE"
 A_FULL_DISK_ENDS_IT = "a full disk ends the server"
 A_QUOTA_ENDS_IT = "a quota is no full disk"
@@ -79,11 +81,15 @@ _OWN: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
 }
 
 
-def planted(bug: str) -> AbstractContextManager[None]:
-    """Put a bug into the product, in this process, for as long as the context lasts. Without a name: none."""
+@contextmanager
+def planted(bug: str, parts: type[P]) -> Iterator[type[P]]:
+    """Put a bug into a server's parts; it is there for as long as the context lasts. Without a name: none."""
     if bug in _OWN or not bug:
-        return patched(_OWN[bug]() if bug else [])
-    return canaries.planted(bug)
+        with patched(_OWN[bug]() if bug else []):
+            yield parts
+    else:
+        with canaries.planted(bug, parts) as wrong:
+            yield wrong
 
 
 def sabotage(server: Server, bug: str) -> None:
@@ -92,5 +98,5 @@ def sabotage(server: Server, bug: str) -> None:
 
 
 if __name__ == "__main__":
-    with planted(os.environ[VARIABLE]):
-        main()
+    with planted(os.environ[VARIABLE], Parts) as parts_with_a_bug:
+        main(parts_with_a_bug)

@@ -20,11 +20,12 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from command_service.journal import JournalRefused, NotStored, sqlite, table, upkeep
+from command_service.journal import Journal, JournalRefused, NotStored, sqlite, table, upkeep
 
 EX_IOERR = 74
 EX_REFUSED = 3
@@ -53,14 +54,14 @@ def now() -> int:
     return time.time_ns() // 1_000
 
 
-async def write(journal_path: Path, told: int, appends: int, seed: int) -> int:
+async def write(open_journal: Callable[[], Awaitable[Journal]], told: int, appends: int, seed: int) -> int:
     """Append, and tell what was acknowledged. Returns the exit status."""
 
     def tell(*words: object) -> None:
         os.write(told, (" ".join(map(str, words)) + "\n").encode())
 
     try:
-        journal = await sqlite.SqliteJournal.open(journal_path, now=now, end_process=end_process)
+        journal = await open_journal()
     except (JournalRefused, OSError) as refused:
         tell("refused", str(refused))
         return EX_REFUSED
@@ -121,12 +122,20 @@ def main() -> NoReturn:
     for part in chosen.leave_out:
         vars(upkeep)[part] = _nothing
     told = os.open(chosen.told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    open_journal: Callable[[], Awaitable[Journal]] = partial(
+        sqlite.SqliteJournal.open, chosen.journal, now=now, end_process=end_process
+    )
     with contextlib.ExitStack() as stack:
         if chosen.plant:
-            from prove.sabotaged import planted  # the whole product, of which a writer needs a part only
+            # The whole product, of which a writer needs a part only.
+            from chassis import settings
+            from command_service.parts import Parts
+            from command_service.settings import Settings
+            from prove.sabotaged import planted
 
-            stack.enter_context(planted(chosen.plant))
-        status = asyncio.run(write(chosen.journal, told, chosen.appends, chosen.seed))
+            wrong = stack.enter_context(planted(chosen.plant, Parts))
+            open_journal = wrong(settings.read(Settings, {"COMMAND_JOURNAL": f"sqlite:///{chosen.journal}"})).journal
+        status = asyncio.run(write(open_journal, told, chosen.appends, chosen.seed))
     os._exit(status)
 
 

@@ -20,6 +20,7 @@ from chassis.sqlite import open_connection
 from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record, anchor
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import READER_PRAGMAS, read_after, read_head, read_stream
+from command_service.parts import Parts
 from prove.deaths.powercut import lost
 from prove.deaths.writer import end_process, folder_in_memory, now
 from prove.report import Harness, Say
@@ -200,7 +201,7 @@ def _overwrite(path: Path, offset: int, content: bytes) -> None:
 async def is_control_found() -> bool:
     """An older backup in the journal's place passes a start that does not look at the anchor, and records are lost."""
     harness = Harness("control", "faults")
-    with planted(NO_ANCHOR):
+    with planted(NO_ANCHOR, Parts):
         await damages(math.inf, lambda _: None, harness, only=OLDER)
     return harness.found("I7")
 

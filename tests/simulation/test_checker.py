@@ -317,7 +317,18 @@ def test_it_is_installed_with_the_servers_and_runs_from_there(tmp_path: Path) ->
     python = [sys.executable, "-P"]
     subprocess.run([*python, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=source, check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    install = [*python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", installed, wheel]
+    install: list[str | Path] = [
+        *python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        installed,
+        wheel,
+    ]
     subprocess.run(install, check=True)
     names = {folder.name for folder in installed.iterdir() if folder.suffix != ".dist-info"}
     assert names == packages
