@@ -14,8 +14,7 @@ from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
 from chassis import settings
 from chassis.server import Refusal
 from command_service.feed import MESSAGE_EVERY_SECONDS, Feed, JournalService
-from command_service.journal import JournalRefused
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.judge.history import Session
@@ -86,7 +85,7 @@ class SimulatedParts(Parts):
             servers.bank, servers.dice, servers.outside, servers.durable_tokens.__contains__, servers.note, pressure
         )
 
-    def feed(self, journal: SqliteJournal) -> Feed:
+    def feed(self, journal: Journal) -> Feed:
         """Make a feed whose heartbeat the plan names."""
         return Feed(journal, heartbeat_seconds=self._servers.plan.heartbeat_seconds)
 
@@ -185,9 +184,11 @@ class Servers(Disk):
             self.broke(
                 "I16", process.name, f"{len(listed)} charges are listed as unfinished, not {len(self.unfinished)}"
             )
-        runner = parts.runner(journal, parts.bank())
-        commands, feed = parts.commands(parts.reception(runner)), parts.feed(journal)
+        assembled = parts.assemble(journal, parts.bank())
+        runner = assembled.runner
+        commands, feed = parts.commands(assembled.reception), parts.feed(journal)
         process.journal, process.runner, process.commands, process.feed = journal, runner, commands, feed
+        process.assembled = assembled
         process.feed_service = JournalService(feed)
         found = await runner.recover()
         process.is_up = process.has_started = True
@@ -225,7 +226,7 @@ class Servers(Disk):
             while process.calls and self.loop.time() < until:  # noqa: ASYNC110  # the world looks from outside
                 await asyncio.sleep(0.05)
             process.feed.stop()
-            await process.runner.close()
+            await process.assembled.close()
             await process.journal.close()
         self.kill(process, "has stopped")
 
