@@ -4,7 +4,6 @@ A harness that finds no planted bug proves nothing. `seeds_that_find` says for e
 """
 
 import asyncio
-import dataclasses
 import random
 import re
 import sqlite3
@@ -17,11 +16,14 @@ import query_service.view
 from command_service import screening
 from command_service.api import CommandService
 from command_service.bank import Bank, gateway
-from command_service.journal import JournalBusy, JournalFull, NotStored, Place, Record
+from command_service.bank.breaker import Breaker
+from command_service.bank.line import Line
+from command_service.journal import Journal, JournalBusy, JournalFull, NotStored, Place, Record
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import read_head
-from command_service.parts import Parts
-from command_service.runner import Limits, Runner
+from command_service.parts import Assembled, Parts
+from command_service.reception import Reception
+from command_service.runner import Runner
 from prove.loop_bugs import (
     AnyVersion,
     BadAdvice,
@@ -33,6 +35,7 @@ from prove.loop_bugs import (
     Mishearing,
     MixedUpJoins,
     ShortKeys,
+    TwoDoors,
     TwoLoops,
     abandoning,
     in_progress_is_taken_for_declined,
@@ -221,9 +224,9 @@ class AbandonedInTheExecuteStep(Parts):
 class BankCallsHaveNoLimit(Parts):
     """A burst of charges is a burst of calls."""
 
-    def limits(self) -> Limits:
-        """Name no limit that is ever met."""
-        return dataclasses.replace(super().limits(), bank_calls=1_000_000)
+    def line(self, bank: Bank) -> Line:
+        """Make a line that is never full."""
+        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=1_000_000)
 
 
 class NoPauseAfterAVainCall(Parts):
@@ -237,34 +240,36 @@ class NoPauseAfterAVainCall(Parts):
 class KeyScopeIsForgotten(Parts):
     """Two keys are one charge."""
 
-    def reception(self, runner: Runner) -> Runner:
+    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
         """Make a door that mixes keys up."""
-        return ShortKeys(super().reception(runner)).as_one()
+        return ShortKeys(super().reception(journal, runner, line)).as_one()
 
 
 class AnotherBodyIsNotNoticed(Parts):
     """A key that is used again for something else is answered for what it was."""
 
-    def reception(self, runner: Runner) -> Runner:
+    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
         """Make a door that does not look at bodies."""
-        return FirstBody(super().reception(runner)).as_one()
+        return FirstBody(super().reception(journal, runner, line)).as_one()
 
 
 class AJoinReturnsAnothersAnswer(Parts):
     """Who waits is told of another charge."""
 
-    def reception(self, runner: Runner) -> Runner:
+    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
         """Make a door that mixes up who waits."""
-        return MixedUpJoins(super().reception(runner)).as_one()
+        return MixedUpJoins(super().reception(journal, runner, line)).as_one()
 
 
 class TwoBeginOneCharge(Parts):
     """Nobody looks whether another call begins the charge just now, nor does the journal."""
 
-    def runner(self, journal: Any, bank: Bank) -> Runner:
-        """Make two loops that do not know of each other."""
-        careless: Any = AnyVersion(journal)
-        return TwoLoops(super().runner(careless, bank), super().runner(careless, bank)).as_one()
+    def assemble(self, journal: Journal, bank: Bank) -> Assembled:
+        """Make two loops and two doors that do not know of each other."""
+        careless, line = AnyVersion(journal).as_one(), self.line(bank)
+        one, other = self.runner(careless, line), self.runner(careless, line)
+        doors = [self.reception(careless, runner, line) for runner in (one, other)]
+        return Assembled(line, TwoLoops(one, other).as_one(), TwoDoors(*doors).as_one())
 
 
 class WhatWasFoundIsForgotten(Parts):
@@ -286,7 +291,7 @@ class AWakeUpOfTheFeedIsLost(Parts):
 class ANewKeyIsAdvisedWhileMoneyMayMove(Parts):
     """A caller is sent away with advice that charges twice."""
 
-    def commands(self, reception: Runner) -> CommandService:
+    def commands(self, reception: Reception) -> CommandService:
         """Make a service that advises badly."""
         return BadAdvice(super().commands(reception)).as_one()
 

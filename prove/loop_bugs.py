@@ -12,12 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from command_service.api import CommandService
 from command_service.bank import Bank
-from command_service.charge import (
+from command_service.charge import Command
+from command_service.codec import charge_id_of
+from command_service.journal import Journal, Record, VersionConflict
+from command_service.reception import Accepted, Reception
+from command_service.runner import Runner
+from command_service.values import (
     Answer,
-    Charge,
     Declined,
     DeclineReason,
     Effect,
@@ -29,9 +33,6 @@ from command_service.charge import (
     RequestToken,
     Token,
 )
-from command_service.codec import charge_id_of
-from command_service.journal import Journal, Record, VersionConflict
-from command_service.runner import Accepted, Runner
 from prove.around import Around
 
 # Vain calls of one charge's execute step, after which a bug gives it up.
@@ -114,10 +115,10 @@ class Impatience(random.Random):
 
 
 # ---------------------------------------------------------------- which charge a call is about
-class ShortKeys(Around[Runner]):
+class ShortKeys(Around[Reception]):
     """A door that looks a charge up by a part of its key."""
 
-    def accept(self, command: Charge) -> "asyncio.Task[Accepted]":
+    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
         """Take the command for one with a shorter key."""
         request = command.request
         charge_id = charge_id_of(request.tenant, request.idempotency_key[:-1])
@@ -126,14 +127,14 @@ class ShortKeys(Around[Runner]):
         )
 
 
-class FirstBody(Around[Runner]):
+class FirstBody(Around[Reception]):
     """A door that sees the key of a request and not its body: a second body counts as the first."""
 
-    def __init__(self, reception: Runner) -> None:
+    def __init__(self, reception: Reception) -> None:
         super().__init__(reception)
         self._first: dict[str, Request] = {}
 
-    def accept(self, command: Charge) -> "asyncio.Task[Accepted]":
+    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
         """Take the command for the one that came first with its key, if it is one that may come at all."""
         if command.faults:
             return self.inner.accept(command)
@@ -142,45 +143,58 @@ class FirstBody(Around[Runner]):
         return self.inner.accept(dataclasses.replace(command, request=asked))
 
 
-class MixedUpJoins(Around[Runner]):
+class MixedUpJoins(Around[Reception]):
     """A door at which who joins a charge is told of another one that is under way."""
 
-    def __init__(self, reception: Runner) -> None:
+    def __init__(self, reception: Reception) -> None:
         super().__init__(reception)
         self._under_way: dict[str, Accepted] = {}
 
-    def accept(self, command: Charge) -> "asyncio.Task[Accepted]":
+    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
         """Take the command, and wait for the oldest charge."""
         accepting = asyncio.ensure_future(self._accept(command))
         accepting.add_done_callback(_seen)
         return accepting
 
-    async def _accept(self, command: Charge) -> Accepted:
+    async def _accept(self, command: Command) -> Accepted:
         accepted = await self.inner.accept(command)
-        if accepted.running is None:
+        if accepted.run is None:
             return accepted
         self._under_way[command.request.charge_id] = accepted
         self._under_way = {
             charge_id: one
             for charge_id, one in self._under_way.items()
-            if one.running is not None and not one.running.ended.done()
+            if one.run is not None and not one.run.ended.done()
         }
         oldest = next(iter(self._under_way.values()), accepted)
         return dataclasses.replace(oldest, source=accepted.source)
 
 
-class TwoLoops(Around[Runner]):
-    """Two loops, asked in turn: neither knows what the other has under way."""
+class TwoDoors(Around[Reception]):
+    """Two doors, used in turn."""
 
-    def __init__(self, one: Runner, other: Runner) -> None:
+    def __init__(self, one: Reception, other: Reception) -> None:
         super().__init__(one)
         self._other = other
         self._turn = 0
 
-    def accept(self, command: Charge) -> "asyncio.Task[Accepted]":
+    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
         """Have the one take the command, or the other."""
         self._turn += 1
         return (self.inner if self._turn % 2 else self._other).accept(command)
+
+    async def close(self) -> None:
+        """Close both."""
+        await self._other.close()
+        await self.inner.close()
+
+
+class TwoLoops(Around[Runner]):
+    """Two loops: neither knows what the other has under way. The first goes on with what was found."""
+
+    def __init__(self, one: Runner, other: Runner) -> None:
+        super().__init__(one)
+        self._other = other
 
     @property
     def unfinished(self) -> int:

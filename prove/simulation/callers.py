@@ -5,7 +5,7 @@ from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import ChargeStatus
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from judge.history import Call
 from prove.simulation.disk import Disk
 from prove.simulation.feeds import cancel

@@ -6,7 +6,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from command_service.feed import MESSAGE_EVERY_SECONDS
 from judge.history import Session
 from prove.simulation.disk import Disk

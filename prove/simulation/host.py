@@ -59,7 +59,7 @@ class Process:
     """What it left behind, once it is dead."""
     had_disk_fault: bool = False
     commands: Any = None
-    runner: Any = None
+    assembled: Any = None
     journal: Any = None
     feed: Any = None
     feed_service: Any = None

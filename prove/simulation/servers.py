@@ -11,8 +11,7 @@ from typing import Any, NoReturn
 from chassis import settings
 from chassis.disk import Disk as DiskPort
 from command_service.feed import Feed, JournalService
-from command_service.journal import JournalRefused
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.simulation.bank import Bank, Wire
@@ -145,11 +144,11 @@ class Servers:
         if (listed := unfinished_in(process.connections[-1])) != disk.unfinished:
             text = f"{len(listed)} charges are listed as unfinished, not {len(disk.unfinished)}"
             stage.broke("I16", process.name, text)
-        runner = parts.runner(journal, parts.bank())
-        commands, feed = parts.commands(parts.reception(runner)), parts.feed(journal)
-        process.journal, process.runner, process.commands, process.feed = journal, runner, commands, feed
+        assembled = parts.assemble(journal, parts.bank())
+        commands, feed = parts.commands(assembled.reception), parts.feed(journal)
+        process.journal, process.assembled, process.commands, process.feed = journal, assembled, commands, feed
         process.feed_service = JournalService(feed)
-        found = await runner.recover()
+        found = await assembled.runner.recover()
         process.is_up = process.has_started = True
         stage.note(process.name, "serves", f"{found} unfinished")
 
@@ -186,7 +185,7 @@ class Servers:
             while process.calls and loop.time() < until:  # noqa: ASYNC110  # the world looks from outside
                 await asyncio.sleep(0.05)
             process.feed.stop()
-            await process.runner.close()
+            await process.assembled.close()
             await process.journal.close()
         self.kill(process, "has stopped")
 
@@ -252,7 +251,7 @@ class SimulatedParts(Parts):
         pressure = Pressure(stage.plan.bank_calls, stage.loop.time, stage.broke)
         return Wire(servers.bank, stage.dice, stage.outside, is_durable, stage.note, pressure)
 
-    def feed(self, journal: SqliteJournal) -> Feed:
+    def feed(self, journal: Journal) -> Feed:
         """Make a feed whose heartbeat the plan names."""
         return Feed(journal, heartbeat_seconds=self._stage.plan.heartbeat_seconds)
 
