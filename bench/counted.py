@@ -24,8 +24,8 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import SubscribeRequest
 from charging.v1.journal_pb2_grpc import JournalServiceStub
 from chassis import settings
-from command_service.__main__ import Running, serve
 from command_service.journal import Place, Record
+from command_service.serving import Serving, serve
 from command_service.settings import Settings
 
 RECORDS_A_CHARGE = 3
@@ -34,7 +34,7 @@ READERS_A_CHANNEL = 25
 
 
 @asynccontextmanager
-async def _product(folder: Path) -> AsyncIterator[Running]:
+async def _product(folder: Path) -> AsyncIterator[Serving]:
     """The product and its bank, in this process."""
     loop = asyncio.get_running_loop()
     bank = await loop.create_server(partial(Connection, Ledger(), 0.0), "127.0.0.1", 0)
@@ -54,7 +54,7 @@ async def _product(folder: Path) -> AsyncIterator[Running]:
         await bank.wait_closed()
 
 
-async def _charge_all(running: Running, *, charges: int, in_flight: int) -> None:
+async def _charge_all(running: Serving, *, charges: int, in_flight: int) -> None:
     """So many charges, so many at once. All must be charged."""
     numbers = iter(range(charges))
     async with grpc.aio.insecure_channel(str(running.listen), options=DIRECT) as channel:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from command_service.charge import Card, Charged, ChargeRequested, Event, Money, Request, TokenIssued
 from command_service.codec import charge_id_of, encode
 from command_service.journal import anchor, chain_after
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import INSERT_RECORD, INSERT_UNFINISHED, key_of, read_head
+from command_service.values import Card, Charged, ChargeRequested, Event, Money, Request, TokenIssued
 
 RECORDS_A_TRANSACTION = 30_000
 RECORDS_A_CHARGE = 3

@@ -25,7 +25,7 @@ import uvloop
 from bench import sites
 from bench.measure import Size, measure
 from chassis import settings, telemetry
-from command_service.__main__ import serve
+from command_service.serving import serve
 from command_service.settings import Settings
 
 SAMPLE_SECONDS = 0.002

@@ -1,7 +1,7 @@
-"""The commands over gRPC: from a request to the runner and back, with bounds on how many and how long.
+"""The commands over gRPC: from a request to the reception and back, with bounds on the number of calls and their time.
 
-An RPC only waits for a charge; the charge runs in the runner's tasks. Nothing that happens to the call, a deadline, a
-cancel, a cut connection, reaches it.
+An RPC only waits for a charge; the charge runs in the runner's tasks. A deadline, a cancel or a cut connection ends the
+call and never reaches the charge.
 """
 
 import asyncio
@@ -14,12 +14,14 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from chassis.deadlines import wait_seconds
 from chassis.server import Violation
 from command_service import screening
-from command_service.charge import Absent, AtRest, Card, Charge, Charged, ChargeDeclined, Money, Request
+from command_service.appointments import Appointments
+from command_service.charge import Charge, Command, outcome_of
 from command_service.codec import charge_id_of, decline_reason_out, status_of
 from command_service.currencies import MAX_MINOR_UNITS
 from command_service.errors import Reason, refusal, refusing
-from command_service.pace import Appointments
-from command_service.runner import Accepted, Runner, Source
+from command_service.operation import AtRest
+from command_service.reception import Accepted, Reception, Source
+from command_service.values import Card, Charged, ChargeDeclined, Money, Request
 
 # Until identities exist there is one tenant, and nobody is known by name.
 TENANT = "default"
@@ -39,10 +41,10 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
     """Takes clients' commands, so many at once."""
 
     def __init__(
-        self, runner: Runner, *, max_calls: int, max_amounts: Mapping[str, int] = MappingProxyType({})
+        self, reception: Reception, *, max_calls: int, max_amounts: Mapping[str, int] = MappingProxyType({})
     ) -> None:
         """`max_amounts` replaces the cap, in minor units, of the currencies that it names."""
-        self._runner = runner
+        self._reception = reception
         self._max_amounts = {**MAX_MINOR_UNITS, **max_amounts}
         self._max_calls = max_calls
         self._calls = 0
@@ -77,13 +79,13 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         if seconds <= 0:
             raise refusal(Reason.DEADLINE_PASSED)  # nobody reads the answer: not even begun
         until = self._clock() + seconds
-        accepting = self._runner.accept(_command(request, self._max_amounts))
+        accepting = self._reception.accept(_command(request, self._max_amounts))
         if not await self._wait(accepting, until):
             raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
         accepted = accepting.result()
-        if accepted.running is not None:
-            await self._wait(accepted.running.ended, until)
-        return _response(accepted)
+        if accepted.run is not None:
+            await self._wait(accepted.run.ended, until)
+        return _response(accepted, request.idempotency_key)
 
     async def _wait(self, what: "asyncio.Future[Any]", until: float) -> bool:
         """Wait for something, a time, or the server's stop, and disturb none of them. True if it is done.
@@ -110,7 +112,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         return what.done()
 
 
-def _command(wire: ChargeRequest, max_amounts: Mapping[str, int]) -> Charge:
+def _command(wire: ChargeRequest, max_amounts: Mapping[str, int]) -> Command:
     """Read a request into the core's words. Raises Refusal for what is refused whatever the key: see `screening`."""
     request = Request(
         charge_id=charge_id_of(TENANT, wire.idempotency_key),
@@ -128,22 +130,23 @@ def _command(wire: ChargeRequest, max_amounts: Mapping[str, int]) -> Charge:
         # With today's other faults, or a client that mends one would only then be told of the next.
         together = dict(faults) | dict(refused)
         raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in together.items()])
-    return Charge(request, faults)
+    return Command(request, faults)
 
 
-def _response(accepted: Accepted) -> ChargeResponse:
-    stream = accepted.stream
-    assert not isinstance(stream.state, Absent), "an accepted charge has events"
+def _response(accepted: Accepted, idempotency_key: str) -> ChargeResponse:
+    charge = accepted.state
+    assert isinstance(charge, Charge), "an accepted charge has events"
+    rest = outcome_of(charge, idempotency_key)
     response = ChargeResponse(
-        charge_id=stream.state.request.charge_id,
-        status=status_of(stream.state),
-        position=stream.position,
+        charge_id=charge.operation.request.charge_id,
+        status=status_of(charge),
+        position=rest.position if rest else charge.position,
         outcome_source=_SOURCES[accepted.source],
     )
-    response.requested_at.FromMicroseconds(stream.requested_at)
-    match stream.state:
-        case AtRest(_, Charged(transaction_id=transaction_id)):
+    response.requested_at.FromMicroseconds(charge.operation.requested_at)
+    match rest:
+        case AtRest(outcome=Charged(transaction_id=transaction_id)):
             response.transaction_id = transaction_id
-        case AtRest(_, ChargeDeclined(reason)):
+        case AtRest(outcome=ChargeDeclined(reason)):
             response.decline_reason = decline_reason_out(reason)
     return response

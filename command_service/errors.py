@@ -10,10 +10,23 @@ from grpc import StatusCode
 from charging.v1.common_pb2 import Advice, ChargeStatus
 from chassis.server import Refusal, Violation
 from chassis.telemetry import log_unexpected
-from command_service.charge import ImpossibleEvent, InvalidCharge, KeyReused, State, is_over_without_money
-from command_service.codec import UnknownEvent, status_of
-from command_service.journal import JournalBusy, JournalCorrupt, JournalFull
-from command_service.runner import Overloaded
+from command_service.charge import is_over_without_money
+from command_service.codec import status_of
+from command_service.failures import (
+    BankUnreachable,
+    CallFailed,
+    CommandRefused,
+    ImpossibleEvent,
+    InvalidCharge,
+    JournalBusy,
+    JournalCorrupt,
+    JournalFull,
+    KeyReused,
+    NotNow,
+    TooManyUnfinished,
+    UnknownEvent,
+    Unreadable,
+)
 
 DOMAIN = "charging.v1"
 
@@ -142,30 +155,52 @@ def refusal(
     )
 
 
-def _key_reused(state: State) -> Refusal:
-    """A new key is advised only where the key's charge moves no money: else who obeys could charge one order twice."""
-    return refusal(
-        Reason.IDEMPOTENCY_KEY_REUSED,
-        advice=Advice.ADVICE_USE_NEW_KEY if is_over_without_money(state) else Advice.ADVICE_ASK_STATUS,
-        metadata={"status": ChargeStatus.Name(status_of(state)).removeprefix("CHARGE_STATUS_")},
-    )
+# Every leaf of the tree of failures has a row here.
+_REASONS: Mapping[type[CallFailed], Reason] = {
+    InvalidCharge: Reason.INVALID_REQUEST,
+    KeyReused: Reason.IDEMPOTENCY_KEY_REUSED,
+    BankUnreachable: Reason.BANK_UNREACHABLE,
+    TooManyUnfinished: Reason.TOO_MANY_UNFINISHED,
+    JournalFull: Reason.JOURNAL_FULL,
+    JournalBusy: Reason.JOURNAL_BUSY,
+    JournalCorrupt: Reason.JOURNAL_CORRUPT,
+    UnknownEvent: Reason.JOURNAL_CORRUPT,
+    ImpossibleEvent: Reason.JOURNAL_CORRUPT,
+}
+
+
+def reason_of(failure: CallFailed) -> Reason:
+    """Give a failure the reason that a client is told."""
+    return _REASONS[type(failure)]
 
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Turn what the core, the runner and the journal raise into what a client is told."""
+    """Turn what a call can fail with into what a client is told."""
     try:
         yield
-    except InvalidCharge as error:
-        raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in error.args[0]]) from None
-    except KeyReused as error:
-        raise _key_reused(error.args[0]) from None
-    except Overloaded as error:
-        raise refusal(Reason[error.reason.name], retry_after_seconds=error.retry_after_seconds) from None
-    except JournalFull:
-        raise refusal(Reason.JOURNAL_FULL, retry_after_seconds=5.0) from None
-    except JournalBusy:
-        raise refusal(Reason.JOURNAL_BUSY, retry_after_seconds=5.0) from None
-    except (JournalCorrupt, UnknownEvent, ImpossibleEvent) as error:
-        log_unexpected("the journal cannot be read here", error, position=getattr(error, "position", None))
-        raise refusal(Reason.JOURNAL_CORRUPT) from error
+    except CommandRefused as failure:
+        raise _refused(failure) from None
+    except NotNow as failure:
+        raise refusal(reason_of(failure), retry_after_seconds=failure.retry_after_seconds) from None
+    except Unreadable as failure:
+        log_unexpected("the journal cannot be read here", failure, position=getattr(failure, "position", None))
+        raise refusal(reason_of(failure)) from failure
+
+
+def _refused(failure: CommandRefused) -> Refusal:
+    reason = reason_of(failure)
+    match failure:
+        case InvalidCharge():
+            return refusal(reason, violations=[Violation(*fault) for fault in failure.args[0]])
+        case KeyReused():
+            # A new key is advised only where the key's charge moves no money: else a client that obeys could charge one
+            # order twice.
+            state = failure.args[0]
+            return refusal(
+                reason,
+                advice=Advice.ADVICE_USE_NEW_KEY if is_over_without_money(state) else Advice.ADVICE_ASK_STATUS,
+                metadata={"status": ChargeStatus.Name(status_of(state)).removeprefix("CHARGE_STATUS_")},
+            )
+        case _:
+            return refusal(reason)

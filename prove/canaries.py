@@ -17,33 +17,26 @@ import command_service.runner
 import query_service.view
 from command_service import screening
 from command_service.bank import gateway
-from command_service.charge import (
-    Answered,
-    AtRest,
-    AwaitingExecution,
-    Charge,
+from command_service.charge import GiveUp, Message, State, decide, evolve
+from command_service.codec import charge_id_of
+from command_service.failures import KeyReused
+from command_service.journal import JournalBusy, JournalFull, NotStored, Place, Record
+from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.table import SELECT_VERSION, key_of, read_head
+from command_service.operation import Answered, AtRest, AwaitingExecution
+from command_service.runner import Runner
+from command_service.values import (
     ChargeAbandoned,
     ChargeDeclined,
     DeclineReason,
     Event,
     Execute,
-    GiveUp,
     InProgress,
-    KeyReused,
-    Message,
     NoAnswer,
     RequestToken,
-    State,
     Token,
     TokenExpired,
-    decide,
-    evolve,
 )
-from command_service.codec import charge_id_of
-from command_service.journal import JournalBusy, JournalFull, NotStored, Place, Record
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.table import SELECT_VERSION, key_of, read_head
-from command_service.runner import Runner
 from prove.simulation.loop import patched
 from query_service.lookup import find_checkpoint
 

@@ -17,6 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from command_service.failures import JournalBusy as JournalBusy
+from command_service.failures import JournalCorrupt as JournalCorrupt
+from command_service.failures import JournalFull as JournalFull
+from command_service.failures import NotStored as NotStored
+
 GENESIS = bytes(32)
 """The chain before position 1."""
 
@@ -51,29 +56,6 @@ START = Place(0, GENESIS)
 
 class VersionConflict(Exception):
     """The stream is not at the expected version: somebody else appended first. Read again and decide again."""
-
-
-class NotStored(Exception):
-    """Nothing was stored, definitely, and why is said by the subclass. It may be tried again."""
-
-
-class JournalFull(NotStored):
-    """The disk is full, or a quota or a limit on a file's size is reached."""
-
-
-class JournalBusy(NotStored):
-    """Another program holds the file's write lock, for longer than an append waits."""
-
-
-class JournalCorrupt(Exception):
-    """A stored record does not fit the chain. `position` is the first that cannot be trusted; None if the store cannot say."""
-
-    def __init__(self, position: int | None) -> None:
-        fault = (
-            "the file is damaged" if position is None else f"the record at position {position} does not fit the chain"
-        )
-        super().__init__(fault)
-        self.position = position
 
 
 class JournalRefused(Exception):

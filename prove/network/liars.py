@@ -32,7 +32,7 @@ from charging.v1.journal_pb2 import (
 from charging.v1.query_pb2 import GetViewStatusRequest
 from chassis import settings
 from chassis.settings import address
-from command_service import __main__ as command_main
+from command_service import serving
 from command_service.settings import Settings as CommandSettings
 from prove.network.reader import GENESIS, Reader
 from prove.network.world import World, must, until, within
@@ -112,7 +112,7 @@ async def a_foreign_server_is_in_the_list(world: World) -> None:
         "COMMAND_DRAIN_SECONDS": "1",
     }
     await world.settle_all(world.requests(5))
-    async with command_main.serve(settings.read(CommandSettings, environment)) as foreign, world.queries() as queries:
+    async with serving.serve(settings.read(CommandSettings, environment)) as foreign, world.queries() as queries:
         before = await queries.GetViewStatus(GetViewStatusRequest(min_position=15), timeout=20)
         await world.servers.query_down()
         await world.servers.query_up({"QUERY_FEED": f"{world.feed_link.address},{foreign.feed_listen}"})

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import gateway_mock
 from chassis import settings
-from command_service import __main__ as command_main
+from command_service import serving
 from command_service.settings import Settings as CommandSettings
 from demo.processes import Town
 from prove.ports import kept, town_with_kept_ports
@@ -53,7 +53,7 @@ class InProcess:
 
     def __init__(self, folder: Path, ports: Sequence[str]) -> None:
         self.bank, self.command, self.feed, self.query = ports
-        self.running: command_main.Running | None = None
+        self.running: serving.Serving | None = None
         self._folder = folder
         self._bank, self._command, self._query = (contextlib.AsyncExitStack() for _ in range(3))
 
@@ -74,8 +74,8 @@ class InProcess:
             "COMMAND_DRAIN_SECONDS": "1",
             **chosen,
         }
-        serving = command_main.serve(settings.read(CommandSettings, environment))
-        self.running = await self._command.enter_async_context(serving)
+        command = serving.serve(settings.read(CommandSettings, environment))
+        self.running = await self._command.enter_async_context(command)
         self.command, self.feed = str(self.running.listen), str(self.running.feed_listen)
 
     async def command_down(self, *, kill: bool = False) -> None:

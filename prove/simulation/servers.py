@@ -1,6 +1,7 @@
 """The servers of a story: started as their `__main__` starts them, killed, asked to stop, and the feed between them."""
 
 import asyncio
+import dataclasses
 import random
 import sqlite3
 from collections.abc import AsyncGenerator
@@ -10,13 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
+from chassis import settings
 from chassis.server import Refusal
-from command_service.api import CommandService
-from command_service.bank.gateway import GatewayBank
 from command_service.feed import MESSAGE_EVERY_SECONDS, Feed, JournalService
-from command_service.journal import JournalRefused
-from command_service.journal.sqlite import SqliteJournal
-from command_service.runner import Limits, Runner
+from command_service.journal import Journal, JournalRefused
+from command_service.parts import Parts
+from command_service.settings import Settings
 from prove.judge.history import Session
 from prove.simulation.bank import Bank, Wire
 from prove.simulation.disk import Disk
@@ -37,10 +37,63 @@ WAKE_SECONDS, SLOW_WAKE_SECONDS = 0.001, 4.0
 # start takes some twenty: a process that is chosen to die is mostly still there then.
 STARTING_CALLBACKS, LIVING_CALLBACKS = 30, 250
 BANK_URL = "http://bank.test"
+DEFAULTS = settings.read(Settings, {})
+
+
+class SimulatedParts(Parts):
+    """The product's own parts, on the story's clock, disk and bank."""
+
+    def __init__(self, servers: "Servers", process: Process) -> None:
+        plan = servers.plan
+        super().__init__(
+            dataclasses.replace(
+                DEFAULTS,
+                journal=process.folder / "journal.db",
+                free_bytes=1 << 20,
+                bank_url=BANK_URL,
+                bank_calls=plan.bank_calls,
+                bank_timeout_seconds=plan.bank_timeout_seconds,
+                max_unfinished=plan.max_unfinished,
+                abandon_after_seconds=plan.abandon_after_seconds,
+                max_calls=plan.max_calls,
+            )
+        )
+        self._servers = servers
+        self._process = process
+
+    def clock(self) -> float:
+        """Return the story's time."""
+        return self._servers.loop.time()
+
+    def now(self) -> int:
+        """Return what the clock on the wall says."""
+        return self._servers.now()
+
+    def chance(self) -> random.Random:
+        """Make chance that the seed decides."""
+        return random.Random(f"{self._process.name} {self._servers.plan.seed}")
+
+    def end_process(self) -> NoReturn:
+        """End the simulated process."""
+        self._servers.end_process(self._process)
+
+    def wire(self) -> Wire:
+        """Connect to the simulated bank."""
+        servers = self._servers
+        pressure = Pressure(servers.plan.bank_calls, servers.loop.time, servers.broke)
+        return Wire(
+            servers.bank, servers.dice, servers.outside, servers.durable_tokens.__contains__, servers.note, pressure
+        )
+
+    def feed(self, journal: Journal) -> Feed:
+        """Make a feed whose heartbeat the plan names."""
+        return Feed(journal, heartbeat_seconds=self._servers.plan.heartbeat_seconds)
 
 
 class Servers(Disk):
     """A disk with servers that live on it."""
+
+    parts: type[SimulatedParts] = SimulatedParts
 
     def __init__(self, plan: Plan, mask: Mask, folder: Path) -> None:
         super().__init__(plan, mask, folder)
@@ -107,7 +160,8 @@ class Servers(Disk):
                 return before
         return self.copy(process, name)
 
-    def _end_process(self, process: Process) -> NoReturn:
+    def end_process(self, process: Process) -> NoReturn:
+        """Let a process end itself, as a server does when a commit's fate is unknown."""
         if not process.had_disk_fault:
             self.broke("L1", process.name, "it ended itself without a reason")
         self.kill(process, "ends itself: a commit's fate is unknown")
@@ -115,14 +169,9 @@ class Servers(Disk):
 
     async def _command(self, process: Process) -> None:
         """What `python -m command_service` builds."""
-        plan = self.plan
+        parts = self.parts(self, process)
         try:
-            journal = await SqliteJournal.open(
-                process.folder / "journal.db",
-                now=self.now,
-                end_process=partial(self._end_process, process),
-                free_bytes=1 << 20,
-            )
+            journal = await parts.journal()
         except JournalRefused as error:
             if not process.had_disk_fault:
                 self.broke("L1", process.name, f"it would not start: {error}")
@@ -135,15 +184,11 @@ class Servers(Disk):
             self.broke(
                 "I16", process.name, f"{len(listed)} charges are listed as unfinished, not {len(self.unfinished)}"
             )
-        pressure = Pressure(plan.bank_calls, self.loop.time, self.broke)
-        wire = Wire(self.bank, self.dice, self.outside, self.durable_tokens.__contains__, self.note, pressure)
-        bank = GatewayBank(BANK_URL, wire, call_timeout_seconds=plan.bank_timeout_seconds)
-        limits = Limits(plan.bank_calls, plan.max_unfinished, plan.abandon_after_seconds, 600.0)
-        chance = random.Random(f"{process.name} {plan.seed}")
-        runner = Runner(journal, bank, limits, clock=self.loop.time, now=self.now, chance=chance)
-        commands = CommandService(runner, max_calls=plan.max_calls)
-        feed = Feed(journal, heartbeat_seconds=plan.heartbeat_seconds)
+        assembled = parts.assemble(journal, parts.bank())
+        runner = assembled.runner
+        commands, feed = parts.commands(assembled.reception), parts.feed(journal)
         process.journal, process.runner, process.commands, process.feed = journal, runner, commands, feed
+        process.assembled = assembled
         process.feed_service = JournalService(feed)
         found = await runner.recover()
         process.is_up = process.has_started = True
@@ -181,7 +226,7 @@ class Servers(Disk):
             while process.calls and self.loop.time() < until:  # noqa: ASYNC110  # the world looks from outside
                 await asyncio.sleep(0.05)
             process.feed.stop()
-            await process.runner.close()
+            await process.assembled.close()
             await process.journal.close()
         self.kill(process, "has stopped")
 

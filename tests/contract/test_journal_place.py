@@ -21,13 +21,13 @@ import pytest
 
 from chassis import settings
 from chassis.sqlite import open_connection
-from command_service.__main__ import serve
-from command_service.charge import ChargeRequested
 from command_service.codec import encode
 from command_service.journal import START, JournalRefused, Place, anchor, file_system, sqlite, table
 from command_service.journal.upkeep import backup
 from command_service.operate import print_journal, restore_journal, verify_journal
+from command_service.serving import serve
 from command_service.settings import Settings
+from command_service.values import ChargeRequested
 from demo.processes import DidNotStart, Town
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.contract.test_journal_files import (

@@ -27,10 +27,11 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import Event
 from chassis import settings
 from chassis.sqlite import open_connection
-from command_service.__main__ import Running, serve
 from command_service.codec import charge_id_of
 from command_service.journal import START, Place, Record
 from command_service.journal.table import READER_PRAGMAS, read_after, read_head
+from command_service.parts import Parts
+from command_service.serving import Serving, serve
 from command_service.settings import Settings
 
 PENDING = ChargeStatus.CHARGE_STATUS_PENDING
@@ -255,12 +256,15 @@ class World:
     """A bank and a command server in this loop. `settings` are the server's, by their names in the environment."""
 
     referee: Referee
-    running: Running
+    running: Serving
     channel: grpc.aio.Channel
     commands: "command_pb2_grpc.CommandServiceAsyncStub"
     journals: "journal_pb2_grpc.JournalServiceAsyncStub"
 
-    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], make_parts: Callable[[Settings], Parts] = Parts
+    ) -> None:
+        self._make_parts = make_parts
         self.journal = folder / "journal.db"
         self._settings = dict(settings)
         self._ledger = folder / "bank.db"
@@ -292,7 +296,9 @@ class World:
             "COMMAND_DRAIN_SECONDS": "1",
             **self._settings,
         }
-        self.running = await self._server.enter_async_context(serve(settings.read(Settings, environment)))
+        self.running = await self._server.enter_async_context(
+            serve(settings.read(Settings, environment), self._make_parts)
+        )
         self.channel = grpc.aio.insecure_channel(str(self.running.listen))
         self.feed_channel = grpc.aio.insecure_channel(str(self.running.feed_listen))
         for channel in (self.channel, self.feed_channel):
@@ -342,9 +348,11 @@ class World:
 
 
 @asynccontextmanager
-async def a_world(folder: Path, **settings: str) -> AsyncIterator[World]:
+async def a_world(
+    folder: Path, make_parts: Callable[[Settings], Parts] = Parts, **settings: str
+) -> AsyncIterator[World]:
     """A bank and a command server. When a test is through, bank and journal must agree."""
-    world = World(folder, settings)
+    world = World(folder, settings, make_parts)
     await world.bank_up()
     try:
         async with Referee(world.bank_url) as world.referee:

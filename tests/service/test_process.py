@@ -277,12 +277,14 @@ ENDS = {
     "by itself": ("process.run(serve, ())", 0),
     "with an error that was foreseen": ("process.run(fail, ())", 1),
     "with an error that nobody foresaw": ("process.run(crash, ())", 1),
-    "with a commit's fate unknown": ("log.critical('last'); command_service.__main__._end_process()", 74),
+    "with a commit's fate unknown": ("log.critical('last'); Parts(settings.read(Settings, {})).end_process()", 74),
 }
 LOGS_AND_ENDS = """
 import logging, structlog
 import command_service.__main__
-from chassis import process, telemetry
+from chassis import process, settings, telemetry
+from command_service.parts import Parts
+from command_service.settings import Settings
 
 async def serve(stop):
     log.info("last")

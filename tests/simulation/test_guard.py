@@ -24,7 +24,7 @@ from prove.simulation.stories import a_real_clock_is_noticed, tell
 
 ROOT = Path(__file__).parents[2]
 # What builds a server, or reads its settings, a story replaces by its own.
-REPLACED = frozenset({"__main__.py", "settings.py"})
+REPLACED = frozenset({"__main__.py", "serving.py", "settings.py"})
 # Modules that tell the time, or make chance, threads, processes or connections. `sys` has `sys.modules`, a way to all of them.
 WATCHED = frozenset(
     {
@@ -75,6 +75,9 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "concurrent.futures.ThreadPoolExecutor": "the one seam to a thread: a story puts a stand-in there",
     },
     "command_service/pace.py": CHANCE,
+    "command_service/parts.py": dict.fromkeys(
+        ("time.monotonic", "time.time_ns", "random.Random", "os._exit"), "a part that a story's own parts override"
+    ),
     "query_service/view.py": {"sys.platform": "a constant"},
     "command_service/runner.py": CHANCE,
     "query_service/subscriber.py": {

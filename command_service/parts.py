@@ -1,0 +1,120 @@
+"""The parts of a command server, one method a part, and how they are put together.
+
+A server in production, a server of the simulation and one with a planted bug differ in parts only: they override a
+method here, or wrap what it gives. Whatever reaches outside of the process comes from here: the clock, chance, the
+journal's files, the connection to the bank, and the process's own end.
+"""
+
+import os
+import random
+import time
+from dataclasses import dataclass
+from typing import NoReturn
+
+import httpx
+
+from chassis import stderr
+from command_service.api import CommandService
+from command_service.bank import Bank
+from command_service.bank.breaker import Breaker
+from command_service.bank.gateway import GatewayBank
+from command_service.bank.line import Line
+from command_service.bank.transport import open_transport
+from command_service.feed import Feed
+from command_service.journal import Journal
+from command_service.journal.sqlite import SqliteJournal
+from command_service.reception import Reception
+from command_service.runner import Runner
+from command_service.settings import Settings
+
+# Exit status when a commit's fate is unknown, from sysexits.h: an I/O error.
+EX_IOERR = 74
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """What runs charges, over one journal and one bank."""
+
+    line: Line
+    runner: Runner
+    reception: Reception
+
+    async def close(self) -> None:
+        """Stop where each charge stands. It is as safe as a crash, and the next start goes on from there."""
+        await self.reception.close()
+        await self.runner.close()
+
+
+class Parts:
+    """The parts that a server's settings ask for."""
+
+    def __init__(self, chosen: Settings) -> None:
+        self.settings = chosen
+
+    def clock(self) -> float:
+        """Return seconds from an arbitrary start. They never go back."""
+        return time.monotonic()
+
+    def now(self) -> int:
+        """Return the time of day in microseconds since 1970. It may go back."""
+        return time.time_ns() // 1_000
+
+    def chance(self) -> random.Random:
+        """Make the source of jitter."""
+        return random.Random()
+
+    def end_process(self) -> NoReturn:
+        """End the process without running another line of ours: the next start finds out what a commit left behind."""
+        stderr.drain()  # the reason, which was logged; it waits a moment at most, and nothing else runs meanwhile
+        os._exit(EX_IOERR)
+
+    async def journal(self) -> SqliteJournal:
+        """Open the journal. Raises JournalRefused if it must not be served from."""
+        return await SqliteJournal.open(
+            self.settings.journal,
+            now=self.now,
+            end_process=self.end_process,
+            free_bytes=self.settings.free_bytes,
+            must_exist=self.settings.journal_must_exist,
+            any_file_system=self.settings.journal_any_file_system,
+        )
+
+    def wire(self) -> httpx.AsyncBaseTransport:
+        """Make the HTTP connections to the bank."""
+        return open_transport(max_connections=self.settings.bank_calls)
+
+    def bank(self) -> Bank:
+        """Make the bank's adapter, over the wire."""
+        return GatewayBank(self.settings.bank_url, self.wire(), call_timeout_seconds=self.settings.bank_timeout_seconds)
+
+    def line(self, bank: Bank) -> Line:
+        """Make the line to the bank, with its breaker."""
+        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=self.settings.bank_calls)
+
+    def runner(self, journal: Journal, line: Line) -> Runner:
+        """Make the loop."""
+        return Runner(
+            journal,
+            line,
+            abandon_after_seconds=self.settings.abandon_after_seconds,
+            now=self.now,
+            chance=self.chance(),
+        )
+
+    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
+        """Make the door for commands."""
+        return Reception(journal, runner, line, max_unfinished=self.settings.max_unfinished)
+
+    def assemble(self, journal: Journal, bank: Bank) -> "Assembled":
+        """Put together what runs charges."""
+        line = self.line(bank)
+        runner = self.runner(journal, line)
+        return Assembled(line, runner, self.reception(journal, runner, line))
+
+    def commands(self, reception: Reception) -> CommandService:
+        """Make the service that clients call."""
+        return CommandService(reception, max_calls=self.settings.max_calls, max_amounts=self.settings.max_amounts)
+
+    def feed(self, journal: Journal) -> Feed:
+        """Make the feed that readers follow."""
+        return Feed(journal)

@@ -1,0 +1,139 @@
+"""A command server at work: its parts put together, its two gRPC servers, its health and its gauges."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import NoReturn
+
+import structlog
+
+from charging.v1 import command_pb2_grpc
+from chassis import metrics, server, settings
+from command_service.errors import DOMAIN, Reason, refusal
+from command_service.failures import Unreadable
+from command_service.feed import JournalService
+from command_service.journal import JournalRefused
+from command_service.journal.file_system import IN_MEMORY, kind_of
+from command_service.journal.sqlite import SqliteJournal
+from command_service.parts import Parts
+from command_service.reception import Reception
+from command_service.settings import Settings
+from command_service.vitals import TEXTS, Vitals, vitals
+
+log = structlog.get_logger()
+
+# A charge fits well; more would only be a way to fill our memory.
+COMMAND_BYTES = 16 << 10
+NOT_ACCEPTING = {
+    "full": "the journal's disk is full, or a quota or a limit on file sizes is reached",
+    "busy": "another program holds the journal's write lock",
+}
+# The contract with its comments, which reflection serves.
+DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A command server at work, for whoever started it in this process."""
+
+    listen: settings.Address
+    feed_listen: settings.Address
+    reception: Reception
+    journal: SqliteJournal
+    vitals: Callable[[], Vitals]
+
+
+@asynccontextmanager
+async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Parts) -> AsyncIterator[Serving]:
+    """Run a command server; leaving the context drains it. `make_parts` gives the parts that it is put together from.
+
+    Raises JournalRefused if the journal must not be served from, OSError if an address cannot be had.
+    """
+    parts = make_parts(chosen)
+    async with contextlib.AsyncExitStack() as stack:
+        journal = await parts.journal()
+        stack.push_async_callback(journal.close)
+        bank = parts.bank()
+        stack.push_async_callback(bank.close)
+        assembled = parts.assemble(journal, bank)
+        stack.push_async_callback(assembled.close)
+        runner, commands = assembled.runner, parts.commands(assembled.reception)
+        feed = parts.feed(journal)
+        command_server = await server.Server.start(
+            chosen.listen,
+            lambda grpc_server: command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server),
+            services=["charging.v1.CommandService"],
+            domain=DOMAIN,
+            unreadable=refusal(Reason.INVALID_REQUEST),
+            unexpected=refusal(Reason.UNEXPECTED),
+            request_bytes=COMMAND_BYTES,
+            reflect=chosen.reflection,
+            descriptors=DESCRIPTORS,
+        )
+        stack.push_async_callback(command_server.drain, 0.0)
+        feed_server = await server.Server.start(
+            chosen.feed_listen,
+            JournalService(feed).register,
+            services=["charging.v1.JournalService"],
+            domain=DOMAIN,
+            unreadable=refusal(Reason.INVALID_REQUEST),
+            unexpected=refusal(Reason.UNEXPECTED),
+            request_bytes=COMMAND_BYTES,
+            reflect=chosen.reflection,
+            descriptors=DESCRIPTORS,
+        )
+        stack.push_async_callback(feed_server.drain, 0.0)
+        try:
+            found = await runner.recover()
+        except Unreadable as error:
+            raise JournalRefused(
+                f"the journal {chosen.journal} holds an unfinished charge that cannot be read: {error}"
+            ) from error
+        await feed_server.set_serving(True)
+        watching = asyncio.create_task(_tell_health(journal, command_server))
+        stack.callback(watching.cancel)
+
+        def take_vitals() -> Vitals:
+            limit = chosen.attention_after_seconds
+            return vitals(runner, assembled.line, journal, now=parts.now(), attention_after_seconds=limit)
+
+        await metrics.offer(chosen.metrics_listen, "chargeonce", TEXTS, lambda: dataclasses.asdict(take_vitals()))
+        log.info(
+            "serving",
+            service="command",
+            listen=str(command_server.address),
+            feed=str(feed_server.address),
+            journal=str(chosen.journal.absolute()),
+            journal_id=journal.journal_id,
+            made_anew=journal.made_anew,
+            position=journal.head.position,
+            restored=journal.restored,
+            unfinished=found,
+        )
+        if kind_of(chosen.journal) in IN_MEMORY:
+            log.warning("the journal lies in memory: it does not outlive this machine's power")
+        yield Serving(command_server.address, feed_server.address, assembled.reception, journal, take_vitals)
+        log.info("draining", unfinished=runner.unfinished)
+        watching.cancel()
+        # Waiting calls get most of the time to see their outcome, and the rest of it to say that there is none yet.
+        asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, commands.stop)
+        await command_server.drain(chosen.drain_seconds)
+        feed.stop()  # last, so that readers are told of the last outcomes too
+        await feed_server.drain(2.0)
+        log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
+
+
+async def _tell_health(journal: SqliteJournal, command_server: server.Server) -> NoReturn:
+    """Keep health true: a server that cannot store takes no new charges, and says so until it can."""
+    said = None
+    while True:
+        if (why := journal.not_accepting) != said:
+            said = why
+            await command_server.set_serving(not why)
+            if why:
+                log.error(f"{NOT_ACCEPTING[why]}: no new charges are taken")
+        await asyncio.sleep(0.25)
