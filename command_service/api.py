@@ -11,17 +11,21 @@ from typing import Any
 
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
+from charging.v1.common_pb2 import ChargeStatus
 from chassis.deadlines import wait_seconds
-from chassis.server import Violation
+from chassis.refusals import Refusal, Violation
 from command_service import screening
 from command_service.appointments import Appointments
-from command_service.charge import Charge, Command, outcome_of
+from command_service.charge import Charge, Command, is_over_without_money, outcome_of
 from command_service.codec import charge_id_of, decline_reason_out, status_of
 from command_service.currencies import MAX_MINOR_UNITS
-from command_service.errors import Reason, refusal, refusing
+from command_service.errors import refusing
+from command_service.failures import KeyReused
 from command_service.operation import AtRest
 from command_service.reception import Accepted, Reception, Source
 from command_service.values import Card, Charged, ChargeDeclined, Money, Request
+from contract.errors import Reason
+from contract.errors import command_refusal as refusal
 
 # Until identities exist there is one tenant, and nobody is known by name.
 TENANT = "default"
@@ -82,7 +86,10 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         accepting = self._reception.accept(_command(request, self._max_amounts))
         if not await self._wait(accepting, until):
             raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
-        accepted = accepting.result()
+        try:
+            accepted = accepting.result()
+        except KeyReused as error:
+            raise _key_reused(error.args[0]) from None
         if accepted.run is not None:
             await self._wait(accepted.run.ended, until)
         return _response(accepted, request.idempotency_key)
@@ -131,6 +138,15 @@ def _command(wire: ChargeRequest, max_amounts: Mapping[str, int]) -> Command:
         together = dict(faults) | dict(refused)
         raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in together.items()])
     return Command(request, faults)
+
+
+def _key_reused(charge: Charge) -> Refusal:
+    """A new key is advised only where the key's charge moves no money: a client that obeys may charge its order again."""
+    return refusal(
+        Reason.IDEMPOTENCY_KEY_REUSED,
+        advice="USE_NEW_KEY" if is_over_without_money(charge) else "ASK_STATUS",
+        metadata={"status": ChargeStatus.Name(status_of(charge)).removeprefix("CHARGE_STATUS_")},
+    )
 
 
 def _response(accepted: Accepted, idempotency_key: str) -> ChargeResponse:

@@ -13,7 +13,6 @@ import structlog
 
 from charging.v1 import command_pb2_grpc
 from chassis import metrics, server, settings
-from command_service.errors import DOMAIN, Reason, refusal
 from command_service.failures import Unreadable
 from command_service.feed import JournalService
 from command_service.journal import JournalRefused
@@ -23,6 +22,8 @@ from command_service.parts import Parts
 from command_service.reception import Reception
 from command_service.settings import Settings
 from command_service.vitals import TEXTS, Vitals, vitals
+from contract.errors import DOMAIN, Reason
+from contract.errors import command_refusal as refusal
 
 log = structlog.get_logger()
 

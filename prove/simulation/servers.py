@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
 from chassis import settings
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from command_service.feed import MESSAGE_EVERY_SECONDS, Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts

@@ -23,7 +23,7 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
 from chassis import settings
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from command_service.api import CommandService
 from command_service.bank.breaker import REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
 from command_service.bank.gateway import GatewayBank
