@@ -5,31 +5,26 @@ call and never reaches the charge.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import ChargeStatus
 from chassis.deadlines import wait_seconds
-from chassis.refusals import Refusal, Violation
-from command_service import screening
+from chassis.refusals import Refusal
 from command_service.appointments import Appointments
-from command_service.charge import Charge, Command, is_over_without_money, outcome_of
-from command_service.codec import charge_id_of, decline_reason_out, status_of
-from command_service.currencies import MAX_MINOR_UNITS
+from command_service.charge import Charge, is_over_without_money, outcome_of
+from command_service.codec import decline_reason_out, status_of
 from command_service.errors import refusing
 from command_service.failures import KeyReused
+from command_service.intake import Intake
 from command_service.operation import AtRest
 from command_service.reception import Accepted, Reception, Source
-from command_service.values import Card, Charged, ChargeDeclined, Money, Request
+from command_service.values import Charged, ChargeDeclined
 from contract.errors import Reason
 from contract.errors import command_refusal as refusal
 
-# Until identities exist there is one tenant, and nobody is known by name.
-TENANT = "default"
-ACTOR = "anonymous"
 # A call without a deadline, or with a very late one, waits no longer.
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -44,12 +39,9 @@ _SOURCES = {
 class CommandService(command_pb2_grpc.CommandServiceServicer):
     """Takes clients' commands, so many at once."""
 
-    def __init__(
-        self, reception: Reception, *, max_calls: int, max_amounts: Mapping[str, int] = MappingProxyType({})
-    ) -> None:
-        """`max_amounts` replaces the cap, in minor units, of the currencies that it names."""
+    def __init__(self, intake: Intake, reception: Reception, *, max_calls: int) -> None:
         self._reception = reception
-        self._max_amounts = {**MAX_MINOR_UNITS, **max_amounts}
+        self._intake = intake
         self._max_calls = max_calls
         self._calls = 0
         self._clock = asyncio.get_running_loop().time
@@ -83,7 +75,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         if seconds <= 0:
             raise refusal(Reason.DEADLINE_PASSED)  # nobody reads the answer: not even begun
         until = self._clock() + seconds
-        accepting = self._reception.accept(_command(request, self._max_amounts))
+        accepting = self._reception.accept(self._intake(request))
         if not await self._wait(accepting, until):
             raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
         try:
@@ -117,27 +109,6 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
                 del self._waiting[wake]
                 timer.cancel()
         return what.done()
-
-
-def _command(wire: ChargeRequest, max_amounts: Mapping[str, int]) -> Command:
-    """Read a request into the core's words. Raises Refusal for what is refused whatever the key: see `screening`."""
-    request = Request(
-        charge_id=charge_id_of(TENANT, wire.idempotency_key),
-        tenant=TENANT,
-        idempotency_key=wire.idempotency_key,
-        actor=ACTOR,
-        user_id=wire.user_id,
-        card=Card(wire.card.token, wire.card.brand, wire.card.last4),
-        amount=Money(wire.amount.minor_units, wire.amount.currency_code),
-        description=wire.description,
-        metadata=tuple(sorted(wire.metadata.items())),
-    )
-    faults = screening.faults(request, max_amounts)
-    if refused := screening.always_refused(wire):
-        # With today's other faults, or a client that mends one would only then be told of the next.
-        together = dict(faults) | dict(refused)
-        raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in together.items()])
-    return Command(request, faults)
 
 
 def _key_reused(charge: Charge) -> Refusal:

@@ -23,6 +23,7 @@ from command_service.bank.gateway import GatewayBank
 from command_service.bank.line import Line
 from command_service.bank.transport import open_transport
 from command_service.feed import Feed
+from command_service.intake import Intake, screened
 from command_service.journal import Journal
 from command_service.journal.sqlite import TURNS_BEFORE_COMMIT, SqliteJournal
 from command_service.reception import Reception
@@ -128,9 +129,13 @@ class Parts:
         runner = self.runner(journal, line)
         return Assembled(line, runner, self.reception(journal, runner, line))
 
+    def intake(self) -> Intake:
+        """Make what reads and screens clients' messages."""
+        return screened(self.settings.max_amounts)
+
     def commands(self, reception: Reception) -> CommandService:
         """Make the service that clients call."""
-        return CommandService(reception, max_calls=self.settings.max_calls, max_amounts=self.settings.max_amounts)
+        return CommandService(self.intake(), reception, max_calls=self.settings.max_calls)
 
     def feed(self, journal: Journal) -> Feed:
         """Make the feed that readers follow."""

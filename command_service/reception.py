@@ -14,7 +14,7 @@ from command_service.charge import Command, State, is_at_rest
 from command_service.failures import BankUnreachable, JournalBusy, JournalFull, NotNow, NotStored, TooManyUnfinished
 from command_service.journal import Journal
 from command_service.runner import Run, Runner
-from command_service.streams import Snapshot, Streams, Told
+from command_service.streams import Snapshot, Streams
 
 
 class Source(Enum):
@@ -63,7 +63,13 @@ class Reception:
         charge_id = command.request.charge_id
         await self._turns.take(charge_id)
         try:
-            snapshot, has_stored = await self._tell(command)
+            refusal = self._refusal()
+            snapshot = await self._known(command, refusal)
+            try:
+                snapshot, has_stored = await self._streams.tell(snapshot, command, unless=refusal)
+            except NotStored as error:  # the journal may hold the charge all the same, and then its caller is answered
+                snapshot = await self._streams.load(charge_id)
+                snapshot, has_stored = await self._streams.tell(snapshot, command, unless=error)
             if is_at_rest(snapshot.state):
                 return Accepted(Source.REPLAYED, snapshot)
             run = self._runner.run(snapshot, was_found=not has_stored)
@@ -73,20 +79,15 @@ class Reception:
             return Accepted(Source.FRESH, snapshot, run)
         return Accepted(Source.RECOVERED if run.was_found else Source.JOINED, snapshot, run)
 
-    async def _tell(self, command: Command) -> Told:
+    async def _known(self, command: Command, refusal: NotNow | None) -> Snapshot:
+        """What is known of the charge before the command is decided about."""
         charge_id = command.request.charge_id
-        refusal = self._refusal()
         if (run := self._runner.find(charge_id)) is not None:
-            snapshot = run.snapshot
-        elif refusal is None and not command.faults:
+            return run.snapshot
+        if refusal is None and not command.faults:
             # Most keys are new, so the journal is not read first: if it holds the charge, the append is a conflict (ADR 10).
-            snapshot = Snapshot(charge_id)
-        else:
-            snapshot = await self._streams.load(charge_id)
-        try:
-            return await self._streams.tell(snapshot, command, unless=refusal)
-        except NotStored as error:  # the journal may hold the charge all the same, and then its caller is answered
-            return await self._streams.tell(await self._streams.load(charge_id), command, unless=error)
+            return Snapshot(charge_id)
+        return await self._streams.load(charge_id)
 
     def _refusal(self) -> NotNow | None:
         """Why no new charge is taken now, if none is."""

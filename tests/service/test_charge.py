@@ -31,6 +31,7 @@ from command_service.bank.transport import open_transport
 from command_service.charge import Command
 from command_service.codec import decode
 from command_service.failures import ImpossibleEvent
+from command_service.intake import screened
 from command_service.journal import Record
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.upkeep import backup
@@ -686,7 +687,7 @@ async def test_a_deadline_of_less_than_200_ms_can_succeed(world: World) -> None:
 
 async def test_a_call_that_is_read_after_its_deadline_is_told_that_nothing_was_stored(world: World) -> None:
     """It is not begun: a client whose clock runs behind may still read why."""
-    service = CommandService(world.running.reception, max_calls=1)
+    service = CommandService(screened({}), world.running.reception, max_calls=1)
 
     class Late:
         def time_remaining(self) -> float:

@@ -5,6 +5,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+import pytest
+
 from charging.v1.journal_pb2 import Event
 from chassis import settings
 from command_service.bank import Bank
@@ -13,6 +15,7 @@ from command_service.codec import encode
 from command_service.journal import Journal, Record, VersionConflict
 from command_service.parts import Parts
 from command_service.settings import Settings
+from command_service.streams import DECISIONS, KeepsMoving
 from command_service.values import Answer, Effect, Execute, Executed, NoAnswer, RequestToken, Token, TokenIssued
 from prove.simulation.loop import VirtualLoop
 from tests.core.stories import REQUEST
@@ -130,3 +133,26 @@ def test_when_another_got_ahead_the_charge_is_read_again_and_not_assumed_stored(
     charged(journal, bank)
     assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
     assert [effect.token for effect in bank.asked if isinstance(effect, Execute)] == ["theirs"]
+
+
+class Contested(InMemory):
+    """A journal in which another writer is faster each time."""
+
+    appends = 0
+
+    async def append(self, *_: object, **__: object) -> list[Record]:
+        self.appends += 1
+        raise VersionConflict
+
+
+def test_a_call_that_always_finds_another_ahead_ends_after_a_few_attempts() -> None:
+    """A conflict means that somebody else has stored something, which ends after a few times: turning on would hide a fault."""
+    journal, loop = Contested(), VirtualLoop(None)
+
+    async def main() -> None:
+        assembled = Timed(loop).assemble(cast("Journal", journal), cast("Bank", Scripted()))
+        await assembled.reception.accept(Command(REQUEST))
+
+    with pytest.raises(KeepsMoving):
+        loop.run(main())
+    assert journal.appends == DECISIONS
