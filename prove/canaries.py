@@ -13,11 +13,11 @@ from typing import Any, TypeVar, cast
 
 import command_service.journal.sqlite as journal_sqlite
 import query_service.view
-from command_service import screening
 from command_service.api import CommandService
 from command_service.bank import Bank, gateway
 from command_service.bank.breaker import Breaker
 from command_service.bank.line import Line
+from command_service.intake import Intake
 from command_service.journal import Journal, JournalBusy, JournalFull, NotStored, Place, Record
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import read_head
@@ -38,6 +38,7 @@ from prove.loop_bugs import (
     TwoDoors,
     TwoLoops,
     abandoning,
+    blind_to_card_numbers,
     in_progress_is_taken_for_declined,
     new_token_after_a_timeout,
     no_answer_is_taken_for_declined,
@@ -145,10 +146,6 @@ def _a_batchs_answers_are_mixed_up() -> _Planted:
         return outcomes[::-1], head
 
     return [(journal_sqlite, "_commit", commit)]
-
-
-def _card_numbers_are_let_in() -> _Planted:
-    return [(screening, "card_number_in", lambda _text, **_where: False)]
 
 
 def _taken_for_stored(kind: type[NotStored]) -> _Planted:
@@ -288,6 +285,14 @@ class AWakeUpOfTheFeedIsLost(Parts):
         return LostWakeUp(await super().journal())
 
 
+class CardNumbersAreLetIn(Parts):
+    """A card's number is no fault of a request."""
+
+    def intake(self) -> Intake:
+        """Make an intake that does not see them."""
+        return blind_to_card_numbers(super().intake())
+
+
 class ANewKeyIsAdvisedWhileMoneyMayMove(Parts):
     """A caller is sent away with advice that charges twice."""
 
@@ -313,6 +318,7 @@ _BUGS: dict[str, type[Parts]] = {
         WhatWasFoundIsForgotten,
         AWakeUpOfTheFeedIsLost,
         ANewKeyIsAdvisedWhileMoneyMayMove,
+        CardNumbersAreLetIn,
     )
 }
 _PATCHED: dict[str, Callable[[], _Planted]] = {
@@ -326,7 +332,6 @@ _PATCHED: dict[str, Callable[[], _Planted]] = {
         _charged_on_a_mismatching_answer,
         _finished_too_early,
         _a_batchs_answers_are_mixed_up,
-        _card_numbers_are_let_in,
         _a_full_disk_is_taken_for_stored,
         _a_busy_file_is_taken_for_stored,
         _recorded_times_follow_the_clock,

@@ -77,7 +77,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "concurrent.futures.ThreadPoolExecutor": "the one seam to a thread: a story has a disk of its own",
     },
     "chassis/sqlite.py": {"concurrent.futures.Executor": "a type"},
-    "command_service/pace.py": CHANCE,
+    "command_service/bank/breaker.py": CHANCE,
     "command_service/parts.py": dict.fromkeys(
         ("time.monotonic", "time.time_ns", "random.Random", "uuid.uuid4", "os._exit"),
         "a part that a story's own parts override",
