@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 import grpc
 import grpc.aio
 import uvloop
-from google.rpc import error_details_pb2, status_pb2
 
 from bench import DIRECT
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from rig.errors import told
 
 METHOD = "/charging.v1.CommandService/Charge"
 # One connection serialises its frames; more than a few gain nothing.
@@ -225,17 +225,9 @@ def _unchanged(serialised: bytes) -> bytes:
 
 def advice(error: grpc.aio.AioRpcError) -> tuple[float | None, str]:
     """When the server says that a retry helps, and the reason that it gives."""
-    reason, retry_seconds, has_reason = error.code().name, None, False
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            for packed in status_pb2.Status.FromString(value).details:
-                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                if packed.Unpack(info):
-                    reason, has_reason = f"{reason} {info.reason}", True
-                elif packed.Unpack(retry):
-                    retry_seconds = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    refusal, code = told(error), error.code().name
     # What has no reason of the service's own is the transport's, and says why in its text.
-    return retry_seconds, reason if has_reason else f"{reason}: {(error.details() or '')[:80]}"
+    return refusal.retry_after_seconds, f"{code} {refusal.reason}" if refusal.reason else f"{code}: {refusal.text[:80]}"
 
 
 def results(tally: Tally, seconds: float) -> dict[str, object]:

@@ -15,7 +15,8 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
 from command_service.operate import print_journal, verify_journal
-from demo.processes import Town, until_asked_to_stop
+from demo.stopping import until_asked_to_stop
+from rig.processes import Town
 
 REQUEST = ChargeRequest(
     idempotency_key="order-1007",

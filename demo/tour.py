@@ -22,7 +22,8 @@ from charging.v1.query_pb2 import GetChargeRequest
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
 from command_service.operate import print_journal
-from demo.processes import DidNotStart, Server, Town, until_asked_to_stop
+from demo.stopping import until_asked_to_stop
+from rig.processes import DidNotStart, Server, Town
 
 # The documented ports, so that the printed lines can be copied from one run into the next.
 LISTEN = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chassis import process
 from demo import tour
-from demo.processes import DidNotStart, Town
+from rig.processes import DidNotStart, Town
 
 README = Path("README.md")
 BEGIN, END = "<!-- tour: python -m demo.transcript -->", "<!-- end of tour -->"

@@ -18,9 +18,9 @@ from command_service.journal import Place, anchor, upkeep
 from command_service.journal.lock import Lock
 from command_service.journal.sqlite import SqliteJournal
 from command_service.parts import Parts
-from demo.processes import Server
 from prove import canaries
 from prove.simulation.loop import patched
+from rig.processes import Server
 
 P = TypeVar("P", bound=Parts)
 VARIABLE = "PROVE_SABOTAGE"

@@ -12,7 +12,7 @@ import pytest
 
 from bench.load import Generator, Order, Step, Tally, key_prefix, quantile, results, schedule, step
 from command_service.card_numbers import card_number_in
-from tests.service.command_world import World, a_request, a_world, until
+from rig.world import World, a_request, a_world, until
 
 HOLD: dict[str, Any] = {
     "fault": "in_progress",

@@ -26,7 +26,7 @@ from command_service.journal.room import GROWTH_BYTES, has_room
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import read_head, verify
 from command_service.operate import verify_journal
-from demo.processes import DidNotStart, Town
+from rig.processes import DidNotStart, Town
 from tests.contract.journal_rigs import SqliteRig, stream
 
 EX_IOERR = 74

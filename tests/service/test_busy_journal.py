@@ -17,17 +17,8 @@ from chassis.disk import Disk, LocalDisk
 from command_service.journal import sqlite
 from command_service.parts import Parts
 from command_service.settings import Settings
-from tests.service.command_world import (
-    CHARGED,
-    REPLAYED,
-    World,
-    a_request,
-    a_world,
-    assert_books_agree,
-    records,
-    refused,
-    until,
-)
+from rig.errors import refused
+from rig.world import CHARGED, REPLAYED, World, a_request, a_world, assert_books_agree, records, until
 from tests.service.test_charge import HOLD, said
 
 MOMENT = 1_790_000_000_000_000

@@ -39,21 +39,19 @@ from command_service.operate import restore_journal
 from command_service.parts import Parts
 from command_service.settings import Settings
 from command_service.values import ChargeRequested
-from demo.processes import Town
-from tests.service.command_world import (
+from rig.errors import Told, refused, told
+from rig.processes import Town
+from rig.referee import PATIENT_SECONDS, Referee
+from rig.world import (
     ABANDONED,
     CHARGED,
     DECLINED,
     FRESH,
     IN_REVIEW,
     JOINED,
-    PATIENT_SECONDS,
     PENDING,
     RECOVERED,
     REPLAYED,
-    Movement,
-    Referee,
-    Told,
     World,
     a_request,
     a_world,
@@ -63,9 +61,7 @@ from tests.service.command_world import (
     id_of,
     new_key,
     records,
-    refused,
     story,
-    told,
     until,
 )
 
@@ -81,7 +77,7 @@ HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "0", "times": ALW
 
 
 def said(code: grpc.StatusCode, reason: str, advice: str, *fields: str, retry: float | None = None) -> Told:
-    return Told(code, reason, advice, frozenset(fields), retry, "", frozenset(), b"", "")
+    return Told(code, reason, advice, frozenset(fields), retry, "", frozenset(), {}, b"")
 
 
 KEY_REUSED = said(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED", "ASK_STATUS")
@@ -109,7 +105,8 @@ async def test_a_new_key_charges_the_card_once(world: World) -> None:
     request = a_request()
     answer = await world.charge(request)
     (movement,) = await world.movements(request)
-    assert movement == Movement(id_of(request), answer.transaction_id, 1250, "EUR")
+    assert (movement.reference, movement.transaction_id) == (id_of(request), answer.transaction_id)
+    assert (movement.minor_units, movement.currency_code) == (1250, "EUR")
     assert answer == ChargeResponse(
         charge_id=id_of(request),
         status=CHARGED,
@@ -729,7 +726,8 @@ async def test_a_new_key_is_advised_only_where_the_first_charge_moves_no_money(
         await world.trouble("execute", **HOLD)
     await world.charge(first, 0.8)
     answer = await refused(world.charge(a_request(first.idempotency_key, card=Card(token="tok_mastercard"))))
-    assert (answer.reason, answer.status, answer.advice) == ("IDEMPOTENCY_KEY_REUSED", status, advice)
+    said = (answer.reason, answer.metadata["status"], answer.advice)
+    assert said == ("IDEMPOTENCY_KEY_REUSED", status, advice)
 
 
 @pytest.mark.parametrize("seconds", [None, 10 * 365 * 86_400.0])

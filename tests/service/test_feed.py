@@ -30,15 +30,8 @@ from command_service.journal import Record as Stored
 from command_service.journal.sqlite import SqliteJournal
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
-from tests.service.command_world import (
-    Told,
-    a_request,
-    a_world,
-    head,
-    refused,
-    told,
-    until,
-)
+from rig.errors import Told, refused, told
+from rig.world import a_request, a_world, head, until
 
 NEVER_SECONDS = 3_600.0
 
