@@ -94,7 +94,11 @@ async def test_a_query_above_its_limit_is_refused_with_details(feed: FeedServer,
     """Under a code for which nobody tries again, and a text that says the limit."""
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
         error = await refused(client.queries.GetCharge(GetChargeRequest(idempotency_key="k" * (16 << 10))))
-    assert (error.code, error.reason, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", {""})
+    assert (error.code, error.reason, error.fields) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_REQUEST",
+        frozenset({""}),
+    )
     assert error.metadata == {"advice": "DO_NOT_RETRY"}
 
 
