@@ -17,9 +17,7 @@ from command_service.charge import ImpossibleEvent
 from command_service.codec import UnknownEvent
 from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import JournalService
-from command_service.journal import JournalCorrupt, JournalRefused
-from command_service.journal.file_system import IN_MEMORY, kind_of
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal import Journal, JournalCorrupt, JournalRefused
 from command_service.parts import Parts
 from command_service.runner import Runner
 from command_service.settings import Settings
@@ -43,7 +41,7 @@ class Serving:
     listen: settings.Address
     feed_listen: settings.Address
     runner: Runner
-    journal: SqliteJournal
+    journal: Journal
 
 
 @asynccontextmanager
@@ -101,14 +99,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             service="command",
             listen=str(command_server.address),
             feed=str(feed_server.address),
-            journal=str(chosen.journal.absolute()),
+            journal=str(chosen.journal),
             journal_id=journal.journal_id,
             made_anew=journal.made_anew,
             position=journal.head.position,
             restored=journal.restored,
             unfinished=found,
         )
-        if kind_of(chosen.journal) in IN_MEMORY:
+        if chosen.journal.lies_in_memory:
             log.warning("the journal lies in memory: it does not outlive this machine's power")
         yield Serving(command_server.address, feed_server.address, runner, journal)
         log.info("draining", unfinished=runner.unfinished)
@@ -121,7 +119,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
 
 
-async def _tell_health(journal: SqliteJournal, command_server: server.Server) -> NoReturn:
+async def _tell_health(journal: Journal, command_server: server.Server) -> NoReturn:
     """Keep health true: a server that cannot store takes no new charges, and says so until it can."""
     said = None
     while True:
@@ -133,7 +131,7 @@ async def _tell_health(journal: SqliteJournal, command_server: server.Server) ->
         await asyncio.sleep(0.25)
 
 
-async def _offer_gauges(runner: Runner, journal: SqliteJournal, listen: settings.Address | None) -> None:
+async def _offer_gauges(runner: Runner, journal: Journal, listen: settings.Address | None) -> None:
     if listen is None:
         return
     for name, text, read in (

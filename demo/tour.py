@@ -16,6 +16,7 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.query_pb2 import GetChargeRequest
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal
 from demo.processes import DidNotStart, Town, until_asked_to_stop
 
@@ -81,7 +82,7 @@ async def _show(town: Town, response: ChargeResponse) -> None:
         "  (this key was charged in an earlier run)" * (response.outcome_source != OutcomeSource.OUTCOME_SOURCE_FRESH)
     )
     print("\nIts stream in the journal")
-    for line in print_journal(town.journal, response.charge_id):
+    for line in print_journal(SqliteFile(town.journal), response.charge_id):
         position, _, version, _, name, body = line.split(maxsplit=5)
         print(f"  {position:>4} {version} {name:<16} {body}")
     async with httpx.AsyncClient(trust_env=False) as client:

@@ -6,13 +6,13 @@ A harness that finds no planted bug proves nothing. `seeds_that_find` says for e
 import asyncio
 import dataclasses
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import command_service.api
 import command_service.errors
-import command_service.journal.sqlite as journal_sqlite
 import command_service.runner
 import query_service.view
 from command_service import screening
@@ -40,21 +40,41 @@ from command_service.charge import (
     evolve,
 )
 from command_service.codec import charge_id_of
-from command_service.journal import JournalBusy, JournalFull, NotStored, Place, Record
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.table import SELECT_VERSION, key_of, read_head
+from command_service.parts import Parts
 from command_service.runner import Runner
+from prove import journal_bugs
 from prove.simulation.loop import patched
 from query_service.lookup import find_checkpoint
 
 _decide, _evolve = decide, evolve
 _tell, _accept, _ask = Runner._tell, Runner._accept, Runner._ask
-_append, _commit, _apply = SqliteJournal.append, journal_sqlite._commit, query_service.view._apply
+_apply = query_service.view._apply
 _Planted = list[tuple[Any, str, Any]]
 
 
 def _deciding(decide: Callable[[State, Message], list[Event]]) -> _Planted:
     return [(command_service.runner, "decide", decide)]
+
+
+def on_parts(bug: journal_bugs.Bug) -> _Planted:
+    """Plant a bug of the journal where a server's parts give what it wraps."""
+    real_journal, real_store, real_disk = Parts.journal, Parts.store, Parts.disk
+
+    async def journal(self: Parts) -> Any:
+        given = await real_journal(self)
+        return bug.journal(given, self.now) if bug.journal else given
+
+    async def store(self: Parts) -> Any:
+        if bug.before_start is not None:
+            bug.before_start(Path(str(self.settings.journal)))
+        given = await real_store(self)
+        return bug.store(given, self.now) if bug.store else given
+
+    def disk(self: Parts) -> Any:
+        given = real_disk(self)
+        return bug.disk(given) if bug.disk else given
+
+    return [(Parts, "journal", journal), (Parts, "store", store), (Parts, "disk", disk)]
 
 
 def _execute_before_the_token_is_durable() -> _Planted:
@@ -78,55 +98,19 @@ def _new_token_after_a_timeout() -> _Planted:
 
 
 def _append_is_retried_after_a_commit_error() -> _Planted:
-    def commit(batch: Any, head: Place, recorded_at: int, connection: sqlite3.Connection) -> Any:
-        try:
-            return _commit(batch, head, recorded_at, connection)
-        except sqlite3.OperationalError:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            return _commit(batch, read_head(connection), recorded_at, connection)
-
-    return [(journal_sqlite, "_commit", commit)]
+    return on_parts(journal_bugs.named("append is retried after a commit error"))
 
 
 def _commit_error_is_taken_for_no() -> _Planted:
-    async def why_not_stored(self: SqliteJournal, _error: Exception) -> NotStored:
-        await self._writer.run(journal_sqlite._roll_back)
-        return JournalFull()
-
-    return [(SqliteJournal, "_why_not_stored", why_not_stored)]
+    return on_parts(journal_bugs.named("commit error is taken for no"))
 
 
 def _reply_before_the_commit() -> _Planted:
-    async def append(
-        self: SqliteJournal, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
-        storing = asyncio.ensure_future(_append(self, charge_id, expected_version, events, finished=finished))
-        storing.add_done_callback(lambda done: done.cancelled() or done.exception())
-        first = self._head.position + 1
-        return [
-            Record(first + n, charge_id, expected_version + 1 + n, self._now(), bytes(32), event)
-            for n, event in enumerate(events)
-        ]
-
-    return [(SqliteJournal, "append", append)]
+    return on_parts(journal_bugs.named("reply before the commit"))
 
 
 def _an_outcome_is_told_before_it_is_stored() -> _Planted:
-    async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
-        if not finished or not version:
-            return await _append(self, charge_id, version, events, finished=finished)
-
-        async def later() -> None:
-            await asyncio.sleep(0.05)
-            await _append(self, charge_id, version, events, finished=finished)
-
-        asyncio.ensure_future(later()).add_done_callback(lambda done: done.cancelled() or done.exception())
-        return [
-            Record(self._head.position + 1, charge_id, version + 1, self._now(), bytes(32), event) for event in events
-        ]
-
-    return [(SqliteJournal, "append", append)]
+    return on_parts(journal_bugs.named("an outcome is told before it is stored"))
 
 
 def _checkpoint_outside_the_transaction() -> _Planted:
@@ -173,12 +157,7 @@ def _a_join_returns_anothers_answer() -> _Planted:
 
 
 def _a_wake_up_of_the_feed_is_lost() -> _Planted:
-    async def beyond(self: SqliteJournal, position: int) -> None:
-        while self._head.position <= position:
-            await asyncio.sleep(0)  # the head may move here, and nobody looks again
-            await self._moved.wait()
-
-    return [(SqliteJournal, "beyond", beyond)]
+    return on_parts(journal_bugs.named("a wake up of the feed is lost"))
 
 
 def _abandoned_in_the_execute_step() -> _Planted:
@@ -203,18 +182,8 @@ def _two_begin_one_charge() -> _Planted:
             return command_service.runner.Accepted(command_service.runner.Source.JOINED, running.stream, running)
         return await self._begin(command)  # nobody looks whether another call begins it just now
 
-    def commit(batch: Any, head: Place, recorded_at: int, connection: sqlite3.Connection) -> Any:
-        outcomes: list[Any] = []
-        for append in batch:  # nor at the version, which would tell
-            key = key_of(append.charge_id)
-            (version,) = connection.execute(SELECT_VERSION, (key,)).fetchone()
-            stored, head = _commit(
-                [dataclasses.replace(append, expected_version=version or 0)], head, recorded_at, connection
-            )
-            outcomes += stored
-        return outcomes, head
-
-    return [(Runner, "_accept", accept), (journal_sqlite, "_commit", commit)]
+    # Nor at the version, which would tell.
+    return [(Runner, "_accept", accept), *on_parts(journal_bugs.Bug(store=journal_bugs.ForgetsTheVersion))]
 
 
 def _what_was_found_is_forgotten() -> _Planted:
@@ -225,12 +194,7 @@ def _what_was_found_is_forgotten() -> _Planted:
 
 
 def _finished_too_early() -> _Planted:
-    async def append(
-        self: SqliteJournal, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
-        return await _append(self, charge_id, expected_version, events, finished=finished or expected_version > 0)
-
-    return [(SqliteJournal, "append", append)]
+    return on_parts(journal_bugs.named("finished too early"))
 
 
 def _in_progress_is_taken_for_declined() -> _Planted:
@@ -264,11 +228,7 @@ def _another_body_is_not_noticed() -> _Planted:
 
 
 def _a_batchs_answers_are_mixed_up() -> _Planted:
-    def commit(batch: Any, head: Place, recorded_at: int, connection: sqlite3.Connection) -> Any:
-        outcomes, head = _commit(batch, head, recorded_at, connection)
-        return outcomes[::-1], head
-
-    return [(journal_sqlite, "_commit", commit)]
+    return on_parts(journal_bugs.named("a batchs answers are mixed up"))
 
 
 def _card_numbers_are_let_in() -> _Planted:
@@ -279,29 +239,16 @@ def _a_new_key_is_advised_while_money_may_move() -> _Planted:
     return [(command_service.errors, "is_over_without_money", lambda _state: True)]
 
 
-def _taken_for_stored(kind: type[NotStored]) -> _Planted:
-    async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
-        try:
-            return await _append(self, charge_id, version, events, finished=finished)
-        except kind:
-            first = self._head.position + 1
-            return [
-                Record(first + n, charge_id, version + 1 + n, self._now(), bytes(32), e) for n, e in enumerate(events)
-            ]
-
-    return [(SqliteJournal, "append", append)]
-
-
 def _a_full_disk_is_taken_for_stored() -> _Planted:
-    return _taken_for_stored(JournalFull)
+    return on_parts(journal_bugs.named("a full disk is taken for stored"))
 
 
 def _a_busy_file_is_taken_for_stored() -> _Planted:
-    return _taken_for_stored(JournalBusy)
+    return on_parts(journal_bugs.named("a busy file is taken for stored"))
 
 
 def _recorded_times_follow_the_clock() -> _Planted:
-    return [(SqliteJournal, "_time", lambda self: max(0, self._now()))]
+    return on_parts(journal_bugs.named("recorded times follow the clock"))
 
 
 def _bank_calls_have_no_limit() -> _Planted:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import httpx
 
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from demo.processes import Server, Town
 from prove.clients import Clients, Referee
@@ -237,7 +238,7 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
         for server in (town.query, town.command):
             # What has a bug need not stop well, and is not waited for.
             await (server.kill() if bug else _stop(server, harness, where))
-        verify_journal(town.journal)
+        verify_journal(SqliteFile(town.journal))
         observed = await referee.at_rest(clients, town, has_view=True)
         harness.violations += [f"{violation} {where}" for violation in check(observed)]
         harness.faults["charges"] += clients.done

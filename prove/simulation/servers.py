@@ -14,8 +14,9 @@ from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
 from chassis import settings
 from chassis.server import Refusal
 from command_service.feed import MESSAGE_EVERY_SECONDS, Feed, JournalService
-from command_service.journal import JournalRefused
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal import Journal, JournalRefused
+from command_service.journal.commits import Rhythm
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.judge.history import Session
@@ -49,7 +50,7 @@ class SimulatedParts(Parts):
         super().__init__(
             dataclasses.replace(
                 DEFAULTS,
-                journal=process.folder / "journal.db",
+                journal=SqliteFile(process.folder / "journal.db"),
                 free_bytes=1 << 20,
                 bank_url=BANK_URL,
                 bank_calls=plan.bank_calls,
@@ -78,9 +79,9 @@ class SimulatedParts(Parts):
         """Name a new journal as the seed decides."""
         return self._servers.new_id()
 
-    def turns_before_commit(self) -> int:
-        """Few: here turns cost no time, and commits are to fall between all that others do."""
-        return self._servers.plan.seed % 3
+    def rhythm(self) -> Rhythm:
+        """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""
+        return Rhythm(turns_before_commit=self._servers.plan.seed % 3)
 
     def chance(self) -> random.Random:
         """Make chance that the seed decides."""
@@ -98,7 +99,7 @@ class SimulatedParts(Parts):
             servers.bank, servers.dice, servers.outside, servers.durable_tokens.__contains__, servers.note, pressure
         )
 
-    def feed(self, journal: SqliteJournal) -> Feed:
+    def feed(self, journal: Journal) -> Feed:
         """Make a feed whose heartbeat the plan names."""
         return Feed(journal, heartbeat_seconds=self._servers.plan.heartbeat_seconds)
 

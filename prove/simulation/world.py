@@ -45,7 +45,7 @@ AFTER_LATE_SECONDS = 1.0
 # The journal looks once a second whether there is room on the disk again.
 SETTLE_SECONDS = 2.5
 # What a server has under way as long as it lives; beside these, the command server serves each reader of the feed.
-STANDING = Counter({"SqliteJournal._keep_anchor": 1, "Servers._query": 1, "Subscriber._receive": 1})
+STANDING = Counter({"GroupCommit._keep_looking": 1, "Servers._query": 1, "Subscriber._receive": 1})
 
 
 @dataclass(slots=True)

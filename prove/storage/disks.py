@@ -19,10 +19,11 @@ import httpx
 
 from demo.processes import Town
 from prove.clients import Clients, Referee
+from prove.journal_bugs import A_FULL_DISK_ENDS_IT
 from prove.judge.checker import check
 from prove.ports import town_with_kept_ports
 from prove.report import Harness
-from prove.sabotaged import A_FULL_DISK_ENDS_IT, sabotage
+from prove.sabotaged import sabotage
 
 # Room for the journal of many rounds; what is left of it is filled.
 SMALL_DISK = "16m"

@@ -20,14 +20,16 @@ import grpc.aio
 import httpx
 
 from charging.v1.command_pb2_grpc import CommandServiceStub
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from demo.processes import DidNotStart, Server, Town
 from prove.clients import CHANNEL_OPTIONS, Clients, Referee
+from prove.journal_bugs import RESTORED_IS_FORGOTTEN
 from prove.judge.check import read_journal, read_view
 from prove.judge.checker import check
 from prove.ports import town_with_kept_ports
 from prove.report import Harness
-from prove.sabotaged import RESTORED_IS_FORGOTTEN, sabotage
+from prove.sabotaged import sabotage
 
 OPERATION_SECONDS = 60.0
 REST_SECONDS = 60.0
@@ -161,7 +163,7 @@ class Restored:
             if call.transaction_id != before.get(call.key, call.transaction_id):
                 text = f"I6: the charge {call.key} was told another transaction after a restore"
                 self.harness.violations.append(text)
-        verify_journal(self.town.journal)
+        verify_journal(SqliteFile(self.town.journal))
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,9 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import Event
 from chassis import settings
-from chassis.sqlite import open_connection
 from command_service.codec import charge_id_of
-from command_service.journal import START, Place, Record
-from command_service.journal.table import READER_PRAGMAS, read_after, read_head
+from command_service.journal import Place, Record
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.parts import Parts
 from command_service.serving import Serving, serve
 from command_service.settings import Settings
@@ -142,18 +141,13 @@ async def until(seen: Callable[[], Awaitable[object] | object]) -> None:
 
 # ---------------------------------------------------------------- the journal's file
 def head(journal: Path) -> Place:
-    with closing(open_connection(journal, read_only=True, pragmas=READER_PRAGMAS)) as connection:
-        return read_head(connection)
+    with SqliteFile(journal).read() as reading:
+        return reading.head
 
 
 def records(journal: Path) -> list[Record]:
-    found: list[Record] = []
-    with closing(open_connection(journal, read_only=True, pragmas=READER_PRAGMAS)) as connection:
-        place, end = START, read_head(connection).position
-        while part := read_after(place, end, connection):
-            found += part
-            place = Place(part[-1].position, part[-1].chain)
-    return found
+    with SqliteFile(journal).read() as reading:
+        return list(reading.records())
 
 
 def events(journal: Path, charge_id: str) -> list[Event]:

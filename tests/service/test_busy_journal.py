@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.disk import Disk, LocalDisk
 from command_service import runner
-from command_service.journal import sqlite
+from command_service.journal.commits import Rhythm
 from command_service.parts import Parts
+from command_service.settings import Settings
 from tests.service.command_world import (
     CHARGED,
     REPLAYED,
@@ -32,10 +34,35 @@ HOUR = 3_600_000_000
 
 
 class Impatient(Parts):
-    """A server that does not wait long for another program's lock."""
+    """A server that does not wait long for another program's lock, and soon asks whether it is free."""
 
     def disk(self) -> Disk:
         return LocalDisk(busy_seconds=0.05)
+
+    def rhythm(self) -> Rhythm:
+        return Rhythm(probe_every_seconds=0.05)
+
+
+class Clocked(Parts):
+    """A server whose clock can be set."""
+
+    moment: int | None = None
+
+    def now(self) -> int:
+        return super().now() if self.moment is None else self.moment
+
+
+@contextlib.asynccontextmanager
+async def a_clocked_world(folder: Path, **settings: str) -> AsyncIterator[tuple[World, Clocked]]:
+    """A world, and its server's clock, which is right until it is set."""
+    clocks: list[Clocked] = []
+
+    def make_parts(chosen: Settings) -> Clocked:
+        clocks.append(Clocked(chosen))
+        return clocks[-1]
+
+    async with a_world(folder, make_parts=make_parts, **settings) as world:
+        yield world, clocks[-1]
 
 
 async def is_serving(world: World) -> bool:
@@ -52,7 +79,6 @@ async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Health says so, the log says why, known keys are answered, and all of it goes on once the lock is free."""
-    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(runner, "backoff_seconds", lambda *_: 0.02)
     async with a_world(tmp_path, make_parts=Impatient) as world:
         rested, running, new = a_request(), a_request(), a_request()
@@ -81,31 +107,26 @@ async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_
         await assert_books_agree(world.journal, world.referee)
 
 
-async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backwards(tmp_path: Path) -> None:
     """Even to before 1970: charges are charged, and the log names the clock and no disk."""
-    async with a_world(tmp_path) as world:
+    async with a_clocked_world(tmp_path) as (world, clock):
         with structlog.testing.capture_logs() as logs:
-            for clock in (MOMENT, MOMENT - HOUR, -HOUR):
-                monkeypatch.setattr(world.running.journal, "_now", lambda clock=clock: clock)
+            for clock.moment in (MOMENT, MOMENT - HOUR, -HOUR):
                 assert (await world.charge(a_request())).status == CHARGED
         assert {record.recorded_at for record in records(world.journal)} == {MOMENT}
         (warned,) = [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]
         assert "clock" in warned
 
 
-async def test_a_charge_that_is_younger_than_the_clock_is_of_no_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_charge_that_is_younger_than_the_clock_is_of_no_age(tmp_path: Path) -> None:
     """The clock has gone back since it was requested: nobody gives it up, and no gauge shows a negative age."""
-    async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="60", COMMAND_ATTENTION_AFTER_SECONDS="60") as world:
+    limits = {"COMMAND_ABANDON_AFTER_SECONDS": "60", "COMMAND_ATTENTION_AFTER_SECONDS": "60"}
+    async with a_clocked_world(tmp_path, **limits) as (world, clock):
         await world.trouble("execute", **HOLD)
         running = a_request()
         await world.pending(running)
         at_work = world.running.runner
-        for clock in (0, -HOUR):
-            monkeypatch.setattr(at_work, "_now", lambda clock=clock: clock)
+        for clock.moment in (0, -HOUR):
             assert (at_work.oldest_unfinished_seconds, at_work.needing_attention) == (0.0, 0)
         await world.referee.no_more_trouble()
         assert (await world.charge(running)).status == CHARGED
