@@ -431,7 +431,7 @@ async def test_whatever_bit_is_flipped_what_is_read_is_what_was_written(rig: Sql
 
 
 def read_all(path: Path) -> list[Record]:
-    """Every record of a file that no server has open. Raises JournalCorrupt, also for what SQLite finds."""
+    """Every record of a file, verified."""
     with SqliteFile(path).read() as reading:
         return list(reading.records())
 
