@@ -11,10 +11,12 @@ from google.protobuf.json_format import MessageToJson
 
 from charging.v1.journal_pb2 import Event
 from chassis.disk import LOCAL_DISK, Disk
-from command_service.charge import Absent, AtRest, ImpossibleEvent, State, evolve
-from command_service.codec import UnknownEvent, decode
+from command_service.charge import Absent, State, evolve, is_at_rest
+from command_service.codec import decode
+from command_service.failures import ImpossibleEvent, UnknownEvent
 from command_service.journal import JournalRefused, Place, Record
 from command_service.journal.store import Location
+from command_service.values import Recorded
 
 
 def print_journal(at: Location, charge_id: str | None) -> Iterator[str]:
@@ -72,20 +74,23 @@ def _fold(records: Iterable[Record]) -> dict[str, State]:
     of millions only the ids are kept.
     """
     states: dict[str, State] = {}
-    at_rest: AtRest | None = None
+    at_rest: State | None = None
     for record in records:
         try:
-            state = evolve(states.get(record.charge_id, Absent()), decode(record.event))
+            state = evolve(
+                states.get(record.charge_id, Absent()),
+                Recorded(decode(record.event), record.position, record.recorded_at),
+            )
         except (UnknownEvent, ImpossibleEvent) as error:
             raise JournalRefused(f"the record at position {record.position} cannot be read: {error}") from error
-        if isinstance(state, AtRest):
+        if is_at_rest(state):
             state = at_rest = at_rest or state
         states[record.charge_id] = state
     return states
 
 
 def _unfinished(states: Mapping[str, State]) -> set[str]:
-    return {charge_id for charge_id, state in states.items() if not isinstance(state, AtRest)}
+    return {charge_id for charge_id, state in states.items() if not is_at_rest(state)}
 
 
 def _line(record: Record) -> str:

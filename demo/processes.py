@@ -1,4 +1,4 @@
-"""The three servers as real processes, to be started, killed and started again: for the stories and for the tests."""
+"""The three servers as real processes that stories and tests start, kill and start again."""
 
 import asyncio
 import io
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 # Far more than a start takes (well under a second), for a machine that is busy with other things.
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
-# Below what any system gives to a connection that goes out: while a server is dead, nobody is to be given its port.
+# Below the range that systems use for outgoing connections: a dead server's port stays free for its next start.
 PORTS = range(20_000, 32_000)
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def _address() -> str:
 
 
 class DidNotStart(Exception):
-    """A server ended, or did not say that it serves; the text holds the end of what it said."""
+    """A server ended, or did not log that it serves; the text holds the end of its log."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Server:
     environment: Mapping[str, str]
     log: Path
     prefix: tuple[str, ...] = ()
-    """What to run the interpreter under, such as strace."""
+    """A command to run the interpreter under, such as strace."""
     serving: dict[str, Any] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
 
@@ -66,7 +66,7 @@ class Server:
         raise DidNotStart(f"{self.module} does not serve:\n{said[-4000:]}")
 
     async def begin(self, log: int, **more: str) -> None:
-        """Start it with a descriptor for its log, and wait for nothing."""
+        """Start it with a descriptor for its log, without waiting until it serves."""
         self.process = await asyncio.create_subprocess_exec(
             *self.prefix,
             sys.executable,
@@ -76,7 +76,7 @@ class Server:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # Ctrl-C in a terminal reaches a whole group: the story ends its servers itself, in order.
+            # Ctrl-C in a terminal reaches a whole process group: the story ends its servers itself, in order.
             start_new_session=True,
         )
 
@@ -124,7 +124,7 @@ class Server:
     async def _end(self, number: signal.Signals) -> int:
         assert self.process is not None
         if self.is_running:
-            # The whole group: what it runs under, too.
+            # The whole group: the command it runs under, too.
             os.killpg(self.process.pid, number) if self.prefix else self.process.send_signal(number)
         return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
 
@@ -158,16 +158,16 @@ class Town:
         return f"http://{self.bank.listen}"
 
     async def start_bank(self) -> None:
-        """Start the bank; at another start, on the port it had."""
+        """Start the bank; again on its own port, if it was started before."""
         listen = self.bank.serving.get("listen", _address())
         await self.bank.start(GATEWAY_MOCK_LISTEN=listen)
 
     async def start_command(self, **more: str) -> None:
-        """Start the command server; at another start, on the ports it had."""
+        """Start the command server; again on its own ports, if it was started before."""
         await self.command.start(**{**self._of_command(), **more})
 
     async def start_command_unheard(self, log: int, **more: str) -> None:
-        """Start the command server again with another descriptor for its log, from which it is not seen to serve."""
+        """Start the command server again with another descriptor for its log, without waiting until it serves."""
         await self.command.begin(log, **{**self._of_command(), **more})
 
     def _of_command(self) -> dict[str, str]:
@@ -179,7 +179,7 @@ class Town:
         }
 
     async def start_query(self, **more: str) -> None:
-        """Start the query server; at another start, on the port it had."""
+        """Start the query server; again on its own port, if it was started before."""
         await self.query.start(
             **{
                 "QUERY_LISTEN": self.query.serving.get("listen", _address()),
@@ -190,7 +190,7 @@ class Town:
         )
 
     async def operate(self, *arguments: str) -> int:
-        """Run one of the operator's commands on the journal, and return its exit status. It writes into the server's log."""
+        """Run one of the operator's commands on the journal and return its exit status. Its output goes to the server's log."""
         with self.command.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -204,7 +204,7 @@ class Town:
         return await asyncio.wait_for(process.wait(), STOP_SECONDS)
 
     async def __aenter__(self) -> "Town":
-        """Start the bank and the command server, or leave none running. The query server is started by who needs one."""
+        """Start the bank and the command server, or leave none running. Callers that need a query server start it."""
         try:
             await self.start_bank()
             await self.start_command()
@@ -214,7 +214,7 @@ class Town:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End whatever still runs."""
+        """End all servers that still run."""
         for server in (self.query, self.command, self.bank):
             if server.is_running:
                 await server.kill()
@@ -223,19 +223,19 @@ class Town:
 async def until_asked_to_stop(story: Coroutine[Any, Any, T]) -> T | None:
     """Tell a story to its end, or until a signal asks it to stop: then it is cancelled, and the answer is None.
 
-    Its servers are in sessions of their own: Ctrl-C, or a terminal that is closed, reaches this process only. So the first
-    signal lets it end them, and later ones, which could only keep it from that, do nothing.
+    Its servers are in sessions of their own: Ctrl-C, or a terminal that closes, reaches this process only. The first signal
+    lets the story end its servers. Later signals do nothing, since they could only interrupt that.
     """
     telling = asyncio.ensure_future(story)
 
     def stop(number: signal.Signals) -> None:
         if number == signal.SIGHUP:
-            sys.stdout = io.StringIO()  # writing to a terminal that was closed fails
+            sys.stdout = io.StringIO()  # a write to a closed terminal fails
         if not telling.cancelling():
             telling.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # What was started with nohup is to stay when its terminal is closed.
+        # A process under nohup stays when its terminal closes.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
     await asyncio.wait([telling])

@@ -8,7 +8,6 @@ import dataclasses
 import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import command_service.api
@@ -17,31 +16,24 @@ import command_service.runner
 import query_service.view
 from command_service import screening
 from command_service.bank import gateway
-from command_service.charge import (
-    Answered,
-    AtRest,
-    AwaitingExecution,
-    Charge,
+from command_service.charge import GiveUp, Message, State, decide, evolve
+from command_service.codec import charge_id_of
+from command_service.failures import KeyReused
+from command_service.operation import Answered, AtRest, AwaitingExecution
+from command_service.parts import Parts
+from command_service.runner import Runner
+from command_service.values import (
     ChargeAbandoned,
     ChargeDeclined,
     DeclineReason,
     Event,
     Execute,
-    GiveUp,
     InProgress,
-    KeyReused,
-    Message,
     NoAnswer,
     RequestToken,
-    State,
     Token,
     TokenExpired,
-    decide,
-    evolve,
 )
-from command_service.codec import charge_id_of
-from command_service.parts import Parts
-from command_service.runner import Runner
 from prove import journal_bugs
 from prove.simulation.loop import patched
 from query_service.lookup import find_checkpoint
@@ -58,23 +50,17 @@ def _deciding(decide: Callable[[State, Message], list[Event]]) -> _Planted:
 
 def on_parts(bug: journal_bugs.Bug) -> _Planted:
     """Plant a bug of the journal where a server's parts give what it wraps."""
-    real_journal, real_store, real_disk = Parts.journal, Parts.store, Parts.disk
+    real_journal, real_store = Parts.journal, Parts.store
 
     async def journal(self: Parts) -> Any:
         given = await real_journal(self)
         return bug.journal(given, self.now) if bug.journal else given
 
     async def store(self: Parts) -> Any:
-        if bug.before_start is not None:
-            bug.before_start(Path(str(self.settings.journal)))
         given = await real_store(self)
         return bug.store(given, self.now) if bug.store else given
 
-    def disk(self: Parts) -> Any:
-        given = real_disk(self)
-        return bug.disk(given) if bug.disk else given
-
-    return [(Parts, "journal", journal), (Parts, "store", store), (Parts, "disk", disk)]
+    return [(Parts, "journal", journal), (Parts, "store", store)]
 
 
 def _execute_before_the_token_is_durable() -> _Planted:

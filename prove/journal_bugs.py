@@ -10,7 +10,7 @@ import dataclasses
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from chassis.disk import LOCAL_DISK, Disk
 from command_service.journal import (
@@ -27,6 +27,9 @@ from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
 from command_service.journal.sqlite import anchor
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.store import Append, Committed, Head, Outcome, Store
+
+if TYPE_CHECKING:  # the whole product, of which whoever opens a journal alone needs a part only
+    from command_service.parts import Parts
 
 Now = Callable[[], int]
 
@@ -279,11 +282,33 @@ OF_REAL_FILES = {
     NO_ANCHOR: Bug(before_start=have_the_anchor_agree),
 }
 SOUND = Bug()
+NAMES = frozenset({*SIMULATED, *OF_REAL_FILES})
 
 
 def named(name: str) -> Bug:
     """Look up a bug of the journal; without a name it is none."""
     return {"": SOUND, **SIMULATED, **OF_REAL_FILES}[name]
+
+
+def into(parts: "type[Parts]", bug: Bug) -> "type[Parts]":
+    """Plant a bug into the parts of a server: it wraps what they give."""
+
+    class Bugged(parts):  # type: ignore[valid-type, misc]  # a class that is given
+        def disk(self) -> Any:
+            given = super().disk()
+            return bug.disk(given) if bug.disk else given
+
+        async def store(self) -> Any:
+            if bug.before_start is not None:
+                bug.before_start(Path(str(self.settings.journal)))
+            given = await super().store()
+            return bug.store(given, self.now) if bug.store else given
+
+        async def journal(self) -> Any:
+            given = await super().journal()
+            return bug.journal(given, self.now) if bug.journal else given
+
+    return Bugged
 
 
 async def open_journal(

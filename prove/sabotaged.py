@@ -3,17 +3,17 @@
     PROVE_SABOTAGE="reply before the commit" python -m prove.sabotaged
 
 It is the product's own server otherwise, and nothing of the product reads that variable. The bugs are those of
-`prove.canaries`, and some that the simulation cannot tell from what is right.
+`prove.canaries` and `prove.journal_bugs`, and one that the simulation cannot tell from what is right.
 """
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from chassis.stderr import StandardError
 from command_service.__main__ import main
+from command_service.parts import Parts
 from demo.processes import Server
-from prove import canaries, journal_bugs
+from prove import journal_bugs
 from prove.simulation.loop import patched
 
 VARIABLE = "PROVE_SABOTAGE"
@@ -27,20 +27,23 @@ def _writes_its_log_itself() -> list[tuple[Any, str, Any]]:
     return [(StandardError, "write", write)]
 
 
-def planted(bug: str) -> AbstractContextManager[None]:
-    """Put a bug into the product, in this process, for as long as the context lasts. Without a name: none."""
-    if bug in journal_bugs.OF_REAL_FILES:
-        return patched(canaries.on_parts(journal_bugs.named(bug)))
-    if bug == WRITES_ITS_LOG_ITSELF:
-        return patched(_writes_its_log_itself())
-    return canaries.planted(bug) if bug else nullcontext()
-
-
 def sabotage(server: Server, bug: str) -> None:
     """Have a command server start with a bug from now on."""
     server.module, server.environment = "prove.sabotaged", {**server.environment, VARIABLE: bug}
 
 
+def _serve_with(bug: str) -> None:
+    if bug in journal_bugs.NAMES:
+        main(journal_bugs.into(Parts, journal_bugs.named(bug)))
+    elif bug == WRITES_ITS_LOG_ITSELF:
+        with patched(_writes_its_log_itself()):
+            main()
+    else:
+        from prove import canaries
+
+        with canaries.planted(bug):
+            main()
+
+
 if __name__ == "__main__":
-    with planted(os.environ[VARIABLE]):
-        main()
+    _serve_with(os.environ[VARIABLE])

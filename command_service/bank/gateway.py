@@ -41,7 +41,7 @@ import httpx
 
 from command_service.bank.transport import Exchange, exchange, no_answer
 from command_service.card_numbers import card_number_in
-from command_service.charge import (
+from command_service.values import (
     Answer,
     Contradiction,
     Declined,

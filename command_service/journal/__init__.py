@@ -17,6 +17,7 @@ A journal keeps bytes in streams and knows no charge. It promises (tests/contrac
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from command_service.failures import JournalBusy, JournalCorrupt, JournalFull, NotStored
 from contract.chain import GENESIS, START, Place, chain_after
 
 __all__ = [
@@ -55,29 +56,6 @@ class Record(NamedTuple):
 
 class VersionConflict(Exception):
     """The stream is not at the expected version: another writer appended first. Read again and decide again."""
-
-
-class NotStored(Exception):
-    """Nothing was stored, certainly; the subclass says why. It may be tried again."""
-
-
-class JournalFull(NotStored):
-    """The disk is full, or a quota or a limit on a file's size is reached."""
-
-
-class JournalBusy(NotStored):
-    """Another program holds the database's write lock, for longer than an append waits."""
-
-
-class JournalCorrupt(Exception):
-    """A stored record does not fit the chain. `position` is the first that cannot be trusted; None if the store cannot say."""
-
-    def __init__(self, position: int | None) -> None:
-        fault = (
-            "the file is damaged" if position is None else f"the record at position {position} does not fit the chain"
-        )
-        super().__init__(fault)
-        self.position = position
 
 
 class JournalRefused(Exception):

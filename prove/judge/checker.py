@@ -3,8 +3,8 @@
 It is pure. Like `prove.judge.history`, whose values it judges, it shares nothing with the product but the contract in
 protos/: the streams' grammar is written here a second time.
 
-`check` takes one `Observed`: clients' histories, the journal, the bank's movements and calls, the view. Whatever was not
-observed is left out, and what it would show is not checked. The invariants' names are those of the fault model:
+`check` takes one `Observed`: clients' histories, the journal, the bank's movements and calls, the view. Parts that were not
+observed are left out, and not checked. docs/invariants.md defines the invariants; in a few words:
 
     I1 one settlement a key          I6 stable replies         I11 view = fold of the journal
     I2 no Charged without money      I7 acknowledged: durable  I12 the sums agree

@@ -14,8 +14,9 @@ from charging.v1.query_pb2 import GetUserSummaryRequest, GetUserSummaryResponse,
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis.server import Server
 from chassis.settings import Address
-from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
+from contract.errors import DOMAIN, Reason
+from contract.errors import command_refusal as refusal
 from prove.judge.check import read_journal
 from prove.judge.history import fold
 from prove.network.faultproxy import Fault, Kind, Way

@@ -6,7 +6,7 @@ from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import ChargeStatus
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from prove.judge.history import Call
 from prove.simulation.host import Process, Rpc
 from prove.simulation.plan import Mask, Op, Plan

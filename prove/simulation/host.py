@@ -60,6 +60,7 @@ class Process:
     had_disk_fault: bool = False
     commands: Any = None
     runner: Any = None
+    assembled: Any = None
     journal: Any = None
     feed: Any = None
     feed_service: Any = None

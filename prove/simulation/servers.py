@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
 from chassis import settings
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from command_service.feed import MESSAGE_EVERY_SECONDS, Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
@@ -198,9 +198,11 @@ class Servers(Disk):
             self.broke(
                 "I16", process.name, f"{len(listed)} charges are listed as unfinished, not {len(self.unfinished)}"
             )
-        runner = parts.runner(journal, parts.bank())
-        commands, feed = parts.commands(parts.reception(runner)), parts.feed(journal)
+        assembled = parts.assemble(journal, parts.bank())
+        runner = assembled.runner
+        commands, feed = parts.commands(assembled.reception), parts.feed(journal)
         process.journal, process.runner, process.commands, process.feed = journal, runner, commands, feed
+        process.assembled = assembled
         process.feed_service = JournalService(feed)
         found = await runner.recover()
         process.is_up = process.has_started = True
@@ -238,7 +240,7 @@ class Servers(Disk):
             while process.calls and self.loop.time() < until:  # noqa: ASYNC110  # the world looks from outside
                 await asyncio.sleep(0.05)
             process.feed.stop()
-            await process.runner.close()
+            await process.assembled.close()
             await process.journal.close()
         self.kill(process, "has stopped")
 

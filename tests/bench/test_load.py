@@ -132,7 +132,7 @@ async def test_a_refused_client_waits_as_long_as_the_server_says_and_asks_again_
     async with a_world(tmp_path, COMMAND_MAX_CALLS="1") as world:
         await world.trouble("token", **HOLD)
         held = asyncio.ensure_future(world.charge(a_request()))
-        await until(lambda: world.running.runner.unfinished)
+        await until(lambda: world.running.vitals().unfinished_charges)
 
         async def wait(seconds: float) -> None:
             waits.append(seconds)
@@ -155,7 +155,7 @@ async def test_a_refused_client_that_does_not_obey_counts_an_error_by_its_reason
     async with a_world(tmp_path, COMMAND_MAX_CALLS="1") as world:
         await world.trouble("token", **HOLD)
         held = asyncio.ensure_future(world.charge(a_request()))
-        await until(lambda: world.running.runner.unfinished)
+        await until(lambda: world.running.vitals().unfinished_charges)
         generator = Generator(an_order(world))
         await generator._charge(0.0)
         assert dict(generator._tally.errors) == {"RESOURCE_EXHAUSTED TOO_MANY_CALLS": 1}

@@ -33,7 +33,6 @@ from charging.v1 import command_pb2, command_pb2_grpc, common_pb2
 from charging.v1.journal_pb2 import SubscribeRequest
 from chassis.disk import LOCAL_DISK, Disk, Held, LocalDisk
 from chassis.sqlite import PragmaNotTakenError, open_connection
-from command_service.charge import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
 from command_service.codec import encode
 from command_service.feed import Feed
 from command_service.journal import (
@@ -52,6 +51,7 @@ from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.sqlite.file_system import kind_of
 from command_service.journal.sqlite.starting import checkpoint
 from command_service.operate import print_journal, restore_journal, verify_journal
+from command_service.values import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.core.stories import REQUEST
 

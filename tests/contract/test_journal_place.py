@@ -22,7 +22,6 @@ import pytest
 from chassis import settings
 from chassis.disk import LocalDisk
 from chassis.sqlite import open_connection
-from command_service.charge import ChargeRequested
 from command_service.codec import encode
 from command_service.journal import START, JournalRefused, Place
 from command_service.journal.commits import Rhythm
@@ -33,6 +32,7 @@ from command_service.operate import print_journal, restore_journal, verify_journ
 from command_service.parts import Parts
 from command_service.serving import serve
 from command_service.settings import Settings
+from command_service.values import ChargeRequested
 from demo.processes import DidNotStart, Town
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.contract.test_journal_files import (

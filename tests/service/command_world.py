@@ -343,7 +343,7 @@ class World:
 
 @asynccontextmanager
 async def a_world(
-    folder: Path, *, make_parts: Callable[[Settings], Parts] = Parts, **settings: str
+    folder: Path, make_parts: Callable[[Settings], Parts] = Parts, **settings: str
 ) -> AsyncIterator[World]:
     """A bank and a command server. When a test is through, bank and journal must agree."""
     world = World(folder, settings, make_parts)

@@ -1,18 +1,18 @@
 """A server whose journal another program holds, and one whose clock goes back: as clients and health see it."""
 
 import contextlib
+import random
 import sqlite3
-from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 import structlog.testing
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.disk import Disk, LocalDisk
-from command_service import runner
 from command_service.journal.commits import Rhythm
 from command_service.parts import Parts
 from command_service.settings import Settings
@@ -33,8 +33,8 @@ MOMENT = 1_790_000_000_000_000
 HOUR = 3_600_000_000
 
 
-class Impatient(Parts):
-    """A server that does not wait long for another program's lock, and soon asks whether it is free."""
+class Hasty(Parts):
+    """Parts without long pauses: neither before a call to the bank, nor for another program's lock."""
 
     def disk(self) -> Disk:
         return LocalDisk(busy_seconds=0.05)
@@ -42,27 +42,33 @@ class Impatient(Parts):
     def rhythm(self) -> Rhythm:
         return Rhythm(probe_every_seconds=0.05)
 
+    def chance(self) -> random.Random:
+        return Brief()
+
+
+class Brief(random.Random):
+    """Chance that gives short pauses."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return max(a, min(b, 0.02))
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets, in microseconds since 1970."""
+
+    moment: int = MOMENT
+
 
 class Clocked(Parts):
-    """A server whose clock can be set."""
+    """Parts with such a clock."""
 
-    moment: int | None = None
+    def __init__(self, clock: Clock, chosen: Settings) -> None:
+        super().__init__(chosen)
+        self._clock = clock
 
     def now(self) -> int:
-        return super().now() if self.moment is None else self.moment
-
-
-@contextlib.asynccontextmanager
-async def a_clocked_world(folder: Path, **settings: str) -> AsyncIterator[tuple[World, Clocked]]:
-    """A world, and its server's clock, which is right until it is set."""
-    clocks: list[Clocked] = []
-
-    def make_parts(chosen: Settings) -> Clocked:
-        clocks.append(Clocked(chosen))
-        return clocks[-1]
-
-    async with a_world(folder, make_parts=make_parts, **settings) as world:
-        yield world, clocks[-1]
+        return self._clock.moment
 
 
 async def is_serving(world: World) -> bool:
@@ -75,12 +81,9 @@ async def is_not_serving(world: World) -> bool:
     return not await is_serving(world)
 
 
-async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_it_has_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_it_has_begun(tmp_path: Path) -> None:
     """Health says so, the log says why, known keys are answered, and all of it goes on once the lock is free."""
-    monkeypatch.setattr(runner, "backoff_seconds", lambda *_: 0.02)
-    async with a_world(tmp_path, make_parts=Impatient) as world:
+    async with a_world(tmp_path, Hasty) as world:
         rested, running, new = a_request(), a_request(), a_request()
         await world.charge(rested)
         await world.trouble("execute", **HOLD)
@@ -109,7 +112,8 @@ async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_
 
 async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backwards(tmp_path: Path) -> None:
     """Even to before 1970: charges are charged, and the log names the clock and no disk."""
-    async with a_clocked_world(tmp_path) as (world, clock):
+    clock = Clock()
+    async with a_world(tmp_path, partial(Clocked, clock)) as world:
         with structlog.testing.capture_logs() as logs:
             for clock.moment in (MOMENT, MOMENT - HOUR, -HOUR):
                 assert (await world.charge(a_request())).status == CHARGED
@@ -120,13 +124,15 @@ async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backw
 
 async def test_a_charge_that_is_younger_than_the_clock_is_of_no_age(tmp_path: Path) -> None:
     """The clock has gone back since it was requested: nobody gives it up, and no gauge shows a negative age."""
-    limits = {"COMMAND_ABANDON_AFTER_SECONDS": "60", "COMMAND_ATTENTION_AFTER_SECONDS": "60"}
-    async with a_clocked_world(tmp_path, **limits) as (world, clock):
+    clock = Clock()
+    async with a_world(
+        tmp_path, partial(Clocked, clock), COMMAND_ABANDON_AFTER_SECONDS="60", COMMAND_ATTENTION_AFTER_SECONDS="60"
+    ) as world:
         await world.trouble("execute", **HOLD)
         running = a_request()
         await world.pending(running)
-        at_work = world.running.runner
         for clock.moment in (0, -HOUR):
-            assert (at_work.oldest_unfinished_seconds, at_work.needing_attention) == (0.0, 0)
+            taken = world.running.vitals()
+            assert (taken.oldest_unfinished_seconds, taken.charges_needing_attention) == (0.0, 0)
         await world.referee.no_more_trouble()
         assert (await world.charge(running)).status == CHARGED

@@ -228,7 +228,7 @@ async def test_a_method_is_found_by_its_name_and_comes_with_its_comment(
     assert file.name == "charging/v1/query.proto"
     number = [method.name for method in file.service[0].method].index("WatchCharge")
     comments = [place.leading_comments for place in file.source_code_info.location if place.path == [6, 0, 2, number]]
-    assert comments[0].startswith(" Tells where a charge stands now, and again each time that changes")
+    assert comments[0].startswith(" Sends the charge as it is now, and again after each change")
     pool = DescriptorPool()
     for each in reversed([file, *imported]):  # all that is imported came with it, or this fails
         pool.Add(each)

@@ -24,12 +24,13 @@ from charging.v1 import journal_pb2_grpc
 from charging.v1.journal_pb2 import Record, SubscribeRequest, SubscribeResponse
 from chassis.server import Server
 from chassis.settings import Address
-from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
 from command_service.journal import Place
 from command_service.journal import Record as Stored
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
+from contract.errors import DOMAIN, Reason
+from contract.errors import command_refusal as refusal
 from tests.service.command_world import (
     Told,
     a_request,
