@@ -4,15 +4,13 @@ Work on a connection goes through `Database.run`, in a thread that the `Disk` gi
 inline, the same code is deterministic.
 """
 
-import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
-from chassis.disk import LOCAL_DISK, Disk
+from chassis.disk import LOCAL_DISK, Disk, Thread
 
 T = TypeVar("T")
 
@@ -24,7 +22,7 @@ class PragmaNotTakenError(Exception):
 class Database:
     """One connection in autocommit mode, used by one thread."""
 
-    def __init__(self, connection: sqlite3.Connection, thread: Executor) -> None:
+    def __init__(self, connection: sqlite3.Connection, thread: Thread) -> None:
         self._connection = connection
         self._thread = thread
 
@@ -36,23 +34,24 @@ class Database:
 
         Raises sqlite3.Error, or PragmaNotTakenError if a pragma reads back otherwise than it was set.
         """
-        thread = disk.thread(f"sqlite-{path.name}")
-        connect = lambda: open_connection(path, read_only=read_only, pragmas=pragmas, disk=disk)  # noqa: E731  # a name for the next line
+        thread = Thread(f"sqlite-{path.name}", disk)
         try:
-            connection = await asyncio.get_running_loop().run_in_executor(thread, connect)
+            connection = await thread.run(
+                lambda: open_connection(path, read_only=read_only, pragmas=pragmas, disk=disk)
+            )
         except BaseException:
-            thread.shutdown(wait=False)
+            thread.end()
             raise
         return cls(connection, thread)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do work in the thread. If the caller is cancelled, work that has begun is done; work that waits may be dropped."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._connection)
+        """Do work in the thread; see `Thread.run`."""
+        return await self._thread.run(work, self._connection)
 
     async def close(self) -> None:
         """Close after the work that was sent before."""
         await self.run(sqlite3.Connection.close)
-        self._thread.shutdown(wait=False)
+        self._thread.end()
 
 
 def open_connection(

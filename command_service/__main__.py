@@ -13,21 +13,18 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from chassis import process, settings, telemetry
 from command_service.journal import JournalRefused
-from command_service.journal.upkeep import backup
+from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE
 from command_service.operate import print_journal, restore_journal, verify_journal
 from command_service.parts import Parts
 from command_service.serving import serve
 from command_service.settings import Settings
 
-# Where the journal was by default before; a server that begins another one beside it would charge anew.
-FORMER_JOURNAL = Path("build/journal.db")
-
 
 def _read_settings() -> Settings:
-    if "COMMAND_JOURNAL" not in os.environ and FORMER_JOURNAL.exists():
+    if "COMMAND_JOURNAL" not in os.environ and FORMER_FILE.exists():
         raise settings.SettingsError(
-            f"COMMAND_JOURNAL is not set, and {FORMER_JOURNAL}, the default of an earlier version, holds a journal: set "
-            f"COMMAND_JOURNAL=sqlite:///{FORMER_JOURNAL} to go on with it, or move it away"
+            f"COMMAND_JOURNAL is not set, and {FORMER_FILE}, the default of an earlier version, holds a journal: set "
+            f"COMMAND_JOURNAL={FORMER_DEFAULT} to go on with it, or move it away"
         )
     return settings.read(Settings, os.environ)
 
@@ -62,20 +59,21 @@ def main(make_parts: Callable[[Settings], Parts] = Parts) -> None:
         process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
     try:
         read = _read_settings()
-        path = read.journal
         match chosen.command:
             case "print-journal":
                 # Who reads only the head wants no more, and no error: it ends quietly, as any filter does.
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                for line in print_journal(path, chosen.charge):
+                for line in print_journal(read.journal, chosen.charge):
                     print(line)
             case "verify-journal":
-                print(verify_journal(path))
+                print(verify_journal(read.journal))
             case "backup":
-                place = backup(path, chosen.to)
+                place = read.journal.backup(chosen.to)
                 print(f"copied {place.position} records to {chosen.to}, chain {place.chain.hex()}")
             case "restore":
-                journal_id, place = restore_journal(path, chosen.backup, any_file_system=read.journal_any_file_system)
+                journal_id, place = restore_journal(
+                    read.journal, chosen.backup, any_file_system=read.journal_any_file_system
+                )
                 print(f"restored: {place.position} records under the new journal id {journal_id}")
     except (settings.SettingsError, JournalRefused, OSError) as error:
         sys.exit(f"error: {error}")

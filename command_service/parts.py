@@ -8,7 +8,6 @@ journal's files, the connection to the bank, and the process's own end.
 import os
 import random
 import time
-import uuid
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -25,7 +24,8 @@ from command_service.bank.transport import open_transport
 from command_service.feed import Feed
 from command_service.intake import Intake, screened
 from command_service.journal import Journal
-from command_service.journal.sqlite import TURNS_BEFORE_COMMIT, SqliteJournal
+from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
+from command_service.journal.store import Store, random_id
 from command_service.reception import Reception
 from command_service.runner import Runner
 from command_service.settings import Settings
@@ -77,24 +77,26 @@ class Parts:
 
     def new_id(self) -> str:
         """Name a new journal."""
-        return str(uuid.uuid4())
+        return random_id()
 
-    def turns_before_commit(self) -> int:
-        """Say how long a commit waits for further appends to join it."""
-        return TURNS_BEFORE_COMMIT
+    def rhythm(self) -> Rhythm:
+        """Say how long the journal waits for what."""
+        return RHYTHM
 
-    async def journal(self) -> SqliteJournal:
-        """Open the journal. Raises JournalRefused if it must not be served from."""
-        return await SqliteJournal.open(
-            self.settings.journal,
-            now=self.now,
-            end_process=self.end_process,
+    async def store(self) -> Store:
+        """Open the journal's store. Raises JournalRefused if it must not be served from."""
+        return await self.settings.journal.open(
+            new_id=self.new_id,
             free_bytes=self.settings.free_bytes,
             must_exist=self.settings.journal_must_exist,
             any_file_system=self.settings.journal_any_file_system,
             disk=self.disk(),
-            new_id=self.new_id,
-            turns_before_commit=self.turns_before_commit(),
+        )
+
+    async def journal(self) -> Journal:
+        """Open the journal, over its store. Raises JournalRefused if it must not be served from."""
+        return await GroupCommit.open(
+            await self.store(), now=self.now, end_process=self.end_process, rhythm=self.rhythm()
         )
 
     def wire(self) -> httpx.AsyncBaseTransport:

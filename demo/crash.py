@@ -14,6 +14,7 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal, verify_journal
 from demo.stopping import until_asked_to_stop
 from rig.processes import Town
@@ -62,7 +63,9 @@ async def story(folder: Path) -> bool:
         )
         _print_journal(town.journal)
         movements = (await bank.get("/statement")).json()["movements"]
-        print(f"7. The bank's statement has {len(movements)} movement. {verify_journal(town.journal).split(',')[0]}.")
+        print(
+            f"7. The bank's statement has {len(movements)} movement. {verify_journal(SqliteFile(town.journal)).split(',')[0]}."
+        )
         return len(movements) == 1 and answer.transaction_id == movements[0]["transaction_id"]
 
 
@@ -75,7 +78,7 @@ async def _until_money_moved(bank: httpx.AsyncClient, charge: "asyncio.Future[Ch
 
 
 def _print_journal(journal: Path) -> None:
-    for line in print_journal(journal, None):
+    for line in print_journal(SqliteFile(journal), None):
         position, _, _, _, name, _ = line.split(maxsplit=5)
         print(f"      {position} {name}")
 

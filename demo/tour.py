@@ -21,6 +21,7 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.query_pb2 import GetChargeRequest
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal
 from demo.stopping import until_asked_to_stop
 from rig.processes import DidNotStart, Server, Town
@@ -95,7 +96,7 @@ async def _show(town: Town, response: ChargeResponse) -> None:
     earlier = "" if is_new else "  (this key was charged in an earlier run)"
     print(f"  outcome_source  {OutcomeSource.Name(response.outcome_source)}{earlier}")
     print("\nIts stream in the journal: position, version, event")
-    for line in print_journal(town.journal, response.charge_id):
+    for line in print_journal(SqliteFile(town.journal), response.charge_id):
         position, _, version, _, name, body = line.split(maxsplit=5)
         _print_folded(f"  {position:>4} {version} {name:<16} ", body)
     async with httpx.AsyncClient(trust_env=False) as client:

@@ -3,27 +3,24 @@
 A harness that finds no planted bug proves nothing. `seeds_that_find` says for each by which seed it was found.
 """
 
-import asyncio
 import random
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-import command_service.journal.sqlite as journal_sqlite
 import query_service.view
 from command_service.api import CommandService
 from command_service.bank import Bank, gateway
 from command_service.bank.breaker import Breaker
 from command_service.bank.line import Line
 from command_service.intake import Intake
-from command_service.journal import Journal, JournalBusy, JournalFull, NotStored, Place, Record
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.table import read_head
+from command_service.journal import Journal
 from command_service.parts import Assembled, Parts
 from command_service.reception import Reception
 from command_service.runner import Runner
+from prove import journal_bugs
 from prove.loop_bugs import (
     AnyVersion,
     BadAdvice,
@@ -47,60 +44,8 @@ from prove.simulation.loop import patched
 from query_service.lookup import find_checkpoint
 
 P = TypeVar("P", bound=Parts)
-_append, _commit, _apply = SqliteJournal.append, journal_sqlite._commit, query_service.view._apply
+_apply = query_service.view._apply
 _Planted = list[tuple[Any, str, Any]]
-
-
-def _append_is_retried_after_a_commit_error() -> _Planted:
-    def commit(batch: Any, head: Place, recorded_at: int, connection: sqlite3.Connection) -> Any:
-        try:
-            return _commit(batch, head, recorded_at, connection)
-        except sqlite3.OperationalError:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            return _commit(batch, read_head(connection), recorded_at, connection)
-
-    return [(journal_sqlite, "_commit", commit)]
-
-
-def _commit_error_is_taken_for_no() -> _Planted:
-    async def why_not_stored(self: SqliteJournal, _error: Exception) -> NotStored:
-        await self._writer.run(journal_sqlite._roll_back)
-        return JournalFull()
-
-    return [(SqliteJournal, "_why_not_stored", why_not_stored)]
-
-
-def _reply_before_the_commit() -> _Planted:
-    async def append(
-        self: SqliteJournal, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
-        storing = asyncio.ensure_future(_append(self, charge_id, expected_version, events, finished=finished))
-        storing.add_done_callback(lambda done: done.cancelled() or done.exception())
-        first = self._head.position + 1
-        return [
-            Record(first + n, charge_id, expected_version + 1 + n, self._now(), bytes(32), event)
-            for n, event in enumerate(events)
-        ]
-
-    return [(SqliteJournal, "append", append)]
-
-
-def _an_outcome_is_told_before_it_is_stored() -> _Planted:
-    async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
-        if not finished or not version:
-            return await _append(self, charge_id, version, events, finished=finished)
-
-        async def later() -> None:
-            await asyncio.sleep(0.05)
-            await _append(self, charge_id, version, events, finished=finished)
-
-        asyncio.ensure_future(later()).add_done_callback(lambda done: done.cancelled() or done.exception())
-        return [
-            Record(self._head.position + 1, charge_id, version + 1, self._now(), bytes(32), event) for event in events
-        ]
-
-    return [(SqliteJournal, "append", append)]
 
 
 def _checkpoint_outside_the_transaction() -> _Planted:
@@ -129,48 +74,6 @@ def _checkpoint_outside_the_transaction() -> _Planted:
 
 def _charged_on_a_mismatching_answer() -> _Planted:
     return [(gateway._Transaction, "differences", lambda _self, _effect: ())]
-
-
-def _finished_too_early() -> _Planted:
-    async def append(
-        self: SqliteJournal, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
-        return await _append(self, charge_id, expected_version, events, finished=finished or expected_version > 0)
-
-    return [(SqliteJournal, "append", append)]
-
-
-def _a_batchs_answers_are_mixed_up() -> _Planted:
-    def commit(batch: Any, head: Place, recorded_at: int, connection: sqlite3.Connection) -> Any:
-        outcomes, head = _commit(batch, head, recorded_at, connection)
-        return outcomes[::-1], head
-
-    return [(journal_sqlite, "_commit", commit)]
-
-
-def _taken_for_stored(kind: type[NotStored]) -> _Planted:
-    async def append(self: SqliteJournal, charge_id: str, version: int, events: Any, *, finished: bool) -> Any:
-        try:
-            return await _append(self, charge_id, version, events, finished=finished)
-        except kind:
-            first = self._head.position + 1
-            return [
-                Record(first + n, charge_id, version + 1 + n, self._now(), bytes(32), e) for n, e in enumerate(events)
-            ]
-
-    return [(SqliteJournal, "append", append)]
-
-
-def _a_full_disk_is_taken_for_stored() -> _Planted:
-    return _taken_for_stored(JournalFull)
-
-
-def _a_busy_file_is_taken_for_stored() -> _Planted:
-    return _taken_for_stored(JournalBusy)
-
-
-def _recorded_times_follow_the_clock() -> _Planted:
-    return [(SqliteJournal, "_time", lambda self: max(0, self._now()))]
 
 
 def _a_refusal_is_believed_at_once() -> _Planted:
@@ -324,27 +227,20 @@ _BUGS: dict[str, type[Parts]] = {
 _PATCHED: dict[str, Callable[[], _Planted]] = {
     plant.__name__.strip("_").replace("_", " "): plant
     for plant in (
-        _append_is_retried_after_a_commit_error,
-        _commit_error_is_taken_for_no,
-        _reply_before_the_commit,
-        _an_outcome_is_told_before_it_is_stored,
         _checkpoint_outside_the_transaction,
         _charged_on_a_mismatching_answer,
-        _finished_too_early,
-        _a_batchs_answers_are_mixed_up,
-        _a_full_disk_is_taken_for_stored,
-        _a_busy_file_is_taken_for_stored,
-        _recorded_times_follow_the_clock,
         _a_refusal_is_believed_at_once,
     )
 }
-NAMES = (*_BUGS, *_PATCHED)
+NAMES = (*_BUGS, *journal_bugs.SIMULATED, *_PATCHED)
 
 
 @contextmanager
 def planted(name: str, parts: type[P]) -> Iterator[type[P]]:
     """Put a bug into a server's parts; it is there for as long as the context lasts."""
-    if name in _BUGS:
+    if name in journal_bugs.NAMES:
+        yield cast("type[P]", journal_bugs.into(parts, journal_bugs.named(name)))
+    elif name in _BUGS:
         yield cast("type[P]", type("Planted", (_BUGS[name], parts), {}))
     else:
         with patched(_PATCHED[name]()):

@@ -71,7 +71,7 @@ def test_only_the_chassis_starts_threads_for_sqlite_and_standard_error() -> None
         for path in SOURCES
         if re.search(r"ThreadPoolExecutor|run_in_executor|to_thread|import threading", path.read_text())
     }
-    assert users == {"chassis/disk.py", "chassis/sqlite.py", "chassis/stderr.py"}
+    assert users == {"chassis/disk.py", "chassis/stderr.py"}
 
 
 def test_the_environment_is_read_in_main_only() -> None:

@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from judge.check import read_journal, read_view
 from judge.checker import check
@@ -236,7 +237,7 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
         for server in (town.query, town.command):
             # What has a bug need not stop well, and is not waited for.
             await (server.kill() if bug else _stop(server, harness, where))
-        verify_journal(town.journal)
+        verify_journal(SqliteFile(town.journal))
         observed = await witness.at_rest(clients, town, has_view=True)
         harness.violations += [f"{violation} {where}" for violation in check(observed)]
         harness.faults["charges"] += clients.done

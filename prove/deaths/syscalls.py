@@ -30,6 +30,7 @@ import grpc.aio
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from judge.checker import check
 from prove.clients import CHANNEL_OPTIONS, PAUSE_SECONDS, Clients, Witness
@@ -245,7 +246,7 @@ class Trial:
 
     async def reckon(self, where: str) -> None:
         """Compare what all sides have."""
-        verify_journal(self.town.journal)
+        verify_journal(SqliteFile(self.town.journal))
         observed = await self.witness.at_rest(self.clients, self.town)
         self.harness.violations += [f"{violation} ({where})" for violation in check(observed)]
 

@@ -23,7 +23,8 @@ import structlog
 
 from charging.v1.command_pb2 import ChargeResponse
 from command_service.bank import gateway
-from command_service.journal import START, anchor
+from command_service.journal import START
+from command_service.journal.sqlite import anchor
 from prove.network import bank, clients, feeds, floods, liars, restarts
 from prove.network.books import check
 from prove.network.kinds import KINDS, OUTCOMES

@@ -9,6 +9,7 @@ import random
 import shutil
 import sqlite3
 import uuid
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -160,9 +161,21 @@ class DiskOf:
         self._process.held.append(held)
         return held
 
+    def mounts(self) -> Sequence[tuple[str, str]]:
+        """List what is mounted: what this machine says."""
+        return LOCAL_DISK.mounts()
+
     def free_bytes(self, _path: Path) -> int:
         """Nothing, or as good as everything."""
         return 0 if self._disk.is_full else 1 << 40
+
+    def has_room(self, file: Path) -> bool:
+        """Tell whether a file can grow: it is a real one."""
+        return LOCAL_DISK.has_room(file)
+
+    def store_again(self, file: Path) -> None:
+        """Write a file over with its own bytes: no sync is lost here but by the story's will."""
+        LOCAL_DISK.store_again(file)
 
 
 def _error(text: str, code: int) -> sqlite3.OperationalError:

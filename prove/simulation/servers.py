@@ -12,6 +12,8 @@ from chassis import settings
 from chassis.disk import Disk as DiskPort
 from command_service.feed import Feed, JournalService
 from command_service.journal import Journal, JournalRefused
+from command_service.journal.commits import Rhythm
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.simulation.bank import Bank, Wire
@@ -198,7 +200,7 @@ class SimulatedParts(Parts):
         super().__init__(
             dataclasses.replace(
                 DEFAULTS,
-                journal=process.folder / "journal.db",
+                journal=SqliteFile(process.folder / "journal.db"),
                 free_bytes=1 << 20,
                 bank_url=BANK_URL,
                 bank_calls=plan.bank_calls,
@@ -240,9 +242,9 @@ class SimulatedParts(Parts):
         """Name a new journal as the seed decides."""
         return self._servers.disk.new_id()
 
-    def turns_before_commit(self) -> int:
-        """Few: here turns cost no time, and commits are to fall between all that others do."""
-        return self._stage.plan.seed % 3
+    def rhythm(self) -> Rhythm:
+        """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""
+        return Rhythm(turns_before_commit=self._stage.plan.seed % 3)
 
     def wire(self) -> Wire:
         """Connect to the simulated bank."""

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from judge.checker import check
 from prove.clients import Clients, Witness
+from prove.journal_bugs import A_FULL_DISK_ENDS_IT
 from prove.report import Harness
-from prove.sabotaged import A_FULL_DISK_ENDS_IT, sabotage
+from prove.sabotaged import sabotage
 from rig.ports import town_with_kept_ports
 from rig.processes import Town
 from rig.referee import Referee

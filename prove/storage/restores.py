@@ -19,12 +19,14 @@ from pathlib import Path
 import grpc.aio
 
 from charging.v1.command_pb2_grpc import CommandServiceStub
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from judge.check import read_journal, read_view
 from judge.checker import check
 from prove.clients import CHANNEL_OPTIONS, Clients, Witness
+from prove.journal_bugs import RESTORED_IS_FORGOTTEN
 from prove.report import Harness
-from prove.sabotaged import RESTORED_IS_FORGOTTEN, sabotage
+from prove.sabotaged import sabotage
 from rig.ports import town_with_kept_ports
 from rig.processes import DidNotStart, Server, Town
 from rig.referee import Referee
@@ -161,7 +163,7 @@ class Restored:
             if call.transaction_id != before.get(call.key, call.transaction_id):
                 text = f"I6: the charge {call.key} was told another transaction after a restore"
                 self.harness.violations.append(text)
-        verify_journal(self.town.journal)
+        verify_journal(SqliteFile(self.town.journal))
 
 
 @contextlib.asynccontextmanager

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 import structlog.testing
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.disk import Disk, LocalDisk
-from command_service.journal import sqlite
+from command_service.journal.commits import Rhythm
 from command_service.parts import Parts
 from command_service.settings import Settings
 from rig.errors import refused
@@ -26,10 +25,13 @@ HOUR = 3_600_000_000
 
 
 class Hasty(Parts):
-    """Parts without long pauses, and with little patience for another program's lock."""
+    """Parts without long pauses: neither before a call to the bank, nor for another program's lock."""
 
     def disk(self) -> Disk:
         return LocalDisk(busy_seconds=0.05)
+
+    def rhythm(self) -> Rhythm:
+        return Rhythm(probe_every_seconds=0.05)
 
     def chance(self) -> random.Random:
         return Brief()
@@ -70,11 +72,8 @@ async def is_not_serving(world: World) -> bool:
     return not await is_serving(world)
 
 
-async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_it_has_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_it_has_begun(tmp_path: Path) -> None:
     """Health says so, the log says why, known keys are answered, and all of it goes on once the lock is free."""
-    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.05)
     async with a_world(tmp_path, Hasty) as world:
         rested, running, new = a_request(), a_request(), a_request()
         await world.charge(rested)

@@ -33,8 +33,8 @@ from command_service.codec import decode
 from command_service.failures import ImpossibleEvent
 from command_service.intake import screened
 from command_service.journal import Record
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.upkeep import backup
+from command_service.journal.commits import GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import restore_journal
 from command_service.parts import Parts
 from command_service.settings import Settings
@@ -607,7 +607,7 @@ async def test_in_a_restored_journal_nothing_is_abandoned_and_the_bank_is_looked
         request = a_request()
         await world.pending(request)
         await world.stop()
-        restore_journal(world.journal, None)
+        restore_journal(SqliteFile(world.journal), None)
         await world.referee.no_more_trouble()
         await ask_in_vain(world, "token")
         before = len(await world.asked(request))
@@ -633,12 +633,12 @@ async def test_a_restored_journal_learns_what_it_forgot_by_looking_it_up(world: 
     await world.trouble(on, **HOLD)
     request = a_request()
     answer = await world.pending(request)
-    backup(world.journal, tmp_path / "backup.db")
+    SqliteFile(world.journal).backup(tmp_path / "backup.db")
     await world.referee.no_more_trouble()
     charged = await world.charge(request)
     assert charged.status == CHARGED
     await world.stop()
-    restore_journal(world.journal, tmp_path / "backup.db")
+    restore_journal(SqliteFile(world.journal), tmp_path / "backup.db")
     assert len(story(world.journal, answer.charge_id)) == (1 if on == "token" else 2)
     before = len(await world.asked(request))
     await world.start()
@@ -828,7 +828,7 @@ async def test_without_room_on_the_disk_no_new_charge_is_taken_and_begun_ones_fi
 
 
 # ---------------------------------------------------------------- while the server starts
-class Held(SqliteJournal):
+class Held(GroupCommit):
     """The journal, whose reads of a stream wait until they may go on."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -850,7 +850,9 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
     await world.pending(request)
     await world.stop()
     async with AsyncExitStack() as stack:
-        journal = await Held.open(world.journal, now=now, end_process=lambda: sys.exit("unknown"))
+        journal = await Held.open(
+            await SqliteFile(world.journal).open(), now=now, end_process=lambda: sys.exit("unknown")
+        )
         assert isinstance(journal, Held)
         stack.push_async_callback(journal.close)
         bank = GatewayBank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
@@ -879,7 +881,9 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
 async def test_an_unfinished_charge_that_has_no_events_ends_the_start(tmp_path: Path) -> None:
     """Both are stored in one transaction: a key that names no charge is another one, damaged, that would be lost."""
     async with AsyncExitStack() as stack:
-        journal = await SqliteJournal.open(tmp_path / "journal.db", now=now, end_process=lambda: sys.exit("unknown"))
+        journal = await GroupCommit.open(
+            await SqliteFile(tmp_path / "journal.db").open(), now=now, end_process=lambda: sys.exit("unknown")
+        )
         stack.push_async_callback(journal.close)
         with closing(sqlite3.connect(tmp_path / "journal.db")) as vandal:
             vandal.execute("INSERT INTO unfinished VALUES (randomblob(16))")

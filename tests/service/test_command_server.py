@@ -22,7 +22,8 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, Money
 from charging.v1.journal_pb2 import Event, SubscribeRequest
 from command_service.codec import charge_id_of
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.commits import GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
 from rig.errors import refused
 from rig.processes import DidNotStart, Server, Town
 from rig.referee import PATIENT_SECONDS, Referee
@@ -202,7 +203,9 @@ async def test_a_journal_with_an_unfinished_charge_that_cannot_be_read_is_refuse
 
 async def store(path: Path, event: bytes, *, finished: bool, key: str = "order-1234") -> None:
     """Append an event as the first of a key's charge."""
-    journal = await SqliteJournal.open(path, now=lambda: 1_000_000, end_process=lambda: sys.exit("unknown"))
+    journal = await GroupCommit.open(
+        await SqliteFile(path).open(), now=lambda: 1_000_000, end_process=lambda: sys.exit("unknown")
+    )
     await journal.append(charge_id_of("default", key), 0, [event], finished=finished)
     await journal.close()
 

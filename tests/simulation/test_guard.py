@@ -76,10 +76,9 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "concurrent.futures.Executor": "a type",
         "concurrent.futures.ThreadPoolExecutor": "the one seam to a thread: a story has a disk of its own",
     },
-    "chassis/sqlite.py": {"concurrent.futures.Executor": "a type"},
     "command_service/bank/breaker.py": CHANCE,
     "command_service/parts.py": dict.fromkeys(
-        ("time.monotonic", "time.time_ns", "random.Random", "uuid.uuid4", "os._exit"),
+        ("time.monotonic", "time.time_ns", "random.Random", "os._exit"),
         "a part that a story's own parts override",
     ),
     "query_service/view.py": {"sys.platform": "a constant"},
@@ -97,8 +96,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "command_service/bank/http11.py": dict.fromkeys(("select.poll", "select.POLLIN", "ssl.SSLContext"), SOCKETS),
     "command_service/card_numbers.py": {"urllib.parse.unquote": "text from its escapes: no connection is made"},
-    "command_service/journal/sqlite.py": {"uuid.uuid4": "a default, and a story hands in its own"},
-    "command_service/journal/upkeep.py": {"uuid.uuid4": "a restored journal's id: no story restores one"},
+    "command_service/journal/store.py": {"uuid.uuid4": "a new journal's id: a story hands in its own"},
     "command_service/operate.py": {
         "datetime.datetime.fromtimestamp": "a date from a record's time",
         "datetime.UTC": "a constant",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from chassis.disk import Disk
 from chassis.sqlite import open_connection, sync_directory
-from command_service.journal import START, JournalRefused, anchor, owner
-from command_service.journal.table import FORMAT, INSERT_JOURNAL, READER_PRAGMAS, SCHEMA, SELECT_JOURNAL
+from command_service.journal import START, JournalRefused
+from command_service.journal.sqlite import anchor, owner
+from command_service.journal.sqlite.table import FORMAT, INSERT_JOURNAL, READER_PRAGMAS, SCHEMA, SELECT_JOURNAL
 
 # No WAL: the file is all there is of it.
 ONE_FILE: Mapping[str, str | int] = {"journal_mode": "delete", "synchronous": 2}

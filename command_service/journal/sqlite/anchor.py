@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chassis.sqlite import sync_directory
-from command_service.journal import JournalRefused, Place, owner
+from command_service.journal import JournalRefused, Place
+from command_service.journal.sqlite import owner
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ import contextlib
 import os
 from pathlib import Path
 
-from chassis.disk import LOCAL_DISK, Disk, Held
-from command_service.journal import JournalRefused, owner
-from command_service.journal.anchor import path_beside
-from command_service.journal.file_system import KNOWN_GOOD, kind_of, refuse_other_names
+from chassis.disk import Disk, Held
+from command_service.journal import JournalRefused
+from command_service.journal.sqlite import owner
+from command_service.journal.sqlite.anchor import path_beside
+from command_service.journal.sqlite.file_system import KNOWN_GOOD, kind_of, refuse_other_names
 
 
 class Lock:
@@ -31,13 +32,13 @@ class Lock:
         Closing any descriptor of a file gives up the process's POSIX locks on it, and those are SQLite's: this one is
         closed after SQLite's own.
         """
-        refuse_other_names(self._path)
+        refuse_other_names(self._path, self._disk)
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 _hold(self._path.with_name(self._path.name + suffix), self._disk).close()
         self._held.append(_hold(self._path, self._disk))
         # Elsewhere than on these (NFS, macOS), flock and SQLite's own locks are of one kind and would meet.
-        if kind_of(self._path) in KNOWN_GOOD:
+        if kind_of(self._path, self._disk) in KNOWN_GOOD:
             _take(self._held[-1], self._path, self._path)
 
     def remember(self) -> None:
@@ -76,7 +77,7 @@ class Lock:
         self.close()
 
 
-def lock(path: Path, disk: Disk = LOCAL_DISK) -> Lock:
+def lock(path: Path, disk: Disk) -> Lock:
     """Take the lock beside a journal, until it is closed. Raises JournalRefused if it is taken, or cannot be had."""
     beside = _lock_beside(path)
     is_new = not beside.exists()
