@@ -20,13 +20,14 @@ from command_service.journal import (
     JournalFull,
     JournalRefused,
     NotStored,
+    Outcome,
     Place,
     Record,
 )
 from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
 from command_service.journal.sqlite import anchor
 from command_service.journal.sqlite.file import SqliteFile
-from command_service.journal.store import Append, Committed, Head, Outcome, Store
+from command_service.journal.store import Append, Committed, Head, Store
 
 if TYPE_CHECKING:  # the whole product, of which whoever opens a journal alone needs a part only
     from command_service.parts import Parts
@@ -60,9 +61,7 @@ class OverJournal:
 class RepliesBeforeTheCommit(OverJournal):
     """An append is acknowledged before it is stored."""
 
-    async def append(
-        self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         self.in_background(self.journal.append(charge_id, version, events, finished=finished))
         return self.pretended(charge_id, version, events)
 
@@ -70,9 +69,7 @@ class RepliesBeforeTheCommit(OverJournal):
 class TellsAnOutcomeBeforeItIsStored(OverJournal):
     """The last append of a stream is acknowledged at once, and stored a moment later."""
 
-    async def append(
-        self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         if not finished or not version:
             return await self.journal.append(charge_id, version, events, finished=finished)
 
@@ -96,9 +93,7 @@ class LosesAWakeUp(OverJournal):
 class FinishesTooEarly(OverJournal):
     """A stream counts as finished after its second append, whatever that was."""
 
-    async def append(
-        self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         return await self.journal.append(charge_id, version, events, finished=finished or version > 0)
 
 
@@ -107,9 +102,7 @@ class TakesForStored(OverJournal):
 
     kind: type[NotStored]
 
-    async def append(
-        self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         try:
             return await self.journal.append(charge_id, version, events, finished=finished)
         except self.kind:
