@@ -20,6 +20,7 @@ from command_service.journal import (
     JournalFull,
     JournalRefused,
     NotStored,
+    Outcome,
     Place,
     Record,
 )
@@ -58,9 +59,7 @@ class OverJournal(Around[Journal]):
 class RepliesBeforeTheCommit(OverJournal):
     """An append is acknowledged before it is stored."""
 
-    async def append(
-        self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         self.in_background(self.inner.append(charge_id, version, events, finished=finished))
         return self.pretended(charge_id, version, events)
 
@@ -68,9 +67,7 @@ class RepliesBeforeTheCommit(OverJournal):
 class TellsAnOutcomeBeforeItIsStored(OverJournal):
     """The last append of a stream is acknowledged at once, and stored a moment later."""
 
-    async def append(
-        self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         if not finished or not version:
             return await self.inner.append(charge_id, version, events, finished=finished)
 
@@ -85,9 +82,7 @@ class TellsAnOutcomeBeforeItIsStored(OverJournal):
 class FinishesTooEarly(OverJournal):
     """A stream counts as finished after its second append, whatever that was."""
 
-    async def append(
-        self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         return await self.inner.append(charge_id, version, events, finished=finished or version > 0)
 
 
@@ -96,9 +91,7 @@ class TakesForStored(OverJournal):
 
     kind: type[NotStored]
 
-    async def append(
-        self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         try:
             return await self.inner.append(charge_id, version, events, finished=finished)
         except self.kind:

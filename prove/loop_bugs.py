@@ -19,7 +19,7 @@ from command_service.bank import Bank
 from command_service.charge import Command
 from command_service.codec import charge_id_of
 from command_service.intake import Intake, request_of
-from command_service.journal import Journal, Record, VersionConflict
+from command_service.journal import Journal, Outcome, VersionConflict
 from command_service.reception import Accepted, Reception
 from command_service.runner import Runner
 from command_service.values import (
@@ -224,15 +224,11 @@ def blind_to_card_numbers(intake: Intake) -> Intake:
 class AnyVersion(Around[Journal]):
     """A journal that appends at whatever version a stream is: two that begin it are not told apart."""
 
-    async def append(
-        self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         """Append to a stream as it is."""
-        while True:
-            try:
-                return await self.inner.append(charge_id, expected_version, events, finished=finished)
-            except VersionConflict:
-                expected_version = len(await self.inner.read(charge_id))
+        while (outcome := await self.inner.append(charge_id, version, events, finished=finished)) == VersionConflict():
+            version = len(await self.inner.read(charge_id))
+        return outcome
 
 
 class Forgetful(Around[Journal]):

@@ -15,6 +15,7 @@ A journal keeps bytes in streams and knows no charge. It promises (tests/contrac
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from command_service.failures import JournalBusy, JournalCorrupt, JournalFull, NotStored
@@ -30,6 +31,7 @@ __all__ = [
     "JournalRefused",
     "NotAccepting",
     "NotStored",
+    "Outcome",
     "Place",
     "Record",
     "VersionConflict",
@@ -54,8 +56,13 @@ class Record(NamedTuple):
     event: bytes
 
 
-class VersionConflict(Exception):
+@dataclass(frozen=True, slots=True)
+class VersionConflict:
     """The stream is not at the expected version: another writer appended first. Read again and decide again."""
+
+
+Outcome = Sequence[Record] | VersionConflict
+"""What came of an append: its records, or nothing."""
 
 
 class JournalRefused(Exception):
@@ -93,10 +100,10 @@ class Journal(Protocol):
 
     async def append(
         self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    ) -> Outcome:
         """Append to a stream, and note in the same transaction whether it is finished (at rest).
 
-        Raises VersionConflict, or NotStored; both mean that nothing was stored. There is no third way back: if a
+        Returns the records, or VersionConflict; raises NotStored. Both of these mean that nothing was stored. If a
         commit's fate is unknown, the process ends.
         """
         ...

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from chassis.disk import Disk
-from command_service.journal import NotAccepting, Place, Record, VersionConflict
+from command_service.journal import NotAccepting, Outcome, Place, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,6 @@ class Head(NamedTuple):
 
     place: Place
     recorded_at: int
-
-
-Outcome = Sequence[Record] | VersionConflict
-"""What came of one append: its records, or nothing."""
 
 
 class Committed(NamedTuple):

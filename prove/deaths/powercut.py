@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from command_service.journal import START, JournalCorrupt, JournalRefused, Place
+from command_service.journal import START, JournalCorrupt, JournalRefused, Place, VersionConflict
 from prove.deaths.replay import Disk, Life, Moment, record
 from prove.deaths.writer import folder_in_memory, now
 from prove.journal_bugs import named, open_journal
@@ -59,7 +59,8 @@ async def lost(folder: Path, told: Iterable[tuple[str, ...]], bug: str = "") -> 
             appending.cancel()
             return "the journal is refused at an append: the process would have ended"
         ending.cancel()
-        if [one.position for one in appending.result()] != [place.position + 1]:
+        outcome = appending.result()
+        if isinstance(outcome, VersionConflict) or [one.position for one in outcome] != [place.position + 1]:
             return "an append after the cut is not stored in its place"
     except JournalCorrupt as corrupt:
         return f"the journal is refused where it is read: {corrupt}"

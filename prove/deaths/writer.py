@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from chassis.disk import BUSY_SECONDS, LOCAL_DISK, Disk, file_uri
-from command_service.journal import JournalRefused, NotStored
+from command_service.journal import JournalRefused, NotStored, VersionConflict
 from command_service.journal.commits import RHYTHM, Rhythm
 from command_service.journal.sqlite.table import PROBE, WRITER_PRAGMAS
 from prove.around import Around
@@ -93,6 +93,7 @@ async def write(journal_path: Path, told: int, appends: int, seed: int, *, disk:
                     if tries == TRIES - 1:
                         os._exit(EX_FULL)
                     await asyncio.sleep(0.02)
+            assert not isinstance(records, VersionConflict), "each stream has one writer"
             for record in records:
                 tell("stored", record.position, record.chain.hex())
             version = (version + 1) % 3

@@ -10,14 +10,14 @@ import itertools
 import sqlite3
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from chassis.disk import LOCAL_DISK, Disk
-from command_service.journal import Journal
+from command_service.journal import Journal, Record, VersionConflict
 from command_service.journal.commits import RHYTHM, GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 
@@ -25,6 +25,15 @@ from command_service.journal.sqlite.file import SqliteFile
 def stream(number: int) -> str:
     """The id of a stream."""
     return str(uuid.UUID(int=number))
+
+
+async def add(
+    journal: Journal, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
+) -> Sequence[Record]:
+    """Append to a stream. A conflict fails the test."""
+    outcome = await journal.append(charge_id, expected_version, events, finished=finished)
+    assert not isinstance(outcome, VersionConflict)
+    return outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from command_service.journal import JournalRefused
 from command_service.journal.commits import GroupCommit, Rhythm
 from command_service.journal.sqlite.file import SqliteFile
-from tests.contract.journal_rigs import stream
+from tests.contract.journal_rigs import add, stream
 
 # So that a test need not wait for an anchor.
 OFTEN = Rhythm(look_every_seconds=0.02)
@@ -30,7 +30,7 @@ async def main(path: Path, writers: int, appends: int) -> None:
 
     async def write() -> None:
         for _ in range(appends):
-            (record,) = await journal.append(stream(next(numbers)), 0, [b"an event"], finished=False)
+            (record,) = await add(journal, stream(next(numbers)), 0, [b"an event"], finished=False)
             print(record.position, record.chain.hex(), flush=True)
 
     await asyncio.gather(*(write() for _ in range(writers)))

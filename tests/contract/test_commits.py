@@ -27,7 +27,7 @@ from command_service.journal.commits import GroupCommit, Rhythm
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from rig.processes import DidNotStart, Town
-from tests.contract.journal_rigs import SqliteRig, stream
+from tests.contract.journal_rigs import SqliteRig, add, stream
 
 EX_IOERR = 74
 MOMENT = 1_790_000_000_000_000
@@ -104,12 +104,12 @@ async def test_a_busy_file_is_a_definite_no_and_is_got_over_without_a_restart(
 ) -> None:
     """Nothing was begun, so nothing is unknown. What is stored is served meanwhile; then it goes on by itself."""
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         before = rig.moment()
         with holding(rig.path):
             outcomes = await asyncio.gather(
-                *(journal.append(stream(n), 0, [b"b"], finished=False) for n in (2, 3)),
-                journal.append(stream(1), 1, [b"b"], finished=True),
+                *(add(journal, stream(n), 0, [b"b"], finished=False) for n in (2, 3)),
+                add(journal, stream(1), 1, [b"b"], finished=True),
                 return_exceptions=True,
             )
             assert {type(outcome) for outcome in outcomes} == {JournalBusy}
@@ -119,7 +119,7 @@ async def test_a_busy_file_is_a_definite_no_and_is_got_over_without_a_restart(
             await asyncio.sleep(0.1)  # looks meanwhile find it as busy as before
             assert journal.not_accepting == "busy"
         await until(lambda: journal.accepting)
-        (record,) = await journal.append(stream(1), 1, [b"b"], finished=True)
+        (record,) = await add(journal, stream(1), 1, [b"b"], finished=True)
         assert record.position == 2
     assert len(rig.moment().records) == 2
 
@@ -129,11 +129,11 @@ async def test_a_begun_stream_that_goes_on_is_enough_to_take_new_ones_again(rig:
     """A commit that succeeds says it, before any probe does."""
     rig.rhythm = Rhythm(probe_every_seconds=3_600.0)
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         with an_edit(rig.path), pytest.raises(JournalBusy):
-            await journal.append(stream(1), 1, [b"b"], finished=False)
+            await add(journal, stream(1), 1, [b"b"], finished=False)
         assert not journal.accepting
-        await journal.append(stream(1), 1, [b"b"], finished=False)
+        await add(journal, stream(1), 1, [b"b"], finished=False)
         assert journal.accepting
 
 
@@ -141,7 +141,7 @@ async def test_a_lock_that_is_held_for_a_moment_is_waited_for(rig: SqliteRig) ->
     """Nobody is refused for it."""
     async with rig.open() as journal:
         with an_edit(rig.path):
-            appending = asyncio.create_task(journal.append(stream(1), 0, [b"a"], finished=False))
+            appending = asyncio.create_task(add(journal, stream(1), 0, [b"a"], finished=False))
             await asyncio.sleep(0.2)
             assert not appending.done()
         assert [record.position for record in await appending] == [1]
@@ -202,7 +202,7 @@ async def append_with(path: Path, commit: Commit) -> tuple[str, int]:
     store = await SqliteFile(path).open(disk=cast("Disk", disk))
     journal = await GroupCommit.open(store, now=lambda: MOMENT, end_process=end_process)
     disk.commit = commit
-    appending = asyncio.create_task(journal.append(stream(1), 0, [b"a"], finished=False))
+    appending = asyncio.create_task(add(journal, stream(1), 0, [b"a"], finished=False))
     ending = asyncio.create_task(ended.wait())
     await asyncio.wait([appending, ending], return_when=asyncio.FIRST_COMPLETED)
     came_of_it = "unknown" if ended.is_set() else type(appending.exception()).__name__
@@ -262,7 +262,7 @@ async def test_a_commit_that_fails_half_way_is_rolled_back_before_it_is_called_n
 async def test_a_start_beside_a_program_that_holds_the_lock_is_refused_with_the_way_out(rig: SqliteRig) -> None:
     """It names another program, and is no more than a wait: once that has gone, the start succeeds."""
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
     with an_edit(rig.path), pytest.raises(JournalRefused, match=r"(close|end) (that|other) program"):
         async with rig.open():
             pass
@@ -408,7 +408,7 @@ def test_a_file_that_fits_in_part_only_has_no_room(tmp_path: Path) -> None:
 async def test_zeros_that_were_left_behind_the_last_frame_harm_nobody(rig: SqliteRig) -> None:
     """Should the process die before it has cut them off: readers, the next commit and the next start."""
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         wal = Path(f"{rig.path}-wal")
         wal.write_bytes(wal.read_bytes() + bytes(GROWTH_BYTES))
         copy = SqliteRig(rig.path.parent / "copy")
@@ -416,11 +416,11 @@ async def test_zeros_that_were_left_behind_the_last_frame_harm_nobody(rig: Sqlit
         for suffix in ("", "-wal", ".anchor"):  # as after a power cut
             shutil.copyfile(f"{rig.path}{suffix}", f"{copy.path}{suffix}")
         assert len(rig.moment().records) == 1
-        await journal.append(stream(1), 1, [b"b"], finished=False)
+        await add(journal, stream(1), 1, [b"b"], finished=False)
         assert len(rig.moment().records) == 2
     async with copy.open() as journal:
         assert [record.event for record in await journal.read(stream(1))] == [b"a"]
-        await journal.append(stream(1), 1, [b"c"], finished=False)
+        await add(journal, stream(1), 1, [b"c"], finished=False)
     assert len(rig.moment().records) == 2
 
 
@@ -432,7 +432,7 @@ async def record_at(path: Path, *moments: int) -> tuple[list[int], list[str]]:
     times = []
     with structlog.testing.capture_logs() as logs:
         for number, _ in enumerate(moments):
-            (record,) = await journal.append(stream(journal.head.position * 100 + number), 0, [b"a"], finished=True)
+            (record,) = await add(journal, stream(journal.head.position * 100 + number), 0, [b"a"], finished=True)
             times.append(record.recorded_at)
     await journal.close()
     return times, [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]

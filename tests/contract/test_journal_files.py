@@ -52,7 +52,7 @@ from command_service.journal.sqlite.file_system import kind_of
 from command_service.journal.sqlite.starting import checkpoint
 from command_service.operate import print_journal, restore_journal, verify_journal
 from command_service.values import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
-from tests.contract.journal_rigs import SqliteRig, stream
+from tests.contract.journal_rigs import SqliteRig, add, stream
 from tests.core.stories import REQUEST
 
 ROOT = Path(__file__).parents[2]
@@ -76,9 +76,7 @@ def path(rig: SqliteRig) -> Path:
 async def fill(rig: SqliteRig, *events: bytes, first: int = 0) -> list[Record]:
     """Run a server that appends these events, a stream each, and stops in order."""
     async with rig.open() as journal:
-        appended = [
-            await journal.append(stream(first + n), 0, [event], finished=False) for n, event in enumerate(events)
-        ]
+        appended = [await add(journal, stream(first + n), 0, [event], finished=False) for n, event in enumerate(events)]
         return [record for records in appended for record in records]
 
 
@@ -283,10 +281,10 @@ async def test_a_wal_that_a_long_reader_let_grow_is_cut_back_when_it_has_gone(ri
         with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as reader:
             reader.execute("BEGIN")
             table.read_head(reader)
-            await journal.append(stream(1), 0, [bytes(1 << 20)] * 66, finished=True)
+            await add(journal, stream(1), 0, [bytes(1 << 20)] * 66, finished=True)
             assert journal.wal_bytes == beside(path, "-wal").stat().st_size > limit
         for n in (2, 3):  # the WAL is moved after the one, and begun anew by the other
-            await journal.append(stream(n), 0, [b"x"], finished=True)
+            await add(journal, stream(n), 0, [b"x"], finished=True)
         assert 0 < journal.wal_bytes <= limit
     assert journal.wal_bytes == 0, "it is removed with the last connection"
 
@@ -336,7 +334,7 @@ async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_
     events = [ChargeRequested(replace(REQUEST, description=text)) for text in ("before", "for 1250 EUR", "after")]
     records = await fill(rig, *map(encode, events))
     async with rig.open() as journal:  # so much follows that the start does not look so far back
-        await journal.append(stream(99), 0, [b"x"] * 10_001, finished=True)
+        await add(journal, stream(99), 0, [b"x"] * 10_001, finished=True)
     flip(path, offset_of(path, b"1250 EUR"))
     assert integrity_check(path) == "ok"
 
@@ -364,7 +362,7 @@ async def test_a_flipped_bit_in_the_chain_at_which_a_reader_stands_is_damage_and
     events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
     records = await fill(rig, *map(encode, events))
     async with rig.open() as journal:  # so much follows that the start does not look so far back
-        await journal.append(stream(99), 0, [b"x"] * 10_001, finished=True)
+        await add(journal, stream(99), 0, [b"x"] * 10_001, finished=True)
     flip(path, offset_of(path, records[1].chain))
     async with rig.open() as journal:
         with pytest.raises(JournalCorrupt, match="position 2 ") as raised:
@@ -457,7 +455,7 @@ async def test_a_damaged_index_is_a_damaged_journal_and_what_needs_no_index_is_s
 ) -> None:
     """It is SQLite that notices, not the chain."""
     async with rig.open() as journal:
-        stored = await journal.append(stream(0), 0, [b"x"], finished=False)
+        stored = await add(journal, stream(0), 0, [b"x"], finished=False)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (size,) = connection.execute("PRAGMA page_size").fetchone()
         select = "SELECT rootpage FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'record'"
@@ -478,7 +476,7 @@ async def test_a_record_that_is_gone_under_a_running_server_is_missed(
     """In the middle or at the end: a reader is told, and is not shown less."""
     async with rig.open() as journal:
         for n in range(3):
-            await journal.append(stream(n), 0, [b"x"], finished=False)
+            await add(journal, stream(n), 0, [b"x"], finished=False)
         with contextlib.closing(sqlite3.connect(path)) as vandal:
             vandal.execute("DELETE FROM record WHERE position = ?", (position,))
             vandal.commit()
@@ -661,7 +659,7 @@ async def test_a_backup_that_is_damaged_replaces_nothing(rig: SqliteRig, path: P
 async def test_a_restore_that_died_half_way_is_no_new_journal(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
     """The files that it replaces are out of the way, and the backup is not in their place: that is not served from."""
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"x"], finished=False)
+        await add(journal, stream(1), 0, [b"x"], finished=False)
     backup(path, tmp_path / "backup.db")
     set_aside(path)
     assert not path.exists()
@@ -735,9 +733,9 @@ async def test_the_anchor_follows_the_journal_while_it_runs(rig: SqliteRig, path
     rig.rhythm = OFTEN
     async with rig.open() as journal:
         assert anchor.read(path) == anchor.Anchor(journal.journal_id, START)
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         await until(lambda: anchored(path) == journal.head)
-        (record,) = await journal.append(stream(1), 1, [b"b"], finished=False)
+        (record,) = await add(journal, stream(1), 1, [b"b"], finished=False)
     assert anchored(path) == _place(record)
 
 
@@ -899,12 +897,12 @@ async def test_a_full_disk_stores_nothing_says_so_and_is_got_over(small_disk: Pa
         stored = 0
         with pytest.raises(JournalFull):
             while True:
-                await journal.append(stream(stored), 0, [b"x" * 5_000], finished=False)
+                await add(journal, stream(stored), 0, [b"x" * 5_000], finished=False)
                 stored += 1
         assert stored > 10
         assert not journal.accepting
         together = await asyncio.gather(
-            *(journal.append(stream(1_000 + n), 0, [b"y" * 5_000], finished=False) for n in range(3)),
+            *(add(journal, stream(1_000 + n), 0, [b"y" * 5_000], finished=False) for n in range(3)),
             return_exceptions=True,
         )
         assert {type(outcome) for outcome in together} == {JournalFull}
@@ -916,9 +914,9 @@ async def test_a_full_disk_stores_nothing_says_so_and_is_got_over(small_disk: Pa
 
         ballast.unlink()
         await until(lambda: journal.accepting)
-        (record,) = await journal.append(stream(stored), 0, [b"x" * 5_000], finished=False)
+        (record,) = await add(journal, stream(stored), 0, [b"x" * 5_000], finished=False)
         assert record.position == stored + 1
-        await journal.append(stream(0), 1, [b"z"], finished=True)
+        await add(journal, stream(0), 1, [b"z"], finished=True)
     assert len(read_all(rig.path)) == stored + 2
 
 
@@ -926,9 +924,9 @@ async def test_below_a_mark_of_free_space_no_new_charges_are_taken_but_those_beg
     """The room that is kept is for them."""
     rig.rhythm = OFTEN
     async with rig.open(free_bytes=1 << 60) as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         await until(lambda: not journal.accepting)
-        await journal.append(stream(1), 1, [b"b"], finished=True)
+        await add(journal, stream(1), 1, [b"b"], finished=True)
         assert not journal.accepting
 
 
@@ -939,7 +937,7 @@ async def test_a_backup_during_appends_is_an_exact_prefix(rig: SqliteRig, path: 
 
         async def append() -> None:
             for n in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
-                await journal.append(stream(n), 0, [b"event %d" % n], finished=n % 2 == 0)
+                await add(journal, stream(n), 0, [b"event %d" % n], finished=n % 2 == 0)
 
         stop = asyncio.Event()
         appending = asyncio.create_task(append())
@@ -978,7 +976,7 @@ async def test_a_restored_backup_has_another_id_and_what_it_replaced_is_kept(
     async with rig.open() as journal:
         assert (journal.journal_id, journal.restored, journal.head) == (new_id, True, place)
         assert await all_of(journal) == records
-        await journal.append(stream(1), 1, [b"c"], finished=True)
+        await add(journal, stream(1), 1, [b"c"], finished=True)
 
     replaced = SqliteRig(tmp_path)
     replaced.path = beside(path, ".replaced-1")
@@ -1095,11 +1093,11 @@ async def test_the_journal_is_printed_and_verified_from_the_command_line(rig: Sq
     other = stream(7)
     async with rig.open() as journal:
         begun = [encode(ChargeRequested(REQUEST)), encode(TokenIssued("t1"))]
-        await journal.append(REQUEST.charge_id, 0, begun, finished=False)
-        await journal.append(other, 0, [encode(ChargeRequested(REQUEST))], finished=False)
-        await journal.append(other, 1, [encode(ChargeDeclined(DeclineReason.INSUFFICIENT_FUNDS))], finished=True)
+        await add(journal, REQUEST.charge_id, 0, begun, finished=False)
+        await add(journal, other, 0, [encode(ChargeRequested(REQUEST))], finished=False)
+        await add(journal, other, 1, [encode(ChargeDeclined(DeclineReason.INSUFFICIENT_FUNDS))], finished=True)
         charged = encode(Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "bank-77"))
-        await journal.append(REQUEST.charge_id, 2, [charged], finished=True)
+        await add(journal, REQUEST.charge_id, 2, [charged], finished=True)
         whole, verified = await asyncio.gather(
             asyncio.to_thread(command, path, "print-journal"), asyncio.to_thread(command, path, "verify-journal")
         )
@@ -1171,8 +1169,8 @@ async def test_verification_finds_what_follows_a_charge_at_rest(rig: SqliteRig, 
     story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
     async with rig.open() as journal:
         for n in range(3):
-            await journal.append(stream(n), 0, story, finished=True)
-        await journal.append(stream(1), 3, [CHARGED], finished=True)
+            await add(journal, stream(n), 0, story, finished=True)
+        await add(journal, stream(1), 3, [CHARGED], finished=True)
     with pytest.raises(JournalRefused, match="position 10 cannot be read: Charged cannot follow in AtRest"):
         verify_journal(SqliteFile(path))
 
@@ -1181,7 +1179,7 @@ async def test_verification_takes_little_memory_for_charges_at_rest(rig: SqliteR
     """A journal of millions of them can be verified on the machine that serves it."""
     story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
     async with rig.open() as journal:
-        await asyncio.gather(*(journal.append(stream(n), 0, story, finished=True) for n in range(5_000)))
+        await asyncio.gather(*(add(journal, stream(n), 0, story, finished=True) for n in range(5_000)))
     tracemalloc.start()
     verify_journal(SqliteFile(path))
     _, most = tracemalloc.get_traced_memory()
@@ -1199,7 +1197,7 @@ async def test_verification_takes_little_memory_for_charges_at_rest(rig: SqliteR
 async def test_verification_recomputes_what_is_unfinished(rig: SqliteRig, path: Path, damage: str, text: str) -> None:
     """A charge that is missing there would never be gone on with."""
     async with rig.open() as journal:
-        await journal.append(REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
+        await add(journal, REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(damage)
         connection.commit()
@@ -1215,8 +1213,8 @@ async def test_a_restore_makes_the_table_of_unfinished_charges_anew(
     """By the records, whatever the file says: the way out that verify-journal names."""
     async with rig.open() as journal:
         for n in range(5):
-            await journal.append(stream(n), 0, [encode(ChargeRequested(REQUEST)), TOKEN], finished=False)
-        await journal.append(stream(9), 0, [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED], finished=True)
+            await add(journal, stream(n), 0, [encode(ChargeRequested(REQUEST)), TOKEN], finished=False)
+        await add(journal, stream(9), 0, [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED], finished=True)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(damage.replace("INSERT", "INSERT OR IGNORE"))
         connection.commit()

@@ -28,6 +28,7 @@ from command_service.journal import (
     JournalRefused,
     NotAccepting,
     NotStored,
+    Outcome,
     Place,
     Record,
     VersionConflict,
@@ -53,7 +54,7 @@ from command_service.journal.sqlite.table import (
     read_stream,
     unfinished,
 )
-from command_service.journal.store import Append, Committed, Head, Outcome, random_id
+from command_service.journal.store import Append, Committed, Head, random_id
 
 log = structlog.get_logger()
 T = TypeVar("T")
