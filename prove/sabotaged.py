@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from chassis.stderr import StandardError
-from command_service.__main__ import main
+from command_service.cli import main
 from command_service.parts import Parts
 from demo.processes import Server
 from prove import journal_bugs
@@ -34,7 +34,7 @@ def sabotage(server: Server, bug: str) -> None:
 
 def _serve_with(bug: str) -> None:
     if bug in journal_bugs.NAMES:
-        main(journal_bugs.into(Parts, journal_bugs.named(bug)))
+        main(make_parts=journal_bugs.into(Parts, journal_bugs.named(bug)))
     elif bug == WRITES_ITS_LOG_ITSELF:
         with patched(_writes_its_log_itself()):
             main()

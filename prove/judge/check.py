@@ -105,7 +105,7 @@ def _statement(source: str) -> Mapping[str, object]:
 
 def main() -> int:
     """Check the files and print what broke. Exit status 0: all that was looked at holds, 1: not, 2: it cannot be read."""
-    parser = process.parser("prove.judge.check", __doc__ or "")
+    parser = process.parser("python -m prove.judge.check", __doc__ or "")
     parser.add_argument("--journal", type=Path, required=True, help="the command server's file")
     parser.add_argument("--statement", required=True, help="what the bank says moved: a URL, or a file")
     parser.add_argument("--view", type=Path, help="the query server's file")
