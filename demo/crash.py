@@ -85,7 +85,7 @@ def _print_journal(journal: Path) -> None:
 
 def main() -> None:
     """Tell the story, and exit with status 1 if it ends badly."""
-    process.parser("demo.crash", __doc__ or "").parse_args()
+    process.parser("python -m demo.crash", __doc__ or "").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         charged_once = asyncio.run(until_asked_to_stop(story(Path(folder))))
     if charged_once is None:

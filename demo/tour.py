@@ -162,7 +162,7 @@ def _short(path: Path) -> Path:
 def main(listen: Mapping[str, str] = LISTEN) -> None:
     """Run the tour."""
     process.parser(
-        "demo.tour", __doc__ or "", epilog=f"RUN_FOLDER names the folder of all files (default: {FOLDER})."
+        "python -m demo.tour", __doc__ or "", epilog=f"RUN_FOLDER names the folder of all files (default: {FOLDER})."
     ).parse_args()
     try:
         asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", FOLDER)).absolute(), listen))

@@ -54,7 +54,7 @@ def replaced(page: str, text: str) -> str:
 
 def main() -> None:
     """Write the page."""
-    process.parser("demo.transcript", __doc__ or "").parse_args()
+    process.parser("python -m demo.transcript", __doc__ or "").parse_args()
     try:
         text = asyncio.run(transcript())
     except DidNotStart as error:

@@ -1,7 +1,7 @@
-"""The history checker as a program: see `judge.check`."""
+"""The history checker as a program: see `judge.cli`."""
 
 import sys
 
-from judge.check import main
+from judge.cli import main
 
 sys.exit(main())

@@ -54,7 +54,7 @@ OUT = Path("build/prove.json")
 
 def main() -> None:
     """Run what was asked for."""
-    parser = process.parser("prove", "Try to break the promise, by every means there is.")
+    parser = process.parser("python -m prove", "Try to break the promise, by every means there is.")
     parser.add_argument("minutes", type=float, nargs="?", default=5.0)
     parser.add_argument("--full", action="store_true", help="rare kinds of fault fail it, as at 60 minutes")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))

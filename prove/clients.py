@@ -16,7 +16,7 @@ from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import Event
-from judge.check import read_anchor, read_journal, read_view
+from judge.files import read_anchor, read_journal, read_view
 from judge.history import NOTHING_STORED, BankCall, Call, Observed
 from rig.errors import told
 from rig.processes import Town

@@ -11,7 +11,7 @@ import sys
 
 import structlog
 
-from command_service.__main__ import main
+from command_service.cli import main
 from command_service.parts import Parts
 from command_service.settings import Settings
 from prove import canaries
@@ -36,10 +36,10 @@ def sabotage(server: Server, bug: str) -> None:
 
 def _serve_with(bug: str) -> None:
     if bug == WRITES_ITS_LOG_ITSELF:
-        main(WritesItsLogItself)
+        main(make_parts=WritesItsLogItself)
         return
     with canaries.planted(bug, Parts) as parts:
-        main(parts)
+        main(make_parts=parts)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from judge.check import movements_of
+from judge.files import movements_of
 from judge.history import BankCall, Movement
 
 PATIENT_SECONDS = 25.0  # longer than any call takes on a busy machine

@@ -24,8 +24,8 @@ from command_service.journal import START, Place
 from command_service.parts import Parts
 from command_service.serving import Serving
 from command_service.settings import Settings
-from judge.check import read_anchor, read_journal
 from judge.checker import check
+from judge.files import read_anchor, read_journal
 from judge.history import Movement, Observed, Record
 from rig.referee import PATIENT_SECONDS, Referee
 from rig.servers import InProcess

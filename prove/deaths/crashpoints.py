@@ -40,8 +40,8 @@ from command_service.operate import verify_journal
 from command_service.parts import Assembled, Parts
 from command_service.settings import Settings
 from command_service.values import Card, Charged, ChargeDeclined, Money, Request
-from judge.check import movements_of, read_anchor, read_journal
 from judge.checker import check
+from judge.files import movements_of, read_anchor, read_journal
 from judge.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.deaths.writer import end_process, folder_in_memory, now
 from prove.report import Harness, Say

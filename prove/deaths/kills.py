@@ -22,8 +22,8 @@ from pathlib import Path
 
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
-from judge.check import read_journal, read_view
 from judge.checker import check
+from judge.files import read_journal, read_view
 from prove.clients import Clients, Witness
 from prove.report import Harness, Say
 from prove.sabotaged import WRITES_ITS_LOG_ITSELF, sabotage

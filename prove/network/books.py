@@ -7,7 +7,7 @@ import grpc.aio
 
 from charging.v1.query_pb2 import GetViewStatusRequest
 from judge import checker, history
-from judge.check import read_anchor, read_journal, read_view
+from judge.files import read_anchor, read_journal, read_view
 from prove.network.reader import Reader
 from prove.network.world import REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World, within
 from rig.referee import bank_call

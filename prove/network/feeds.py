@@ -17,7 +17,7 @@ from chassis.settings import Address
 from command_service.feed import Feed, JournalService
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
-from judge.check import read_journal
+from judge.files import read_journal
 from judge.history import fold
 from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following

@@ -22,7 +22,7 @@ from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, Money
 from charging.v1.journal_pb2 import Event
 from charging.v1.query_pb2_grpc import QueryServiceStub
-from judge.check import read_journal
+from judge.files import read_journal
 from prove.network.faultproxy import Proxy
 from prove.network.reader import CHANNEL_OPTIONS
 from rig.errors import told

@@ -8,8 +8,8 @@ from typing import Any
 
 from charging.v1.common_pb2 import DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
-from judge.check import read_anchor, read_journal, read_view, records_in, view_in
 from judge.checker import Violation, check
+from judge.files import read_anchor, read_journal, read_view, records_in, view_in
 from judge.history import Observed, Record, Session, View
 from prove.simulation.bank import APPROVED, DECLINES, Bank
 from prove.simulation.callers import Callers

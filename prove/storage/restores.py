@@ -21,8 +21,8 @@ import grpc.aio
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
-from judge.check import read_journal, read_view
 from judge.checker import check
+from judge.files import read_journal, read_view
 from prove.clients import CHANNEL_OPTIONS, Clients, Witness
 from prove.journal_bugs import RESTORED_IS_FORGOTTEN
 from prove.report import Harness

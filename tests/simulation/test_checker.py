@@ -29,8 +29,8 @@ from charging.v1.journal_pb2 import (
     TokenExpired,
     TokenIssued,
 )
-from judge.check import main
 from judge.checker import check
+from judge.cli import main
 from judge.history import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, fold
 
 KEY, OTHER = "order-00001", "order-00002"
@@ -331,7 +331,7 @@ def test_it_is_installed_with_the_servers_and_runs_from_there(tmp_path: Path) ->
     ]
     subprocess.run(install, check=True)
     names = {folder.name for folder in installed.iterdir() if folder.suffix != ".dist-info"}
-    assert names == packages
+    assert names == packages | {"bin"}
     assert packages.isdisjoint({"prove", "rig", "bench", "demo", "tests"})
     environment = {**os.environ, "PYTHONPATH": str(installed)}
 
@@ -339,11 +339,9 @@ def test_it_is_installed_with_the_servers_and_runs_from_there(tmp_path: Path) ->
         command = [*python, *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
-    assert said("-m", "judge", *files(tmp_path, MOVED)) == SOUND
-    where = (
-        "import judge.check, sys; print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)))"
-    )
+    assert said("-m", "chargeonce", "verify-history", *files(tmp_path, MOVED)) == SOUND
+    where = "import judge.cli, sys; print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)))"
     loaded = said("-c", where).split()
-    assert str(installed / "judge" / "check.py") in loaded
+    assert str(installed / "judge" / "cli.py") in loaded
     ours = [name for name in loaded if Path(name).is_relative_to(root) and ".venv" not in name]
     assert ours == []
