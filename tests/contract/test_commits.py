@@ -508,7 +508,7 @@ async def test_neither_reads_nor_commits_wait_for_the_look_at_the_files(rig: Sql
         try:
             assert await asyncio.to_thread(SlowLook.is_looking.wait, 30)
             async with asyncio.timeout(10):
-                (record,) = await journal.append(stream(1), 0, [b"a"], finished=False)
+                (record,) = await add(journal, stream(1), 0, [b"a"], finished=False)
                 assert await journal.read_after(START) == [record]
         finally:
             SlowLook.may_go_on.set()
