@@ -5,12 +5,10 @@ A harness that finds no planted bug proves nothing. `seeds_that_find` says for e
 
 import random
 import re
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-import query_service.view
 from command_service.api import CommandService
 from command_service.bank import Bank, gateway
 from command_service.bank.breaker import Breaker
@@ -41,35 +39,10 @@ from prove.loop_bugs import (
     no_answer_is_taken_for_declined,
 )
 from prove.simulation.loop import patched
-from query_service.lookup import find_checkpoint
+from prove.view_bugs import CheckpointOutsideTheTransaction
 
 P = TypeVar("P", bound=Parts)
-_apply = query_service.view._apply
 _Planted = list[tuple[Any, str, Any]]
-
-
-def _checkpoint_outside_the_transaction() -> _Planted:
-    def apply(connection: sqlite3.Connection, records: Any) -> None:
-        move = query_service.view.MOVE_CHECKPOINT
-        with patched(
-            [
-                (
-                    query_service.view,
-                    "MOVE_CHECKPOINT",
-                    "UPDATE checkpoint SET one = 1 WHERE ? + ? + ? + ? + ? + ? NOT NULL",
-                )
-            ]
-        ):
-            totals = find_checkpoint(connection).totals
-            _apply(connection, records)
-        connection.execute("COMMIT")
-        connection.execute("BEGIN IMMEDIATE")
-        rows = connection.execute("SELECT count(*), max(requested_at) FROM charge").fetchone()
-        last, first = records[-1], records[0]
-        sums = (rows[0], max(totals.latest_requested_at, rows[1]), totals.backstep)
-        connection.execute(move, (last.position, last.chain, *sums, first.position - 1))
-
-    return [(query_service.view, "_apply", apply)]
 
 
 def _charged_on_a_mismatching_answer() -> _Planted:
@@ -204,7 +177,7 @@ class ANewKeyIsAdvisedWhileMoneyMayMove(Parts):
         return BadAdvice(super().commands(reception)).as_one()
 
 
-_BUGS: dict[str, type[Parts]] = {
+_BUGS: dict[str, type] = {
     re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower(): bug
     for bug in (
         ExecuteBeforeTheTokenIsDurable,
@@ -222,12 +195,12 @@ _BUGS: dict[str, type[Parts]] = {
         AWakeUpOfTheFeedIsLost,
         ANewKeyIsAdvisedWhileMoneyMayMove,
         CardNumbersAreLetIn,
+        CheckpointOutsideTheTransaction,
     )
 }
 _PATCHED: dict[str, Callable[[], _Planted]] = {
     plant.__name__.strip("_").replace("_", " "): plant
     for plant in (
-        _checkpoint_outside_the_transaction,
         _charged_on_a_mismatching_answer,
         _a_refusal_is_believed_at_once,
     )

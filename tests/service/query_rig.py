@@ -1,12 +1,13 @@
 """A real query server, in this process or in one of its own, and a client of it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis import settings
-from query_service.__main__ import Running, serve
+from query_service.parts import Parts
+from query_service.schema import TABLES
+from query_service.serving import Serving, serve
 from query_service.settings import Settings
-from query_service.view import TABLES
 
 if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub  # of the typed stubs only
@@ -53,10 +55,12 @@ def environment(feed: str, view: Path, **more: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def querying(feed: str, view: Path, **more: str) -> AsyncIterator[tuple[Running, Client]]:
+async def querying(
+    feed: str, view: Path, parts: Callable[[Settings], Parts] = Parts, **more: str
+) -> AsyncIterator[tuple[Serving, Client]]:
     """Run a query server in this process."""
     chosen = settings.read(Settings, environment(feed, view, **more))
-    async with serve(chosen) as running, client_of(str(running.listen)) as client:
+    async with serve(chosen, parts) as running, client_of(str(running.listen)) as client:
         yield running, client
 
 
@@ -107,6 +111,12 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    async def kill(self) -> None:
+        """End it if it lives."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self.ended()
+
     async def ended(self) -> int:
         """Wait for its end, and tell the exit code."""
         while await self._line():
@@ -121,15 +131,11 @@ async def process_of(feed: str, view: Path, **more: str) -> AsyncIterator[Proces
     try:
         yield process
     finally:
-        if process._process.returncode is None:
-            process._process.kill()
-        await process.ended()
+        await process.kill()
 
 
-def dump(view: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Read every row of a view."""
-    connection = sqlite3.connect(view)
-    try:
-        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
-    finally:
-        connection.close()
+def dump(view: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read every row of a view, by the names of its columns."""
+    with contextlib.closing(sqlite3.connect(view)) as connection:
+        connection.row_factory = sqlite3.Row
+        return {table: [dict(row) for row in connection.execute(f"SELECT * FROM {table}")] for table in TABLES}

@@ -32,8 +32,11 @@ from charging.v1.query_pb2 import (
     WatchChargeRequest,
 )
 from query_service import subscriber
+from query_service.lookup import END, Conditions, Rows
+from query_service.schema import FORMAT
 from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, State, Subscriber, verify
-from query_service.view import FORMAT, View, ViewUnusable
+from query_service.view import View
+from query_service.view_file import ViewUnusable
 from query_service.waiting import Waiting
 from rig.errors import told as read_error
 from tests.sealed import (
@@ -150,11 +153,12 @@ async def test_killed_while_it_catches_up_it_goes_on_and_ends_up_equal(feed: Fee
             process.send(signal.SIGKILL)
             assert await process.ended() == -signal.SIGKILL
         found = dump(view)
-        ((_, _, position, chain, count, _, _),) = found["checkpoint"]
+        (checkpoint,), (totals,) = found["checkpoint"], found["totals"]
+        position = checkpoint["position"]
         assert position >= held_at
-        assert chain == feed.journal.chain_at(position)
-        assert [entry[2] for entry in sorted(found["entry"], key=lambda row: row[2])] == list(range(1, position + 1))
-        assert len(found["charge"]) == count
+        assert checkpoint["chain"] == feed.journal.chain_at(position)
+        assert sorted(entry["position"] for entry in found["entry"]) == list(range(1, position + 1))
+        assert len(found["charge"]) == totals["charge_count"]
     async with querying(feed.address, view) as (_, client):
         await status(client, head)
     async with querying(feed.address, other) as (_, client):
@@ -186,20 +190,20 @@ async def test_a_query_reads_rows_and_checkpoint_from_one_state_of_the_view(tmp_
     records = verify(journal.records, 0, bytes(32))
     begun, written = threading.Event(), threading.Event()
 
-    def find(connection: sqlite3.Connection) -> list[int]:
-        counts = [connection.execute("SELECT count(*) FROM charge").fetchone()[0]]
+    def find(rows: Rows) -> list[int]:
+        counts = [len(rows.charges(Conditions(), END, 9))]
         begun.set()
         assert written.wait(30)
-        return [*counts, connection.execute("SELECT count(*) FROM charge").fetchone()[0]]
+        return [*counts, len(rows.charges(Conditions(), END, 9))]
 
     view = await View.open(tmp_path / "view.db")
     await view.apply(records[:3])
-    reading = asyncio.create_task(view.read(find))
+    reading = asyncio.create_task(view.read("default", find))
     assert await asyncio.to_thread(begun.wait, 30)
     await view.apply(records[3:])
     written.set()
     shown = await reading
-    after = await view.read(find)
+    after = await view.read("default", find)
     await view.close()
     assert (shown.found, shown.checkpoint.position) == ([1, 1], 3)
     assert (after.found, after.checkpoint.position) == ([2, 2], journal.head)
@@ -371,9 +375,9 @@ async def test_a_feed_that_cannot_be_trusted_ends_the_following_and_leaves_the_v
     async with querying(feed.address, view) as (running, _):
         with pytest.raises(BrokenFeed):
             await running.following
-    ((_, _, position, chain, *_),) = dump(view)["checkpoint"]
-    assert position < len(feed.forged)
-    assert chain == feed.journal.chain_at(position)
+    (checkpoint,) = dump(view)["checkpoint"]
+    assert checkpoint["position"] < len(feed.forged)
+    assert checkpoint["chain"] == feed.journal.chain_at(checkpoint["position"])
 
 
 @pytest.mark.parametrize("forge", LIES_AT_THE_END)
@@ -386,8 +390,10 @@ async def test_a_batch_with_a_lie_in_it_is_refused_whole(
     async with querying(feed.address, view) as (running, _):
         with pytest.raises(BrokenFeed):
             await running.following
-    assert [len(rows) for table, rows in dump(view).items() if table != "checkpoint"] == [0, 0, 0]
-    assert dump(view)["checkpoint"][0][2] == 0
+    held = dump(view)
+    (checkpoint,) = held.pop("checkpoint")
+    assert checkpoint["position"] == 0
+    assert not any(held.values())
 
 
 @pytest.mark.parametrize("missing", [-1, 1])

@@ -542,7 +542,7 @@ async def test_queries_are_limited_and_the_rest_is_told_to_come_again(feed: Feed
     """A query takes a place while it is read. One thread reads, and is kept busy here: the rest queues."""
     gate = threading.Event()
     async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_CALLS="1") as (running, client):
-        busy = asyncio.ensure_future(running.view.read(lambda _: gate.wait(30)))
+        busy = asyncio.ensure_future(running.view.read("default", lambda _: gate.wait(30)))
         one, other = await first_of_two(client, GetViewStatusRequest())
         error = await one
         gate.set()
