@@ -8,10 +8,11 @@ import signal
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -19,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis import settings
+from chassis.disk import LOCAL_DISK, Held
 from query_service.parts import Parts
 from query_service.schema import TABLES
 from query_service.serving import Serving, serve
@@ -26,6 +28,8 @@ from query_service.settings import Settings
 
 if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub  # of the typed stubs only
+
+T = TypeVar("T")
 
 SERVICE = "charging.v1.QueryService"
 
@@ -68,6 +72,38 @@ async def querying(
 async def client_of(address: str) -> AsyncIterator[Client]:
     async with grpc.aio.insecure_channel(address) as channel:
         yield Client(QueryServiceStub(channel), health_pb2_grpc.HealthStub(channel))
+
+
+class KeptDisk:
+    """This machine's disk, which keeps the connections that it gave and the threads that they are used in."""
+
+    def __init__(self) -> None:
+        self._threads: list[Executor] = []
+        self._writers: list[tuple[Executor, sqlite3.Connection]] = []
+        self._readers: list[tuple[Executor, sqlite3.Connection]] = []
+
+    def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
+        connection = LOCAL_DISK.connect(path, read_only=read_only)
+        (self._readers if read_only else self._writers).append((self._threads[-1], connection))
+        return connection
+
+    def thread(self, name: str) -> Executor:
+        self._threads.append(LOCAL_DISK.thread(name))
+        return self._threads[-1]
+
+    def hold(self, path: Path, flags: int = os.O_RDWR) -> Held:
+        return LOCAL_DISK.hold(path, flags)
+
+    def free_bytes(self, path: Path) -> int:
+        return LOCAL_DISK.free_bytes(path)
+
+    async def by_the_writer(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do work on the newest connection that writes, in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers[-1][0], work, self._writers[-1][1])
+
+    async def by_the_reader(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do work on the newest connection that reads, in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers[-1][0], work, self._readers[-1][1])
 
 
 class Process:

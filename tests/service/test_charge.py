@@ -23,6 +23,7 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
 from chassis import settings
+from chassis.caller import ANYBODY, GuardedCall
 from chassis.refusals import Refusal
 from command_service.api import CommandService
 from command_service.bank.breaker import REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
@@ -692,7 +693,7 @@ async def test_a_call_that_is_read_after_its_deadline_is_told_that_nothing_was_s
 
     request = a_request()
     with pytest.raises(Refusal) as refusal:
-        await service.Charge(request, Late())
+        await service.Charge(request, GuardedCall("/charging.v1.CommandService/Charge", ANYBODY, Late()))
     assert (refusal.value.reason, refusal.value.advice) == ("DEADLINE_PASSED", "RETRY_SAME_KEY")
     assert world.story(request) == []
 
