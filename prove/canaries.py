@@ -177,7 +177,7 @@ class ANewKeyIsAdvisedWhileMoneyMayMove(Parts):
         return BadAdvice(super().commands(reception)).as_one()
 
 
-_BUGS: dict[str, type] = {
+_BUGS: dict[str, type[Parts]] = {
     re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower(): bug
     for bug in (
         ExecuteBeforeTheTokenIsDurable,
@@ -195,7 +195,6 @@ _BUGS: dict[str, type] = {
         AWakeUpOfTheFeedIsLost,
         ANewKeyIsAdvisedWhileMoneyMayMove,
         CardNumbersAreLetIn,
-        CheckpointOutsideTheTransaction,
     )
 }
 _PATCHED: dict[str, Callable[[], _Planted]] = {
@@ -205,7 +204,8 @@ _PATCHED: dict[str, Callable[[], _Planted]] = {
         _a_refusal_is_believed_at_once,
     )
 }
-NAMES = (*_BUGS, *journal_bugs.SIMULATED, *_PATCHED)
+_OF_THE_VIEW = "checkpoint outside the transaction"
+NAMES = (*_BUGS, *journal_bugs.SIMULATED, _OF_THE_VIEW, *_PATCHED)
 
 
 @contextmanager
@@ -213,6 +213,9 @@ def planted(name: str, parts: type[P]) -> Iterator[type[P]]:
     """Put a bug into a server's parts; it is there for as long as the context lasts."""
     if name in journal_bugs.NAMES:
         yield cast("type[P]", journal_bugs.into(parts, journal_bugs.named(name)))
+    elif name == _OF_THE_VIEW:
+        torn = type("PlantedQueries", (CheckpointOutsideTheTransaction, cast("Any", parts).query_parts), {})
+        yield cast("type[P]", type("Planted", (parts,), {"query_parts": torn}))
     elif name in _BUGS:
         yield cast("type[P]", type("Planted", (_BUGS[name], parts), {}))
     else:

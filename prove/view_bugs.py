@@ -7,19 +7,19 @@ from typing import Any, cast
 
 from chassis.disk import Disk
 from prove.around import Around
-from prove.simulation.servers import SimulatedParts
+from query_service.parts import Parts
 from query_service.schema import MOVE_CHECKPOINT
 
 
-class CheckpointOutsideTheTransaction(SimulatedParts):
+class CheckpointOutsideTheTransaction(Parts):
     """The rows of a batch are committed, and the checkpoint moves in a transaction of its own.
 
     A view that dies between the two applies the batch again.
     """
 
-    def view_disk(self) -> Disk:
+    def disk(self) -> Disk:
         """Give a disk on which the writer's transactions are torn."""
-        return Torn(super().view_disk()).as_one()
+        return Torn(super().disk()).as_one()
 
 
 class Torn(Around[Disk]):

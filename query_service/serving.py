@@ -12,7 +12,8 @@ import structlog
 
 from charging.v1 import query_pb2_grpc
 from chassis import metrics, server, settings
-from query_service.errors import DOMAIN, Reason, refusal
+from contract.errors import DOMAIN, Reason
+from contract.errors import query_refusal as refusal
 from query_service.parts import Parts
 from query_service.settings import Settings
 from query_service.subscriber import Subscriber

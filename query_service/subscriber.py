@@ -25,8 +25,8 @@ import structlog
 
 from charging.v1 import journal_pb2
 from charging.v1.journal_pb2 import CaughtUp, Opened, SubscribeResponse
-from contract.chain import chain_after
 from chassis.backoff import Backoff
+from contract.chain import chain_after
 from query_service.projection import Record, StreamBroken, UnknownEvent
 from query_service.schema import Checkpoint
 from query_service.view import View, ViewNotWritten

@@ -18,7 +18,7 @@ from command_service.feed import Feed, JournalService
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from judge.files import read_journal
-from judge.history import fold
+from judge.history import PENDING, STATUS_AT_REST, fold
 from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
 from prove.network.world import World, must, until, within

@@ -161,7 +161,7 @@ class Servers:
         if self._dice.draws("view_power_cut"):
             self.disk.copy(process, f"{process.folder.name}-synced")
         try:
-            queries = parts.queries()
+            queries = parts.query_parts(self, process)
             view = await queries.view()
             process.waiting = queries.waiting()
             subscriber = queries.subscriber(view, process.waiting)
@@ -192,8 +192,36 @@ class Servers:
         self.kill(process, "has stopped")
 
 
+class SimulatedQueryParts(QueryParts):
+    """The product's own parts of a query server, on the story's clock, disk and network."""
+
+    def __init__(self, servers: Servers, process: Process) -> None:
+        super().__init__(dataclasses.replace(QUERY_DEFAULTS, view=process.folder / "view.db"))
+        self._servers = servers
+        self._process = process
+
+    def clock(self) -> float:
+        """Return the story's time."""
+        return self._servers.stage.loop.time()
+
+    def chance(self) -> random.Random:
+        """Make chance that the seed decides."""
+        return random.Random(f"{self._process.name} {self._servers.stage.plan.seed}")
+
+    def disk(self) -> DiskPort:
+        """Return the story's disk as this process sees it."""
+        return self._servers.disk.of(self._process)
+
+    def open_feed(self) -> OpenFeed:
+        """Follow whatever command server is up."""
+        return partial(self._servers.feeds.open, self._process.name)
+
+
 class SimulatedParts(Parts):
     """The product's own parts, on the story's clock, disk and bank. A planted bug overrides one of them."""
+
+    query_parts: type[SimulatedQueryParts] = SimulatedQueryParts
+    """Of the story's query servers."""
 
     def __init__(self, servers: Servers, process: Process) -> None:
         plan = servers.stage.plan
@@ -234,14 +262,6 @@ class SimulatedParts(Parts):
         """Return the disk as a command server sees it."""
         return self._servers.disk.of(self._process)
 
-    def queries(self) -> "SimulatedQueryParts":
-        """Make the parts of a query server."""
-        return SimulatedQueryParts(self._servers, self._process, self.view_disk())
-
-    def view_disk(self) -> DiskPort:
-        """Return the disk as a query server sees it."""
-        return self._servers.disk.of(self._process)
-
     def new_id(self) -> str:
         """Name a new journal as the seed decides."""
         return self._servers.disk.new_id()
@@ -260,32 +280,6 @@ class SimulatedParts(Parts):
     def feed(self, journal: Journal) -> Feed:
         """Make a feed whose heartbeat the plan names."""
         return Feed(journal, heartbeat_seconds=self._stage.plan.heartbeat_seconds)
-
-
-class SimulatedQueryParts(QueryParts):
-    """The product's own parts of a query server, on the story's clock, disk and network."""
-
-    def __init__(self, servers: Servers, process: Process, disk: DiskPort) -> None:
-        super().__init__(dataclasses.replace(QUERY_DEFAULTS, view=process.folder / "view.db"))
-        self._servers = servers
-        self._process = process
-        self._disk = disk
-
-    def clock(self) -> float:
-        """Return the story's time."""
-        return self._servers.stage.loop.time()
-
-    def chance(self) -> random.Random:
-        """Make chance that the seed decides."""
-        return random.Random(f"{self._process.name} {self._servers.stage.plan.seed}")
-
-    def disk(self) -> DiskPort:
-        """Return the story's disk as this process sees it."""
-        return self._disk
-
-    def open_feed(self) -> OpenFeed:
-        """Follow whatever command server is up."""
-        return partial(self._servers.feeds.open, self._process.name)
 
 
 def unfinished_in(connection: Any) -> set[bytes]:

@@ -33,8 +33,8 @@ from query_service.projection import (
 )
 from query_service.schema import ROWS_A_STATEMENT, Sum
 from query_service.subscriber import verify
-from tests.core.stories import stored
 from query_service.view import View
+from tests.core.stories import stored
 from tests.sealed import (
     EPOCH_MICROSECONDS,
     UNKNOWN_EVENT,

@@ -7,7 +7,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis import settings
-from chassis.disk import LOCAL_DISK, Held
+from chassis.disk import LOCAL_DISK, Disk
+from prove.around import Around
 from query_service.parts import Parts
 from query_service.schema import TABLES
 from query_service.serving import Serving, serve
@@ -74,10 +75,11 @@ async def client_of(address: str) -> AsyncIterator[Client]:
         yield Client(QueryServiceStub(channel), health_pb2_grpc.HealthStub(channel))
 
 
-class KeptDisk:
+class KeptDisk(Around[Disk]):
     """This machine's disk, which keeps the connections that it gave and the threads that they are used in."""
 
     def __init__(self) -> None:
+        super().__init__(LOCAL_DISK)
         self._threads: list[Executor] = []
         self._writers: list[tuple[Executor, sqlite3.Connection]] = []
         self._readers: list[tuple[Executor, sqlite3.Connection]] = []
@@ -90,12 +92,6 @@ class KeptDisk:
     def thread(self, name: str) -> Executor:
         self._threads.append(LOCAL_DISK.thread(name))
         return self._threads[-1]
-
-    def hold(self, path: Path, flags: int = os.O_RDWR) -> Held:
-        return LOCAL_DISK.hold(path, flags)
-
-    def free_bytes(self, path: Path) -> int:
-        return LOCAL_DISK.free_bytes(path)
 
     async def by_the_writer(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do work on the newest connection that writes, in its thread."""

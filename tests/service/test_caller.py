@@ -8,7 +8,8 @@ import grpc.aio
 import pytest
 
 from chassis.caller import ANYBODY, Caller, GuardedCall, NoCaller, caller_of
-from chassis.server import Refusal, Server
+from chassis.refusals import Refusal
+from chassis.server import Server
 from chassis.settings import Address
 
 REFUSAL = Refusal(grpc.StatusCode.INTERNAL, "UNEXPECTED", "a fault", "DO_NOT_RETRY")

@@ -664,7 +664,7 @@ async def test_while_the_disk_is_full_it_serves_what_it_has_and_then_goes_on(fee
     head, feed.batch_records = feed.journal.head, 5
     await feed.hold(10)
     disk = KeptDisk()
-    async with querying(feed.address, tmp_path / "view.db", on(disk)) as (_, client):
+    async with querying(feed.address, tmp_path / "view.db", on(disk.as_one())) as (_, client):
         await status(client, 10)
         (pages,) = await disk.by_the_writer(lambda writer: writer.execute("PRAGMA page_count").fetchone())
         await limit(disk, pages)

@@ -30,11 +30,11 @@ from charging.v1.query_pb2 import (
 from chassis.disk import Disk
 from query_service.api import QueryService
 from query_service.pages import token_after
-from rig.errors import Told, refused, told
 from query_service.parts import Parts
 from query_service.subscriber import Subscriber
 from query_service.view import View
 from query_service.waiting import Waiting
+from rig.errors import Told, refused, told
 from tests.sealed import (
     CARD,
     EPOCH_MICROSECONDS,
@@ -416,7 +416,7 @@ async def test_an_idle_watcher_reads_nothing_and_one_woken_for_nothing_is_told_n
 
     class Kept(Parts):
         def disk(self) -> Disk:
-            return disk
+            return disk.as_one()
 
         def waiting(self) -> Waiting:
             return register

@@ -19,7 +19,7 @@ from charging.v1.query_pb2 import (
     WatchChargeRequest,
 )
 from chassis.caller import Caller, GuardedCall, NoCaller
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from query_service.api import QueryService
 from query_service.parts import Parts
 from query_service.subscriber import Subscriber
