@@ -40,7 +40,7 @@ from demo.processes import Server
 Found = dict[str, Any]
 # Large journals take long to fill, so they are kept between runs.
 JOURNALS = (BUILD / "bench-journals").absolute()
-# Several times what the slowest start or rebuild takes; a server that needs longer hangs.
+# A server that needs longer has hung.
 WAIT_SECONDS = 120.0
 # Forty probes a second: enough for a p99, and a small part of the load.
 PROBE_SECONDS = 0.025
