@@ -1,4 +1,4 @@
-"""From a client's message to a command: read into the core's words, and screened."""
+"""From a client's message to a command: translated into the core's values, and screened."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,12 +12,12 @@ from command_service.values import Card, Money, Request
 from contract.errors import Reason
 from contract.errors import command_refusal as refusal
 
-# Until identities exist there is one tenant, and nobody is known by name.
+# Until identities exist there is one tenant and one actor.
 TENANT = "default"
 ACTOR = "anonymous"
 
 Intake = Callable[[ChargeRequest], Command]
-"""Reads a message. Raises Refusal for what is refused whatever the key is."""
+"""Reads a message. Raises Refusal for faults that are refused before the key is looked up."""
 
 
 def screened(max_amounts: Mapping[str, int]) -> Intake:
@@ -28,7 +28,7 @@ def screened(max_amounts: Mapping[str, int]) -> Intake:
         request = request_of(wire)
         faults = screening.faults(request, caps)
         if refused := screening.always_refused(wire):
-            # With today's other faults: otherwise a client that mends one would only then be told of the next.
+            # With today's other faults: otherwise a client that mends one would learn of the next only then.
             together = dict(faults) | dict(refused)
             raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in together.items()])
         return Command(request, faults)
