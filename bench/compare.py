@@ -46,13 +46,13 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, object]:
         "services": services,
         "ratios": ratios(measurements),
         "cpu_ms_by_process": by_process,
-        "errors": {place: count for place, count in errors.items() if count},
+        "errors": {each: count for each, count in errors.items() if count},
     }
 
 
 def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
     """The product's ratios to each peer, by figure and in flight: medians of the ratios within each round."""
-    by_place = {(m.round, m.service, m.in_flight): m for m in measurements}
+    by_measurement = {(m.round, m.service, m.in_flight): m for m in measurements}
     found: dict[str, dict[str, float]] = {}
     for other, in_flight, theirs in _groups(measurements):
         if other == sites.PRODUCT:
@@ -61,7 +61,7 @@ def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
             each = [
                 getattr(ours, figure) / getattr(their, figure)
                 for their in theirs
-                if (ours := by_place.get((their.round, sites.PRODUCT, in_flight))) and getattr(their, figure)
+                if (ours := by_measurement.get((their.round, sites.PRODUCT, in_flight))) and getattr(their, figure)
             ]
             if each:
                 found.setdefault(f"{figure} against {other}", {})[str(in_flight)] = rounded(statistics.median(each))

@@ -1,6 +1,6 @@
 """The door for commands: one call at a time for each key, and new charges only while there is room for them.
 
-A charge that the journal holds is answered whatever the server's load is. Only a new one may be refused.
+A charge that the journal holds is answered at any load. Only a new one may be refused.
 """
 
 import asyncio

@@ -284,7 +284,9 @@ async def test_a_reader_resumes_from_its_checkpoint(source: Source) -> None:
 @pytest.mark.parametrize(
     "what", ["ahead", "far ahead", "other id", "other chain", "chain of another place", "chain at 0"]
 )
-async def test_a_reader_that_followed_another_journal_is_told_to_rebuild(source: Source, what: str) -> None:
+async def test_a_reader_that_followed_another_journal_gets_the_error_that_makes_it_rebuild(
+    source: Source, what: str
+) -> None:
     """FAILED_PRECONDITION JOURNAL_DIVERGED, before any message."""
     await source.filled(20)
     known, own = source.journal.head, source.journal.journal_id
