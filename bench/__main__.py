@@ -67,7 +67,7 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
 
 def main() -> int:
     """Run the parts that the command line names; return 1 if one of them could not be measured."""
-    parser = process.parser("bench", "Measures the product and its peers.")
+    parser = process.parser("python -m bench", "Measures the product and its peers.")
     parser.add_argument("--only", nargs="+", choices=["compare", *SCENARIOS], help="run these parts only")
     parser.add_argument(
         "--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="a small run, as with QUICK=1"

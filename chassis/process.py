@@ -37,10 +37,13 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
 
 
-def parser(module: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
-    """Make a program's parser: --help, --version, and the arguments that the caller adds. It refuses unknown arguments."""
+def parser(program: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
+    """Make a program's parser: --help, --version, and the arguments that the caller adds. It refuses all others.
+
+    `program` is the command that the help shows.
+    """
     made = argparse.ArgumentParser(
-        prog=f"python -m {module}",
+        prog=program,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,10 +54,10 @@ def parser(module: str, description: str, *, epilog: str = "") -> argparse.Argum
 
 
 def server_parser(
-    module: str, description: str, known: type, environment: Mapping[str, str]
+    program: str, description: str, known: type, environment: Mapping[str, str]
 ) -> argparse.ArgumentParser:
     """Make a server's parser: its settings come from the environment, and --help lists them."""
-    return parser(module, description, epilog=settings.describe(known, environment))
+    return parser(program, description, epilog=settings.describe(known, environment))
 
 
 def _version() -> str:

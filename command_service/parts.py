@@ -14,6 +14,7 @@ from typing import NoReturn
 import httpx
 
 from chassis import stderr
+from chassis.disk import LOCAL_DISK, Disk
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
@@ -23,7 +24,8 @@ from command_service.bank.transport import open_transport
 from command_service.feed import Feed
 from command_service.intake import Intake, screened
 from command_service.journal import Journal
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
+from command_service.journal.store import Store, random_id
 from command_service.reception import Reception
 from command_service.runner import Runner
 from command_service.settings import Settings
@@ -69,15 +71,32 @@ class Parts:
         stderr.drain()  # writes the logged reason; it waits a moment at most, and no other code runs meanwhile
         os._exit(EX_IOERR)
 
-    async def journal(self) -> SqliteJournal:
-        """Open the journal. Raises JournalRefused if it must not be used."""
-        return await SqliteJournal.open(
-            self.settings.journal,
-            now=self.now,
-            end_process=self.end_process,
+    def disk(self) -> Disk:
+        """Return the machine that holds the journal."""
+        return LOCAL_DISK
+
+    def new_id(self) -> str:
+        """Make the id of a new journal."""
+        return random_id()
+
+    def rhythm(self) -> Rhythm:
+        """Return the journal's waiting times."""
+        return RHYTHM
+
+    async def store(self) -> Store:
+        """Open the journal's store. Raises JournalRefused if it must not be used."""
+        return await self.settings.journal.open(
+            new_id=self.new_id,
             free_bytes=self.settings.free_bytes,
             must_exist=self.settings.journal_must_exist,
             any_file_system=self.settings.journal_any_file_system,
+            disk=self.disk(),
+        )
+
+    async def journal(self) -> Journal:
+        """Open the journal, over its store. Raises JournalRefused if it must not be served from."""
+        return await GroupCommit.open(
+            await self.store(), now=self.now, end_process=self.end_process, rhythm=self.rhythm()
         )
 
     def wire(self) -> httpx.AsyncBaseTransport:

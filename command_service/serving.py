@@ -15,9 +15,7 @@ from charging.v1 import command_pb2_grpc
 from chassis import metrics, server, settings
 from command_service.failures import Unreadable
 from command_service.feed import JournalService
-from command_service.journal import JournalRefused
-from command_service.journal.file_system import IN_MEMORY, kind_of
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.reception import Reception
 from command_service.settings import Settings
@@ -44,7 +42,7 @@ class Serving:
     listen: settings.Address
     feed_listen: settings.Address
     reception: Reception
-    journal: SqliteJournal
+    journal: Journal
     vitals: Callable[[], Vitals]
 
 
@@ -108,14 +106,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             service="command",
             listen=str(command_server.address),
             feed=str(feed_server.address),
-            journal=str(chosen.journal.absolute()),
+            journal=str(chosen.journal),
             journal_id=journal.journal_id,
             made_anew=journal.made_anew,
             position=journal.head.position,
             restored=journal.restored,
             unfinished=found,
         )
-        if kind_of(chosen.journal) in IN_MEMORY:
+        if chosen.journal.lies_in_memory:
             log.warning("the journal lies in memory: it does not outlive this machine's power")
         yield Serving(command_server.address, feed_server.address, assembled.reception, journal, take_vitals)
         log.info("draining", unfinished=runner.unfinished)
@@ -128,7 +126,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
 
 
-async def _keep_health(journal: SqliteJournal, command_server: server.Server) -> NoReturn:
+async def _keep_health(journal: Journal, command_server: server.Server) -> NoReturn:
     """Keep health true: a server that cannot store takes no new charges, and is NOT_SERVING until it can."""
     said = None
     while True:

@@ -73,11 +73,10 @@ class Streams:
         state = snapshot.state
         for event in events:  # before anything is stored: an event that cannot follow would make the charge unreadable
             state = evolve(state, Recorded(event, 0, 0))
-        try:
-            records = await self._journal.append(
-                snapshot.charge_id, snapshot.version, list(map(encode, events)), finished=is_at_rest(state)
-            )
-        except VersionConflict:
+        records = await self._journal.append(
+            snapshot.charge_id, snapshot.version, list(map(encode, events)), finished=is_at_rest(state)
+        )
+        if isinstance(records, VersionConflict):
             return None
         state = snapshot.state
         for event, record in zip(events, records, strict=True):

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from command_service.bank.line import Line
 from command_service.charge import Charge
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal import Journal
 from command_service.runner import Run, Runner
 
 
@@ -36,7 +36,7 @@ TEXTS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def vitals(runner: Runner, line: Line, journal: SqliteJournal, *, now: int, attention_after_seconds: float) -> Vitals:
+def vitals(runner: Runner, line: Line, journal: Journal, *, now: int, attention_after_seconds: float) -> Vitals:
     """Take the figures. `now` is in microseconds since 1970."""
     ages = [_age_seconds(run, now) for run in runner.runs()]
     return Vitals(

@@ -14,8 +14,10 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal, verify_journal
-from demo.processes import Town, until_asked_to_stop
+from demo.stopping import until_asked_to_stop
+from rig.processes import Town
 
 REQUEST = ChargeRequest(
     idempotency_key="order-1007",
@@ -61,7 +63,9 @@ async def story(folder: Path) -> bool:
         )
         _print_journal(town.journal)
         movements = (await bank.get("/statement")).json()["movements"]
-        print(f"7. The bank's statement has {len(movements)} movement. {verify_journal(town.journal).split(',')[0]}.")
+        print(
+            f"7. The bank's statement has {len(movements)} movement. {verify_journal(SqliteFile(town.journal)).split(',')[0]}."
+        )
         return len(movements) == 1 and answer.transaction_id == movements[0]["transaction_id"]
 
 
@@ -74,14 +78,14 @@ async def _until_money_moved(bank: httpx.AsyncClient, charge: "asyncio.Future[Ch
 
 
 def _print_journal(journal: Path) -> None:
-    for line in print_journal(journal, None):
+    for line in print_journal(SqliteFile(journal), None):
         position, _, _, _, name, _ = line.split(maxsplit=5)
         print(f"      {position} {name}")
 
 
 def main() -> None:
     """Tell the story, and exit with status 1 if it ends badly."""
-    process.parser("demo.crash", __doc__ or "").parse_args()
+    process.parser("python -m demo.crash", __doc__ or "").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         charged_once = asyncio.run(until_asked_to_stop(story(Path(folder))))
     if charged_once is None:

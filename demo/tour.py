@@ -21,8 +21,10 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.query_pb2 import GetChargeRequest
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal
-from demo.processes import DidNotStart, Server, Town, until_asked_to_stop
+from demo.stopping import until_asked_to_stop
+from rig.processes import DidNotStart, Server, Town
 
 # The documented ports, so that the printed lines can be copied from one run into the next.
 LISTEN = {
@@ -94,7 +96,7 @@ async def _show(town: Town, response: ChargeResponse) -> None:
     earlier = "" if is_new else "  (this key was charged in an earlier run)"
     print(f"  outcome_source  {OutcomeSource.Name(response.outcome_source)}{earlier}")
     print("\nIts stream in the journal: position, version, event")
-    for line in print_journal(town.journal, response.charge_id):
+    for line in print_journal(SqliteFile(town.journal), response.charge_id):
         position, _, version, _, name, body = line.split(maxsplit=5)
         _print_folded(f"  {position:>4} {version} {name:<16} ", body)
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -160,7 +162,7 @@ def _short(path: Path) -> Path:
 def main(listen: Mapping[str, str] = LISTEN) -> None:
     """Run the tour."""
     process.parser(
-        "demo.tour", __doc__ or "", epilog=f"RUN_FOLDER names the folder of all files (default: {FOLDER})."
+        "python -m demo.tour", __doc__ or "", epilog=f"RUN_FOLDER names the folder of all files (default: {FOLDER})."
     ).parse_args()
     try:
         asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", FOLDER)).absolute(), listen))

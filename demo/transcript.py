@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chassis import process
 from demo import tour
-from demo.processes import DidNotStart, Town
+from rig.processes import DidNotStart, Town
 
 README = Path("README.md")
 BEGIN, END = "<!-- tour: python -m demo.transcript -->", "<!-- end of tour -->"
@@ -54,7 +54,7 @@ def replaced(page: str, text: str) -> str:
 
 def main() -> None:
     """Write the page."""
-    process.parser("demo.transcript", __doc__ or "").parse_args()
+    process.parser("python -m demo.transcript", __doc__ or "").parse_args()
     try:
         text = asyncio.run(transcript())
     except DidNotStart as error:

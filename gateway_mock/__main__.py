@@ -48,7 +48,9 @@ async def run(chosen: Settings, stop: process.StopRequest) -> None:
 def main() -> int:
     """Runs the bank. Returns the exit code: 0 stopped by a signal, 1 could not serve, 2 wrong settings."""
     process.open_standard_streams()
-    process.server_parser("gateway_mock", "A mock bank that fails on request.", Settings, os.environ).parse_args()
+    process.server_parser(
+        "python -m gateway_mock", "A mock bank that fails on request.", Settings, os.environ
+    ).parse_args()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

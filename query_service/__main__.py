@@ -129,7 +129,7 @@ def main() -> None:
     """Run the server."""
     process.open_standard_streams()
     process.server_parser(
-        "query_service", "Answers queries from a view of the charges, which it follows.", Settings, os.environ
+        "python -m query_service", "Answers queries from a view of the charges, which it follows.", Settings, os.environ
     ).parse_args()
     telemetry.configure_logging("query")
     gc.set_threshold(COLLECTED_AFTER)

@@ -34,15 +34,16 @@ from command_service.bank.gateway import GatewayBank
 from command_service.bank.transport import open_transport, target_of
 from command_service.charge import Command, outcome_of
 from command_service.journal import Journal, JournalRefused, Record
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.commits import GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from command_service.parts import Assembled, Parts
 from command_service.settings import Settings
 from command_service.values import Card, Charged, ChargeDeclined, Money, Request
+from judge.checker import check
+from judge.files import movements_of, read_anchor, read_journal
+from judge.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.deaths.writer import end_process, folder_in_memory, now
-from prove.judge.check import movements_of, read_anchor, read_journal
-from prove.judge.checker import check
-from prove.judge.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.report import Harness, Say
 from prove.workers import AT_ONCE, workers
 
@@ -202,7 +203,7 @@ class Story:
         self.journal.parent.mkdir(exist_ok=True)
         points = Points(dies_at, self._leave)
         transport = open_transport(max_connections=8, verify=NO_TLS)
-        journal = await SqliteJournal.open(self.journal, now=now, end_process=end_process)
+        journal = await GroupCommit.open(await SqliteFile(self.journal).open(), now=now, end_process=end_process)
         beneath = cast("Journal", Hasty(journal)) if self.hasty else journal
         seen = cast("httpx.AsyncBaseTransport", Port("transport", transport, points, self._sees))
         bank = Port("bank", GatewayBank(self.bank_url, seen, 10.0), points)
@@ -266,7 +267,7 @@ class Story:
         if self.calls and self.calls[-1].status == ChargeStatus.CHARGE_STATUS_IN_REVIEW:
             found.append("L1: the charge is in review for no reason")
         try:
-            verify_journal(self.journal)
+            verify_journal(SqliteFile(self.journal))
         except JournalRefused as refused:
             found.append(f"I10: {refused}")
         return found

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 
 from command_service.bank.transport import target_of
-from prove.judge.history import BankCall, Movement
+from judge.history import BankCall, Movement
 from prove.simulation.pressure import Pressure
 
 APPROVED = ("tok_visa", "tok_mastercard")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from chassis import settings
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.settings import Settings as CommandSettings
 from gateway_mock.__main__ import Settings as BankSettings
 from query_service.settings import Settings as QuerySettings
@@ -142,7 +143,7 @@ def test_a_servers_files_lie_in_a_folder_that_make_clean_does_not_remove(
     environment: dict[str, str], folder: str
 ) -> None:
     place = Path(folder)
-    assert settings.read(CommandSettings, environment).journal == (place / "journal.db").absolute()
+    assert settings.read(CommandSettings, environment).journal == SqliteFile((place / "journal.db").absolute())
     assert settings.read(QuerySettings, environment).view == place / "view.db"
     assert settings.read(BankSettings, environment).ledger == place / "gateway.db"
 

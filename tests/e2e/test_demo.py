@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.processes import DidNotStart, Town
 from demo.transcript import comparable, shown, transcript
+from rig.processes import DidNotStart, Town
 
 README = Path(__file__).parents[2] / "README.md"
 # The tour as `make run` starts it, but on free ports.

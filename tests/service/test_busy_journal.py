@@ -9,25 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 import structlog.testing
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-import chassis.sqlite
-from command_service.journal import sqlite
+from chassis.disk import Disk, LocalDisk
+from command_service.journal.commits import Rhythm
 from command_service.parts import Parts
 from command_service.settings import Settings
-from tests.service.command_world import (
-    CHARGED,
-    REPLAYED,
-    World,
-    a_request,
-    a_world,
-    assert_books_agree,
-    records,
-    refused,
-    until,
-)
+from rig.errors import refused
+from rig.world import CHARGED, REPLAYED, World, a_request, a_world, assert_books_agree, records, until
 from tests.service.test_charge import HOLD, said
 
 MOMENT = 1_790_000_000_000_000
@@ -35,7 +25,13 @@ HOUR = 3_600_000_000
 
 
 class Hasty(Parts):
-    """Parts without long pauses."""
+    """Parts without long pauses: neither before a call to the bank, nor for another program's lock."""
+
+    def disk(self) -> Disk:
+        return LocalDisk(busy_seconds=0.05)
+
+    def rhythm(self) -> Rhythm:
+        return Rhythm(probe_every_seconds=0.05)
 
     def chance(self) -> random.Random:
         return Brief()
@@ -76,12 +72,8 @@ async def is_not_serving(world: World) -> bool:
     return not await is_serving(world)
 
 
-async def test_a_server_with_a_busy_journal_refuses_new_charges_and_keeps_those_it_has_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_with_a_busy_journal_refuses_new_charges_and_keeps_those_it_has_begun(tmp_path: Path) -> None:
     """Health is NOT_SERVING, the log has the cause, known keys are answered, and all charges go on after the lock."""
-    monkeypatch.setattr(chassis.sqlite, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.05)
     async with a_world(tmp_path, Hasty) as world:
         rested, running, new = a_request(), a_request(), a_request()
         await world.charge(rested)

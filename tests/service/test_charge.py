@@ -33,27 +33,25 @@ from command_service.codec import decode
 from command_service.failures import ImpossibleEvent
 from command_service.intake import screened
 from command_service.journal import Record
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.upkeep import backup
+from command_service.journal.commits import GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import restore_journal
 from command_service.parts import Parts
 from command_service.settings import Settings
 from command_service.values import ChargeRequested
-from demo.processes import Town
-from tests.service.command_world import (
+from rig.errors import Told, refused, told
+from rig.processes import Town
+from rig.referee import PATIENT_SECONDS, Referee
+from rig.world import (
     ABANDONED,
     CHARGED,
     DECLINED,
     FRESH,
     IN_REVIEW,
     JOINED,
-    PATIENT_SECONDS,
     PENDING,
     RECOVERED,
     REPLAYED,
-    Movement,
-    Referee,
-    Told,
     World,
     a_request,
     a_world,
@@ -63,9 +61,7 @@ from tests.service.command_world import (
     id_of,
     new_key,
     records,
-    refused,
     story,
-    told,
     until,
 )
 
@@ -81,7 +77,7 @@ HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "0", "times": ALW
 
 
 def said(code: grpc.StatusCode, reason: str, advice: str, *fields: str, retry: float | None = None) -> Told:
-    return Told(code, reason, advice, frozenset(fields), retry, "", frozenset(), b"", "")
+    return Told(code, reason, advice, frozenset(fields), retry, "", frozenset(), {}, b"")
 
 
 KEY_REUSED = said(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED", "ASK_STATUS")
@@ -109,7 +105,8 @@ async def test_a_new_key_charges_the_card_once(world: World) -> None:
     request = a_request()
     answer = await world.charge(request)
     (movement,) = await world.movements(request)
-    assert movement == Movement(id_of(request), answer.transaction_id, 1250, "EUR")
+    assert (movement.reference, movement.transaction_id) == (id_of(request), answer.transaction_id)
+    assert (movement.minor_units, movement.currency_code) == (1250, "EUR")
     assert answer == ChargeResponse(
         charge_id=id_of(request),
         status=CHARGED,
@@ -612,7 +609,7 @@ async def test_in_a_restored_journal_nothing_is_abandoned_and_each_step_begins_w
         request = a_request()
         await world.pending(request)
         await world.stop()
-        restore_journal(world.journal, None)
+        restore_journal(SqliteFile(world.journal), None)
         await world.referee.no_more_trouble()
         await ask_in_vain(world, "token")
         before = len(await world.asked(request))
@@ -638,12 +635,12 @@ async def test_a_restored_journal_learns_of_lost_steps_by_look_ups(world: World,
     await world.trouble(on, **HOLD)
     request = a_request()
     answer = await world.pending(request)
-    backup(world.journal, tmp_path / "backup.db")
+    SqliteFile(world.journal).backup(tmp_path / "backup.db")
     await world.referee.no_more_trouble()
     charged = await world.charge(request)
     assert charged.status == CHARGED
     await world.stop()
-    restore_journal(world.journal, tmp_path / "backup.db")
+    restore_journal(SqliteFile(world.journal), tmp_path / "backup.db")
     assert len(story(world.journal, answer.charge_id)) == (1 if on == "token" else 2)
     before = len(await world.asked(request))
     await world.start()
@@ -731,7 +728,8 @@ async def test_a_new_key_is_advised_only_if_the_first_charge_moves_no_money(
         await world.trouble("execute", **HOLD)
     await world.charge(first, 0.8)
     answer = await refused(world.charge(a_request(first.idempotency_key, card=Card(token="tok_mastercard"))))
-    assert (answer.reason, answer.status, answer.advice) == ("IDEMPOTENCY_KEY_REUSED", status, advice)
+    said = (answer.reason, answer.metadata["status"], answer.advice)
+    assert said == ("IDEMPOTENCY_KEY_REUSED", status, advice)
 
 
 @pytest.mark.parametrize("seconds", [None, 10 * 365 * 86_400.0])
@@ -832,7 +830,7 @@ async def test_without_room_on_the_disk_new_charges_are_refused_and_begun_ones_f
 
 
 # ---------------------------------------------------------------- while the server starts
-class Held(SqliteJournal):
+class Held(GroupCommit):
     """A journal whose reads of streams wait for the test's permission."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -854,7 +852,9 @@ async def test_a_call_during_recovery_joins_the_recovered_charge(world: World) -
     await world.pending(request)
     await world.stop()
     async with AsyncExitStack() as stack:
-        journal = await Held.open(world.journal, now=now, end_process=lambda: sys.exit("unknown"))
+        journal = await Held.open(
+            await SqliteFile(world.journal).open(), now=now, end_process=lambda: sys.exit("unknown")
+        )
         assert isinstance(journal, Held)
         stack.push_async_callback(journal.close)
         bank = GatewayBank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
@@ -883,7 +883,9 @@ async def test_a_call_during_recovery_joins_the_recovered_charge(world: World) -
 async def test_an_unfinished_charge_without_events_ends_the_start(tmp_path: Path) -> None:
     """One transaction stores its row and its events: a row without events is a damaged one, whose charge would be lost."""
     async with AsyncExitStack() as stack:
-        journal = await SqliteJournal.open(tmp_path / "journal.db", now=now, end_process=lambda: sys.exit("unknown"))
+        journal = await GroupCommit.open(
+            await SqliteFile(tmp_path / "journal.db").open(), now=now, end_process=lambda: sys.exit("unknown")
+        )
         stack.push_async_callback(journal.close)
         with closing(sqlite3.connect(tmp_path / "journal.db")) as vandal:
             vandal.execute("INSERT INTO unfinished VALUES (randomblob(16))")

@@ -12,7 +12,7 @@ from chassis import settings
 from command_service.bank import Bank
 from command_service.charge import Command
 from command_service.codec import encode
-from command_service.journal import Journal, Record, VersionConflict
+from command_service.journal import Journal, Outcome, Record, VersionConflict
 from command_service.parts import Parts
 from command_service.settings import Settings
 from command_service.streams import DECISIONS, KeepsMoving
@@ -62,12 +62,12 @@ class InMemory:
         events: Sequence[bytes],
         *,
         finished: bool,  # noqa: ARG002  # the port's
-    ) -> list[Record]:
+    ) -> Outcome:
         if self._ahead and expected_version == 1:
             ahead, self._ahead = self._ahead, b""
             self._store(charge_id, ahead)
         if expected_version != len(self.stored):
-            raise VersionConflict
+            return VersionConflict()
         return [self._store(charge_id, event) for event in events]
 
     def _store(self, charge_id: str, event: bytes) -> Record:
@@ -140,9 +140,9 @@ class Contested(InMemory):
 
     appends = 0
 
-    async def append(self, *_: object, **__: object) -> list[Record]:
+    async def append(self, *_: object, **__: object) -> Outcome:
         self.appends += 1
-        raise VersionConflict
+        return VersionConflict()
 
 
 def test_a_call_with_a_conflict_at_each_attempt_ends_after_a_few_attempts() -> None:

@@ -3,7 +3,7 @@
 Clients' calls, the journal's records, the bank's movements and calls, what readers of the feed saw and the view's rows are
 values here, whoever observed them. What the records mean - a charge's id, the chain, the streams, the view - is worked out
 a second time: nothing is shared with the product but the contract in protos/, so that the product and its judge do not
-share a mistake. What must hold of a history is not known here: `prove.judge.checker` says that.
+share a mistake. What must hold of a history is not known here: `judge.checker` says that.
 """
 
 import hashlib

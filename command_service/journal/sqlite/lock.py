@@ -1,49 +1,52 @@
-"""A journal's files, held by one process: nobody else has them, and they stay the ones that were opened.
+"""A journal's files, held by one process: no other server has them, and they stay the files that were opened.
 
-* A lock beside the journal keeps others out who come by the same name; a lock on the file itself, those who come by
-  another one.
-* SQLite goes on writing to a file that was removed or replaced, and nobody would find there what was acknowledged. So what
-  has the names is compared, again and again, with what is open.
+* A lock on a file beside the journal keeps out a server that knows the journal by the same name; a lock on the journal's own
+  file keeps out a server that knows it by another name.
+* SQLite goes on writing to a file that was removed or replaced, and acknowledged records would be lost there. So the files
+  that have the names are compared, again and again, with the files that are open.
 """
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 
-from command_service.journal import JournalRefused, owner
-from command_service.journal.anchor import path_beside
-from command_service.journal.file_system import KNOWN_GOOD, kind_of, refuse_other_names
+from chassis.disk import Disk, Held
+from command_service.journal import JournalRefused
+from command_service.journal.sqlite import owner
+from command_service.journal.sqlite.anchor import path_beside
+from command_service.journal.sqlite.file_system import KNOWN_GOOD, kind_of, refuse_other_names
 
 
 class Lock:
     """The files of one journal, held until it is closed. Made by `lock`."""
 
-    def __init__(self, path: Path, beside: int) -> None:
+    def __init__(self, path: Path, beside: Held, disk: Disk) -> None:
         self._path = path
-        self._beside = beside
-        self._open = [beside]
+        self._disk = disk
+        self._held = [beside]
         self._opened: dict[Path, tuple[int, int] | None] = {}
 
     def take_file(self) -> None:
-        """Lock the journal's own file too, before SQLite opens it. Raises JournalRefused if it is taken, or not writable.
+        """Lock the journal's own file too, before SQLite opens it. Raises JournalRefused if it is taken or not writable.
 
-        Closing any descriptor of a file gives up the process's POSIX locks on it, and those are SQLite's: this one is
+        To close any descriptor of a file gives up the process's POSIX locks on it, which are SQLite's: this descriptor is
         closed after SQLite's own.
         """
-        refuse_other_names(self._path)
+        refuse_other_names(self._path, self._disk)
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
-                os.close(_open(self._path.with_name(self._path.name + suffix)))
-        self._open.append(_open(self._path))
+                _hold(self._path.with_name(self._path.name + suffix), self._disk).close()
+        self._held.append(_hold(self._path, self._disk))
         # Elsewhere than on these (NFS, macOS), flock and SQLite's own locks are of one kind and would meet.
-        if kind_of(self._path) in KNOWN_GOOD:
-            _take(self._open[-1], self._path, self._path)
+        if kind_of(self._path, self._disk) in KNOWN_GOOD:
+            _take(self._held[-1], self._path, self._path)
 
     def remember(self) -> None:
         """Remember which files have the names, once SQLite has them open. Raises OSError."""
-        self._open.append(os.open(self._path.parent, os.O_RDONLY))  # open, so that its number stays its own
-        beside, file, folder = map(os.fstat, self._open)
+        self._held.append(
+            self._disk.hold(self._path.parent, os.O_RDONLY)
+        )  # open, so that no other folder gets its number
+        beside, file, folder = (os.fstat(held.descriptor) for held in self._held)
         self._opened = {
             self._path: (file.st_dev, file.st_ino),
             _lock_beside(self._path): (beside.st_dev, beside.st_ino),
@@ -64,8 +67,8 @@ class Lock:
 
     def close(self) -> None:
         """Let go of the files: SQLite has closed them."""
-        while self._open:
-            os.close(self._open.pop())
+        while self._held:
+            self._held.pop().close()
 
     def __enter__(self) -> "Lock":
         """Hold them for as long as the context lasts."""
@@ -76,30 +79,30 @@ class Lock:
         self.close()
 
 
-def lock(path: Path) -> Lock:
+def lock(path: Path, disk: Disk) -> Lock:
     """Take the lock beside a journal, until it is closed. Raises JournalRefused if it is taken, or cannot be had."""
     beside = _lock_beside(path)
     is_new = not beside.exists()
-    descriptor = _open(beside, os.O_CREAT)
+    held = _hold(beside, disk, os.O_CREAT)
     try:
         if is_new:
             with contextlib.suppress(PermissionError):
-                owner.give(descriptor, owner.owner_beside(path, path_beside(path)))
-        _take(descriptor, beside, path)
+                owner.give(held.descriptor, owner.owner_beside(path, path_beside(path)))
+        _take(held, beside, path)
     except BaseException:
-        os.close(descriptor)
+        held.close()
         raise
-    return Lock(path, descriptor)
+    return Lock(path, held, disk)
 
 
 def _lock_beside(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
 
-def _open(file: Path, flags: int = 0) -> int:
+def _hold(file: Path, disk: Disk, flags: int = 0) -> Held:
     """Open a file for writing. Raises JournalRefused that says whose it is, or FileNotFoundError."""
     try:
-        return os.open(file, os.O_RDWR | flags, owner.ONLY_THE_OWNER)
+        return disk.hold(file, os.O_RDWR | flags)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -110,9 +113,9 @@ def _open(file: Path, flags: int = 0) -> int:
         ) from error
 
 
-def _take(descriptor: int, file: Path, path: Path) -> None:
+def _take(held: Held, file: Path, path: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.lock()
     except BlockingIOError:
         raise JournalRefused(
             f"another server has the journal {path} open: stop it first, or use another file"
@@ -122,7 +125,7 @@ def _take(descriptor: int, file: Path, path: Path) -> None:
 
 
 def _identity(name: Path) -> tuple[int, int] | None:
-    """The device and inode of what has a name; None if nothing has."""
+    """Return the device and inode of the file of a name; None if there is none."""
     try:
         status = name.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,6 @@
 """The history checker: from what was observed to which invariant broke, and where.
 
-It is pure. Like `prove.judge.history`, whose values it judges, it shares nothing with the product but the contract in
+It is pure. Like `judge.history`, whose values it judges, it shares nothing with the product but the contract in
 protos/: the streams' grammar is written here a second time.
 
 `check` takes one `Observed`: clients' histories, the journal, the bank's movements and calls, the view. Parts that were not
@@ -23,7 +23,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from charging.v1.journal_pb2 import Event
-from prove.judge.history import (
+from judge.history import (
     NOTHING_STORED,
     PENDING,
     STATUS_AT_REST,

@@ -1,25 +1,22 @@
 """The three servers as real processes that stories and tests start, kill and start again."""
 
 import asyncio
-import io
 import json
 import os
 import random
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 # Far more than a start takes (well under a second), for a machine that is busy with other things.
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
 # Below the range that systems use for outgoing connections: a dead server's port stays free for its next start.
 PORTS = range(20_000, 32_000)
-
-T = TypeVar("T")
 
 
 def _address() -> str:
@@ -218,25 +215,3 @@ class Town:
         for server in (self.query, self.command, self.bank):
             if server.is_running:
                 await server.kill()
-
-
-async def until_asked_to_stop(story: Coroutine[Any, Any, T]) -> T | None:
-    """Tell a story to its end, or until a signal asks it to stop: then it is cancelled, and the answer is None.
-
-    Its servers are in sessions of their own: Ctrl-C, or a terminal that closes, reaches this process only. The first signal
-    lets the story end its servers. Later signals do nothing, since they could only interrupt that.
-    """
-    telling = asyncio.ensure_future(story)
-
-    def stop(number: signal.Signals) -> None:
-        if number == signal.SIGHUP:
-            sys.stdout = io.StringIO()  # a write to a closed terminal fails
-        if not telling.cancelling():
-            telling.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A process under nohup stays when its terminal closes.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    await asyncio.wait([telling])
-    return None if telling.cancelled() else telling.result()

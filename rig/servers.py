@@ -1,18 +1,21 @@
-"""The three servers, in this process or as processes of their own, each at an address that survives its restarts."""
+"""The three servers, in this process or as processes of their own, with their files in one folder."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import gateway_mock
 from chassis import settings
 from command_service import serving
+from command_service.parts import Parts
 from command_service.settings import Settings as CommandSettings
-from demo.processes import Town
-from prove.ports import kept, town_with_kept_ports
 from query_service import __main__ as query_main
 from query_service.settings import Settings as QuerySettings
+from rig.ports import kept, town_with_kept_ports
+from rig.processes import Town
+
+ANY_PORTS = ("127.0.0.1:0",) * 4
 
 
 class Servers(Protocol):
@@ -49,11 +52,21 @@ class Servers(Protocol):
 
 
 class InProcess:
-    """All three in this event loop: quick to start, and open to be looked into. They cannot be killed."""
+    """All three in this event loop: quick to start, and open to be looked into. They cannot be killed.
 
-    def __init__(self, folder: Path, ports: Sequence[str]) -> None:
-        self.bank, self.command, self.feed, self.query = ports
-        self.running: serving.Serving | None = None
+    `listen` has the addresses of the bank, the command server, its feed and the query server. The command server is put
+    together of `make_parts` each time that it starts.
+    """
+
+    running: serving.Serving
+    """The command server, once it has been started."""
+
+    def __init__(
+        self, folder: Path, listen: Sequence[str] = ANY_PORTS, make_parts: Callable[[CommandSettings], Parts] = Parts
+    ) -> None:
+        self.bank, self.command, self.feed, self.query = listen
+        self.make_parts = make_parts
+        self._listen = listen
         self._folder = folder
         self._bank, self._command, self._query = (contextlib.AsyncExitStack() for _ in range(3))
 
@@ -68,13 +81,13 @@ class InProcess:
     async def command_up(self, chosen: Mapping[str, str]) -> None:
         """See Servers."""
         environment = {
-            "COMMAND_LISTEN": self.command,
-            "COMMAND_FEED_LISTEN": self.feed,
+            "COMMAND_LISTEN": self._listen[1],
+            "COMMAND_FEED_LISTEN": self._listen[2],
             "COMMAND_JOURNAL": f"sqlite:///{self._folder / 'journal.db'}",
             "COMMAND_DRAIN_SECONDS": "1",
             **chosen,
         }
-        command = serving.serve(settings.read(CommandSettings, environment))
+        command = serving.serve(settings.read(CommandSettings, environment), self.make_parts)
         self.running = await self._command.enter_async_context(command)
         self.command, self.feed = str(self.running.listen), str(self.running.feed_listen)
 
@@ -86,7 +99,7 @@ class InProcess:
     async def query_up(self, chosen: Mapping[str, str]) -> None:
         """See Servers."""
         environment = {
-            "QUERY_LISTEN": self.query,
+            "QUERY_LISTEN": self._listen[3],
             "QUERY_VIEW": str(self._folder / "view.db"),
             "QUERY_DRAIN_SECONDS": "1",
             **chosen,

@@ -1,16 +1,12 @@
-"""The journal's tables in SQLite, and how records are read from them: verified against the chain, or not at all."""
+"""The journal's tables in SQLite, its settings, and its statements, those that read with the verification of each record."""
 
 import sqlite3
-import struct
 from collections.abc import Iterator, Mapping
 
-from command_service.journal import GENESIS, START, JournalCorrupt, Place, Record, chain_after
+from command_service.journal import GENESIS, START, JournalCorrupt, Place, Record
+from command_service.journal.records import RECORDS_A_READ, following, id_of, key_of, verified
 
 FORMAT = 1
-# A message of the feed: one record a message costs some twenty times as much, more than 500 gain nothing (measured).
-RECORDS_A_READ = 500
-BYTES_A_READ = 1 << 20
-KEY_BYTES = 16
 
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "journal_mode": "wal",  # readers read beside the writer
@@ -67,7 +63,7 @@ SELECT_RECORD = f"{_SELECT_VERIFIABLE} WHERE r.position = ?"
 def read_stream(charge_id: str, connection: sqlite3.Connection) -> list[Record]:
     """Read a stream, oldest first. Raises JournalCorrupt."""
     rows = connection.execute(SELECT_STREAM, (key_of(charge_id),)).fetchall()
-    return [_verified(row) for row in rows]
+    return [verified(row) for row in rows]
 
 
 def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list[Record]:
@@ -75,40 +71,8 @@ def read_after(place: Place, until: int, connection: sqlite3.Connection) -> list
 
     Raises JournalCorrupt if the very next record does not fit; one further on ends the read before it.
     """
-    records: list[Record] = []
-    position, chain, size = place.position, place.chain, 0
-    for row in connection.execute(SELECT_AFTER, (position, until, RECORDS_A_READ)).fetchall():
-        position += 1
-        record = _fitting(row, chain) if row[0] == position else None
-        if record is None:
-            break  # what comes before it is whole; the next read begins at it, and raises
-        size += len(record.event) + 128
-        if size > BYTES_A_READ and records:
-            break
-        records.append(record)
-        chain = record.chain
-    if not records and place.position < until:
-        raise JournalCorrupt(place.position + 1)
-    return records
-
-
-def _verified(row: tuple[int, bytes, int, int, bytes, bytes, bytes | None]) -> Record:
-    """Make a row and the chain before it the record that it is. Raises JournalCorrupt."""
-    record = _fitting(row[:6], row[6] if row[0] > 1 else GENESIS)
-    if record is None:
-        raise JournalCorrupt(row[0])
-    return record
-
-
-def _fitting(row: tuple[int, bytes, int, int, bytes, bytes], before: bytes | None) -> Record | None:
-    """Make a row the record that it is, or None if it does not fit the chain before it."""
-    position, key, version, recorded_at, chain, event = row
-    try:
-        fits = before is not None and chain == chain_after(before, position, key, version, recorded_at, event)
-        fits = fits and len(key) == KEY_BYTES  # the chain does not see zeros that a key has lost at its end
-    except (TypeError, struct.error):  # a flipped bit in a row's own header makes other types of its values
-        fits = False
-    return Record(position, _id_of(key), version, recorded_at, chain, event) if fits else None
+    rows = connection.execute(SELECT_AFTER, (place.position, until, RECORDS_A_READ)).fetchall()
+    return following(rows, place, until)
 
 
 def chain_at(position: int, connection: sqlite3.Connection) -> bytes:
@@ -118,12 +82,12 @@ def chain_at(position: int, connection: sqlite3.Connection) -> bytes:
     row = connection.execute(SELECT_RECORD, (position,)).fetchone()
     if row is None:
         raise JournalCorrupt(position)
-    return _verified(row).chain
+    return verified(row).chain
 
 
 def unfinished(connection: sqlite3.Connection) -> list[str]:
     """List the streams that are not finished."""
-    return [_id_of(key) for (key,) in connection.execute(SELECT_UNFINISHED).fetchall()]
+    return [id_of(key) for (key,) in connection.execute(SELECT_UNFINISHED).fetchall()]
 
 
 def read_head(connection: sqlite3.Connection) -> Place:
@@ -136,17 +100,6 @@ def read_head_time(connection: sqlite3.Connection) -> int:
     """Return when the newest record was made, in microseconds since 1970; 0 if there is none."""
     row = connection.execute(SELECT_HEAD_TIME).fetchone()
     return row[0] if row else 0
-
-
-def key_of(charge_id: str) -> bytes:
-    """The 16 bytes of a charge id."""
-    return bytes.fromhex(charge_id.replace("-", ""))
-
-
-def _id_of(key: bytes) -> str:
-    """The charge id of 16 bytes, in a third of the time that uuid.UUID takes."""
-    digits = key.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def read_all(connection: sqlite3.Connection, place: Place, until: int) -> Iterator[Record]:

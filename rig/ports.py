@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo.processes import Town
+from rig.processes import Town
 
 
 @contextlib.contextmanager
