@@ -1,4 +1,4 @@
-"""From a client's message to a command: read into the core's words, and screened."""
+"""From a client's message to a command: translated into the core's values, and screened."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,7 +14,7 @@ from contract.errors import Reason
 from contract.errors import command_refusal as refusal
 
 Intake = Callable[[ChargeRequest, Caller], Command]
-"""Reads a message. Raises Refusal for what is refused whatever the key is."""
+"""Reads a message. Raises Refusal for faults that are refused before the key is looked up."""
 
 
 def screened(max_amounts: Mapping[str, int]) -> Intake:
@@ -25,7 +25,7 @@ def screened(max_amounts: Mapping[str, int]) -> Intake:
         request = request_of(wire, caller)
         faults = screening.faults(request, caps)
         if refused := screening.always_refused(wire):
-            # With today's other faults: otherwise a client that mends one would only then be told of the next.
+            # With today's other faults: otherwise a client that mends one would learn of the next only then.
             together = dict(faults) | dict(refused)
             raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in together.items()])
         return Command(request, faults)
