@@ -16,7 +16,6 @@ import command_service.journal.sqlite as journal_sqlite
 import command_service.runner
 import query_service.view
 from command_service import screening
-from command_service.bank import gateway
 from command_service.charge import (
     Answered,
     AtRest,
@@ -43,12 +42,15 @@ from command_service.codec import charge_id_of
 from command_service.journal import JournalBusy, JournalFull, NotStored, Place, Record
 from command_service.journal.sqlite import SqliteJournal
 from command_service.journal.table import SELECT_VERSION, key_of, read_head
+from command_service.parts import Parts
 from command_service.runner import Runner
+from prove.bank_bugs import Hasty, Unchecked
 from prove.simulation.loop import patched
 from query_service.lookup import find_checkpoint
 
 _decide, _evolve = decide, evolve
 _tell, _accept, _ask = Runner._tell, Runner._accept, Runner._ask
+_dialect = Parts.dialect
 _append, _commit, _apply = SqliteJournal.append, journal_sqlite._commit, query_service.view._apply
 _Planted = list[tuple[Any, str, Any]]
 
@@ -154,7 +156,7 @@ def _checkpoint_outside_the_transaction() -> _Planted:
 
 
 def _charged_on_a_mismatching_answer() -> _Planted:
-    return [(gateway._Transaction, "differences", lambda _self, _effect: ())]
+    return [(Parts, "dialect", lambda self: Unchecked(_dialect(self)))]
 
 
 def _key_scope_is_forgotten() -> _Planted:
@@ -317,7 +319,7 @@ def _no_pause_after_a_vain_call() -> _Planted:
 
 
 def _a_refusal_is_believed_at_once() -> _Planted:
-    return [(gateway, "_is_doubtful", lambda *_: False)]
+    return [(Parts, "dialect", lambda self: Hasty(_dialect(self)))]
 
 
 _ALL: dict[str, Callable[[], _Planted]] = {

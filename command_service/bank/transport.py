@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Never, cast
 
 import httpx
@@ -39,8 +40,9 @@ MAX_CAUSES = (
 _HEADERS = [
     (b"Accept", b"application/json"),
     (b"Accept-Encoding", b"identity"),  # A decompressed body has no limit that could be kept.
-    (b"Content-Type", b"application/json"),
 ]
+JSON_CONTENT = (b"Content-Type", b"application/json")
+"""The header of a body that is JSON."""
 
 _WANTED = frozenset({b"content-encoding", b"content-type", b"retry-after"})
 
@@ -179,10 +181,11 @@ def _seconds(retry_after: str) -> float | None:
         wanted = float(retry_after)  # Not int(), which raises for thousands of digits.
     else:
         try:
-            until = datetime.strptime(retry_after, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
-        except ValueError:
+            until = parsedate_to_datetime(retry_after)  # In any of the three forms of RFC 9110, 5.6.7.
+        except Exception:  # Of garbage. It is no reason to lose the answer that it stands in.
             return None
-        wanted = (until - datetime.now(UTC)).total_seconds()
+        # The oldest form names no zone: all dates of HTTP are in GMT.
+        wanted = ((until if until.tzinfo else until.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
     return min(max(wanted, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 

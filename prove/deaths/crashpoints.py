@@ -29,7 +29,7 @@ import gateway_mock
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason
 from charging.v1.journal_pb2 import Event
 from command_service.bank import Bank
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
 from command_service.charge import AtRest, Card, Charge, Charged, ChargeDeclined, Money, Request
 from command_service.journal import Journal, JournalRefused, Record
@@ -202,7 +202,7 @@ class Story:
         journal = await SqliteJournal.open(self.journal, now=now, end_process=end_process)
         beneath = cast("Journal", Hasty(journal)) if self.hasty else journal
         seen = cast("httpx.AsyncBaseTransport", Port("transport", transport, points, self._sees))
-        bank = Port("bank", GatewayBank(self.bank_url, seen, 10.0), points)
+        bank = Port("bank", gateway_bank(self.bank_url, seen, 10.0), points)
         seamed = cast("Journal", Port("journal", beneath, points))
         runner = Runner(
             seamed, cast("Bank", bank), LIMITS, clock=time.monotonic, now=now, chance=random.Random(self.key)

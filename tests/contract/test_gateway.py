@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
 from command_service.charge import (
     Answer,
@@ -109,7 +109,7 @@ async def wire(*script: Reply, tls: ssl.SSLContext | None = None) -> AsyncIterat
 async def answer_to(
     effect: Effect, url: str, *, look_up_first: bool = False, seconds: float = PATIENT_SECONDS
 ) -> Answer:
-    bank = GatewayBank(url, open_transport(max_connections=4, verify=NO_TLS), seconds)
+    bank = gateway_bank(url, open_transport(max_connections=4, verify=NO_TLS), seconds)
     try:
         return await bank.perform(effect, look_up_first=look_up_first)
     finally:
@@ -397,7 +397,7 @@ async def test_no_charge_ends_on_an_answer_that_is_not_about_it(
     """Over a connection that served before. It never serves again, and the step told again has its answer."""
     right = Token("ttok_1") if isinstance(effect, RequestToken) else Executed("txn_1")
     async with shifted(too_many, does_it=does_it) as bank_double:
-        bank = GatewayBank(bank_double.url, open_transport(max_connections=4, verify=NO_TLS), PATIENT_SECONDS)
+        bank = gateway_bank(bank_double.url, open_transport(max_connections=4, verify=NO_TLS), PATIENT_SECONDS)
         assert await bank.perform(ASK, look_up_first=False) == Token("ttok_1")
         answer = await bank.perform(effect, look_up_first=look_up_first)
         for _ in range(2):
@@ -505,7 +505,7 @@ async def test_a_bank_that_is_not_there_is_no_answer() -> None:
 async def test_connections_that_the_bank_closed_do_no_harm() -> None:
     """A call after an idle while may go into a closed connection: then it is no answer, and never two requests."""
     async with wire(*[http(CREATED)] * 20) as double:
-        bank = GatewayBank(double.url, open_transport(max_connections=1, verify=NO_TLS), PATIENT_SECONDS)
+        bank = gateway_bank(double.url, open_transport(max_connections=1, verify=NO_TLS), PATIENT_SECONDS)
         for asked in range(1, 21):
             assert await bank.perform(ASK, look_up_first=False) in (Token("ttok_1"), NoAnswer())
             assert len(double.requests) <= asked
@@ -535,7 +535,7 @@ async def test_a_certificate_that_is_not_trusted_is_our_setup_and_nothing_is_sen
             (trusting, double.url.replace("127.0.0.1", "localhost"), NoAnswer(our_setup=True)),
             (trusting, double.url, Token("ttok_1")),
         ):
-            bank = GatewayBank(url, open_transport(max_connections=1, verify=trust), PATIENT_SECONDS)
+            bank = gateway_bank(url, open_transport(max_connections=1, verify=trust), PATIENT_SECONDS)
             assert await bank.perform(ASK, look_up_first=False) == answer
             await bank.close()
     assert len(double.requests) == 1
@@ -589,7 +589,7 @@ CIRCLE.__cause__.__cause__ = CIRCLE
 )
 async def test_no_exception_of_a_transport_means_anything_but_no_answer(error: Exception, in_body: bool) -> None:
     """Nothing is inferred from its class."""
-    bank = GatewayBank("http://bank", Failing(error, in_body=in_body), PATIENT_SECONDS)
+    bank = gateway_bank("http://bank", Failing(error, in_body=in_body), PATIENT_SECONDS)
     assert await bank.perform(ASK, look_up_first=False) == NoAnswer()
     assert await bank.perform(EXECUTE, look_up_first=True) == NoAnswer()
 
@@ -597,7 +597,7 @@ async def test_no_exception_of_a_transport_means_anything_but_no_answer(error: E
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit()], ids=repr)
 async def test_what_is_no_exception_passes(error: BaseException) -> None:
     """Cancelling and ending the process are not the bank's answers."""
-    bank = GatewayBank("http://bank", Failing(error, in_body=False), PATIENT_SECONDS)
+    bank = gateway_bank("http://bank", Failing(error, in_body=False), PATIENT_SECONDS)
     with pytest.raises(type(error)):
         await bank.perform(ASK, look_up_first=False)
 
@@ -622,7 +622,7 @@ class Scripted(httpx.AsyncBaseTransport):
 
 def perform(effect: Effect, replies: dict[str, tuple[int, bytes]], *, look_up_first: bool) -> tuple[Answer, list[str]]:
     transport = Scripted(replies)
-    bank = GatewayBank("http://bank", transport, PATIENT_SECONDS)
+    bank = gateway_bank("http://bank", transport, PATIENT_SECONDS)
     return asyncio.run(bank.perform(effect, look_up_first=look_up_first)), transport.asked
 
 

@@ -26,7 +26,7 @@ from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
 from chassis.server import Refusal
 from command_service import charge
 from command_service.api import CommandService
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
 from command_service.codec import decode
 from command_service.journal import Record
@@ -851,7 +851,7 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
         journal = await Held.open(world.journal, now=now, end_process=lambda: sys.exit("unknown"))
         assert isinstance(journal, Held)
         stack.push_async_callback(journal.close)
-        bank = GatewayBank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
+        bank = gateway_bank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
         stack.push_async_callback(bank.close)
         limits = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3_600, attention_after_seconds=600)
         runner = Runner(journal, bank, limits, clock=time.monotonic, now=now, chance=Random(7))
@@ -882,7 +882,7 @@ async def test_an_unfinished_charge_that_has_no_events_ends_the_start(tmp_path: 
         with closing(sqlite3.connect(tmp_path / "journal.db")) as vandal:
             vandal.execute("INSERT INTO unfinished VALUES (randomblob(16))")
             vandal.commit()
-        bank = GatewayBank("http://127.0.0.1:1", open_transport(max_connections=1), PATIENT_SECONDS)
+        bank = gateway_bank("http://127.0.0.1:1", open_transport(max_connections=1), PATIENT_SECONDS)
         limits = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3_600, attention_after_seconds=600)
         runner = Runner(journal, bank, limits, clock=time.monotonic, now=now, chance=Random(7))
         stack.push_async_callback(runner.close)
