@@ -1,7 +1,7 @@
 """What a call to a bank costs us in CPU, by the transport under it: python -m bench.transports
 
-Above the line, one POST with its answer, of a request that is already built: the transport alone. Below it, a whole
-`perform` of the gateway's bank: order to JSON, request, deadline, answer read strictly. CPU time of this process by the kernel, the bank
+Above the line, one POST with its answer, of a request that is already built: the transport alone. Below it, a whole `perform`
+of the gateway's bank: order to JSON, request, deadline, answer read strictly. CPU time of this process by the kernel, the bank
 (bench.bank, no delay) in another; medians over rounds in which all take turns, so that a noisy machine is noisy to all.
 The row of aiohttp's client is there if aiohttp is installed; the product does not need it.
 """
