@@ -46,7 +46,7 @@ JSON_CONTENT = (b"Content-Type", b"application/json")
 
 _WANTED = frozenset({b"content-encoding", b"content-type", b"retry-after"})
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +168,8 @@ def _wanted(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
 
 def no_answer(why: str, *, retry_after_seconds: float | None = None, our_setup: bool = False) -> NoAnswer:
     """No answer, for a reason that goes to the log and nowhere else. `why` is our own word, never the bank's text."""
-    log = _log.error if our_setup else _log.warning  # people have to mend our set-up; of the rest a bank recovers
-    log("the bank gave no answer", why=why, our_setup=our_setup)
+    tell = log.error if our_setup else log.warning  # People have to mend our set-up; of the rest a bank recovers.
+    tell("the bank gave no answer", why=why, our_setup=our_setup)
     return NoAnswer(retry_after_seconds, our_setup)
 
 
