@@ -12,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,17 @@ async def test_a_pause_of_thousands_of_digits_is_the_longest_one() -> None:
     assert await answer_from(ASK, http({}, 429, f"Retry-After: {'9' * 5_000}")) == NoAnswer(20.0)
 
 
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"])
+async def test_a_pause_may_be_a_date_in_each_form_of_http(form: str) -> None:
+    """RFC 9110, 5.6.7: the present one, that of RFC 850, and that of asctime. A date in the past asks for no pause at all."""
+    soon, past = datetime.now(UTC) + timedelta(seconds=15), datetime.now(UTC) - timedelta(days=1)
+    answer = await answer_from(ASK, http({}, 503, f"Retry-After: {soon.strftime(form)}"))
+    assert isinstance(answer, NoAnswer)
+    assert 1.0 < (answer.retry_after_seconds or 0.0) <= 15.0
+    assert await answer_from(ASK, http({}, 503, f"Retry-After: {past.strftime(form)}")) == NoAnswer(0.0)
+    assert await answer_from(ASK, http({}, 503, f"Retry-After: {soon.strftime(form)[:-9]}")) == NoAnswer()
+
+
 async def test_a_body_of_64_kib_is_read() -> None:
     """The limit is where it is said to be."""
     assert await answer_from(ASK, http(TEXT.encode().ljust(65_536))) == Token("ttok_1")
@@ -660,6 +672,24 @@ def test_no_bytes_on_the_wire_raise_or_execute(parts: list[bytes], look_up_first
             return [await answer_to(effect, double.url, look_up_first=look_up_first) for effect in (ASK, EXECUTE)]
 
     assert set(asyncio.run(run())) == {NoAnswer()}
+
+
+@given(st.text(st.sampled_from("0123456789:,-+ SunMovGTZ"), max_size=40) | st.text(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_no_wish_for_a_pause_costs_the_answer(wish: str) -> None:
+    """Whatever it says, it is a pause within our limits or none, and the rest of the answer is read."""
+
+    class Wishing(Scripted):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            answered = await super().handle_async_request(request)
+            answered.headers["Retry-After"] = wish.encode("utf-8", "replace").decode("latin-1")
+            return answered
+
+    for status, said in ((200, CREATED), (202, {"result": "in_progress"})):
+        bank = gateway_bank("http://bank", Wishing({"step": (status, json.dumps(said).encode())}), PATIENT_SECONDS)
+        answer = asyncio.run(bank.perform(ASK, look_up_first=False))
+        assert answer == Token("ttok_1") or isinstance(answer, InProgress)
+        assert not isinstance(answer, InProgress) or 0.0 <= (answer.retry_after_seconds or 0.0) <= 20.0
 
 
 # Answers that are nearly right: of each field the right value, or another.
