@@ -67,7 +67,7 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
 
 def main() -> int:
     """Run what the command line asks for; 1 if a part of it could not be measured."""
-    parser = process.parser("bench", "Measures the product and its peers.")
+    parser = process.parser("python -m bench", "Measures the product and its peers.")
     parser.add_argument("--only", nargs="+", choices=["compare", *SCENARIOS], help="these parts")
     parser.add_argument(
         "--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="small; or QUICK=1"

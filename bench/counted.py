@@ -1,8 +1,8 @@
 """What makes the product fast and can be counted instead of timed: commits a charge, and reads of the journal a record.
 
 The whole product in this process, from the settings to its real ports, a real journal and a bank of this package beside it.
-Only the two calls that are counted are looked at: SQLite tells the statements of the writing connection, and the journal's own
-`read_after` is passed through a counter.
+Only the two calls that are counted are looked at: SQLite tells the statements of each connection that writes, and the
+journal's `read_after` is passed through a counter.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -24,7 +25,9 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import SubscribeRequest
 from charging.v1.journal_pb2_grpc import JournalServiceStub
 from chassis import settings
-from command_service.journal import Place, Record
+from chassis.disk import LOCAL_DISK, Disk
+from command_service.journal import Journal, Place, Record
+from command_service.parts import Parts
 from command_service.serving import Serving, serve
 from command_service.settings import Settings
 
@@ -33,8 +36,55 @@ CALL_SECONDS = 30.0
 READERS_A_CHANNEL = 25
 
 
+class _TracedDisk:
+    """This machine, whose SQLite tells the statements of each connection that writes."""
+
+    def __init__(self, statements: list[str]) -> None:
+        self._statements = statements
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(LOCAL_DISK, name)
+
+    def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
+        connection = LOCAL_DISK.connect(path, read_only=read_only)
+        if not read_only:
+            connection.set_trace_callback(self._statements.append)
+        return connection
+
+
+class _CountedJournal:
+    """A journal that counts the records it hands out for the feed."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.handed_out = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def read_after(self, place: Place) -> Sequence[Record]:
+        records = await self._journal.read_after(place)
+        self.handed_out += len(records)
+        return records
+
+
+class _Counted(Parts):
+    """The product's parts, the disk and the journal under a counter."""
+
+    statements: list[str]
+    counted: _CountedJournal
+
+    def disk(self) -> Disk:
+        self.statements = []
+        return cast("Disk", _TracedDisk(self.statements))
+
+    async def journal(self) -> Journal:
+        self.counted = _CountedJournal(await super().journal())
+        return cast("Journal", self.counted)
+
+
 @asynccontextmanager
-async def _product(folder: Path) -> AsyncIterator[Serving]:
+async def _product(folder: Path) -> AsyncIterator[tuple[Serving, _Counted]]:
     """The product and its bank, in this process."""
     loop = asyncio.get_running_loop()
     bank = await loop.create_server(partial(Connection, Ledger(), 0.0), "127.0.0.1", 0)
@@ -47,8 +97,9 @@ async def _product(folder: Path) -> AsyncIterator[Serving]:
     }
     try:
         with structlog.testing.capture_logs():  # a line a charge is for nobody here
-            async with serve(settings.read(Settings, environment)) as running:
-                yield running
+            parts = _Counted(settings.read(Settings, environment))
+            async with serve(parts.settings, lambda _: parts) as running:
+                yield running, parts
     finally:
         bank.close()
         await bank.wait_closed()
@@ -76,32 +127,16 @@ async def _charge_all(running: Serving, *, charges: int, in_flight: int) -> None
 
 async def commits_a_charge(folder: Path, *, charges: int, in_flight: int) -> float:
     """How many commits of the journal a charge takes with so many in flight."""
-    statements: list[str] = []
-    async with _product(folder) as running:
-        writer = running.journal._writer
-        await writer.run(partial(_trace, statements))
+    async with _product(folder) as (running, parts):
+        parts.statements.clear()  # of the start
         await _charge_all(running, charges=charges, in_flight=in_flight)
         assert running.journal.head.position == charges * RECORDS_A_CHARGE
-    return sum(statement == "COMMIT" for statement in statements) / charges
-
-
-def _trace(statements: list[str], connection: sqlite3.Connection) -> None:
-    connection.set_trace_callback(statements.append)
+    return sum(statement == "COMMIT" for statement in parts.statements) / charges
 
 
 async def reads_a_record(folder: Path, *, readers: int, charges: int) -> float:
     """How many times a record is read and encoded for so many live readers, each of which gets all of them."""
-    handed_out = 0
-    async with _product(folder) as running:
-        read_after = running.journal.read_after
-
-        async def counting(place: Place) -> Sequence[Record]:
-            nonlocal handed_out
-            records = await read_after(place)
-            handed_out += len(records)
-            return records
-
-        running.journal.read_after = counting  # type: ignore[method-assign]  # the counter that this file is about
+    async with _product(folder) as (running, parts):
         channels = [
             grpc.aio.insecure_channel(
                 str(running.feed_listen), options=[*DIRECT, ("grpc.use_local_subchannel_pool", 1)]
@@ -125,4 +160,4 @@ async def reads_a_record(folder: Path, *, readers: int, charges: int) -> float:
         await asyncio.gather(*reading)
         for channel in channels:
             await channel.close()
-    return handed_out / records
+    return parts.counted.handed_out / records

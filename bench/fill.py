@@ -9,25 +9,18 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
-from command_service.charge import Card, Charged, ChargeRequested, Event, Money, Request, TokenIssued
 from command_service.codec import charge_id_of, encode
-from command_service.journal import anchor, chain_after
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.table import INSERT_RECORD, INSERT_UNFINISHED, key_of, read_head
+from command_service.journal import chain_after
+from command_service.journal.records import key_of
+from command_service.journal.sqlite import anchor
+from command_service.journal.sqlite.file import SqliteFile
+from command_service.journal.sqlite.table import INSERT_RECORD, INSERT_UNFINISHED, read_head
+from command_service.values import Card, Charged, ChargeRequested, Event, Money, Request, TokenIssued
 
 RECORDS_A_TRANSACTION = 30_000
 RECORDS_A_CHARGE = 3
 CARD, AMOUNT = Card("tok_visa", "visa", "4242"), Money(1250, "EUR")
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000
-
-
-def _never() -> NoReturn:
-    raise AssertionError("a commit failed while a journal was filled")
 
 
 async def filled(path: Path, records: int, unfinished: int = 0) -> Path:
@@ -39,9 +32,9 @@ async def filled(path: Path, records: int, unfinished: int = 0) -> Path:
                 return path
     for each in path.parent.glob(path.name + "*"):
         each.unlink()
-    journal = await SqliteJournal.open(path, now=_now, end_process=_never)
-    await journal.close()
-    journal_id = journal.journal_id
+    made = await SqliteFile(path).open()
+    await made.close()
+    journal_id = made.journal_id
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA cache_size = -500000")  # in KiB: the index's pages are touched in random order
@@ -58,7 +51,7 @@ def _fill(connection: sqlite3.Connection, finished: int, unfinished: int) -> Non
     connection.execute("BEGIN")
     for number in range(finished + unfinished):
         charge_id = charge_id_of("default", f"filled:{number}")
-        key, recorded_at = key_of(charge_id), _now()
+        key, recorded_at = key_of(charge_id), time.time_ns() // 1_000
         for version, event in enumerate(_events(charge_id, number, is_finished=number < finished), 1):
             stored = encode(event)
             position += 1

@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 import grpc
 import grpc.aio
 import uvloop
-from google.rpc import error_details_pb2, status_pb2
 
 from bench import DIRECT
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from rig.errors import told
 
 METHOD = "/charging.v1.CommandService/Charge"
 # One connection serialises its frames; more than a few gain nothing.
@@ -118,58 +118,64 @@ class Generator:
         self._calls = [channel.unary_unary(METHOD, _unchanged, _unchanged) for channel in self._channels]
         self._prefix = key_prefix("bench")
         self._number = 0
-        self._tally = Tally()
-        self._begun = self._until = 0.0
+        self.tally = Tally()
+        """What has happened since the measured time began."""
+        self.begun = self.until = 0.0
+        """When the measured time began, and until when charges are begun at all, by `time.perf_counter`."""
 
     async def run(self) -> None:
         """Warm up, measure, tell the results, and let what is under way end."""
         await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
-        self._until = time.perf_counter() + self._order.warmup_seconds + self._order.seconds * LONGEST_WINDOW
+        self.until = time.perf_counter() + self._order.warmup_seconds + self._order.seconds * LONGEST_WINDOW
         if self._order.steps:
-            loops = [asyncio.create_task(self._open_loop())]
+            loops = [asyncio.create_task(self.open_loop())]
         else:
             loops = [asyncio.create_task(self._closed_loop()) for _ in range(self._order.in_flight)]
         await asyncio.sleep(self._order.warmup_seconds)
-        self._tally, self._begun = Tally(), time.perf_counter()
+        self.tally, self.begun = Tally(), time.perf_counter()
         print(json.dumps({"event": "begin"}), flush=True)
         await asyncio.sleep(self._order.seconds)
         # In a slow service all charges in flight move in step: a window that saw none of them end tells nothing.
         enough = 1 if self._order.steps else self._order.in_flight
-        while len(self._tally.latencies) < enough and time.perf_counter() < self._until:  # noqa: ASYNC110  # an event costs each charge
+        while len(self.tally.latencies) < enough and time.perf_counter() < self.until:  # noqa: ASYNC110  # an event costs each charge
             await asyncio.sleep(0.05)
-        seconds = time.perf_counter() - self._begun
+        seconds = time.perf_counter() - self.begun
         if self._order.steps:
             # What was due in the measured time counts however late it ends: leaving it out would flatter a slow server.
-            self._until = 0.0
+            self.until = 0.0
             await asyncio.wait(loops, timeout=LAST_CALLS_SECONDS)
-        tally, self._tally = self._tally, Tally()
-        self._until = 0.0
+        tally, self.tally = self.tally, Tally()
+        self.until = 0.0
         print(json.dumps({"event": "end", **results(tally, seconds)}), flush=True)
         _, left = await asyncio.wait(loops, timeout=LAST_CALLS_SECONDS)
         for loop in left:
             loop.cancel()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
         for channel in self._channels:
             await channel.close()
 
     async def _closed_loop(self) -> None:
-        while time.perf_counter() < self._until:
-            await self._charge(time.perf_counter())
+        while time.perf_counter() < self.until:
+            await self.charge(time.perf_counter())
 
-    async def _open_loop(self) -> None:
+    async def open_loop(self) -> None:
         """The steps, the first of which begins early by the time to warm up."""
         first, *more = self._order.steps
         steps = [Step(first.rate, first.seconds + self._order.warmup_seconds), *more]
         begun, under_way = time.perf_counter(), set[asyncio.Task[None]]()
         for number, offset in enumerate(schedule(steps)):
             due = begun + offset
-            while due > (now := time.perf_counter()) < self._until:  # noqa: ASYNC110  # time itself is waited for
+            while due > (now := time.perf_counter()) < self.until:  # noqa: ASYNC110  # time itself is waited for
                 await asyncio.sleep(0.001)
-            if now >= self._until:
+            if now >= self.until:
                 break
             if now - due > MOST_LATE_SECONDS or len(under_way) >= MOST_UNDER_WAY:
-                self._tally.unsent += 1
+                self.tally.unsent += 1
                 continue
-            task = asyncio.create_task(self._charge(due))
+            task = asyncio.create_task(self.charge(due))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
             if number % SENDS_A_TURN == 0:  # or one that is late would never let an answer in
@@ -177,10 +183,10 @@ class Generator:
         if under_way:
             await asyncio.wait(under_way)
 
-    async def _charge(self, due: float) -> None:
+    async def charge(self, due: float) -> None:
         """One charge, to its end: asked again with the same key as often as the server says when."""
         self._number += 1
-        self._tally.sent += 1
+        self.tally.sent += 1
         number = self._number
         request, call = self._request(number), self._calls[number % len(self._calls)]
         while True:
@@ -189,20 +195,20 @@ class Generator:
             except grpc.aio.AioRpcError as error:
                 retry_seconds, reason = advice(error)
                 if self._order.obey_retry_info and retry_seconds is not None:
-                    self._tally.refusals += 1
+                    self.tally.refusals += 1
                     await self._sleep(retry_seconds * random.uniform(1.0, 1.5))
                     due = time.perf_counter()
                     continue
-                self._tally.errors[reason] += 1
+                self.tally.errors[reason] += 1
                 return
             break
         now = time.perf_counter()
-        if self._order.steps and due < self._begun:
+        if self._order.steps and due < self.begun:
             return
         if response.status != ChargeStatus.CHARGE_STATUS_CHARGED:
-            self._tally.errors[ChargeStatus.Name(response.status)] += 1
+            self.tally.errors[ChargeStatus.Name(response.status)] += 1
             return
-        self._tally.add(max(0, int(due - self._begun)), now - due)
+        self.tally.add(max(0, int(due - self.begun)), now - due)
 
     def _request(self, number: int) -> bytes:
         return ChargeRequest(
@@ -225,17 +231,9 @@ def _unchanged(serialised: bytes) -> bytes:
 
 def advice(error: grpc.aio.AioRpcError) -> tuple[float | None, str]:
     """When the server says that a retry helps, and the reason that it gives."""
-    reason, retry_seconds, has_reason = error.code().name, None, False
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            for packed in status_pb2.Status.FromString(value).details:
-                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                if packed.Unpack(info):
-                    reason, has_reason = f"{reason} {info.reason}", True
-                elif packed.Unpack(retry):
-                    retry_seconds = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    refusal, code = told(error), error.code().name
     # What has no reason of the service's own is the transport's, and says why in its text.
-    return retry_seconds, reason if has_reason else f"{reason}: {(error.details() or '')[:80]}"
+    return refusal.retry_after_seconds, f"{code} {refusal.reason}" if refusal.reason else f"{code}: {refusal.text[:80]}"
 
 
 def results(tally: Tally, seconds: float) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Fill docs/benchmark.md from build/bench.json, draw its plots, and show them in the README: python -m bench.page
 
-Only what stands between the two marks is replaced; no figure of these pages is written by hand.
+Only the text between the two marks is replaced. The README quotes some figures by hand; tests/test_documents.py compares them.
 """
 
 import json

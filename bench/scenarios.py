@@ -35,7 +35,7 @@ from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, Money
 from charging.v1.query_pb2 import GetViewStatusRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
-from demo.processes import Server
+from rig.processes import Server
 
 Found = dict[str, Any]
 # Journals that take long to fill are kept between runs.

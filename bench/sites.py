@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.processes import Server
+from rig.processes import Server
 
 PRODUCT = "chargeonce"
 ECHO = "echo"

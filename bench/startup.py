@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from bench.fill import filled
-from demo.processes import Server, Town
+from rig.processes import Server, Town
 
 STARTS = 5
 # For a view of a million records to be built before it is started with.

@@ -22,7 +22,7 @@ import uvloop
 
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import IDLE_SECONDS, open_transport
-from command_service.charge import Execute, Executed, Money, RequestToken, Token
+from command_service.values import Execute, Executed, Money, RequestToken, Token
 
 ROUNDS, CALLS = 7, 192
 IN_FLIGHT = (1, 32)

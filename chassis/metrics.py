@@ -7,16 +7,45 @@ connection, however many come and however long they stay.
 import asyncio
 import os
 import socket
+from collections.abc import Callable, Iterable, Mapping
 
 import h11
 from prometheus_client import REGISTRY
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from chassis.settings import Address
 
 READERS = 32
 # A page is some kilobytes, and made in milliseconds.
 READER_SECONDS = 5.0
+
+
+Figures = Mapping[str, float]
+
+
+async def offer(listen: Address | None, prefix: str, texts: Mapping[str, str], take: Callable[[], Figures]) -> None:
+    """Offer figures that are taken together whenever somebody reads them. See `serve`."""
+    if listen is not None:
+        REGISTRY.register(_Gauges(prefix, texts, take))
+        await serve(listen)
+
+
+class _Gauges(Collector):
+    def __init__(self, prefix: str, texts: Mapping[str, str], take: Callable[[], Figures]) -> None:
+        self._prefix = prefix
+        self._texts = texts
+        self._take = take
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the gauges without taking them: a server that is not up yet has none."""
+        return [GaugeMetricFamily(f"{self._prefix}_{name}", text) for name, text in self._texts.items()]
+
+    def collect(self) -> Iterable[Metric]:
+        """Take the figures once for all gauges."""
+        figures = self._take()
+        return [GaugeMetricFamily(f"{self._prefix}_{name}", text, figures[name]) for name, text in self._texts.items()]
 
 
 async def serve(listen: Address | None) -> None:

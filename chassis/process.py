@@ -37,10 +37,13 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
 
 
-def parser(module: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
-    """A program's arguments: --help, --version, and whatever is added. What it does not know it refuses."""
+def parser(program: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
+    """A program's arguments: --help, --version, and those that the caller adds. It refuses all others.
+
+    `program` is the command that the help shows.
+    """
     made = argparse.ArgumentParser(
-        prog=f"python -m {module}",
+        prog=program,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,10 +54,10 @@ def parser(module: str, description: str, *, epilog: str = "") -> argparse.Argum
 
 
 def server_parser(
-    module: str, description: str, known: type, environment: Mapping[str, str]
+    program: str, description: str, known: type, environment: Mapping[str, str]
 ) -> argparse.ArgumentParser:
     """A server's arguments: its settings come from the environment, and --help lists them."""
-    return parser(module, description, epilog=settings.describe(known, environment))
+    return parser(program, description, epilog=settings.describe(known, environment))
 
 
 def _version() -> str:

@@ -7,28 +7,24 @@ itself would send the exception's own text, which may quote a request.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, cast
 
 import grpc
 import grpc.aio
 import structlog
-from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_status import rpc_status
 
 from chassis.health import Health
 from chassis.reflection import Reflection
+from chassis.refusals import Refusal, Violation
 from chassis.settings import Address
 from chassis.telemetry import log_unexpected
 
 log = structlog.get_logger()
 
-# Details travel in trailers, and a client that is sent more than about 16 KB of them sees RESOURCE_EXHAUSTED instead.
-MAX_VIOLATIONS = 32
 # A dead link is noticed within this and half of it again; grpc's own default is two hours.
 KEEPALIVE_MILLISECONDS = 15_000
 _KEEPALIVE = [
@@ -55,54 +51,6 @@ _SERVER_OPTIONS = [
     # grpc's own refusal has none, and a code for which clients try again.
     ("grpc.max_receive_message_length", 256 << 10),
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A field that may not be as it is: its path and a fixed text, never its value."""
-
-    field: str
-    text: str
-
-
-@dataclass(eq=False)  # not frozen: Python itself writes an exception's traceback
-class Refusal(Exception):
-    """An error for the client: fixed texts only, nothing of its input."""
-
-    code: grpc.StatusCode
-    reason: str
-    text: str
-    advice: str
-    violations: Sequence[Violation] = ()
-    retry_after_seconds: float | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    def status(self, domain: str) -> Any:
-        """Make the rich status: ErrorInfo always, BadRequest and RetryInfo where they apply."""
-        details: list[Message] = [
-            error_details_pb2.ErrorInfo(
-                reason=self.reason, domain=domain, metadata={"advice": self.advice, **self.metadata}
-            )
-        ]
-        if self.violations:
-            shown = self.violations[:MAX_VIOLATIONS]
-            details.append(
-                error_details_pb2.BadRequest(
-                    field_violations=[
-                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.text) for v in shown
-                    ]
-                )
-            )
-        if self.retry_after_seconds is not None:
-            retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromMilliseconds(round(self.retry_after_seconds * 1000))
-            details.append(retry)
-        packed = []
-        for detail in details:
-            packed.append(any_pb2.Any())
-            packed[-1].Pack(detail)
-        code: tuple[int, str] = self.code.value
-        return rpc_status.to_status(status_pb2.Status(code=code[0], message=self.text, details=packed))
 
 
 @dataclass(frozen=True, slots=True)

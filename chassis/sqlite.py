@@ -1,22 +1,18 @@
 """A SQLite file and the one thread that may touch its connection.
 
-Whatever needs a thread goes through `Database.run`, and through nothing else: on an event loop that runs executor calls
+Work on a connection goes through `Database.run`, in a thread that the `Disk` gives: on an event loop that runs such work
 inline, the same code is deterministic.
 """
 
-import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-T = TypeVar("T")
+from chassis.disk import LOCAL_DISK, Disk, Thread
 
-# How long a statement waits for a lock that another program holds, in its own thread: an edit by hand or a copying tool's
-# checkpoint is over by then, and a client that waits is still told before its deadline.
-BUSY_SECONDS = 3.0
+T = TypeVar("T")
 
 
 class PragmaNotTakenError(Exception):
@@ -26,46 +22,44 @@ class PragmaNotTakenError(Exception):
 class Database:
     """One connection in autocommit mode, used by one thread."""
 
-    def __init__(self, connection: sqlite3.Connection, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, connection: sqlite3.Connection, thread: Thread) -> None:
         self._connection = connection
-        self._executor = executor
+        self._thread = thread
 
     @classmethod
-    async def open(cls, path: Path, *, read_only: bool = False, pragmas: Mapping[str, str | int]) -> "Database":
+    async def open(
+        cls, path: Path, *, read_only: bool = False, pragmas: Mapping[str, str | int], disk: Disk = LOCAL_DISK
+    ) -> "Database":
         """Open the file and set the pragmas, each read back. A file to be written is made if it is missing.
 
         Raises sqlite3.Error, or PragmaNotTakenError if a pragma reads back otherwise than it was set.
         """
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
-        connect = lambda: open_connection(path, read_only=read_only, pragmas=pragmas)  # noqa: E731  # a name for the next line
+        thread = Thread(f"sqlite-{path.name}", disk)
         try:
-            connection = await asyncio.get_running_loop().run_in_executor(executor, connect)
+            connection = await thread.run(
+                lambda: open_connection(path, read_only=read_only, pragmas=pragmas, disk=disk)
+            )
         except BaseException:
-            executor.shutdown(wait=False)
+            thread.end()
             raise
-        return cls(connection, executor)
+        return cls(connection, thread)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do work in the thread. If the caller is cancelled, work that has begun is still done; what waits may be dropped."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._connection)
+        """Do work in the thread; see `Thread.run`."""
+        return await self._thread.run(work, self._connection)
 
     async def close(self) -> None:
         """Close after the work that was sent before."""
         await self.run(sqlite3.Connection.close)
-        self._executor.shutdown(wait=False)
+        self._thread.end()
 
 
-def open_connection(path: Path, *, read_only: bool, pragmas: Mapping[str, str | int]) -> sqlite3.Connection:
+def open_connection(
+    path: Path, *, read_only: bool, pragmas: Mapping[str, str | int], disk: Disk = LOCAL_DISK
+) -> sqlite3.Connection:
     """Open a connection as `Database.open` does, for use by the calling thread."""
-    mode = "ro" if read_only else "rwc"
     is_new = not path.exists()
-    connection = sqlite3.connect(
-        f"file:{_quoted(path)}?mode={mode}",
-        uri=True,
-        timeout=BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+    connection = disk.connect(path, read_only=read_only)
     try:
         for pragma, value in pragmas.items():
             connection.execute(f"PRAGMA {pragma} = {value}").fetchall()  # unfetched, it can swallow an I/O error
@@ -87,7 +81,3 @@ def sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _quoted(path: Path) -> str:
-    return str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")

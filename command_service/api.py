@@ -1,29 +1,30 @@
-"""The commands over gRPC: from a request to the runner and back, with bounds on how many and how long.
+"""The commands over gRPC: from a request to the reception and back, with bounds on the number of calls and their time.
 
-An RPC only waits for a charge; the charge runs in the runner's tasks. Nothing that happens to the call, a deadline, a
-cancel, a cut connection, reaches it.
+An RPC only waits for a charge; the charge runs in the runner's tasks. A deadline, a cancel or a cut connection ends the
+call and never reaches the charge.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
+from charging.v1.common_pb2 import ChargeStatus
 from chassis.deadlines import wait_seconds
-from chassis.server import Violation
-from command_service import screening
-from command_service.charge import Absent, AtRest, Card, Charge, Charged, ChargeDeclined, Money, Request
-from command_service.codec import charge_id_of, decline_reason_out, status_of
-from command_service.currencies import MAX_MINOR_UNITS
-from command_service.errors import Reason, refusal, refusing
-from command_service.pace import Appointments
-from command_service.runner import Accepted, Runner, Source
+from chassis.refusals import Refusal
+from command_service.appointments import Appointments
+from command_service.charge import Charge, is_over_without_money, outcome_of
+from command_service.codec import decline_reason_out, status_of
+from command_service.errors import refusing
+from command_service.failures import KeyReused
+from command_service.intake import Intake
+from command_service.operation import AtRest
+from command_service.reception import Accepted, Reception, Source
+from command_service.values import Charged, ChargeDeclined
+from contract.errors import Reason
+from contract.errors import command_refusal as refusal
 
-# Until identities exist there is one tenant, and nobody is known by name.
-TENANT = "default"
-ACTOR = "anonymous"
 # A call without a deadline, or with a very late one, waits no longer.
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -38,12 +39,9 @@ _SOURCES = {
 class CommandService(command_pb2_grpc.CommandServiceServicer):
     """Takes clients' commands, so many at once."""
 
-    def __init__(
-        self, runner: Runner, *, max_calls: int, max_amounts: Mapping[str, int] = MappingProxyType({})
-    ) -> None:
-        """`max_amounts` replaces the cap, in minor units, of the currencies that it names."""
-        self._runner = runner
-        self._max_amounts = {**MAX_MINOR_UNITS, **max_amounts}
+    def __init__(self, intake: Intake, reception: Reception, *, max_calls: int) -> None:
+        self._reception = reception
+        self._intake = intake
         self._max_calls = max_calls
         self._calls = 0
         self._clock = asyncio.get_running_loop().time
@@ -77,13 +75,16 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         if seconds <= 0:
             raise refusal(Reason.DEADLINE_PASSED)  # nobody reads the answer: not even begun
         until = self._clock() + seconds
-        accepting = self._runner.accept(_command(request, self._max_amounts))
+        accepting = self._reception.accept(self._intake(request))
         if not await self._wait(accepting, until):
             raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
-        accepted = accepting.result()
-        if accepted.running is not None:
-            await self._wait(accepted.running.ended, until)
-        return _response(accepted)
+        try:
+            accepted = accepting.result()
+        except KeyReused as error:
+            raise _key_reused(error.args[0]) from None
+        if accepted.run is not None:
+            await self._wait(accepted.run.ended, until)
+        return _response(accepted, request.idempotency_key)
 
     async def _wait(self, what: "asyncio.Future[Any]", until: float) -> bool:
         """Wait for something, a time, or the server's stop, and disturb none of them. True if it is done.
@@ -110,40 +111,29 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         return what.done()
 
 
-def _command(wire: ChargeRequest, max_amounts: Mapping[str, int]) -> Charge:
-    """Read a request into the core's words. Raises Refusal for what is refused whatever the key: see `screening`."""
-    request = Request(
-        charge_id=charge_id_of(TENANT, wire.idempotency_key),
-        tenant=TENANT,
-        idempotency_key=wire.idempotency_key,
-        actor=ACTOR,
-        user_id=wire.user_id,
-        card=Card(wire.card.token, wire.card.brand, wire.card.last4),
-        amount=Money(wire.amount.minor_units, wire.amount.currency_code),
-        description=wire.description,
-        metadata=tuple(sorted(wire.metadata.items())),
+def _key_reused(charge: Charge) -> Refusal:
+    """A new key is advised only where the key's charge moves no money: a client that obeys may charge its order again."""
+    return refusal(
+        Reason.IDEMPOTENCY_KEY_REUSED,
+        advice="USE_NEW_KEY" if is_over_without_money(charge) else "ASK_STATUS",
+        metadata={"status": ChargeStatus.Name(status_of(charge)).removeprefix("CHARGE_STATUS_")},
     )
-    faults = screening.faults(request, max_amounts)
-    if refused := screening.always_refused(wire):
-        # With today's other faults, or a client that mends one would only then be told of the next.
-        together = dict(faults) | dict(refused)
-        raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in together.items()])
-    return Charge(request, faults)
 
 
-def _response(accepted: Accepted) -> ChargeResponse:
-    stream = accepted.stream
-    assert not isinstance(stream.state, Absent), "an accepted charge has events"
+def _response(accepted: Accepted, idempotency_key: str) -> ChargeResponse:
+    charge = accepted.state
+    assert isinstance(charge, Charge), "an accepted charge has events"
+    rest = outcome_of(charge, idempotency_key)
     response = ChargeResponse(
-        charge_id=stream.state.request.charge_id,
-        status=status_of(stream.state),
-        position=stream.position,
+        charge_id=charge.operation.request.charge_id,
+        status=status_of(charge),
+        position=rest.position if rest else charge.position,
         outcome_source=_SOURCES[accepted.source],
     )
-    response.requested_at.FromMicroseconds(stream.requested_at)
-    match stream.state:
-        case AtRest(_, Charged(transaction_id=transaction_id)):
+    response.requested_at.FromMicroseconds(charge.operation.requested_at)
+    match rest:
+        case AtRest(outcome=Charged(transaction_id=transaction_id)):
             response.transaction_id = transaction_id
-        case AtRest(_, ChargeDeclined(reason)):
+        case AtRest(outcome=ChargeDeclined(reason)):
             response.decline_reason = decline_reason_out(reason)
     return response

@@ -10,11 +10,10 @@ from typing import assert_never
 from google.protobuf.message import DecodeError
 
 from charging.v1 import common_pb2, journal_pb2
-from command_service.charge import (
-    Absent,
-    AtRest,
-    AwaitingExecution,
-    AwaitingToken,
+from command_service.charge import Absent, Charge, State
+from command_service.failures import UnknownEvent
+from command_service.operation import AtRest
+from command_service.values import (
     Card,
     ChargeAbandoned,
     Charged,
@@ -28,14 +27,9 @@ from command_service.charge import (
     Request,
     ReviewReason,
     ReviewRequired,
-    State,
     TokenExpired,
     TokenIssued,
 )
-
-
-class UnknownEvent(Exception):
-    """The journal holds an event that this program does not know: a newer one wrote it. It is not read on."""
 
 
 def charge_id_of(tenant: str, idempotency_key: str) -> str:
@@ -147,10 +141,10 @@ def status_of(state: State) -> common_pb2.ChargeStatus.ValueType:
     match state:
         case Absent():
             return common_pb2.ChargeStatus.CHARGE_STATUS_UNSPECIFIED
-        case AwaitingToken() | AwaitingExecution():
-            return common_pb2.ChargeStatus.CHARGE_STATUS_PENDING
-        case AtRest(_, outcome):
+        case Charge(AtRest(outcome=outcome)):
             return _STATUSES[type(outcome)]
+        case Charge():
+            return common_pb2.ChargeStatus.CHARGE_STATUS_PENDING
         case _:
             assert_never(state)
 

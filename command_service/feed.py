@@ -17,9 +17,11 @@ import grpc.aio
 import structlog
 
 from charging.v1.journal_pb2 import CaughtUp, Heartbeat, Opened, SubscribeRequest, SubscribeResponse
-from chassis.server import Violation
-from command_service.errors import DOMAIN, Reason, refusal, refusing
+from chassis.refusals import Violation
+from command_service.errors import refusing
 from command_service.journal import Journal, Place, Record
+from contract.errors import DOMAIN, Reason
+from contract.errors import command_refusal as refusal
 
 log = structlog.get_logger()
 

@@ -8,23 +8,45 @@ journal's files, the connection to the bank, and the process's own end.
 import os
 import random
 import time
+from dataclasses import dataclass
 from typing import NoReturn
 
 import httpx
 
 from chassis import stderr
+from chassis.disk import LOCAL_DISK, Disk
 from command_service.api import CommandService
 from command_service.bank import Bank
+from command_service.bank.breaker import Breaker
 from command_service.bank.gateway import Gateway
+from command_service.bank.line import Line
 from command_service.bank.transport import open_transport
 from command_service.bank.two_step import Dialect, TwoStepBank
 from command_service.feed import Feed
-from command_service.journal.sqlite import SqliteJournal
-from command_service.runner import Limits, Runner
+from command_service.intake import Intake, screened
+from command_service.journal import Journal
+from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
+from command_service.journal.store import Store, random_id
+from command_service.reception import Reception
+from command_service.runner import Runner
 from command_service.settings import Settings
 
 # Exit status when a commit's fate is unknown, from sysexits.h: an I/O error.
 EX_IOERR = 74
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """What runs charges, over one journal and one bank."""
+
+    line: Line
+    runner: Runner
+    reception: Reception
+
+    async def close(self) -> None:
+        """Stop where each charge stands. It is as safe as a crash, and the next start goes on from there."""
+        await self.reception.close()
+        await self.runner.close()
 
 
 class Parts:
@@ -50,15 +72,32 @@ class Parts:
         stderr.drain()  # the reason, which was logged; it waits a moment at most, and nothing else runs meanwhile
         os._exit(EX_IOERR)
 
-    async def journal(self) -> SqliteJournal:
-        """Open the journal. Raises JournalRefused if it must not be served from."""
-        return await SqliteJournal.open(
-            self.settings.journal,
-            now=self.now,
-            end_process=self.end_process,
+    def disk(self) -> Disk:
+        """Give the machine on which the journal lies."""
+        return LOCAL_DISK
+
+    def new_id(self) -> str:
+        """Name a new journal."""
+        return random_id()
+
+    def rhythm(self) -> Rhythm:
+        """Say how long the journal waits for what."""
+        return RHYTHM
+
+    async def store(self) -> Store:
+        """Open the journal's store. Raises JournalRefused if it must not be served from."""
+        return await self.settings.journal.open(
+            new_id=self.new_id,
             free_bytes=self.settings.free_bytes,
             must_exist=self.settings.journal_must_exist,
             any_file_system=self.settings.journal_any_file_system,
+            disk=self.disk(),
+        )
+
+    async def journal(self) -> Journal:
+        """Open the journal, over its store. Raises JournalRefused if it must not be served from."""
+        return await GroupCommit.open(
+            await self.store(), now=self.now, end_process=self.end_process, rhythm=self.rhythm()
         )
 
     def wire(self) -> httpx.AsyncBaseTransport:
@@ -73,27 +112,38 @@ class Parts:
         """Make the bank's adapter, over its dialect."""
         return TwoStepBank(self.dialect(), call_timeout_seconds=self.settings.bank_timeout_seconds)
 
-    def limits(self) -> Limits:
-        """Say how much happens at once, and for how long."""
-        return Limits(
-            bank_calls=self.settings.bank_calls,
-            unfinished=self.settings.max_unfinished,
+    def line(self, bank: Bank) -> Line:
+        """Make the line to the bank, with its breaker."""
+        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=self.settings.bank_calls)
+
+    def runner(self, journal: Journal, line: Line) -> Runner:
+        """Make the loop."""
+        return Runner(
+            journal,
+            line,
             abandon_after_seconds=self.settings.abandon_after_seconds,
-            attention_after_seconds=self.settings.attention_after_seconds,
+            now=self.now,
+            chance=self.chance(),
         )
 
-    def runner(self, journal: SqliteJournal, bank: Bank) -> Runner:
-        """Make the loop."""
-        return Runner(journal, bank, self.limits(), clock=self.clock, now=self.now, chance=self.chance())
-
-    def reception(self, runner: Runner) -> Runner:
+    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
         """Make the door for commands."""
-        return runner
+        return Reception(journal, runner, line, max_unfinished=self.settings.max_unfinished)
 
-    def commands(self, reception: Runner) -> CommandService:
+    def assemble(self, journal: Journal, bank: Bank) -> "Assembled":
+        """Put together what runs charges."""
+        line = self.line(bank)
+        runner = self.runner(journal, line)
+        return Assembled(line, runner, self.reception(journal, runner, line))
+
+    def intake(self) -> Intake:
+        """Make what reads and screens clients' messages."""
+        return screened(self.settings.max_amounts)
+
+    def commands(self, reception: Reception) -> CommandService:
         """Make the service that clients call."""
-        return CommandService(reception, max_calls=self.settings.max_calls, max_amounts=self.settings.max_amounts)
+        return CommandService(self.intake(), reception, max_calls=self.settings.max_calls)
 
-    def feed(self, journal: SqliteJournal) -> Feed:
+    def feed(self, journal: Journal) -> Feed:
         """Make the feed that readers follow."""
         return Feed(journal)

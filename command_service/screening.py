@@ -20,8 +20,8 @@ from google.protobuf.message import Message
 
 from charging.v1.command_pb2 import ChargeRequest
 from command_service.card_numbers import card_number_in, may_hold_card_number, unescaped
-from command_service.charge import Card, Money, Request
 from command_service.currencies import EXPONENTS, MAX_MINOR_UNITS
+from command_service.values import Card, Money, Request
 
 Faults = tuple[tuple[str, str], ...]  # (field, text)
 

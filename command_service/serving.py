@@ -2,27 +2,26 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import NoReturn
 
-import prometheus_client
 import structlog
 
 from charging.v1 import command_pb2_grpc
 from chassis import metrics, server, settings
-from command_service.charge import ImpossibleEvent
-from command_service.codec import UnknownEvent
-from command_service.errors import DOMAIN, Reason, refusal
+from command_service.failures import Unreadable
 from command_service.feed import JournalService
-from command_service.journal import JournalCorrupt, JournalRefused
-from command_service.journal.file_system import IN_MEMORY, kind_of
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
-from command_service.runner import Runner
+from command_service.reception import Reception
 from command_service.settings import Settings
+from command_service.vitals import TEXTS, Vitals, vitals
+from contract.errors import DOMAIN, Reason
+from contract.errors import command_refusal as refusal
 
 log = structlog.get_logger()
 
@@ -42,8 +41,9 @@ class Serving:
 
     listen: settings.Address
     feed_listen: settings.Address
-    runner: Runner
-    journal: SqliteJournal
+    reception: Reception
+    journal: Journal
+    vitals: Callable[[], Vitals]
 
 
 @asynccontextmanager
@@ -58,9 +58,9 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(journal.close)
         bank = parts.bank()
         stack.push_async_callback(bank.close)
-        runner = parts.runner(journal, bank)
-        stack.push_async_callback(runner.close)
-        commands = parts.commands(parts.reception(runner))
+        assembled = parts.assemble(journal, bank)
+        stack.push_async_callback(assembled.close)
+        runner, commands = assembled.runner, parts.commands(assembled.reception)
         feed = parts.feed(journal)
         command_server = await server.Server.start(
             chosen.listen,
@@ -88,29 +88,34 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(feed_server.drain, 0.0)
         try:
             found = await runner.recover()
-        except (JournalCorrupt, UnknownEvent, ImpossibleEvent) as error:
+        except Unreadable as error:
             raise JournalRefused(
                 f"the journal {chosen.journal} holds an unfinished charge that cannot be read: {error}"
             ) from error
         await feed_server.set_serving(True)
         watching = asyncio.create_task(_tell_health(journal, command_server))
         stack.callback(watching.cancel)
-        await _offer_gauges(runner, journal, chosen.metrics_listen)
+
+        def take_vitals() -> Vitals:
+            limit = chosen.attention_after_seconds
+            return vitals(runner, assembled.line, journal, now=parts.now(), attention_after_seconds=limit)
+
+        await metrics.offer(chosen.metrics_listen, "chargeonce", TEXTS, lambda: dataclasses.asdict(take_vitals()))
         log.info(
             "serving",
             service="command",
             listen=str(command_server.address),
             feed=str(feed_server.address),
-            journal=str(chosen.journal.absolute()),
+            journal=str(chosen.journal),
             journal_id=journal.journal_id,
             made_anew=journal.made_anew,
             position=journal.head.position,
             restored=journal.restored,
             unfinished=found,
         )
-        if kind_of(chosen.journal) in IN_MEMORY:
+        if chosen.journal.lies_in_memory:
             log.warning("the journal lies in memory: it does not outlive this machine's power")
-        yield Serving(command_server.address, feed_server.address, runner, journal)
+        yield Serving(command_server.address, feed_server.address, assembled.reception, journal, take_vitals)
         log.info("draining", unfinished=runner.unfinished)
         watching.cancel()
         # Waiting calls get most of the time to see their outcome, and the rest of it to say that there is none yet.
@@ -121,7 +126,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
 
 
-async def _tell_health(journal: SqliteJournal, command_server: server.Server) -> NoReturn:
+async def _tell_health(journal: Journal, command_server: server.Server) -> NoReturn:
     """Keep health true: a server that cannot store takes no new charges, and says so until it can."""
     said = None
     while True:
@@ -131,23 +136,3 @@ async def _tell_health(journal: SqliteJournal, command_server: server.Server) ->
             if why:
                 log.error(f"{NOT_ACCEPTING[why]}: no new charges are taken")
         await asyncio.sleep(0.25)
-
-
-async def _offer_gauges(runner: Runner, journal: SqliteJournal, listen: settings.Address | None) -> None:
-    if listen is None:
-        return
-    for name, text, read in (
-        ("oldest_unfinished_seconds", "Age of the oldest unfinished charge", lambda: runner.oldest_unfinished_seconds),
-        ("unfinished_charges", "Charges on their way", lambda: runner.unfinished),
-        ("charges_needing_attention", "Charges unfinished for too long", lambda: runner.needing_attention),
-        ("bank_breaker_open", "1 while the bank is being spared", lambda: runner.breaker_is_open),
-        ("journal_position", "The journal's head", lambda: journal.head.position),
-        (
-            "journal_wal_bytes",
-            "What is not in the database yet; a long reader makes it grow",
-            lambda: journal.wal_bytes,
-        ),
-        ("journal_accepting", "1 while new charges can be stored", lambda: journal.accepting),
-    ):
-        prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
-    await metrics.serve(listen)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import httpx
@@ -11,31 +10,18 @@ import httpx
 from chassis.settings import (
     Address,
     address,
-    file_path,
     number,
     optional_address,
     setting,
-    state_file,
     whole,
     yes_or_no,
 )
 from command_service.currencies import EXPONENTS, MOST_DIGITS
+from command_service.journal.location import DEFAULT, location
+from command_service.journal.store import Location
 
 # Labels that a name may have, or the digits of an IPv6 address; httpx knows the rest.
 _HOST = re.compile(rb"(?:[0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*")
-
-
-def journal_path(value: str) -> Path:
-    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute).
-
-    Links are followed: lock and anchor lie beside the file, whatever name it is given.
-    """
-    if value.startswith(("postgresql://", "postgres://")):
-        raise ValueError("PostgreSQL is not supported yet: use sqlite:///path")
-    path = value.removeprefix("sqlite:///")
-    if path in (value, ""):
-        raise ValueError("must be sqlite:///path")
-    return file_path(path).resolve()
 
 
 def bank_url(value: str) -> str:
@@ -82,9 +68,7 @@ class Settings:
         "127.0.0.1:50053",
         "where query servers read the feed: it shows every user's history",
     )
-    journal: Path = setting(
-        "COMMAND_JOURNAL", journal_path, state_file("journal.db", "sqlite:///"), "the file that holds the charges"
-    )
+    journal: Location = setting("COMMAND_JOURNAL", location, DEFAULT, "the file that holds the charges")
     journal_must_exist: bool = setting(
         "COMMAND_JOURNAL_MUST_EXIST",
         yes_or_no,

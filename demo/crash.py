@@ -1,4 +1,4 @@
-"""`make demo`: a charge whose command server is killed after the bank executed it and before the journal knew."""
+"""`make demo`: the command server is killed after the bank executed a charge and before the journal recorded it."""
 
 import asyncio
 import sys
@@ -14,8 +14,10 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal, verify_journal
-from demo.processes import Town, until_asked_to_stop
+from demo.stopping import until_asked_to_stop
+from rig.processes import Town
 
 REQUEST = ChargeRequest(
     idempotency_key="order-1007",
@@ -28,8 +30,8 @@ REQUEST = ChargeRequest(
 async def story(folder: Path) -> bool:
     """Tell the story with real processes; True if the card was charged exactly once."""
     async with Town(folder) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as bank:
-        print("1. A bank and a command server are up. The bank is told to execute the next payment, and then to keep")
-        print("   its answer to itself.")
+        print("1. A bank and a command server are up. The bank gets an order: execute the next payment, and withhold")
+        print("   the answer.")
         script = {"on": "execute", "fault": "hang_after", "seconds": 30}
         (await bank.post("/faults", json=script)).raise_for_status()
 
@@ -40,28 +42,30 @@ async def story(folder: Path) -> bool:
             print("3. The money has moved: the bank's statement has")
             print(f"   {movements[0]['transaction_id']}  {movements[0]['minor_units']} {movements[0]['currency_code']}")
             await town.command.kill()
-            print("4. Now, before the answer came, the command server is killed: kill -9. All the journal knows is:")
+            print("4. The command server is killed before the answer comes: kill -9. The journal holds:")
             _print_journal(town.journal)
             try:
                 await waiting
             except grpc.aio.AioRpcError as error:
-                print(f"   The client sees {error.code().name}, and knows what to do: the same request, the same key.")
+                print(f"   The client gets {error.code().name}. Its rule: send the same request with the same key.")
 
         await town.start_command()
-        print("5. The command server is back. It runs the execute step again, with the token that the journal kept.")
+        print("5. The command server is back. It runs the execute step again, with the token from the journal.")
         async with grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel:
             answer = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
         calls = (await bank.get("/calls")).json()
         executes = sum(call["path"].endswith("/execute") for call in calls)
         print(
-            f"6. The bank, asked to execute {executes} times, said the second time: already executed. The client gets"
+            f"6. The bank was asked to execute {executes} times; the last time it said: already executed. The client gets"
         )
         print(
             f"   {ChargeStatus.Name(answer.status)}, {answer.transaction_id}, {OutcomeSource.Name(answer.outcome_source)}."
         )
         _print_journal(town.journal)
         movements = (await bank.get("/statement")).json()["movements"]
-        print(f"7. The bank's statement has {len(movements)} movement. {verify_journal(town.journal).split(',')[0]}.")
+        print(
+            f"7. The bank's statement has {len(movements)} movement. {verify_journal(SqliteFile(town.journal)).split(',')[0]}."
+        )
         return len(movements) == 1 and answer.transaction_id == movements[0]["transaction_id"]
 
 
@@ -74,14 +78,14 @@ async def _until_money_moved(bank: httpx.AsyncClient, charge: "asyncio.Future[Ch
 
 
 def _print_journal(journal: Path) -> None:
-    for line in print_journal(journal, None):
+    for line in print_journal(SqliteFile(journal), None):
         position, _, _, _, name, _ = line.split(maxsplit=5)
         print(f"      {position} {name}")
 
 
 def main() -> None:
     """Tell the story, and exit with status 1 if it ends badly."""
-    process.parser("demo.crash", __doc__ or "").parse_args()
+    process.parser("python -m demo.crash", __doc__ or "").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         charged_once = asyncio.run(until_asked_to_stop(story(Path(folder))))
     if charged_once is None:

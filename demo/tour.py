@@ -1,9 +1,14 @@
-"""`make run`: starts the three servers, makes one charge, shows what happened, and stays up until Ctrl-C."""
+"""`make run`: start the three servers, charge one card, show the result from every side, and stay up until Ctrl-C.
+
+`told` tells the story of one charge; `tour` keeps the servers up after it. `demo.transcript` writes the story into the README.
+"""
 
 import asyncio
 import json
 import os
 import sys
+import textwrap
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,8 +21,10 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.query_pb2 import GetChargeRequest
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal
-from demo.processes import DidNotStart, Town, until_asked_to_stop
+from demo.stopping import until_asked_to_stop
+from rig.processes import DidNotStart, Server, Town
 
 # The documented ports, so that the printed lines can be copied from one run into the next.
 LISTEN = {
@@ -26,9 +33,10 @@ LISTEN = {
     "COMMAND_FEED_LISTEN": "127.0.0.1:50053",
     "QUERY_LISTEN": "127.0.0.1:50052",
 }
-# Its charges outlive a `make clean`: what was promised for a key is promised for ever.
+# Its charges outlive a `make clean`: a promise about a key holds for ever.
 FOLDER = "data/run"
 KEY = "order-1001"
+WIDTH = 118
 REQUEST = ChargeRequest(
     idempotency_key=KEY,
     user_id="alice",
@@ -38,12 +46,12 @@ REQUEST = ChargeRequest(
 )
 
 
-async def tour(folder: Path) -> None:
+async def tour(folder: Path, listen: Mapping[str, str] = LISTEN) -> None:
     """Start everything, show one charge, and stay up until a signal asks to stop; no server stays behind."""
     town = Town(folder)
     try:
-        await until_asked_to_stop(_tell(town))
-        print("\nStopping: calls under way may end, then each server says goodbye ...")
+        await until_asked_to_stop(_tell_and_stay(town, listen))
+        print("\nStopping: calls under way may end, then each server ends ...")
         for server in (town.command, town.query, town.bank):
             if server.is_running:
                 print(f"  {server.module} ended with status {await server.stop()}")
@@ -51,45 +59,52 @@ async def tour(folder: Path) -> None:
         await town.__aexit__()
 
 
-async def _tell(town: Town) -> NoReturn:
+async def told(town: Town, listen: Mapping[str, str]) -> None:
+    """Start the town's servers, charge one card, and print the result from every side. The caller ends the servers."""
     print(
-        f"Starting the mock bank, the command server and the query server; all files are in {town.folder}/ ...",
+        f"Starting the mock bank, the command server and the query server; all files are in {_short(town.folder)}/ ...",
         flush=True,
     )
-    servers = [(town.bank, town.bank.start), (town.command, town.start_command), (town.query, town.start_query)]
-    for _, start in servers:
-        await start(**LISTEN)
+    for _, start in _servers(town):
+        await start(**listen)
     async with grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel:
         response = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
     await _show(town, response)
+
+
+async def _tell_and_stay(town: Town, listen: Mapping[str, str]) -> NoReturn:
+    await told(town, listen)
     _invite(town)
     while True:  # as a supervisor would
         await asyncio.sleep(0.1)
-        for server, start in servers:
+        for server, start in _servers(town):
             if not server.is_running:
                 print(f"{server.module} has ended with status {await server.ended()}: it is started again", flush=True)
-                await start(**LISTEN)
+                await start(**listen)
                 print(f"{server.module} serves again, as process {server.pid}", flush=True)
+
+
+def _servers(town: Town) -> Sequence[tuple[Server, Callable[..., Awaitable[object]]]]:
+    return [(town.bank, town.bank.start), (town.command, town.start_command), (town.query, town.start_query)]
 
 
 async def _show(town: Town, response: ChargeResponse) -> None:
     print(f"\nThe charge, as the command server answered it\n  status          {ChargeStatus.Name(response.status)}")
     print(f"  transaction_id  {response.transaction_id}\n  charge_id       {response.charge_id}")
     print(f"  position        {response.position}")
-    print(f"  outcome_source  {OutcomeSource.Name(response.outcome_source)}", end="")
-    print(
-        "  (this key was charged in an earlier run)" * (response.outcome_source != OutcomeSource.OUTCOME_SOURCE_FRESH)
-    )
-    print("\nIts stream in the journal")
-    for line in print_journal(town.journal, response.charge_id):
+    is_new = response.outcome_source == OutcomeSource.OUTCOME_SOURCE_FRESH
+    earlier = "" if is_new else "  (this key was charged in an earlier run)"
+    print(f"  outcome_source  {OutcomeSource.Name(response.outcome_source)}{earlier}")
+    print("\nIts stream in the journal: position, version, event")
+    for line in print_journal(SqliteFile(town.journal), response.charge_id):
         position, _, version, _, name, body = line.split(maxsplit=5)
-        print(f"  {position:>4} {version} {name:<16} {body}")
+        _print_folded(f"  {position:>4} {version} {name:<16} ", body)
     async with httpx.AsyncClient(trust_env=False) as client:
         statement = (await client.get(f"{town.bank_url}/statement")).json()
-    print("\nThe bank's statement: every movement of money there has been for it")
+    print("\nThe bank's statement: every movement of money for this charge")
     for movement in statement["movements"]:
         if movement["reference"] == response.charge_id:
-            print(f"  {json.dumps(movement)}")
+            _print_folded("  ", json.dumps(movement))
     async with grpc.aio.insecure_channel(town.query.listen, options=CHANNEL_OPTIONS) as channel:
         query = query_pb2_grpc.QueryServiceStub(channel)
         answer = await query.GetCharge(
@@ -99,44 +114,58 @@ async def _show(town: Town, response: ChargeResponse) -> None:
     print(f"  {ChargeStatus.Name(answer.charge.status)}, as of position {answer.as_of_position}")
 
 
+def _print_folded(before: str, body: str) -> None:
+    """Print a long body beside the text before it, on as many lines as the width asks for."""
+    indent = " " * len(before)
+    lines = textwrap.wrap(
+        body, WIDTH - len(before), drop_whitespace=True, break_long_words=False, break_on_hyphens=False
+    )
+    print(before + f"\n{indent}".join(lines))
+
+
 def _invite(town: Town) -> None:
     body = (
         '{"idempotency_key": "%s", "user_id": "alice", "card": {"token": "tok_visa"}, '
         '"amount": {"minor_units": 1250, "currency_code": "EUR"}}'
     )
-    buf = str(Path(sys.executable).with_name("buf").relative_to(Path.cwd()))
+    buf = f"{_short(Path(sys.executable).with_name('buf'))} curl --protocol grpc"
     charge = "charging.v1.CommandService/Charge"
     get = "charging.v1.QueryService/GetCharge"
     by_key = '{"idempotency_key": "order-1002"}'
     print(
         f"""
-Go on with grpcurl:
+Go on with buf curl, which is installed already:
+  {buf} -d '{body % "order-1002"}' http://{town.command.listen}/{charge}
+  {buf} -d '{by_key}' http://{town.query.listen}/{get}
+
+or with grpcurl:
   grpcurl -plaintext -d '{body % "order-1002"}' {town.command.listen} {charge}
   grpcurl -plaintext -d '{by_key}' {town.query.listen} {get}
 
-or with buf curl, which is installed already:
-  {buf} curl --http2-prior-knowledge --protocol grpc -d '{body % "order-1002"}' http://{town.command.listen}/{charge}
-  {buf} curl --http2-prior-knowledge --protocol grpc -d '{by_key}' http://{town.query.listen}/{get}
-
 Repeat the first line: the same charge, marked REPLAYED. Change the amount: ALREADY_EXISTS. Take tok_declined with a new
-key: DECLINED. Kill the command server whenever you like, it is started again: each charge is charged once.
+key: DECLINED. Kill the command server at any time; it is started again, and each charge is charged once:
   kill -9 {town.command.pid}
 
 The query server is process {town.query.pid}, the bank {town.bank.pid}; the bank answers to curl {town.bank_url}/statement.
-Logs, journal, view and the bank's ledger are in {town.folder}/, and stay there.
+Logs, journal, view and the bank's ledger are in {_short(town.folder)}/, and stay there.
 
 Ctrl-C stops everything.""",
         flush=True,
     )
 
 
-def main() -> None:
+def _short(path: Path) -> Path:
+    """Return the path as seen from the folder in which the tour was started, if it lies there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def main(listen: Mapping[str, str] = LISTEN) -> None:
     """Run the tour."""
     process.parser(
-        "demo.tour", __doc__ or "", epilog=f"RUN_FOLDER names the folder of all files (default: {FOLDER})."
+        "python -m demo.tour", __doc__ or "", epilog=f"RUN_FOLDER names the folder of all files (default: {FOLDER})."
     ).parse_args()
     try:
-        asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", FOLDER)).absolute()))
+        asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", FOLDER)).absolute(), listen))
     except DidNotStart as error:
         sys.exit(
             f"error: {error}\nIs an earlier `make run` still running, or another program on its port? See: pgrep -af python"

@@ -46,7 +46,9 @@ async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> N
 def main() -> int:
     """Run the bank. Returns the exit status: 0 stopped by a signal, 1 could not serve, 2 wrong settings."""
     process.open_standard_streams()
-    process.server_parser("gateway_mock", "A mock bank that fails on request.", Settings, os.environ).parse_args()
+    process.server_parser(
+        "python -m gateway_mock", "A mock bank that fails on request.", Settings, os.environ
+    ).parse_args()
     telemetry.configure_logging("bank")
     try:
         chosen = settings.read(Settings, os.environ)

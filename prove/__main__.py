@@ -18,7 +18,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,25 @@ from chassis import process
 from prove.report import RARE, Harness
 from prove.workers import be_silent
 
-# Each module's `run`, in this order, and its share of the time: about minutes of an hour. What enumerates everything stops by
-# itself when it is done, and what it leaves goes to those after it; there are always more seeds.
-SHARES = {
-    "network": 8,
-    "kills": 6,
-    "syscalls": 7,
-    "storage": 9,
-    "powercut": 3,
-    "crashpoints": 4,
-    "simulation": 24,
-}
-_MODULES = {
-    "network": "network",
-    "kills": "deaths.kills",
-    "syscalls": "deaths.syscalls",
-    "storage": "storage",
-    "powercut": "deaths.powercut",
-    "crashpoints": "deaths.crashpoints",
-    "simulation": "simulation.stories",
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A harness: the module whose `run` it is, and its share of the time, about minutes of an hour."""
+
+    module: str
+    share: int
+
+
+# In this order. What enumerates everything stops by itself when it is done, and what it leaves goes to those after it; there
+# are always more seeds.
+PARTS = {
+    "network": Part("prove.network", 8),
+    "kills": Part("prove.deaths.kills", 6),
+    "syscalls": Part("prove.deaths.syscalls", 7),
+    "storage": Part("prove.storage", 9),
+    "powercut": Part("prove.deaths.powercut", 3),
+    "crashpoints": Part("prove.deaths.crashpoints", 4),
+    "simulation": Part("prove.simulation.stories", 24),
 }
 # At this size every kind of fault must have fired often.
 FULL_MINUTES = 60
@@ -53,25 +54,37 @@ OUT = Path("build/prove.json")
 
 def main() -> None:
     """Run what was asked for."""
-    parser = process.parser("prove", "Try to break the promise, by every means there is.")
+    parser = process.parser("python -m prove", "Try to break the promise, by every means there is.")
     parser.add_argument("minutes", type=float, nargs="?", default=5.0)
     parser.add_argument("--full", action="store_true", help="rare kinds of fault fail it, as at 60 minutes")
-    parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES))
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     chosen = parser.parse_args()
     be_silent()
     ends = time.monotonic() + chosen.minutes * 60
     harnesses: dict[str, Harness] = {}
-    names = [name for name in SHARES if name in chosen.only]
-    while names:
-        share = SHARES[names[0]] / sum(SHARES[name] for name in names)
+    left = [name for name in PARTS if name in chosen.only]
+    of_all = sum(part.share for part in PARTS.values())
+    while left:
+        of_those_left = sum(PARTS[name].share for name in left)
+        name = left.pop(0)
+        share = PARTS[name].share
         # Whatever those before it took beyond their time, half of its own is left to it.
-        least = chosen.minutes * 60 * SHARES[names[0]] / sum(SHARES.values()) / 2
-        name = names.pop(0)
-        harnesses[name] = _run(name, max(least, (ends - time.monotonic()) * share))
+        least = chosen.minutes * 60 * share / of_all / 2
+        harnesses[name] = _run(name, max(least, (ends - time.monotonic()) * share / of_those_left))
         save(OUT, harnesses)
-    is_full = chosen.full or chosen.minutes >= FULL_MINUTES
-    print(_table(list(harnesses.values()), is_full=is_full))
-    sys.exit(not all(harness.is_sound and not (is_full and harness.rare) for harness in harnesses.values()))
+    is_full = chosen.full or is_full_size(chosen.minutes)
+    print(table(list(harnesses.values()), is_full=is_full))
+    sys.exit(not passes(harnesses.values(), is_full=is_full))
+
+
+def is_full_size(minutes: float) -> bool:
+    """Whether every kind of fault must fire often in a run of so many minutes."""
+    return minutes >= FULL_MINUTES
+
+
+def passes(harnesses: Iterable[Harness], *, is_full: bool) -> bool:
+    """Whether all are sound, and in a full run no kind of fault was rare."""
+    return all(harness.is_sound and not (is_full and harness.rare) for harness in harnesses)
 
 
 def _run(name: str, seconds: float) -> Harness:
@@ -86,7 +99,7 @@ def _run(name: str, seconds: float) -> Harness:
                 f"{name} {told - started:4.0f}/{seconds:.0f} s: {text:<90}"[:118], end=end, file=sys.stderr, flush=True
             )
 
-    run: Any = importlib.import_module(f"prove.{_MODULES[name]}").run
+    run: Any = importlib.import_module(PARTS[name].module).run
     try:
         harness: Harness = asyncio.run(run(seconds, say)) if inspect.iscoroutinefunction(run) else run(seconds, say)
     except Exception as error:
@@ -104,7 +117,7 @@ def save(out: Path, harnesses: Mapping[str, Harness]) -> None:
     if out.exists():
         before = json.loads(out.read_text())["harnesses"]
         entries += [entry for entry in before if entry["module"] not in harnesses]
-    entries.sort(key=lambda entry: list(SHARES).index(str(entry["module"])))
+    entries.sort(key=lambda entry: list(PARTS).index(str(entry["module"])))
     packages = ("grpcio", "protobuf", "httpx", "uvloop")
     report = {
         "commit": commit,
@@ -124,7 +137,8 @@ def _commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
-def _table(harnesses: list[Harness], *, is_full: bool = False) -> str:
+def table(harnesses: list[Harness], *, is_full: bool = False) -> str:
+    """Tell what the harnesses came to, one line each, and all that was not tried or fired too seldom."""
     lines = [
         f"{'harness':<12} {'tried':>22} {'seconds':>8} {'violations':>10} {'canaries':>9} {'controls':>9}  faults fired"
     ]

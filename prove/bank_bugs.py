@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from command_service.bank.two_step import Dialect, Refusal, Reply, Transaction
-from command_service.charge import Effect, Execute, RequestToken
 from command_service.parts import Parts
+from command_service.values import Effect, Execute, RequestToken
 
 Question = Callable[..., Awaitable[Reply]]
 
 
-class Around:
+class AroundQuestions:
     """A dialect around another one, whose questions all go through `put`."""
 
     def __init__(self, dialect: Dialect) -> None:
@@ -46,7 +46,7 @@ class Around:
         await self._dialect.close()
 
 
-class Unchecked(Around):
+class Unchecked(AroundQuestions):
     """Every transaction equals ours, whatever the bank says of it."""
 
     async def put(self, question: Question, effect: Any, fresh: bool) -> Reply:
@@ -64,7 +64,7 @@ class Unchecked(Around):
         )
 
 
-class Hasty(Around):
+class Hasty(AroundQuestions):
     """A refusal settles a step: the questions that are to confirm it, all of them fresh, get it again."""
 
     def __init__(self, dialect: Dialect) -> None:

@@ -6,22 +6,21 @@ and what came of it. Once the servers stand again, `observe` gathers what the ch
 
 import asyncio
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
-import httpx
-from google.rpc import error_details_pb2, status_pb2
 
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import Event
-from demo.processes import Town
-from prove.judge.check import movements_of, read_anchor, read_journal, read_view
-from prove.judge.history import NOTHING_STORED, BankCall, Call, Observed
+from judge.files import read_anchor, read_journal, read_view
+from judge.history import NOTHING_STORED, BankCall, Call, Observed
+from rig.errors import told
+from rig.processes import Town
+from rig.referee import Referee, bank_call
 
 if TYPE_CHECKING:
     from charging.v1.command_pb2_grpc import CommandServiceAsyncStub
@@ -80,8 +79,9 @@ class Clients:
             names = ("charge_id", "status", "transaction_id", "decline_reason", "position", "outcome_source")
             came = {"outcome": "ok"} | {name: getattr(answer, name) for name in names}
         except grpc.aio.AioRpcError as error:
-            reason, advice = _reason(error)
-            came = {"outcome": "refused" if reason in NOTHING_STORED else "unknown", "reason": reason, "advice": advice}
+            reason = (refusal := told(error)).reason
+            outcome = "refused" if reason in NOTHING_STORED else "unknown"
+            came = {"outcome": outcome, "reason": reason, "advice": refusal.advice}
         amount = request.amount
         call = Call(
             request.idempotency_key,
@@ -108,39 +108,21 @@ class Clients:
                     group.create_task(one())
 
 
-def _reason(error: grpc.aio.AioRpcError) -> tuple[str, str]:
-    packed = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
-    info = error_details_pb2.ErrorInfo()
-    if isinstance(packed, bytes):
-        for detail in status_pb2.Status.FromString(packed).details:
-            if detail.Unpack(info):
-                return str(info.reason), str(info.metadata.get("advice", ""))
-    return "", ""
-
-
 @dataclass(eq=False)
-class Referee:
-    """Orders faults at the bank, and collects its log of calls, which a bank forgets when it dies."""
+class Witness:
+    """Collects the bank's log of calls, which a bank forgets when it dies, and in the end what all sides have."""
 
-    http: httpx.AsyncClient
+    referee: Referee
     bank_calls: list[BankCall] = field(default_factory=list)
     _seen: int = 0
     _judged: int = 0
 
-    async def order(self, **fault: object) -> None:
-        """Order a fault."""
-        (await self.http.post("/faults", json=fault)).raise_for_status()
-
-    async def has_fired(self) -> bool:
-        """Whether a fault that was ordered has met a call."""
-        return any(fault["fired"] for fault in (await self.http.get("/faults")).raise_for_status().json())
-
-    async def collect(self) -> list[Mapping[str, Any]]:
+    async def collect(self) -> list[dict[str, Any]]:
         """Collect the calls since the last time. Returns them as the bank tells them."""
-        calls: list[Mapping[str, Any]] = (await self.http.get(f"/calls?after={self._seen}")).raise_for_status().json()
+        calls = await self.referee.calls(self._seen)
         for call in calls:
             self._seen = call["n"]
-            self.bank_calls.append(_bank_call(call))
+            self.bank_calls.append(bank_call(call))
         return calls
 
     async def executed_too_early(self, journal: Path) -> list[str]:
@@ -159,21 +141,12 @@ class Referee:
     async def at_rest(self, clients: Clients, town: Town, *, has_view: bool = False) -> Observed:
         """What all sides have, once every client knows how its charge ended."""
         await self.collect()
-        statement = (await self.http.get("/statement")).raise_for_status().json()
         return Observed(
             read_journal(town.journal),
             calls=clients.calls,
-            movements=movements_of(statement),
+            movements=await self.referee.movements(),
             bank_calls=self.bank_calls,
             view=read_view(town.folder / "view.db") if has_view else None,
             anchor=read_anchor(town.journal),
             is_at_rest=True,
         )
-
-
-def _bank_call(call: Mapping[str, Any]) -> BankCall:
-    if call["method"] == "GET":
-        return BankCall("look_up", call["reference"] or "", call["token"] or "")
-    if call["path"].endswith("/execute"):
-        return BankCall("execute", call["reference"] or "", call["path"].split("/")[2])
-    return BankCall("token", call["reference"] or "")  # the token it has is the answer's

@@ -22,8 +22,9 @@ import structlog
 
 from charging.v1 import query_pb2_grpc
 from chassis import metrics, process, server, settings, telemetry
+from contract.errors import DOMAIN, Reason
+from contract.errors import query_refusal as refusal
 from query_service.api import QueryService
-from query_service.errors import DOMAIN, Reason, refusal
 from query_service.feed import feed_of
 from query_service.settings import Settings
 from query_service.subscriber import BrokenFeed, OpenFeed, Subscriber
@@ -128,7 +129,7 @@ def main() -> None:
     """Run the server."""
     process.open_standard_streams()
     process.server_parser(
-        "query_service", "Answers queries from a view of the charges, which it follows.", Settings, os.environ
+        "python -m query_service", "Answers queries from a view of the charges, which it follows.", Settings, os.environ
     ).parse_args()
     telemetry.configure_logging("query")
     gc.set_threshold(COLLECTED_AFTER)

@@ -17,7 +17,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from charging.v1 import query_pb2, query_pb2_grpc
 from charging.v1.common_pb2 import Card, ChargeStatus, Lag, Money
 from chassis.deadlines import wait_seconds
-from query_service.errors import Reason, invalid, refusal
+from contract.errors import Reason
+from contract.errors import query_refusal as refusal
+from query_service.errors import invalid
 from query_service.lookup import (
     END,
     ChargeId,

@@ -19,13 +19,13 @@ import struct
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from enum import Enum, auto
-from hashlib import sha256
 from typing import assert_never
 
 import structlog
 
 from charging.v1 import journal_pb2
 from charging.v1.journal_pb2 import CaughtUp, Opened, SubscribeResponse
+from contract.chain import chain_after
 from query_service.lookup import Checkpoint
 from query_service.projection import Record, StreamBroken, UnknownEvent
 from query_service.view import View, ViewNotWritten
@@ -50,7 +50,6 @@ SetServing = Callable[[bool], Awaitable[None]]
 # What a Timestamp can tell, in microseconds since 1970: the years 1 to 9999.
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
-_CHAINED = struct.Struct(">32sq16sqq32s")
 _UUID_BYTES = 16
 
 
@@ -295,14 +294,10 @@ class Subscriber:
 
 
 def verify(batch: Iterable[journal_pb2.Record], position: int, chain: bytes) -> list[Record]:
-    """Check that records follow a position and its chain, one after the other. Raises BrokenFeed.
-
-    The chain is SHA-256(chain before || position || charge id || version || recorded at || SHA-256(event)), as journal.proto
-    tells.
-    """
+    """Check that records follow a position and its chain, one after the other. Raises BrokenFeed."""
     records = []
     first_time, last_time = FIRST_TIME, LAST_TIME
-    pack, from_hex = _CHAINED.pack, bytes.fromhex  # looked up once, and not for each of millions of records
+    from_hex = bytes.fromhex  # looked up once, and not for each of millions of records
     for wire in batch:
         if wire.position != position + 1:
             raise BrokenFeed(f"after position {position} the feed brought position {wire.position}")
@@ -314,10 +309,9 @@ def verify(batch: Iterable[journal_pb2.Record], position: int, chain: bytes) -> 
             raise BrokenFeed(f"the record at position {position} was recorded at no time that can be told")
         try:
             charge_id = from_hex(wire.charge_id.replace("-", ""))
-            fields = pack(chain, position, charge_id, version, recorded_at, sha256(event).digest())
+            chain = chain_after(chain, position, charge_id, version, recorded_at, event)
         except (ValueError, struct.error):
             raise BrokenFeed(f"the record at position {position} cannot be read") from None
-        chain = sha256(fields).digest()
         if chain != wire.chain or len(charge_id) != _UUID_BYTES:
             raise BrokenFeed(f"the record at position {position} does not fit the chain")
         records.append(Record(position, charge_id, version, recorded_at, chain, event))

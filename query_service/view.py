@@ -11,7 +11,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sqlite3
 import sys
@@ -24,6 +23,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from chassis.disk import LOCAL_DISK, Disk, Held
 from chassis.sqlite import Database
 from query_service.lookup import ChargeId, Checkpoint, find_charge, find_checkpoint
 from query_service.projection import Record, charges_needed, project
@@ -42,7 +42,7 @@ APPLICATION_ID_BYTES = slice(68, 72)
 GENESIS = bytes(32)  # the chain before position 1
 
 # On Linux this lock and those of SQLite, which are fcntl's, do not see each other. Elsewhere they would: there it is none.
-LOCK_ITSELF = fcntl.LOCK_EX if sys.platform == "linux" else fcntl.LOCK_UN
+LOCKS_ITSELF = sys.platform == "linux"
 
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "application_id": APPLICATION_ID,
@@ -195,7 +195,7 @@ class Shown(Generic[T]):
 class View:
     """One view file, open for one writer and for queries."""
 
-    def __init__(self, path: Path, locks: Sequence[int], writer: Database, reader: Database) -> None:
+    def __init__(self, path: Path, locks: Sequence[Held], writer: Database, reader: Database) -> None:
         self._path = path
         self._locks = locks
         self._writer = writer
@@ -204,8 +204,8 @@ class View:
         """Done once the file was found damaged: the server is to end with what it says."""
 
     @classmethod
-    async def open(cls, path: Path) -> "View":
-        """Open the view in a file; it and its folder are made if missing, for our own user.
+    async def open(cls, path: Path, *, disk: Disk = LOCAL_DISK) -> "View":
+        """Open the view in a file of a disk; it and its folder are made if missing, for our own user.
 
         Raises ViewUnusable if another server has it or if it is no view, OSError and sqlite3.OperationalError if it cannot
         be had.
@@ -213,20 +213,21 @@ class View:
         async with contextlib.AsyncExitStack() as stack:
             path = _real(path)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            beside = _lock(path.with_name(path.name + ".lock"))
-            stack.callback(os.close, beside)
+            beside = _lock(path.with_name(path.name + ".lock"), disk)
+            stack.callback(beside.close)
             # Taken before SQLite opens the file, let go of after: to close any descriptor of it drops SQLite's own locks.
-            itself = _lock(path, LOCK_ITSELF)
-            stack.callback(lambda: os.close(itself))
-            if not await _is_fit(path):
+            itself = _lock(path, disk, is_taken=LOCKS_ITSELF)
+            stack.callback(itself.close)
+            if not await _is_fit(path, disk):
                 _throw_away(path)
-                made_anew = _lock(path, LOCK_ITSELF)
-                os.close(itself)
+                made_anew = _lock(path, disk, is_taken=LOCKS_ITSELF)
+                stack.callback(made_anew.close)
+                itself.close()
                 itself = made_anew
-            writer = await Database.open(path, pragmas=WRITER_PRAGMAS)
+            writer = await Database.open(path, pragmas=WRITER_PRAGMAS, disk=disk)
             stack.push_async_callback(writer.close)
             await writer.run(_create_tables)
-            reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS)
+            reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS, disk=disk)
             stack.pop_all()
             return cls(path, (beside, itself), writer, reader)
 
@@ -237,7 +238,7 @@ class View:
         if self.damage.done() and not _is_empty(self._path) and _is_ours(self._path):
             _throw_away(self._path)
         for lock in self._locks:
-            os.close(lock)
+            lock.close()
 
     async def checkpoint(self) -> Checkpoint:
         """Tell up to where the view holds once all that was sent to be written is written. Raises ViewUnusable."""
@@ -343,36 +344,37 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _lock(path: Path, how: int = fcntl.LOCK_EX) -> int:
-    """Keep other servers away from a file for as long as the descriptor is open, and so while this process lives.
+def _lock(path: Path, disk: Disk, *, is_taken: bool = True) -> Held:
+    """Keep other servers away from a file for as long as it is held, and so while this process lives.
 
     It is made if it is missing. Raises ViewUnusable if another server has it, or if it has a second name: SQLite keeps the rest
     of a file beside the name by which it knows it.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    held = disk.hold(path, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(lock, how | fcntl.LOCK_NB)
-        if os.fstat(lock).st_nlink > 1:
+        if is_taken:
+            held.lock()
+        if os.fstat(held.descriptor).st_nlink > 1:
             raise ViewUnusable(f"{path} has more than one name (hard links): remove the others")
     except BlockingIOError:
-        os.close(lock)
+        held.close()
         raise ViewUnusable(
             f"another query server has the view ({path} is locked): give each server its own file"
         ) from None
     except BaseException:
-        os.close(lock)
+        held.close()
         raise
-    return lock
+    return held
 
 
-async def _is_fit(path: Path) -> bool:
+async def _is_fit(path: Path, disk: Disk) -> bool:
     """Tell whether a view of this format can be kept in the file. Raises ViewUnusable if the file is something else."""
     if _is_empty(path):
         return True
     if not _is_ours(path):
         raise ViewUnusable(f"{path} is not a view: it is left as it is, name another file or remove it yourself")
     try:
-        found = await Database.open(path, read_only=True, pragmas={})
+        found = await Database.open(path, read_only=True, pragmas={}, disk=disk)
         try:
             version = await found.run(_version)
             if version == FORMAT:

@@ -18,7 +18,7 @@ tests/contract/test_bank.py holds every adapter to them.
 
 from typing import Protocol
 
-from command_service.charge import Answer, Effect
+from command_service.values import Answer, Effect
 
 
 class Bank(Protocol):

@@ -24,7 +24,7 @@ import httpx
 
 from command_service.bank.transport import JSON_CONTENT, Exchange, exchange, no_answer
 from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
-from command_service.charge import DeclineReason, Effect, Execute, InProgress, NoAnswer, RequestToken
+from command_service.values import DeclineReason, Effect, Execute, InProgress, NoAnswer, RequestToken
 
 
 @dataclass(frozen=True, slots=True)

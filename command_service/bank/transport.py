@@ -26,7 +26,7 @@ import httpx
 import structlog
 
 from command_service.bank.http11 import Http11Transport
-from command_service.charge import Evidence, NoAnswer
+from command_service.values import Evidence, NoAnswer
 
 MAX_BODY_BYTES = 64 * 1024  # An honest answer has 300 bytes; this is what a dishonest one may cost us in memory.
 MAX_RETRY_AFTER_SECONDS = 20.0  # A pause of the runner is never longer, whatever a bank wishes.

@@ -36,7 +36,7 @@ from typing import Protocol, assert_never
 
 from command_service.bank.transport import Exchange, no_answer
 from command_service.card_numbers import card_number_in
-from command_service.charge import (
+from command_service.values import (
     Answer,
     Contradiction,
     Declined,

@@ -1,26 +1,45 @@
 """The journal's port: sealed records in one gapless order, durable when acknowledged, chained against change.
 
-A journal stores bytes in streams and knows no charge. What every store must keep (tests/contract/test_journal.py):
+A journal keeps bytes in streams and knows no charge. It promises (tests/contract/test_journal.py):
 
-* An append names the version it expects its stream to have (0: none) and is refused with VersionConflict otherwise,
-  without a hole and without harm to the appends beside it.
-* When `append` returns, the records are durable. NotStored, too, is certain: a full disk and a busy file are "no". When a
-  commit's fate is unknown, nobody is told anything: the process ends, and the next start finds out.
-* Positions count from 1, have no gaps, and become visible in order. No reader is shown a record before it is durable.
-* Recorded times never run backwards, whatever the clock does.
-* Every record that is read has been verified against the chain.
+1. An append names the version that it expects its stream to have (0: no stream yet). At another version it is refused with
+   VersionConflict, leaves no hole, and does no harm to the appends beside it.
+2. When `append` returns, the records are durable. NotStored is certain too: a full disk and a busy database mean that
+   nothing was stored. When a commit's fate is unknown, no caller gets an answer: the process ends, and the next start
+   finds out.
+3. Positions count from 1, have no gaps, and become visible in order. No reader is shown a record before it is durable.
+4. Recorded times never run backwards, whatever the clock does.
+5. Every record that is read has been verified against the chain.
+
+`commits.py` is the journal over any store; `store.py` is the port to a store; `location.py` chooses the store.
 """
 
-import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-GENESIS = bytes(32)
-"""The chain before position 1."""
+from command_service.failures import JournalBusy, JournalCorrupt, JournalFull, NotStored
+from contract.chain import GENESIS, START, Place, chain_after
 
-_CHAINED = struct.Struct(">32sQ16sQQ32s")
+__all__ = [
+    "GENESIS",
+    "START",
+    "Journal",
+    "JournalBusy",
+    "JournalCorrupt",
+    "JournalFull",
+    "JournalRefused",
+    "NotAccepting",
+    "NotStored",
+    "Outcome",
+    "Place",
+    "Record",
+    "VersionConflict",
+    "chain_after",
+]
+
+NotAccepting = Literal["", "full", "busy"]
+"""Why no new streams should be begun; "" if they may be."""
 
 
 class Record(NamedTuple):
@@ -38,55 +57,16 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A place in the journal: a position and the chain up to it."""
-
-    position: int
-    chain: bytes
+class VersionConflict:
+    """The stream is not at the expected version: another writer appended first. Read again and decide again."""
 
 
-START = Place(0, GENESIS)
-"""Before the first record."""
-
-
-class VersionConflict(Exception):
-    """The stream is not at the expected version: somebody else appended first. Read again and decide again."""
-
-
-class NotStored(Exception):
-    """Nothing was stored, definitely, and why is said by the subclass. It may be tried again."""
-
-
-class JournalFull(NotStored):
-    """The disk is full, or a quota or a limit on a file's size is reached."""
-
-
-class JournalBusy(NotStored):
-    """Another program holds the file's write lock, for longer than an append waits."""
-
-
-class JournalCorrupt(Exception):
-    """A stored record does not fit the chain. `position` is the first that cannot be trusted; None if the store cannot say."""
-
-    def __init__(self, position: int | None) -> None:
-        fault = (
-            "the file is damaged" if position is None else f"the record at position {position} does not fit the chain"
-        )
-        super().__init__(fault)
-        self.position = position
+Outcome = Sequence[Record] | VersionConflict
+"""What came of an append: its records, or nothing."""
 
 
 class JournalRefused(Exception):
     """The journal must not be served from as it is; the text says why and what to do."""
-
-
-def chain_after(before: bytes, position: int, charge_id: bytes, version: int, recorded_at: int, event: bytes) -> bytes:
-    """Chain one record, by fields of fixed width.
-
-    The inner digest lets a later, recorded erasure replace an event's personal data while the chain still verifies.
-    """
-    digest = hashlib.sha256(event).digest()
-    return hashlib.sha256(_CHAINED.pack(before, position, charge_id, version, recorded_at, digest)).digest()
 
 
 class Journal(Protocol):
@@ -94,7 +74,9 @@ class Journal(Protocol):
 
     journal_id: str
     restored: bool
-    """It was restored from a copy: the bank may know of steps that it has forgotten."""
+    """It was restored from a copy: the bank may know of steps that the journal has forgotten."""
+    made_anew: bool
+    """It was made when it was opened: there was none before."""
 
     @property
     def head(self) -> Place:
@@ -102,8 +84,8 @@ class Journal(Protocol):
         ...
 
     @property
-    def not_accepting(self) -> Literal["", "full", "busy"]:
-        """Why no new streams should be begun; "" if they may. Those begun are appended to even if not."""
+    def not_accepting(self) -> NotAccepting:
+        """Why no new streams should be begun; "" if they may be. Streams that have begun are appended to all the same."""
         ...
 
     @property
@@ -111,12 +93,17 @@ class Journal(Protocol):
         """Whether new streams may be begun."""
         ...
 
+    @property
+    def wal_bytes(self) -> int:
+        """What the store has not moved into its database yet. It stays large while some program reads for long."""
+        ...
+
     async def append(
         self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Sequence[Record]:
+    ) -> Outcome:
         """Append to a stream, and note in the same transaction whether it is finished (at rest).
 
-        Raises VersionConflict, or NotStored; both mean that nothing was stored. There is no third way back: if a
+        Returns the records, or VersionConflict; raises NotStored. Both of these mean that nothing was stored. If a
         commit's fate is unknown, the process ends.
         """
         ...
@@ -145,5 +132,5 @@ class Journal(Protocol):
         ...
 
     async def close(self) -> None:
-        """Finish what was asked for, and let go of the file."""
+        """Finish what was asked for, and let go of the store."""
         ...

@@ -28,18 +28,22 @@ import httpx
 import gateway_mock
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason
 from charging.v1.journal_pb2 import Event
+from chassis import settings
 from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
-from command_service.charge import AtRest, Card, Charge, Charged, ChargeDeclined, Money, Request
+from command_service.charge import Command, outcome_of
 from command_service.journal import Journal, JournalRefused, Record
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal.commits import GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
-from command_service.runner import Limits, Runner
+from command_service.parts import Assembled, Parts
+from command_service.settings import Settings
+from command_service.values import Card, Charged, ChargeDeclined, Money, Request
+from judge.checker import check
+from judge.files import movements_of, read_anchor, read_journal
+from judge.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.deaths.writer import end_process, folder_in_memory, now
-from prove.judge.check import movements_of, read_anchor, read_journal
-from prove.judge.checker import check
-from prove.judge.history import BankCall, Call, Movement, Observed, charge_id_of
 from prove.report import Harness, Say
 from prove.workers import AT_ONCE, workers
 
@@ -49,7 +53,7 @@ PATHS_A_BANK = 100
 LIFE_SECONDS = 20.0
 # Reading the authorities' certificates takes longer than a life, and this bank speaks plain HTTP.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-LIMITS = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3600.0, attention_after_seconds=600.0)
+SETTINGS = settings.read(Settings, {})
 PORTS = {
     "journal": frozenset({"append", "read", "unfinished"}),
     "bank": frozenset({"perform"}),
@@ -199,15 +203,13 @@ class Story:
         self.journal.parent.mkdir(exist_ok=True)
         points = Points(dies_at, self._leave)
         transport = open_transport(max_connections=8, verify=NO_TLS)
-        journal = await SqliteJournal.open(self.journal, now=now, end_process=end_process)
+        journal = await GroupCommit.open(await SqliteFile(self.journal).open(), now=now, end_process=end_process)
         beneath = cast("Journal", Hasty(journal)) if self.hasty else journal
         seen = cast("httpx.AsyncBaseTransport", Port("transport", transport, points, self._sees))
         bank = Port("bank", gateway_bank(self.bank_url, seen, 10.0), points)
         seamed = cast("Journal", Port("journal", beneath, points))
-        runner = Runner(
-            seamed, cast("Bank", bank), LIMITS, clock=time.monotonic, now=now, chance=random.Random(self.key)
-        )
-        living = asyncio.create_task(self._until_known(runner))
+        assembled = Parts(SETTINGS).assemble(seamed, cast("Bank", bank))
+        living = asyncio.create_task(self._until_known(assembled))
         dying = asyncio.create_task(points.died.wait())
         try:
             ended, _ = await asyncio.wait((living, dying), timeout=LIFE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -216,7 +218,7 @@ class Story:
             dying.cancel()
             living.cancel()
             await asyncio.gather(living, dying, return_exceptions=True)
-            await runner.close()
+            await assembled.close()
             await transport.aclose()
             await journal.close()
         if points.died_at:
@@ -226,14 +228,14 @@ class Story:
             living.result()
         return points.passed
 
-    async def _until_known(self, runner: Runner) -> None:
-        await runner.recover()
-        accepted = await runner.accept(Charge(self._request))
-        if accepted.running is not None:
-            await accepted.running.ended
-        state = accepted.stream.state
-        assert isinstance(state, AtRest), f"the charge stopped on its way: {state}"
-        outcome = state.outcome
+    async def _until_known(self, assembled: Assembled) -> None:
+        await assembled.runner.recover()
+        accepted = await assembled.reception.accept(Command(self._request))
+        if accepted.run is not None:
+            await accepted.run.ended
+        rest = outcome_of(accepted.state, self.key)
+        assert rest is not None, f"the charge stopped on its way: {accepted.state}"
+        outcome = rest.outcome
         status, transaction, reason = ChargeStatus.CHARGE_STATUS_IN_REVIEW, "", 0
         if isinstance(outcome, Charged):
             status, transaction = ChargeStatus.CHARGE_STATUS_CHARGED, outcome.transaction_id
@@ -244,7 +246,7 @@ class Story:
             "status": status,
             "transaction_id": transaction,
             "decline_reason": reason,
-            "position": accepted.stream.position,
+            "position": rest.position,
         }
         self.calls.append(Call(self.key, "alice", self.scenario.card, 1250, "EUR", "ok", **answer))
 
@@ -265,7 +267,7 @@ class Story:
         if self.calls and self.calls[-1].status == ChargeStatus.CHARGE_STATUS_IN_REVIEW:
             found.append("L1: the charge is in review for no reason")
         try:
-            verify_journal(self.journal)
+            verify_journal(SqliteFile(self.journal))
         except JournalRefused as refused:
             found.append(f"I10: {refused}")
         return found

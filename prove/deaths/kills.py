@@ -20,15 +20,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import httpx
-
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
-from demo.processes import Server, Town
-from prove.clients import Clients, Referee
-from prove.judge.check import read_journal, read_view
-from prove.judge.checker import check
+from judge.checker import check
+from judge.files import read_journal, read_view
+from prove.clients import Clients, Witness
 from prove.report import Harness, Say
 from prove.sabotaged import WRITES_ITS_LOG_ITSELF, sabotage
+from rig.processes import Server, Town
+from rig.referee import Referee
 
 AT_ONCE = 24
 # Of a round: with so many kills its history stays small enough to be checked in a second.
@@ -94,7 +94,7 @@ def kinds() -> tuple[str, ...]:
 
 
 async def _kill_command(
-    town: Town, clients: Clients, referee: Referee, chance: random.Random, harness: Harness
+    town: Town, clients: Clients, witness: Witness, chance: random.Random, harness: Harness
 ) -> None:
     """Kill the command server at a moment, and start it again."""
     moment = min(MOMENTS, key=lambda moment: (harness.faults[command_killed(moment)], chance.random()))
@@ -105,9 +105,9 @@ async def _kill_command(
         await asyncio.sleep(0.01)
     if moment in _FAULTS:
         step, fault = _FAULTS[moment]
-        await referee.order(on=step, fault=fault, seconds=HANG_SECONDS, times=chance.randrange(1, 4))
+        await witness.referee.trouble(step, fault, seconds=HANG_SECONDS, times=chance.randrange(1, 4))
         for _ in range(200):
-            if await referee.has_fired():
+            if await witness.referee.has_fired():
                 break
             await asyncio.sleep(0.01)
         else:
@@ -116,8 +116,8 @@ async def _kill_command(
         await asyncio.sleep(chance.choice((0.0, 0.02, 0.1)) * chance.random())
     await town.command.kill()
     harness.faults[command_killed(moment)] += 1
-    harness.violations += await referee.executed_too_early(town.journal)
-    await referee.http.delete("/faults")
+    harness.violations += await witness.executed_too_early(town.journal)
+    await witness.referee.no_more_trouble()
     await town.start_command(**SETTINGS)
 
 
@@ -130,15 +130,15 @@ async def _kill_query(town: Town, chance: random.Random, harness: Harness, stop:
         await town.start_query()
 
 
-async def _kill_bank(town: Town, referee: Referee, chance: random.Random, harness: Harness) -> None:
+async def _kill_bank(town: Town, witness: Witness, chance: random.Random, harness: Harness) -> None:
     """Have the bank kill itself before or after it did a step."""
     fault = min(BANK_KILLS, key=lambda fault: (harness.faults[bank_killed(fault)], chance.random()))
-    await referee.collect()
-    await referee.order(on=chance.choice(("token", "execute")), fault=fault)
+    await witness.collect()
+    await witness.referee.trouble(chance.choice(("token", "execute")), fault)
     await town.bank.ended()
     harness.faults[bank_killed(fault)] += 1
     await town.start_bank()
-    referee.forgotten()
+    witness.forgotten()
 
 
 async def _pause_command(town: Town, chance: random.Random, harness: Harness) -> None:
@@ -204,8 +204,8 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
     town = Town(folder)
     if bug:
         sabotage(town.command, bug)
-    async with town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
-        referee = Referee(http)
+    async with town, Referee(town.bank_url) as referee:
+        witness = Witness(referee)
         await town.start_query()
         working = asyncio.create_task(clients.work(town, AT_ONCE, stop))
         killing_query = asyncio.create_task(_kill_query(town, chance, harness, query_stop))
@@ -213,10 +213,10 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
             for number in range(kills):
                 if time.monotonic() > until or (bug and harness.violations):
                     break
-                await _kill_command(town, clients, referee, chance, harness)
+                await _kill_command(town, clients, witness, chance, harness)
                 harness.tried += 1
                 if number % 5 in BANK_AFTER:
-                    await _kill_bank(town, referee, chance, harness)
+                    await _kill_bank(town, witness, chance, harness)
                 if number % 5 == PAUSE_AFTER and not bug:
                     await _pause_command(town, chance, harness)
                 if number % 5 == UNREAD_AFTER and bug in ("", WRITES_ITS_LOG_ITSELF):
@@ -237,8 +237,8 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
         for server in (town.query, town.command):
             # What has a bug need not stop well, and is not waited for.
             await (server.kill() if bug else _stop(server, harness, where))
-        verify_journal(town.journal)
-        observed = await referee.at_rest(clients, town, has_view=True)
+        verify_journal(SqliteFile(town.journal))
+        observed = await witness.at_rest(clients, town, has_view=True)
         harness.violations += [f"{violation} {where}" for violation in check(observed)]
         harness.faults["charges"] += clients.done
         harness.faults["calls that died with the server"] += sum(call.outcome == "unknown" for call in clients.calls)

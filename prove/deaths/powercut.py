@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from command_service.journal import START, JournalCorrupt, JournalRefused, Place
-from command_service.journal.sqlite import SqliteJournal
+from command_service.journal import START, JournalCorrupt, JournalRefused, Place, VersionConflict
 from prove.deaths.replay import Disk, Life, Moment, record
 from prove.deaths.writer import folder_in_memory, now
+from prove.journal_bugs import named, open_journal
 from prove.report import Harness, Say
 from prove.workers import AT_ONCE, workers
 
@@ -29,8 +29,8 @@ class _Ended(Exception):
     """The process would have ended here."""
 
 
-async def lost(folder: Path, told: Iterable[tuple[str, ...]]) -> str:
-    """Open a journal with the product's code, and say what of the told is not in it; nothing if all is."""
+async def lost(folder: Path, told: Iterable[tuple[str, ...]], bug: str = "") -> str:
+    """Open a journal with the product's code, perhaps with a bug, and say what of the told is not in it; nothing if all is."""
     promised = {int(words[1]): bytes.fromhex(words[2]) for words in told if words[0] in ("open", "stored")}
     ended = asyncio.Event()
 
@@ -39,7 +39,7 @@ async def lost(folder: Path, told: Iterable[tuple[str, ...]]) -> str:
         raise _Ended
 
     try:
-        journal = await SqliteJournal.open(folder / "journal.db", now=now, end_process=end)
+        journal = await open_journal(folder / "journal.db", now=now, end_process=end, bug=named(bug))
     except JournalRefused as refused:
         return f"the journal is refused after {max(promised, default=0)} acknowledged records: {refused}"
     try:
@@ -59,27 +59,14 @@ async def lost(folder: Path, told: Iterable[tuple[str, ...]]) -> str:
             appending.cancel()
             return "the journal is refused at an append: the process would have ended"
         ending.cancel()
-        if [one.position for one in appending.result()] != [place.position + 1]:
+        outcome = appending.result()
+        if isinstance(outcome, VersionConflict) or [one.position for one in outcome] != [place.position + 1]:
             return "an append after the cut is not stored in its place"
     except JournalCorrupt as corrupt:
         return f"the journal is refused where it is read: {corrupt}"
     finally:
-        if ended.is_set():
-            await _let_go(journal)
-        else:
-            await journal.close()
+        await journal.close()
     return ""
-
-
-async def _let_go(journal: SqliteJournal) -> None:
-    """Close what a process that ended would not have open any more, and do nothing else for it."""
-    journal._anchoring.cancel()
-    if (writing := journal._writing) is not None:
-        await asyncio.wait((writing,))
-        writing.exception()  # it ended the process: known, so it is not to be warned of
-    await journal._reader.close()
-    await journal._writer.close()
-    journal._lock.close()
 
 
 # ---------------------------------------------------------------- the cuts

@@ -26,17 +26,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
-import httpx
 
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
-from demo.processes import DidNotStart, Town
-from prove.clients import CHANNEL_OPTIONS, PAUSE_SECONDS, Clients, Referee
-from prove.judge.checker import check
+from judge.checker import check
+from prove.clients import CHANNEL_OPTIONS, PAUSE_SECONDS, Clients, Witness
 from prove.report import Harness, Say
 from prove.sabotaged import sabotage
+from rig.processes import DidNotStart, Town
+from rig.referee import Referee
 
 # What a charge uses of the world outside: the journal's writes and syncs, the sockets, and the wake-ups between threads.
 CHARGE_CALLS = "pwrite64,fdatasync,fsync,sendto,recvfrom,sendmsg,recvmsg,read,readv,write,writev,connect,accept4"
@@ -107,7 +108,7 @@ class Trial:
 
     town: Town
     clients: Clients
-    referee: Referee
+    witness: Witness
     harness: Harness
 
     async def charge(self) -> None:
@@ -141,7 +142,7 @@ class Trial:
             os.close(server)
         await asyncio.wait_for(asyncio.gather(dying, strace.wait()), STOP_SECONDS)
         where = f"killed at call {number} of thread {place}"
-        early = await self.referee.executed_too_early(self.town.journal)
+        early = await self.witness.executed_too_early(self.town.journal)
         self.harness.violations += [f"{text} ({where})" for text in early]
         await self.town.start_command()
         try:
@@ -192,15 +193,15 @@ class Trial:
 
     async def every_call_of_a_start(self, until: float, say: Say) -> None:
         """Leave a charge whose money has moved unknown to the journal, and kill the start that finds it, at every call."""
-        await self.referee.order(on="execute", fault="hang_after", seconds=CHARGE_SECONDS)
+        await self.witness.referee.trouble("execute", "hang_after", seconds=CHARGE_SECONDS)
         async with grpc.aio.insecure_channel(self.town.command.listen, options=CHANNEL_OPTIONS) as channel:
             asking = asyncio.create_task(self.clients.ask(CommandServiceStub(channel), _request("found-at-start")))
             async with asyncio.timeout(CHARGE_SECONDS):
-                while not await self.referee.has_fired():  # noqa: ASYNC110  # it is the bank's event
+                while not await self.witness.referee.has_fired():  # noqa: ASYNC110  # it is the bank's event
                     await asyncio.sleep(0.01)
             await self.town.command.kill()
             await asking
-        await self.referee.http.delete("/faults")
+        await self.witness.referee.no_more_trouble()
         folder = self.town.folder
         kept = folder / "found"
         kept.mkdir()
@@ -245,8 +246,8 @@ class Trial:
 
     async def reckon(self, where: str) -> None:
         """Compare what all sides have."""
-        verify_journal(self.town.journal)
-        observed = await self.referee.at_rest(self.clients, self.town)
+        verify_journal(SqliteFile(self.town.journal))
+        observed = await self.witness.at_rest(self.clients, self.town)
         self.harness.violations += [f"{violation} ({where})" for violation in check(observed)]
 
 
@@ -260,8 +261,8 @@ async def is_canary_found() -> bool:
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
         town = Town(Path(folder))
         sabotage(town.command, CANARY)
-        async with town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
-            trial = Trial(town, Clients(random.Random(0), "canary"), Referee(http), harness)
+        async with town, Referee(town.bank_url) as referee:
+            trial = Trial(town, Clients(random.Random(0), "canary"), Witness(referee), harness)
             for number in range(1, CANARY_CALLS + 1):
                 await trial.die_in_charge(JOURNAL_PLACE, number)
                 if harness.found(BROKEN):
@@ -278,8 +279,8 @@ async def run(seconds: float, say: Say) -> Harness:
         harness.skipped["system calls"] = "strace is not installed"
         return harness
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        async with Town(Path(folder)) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
-            trial = Trial(town, Clients(random.Random(0), "syscall"), Referee(http), harness)
+        async with Town(Path(folder)) as town, Referee(town.bank_url) as referee:
+            trial = Trial(town, Clients(random.Random(0), "syscall"), Witness(referee), harness)
             try:
                 await trial.every_call_of_a_charge(began + seconds * FIRST_CHARGE_SHARE, say, is_first=True)
                 await trial.every_call_of_a_charge(began + seconds * LATER_CHARGE_SHARE, say, is_first=False)

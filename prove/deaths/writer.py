@@ -9,7 +9,8 @@ writes and syncs. `full` tells of an append that was definitely not stored; it i
 server's: 74 when a commit's fate is unknown.
 
 `--set` and `--anchor-seconds` make what is rare frequent: checkpoints and anchors. `--set synchronous=1` and
-`--leave-out`, of a step of the start, and `--plant`, one of `prove.sabotaged`, are for controls, which must lose what was told.
+`--leave-out`, of a step of the start, and `--plant`, one of `prove.journal_bugs`, are for controls, which must
+lose what was told.
 """
 
 import argparse
@@ -17,14 +18,20 @@ import asyncio
 import contextlib
 import os
 import random
+import sqlite3
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
-from command_service.journal import JournalRefused, NotStored, sqlite, table, upkeep
+from chassis.disk import BUSY_SECONDS, LOCAL_DISK, Disk, file_uri
+from command_service.journal import JournalRefused, NotStored, VersionConflict
+from command_service.journal.commits import RHYTHM, Rhythm
+from command_service.journal.sqlite.table import PROBE, WRITER_PRAGMAS
+from prove.around import Around
+from prove.journal_bugs import Bug, named, open_journal
 
 EX_IOERR = 74
 EX_REFUSED = 3
@@ -53,14 +60,14 @@ def now() -> int:
     return time.time_ns() // 1_000
 
 
-async def write(journal_path: Path, told: int, appends: int, seed: int) -> int:
+async def write(journal_path: Path, told: int, appends: int, seed: int, *, disk: Disk, rhythm: Rhythm, bug: Bug) -> int:
     """Append, and tell what was acknowledged. Returns the exit status."""
 
     def tell(*words: object) -> None:
         os.write(told, (" ".join(map(str, words)) + "\n").encode())
 
     try:
-        journal = await sqlite.SqliteJournal.open(journal_path, now=now, end_process=end_process)
+        journal = await open_journal(journal_path, now=now, end_process=end_process, rhythm=rhythm, disk=disk, bug=bug)
     except (JournalRefused, OSError) as refused:
         tell("refused", str(refused))
         return EX_REFUSED
@@ -86,6 +93,7 @@ async def write(journal_path: Path, told: int, appends: int, seed: int) -> int:
                     if tries == TRIES - 1:
                         os._exit(EX_FULL)
                     await asyncio.sleep(0.02)
+            assert not isinstance(records, VersionConflict), "each stream has one writer"
             for record in records:
                 tell("stored", record.position, record.chain.hex())
             version = (version + 1) % 3
@@ -96,8 +104,56 @@ async def write(journal_path: Path, told: int, appends: int, seed: int) -> int:
     return 0
 
 
-def _nothing(*_: object) -> None:
-    """Stand in for a part of the start, in a control."""
+class Other(sqlite3.Connection):
+    """A connection that does other statements than it is told, where there is one."""
+
+    instead: Mapping[str, str] = {}
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        """Execute what stands for a statement."""
+        return super().execute(self.instead.get(sql, sql), *parameters)
+
+
+class OtherDisk(Around[Disk]):
+    """A disk whose connections are `Other`, and which may leave out to store a file again."""
+
+    def __init__(self, instead: Mapping[str, str], *, stores_again: bool) -> None:
+        super().__init__(LOCAL_DISK)
+        self._instead = instead
+        self._stores_again = stores_again
+
+    def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
+        """Open a connection to a journal, or to its draft, which is made as ever."""
+        connection = sqlite3.connect(
+            file_uri(path, read_only=read_only),
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Other,
+        )
+        if path.suffix != ".making":
+            connection.instead = self._instead
+        return connection
+
+    def store_again(self, file: Path) -> None:
+        """Write a file again, unless that is left out."""
+        if self._stores_again:
+            LOCAL_DISK.store_again(file)
+
+
+def _instead(settings: Sequence[str], left_out: Collection[str]) -> dict[str, str]:
+    """Say what stands for statements of the product: other settings, which read back as its own, and nothing for steps."""
+    instead: dict[str, str] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        instead[f"PRAGMA {name} = {WRITER_PRAGMAS[name]}"] = f"PRAGMA {name} = {value}"
+        instead[f"PRAGMA {name}"] = f"SELECT {WRITER_PRAGMAS[name]}"
+    if "checkpoint" in left_out:
+        instead["PRAGMA wal_checkpoint(TRUNCATE)"] = "SELECT 0, 0, 0"
+    if "probe" in left_out:
+        instead[PROBE] = "SELECT 0"
+    return instead
 
 
 def main() -> NoReturn:
@@ -110,23 +166,21 @@ def main() -> NoReturn:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--leave-out", action="append", default=[], choices=["checkpoint", "probe", "store_wal_again"])
     parser.add_argument("--plant", default="")
-    parser.add_argument("--anchor-seconds", type=float, default=sqlite.ANCHOR_EVERY_SECONDS)
+    parser.add_argument("--anchor-seconds", type=float, default=RHYTHM.look_every_seconds)
     chosen = parser.parse_args()
-    pragmas = dict(table.WRITER_PRAGMAS)
-    for setting in chosen.set:
-        name, _, value = setting.partition("=")
-        pragmas[name] = value
-    vars(sqlite)["WRITER_PRAGMAS"] = pragmas
-    vars(sqlite)["ANCHOR_EVERY_SECONDS"] = chosen.anchor_seconds
-    for part in chosen.leave_out:
-        vars(upkeep)[part] = _nothing
+    disk = OtherDisk(_instead(chosen.set, chosen.leave_out), stores_again="store_wal_again" not in chosen.leave_out)
     told = os.open(chosen.told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    with contextlib.ExitStack() as stack:
-        if chosen.plant:
-            from prove.sabotaged import planted  # the whole product, of which a writer needs a part only
-
-            stack.enter_context(planted(chosen.plant))
-        status = asyncio.run(write(chosen.journal, told, chosen.appends, chosen.seed))
+    status = asyncio.run(
+        write(
+            chosen.journal,
+            told,
+            chosen.appends,
+            chosen.seed,
+            disk=cast("Disk", disk),
+            rhythm=Rhythm(look_every_seconds=chosen.anchor_seconds),
+            bug=named(chosen.plant),
+        )
+    )
     os._exit(status)
 
 

@@ -23,15 +23,16 @@ import structlog
 
 from charging.v1.command_pb2 import ChargeResponse
 from command_service.bank import gateway
-from command_service.journal import START, anchor
+from command_service.journal import START
+from command_service.journal.sqlite import anchor
 from prove.network import bank, clients, feeds, floods, liars, restarts
 from prove.network.books import check
 from prove.network.kinds import KINDS, OUTCOMES
-from prove.network.servers import servers_in
 from prove.network.world import Broken, World, a_world, must, within
 from prove.report import RARE, Harness, Say
 from prove.simulation.loop import patched
 from prove.workers import workers
+from rig.servers import servers_in
 
 # The servers' own words for a fault that they did not foresee.
 UNFORESEEN = frozenset({"a call failed unexpectedly", "a charge stopped on its way"})
@@ -187,9 +188,12 @@ def _is_found_by_name(name: str) -> bool:
 
 # ---------------------------------------------------------------- what must not pass
 async def _pay_behind_our_back(world: World) -> None:
-    order = {"reference": "nobody-asked", "card": "tok_visa", "amount": 100, "currency": "EUR"}
-    token = (await world.bank.post("/transactions", json=order)).json()["token"]
-    await world.bank.post(f"/transactions/{token}/execute")
+    bank, order = (
+        world.referee.http,
+        {"reference": "nobody-asked", "card": "tok_visa", "amount": 100, "currency": "EUR"},
+    )
+    token = (await bank.post("/transactions", json=order)).json()["token"]
+    await bank.post(f"/transactions/{token}/execute")
 
 
 async def _tell_another_outcome(world: World) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from charging.v1.common_pb2 import Card
 from prove.network.faultproxy import Fault, Kind, Way
-from prove.network.world import CHARGED, DECLINED, IN_REVIEW, World, charge_id, must, until
+from prove.network.world import World, must, until
+from rig.world import CHARGED, DECLINED, IN_REVIEW, id_of
 
 # No pause of ours is longer; a full breaker may add its own to it, and a busy machine a little.
 LONGEST_PAUSE, LATEST_PAUSE = 20.0, 50.0
@@ -313,9 +314,9 @@ async def throttled_in_a_storm(world: World) -> None:
         await world.trouble(on, "throttled", request=request, retry_after=wish)
     for asked in await world.settle_all([request for request, _ in throttled]):
         must(asked.answer and asked.answer.status == CHARGED, "a throttled charge is charged in the end")
-    calls = (await world.bank.get("/calls")).raise_for_status().json()
+    calls = await world.referee.calls()
     for request, (wish, soonest) in throttled:
-        about = [call for call in calls if call["reference"] == charge_id(request)]
+        about = [call for call in calls if call["reference"] == id_of(request)]
         must(len(about) <= MOST_THROTTLED_CALLS, f"no storm comes, but {len(about)} calls about one charge did")
         for call, following in pairwise(about):
             if call["fault"] == "throttled":
@@ -362,9 +363,9 @@ async def slow_and_full(world: World) -> None:
     world.faults["bank: slow, server full"] += len(refused)
     await asyncio.gather(*crowd)
     for asked in refused:
-        calls = (await world.bank.get("/calls")).json()
+        calls = await world.referee.calls()
         must(
-            all(call["reference"] != charge_id(asked.request) for call in calls),
+            all(call["reference"] != id_of(asked.request) for call in calls),
             "what was refused was not begun",
         )
 

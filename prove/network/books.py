@@ -1,15 +1,17 @@
 """Gathers what each side of a world at rest has, and hands it to the one history checker."""
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Literal
 
 import grpc.aio
 
 from charging.v1.query_pb2 import GetViewStatusRequest
-from prove.judge import checker, history
-from prove.judge.check import movements_of, read_anchor, read_journal, read_view
+from judge import checker, history
+from judge.files import read_anchor, read_journal, read_view
 from prove.network.reader import Reader
-from prove.network.world import IN_REVIEW, REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World, within
+from prove.network.world import REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World, within
+from rig.referee import bank_call
+from rig.world import IN_REVIEW
 
 # Far more than the faults of any scenario explain: beyond it somebody retries in a storm.
 CALLS_PER_CHARGE = 100
@@ -24,14 +26,13 @@ async def check(world: World) -> list[str]:
                 break
     broken = await _view_is_behind(world, reader.position) if world.has_view else []
     records = read_journal(world.folder / "journal.db")
-    calls = (await world.bank.get("/calls")).raise_for_status().json()
-    statement = (await world.bank.get("/statement")).raise_for_status().json()
+    calls = await world.referee.calls()
     found = checker.check(
         history.Observed(
             records,
             calls=[_call(asked) for asked in world.history],
-            movements=movements_of(statement),
-            bank_calls=[_bank_call(call) for call in calls],
+            movements=await world.referee.movements(),
+            bank_calls=[bank_call(call) for call in calls],
             view=read_view(world.folder / "view.db") if world.has_view else None,
             sessions=[history.Session(0, [(record.position, record.chain) for record in reader.records])],
             anchor=read_anchor(world.folder / "journal.db"),
@@ -77,15 +78,6 @@ def _call(asked: Asked) -> history.Call:
         reason=asked.reason,
         advice=asked.advice,
     )
-
-
-def _bank_call(call: dict[str, Any]) -> history.BankCall:
-    if call["method"] == "GET":
-        return history.BankCall("look_up", call["reference"] or "", call["token"] or "")
-    step: Literal["token", "execute"] = "execute" if call["path"].endswith("/execute") else "token"
-    # What a token step answers with is no part of what it asked.
-    token = call["path"].split("/")[2] if step == "execute" else ""
-    return history.BankCall(step, call["reference"] or "", token)
 
 
 async def _view_is_behind(world: World, head: int) -> list[str]:

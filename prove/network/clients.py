@@ -11,7 +11,8 @@ import grpc.aio
 from charging.v1.command_pb2 import ChargeRequest, OutcomeSource
 from charging.v1.common_pb2 import Money
 from prove.network.faultproxy import Fault, Kind, Way
-from prove.network.world import CHARGED, Asked, World, must, until
+from prove.network.world import Asked, World, must, until
+from rig.world import CHARGED
 
 # As a client's service config may say: grpc itself tries again, with the same key because it is the same request.
 RETRYING = json.dumps(

@@ -14,14 +14,16 @@ from charging.v1.query_pb2 import GetUserSummaryRequest, GetUserSummaryResponse,
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis.server import Server
 from chassis.settings import Address
-from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
-from prove.judge.check import read_journal
-from prove.judge.history import fold
+from contract.errors import DOMAIN, Reason
+from contract.errors import command_refusal as refusal
+from judge.files import read_journal
+from judge.history import fold
 from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
-from prove.network.servers import InProcess
-from prove.network.world import World, must, reason_of, until, within
+from prove.network.world import World, must, until, within
+from rig.errors import told
+from rig.servers import InProcess
 
 if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub
@@ -215,7 +217,7 @@ async def _how_it_ended(stream: object) -> tuple[grpc.StatusCode, str]:
             async for _ in stream:  # type: ignore[attr-defined]  # a call of a stream, says the method
                 pass
     except grpc.aio.AioRpcError as error:
-        return error.code(), reason_of(error)[0]
+        return error.code(), told(error).reason
     return grpc.StatusCode.OK, ""
 
 

@@ -16,31 +16,26 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-import httpx
-from google.rpc import error_details_pb2, status_pb2
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.command_pb2_grpc import CommandServiceStub
-from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from charging.v1.common_pb2 import Card, Money
 from charging.v1.journal_pb2 import Event
 from charging.v1.query_pb2_grpc import QueryServiceStub
-from command_service.codec import charge_id_of
-from prove.judge.check import read_journal
+from judge.files import read_journal
 from prove.network.faultproxy import Proxy
 from prove.network.reader import CHANNEL_OPTIONS
-from prove.network.servers import Servers
+from rig.errors import told
+from rig.referee import PATIENT_SECONDS, Referee
+from rig.servers import Servers
+from rig.world import PENDING, id_of
 
 if TYPE_CHECKING:
     from charging.v1.command_pb2_grpc import CommandServiceAsyncStub
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub
 
-PENDING = ChargeStatus.CHARGE_STATUS_PENDING
-CHARGED = ChargeStatus.CHARGE_STATUS_CHARGED
-DECLINED = ChargeStatus.CHARGE_STATUS_DECLINED
-IN_REVIEW = ChargeStatus.CHARGE_STATUS_IN_REVIEW
 # From the end of all harm on; on an idle machine it takes as long as the longest pause of the runner, some 25 s.
 REST_SECONDS = 60.0
-PATIENT_SECONDS = 25.0
 # After these an honest client does not ask again with the same request and key.
 SAME_KEY_IS_NO_USE = frozenset({"INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED"})
 # A network may do these to a client. Any other error must come from the server, with a reason.
@@ -84,22 +79,6 @@ class Asked:
         return None if self.answer is None or self.answer.status == PENDING else self.answer
 
 
-def charge_id(request: ChargeRequest) -> str:
-    """Say by which reference the bank will know it, so that faults can be aimed."""
-    return charge_id_of("default", request.idempotency_key)
-
-
-def reason_of(error: grpc.aio.AioRpcError) -> tuple[str, str]:
-    """Find reason and advice in google.rpc.ErrorInfo; empty if the error is not one of the servers'."""
-    packed = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
-    info = error_details_pb2.ErrorInfo()
-    if isinstance(packed, bytes):
-        for detail in status_pb2.Status.FromString(packed).details:
-            if detail.Unpack(info):
-                return str(info.reason), str(info.metadata.get("advice", ""))
-    return "", ""
-
-
 @dataclass(eq=False)
 class World:
     """See the module. Made by `a_world`."""
@@ -111,7 +90,7 @@ class World:
     bank_link: Proxy
     client_link: Proxy
     feed_link: Proxy
-    bank: httpx.AsyncClient
+    referee: Referee
     commands: "CommandServiceAsyncStub"
     faults: Counter[str] = field(default_factory=Counter)
     history: list[Asked] = field(default_factory=list)
@@ -135,15 +114,14 @@ class World:
 
     async def trouble(self, on: str, fault: str, *, request: ChargeRequest | None = None, **details: Any) -> None:
         """The bank's next calls of a step go wrong; see gateway_mock."""
-        aimed = {"reference": charge_id(request)} if request is not None else {}
-        order = {"on": on, "fault": fault, **aimed, **details}
-        (await self.bank.post("/faults", json=order)).raise_for_status()
+        aimed = {"reference": id_of(request)} if request is not None else {}
+        await self.referee.trouble(on, fault, **aimed, **details)
 
     async def no_more_trouble(self) -> None:
         """End the bank's faults, and count those that fired."""
-        for fault in (await self.bank.get("/faults")).raise_for_status().json():
+        for fault in await self.referee.faults():
             self.faults[f"bank: {fault['fault']}"] += fault["fired"]
-        await self.bank.delete("/faults")
+        await self.referee.no_more_trouble()
 
     # ------------------------------------------------------------ clients
     def request(self, key: str | None = None, **changed: Any) -> ChargeRequest:
@@ -179,7 +157,8 @@ class World:
         try:
             asked = Asked(request, await asking)
         except grpc.aio.AioRpcError as error:
-            asked = Asked(request, None, error.code(), *reason_of(error), error.details() or "")
+            refusal = told(error)
+            asked = Asked(request, None, refusal.code, refusal.reason, refusal.advice, refusal.text)
             must(asked.reason != "UNEXPECTED", "no call ends in a fault that the server did not foresee")
             must(
                 asked.reason or asked.code in NETWORK_CODES, f"errors are the server's own words, not {asked.code.name}"
@@ -201,7 +180,7 @@ class World:
                         return last
                     await asyncio.sleep(self.chance.uniform(0.05, 0.3))
         except TimeoutError:
-            raise Broken(f"L1: {charge_id(request)} is not at rest after {seconds:g} s; last heard: {last}") from None
+            raise Broken(f"L1: {id_of(request)} is not at rest after {seconds:g} s; last heard: {last}") from None
 
     async def settle_all(self, requests: list[ChargeRequest]) -> list[Asked]:
         """Settle many at once."""
@@ -300,14 +279,12 @@ async def a_world(servers: Servers, folder: Path, chance: random.Random, *, has_
         feed_link = await stack.enter_async_context(Proxy(lambda: place(servers.feed)))
         stack.push_async_callback(servers.bank_down)
         await servers.bank_up()
-        bank = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"http://{servers.bank}", timeout=PATIENT_SECONDS, trust_env=False)
-        )
+        referee = await stack.enter_async_context(Referee(f"http://{servers.bank}"))
         channel = await stack.enter_async_context(
             grpc.aio.insecure_channel(client_link.address, options=CHANNEL_OPTIONS)
         )
         world = World(
-            servers, folder, has_view, chance, bank_link, client_link, feed_link, bank, CommandServiceStub(channel)
+            servers, folder, has_view, chance, bank_link, client_link, feed_link, referee, CommandServiceStub(channel)
         )
         stack.push_async_callback(servers.command_down)
         await world.command_up()

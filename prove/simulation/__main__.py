@@ -18,7 +18,7 @@ from prove.simulation.stories import as_story, run, shrink
 
 def main() -> int:
     """Run what was asked for, with a progress line."""
-    parser = process.parser("prove.simulation", __doc__ or "")
+    parser = process.parser("python -m prove.simulation", __doc__ or "")
     parser.add_argument("seeds", type=int, nargs="?", default=1_000, help="how many (1000)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--canaries", action="store_true", help="plant every canary before")

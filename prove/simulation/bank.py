@@ -18,7 +18,7 @@ import httpx
 from command_service.bank.transport import target_of
 from gateway_mock import model
 from gateway_mock.model import STATUS, Book, Refusal, State, Transaction, told
-from prove.judge.history import BankCall, Movement
+from judge.history import BankCall, Movement
 from prove.simulation.pressure import Pressure
 
 CARDS = {**model.CARDS, "tok_odd": "a reason of the bank's own"}

@@ -1,40 +1,45 @@
 """The clients of a story: what they ask for, over a network that loses and delays, and what they come to know."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import ChargeStatus
-from chassis.server import Refusal
-from prove.judge.history import Call
+from chassis.refusals import Refusal
+from judge.history import Call
+from prove.simulation.disk import Disk
+from prove.simulation.feeds import cancel
 from prove.simulation.host import Process, Rpc
-from prove.simulation.plan import Mask, Op, Plan
-from prove.simulation.servers import Servers, cancel
+from prove.simulation.plan import Op
+from prove.simulation.servers import Servers
+from prove.simulation.stage import Stage
 
 UNKNOWN_REASONS = frozenset({"OUTCOME_UNKNOWN", "SERVER_STOPPING", "UNEXPECTED"})
 
 
-class Callers(Servers):
-    """Servers with clients that call them."""
+class Callers:
+    """Clients that call the command server."""
 
-    def __init__(self, plan: Plan, mask: Mask, folder: Path) -> None:
-        super().__init__(plan, mask, folder)
+    def __init__(self, stage: Stage, disk: Disk, servers: Servers) -> None:
+        self._stage = stage
+        self._dice = stage.dice
+        self._disk = disk
+        self._servers = servers
         self.history: list[Call] = []
         self.known_bodies: dict[tuple[object, ...], Op] = {}
 
     async def call(self, who: str, op: Op) -> Call:
         """Call Charge once, and note what the client came to know."""
-        dice, loop = self.dice, self.loop
+        dice, loop = self._dice, self._stage.loop
         request = _request(op)
         deadline = None if op.timeout_seconds is None else loop.time() + op.timeout_seconds
         rpc = Rpc(request, deadline, loop.create_future(), loop)
-        self.note(who, "asks", op.key, f"{op.amount} {op.currency}", op.card, op.spoiled)
+        self._stage.note(who, "asks", op.key, f"{op.amount} {op.currency}", op.card, op.spoiled)
         delay = dice.uniform(0.1, 3.0) if dice.fires("rpc_delay") else dice.uniform(0.0005, 0.005)
         if dice.fires("rpc_lose_request"):
-            self.later(delay, rpc.answer, None)
+            self._stage.later(delay, rpc.answer, None)
         else:
-            self.later(delay, self._arrive, rpc)
+            self._stage.later(delay, self._arrive, rpc)
         patience = min(
             op.timeout_seconds if op.timeout_seconds is not None else 1e9,
             1e9 if op.cancel_after_seconds is None or dice.is_over else op.cancel_after_seconds,
@@ -46,20 +51,20 @@ class Callers(Servers):
         except TimeoutError:
             dice.fired["client_cancel" if patience == op.cancel_after_seconds else "client_deadline"] += 1
             rpc.is_over = True
-            self.later(dice.uniform(0.0, 0.005), cancel, rpc.task)
+            self._stage.later(dice.uniform(0.0, 0.005), cancel, rpc.task)
         call = self._called(op, request, told)
         self.history.append(call)
-        self.note(
+        self._stage.note(
             who, "hears", op.key, call.outcome, _status(call.status) if call.status else call.reason, call.position
         )
         return call
 
     def _arrive(self, rpc: Rpc) -> None:
-        server = self.processes["command"]
+        server = self._servers.command
         if rpc.is_over:
             return
         if not server.is_up or not server.alive:
-            self.later(0.001, rpc.answer, None)
+            self._stage.later(0.001, rpc.answer, None)
             return
         server.calls[rpc] = None
         rpc.task = server.start(self._serve(server, rpc))
@@ -69,19 +74,19 @@ class Callers(Servers):
         outcome: Any
         try:
             response = await server.commands.Charge(rpc.request, rpc)
-            outcome = (response, self.durable_position)
+            outcome = (response, self._disk.durable_position)
         except Refusal as refused:
             outcome = refused
         except asyncio.CancelledError:
             return
         except Exception as error:
-            self.broke("I15", server.name, f"an unexpected error escaped a call: {error!r}")
+            self._stage.broke("I15", server.name, f"an unexpected error escaped a call: {error!r}")
             outcome = None
         finally:
             server.calls.pop(rpc, None)
-        if self.dice.fires("rpc_lose_answer"):
+        if self._dice.fires("rpc_lose_answer"):
             outcome = None
-        self.later(self.dice.uniform(0.0005, 0.005), rpc.answer, outcome)
+        self._stage.later(self._dice.uniform(0.0005, 0.005), rpc.answer, outcome)
 
     def _called(self, op: Op, request: ChargeRequest, told: Any) -> Call:
         asked = (op.key, request.user_id, request.card.token, request.amount.minor_units, request.amount.currency_code)
@@ -108,23 +113,23 @@ class Callers(Servers):
         """Want one thing after the other, each as patiently as its plan says."""
         who = f"client {number}"
         for index, op in ops:
-            if (number, index) in self.mask.ops:
+            if (number, index) in self._stage.mask.ops:
                 continue
-            await asyncio.sleep(op.pause_seconds if not self.dice.is_over else 0.0)
+            await asyncio.sleep(op.pause_seconds if not self._dice.is_over else 0.0)
             if op.planted:
-                self.dice.fired["card_number"] += 1
+                self._dice.fired["card_number"] += 1
             elif op.spoiled:
-                self.dice.fired["invalid_request"] += 1
+                self._dice.fired["invalid_request"] += 1
             else:
                 self.known_bodies[op.key, op.user, op.card, op.amount, op.currency] = op
             for _ in range(op.tries):
                 call = await self.call(who, op)
                 if call.reason == "IDEMPOTENCY_KEY_REUSED":
-                    self.dice.fired["other_body"] += 1
+                    self._dice.fired["other_body"] += 1
                 is_settled = call.status not in (0, ChargeStatus.CHARGE_STATUS_PENDING)
-                if is_settled or call.reason in ("INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED") or self.dice.is_over:
+                if is_settled or call.reason in ("INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED") or self._dice.is_over:
                     break
-                await asyncio.sleep(self.dice.uniform(0.0, 2.0))
+                await asyncio.sleep(self._dice.uniform(0.0, 2.0))
 
 
 def _status(status: int) -> str:

@@ -5,62 +5,55 @@ on the copy. So there is no clean-up that a real kill would not do either.
 """
 
 import os
+import random
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from charging.v1.journal_pb2 import Event
-from prove.simulation.host import Connection, Process, ProcessEnded, System
-from prove.simulation.loop import PROCESS
-from prove.simulation.plan import Mask, Plan
+from chassis.disk import LOCAL_DISK, Held, file_uri
+from prove.simulation.host import Connection, Process, ProcessEnded, Thread
 from prove.simulation.stage import Stage
 
 AT_REST = frozenset({"charged", "charge_declined", "review_required", "charge_abandoned"})
 SELECT_NEW = "SELECT position, charge_id, chain, event FROM record WHERE position > ? ORDER BY position"
 
-_connect = sqlite3.connect
 
+class Disk:
+    """Where the story's servers keep their files, all in one folder."""
 
-class Disk(Stage):
-    """A stage with a disk."""
-
-    def __init__(self, plan: Plan, mask: Mask, folder: Path) -> None:
-        super().__init__(plan, mask)
+    def __init__(self, stage: Stage, folder: Path) -> None:
         self.folder = folder
-        self.disk_is_full = False
-        self.system = System()
+        self.is_full = False
+        self._stage = stage
+        self._dice = stage.dice
+        self._ids = random.Random(f"ids {stage.plan.seed}")
         self.durable: list[tuple[int, bytes]] = []
         self.durable_tokens: set[str] = set()
         self.unfinished: set[bytes] = set()
         self.committed_at: dict[int, float] = {}
 
-    def connect(self, database: str, **options: Any) -> sqlite3.Connection:
-        """Open a connection for the process that asks."""
-        process = PROCESS.get()
-        # With this way to the files SQLite keeps its locks and the WAL's index in memory: all who open them are in here.
-        connection = _connect(f"{database}&vfs=unix-excl", factory=Connection, cached_statements=64, **options)
-        assert isinstance(process, Process)
-        assert isinstance(connection, Connection)
-        process.connections.append(connection)
-        if "mode=rwc" in database:
-            connection.commits = partial(self.commit, process, connection)
-            connection.begins = partial(self.begin, process)
-        return connection
+    def of(self, process: Process) -> "DiskOf":
+        """The disk as a process sees it."""
+        return DiskOf(self, process)
+
+    def new_id(self) -> str:
+        """Name a new journal."""
+        return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
 
     def begin(self, process: Process) -> None:
         """Let a transaction begin, unless another program holds the write lock."""
-        if process.kind == "command" and self.dice.fires("journal_busy"):
+        if process.kind == "command" and self._dice.fires("journal_busy"):
             process.had_disk_fault |= not process.has_started  # a start is refused for it, and is made again
-            self.note(process.name, "finds its journal locked by another program")
+            self._stage.note(process.name, "finds its journal locked by another program")
             raise _error("database is locked", sqlite3.SQLITE_BUSY)
 
     def commit(self, process: Process, connection: Connection) -> sqlite3.Cursor:
         """Commit, unless the disk has other plans."""
-        dice = self.dice
+        dice = self._dice
         if dice.fires("kill_before_commit"):
             process.kill("killed right before a commit")
             raise ProcessEnded
@@ -74,20 +67,20 @@ class Disk(Stage):
             process.had_disk_fault = True
             process.surviving = process.surviving or self.copy(process, f"{process.folder.name}-synced")
             connection.really("COMMIT")
-            self.note(process.name, "a commit's sync fails: it reads back, but is not on disk")
+            self._stage.note(process.name, "a commit's sync fails: it reads back, but is not on disk")
             raise _error("disk I/O error", sqlite3.SQLITE_IOERR | (4 << 8))
         if dice.fires("eio_kept"):
             process.had_disk_fault = True
             connection.really("COMMIT")
             self.note_durable(process, connection)
-            self.note(process.name, "a commit fails, and is on disk all the same")
+            self._stage.note(process.name, "a commit fails, and is on disk all the same")
             raise _error("disk I/O error", sqlite3.SQLITE_IOERR | (4 << 8))
-        if self.disk_is_full:
+        if self.is_full:
             dice.met("disk_full")
-        if self.disk_is_full or dice.fires("disk_full_once"):
+        if self.is_full or dice.fires("disk_full_once"):
             process.had_disk_fault = True
             connection.really("ROLLBACK")
-            self.note(process.name, "a commit finds the disk full")
+            self._stage.note(process.name, "a commit finds the disk full")
             raise _error("database or disk is full", sqlite3.SQLITE_FULL)
         return self._committed(process, connection)
 
@@ -95,7 +88,7 @@ class Disk(Stage):
         cursor = connection.really("COMMIT")
         if process.kind == "command":
             self.note_durable(process, connection)
-        if self.dice.fires("kill_after_commit"):
+        if self._dice.fires("kill_after_commit"):
             process.kill("killed right after a commit")
             raise ProcessEnded
         return cursor
@@ -107,7 +100,7 @@ class Disk(Stage):
         last = self.durable[-1][0] if self.durable else 0
         for position, key, chain, stored in connection.really(SELECT_NEW, (last,)):
             self.durable.append((position, chain))
-            self.committed_at[position] = self.loop.time()
+            self.committed_at[position] = self._stage.loop.time()
             event = Event.FromString(stored)
             kind = event.WhichOneof("kind")
             if kind == "token_issued":
@@ -116,7 +109,7 @@ class Disk(Stage):
                 self.unfinished.discard(key)
             else:
                 self.unfinished.add(key)
-            self.note("journal", position, uuid.UUID(bytes=key), kind)
+            self._stage.note("journal", position, uuid.UUID(bytes=key), kind)
 
     @property
     def durable_position(self) -> int:
@@ -133,19 +126,56 @@ class Disk(Stage):
                     shutil.copyfile(file.path, f"{target}/{file.name}")
         return target
 
-    def kept(self, lock: Callable[..., Any]) -> Callable[..., Any]:
-        """Remember a lock with the process that takes it, so that its death lets go of it."""
 
-        def take(*arguments: Any) -> Any:
-            taken = lock(*arguments)
-            process = PROCESS.get()
-            assert isinstance(process, Process)
-            process.locks.append(taken)
-            if isinstance(taken, int):
-                self.system.descriptors.add(taken)
-            return taken
+class DiskOf:
+    """The disk as one process sees it (see `chassis.disk.Disk`): what it opens ends with the process."""
 
-        return take
+    def __init__(self, disk: Disk, process: Process) -> None:
+        self._disk = disk
+        self._process = process
+
+    def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
+        """Open a connection; what it commits goes through the world."""
+        # With this way to the files SQLite keeps its locks and the WAL's index in memory: all who open them are in here.
+        connection = sqlite3.connect(
+            f"{file_uri(path, read_only=read_only)}&vfs=unix-excl",
+            factory=Connection,
+            cached_statements=64,
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        self._process.connections.append(connection)
+        if not read_only:
+            connection.commits = partial(self._disk.commit, self._process, connection)
+            connection.begins = partial(self._disk.begin, self._process)
+        return connection
+
+    def thread(self, _name: str) -> Thread:
+        """Stand in for a thread: the loop does its work."""
+        return Thread()
+
+    def hold(self, path: Path, flags: int = os.O_RDWR) -> Held:
+        """Open a file to be held until the process ends at the latest."""
+        held = LOCAL_DISK.hold(path, flags)
+        self._process.held.append(held)
+        return held
+
+    def mounts(self) -> Sequence[tuple[str, str]]:
+        """List what is mounted: what this machine says."""
+        return LOCAL_DISK.mounts()
+
+    def free_bytes(self, _path: Path) -> int:
+        """Nothing, or as good as everything."""
+        return 0 if self._disk.is_full else 1 << 40
+
+    def has_room(self, file: Path) -> bool:
+        """Tell whether a file can grow: it is a real one."""
+        return LOCAL_DISK.has_room(file)
+
+    def store_again(self, file: Path) -> None:
+        """Write a file over with its own bytes: no sync is lost here but by the story's will."""
+        LOCAL_DISK.store_again(file)
 
 
 def _error(text: str, code: int) -> sqlite3.OperationalError:

@@ -5,16 +5,17 @@ Each is only the shape of something real, as the product's code sees it from ins
 
 import asyncio
 import contextvars
-import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.journal_pb2 import SubscribeResponse
+from chassis.disk import Held
 from prove.simulation.loop import VirtualLoop
 from prove.simulation.stage import Stage
 from query_service.subscriber import FeedLost
@@ -47,7 +48,8 @@ class Process:
     strike: Callable[[], None] = field(init=False)
     """The chosen callback has come: the process is killed."""
     connections: list["Connection"] = field(default_factory=list)
-    locks: list[Any] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    """The files that it holds open; its death closes them."""
     calls: dict["Rpc", None] = field(default_factory=dict)
     """Those under way, in their order: a set would have another one in each run."""
     links: list["Link"] = field(default_factory=list)
@@ -57,7 +59,7 @@ class Process:
     """What it left behind, once it is dead."""
     had_disk_fault: bool = False
     commands: Any = None
-    runner: Any = None
+    assembled: Any = None
     journal: Any = None
     feed: Any = None
     feed_service: Any = None
@@ -189,30 +191,8 @@ class Link:
         return message
 
 
-class System:
-    """The operating system as the view's module sees it: a lock that a dead process lets go of is closed once only."""
-
-    def __init__(self) -> None:
-        self.descriptors: set[int] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def close(self, descriptor: int) -> None:
-        """Close a lock, unless that was done already."""
-        if descriptor in self.descriptors:
-            self.descriptors.discard(descriptor)
-            os.close(descriptor)
-
-
-class Thread:
-    """Stands for the product's one-thread executors: the loop does their work, so nothing is kept here."""
-
-    def __init__(self, **_: Any) -> None:
-        """It has no options."""
-
-    def shutdown(self, *, wait: bool) -> None:
-        """There is nothing to end."""
+class Thread(Executor):
+    """Stands for a thread of the product's: the loop does its work, so nothing is kept here."""
 
 
 def silent(*_: Any) -> "Silent":

@@ -43,8 +43,6 @@ CALL_FAULTS = {
     "view_power_cut": 0.7,
     "view_lost": 0.3,
 }
-# Drawn by a chance of their own, so that stories without them stay what they were.
-LATER_CALL_FAULTS = {"stray": 0.3}
 # What happens at some time, and for how long it lasts.
 WEATHER = (
     "kill_command",
@@ -57,17 +55,34 @@ WEATHER = (
     "clock_jump",
     "disk_full",
 )
-# By a chance of their own, so that all other stories stayed what they were when these came.
-LATER_FAULTS = {"journal_busy": 0.1}
-LATER_WEATHER = ("clock_before_1970",)
-LATER_STORIES = 1 / 8
 # Of these each call or commit that meets one is counted: when nobody meets it, nothing has happened.
 MET = frozenset({"bank_down", "bank_restart", "unauthorized", "disk_full"})
 # In a few stories the bank is away for hours, beyond the age at which charges are given up, and late deliveries are as late.
 LONG_STORIES, LONG_SECONDS, LONG_LATE_FACTOR = 1 / 80, (600.0, 3 * 3_600.0), 200.0
 # What clients do that is no fault of ours, counted as well.
 CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number")
-KINDS = (*CALL_FAULTS, *LATER_FAULTS, *LATER_CALL_FAULTS, *WEATHER, *LATER_WEATHER, *CLIENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A kind of fault that came when there were stories already: by a chance of its own, so that those stay what they are."""
+
+    stream: str
+    """Names the chance. Those of one name share it, and are drawn in the table's order."""
+    stories: float
+    """In which share of the stories it is."""
+    most: float | None
+    """The highest weight, as of the others; None for weather."""
+    least: float = 0.3
+    """The lowest weight, as a share of the highest."""
+
+
+LATER = {
+    "stray": Later("stray {seed}, its weight", 1 / 4, 0.3, 0.1),
+    "journal_busy": Later("later {seed}", 1 / 8, 0.1),
+    "clock_before_1970": Later("later {seed}", 1 / 8, None),
+}
+KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *CLIENTS)
 
 # Visa's, Mastercard's and American Express's well-known test numbers.
 CARD_NUMBERS = ("4111111111111111", "5555555555554444", "378282246310005")
@@ -145,10 +160,6 @@ def plan_of(seed: int) -> Plan:
             weights[kind] = most * chance.uniform(0.3, 1.0)
         elif roll < 0.5:
             weights[kind] = most * 10 ** chance.uniform(-2.0, -0.7)
-    for kind, most in LATER_CALL_FAULTS.items():
-        own = random.Random(f"{kind} {seed}, its weight")
-        if own.random() < 0.25:
-            weights[kind] = most * own.uniform(0.1, 1.0)
     horizon = chance.uniform(4.0, 30.0)
     weather = []
     for kind in WEATHER:
@@ -163,13 +174,15 @@ def plan_of(seed: int) -> Plan:
         away = long.uniform(*LONG_SECONDS)
         weather.append(Weather(long.uniform(0.0, horizon), "bank_down", away))
         horizon += away + long.uniform(0.0, 600.0)
-    later = random.Random(f"later {seed}")
-    for kind, most in LATER_FAULTS.items():
-        if later.random() < LATER_STORIES:
-            weights[kind] = most * later.uniform(0.3, 1.0)
-    for kind in LATER_WEATHER:
-        if later.random() < LATER_STORIES:
-            weather.append(Weather(later.uniform(0.0, begun), kind, later.uniform(0.3, 8.0)))
+    chances: dict[str, random.Random] = {}
+    for kind, later in LATER.items():
+        own = chances.setdefault(later.stream, random.Random(later.stream.format(seed=seed)))
+        if own.random() >= later.stories:
+            continue
+        if later.most is None:
+            weather.append(Weather(own.uniform(0.0, begun), kind, own.uniform(0.3, 8.0)))
+        else:
+            weights[kind] = later.most * own.uniform(later.least, 1.0)
     weather.sort(key=lambda event: event.at)
     keys = [f"order-{seed}-{number}" for number in range(chance.choice((1, 2, 4, 8)))]
     clients = [

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from command_service.runner import Runner
+from command_service.bank import Bank
 from prove import canaries
+from prove.loop_bugs import Looking
 from prove.report import Harness, Say
-from prove.simulation.loop import patched
 from prove.simulation.plan import KINDS, Mask, Plan, plan_of
+from prove.simulation.servers import SimulatedParts
 from prove.simulation.world import Told, run_story
 
 CORPUS = Path(__file__).with_name("corpus.txt")
@@ -31,10 +31,10 @@ SHOWN_FAILURES = 5
 
 
 # ---------------------------------------------------------------- one story
-def tell(plan: Plan, mask: Mask = Mask()) -> Told:  # noqa: B008  # a frozen value
-    """Run one story on files in memory."""
+def tell(plan: Plan, mask: Mask = Mask(), parts: type[SimulatedParts] = SimulatedParts) -> Told:  # noqa: B008  # a frozen value
+    """Run one story on files in memory, with servers that are made of these parts."""
     with _folder() as folder:
-        return run_story(plan, mask, folder / "story")
+        return run_story(plan, mask, folder / "story", parts)
 
 
 @contextmanager
@@ -48,9 +48,11 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def shrink(plan: Plan, seconds: float = SHRINK_SECONDS) -> tuple[Mask, Told]:
+def shrink(
+    plan: Plan, seconds: float = SHRINK_SECONDS, parts: type[SimulatedParts] = SimulatedParts
+) -> tuple[Mask, Told]:
     """Leave out of a failing story whatever it fails without, as far as that is found in time."""
-    mask, told = Mask(), tell(plan)
+    mask, told = Mask(), tell(plan, parts=parts)
     broken = {violation.invariant for violation in told.violations[:1]}
     until = time.monotonic() + seconds
     is_smaller = bool(broken)
@@ -60,7 +62,7 @@ def shrink(plan: Plan, seconds: float = SHRINK_SECONDS) -> tuple[Mask, Told]:
             if thing in getattr(mask, name) or time.monotonic() > until:
                 continue
             smaller = dataclasses.replace(mask, **{name: getattr(mask, name) | {thing}})
-            without = tell(plan, smaller)
+            without = tell(plan, smaller, parts)
             if broken & {violation.invariant for violation in without.violations}:
                 mask, told, is_smaller = smaller, without, True
     return mask, told
@@ -116,24 +118,26 @@ def try_seeds(seeds: Sequence[int]) -> Tried:
 
 def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
     """Say by which of the first seeds a planted bug is found; None if by none."""
-    with _folder() as folder, canaries.planted(name):
+    with _folder() as folder, canaries.planted(name, SimulatedParts) as parts:
         for seed in range(seeds):
-            if run_story(plan_of(seed), Mask(), folder / str(seed)).violations:
+            if run_story(plan_of(seed), Mask(), folder / str(seed), parts).violations:
                 return seed
             gc.collect(0)
     return None
 
 
+class WatchingTheClock(SimulatedParts):
+    """The guard's control: parts of which one looks at a real clock."""
+
+    def bank(self) -> Bank:
+        """Make a bank that looks at it."""
+        return Looking(super().bank(), lambda: time.monotonic())  # noqa: PLW0108  # its name, in a story, is the guard's
+
+
 def a_real_clock_is_noticed() -> bool:
-    """The guard's control: a runner that looks at a real clock fails its story."""
-
-    async def ask(*arguments: Any) -> object:
-        time.monotonic()
-        return await real(*arguments)
-
-    real = Runner._ask
-    with patched([(Runner, "_ask", ask)]):
-        return any(violation.invariant == "guard" for seed in range(5) for violation in tell(plan_of(seed)).violations)
+    """Whether the guard finds what looks at a real clock."""
+    told = (tell(plan_of(seed), parts=WatchingTheClock) for seed in range(5))
+    return any(violation.invariant == "guard" for each in told for violation in each.violations)
 
 
 def corpus() -> list[tuple[int, str]]:

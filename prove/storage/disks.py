@@ -15,14 +15,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
-from demo.processes import Town
-from prove.clients import Clients, Referee
-from prove.judge.checker import check
-from prove.ports import town_with_kept_ports
+from judge.checker import check
+from prove.clients import Clients, Witness
+from prove.journal_bugs import A_FULL_DISK_ENDS_IT
 from prove.report import Harness
-from prove.sabotaged import A_FULL_DISK_ENDS_IT, sabotage
+from prove.sabotaged import sabotage
+from rig.ports import town_with_kept_ports
+from rig.processes import Town
+from rig.referee import Referee
 
 # Room for the journal of many rounds; what is left of it is filled.
 SMALL_DISK = "16m"
@@ -119,7 +119,7 @@ async def small_disk(harness: Harness, seed: int, *, bug: str = "") -> AsyncIter
             yield None
             return
         try:
-            async with kept as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+            async with kept as town, Referee(town.bank_url) as referee:
                 await town.command.stop()
                 if bug:
                     sabotage(town.command, bug)
@@ -129,7 +129,7 @@ async def small_disk(harness: Harness, seed: int, *, bug: str = "") -> AsyncIter
                 yield SmallDisk(town, clients, small / "ballast", harness)
                 await town.command.stop()
                 shutil.copytree(small, folder, dirs_exist_ok=True)
-                found = check(await Referee(http).at_rest(clients, town))
+                found = check(await Witness(referee).at_rest(clients, town))
                 harness.violations += [f"{violation} (full disk)" for violation in found]
         finally:
             unmount = ["umount", "--lazy", str(small)]

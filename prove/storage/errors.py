@@ -18,8 +18,8 @@ from pathlib import Path
 
 from prove.deaths.powercut import OFTEN, lost
 from prove.deaths.writer import EX_FULL, EX_IOERR, EX_REFUSED, folder_in_memory
+from prove.journal_bugs import A_QUOTA_ENDS_IT
 from prove.report import Harness, Say
-from prove.sabotaged import A_QUOTA_ENDS_IT
 
 WRITER_SECONDS = 60.0
 # Enough for two checkpoints.

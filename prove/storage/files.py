@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chassis.sqlite import open_connection
-from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record, anchor
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.table import READER_PRAGMAS, read_after, read_head, read_stream
+from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record
+from command_service.journal.sqlite import anchor
+from command_service.journal.sqlite.table import READER_PRAGMAS, read_after, read_head, read_stream
 from prove.deaths.powercut import lost
 from prove.deaths.writer import end_process, folder_in_memory, now
+from prove.journal_bugs import NO_ANCHOR, open_journal
 from prove.report import Harness, Say
-from prove.sabotaged import NO_ANCHOR, planted
 from prove.storage.errors import told_in, write
 
 
@@ -31,7 +31,7 @@ from prove.storage.errors import told_in, write
 async def a_journal(path: Path, charges: int, seed: int) -> list[Record]:
     """A closed journal of so many streams of three records; returns its records."""
     chance = random.Random(seed)
-    journal = await SqliteJournal.open(path, now=now, end_process=end_process)
+    journal = await open_journal(path, now=now, end_process=end_process)
     for _ in range(charges):
         charge_id = str(uuid.UUID(bytes=chance.randbytes(16)))
         for version in range(3):
@@ -126,7 +126,7 @@ def _passes_without_chain(path: Path, at: int, content: bytes) -> bool:
 
 async def _is_refused(path: Path) -> bool:
     try:
-        journal = await SqliteJournal.open(path, now=now, end_process=end_process)
+        journal = await open_journal(path, now=now, end_process=end_process)
     except JournalRefused:
         return True
     await journal.close()
@@ -200,12 +200,11 @@ def _overwrite(path: Path, offset: int, content: bytes) -> None:
 async def is_control_found() -> bool:
     """An older backup in the journal's place passes a start that does not look at the anchor, and records are lost."""
     harness = Harness("control", "faults")
-    with planted(NO_ANCHOR):
-        await damages(math.inf, lambda _: None, harness, only=OLDER)
+    await damages(math.inf, lambda _: None, harness, only=OLDER, bug=NO_ANCHOR)
     return harness.found("I7")
 
 
-async def damages(until: float, say: Say, harness: Harness, *, seed: int = 0, only: str = "") -> None:
+async def damages(until: float, say: Say, harness: Harness, *, seed: int = 0, only: str = "", bug: str = "") -> None:
     """Damage a killed writer's files, and open them: refused, or nothing is missing."""
     if shutil.which("strace") is None:
         harness.skipped["damaged files"] = "the journal to be damaged is left by a writer that strace kills"
@@ -226,7 +225,7 @@ async def damages(until: float, say: Say, harness: Harness, *, seed: int = 0, on
             shutil.rmtree(damaged)
             shutil.copytree(sound, damaged, ignore=shutil.ignore_patterns("*.lock", "*-shm"))
             damage()
-            what = await lost(damaged, told)
+            what = await lost(damaged, told, bug)
             is_refused = what.startswith("the journal is refused")
             harness.tried += 1
             assert name in DAMAGES, name

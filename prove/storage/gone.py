@@ -14,8 +14,8 @@ from pathlib import Path
 
 from prove.deaths.powercut import lost
 from prove.deaths.writer import EX_IOERR, folder_in_memory
+from prove.journal_bugs import FILES_ARE_NOT_WATCHED
 from prove.report import Harness, Say
-from prove.sabotaged import FILES_ARE_NOT_WATCHED
 from prove.storage.errors import told_in, write
 
 # More than are done before the writer sees that its files are gone; without the watch it ends in order after them.

@@ -17,17 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
-import httpx
 
 from charging.v1.command_pb2_grpc import CommandServiceStub
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
-from demo.processes import DidNotStart, Server, Town
-from prove.clients import CHANNEL_OPTIONS, Clients, Referee
-from prove.judge.check import read_journal, read_view
-from prove.judge.checker import check
-from prove.ports import town_with_kept_ports
+from judge.checker import check
+from judge.files import read_journal, read_view
+from prove.clients import CHANNEL_OPTIONS, Clients, Witness
+from prove.journal_bugs import RESTORED_IS_FORGOTTEN
 from prove.report import Harness
-from prove.sabotaged import RESTORED_IS_FORGOTTEN, sabotage
+from prove.sabotaged import sabotage
+from rig.ports import town_with_kept_ports
+from rig.processes import DidNotStart, Server, Town
+from rig.referee import Referee
 
 OPERATION_SECONDS = 60.0
 REST_SECONDS = 60.0
@@ -42,7 +44,7 @@ class Restored:
     town: Town
     clients: Clients
     harness: Harness
-    referee: Referee
+    witness: Witness
     restores: int = 0
     is_restored: bool = False
     looked_up: set[str] = field(default_factory=set)
@@ -80,7 +82,7 @@ class Restored:
 
     async def _judge_look_ups(self) -> None:
         """See that a server with a restored journal, which may have forgotten a step, asked the bank before each."""
-        for call in await self.referee.collect():
+        for call in await self.witness.collect():
             charge = call["reference"]
             if not self.is_restored:
                 continue
@@ -154,14 +156,14 @@ class Restored:
             await asyncio.gather(*(charge() for _ in range(self.clients.begun)))
         await self._until_equal()
         await self._judge_look_ups()
-        found = check(await self.referee.at_rest(again, self.town, has_view=True))
+        found = check(await self.witness.at_rest(again, self.town, has_view=True))
         self.harness.violations += [f"{violation} (restore, seed {seed})" for violation in found]
         before = {call.key: call.transaction_id for call in self.clients.calls if call.transaction_id}
         for call in again.calls:
             if call.transaction_id != before.get(call.key, call.transaction_id):
                 text = f"I6: the charge {call.key} was told another transaction after a restore"
                 self.harness.violations.append(text)
-        verify_journal(self.town.journal)
+        verify_journal(SqliteFile(self.town.journal))
 
 
 @contextlib.asynccontextmanager
@@ -170,9 +172,9 @@ async def restored(harness: Harness, seed: int, *, bug: str = "") -> AsyncIterat
     with tempfile.TemporaryDirectory(prefix="prove-") as folder, town_with_kept_ports(Path(folder)) as kept:
         if bug:
             sabotage(kept.command, bug)
-        async with kept as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+        async with kept as town, Referee(town.bank_url) as referee:
             await town.start_query()
-            one = Restored(town, Clients(random.Random(seed), f"restore-{seed}"), harness, Referee(http))
+            one = Restored(town, Clients(random.Random(seed), f"restore-{seed}"), harness, Witness(referee))
             yield one
             await one.reckon(seed)
 

@@ -12,7 +12,7 @@ import pytest
 
 from bench.load import Generator, Order, Step, Tally, key_prefix, quantile, results, schedule, step
 from command_service.card_numbers import card_number_in
-from tests.service.command_world import World, a_request, a_world, until
+from rig.world import World, a_request, a_world, until
 
 HOLD: dict[str, Any] = {
     "fault": "in_progress",
@@ -26,7 +26,7 @@ class HeldUp(Generator):
 
     dues: list[float]
 
-    async def _charge(self, due: float) -> None:
+    async def charge(self, due: float) -> None:
         time.sleep(0.002)  # noqa: ASYNC251  # it is the loop that has to be held up
         self.dues.append(due)
 
@@ -103,12 +103,11 @@ async def test_latency_in_an_open_loop_counts_from_the_moment_at_which_a_charge_
         generator = Generator(an_order(world, steps=(Step(10.0, 0.2),)))
         loop = asyncio.get_running_loop()
         due = loop.time() - 3_600.0
-        generator._begun = due
-        await generator._charge(due)
-        assert list(generator._tally.latencies) == pytest.approx([3_600.0], abs=100.0)
-        assert list(generator._tally.by_second) == [0]
-        for channel in generator._channels:
-            await channel.close()
+        generator.begun = due
+        await generator.charge(due)
+        assert list(generator.tally.latencies) == pytest.approx([3_600.0], abs=100.0)
+        assert list(generator.tally.by_second) == [0]
+        await generator.close()
 
 
 async def test_an_open_loop_keeps_to_its_schedule_however_late_it_is(tmp_path: Path) -> None:
@@ -116,10 +115,9 @@ async def test_an_open_loop_keeps_to_its_schedule_however_late_it_is(tmp_path: P
     async with a_world(tmp_path) as world:
         generator = HeldUp(an_order(world, steps=(Step(1_000.0, 0.1), Step(500.0, 0.1))))
         generator.dues = []
-        generator._until = time.perf_counter() + 3_600.0
-        await generator._open_loop()
-        for channel in generator._channels:
-            await channel.close()
+        generator.until = time.perf_counter() + 3_600.0
+        await generator.open_loop()
+        await generator.close()
     pauses = [after - before for before, after in itertools.pairwise(sorted(generator.dues))]
     assert pauses == pytest.approx([0.001] * 100 + [0.002] * 49)
 
@@ -132,7 +130,7 @@ async def test_a_refused_client_waits_as_long_as_the_server_says_and_asks_again_
     async with a_world(tmp_path, COMMAND_MAX_CALLS="1") as world:
         await world.trouble("token", **HOLD)
         held = asyncio.ensure_future(world.charge(a_request()))
-        await until(lambda: world.running.runner.unfinished)
+        await until(lambda: world.running.vitals().unfinished_charges)
 
         async def wait(seconds: float) -> None:
             waits.append(seconds)
@@ -140,14 +138,13 @@ async def test_a_refused_client_waits_as_long_as_the_server_says_and_asks_again_
             await held
 
         generator = Generator(an_order(world, obey=True), sleep=wait)
-        await generator._charge(0.0)
-        assert len(waits) == generator._tally.refusals == 1
+        await generator.charge(0.0)
+        assert len(waits) == generator.tally.refusals == 1
         assert 0.5 <= waits[0] <= 0.75
-        assert not generator._tally.errors
-        assert len(generator._tally.latencies) == 1
+        assert not generator.tally.errors
+        assert len(generator.tally.latencies) == 1
         assert len(await world.referee.movements()) == 2
-        for channel in generator._channels:
-            await channel.close()
+        await generator.close()
 
 
 async def test_a_refused_client_that_does_not_obey_counts_an_error_by_its_reason(tmp_path: Path) -> None:
@@ -155,15 +152,14 @@ async def test_a_refused_client_that_does_not_obey_counts_an_error_by_its_reason
     async with a_world(tmp_path, COMMAND_MAX_CALLS="1") as world:
         await world.trouble("token", **HOLD)
         held = asyncio.ensure_future(world.charge(a_request()))
-        await until(lambda: world.running.runner.unfinished)
+        await until(lambda: world.running.vitals().unfinished_charges)
         generator = Generator(an_order(world))
-        await generator._charge(0.0)
-        assert dict(generator._tally.errors) == {"RESOURCE_EXHAUSTED TOO_MANY_CALLS": 1}
-        assert not generator._tally.latencies
+        await generator.charge(0.0)
+        assert dict(generator.tally.errors) == {"RESOURCE_EXHAUSTED TOO_MANY_CALLS": 1}
+        assert not generator.tally.latencies
         await world.referee.no_more_trouble()
         await held
-        for channel in generator._channels:
-            await channel.close()
+        await generator.close()
 
 
 async def test_a_closed_loop_makes_charges_and_says_begin_and_end(

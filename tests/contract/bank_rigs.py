@@ -23,7 +23,7 @@ import httpx
 from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
-from command_service.charge import DeclineReason
+from command_service.values import DeclineReason
 
 PATIENT_SECONDS = 20.0  # Longer than any honest call takes on a busy machine.
 IMPATIENT_SECONDS = 0.2  # For a bank that does not answer: so long a test waits for nothing.

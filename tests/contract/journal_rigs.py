@@ -4,24 +4,36 @@ Beside opening the journal as a server does, a rig can look at the store as a st
 the journal itself would not show.
 """
 
+import asyncio
 import contextlib
 import itertools
 import sqlite3
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from command_service.journal import Journal
-from command_service.journal.sqlite import SqliteJournal
+from chassis.disk import LOCAL_DISK, Disk
+from command_service.journal import Journal, Record, VersionConflict
+from command_service.journal.commits import RHYTHM, GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
 
 
 def stream(number: int) -> str:
     """The id of a stream."""
     return str(uuid.UUID(int=number))
+
+
+async def add(
+    journal: Journal, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
+) -> Sequence[Record]:
+    """Append to a stream. A conflict fails the test."""
+    outcome = await journal.append(charge_id, expected_version, events, finished=finished)
+    assert not isinstance(outcome, VersionConflict)
+    return outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +65,17 @@ class SqliteRig:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.db"
+        self.disk: Disk = LOCAL_DISK
+        self.rhythm = RHYTHM
+        self.has_ended = asyncio.Event()
+        """The journal has ended its process."""
         self._ticks = itertools.count(1_790_000_000_000_000)
 
     @asynccontextmanager
-    async def open(self, *, free_bytes: int = 0) -> AsyncIterator[SqliteJournal]:
-        journal = await SqliteJournal.open(
-            self.path, now=lambda: next(self._ticks), end_process=_end_process, free_bytes=free_bytes
+    async def open(self, *, free_bytes: int = 0) -> AsyncIterator[Journal]:
+        store = await SqliteFile(self.path).open(free_bytes=free_bytes, disk=self.disk)
+        journal = await GroupCommit.open(
+            store, now=lambda: next(self._ticks), end_process=self._end_process, rhythm=self.rhythm
         )
         try:
             yield journal
@@ -76,6 +93,10 @@ class SqliteRig:
             {str(uuid.UUID(bytes=key)) for (key,) in unfinished},
         )
 
+    def _end_process(self) -> NoReturn:
+        self.has_ended.set()
+        raise AssertionError("the journal ended the process")
+
     def commits(self) -> int:
         """Count the commit frames in the WAL: those that name the database's size (sqlite.org/fileformat2.html, 4.1)."""
         wal = self.path.with_name(self.path.name + "-wal").read_bytes()
@@ -84,10 +105,6 @@ class SqliteRig:
         page_bytes, salt = struct.unpack(">8xI4x8s", wal[:24])
         frames = (wal[start : start + 24] for start in range(32, len(wal), 24 + page_bytes))
         return sum(frame[4:8] != bytes(4) and frame[8:16] == salt for frame in frames)
-
-
-def _end_process() -> NoReturn:
-    raise AssertionError("the journal ended the process")
 
 
 RIGS: dict[str, Callable[[Path], Rig]] = {"sqlite": SqliteRig}

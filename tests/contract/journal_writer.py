@@ -13,21 +13,24 @@ import sys
 import time
 from pathlib import Path
 
-from command_service.journal import JournalRefused, sqlite
-from tests.contract.journal_rigs import stream
+from command_service.journal import JournalRefused
+from command_service.journal.commits import GroupCommit, Rhythm
+from command_service.journal.sqlite.file import SqliteFile
+from tests.contract.journal_rigs import add, stream
 
 # So that a test need not wait for an anchor.
-sqlite.ANCHOR_EVERY_SECONDS = 0.02
+OFTEN = Rhythm(look_every_seconds=0.02)
 
 
 async def main(path: Path, writers: int, appends: int) -> None:
-    journal = await sqlite.SqliteJournal.open(path, now=time.time_ns, end_process=lambda: os._exit(74))
+    store = await SqliteFile(path).open()
+    journal = await GroupCommit.open(store, now=time.time_ns, end_process=lambda: os._exit(74), rhythm=OFTEN)
     print("open", flush=True)
     numbers = itertools.count(journal.head.position + 1_000_000)
 
     async def write() -> None:
         for _ in range(appends):
-            (record,) = await journal.append(stream(next(numbers)), 0, [b"an event"], finished=False)
+            (record,) = await add(journal, stream(next(numbers)), 0, [b"an event"], finished=False)
             print(record.position, record.chain.hex(), flush=True)
 
     await asyncio.gather(*(write() for _ in range(writers)))

@@ -12,13 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from command_service.bank import Bank
-from command_service.charge import (
-    Absent,
+from command_service.charge import Absent, Command, State, decide, is_at_rest, next_step
+from command_service.operation import Answered
+from command_service.values import (
     Answer,
-    Answered,
-    AtRest,
     Card,
-    Charge,
     Charged,
     ChargeDeclined,
     Contradiction,
@@ -39,15 +37,12 @@ from command_service.charge import (
     RequestToken,
     ReviewReason,
     ReviewRequired,
-    State,
     Token,
     TokenExpired,
     TokenIssued,
-    decide,
-    evolve,
-    next_step,
 )
 from tests.contract.bank_rigs import IMPATIENT_SECONDS, RIGS, Movement, Rig
+from tests.core.stories import FIRST_TRY, stored
 
 PRICE = Money(1250, "EUR")
 BOTH_STEPS = ("token", "execute")
@@ -97,16 +92,16 @@ async def run_to_rest(bank: Bank, asked: RequestToken, *, look_up_first: bool, a
     """The charge's events, decided by the core, with no pauses. It may be unfinished after so many attempts."""
     request = Request(asked.charge_id, "default", "key", "us", "user", Card(asked.card_token), asked.amount)
     state: State = Absent()
-    events = decide(state, Charge(request))
-    state = evolve(state, events[0])
+    events = decide(state, Command(request))
+    state = stored(state, *events)
     for _ in range(attempts):
         if (effect := next_step(state)) is None:
             break
         answer = await bank.perform(effect, look_up_first=look_up_first)
-        for event in decide(state, Answered(effect, answer)):
-            state = evolve(state, event)
-            events.append(event)
-    assert isinstance(state, AtRest), "the charge did not come to rest"
+        decided = decide(state, Answered(effect, answer, FIRST_TRY))
+        state = stored(state, *decided)
+        events += decided
+    assert is_at_rest(state), "the charge did not come to rest"
     return events
 
 

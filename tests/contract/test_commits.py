@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import shutil
@@ -11,23 +12,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 import pytest
 import structlog.testing
 
-import chassis.sqlite
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
-from command_service.journal import START, JournalBusy, JournalFull, JournalRefused, NotStored, sqlite
-from command_service.journal.room import GROWTH_BYTES, has_room
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.table import read_head, verify
+from chassis.disk import GROWTH_BYTES, LOCAL_DISK, Disk, LocalDisk, file_uri
+from command_service.journal import START, JournalBusy, JournalFull, JournalRefused, NotStored
+from command_service.journal.commits import GroupCommit, Rhythm
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
-from demo.processes import DidNotStart, Town
-from tests.contract.journal_rigs import SqliteRig, stream
+from rig.processes import DidNotStart, Town
+from tests.contract.journal_rigs import SqliteRig, add, stream
 
 EX_IOERR = 74
 MOMENT = 1_790_000_000_000_000
@@ -41,10 +41,10 @@ def rig(tmp_path: Path) -> SqliteRig:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(rig: SqliteRig) -> None:
     """A journal that does not wait long, so that the test does not either."""
-    monkeypatch.setattr(chassis.sqlite, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.01)
+    rig.disk = LocalDisk(busy_seconds=0.05)
+    rig.rhythm = Rhythm(probe_every_seconds=0.01)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -104,12 +104,12 @@ async def test_a_busy_file_is_a_definite_no_and_is_got_over_without_a_restart(
 ) -> None:
     """Nothing was begun, so nothing is unknown. What is stored is served meanwhile; then it goes on by itself."""
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         before = rig.moment()
         with holding(rig.path):
             outcomes = await asyncio.gather(
-                *(journal.append(stream(n), 0, [b"b"], finished=False) for n in (2, 3)),
-                journal.append(stream(1), 1, [b"b"], finished=True),
+                *(add(journal, stream(n), 0, [b"b"], finished=False) for n in (2, 3)),
+                add(journal, stream(1), 1, [b"b"], finished=True),
                 return_exceptions=True,
             )
             assert {type(outcome) for outcome in outcomes} == {JournalBusy}
@@ -119,23 +119,21 @@ async def test_a_busy_file_is_a_definite_no_and_is_got_over_without_a_restart(
             await asyncio.sleep(0.1)  # looks meanwhile find it as busy as before
             assert journal.not_accepting == "busy"
         await until(lambda: journal.accepting)
-        (record,) = await journal.append(stream(1), 1, [b"b"], finished=True)
+        (record,) = await add(journal, stream(1), 1, [b"b"], finished=True)
         assert record.position == 2
     assert len(rig.moment().records) == 2
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_begun_stream_that_goes_on_is_enough_to_take_new_ones_again(
-    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A commit that succeeds says it, before any look does."""
-    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 3_600.0)
+async def test_a_begun_stream_that_goes_on_is_enough_to_take_new_ones_again(rig: SqliteRig) -> None:
+    """A commit that succeeds says it, before any probe does."""
+    rig.rhythm = Rhythm(probe_every_seconds=3_600.0)
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         with an_edit(rig.path), pytest.raises(JournalBusy):
-            await journal.append(stream(1), 1, [b"b"], finished=False)
+            await add(journal, stream(1), 1, [b"b"], finished=False)
         assert not journal.accepting
-        await journal.append(stream(1), 1, [b"b"], finished=False)
+        await add(journal, stream(1), 1, [b"b"], finished=False)
         assert journal.accepting
 
 
@@ -143,7 +141,7 @@ async def test_a_lock_that_is_held_for_a_moment_is_waited_for(rig: SqliteRig) ->
     """Nobody is refused for it."""
     async with rig.open() as journal:
         with an_edit(rig.path):
-            appending = asyncio.create_task(journal.append(stream(1), 0, [b"a"], finished=False))
+            appending = asyncio.create_task(add(journal, stream(1), 0, [b"a"], finished=False))
             await asyncio.sleep(0.2)
             assert not appending.done()
         assert [record.position for record in await appending] == [1]
@@ -158,22 +156,59 @@ def end_process() -> NoReturn:
     raise ProcessEnded
 
 
-async def append_with(path: Path, commit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+Commit = Callable[[Callable[[], Any]], Any]
+"""What a connection does for a commit: it is given the real one."""
+
+
+class FailingConnection(sqlite3.Connection):
+    """A connection whose commits fail in a way of its own, once that is set."""
+
+    disk: "FailingDisk"
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        really = functools.partial(super().execute, sql, *parameters)
+        return self.disk.commit(really) if sql == "COMMIT" and self.disk.commit is not None else really()
+
+
+class FailingDisk:
+    """This machine, whose commits fail once `commit` is set."""
+
+    def __init__(self) -> None:
+        self.commit: Commit | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(LOCAL_DISK, name)
+
+    def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            file_uri(path, read_only=read_only),
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=FailingConnection,
+        )
+        connection.disk = self
+        return connection
+
+
+async def append_with(path: Path, commit: Commit) -> tuple[str, int]:
     """Append once with another commit, and say what came of it, and how many records the file holds then."""
-    journal = await SqliteJournal.open(path, now=lambda: MOMENT, end_process=end_process)
-    with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "_commit", commit)
-        appending = asyncio.create_task(journal.append(stream(1), 0, [b"a"], finished=False))
-        await asyncio.sleep(0)  # it has asked
-        writing = journal._writing
-        assert writing is not None
-        await asyncio.wait([writing])
-    if isinstance(writing.exception(), ProcessEnded):
-        came_of_it, journal._writing = "unknown", None
-        appending.cancel()
-    else:
-        await asyncio.wait([appending])
-        came_of_it = type(appending.exception()).__name__
+    disk, ended = FailingDisk(), asyncio.Event()
+
+    def end_process() -> NoReturn:
+        ended.set()
+        raise ProcessEnded
+
+    store = await SqliteFile(path).open(disk=cast("Disk", disk))
+    journal = await GroupCommit.open(store, now=lambda: MOMENT, end_process=end_process)
+    disk.commit = commit
+    appending = asyncio.create_task(add(journal, stream(1), 0, [b"a"], finished=False))
+    ending = asyncio.create_task(ended.wait())
+    await asyncio.wait([appending, ending], return_when=asyncio.FIRST_COMPLETED)
+    came_of_it = "unknown" if ended.is_set() else type(appending.exception()).__name__
+    for task in (appending, ending):
+        task.cancel()
+    disk.commit = None
     await journal.close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (count,) = connection.execute("SELECT count(*) FROM record").fetchone()
@@ -190,17 +225,14 @@ CODES = [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_SNAPSHOT, sqlite3.SQLITE_FULL,
 
 
 @pytest.mark.parametrize("code", CODES)
-async def test_a_commit_that_is_there_after_all_is_never_called_not_stored(
-    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+async def test_a_commit_that_is_there_after_all_is_never_called_not_stored(rig: SqliteRig, code: int) -> None:
     """Whatever SQLite said: the head, read back, decides. The process ends."""
-    commit = sqlite._commit
 
-    def stored_and_failed(*arguments: Any) -> Any:
-        commit(*arguments)
+    def stored_and_failed(commit: Callable[[], Any]) -> NoReturn:
+        commit()
         raise sqlite_error(code)
 
-    assert await append_with(rig.path, stored_and_failed, monkeypatch) == ("unknown", 1)
+    assert await append_with(rig.path, stored_and_failed) == ("unknown", 1)
 
 
 @pytest.mark.parametrize(
@@ -215,16 +247,14 @@ async def test_a_commit_that_is_there_after_all_is_never_called_not_stored(
     ],
 )
 async def test_a_commit_that_fails_half_way_is_rolled_back_before_it_is_called_not_stored(
-    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch, code: int, came_of_it: str
+    rig: SqliteRig, code: int, came_of_it: str
 ) -> None:
     """Only what is certain is a "no"."""
 
-    def half_way(_batch: Any, _head: Any, _recorded_at: int, connection: sqlite3.Connection) -> Any:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("INSERT INTO unfinished VALUES (x'00')")
+    def half_way(_commit: Callable[[], Any]) -> NoReturn:
         raise sqlite_error(code)
 
-    assert await append_with(rig.path, half_way, monkeypatch) == (came_of_it, 0)
+    assert await append_with(rig.path, half_way) == (came_of_it, 0)
     assert rig.moment().unfinished == set()
 
 
@@ -232,7 +262,7 @@ async def test_a_commit_that_fails_half_way_is_rolled_back_before_it_is_called_n
 async def test_a_start_beside_a_program_that_holds_the_lock_is_refused_with_the_way_out(rig: SqliteRig) -> None:
     """It names another program, and is no more than a wait: once that has gone, the start succeeds."""
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
     with an_edit(rig.path), pytest.raises(JournalRefused, match=r"(close|end) (that|other) program"):
         async with rig.open():
             pass
@@ -304,7 +334,7 @@ async def test_a_quota_and_a_limit_on_a_file_are_a_full_disk(tmp_path: Path, err
         await serving(town)
         assert await asyncio.to_thread(charge, town.command.listen, "quota-00001") == CHARGED
         await town.command.stop()
-    assert verify_journal(town.journal).startswith("ok: ")
+    assert verify_journal(SqliteFile(town.journal)).startswith("ok: ")
 
 
 @needs_strace
@@ -337,7 +367,7 @@ async def test_a_real_limit_on_file_sizes_ends_no_server(tmp_path: Path) -> None
         for number in range(12):
             assert await asyncio.to_thread(charge, town.command.listen, f"limit-{number:05}") == CHARGED
         await town.command.stop()
-    assert verify_journal(town.journal).startswith("ok: ")
+    assert verify_journal(SqliteFile(town.journal)).startswith("ok: ")
 
 
 @needs_strace
@@ -357,7 +387,7 @@ def test_a_file_that_is_asked_for_room_is_as_it_was(tmp_path: Path) -> None:
     """To the byte."""
     wal = tmp_path / "wal"
     wal.write_bytes(b"frames" * 1_000)
-    assert has_room(wal)
+    assert LOCAL_DISK.has_room(wal)
     assert wal.read_bytes() == b"frames" * 1_000
 
 
@@ -366,8 +396,9 @@ def test_a_file_that_fits_in_part_only_has_no_room(tmp_path: Path) -> None:
     wal = tmp_path / "wal"
     wal.write_bytes(b"frames" * 1_000)
     asking = (
-        "import resource, sys; from pathlib import Path; from command_service.journal.room import has_room; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({6_000 + GROWTH_BYTES // 2},) * 2); print(has_room(Path(sys.argv[1])))"
+        "import resource, sys; from pathlib import Path; from chassis.disk import LOCAL_DISK as disk; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({6_000 + GROWTH_BYTES // 2},) * 2); "
+        "print(disk.has_room(Path(sys.argv[1])))"
     )
     asked = subprocess.run([sys.executable, "-c", asking, str(wal)], capture_output=True, text=True, check=True)
     assert asked.stdout == "False\n"
@@ -377,7 +408,7 @@ def test_a_file_that_fits_in_part_only_has_no_room(tmp_path: Path) -> None:
 async def test_zeros_that_were_left_behind_the_last_frame_harm_nobody(rig: SqliteRig) -> None:
     """Should the process die before it has cut them off: readers, the next commit and the next start."""
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         wal = Path(f"{rig.path}-wal")
         wal.write_bytes(wal.read_bytes() + bytes(GROWTH_BYTES))
         copy = SqliteRig(rig.path.parent / "copy")
@@ -385,11 +416,11 @@ async def test_zeros_that_were_left_behind_the_last_frame_harm_nobody(rig: Sqlit
         for suffix in ("", "-wal", ".anchor"):  # as after a power cut
             shutil.copyfile(f"{rig.path}{suffix}", f"{copy.path}{suffix}")
         assert len(rig.moment().records) == 1
-        await journal.append(stream(1), 1, [b"b"], finished=False)
+        await add(journal, stream(1), 1, [b"b"], finished=False)
         assert len(rig.moment().records) == 2
     async with copy.open() as journal:
         assert [record.event for record in await journal.read(stream(1))] == [b"a"]
-        await journal.append(stream(1), 1, [b"c"], finished=False)
+        await add(journal, stream(1), 1, [b"c"], finished=False)
     assert len(rig.moment().records) == 2
 
 
@@ -397,11 +428,11 @@ async def test_zeros_that_were_left_behind_the_last_frame_harm_nobody(rig: Sqlit
 async def record_at(path: Path, *moments: int) -> tuple[list[int], list[str]]:
     """Append one record at each of these moments, and say which times they got, and what was warned of."""
     clock = iter([moments[0], *moments])
-    journal = await SqliteJournal.open(path, now=lambda: next(clock), end_process=end_process)
+    journal = await GroupCommit.open(await SqliteFile(path).open(), now=lambda: next(clock), end_process=end_process)
     times = []
     with structlog.testing.capture_logs() as logs:
         for number, _ in enumerate(moments):
-            (record,) = await journal.append(stream(journal.head.position * 100 + number), 0, [b"a"], finished=True)
+            (record,) = await add(journal, stream(journal.head.position * 100 + number), 0, [b"a"], finished=True)
             times.append(record.recorded_at)
     await journal.close()
     return times, [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]
@@ -444,13 +475,40 @@ async def test_a_clock_before_1970_is_no_broken_disk(rig: SqliteRig) -> None:
 
 def verify_position(path: Path) -> int:
     """Where the journal ends, whose chain is verified from its start."""
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        place = read_head(connection)
-        verify(connection, START, place.position)
-    return place.position
+    with SqliteFile(path).read() as reading:
+        return len(list(reading.records()))
 
 
 def test_full_and_busy_are_one_kind() -> None:
     """Who only wants to know that nothing was stored need not know why."""
     assert issubclass(JournalFull, NotStored)
     assert issubclass(JournalBusy, NotStored)
+
+
+# ---------------------------------------------------------------- looking after the files
+class SlowLook(LocalDisk):
+    """A disk on which it takes long to look for free space, once `may_go_on` is cleared."""
+
+    may_go_on = threading.Event()
+    is_looking = threading.Event()
+
+    def free_bytes(self, path: Path) -> int:
+        self.is_looking.set()
+        self.may_go_on.wait(30)
+        return super().free_bytes(path)
+
+
+async def test_neither_reads_nor_commits_wait_for_the_look_at_the_files(rig: SqliteRig) -> None:
+    """The anchor's sync is part of that look, and the feed reads beside it."""
+    rig.disk, rig.rhythm = SlowLook(), Rhythm(look_every_seconds=0.01)
+    SlowLook.may_go_on.set()
+    async with rig.open() as journal:
+        SlowLook.may_go_on.clear()
+        SlowLook.is_looking.clear()
+        try:
+            assert await asyncio.to_thread(SlowLook.is_looking.wait, 30)
+            async with asyncio.timeout(10):
+                (record,) = await add(journal, stream(1), 0, [b"a"], finished=False)
+                assert await journal.read_after(START) == [record]
+        finally:
+            SlowLook.may_go_on.set()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
-from command_service.charge import (
+from command_service.values import (
     Answer,
     Contradiction,
     Declined,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from command_service.journal import GENESIS, START, Journal, JournalCorrupt, Place, Record, VersionConflict
-from tests.contract.journal_rigs import RIGS, Moment, Rig, stream
+from command_service.journal import GENESIS, START, Journal, JournalCorrupt, Outcome, Place, Record, VersionConflict
+from tests.contract.journal_rigs import RIGS, Moment, Rig, add, stream
 
 
 @pytest.fixture(params=RIGS)
@@ -53,7 +53,7 @@ EVENTS = [b"first", b"", bytes(range(256)), b"\x00", b"long" * 25_000]
 
 async def test_what_is_read_is_what_was_appended(journal: Journal) -> None:
     """To the byte, by stream and by position, and as the append itself said."""
-    stored = await journal.append(stream(1), 0, EVENTS, finished=False)
+    stored = await add(journal, stream(1), 0, EVENTS, finished=False)
     assert [(record.charge_id, record.version, record.event) for record in stored] == [
         (stream(1), version, event) for version, event in enumerate(EVENTS, 1)
     ]
@@ -65,7 +65,7 @@ async def test_a_stream_is_read_without_the_records_of_others(journal: Journal) 
     """Though they lie between its own."""
     for version in range(3):
         for number in (1, 2):
-            await journal.append(stream(number), version, [b"%d" % number], finished=False)
+            await add(journal, stream(number), version, [b"%d" % number], finished=False)
     assert [(record.version, record.event) for record in await journal.read(stream(2))] == [
         (1, b"2"),
         (2, b"2"),
@@ -76,19 +76,19 @@ async def test_a_stream_is_read_without_the_records_of_others(journal: Journal) 
 async def test_a_journal_that_is_opened_again_is_the_same_and_goes_on_where_it_was(store: Rig) -> None:
     """Id, head, records and what is unfinished."""
     async with store.open() as journal:
-        await journal.append(stream(1), 0, [b"a", b"b"], finished=False)
+        await add(journal, stream(1), 0, [b"a", b"b"], finished=False)
         before = (journal.journal_id, journal.head, await all_of(journal), list(await journal.unfinished()))
     async with store.open() as journal:
         after = (journal.journal_id, journal.head, await all_of(journal), list(await journal.unfinished()))
         assert after == before
-        (record,) = await journal.append(stream(1), 2, [b"c"], finished=True)
+        (record,) = await add(journal, stream(1), 2, [b"c"], finished=True)
         assert (record.position, record.version) == (3, 3)
 
 
 async def test_closing_finishes_what_was_asked_for(store: Rig) -> None:
     """Appends that were under way are answered, and stored, be they more than one commit takes."""
     async with store.open() as journal:
-        appends = [asyncio.create_task(journal.append(stream(n), 0, [b"x"], finished=False)) for n in range(1_200)]
+        appends = [asyncio.create_task(add(journal, stream(n), 0, [b"x"], finished=False)) for n in range(1_200)]
         await asyncio.sleep(0)  # each has asked
     assert [record.position for append in appends for record in await append] == list(range(1, 1_201))
     async with store.open() as journal:
@@ -102,10 +102,9 @@ async def test_an_append_to_another_version_is_refused_and_stores_nothing(
 ) -> None:
     """Neither the records nor the note that the stream is finished."""
     if versions:
-        await journal.append(stream(1), 0, [b"x"] * versions, finished=False)
+        await add(journal, stream(1), 0, [b"x"] * versions, finished=False)
     head, moment = journal.head, store.moment()
-    with pytest.raises(VersionConflict):
-        await journal.append(stream(1), expected, [b"y"], finished=True)
+    assert await journal.append(stream(1), expected, [b"y"], finished=True) == VersionConflict()
     assert (journal.head, store.moment()) == (head, moment)
 
 
@@ -113,12 +112,11 @@ async def test_an_append_to_another_version_is_refused_and_stores_nothing(
 async def test_of_racing_writers_on_one_stream_exactly_one_wins(journal: Journal, version: int) -> None:
     """The others are told, and the winner's records are the stream's."""
     if version:
-        await journal.append(stream(1), 0, [b"x"] * version, finished=False)
+        await add(journal, stream(1), 0, [b"x"] * version, finished=False)
     outcomes = await asyncio.gather(
         *(journal.append(stream(1), version, [b"%d" % writer] * 2, finished=False) for writer in range(50)),
-        return_exceptions=True,
     )
-    (won,) = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+    (won,) = [outcome for outcome in outcomes if not isinstance(outcome, VersionConflict)]
     assert Counter(map(type, outcomes))[VersionConflict] == 49
     assert list(await journal.read(stream(1)))[version:] == list(won)
     assert journal.head.position == version + 2
@@ -128,13 +126,10 @@ async def test_writers_that_read_again_after_a_conflict_all_get_through(journal:
     """Nobody's record is lost or written over."""
 
     async def write(name: bytes) -> None:
-        while True:
+        outcome: Outcome = VersionConflict()
+        while outcome == VersionConflict():
             version = len(await journal.read(stream(1)))
-            try:
-                await journal.append(stream(1), version, [name], finished=False)
-            except VersionConflict:
-                continue
-            return
+            outcome = await journal.append(stream(1), version, [name], finished=False)
 
     names = [b"%d" % number for number in range(12)]
     await asyncio.gather(*map(write, names))
@@ -153,7 +148,6 @@ async def test_a_conflict_harms_no_append_beside_it_and_leaves_no_hole(journal: 
         journal.append(stream(1), 2, [b"c"], finished=False),
         journal.append(stream(2), 0, [b"d"], finished=True),
         journal.append(stream(2), 0, [b"refused"], finished=False),
-        return_exceptions=True,
     )
     assert store.commits() == commits + 1, "they were meant to share a commit"
     refused = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, VersionConflict)]
@@ -165,11 +159,9 @@ async def test_a_conflict_harms_no_append_beside_it_and_leaves_no_hole(journal: 
 
 async def test_a_commit_of_conflicts_only_stores_nothing(journal: Journal) -> None:
     """And the next append takes the next position."""
-    outcomes = await asyncio.gather(
-        *(journal.append(stream(n), 1, [b"x"], finished=False) for n in range(5)), return_exceptions=True
-    )
+    outcomes = await asyncio.gather(*(journal.append(stream(n), 1, [b"x"], finished=False) for n in range(5)))
     assert {type(outcome) for outcome in outcomes} == {VersionConflict}
-    (record,) = await journal.append(stream(1), 0, [b"x"], finished=False)
+    (record,) = await add(journal, stream(1), 0, [b"x"], finished=False)
     assert record.position == 1
 
 
@@ -179,7 +171,7 @@ async def append_to_many(journal: Journal, streams: int, versions: int, first: i
 
     async def write(number: int) -> None:
         for version in range(versions):
-            await journal.append(stream(number), version, [b"%d" % version], finished=version % 2 == 1)
+            await add(journal, stream(number), version, [b"%d" % version], finished=version % 2 == 1)
 
     await asyncio.gather(*map(write, range(first, first + streams)))
 
@@ -188,10 +180,9 @@ async def test_positions_count_from_one_without_gaps(store: Rig) -> None:
     """Whoever wrote, conflicts in between, and over a restart."""
     for opening in range(2):
         async with store.open() as journal:
-            with pytest.raises(VersionConflict):
-                await journal.append(stream(99), 9, [b"x"], finished=False)
+            assert await journal.append(stream(99), 9, [b"x"], finished=False) == VersionConflict()
             await asyncio.gather(
-                *(journal.append(stream(opening * 100 + n), 0, [b"x"] * (n % 3 + 1), finished=False) for n in range(30))
+                *(add(journal, stream(opening * 100 + n), 0, [b"x"] * (n % 3 + 1), finished=False) for n in range(30))
             )
     async with store.open() as journal:
         assert [record.position for record in await all_of(journal)] == list(range(1, 121))
@@ -246,20 +237,20 @@ async def test_every_moment_of_the_store_is_whole(journal: Journal, store: Rig) 
 
 async def test_unfinished_streams_are_those_whose_last_append_said_so(journal: Journal) -> None:
     """A stream may finish at once, finish later, or begin anew."""
-    await journal.append(stream(1), 0, [b"a"], finished=False)
-    await journal.append(stream(2), 0, [b"a", b"b"], finished=True)
-    await journal.append(stream(3), 0, [b"a"], finished=False)
-    await journal.append(stream(3), 1, [b"b"], finished=True)
-    await journal.append(stream(4), 0, [b"a"], finished=True)
-    await journal.append(stream(4), 1, [b"b"], finished=False)
-    await journal.append(stream(4), 2, [b"b"], finished=False)
+    await add(journal, stream(1), 0, [b"a"], finished=False)
+    await add(journal, stream(2), 0, [b"a", b"b"], finished=True)
+    await add(journal, stream(3), 0, [b"a"], finished=False)
+    await add(journal, stream(3), 1, [b"b"], finished=True)
+    await add(journal, stream(4), 0, [b"a"], finished=True)
+    await add(journal, stream(4), 1, [b"b"], finished=False)
+    await add(journal, stream(4), 2, [b"b"], finished=False)
     assert sorted(await journal.unfinished()) == [stream(1), stream(4)]
 
 
 # ---------------------------------------------------------------- reading on
 async def test_a_read_is_bounded_and_the_next_one_goes_on_after_it(journal: Journal) -> None:
     """At most 500 records."""
-    await journal.append(stream(1), 0, [b"x"] * 1_100, finished=False)
+    await add(journal, stream(1), 0, [b"x"] * 1_100, finished=False)
     first = await journal.read_after(START)
     second = await journal.read_after(Place(500, first[-1].chain))
     third = await journal.read_after(Place(1_000, second[-1].chain))
@@ -270,7 +261,7 @@ async def test_a_read_is_bounded_and_the_next_one_goes_on_after_it(journal: Jour
 async def test_a_read_of_large_records_is_bounded_by_its_bytes(journal: Journal) -> None:
     """About 1 MiB, but always at least one record: a larger one must not stop its readers for ever."""
     sizes = [400_000, 400_000, 400_000, 3_000_000, 10]
-    await journal.append(stream(1), 0, [b"x" * size for size in sizes], finished=False)
+    await add(journal, stream(1), 0, [b"x" * size for size in sizes], finished=False)
     place, reads = START, []
     while records := await journal.read_after(place):
         reads.append([len(record.event) for record in records])
@@ -280,20 +271,20 @@ async def test_a_read_of_large_records_is_bounded_by_its_bytes(journal: Journal)
 
 async def test_a_reader_waits_no_longer_once_the_head_is_beyond(journal: Journal) -> None:
     """And no shorter."""
-    await journal.append(stream(1), 0, [b"a", b"b"], finished=False)
+    await add(journal, stream(1), 0, [b"a", b"b"], finished=False)
     await journal.beyond(0)
     await journal.beyond(1)
     waiting = asyncio.create_task(journal.beyond(2))
-    await asyncio.gather(journal.append(stream(2), 5, [b"x"], finished=False), return_exceptions=True)
+    assert await journal.append(stream(2), 5, [b"x"], finished=False) == VersionConflict()
     assert not waiting.done(), "a conflict moved nothing"
-    await journal.append(stream(2), 0, [b"x"], finished=False)
+    await add(journal, stream(2), 0, [b"x"], finished=False)
     await waiting
 
 
 async def test_no_wake_up_is_lost(journal: Journal) -> None:
     """Whoever waits, at whatever moment of an append it begins, and however many wait with it."""
     for position in range(100):
-        append = asyncio.create_task(journal.append(stream(position), 0, [b"x"], finished=False))
+        append = asyncio.create_task(add(journal, stream(position), 0, [b"x"], finished=False))
         waits = [asyncio.create_task(journal.beyond(position)) for _ in range(5)]
         for _ in range(position % 10):
             await asyncio.sleep(0)
@@ -307,7 +298,7 @@ async def test_a_reader_that_stops_waiting_takes_no_wake_up_from_others(journal:
     await asyncio.sleep(0)
     for wait in waits[::2]:
         wait.cancel()
-    await journal.append(stream(1), 0, [b"x"], finished=False)
+    await add(journal, stream(1), 0, [b"x"], finished=False)
     await asyncio.gather(*waits[1::2])
 
 
@@ -328,7 +319,7 @@ def independent_chain(before: bytes, record: Record) -> bytes:
 async def test_the_chain_is_the_contracts(journal: Journal) -> None:
     """Recomputed by another hand, over records of one commit and of many."""
     await append_to_many(journal, streams=10, versions=4)
-    await journal.append(stream(77), 0, EVENTS, finished=True)
+    await add(journal, stream(77), 0, EVENTS, finished=True)
     chain = GENESIS
     for record in await all_of(journal):
         chain = independent_chain(chain, record)
@@ -340,7 +331,7 @@ async def test_the_chain_is_the_contracts(journal: Journal) -> None:
 
 async def test_a_reader_with_another_chain_is_not_led_on(journal: Journal) -> None:
     """What follows is verified from the reader's own place on."""
-    await journal.append(stream(1), 0, [b"a", b"b"], finished=False)
+    await add(journal, stream(1), 0, [b"a", b"b"], finished=False)
     with pytest.raises(JournalCorrupt) as raised:
         await journal.read_after(Place(1, bytes(32)))
     assert raised.value.position == 2
@@ -359,11 +350,11 @@ async def test_appends_that_queue_up_share_a_commit(journal: Journal, store: Rig
 @pytest.mark.parametrize("turns", range(1, 6))
 async def test_an_append_whose_caller_has_gone_is_stored_all_the_same(journal: Journal, turns: int) -> None:
     """Queued or under way, and nobody beside it is harmed: a client's cancel never undoes a charge."""
-    long = asyncio.create_task(journal.append(stream(9), 0, [b"x"] * 3_000, finished=True))
+    long = asyncio.create_task(add(journal, stream(9), 0, [b"x"] * 3_000, finished=True))
     for _ in range(3):
         await asyncio.sleep(0)  # its commit has begun, and takes longer than the turns that follow
     first, second, third = (
-        asyncio.create_task(journal.append(stream(number), 0, [b"x"], finished=False)) for number in (1, 2, 3)
+        asyncio.create_task(add(journal, stream(number), 0, [b"x"], finished=False)) for number in (1, 2, 3)
     )
     for _ in range(turns):
         await asyncio.sleep(0)

@@ -8,7 +8,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -32,8 +31,8 @@ import pytest
 
 from charging.v1 import command_pb2, command_pb2_grpc, common_pb2
 from charging.v1.journal_pb2 import SubscribeRequest
+from chassis.disk import LOCAL_DISK, Disk, Held, LocalDisk
 from chassis.sqlite import PragmaNotTakenError, open_connection
-from command_service.charge import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
 from command_service.codec import encode
 from command_service.feed import Feed
 from command_service.journal import (
@@ -44,19 +43,22 @@ from command_service.journal import (
     JournalRefused,
     Place,
     Record,
-    anchor,
-    file_system,
-    sqlite,
-    table,
-    upkeep,
 )
-from command_service.journal.upkeep import _set_aside, backup, checkpoint
+from command_service.journal.commits import Rhythm
+from command_service.journal.sqlite import anchor, table
+from command_service.journal.sqlite.backup import backup, set_aside
+from command_service.journal.sqlite.file import SqliteFile
+from command_service.journal.sqlite.file_system import kind_of
+from command_service.journal.sqlite.starting import checkpoint
 from command_service.operate import print_journal, restore_journal, verify_journal
-from tests.contract.journal_rigs import SqliteRig, stream
+from command_service.values import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
+from tests.contract.journal_rigs import SqliteRig, add, stream
 from tests.core.stories import REQUEST
 
 ROOT = Path(__file__).parents[2]
 EX_IOERR = 74
+# Seldom enough to be no load, and often enough that no test waits long.
+OFTEN = Rhythm(look_every_seconds=0.01)
 
 
 @pytest.fixture
@@ -74,9 +76,7 @@ def path(rig: SqliteRig) -> Path:
 async def fill(rig: SqliteRig, *events: bytes, first: int = 0) -> list[Record]:
     """Run a server that appends these events, a stream each, and stops in order."""
     async with rig.open() as journal:
-        appended = [
-            await journal.append(stream(first + n), 0, [event], finished=False) for n, event in enumerate(events)
-        ]
+        appended = [await add(journal, stream(first + n), 0, [event], finished=False) for n, event in enumerate(events)]
         return [record for records in appended for record in records]
 
 
@@ -101,9 +101,9 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def restore(path: Path, source: Path | None) -> tuple[str, Place]:
+def restore(path: Path, source: Path | None, disk: Disk = LOCAL_DISK) -> tuple[str, Place]:
     """Restore a journal whose events are any bytes: here every stream counts as unfinished."""
-    return upkeep.restore(path, source, lambda records: {record.charge_id for record in records})
+    return SqliteFile(path).restore(source, lambda records: {record.charge_id for record in records}, disk=disk)
 
 
 # ---------------------------------------------------------------- processes
@@ -193,15 +193,20 @@ async def test_a_second_server_by_another_name_of_the_file_is_refused(rig: Sqlit
     assert (verified.returncode, verified.stderr) == (0, ""), "its anchor is found"
 
 
-async def test_a_lock_that_cannot_be_had_is_not_blamed_on_another_server(
-    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class WithoutLocks(LocalDisk):
+    """A disk whose files cannot be locked, as some network shares are."""
+
+    def hold(self, path: Path, flags: int = os.O_RDWR) -> Held:
+        class Unlockable(Held):
+            def lock(self) -> None:
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        return Unlockable(os.open(path, flags, 0o600))
+
+
+async def test_a_lock_that_cannot_be_had_is_not_blamed_on_another_server(rig: SqliteRig) -> None:
     """The operator would look for a server that is not there."""
-
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    rig.disk = WithoutLocks()
     with pytest.raises(JournalRefused, match=r"the lock .*journal\.db\.lock cannot be taken: No locks available"):
         await fill(rig)
 
@@ -232,24 +237,20 @@ server:/srv /srv nfs rw 0 0
         ("/srv/journal.db", "nfs"),
     ],
 )
-def test_a_file_lies_where_the_longest_mount_point_says(
-    path: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_lies_where_the_longest_mount_point_says(path: str, kind: str, tmp_path: Path) -> None:
     """And of two mounts at one point, on the later."""
-    monkeypatch.setattr(file_system, "MOUNTS", tmp_path / "mounts")
-    file_system.MOUNTS.write_text(MOUNTED)
-    assert file_system.kind_of(Path(path)) == kind
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTED)
+    assert kind_of(Path(path), LocalDisk(mounts_file=mounts)) == kind
 
 
-async def test_a_journal_on_a_network_file_system_is_refused(
-    rig: SqliteRig, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_journal_on_a_network_file_system_is_refused(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
     """Neither served from nor restored there; where the system does not tell, nothing is refused."""
     mounts = tmp_path / "mounts"
-    monkeypatch.setattr(file_system, "MOUNTS", mounts)
+    rig.disk = LocalDisk(mounts_file=mounts)
     await fill(rig, b"a")
     mounts.write_text(f"/dev/vda1 / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
-    for begin in (lambda: asyncio.run(fill(rig)), lambda: restore(path, None)):
+    for begin in (lambda: asyncio.run(fill(rig)), lambda: restore(path, None, rig.disk)):
         with pytest.raises(
             JournalRefused, match=r"lies on a file system of the kind nfs4, .*: put it on a disk of this machine"
         ):
@@ -280,10 +281,10 @@ async def test_a_wal_that_a_long_reader_let_grow_is_cut_back_when_it_has_gone(ri
         with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as reader:
             reader.execute("BEGIN")
             table.read_head(reader)
-            await journal.append(stream(1), 0, [bytes(1 << 20)] * 66, finished=True)
+            await add(journal, stream(1), 0, [bytes(1 << 20)] * 66, finished=True)
             assert journal.wal_bytes == beside(path, "-wal").stat().st_size > limit
         for n in (2, 3):  # the WAL is moved after the one, and begun anew by the other
-            await journal.append(stream(n), 0, [b"x"], finished=True)
+            await add(journal, stream(n), 0, [b"x"], finished=True)
         assert 0 < journal.wal_bytes <= limit
     assert journal.wal_bytes == 0, "it is removed with the last connection"
 
@@ -333,7 +334,7 @@ async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_
     events = [ChargeRequested(replace(REQUEST, description=text)) for text in ("before", "for 1250 EUR", "after")]
     records = await fill(rig, *map(encode, events))
     async with rig.open() as journal:  # so much follows that the start does not look so far back
-        await journal.append(stream(99), 0, [b"x"] * 10_001, finished=True)
+        await add(journal, stream(99), 0, [b"x"] * 10_001, finished=True)
     flip(path, offset_of(path, b"1250 EUR"))
     assert integrity_check(path) == "ok"
 
@@ -346,12 +347,12 @@ async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_
         assert len(await journal.read(stream(0))) == 1, "what is whole is served"
         assert len(await journal.read_after(_place(records[1]))) == 500
     with pytest.raises(JournalRefused, match=r"damaged: the record at position 2 .* Restore a backup"):
-        verify_journal(path)
+        verify_journal(SqliteFile(path))
     told = command(path, "verify-journal")
     assert (told.returncode, told.stdout) == (1, "")
     assert "position 2 " in told.stderr
     with pytest.raises(JournalRefused, match="position 2 "):
-        list(print_journal(path, None))
+        list(print_journal(SqliteFile(path), None))
 
 
 async def test_a_flipped_bit_in_the_chain_at_which_a_reader_stands_is_damage_and_no_other_journal(
@@ -361,7 +362,7 @@ async def test_a_flipped_bit_in_the_chain_at_which_a_reader_stands_is_damage_and
     events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
     records = await fill(rig, *map(encode, events))
     async with rig.open() as journal:  # so much follows that the start does not look so far back
-        await journal.append(stream(99), 0, [b"x"] * 10_001, finished=True)
+        await add(journal, stream(99), 0, [b"x"] * 10_001, finished=True)
     flip(path, offset_of(path, records[1].chain))
     async with rig.open() as journal:
         with pytest.raises(JournalCorrupt, match="position 2 ") as raised:
@@ -381,7 +382,7 @@ async def test_a_flipped_bit_in_a_chain_is_damage_to_the_start_and_to_verificati
     events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
     records = await fill(rig, *map(encode, events))
     flip(path, offset_of(path, records[position - 1].chain))
-    for read in (lambda: asyncio.run(fill(rig)), lambda: verify_journal(path)):
+    for read in (lambda: asyncio.run(fill(rig)), lambda: verify_journal(SqliteFile(path))):
         with pytest.raises(JournalRefused, match=f"damaged: the record at position {position} .* Restore a backup"):
             await asyncio.to_thread(read)
 
@@ -412,7 +413,7 @@ async def test_whatever_bit_is_flipped_what_is_read_is_what_was_written(rig: Sql
     for offset, bit in flips:
         flip(path, offset, bit)
         try:
-            verify_journal(path)
+            verify_journal(SqliteFile(path))
         except JournalRefused:
             refused += 1
         else:
@@ -428,19 +429,15 @@ async def test_whatever_bit_is_flipped_what_is_read_is_what_was_written(rig: Sql
 
 
 def read_all(path: Path) -> list[Record]:
-    """Every record of a file that no server has open."""
-    records: list[Record] = []
-    with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as connection:
-        head = table.read_head(connection).position
-        while more := table.read_after(_place(records[-1]) if records else START, head, connection):
-            records += more
-    return records
+    """Every record of a file, verified."""
+    with SqliteFile(path).read() as reading:
+        return list(reading.records())
 
 
 def read_stream(path: Path, charge_id: str) -> list[Record]:
     """A stream as a server reads it."""
-    with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as connection:
-        return table.read_stream(charge_id, connection)
+    with SqliteFile(path).read() as reading:
+        return list(reading.stream(charge_id))
 
 
 def bytes_of(path: Path) -> bytes:
@@ -458,7 +455,7 @@ async def test_a_damaged_index_is_a_damaged_journal_and_what_needs_no_index_is_s
 ) -> None:
     """It is SQLite that notices, not the chain."""
     async with rig.open() as journal:
-        stored = await journal.append(stream(0), 0, [b"x"], finished=False)
+        stored = await add(journal, stream(0), 0, [b"x"], finished=False)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (size,) = connection.execute("PRAGMA page_size").fetchone()
         select = "SELECT rootpage FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'record'"
@@ -479,7 +476,7 @@ async def test_a_record_that_is_gone_under_a_running_server_is_missed(
     """In the middle or at the end: a reader is told, and is not shown less."""
     async with rig.open() as journal:
         for n in range(3):
-            await journal.append(stream(n), 0, [b"x"], finished=False)
+            await add(journal, stream(n), 0, [b"x"], finished=False)
         with contextlib.closing(sqlite3.connect(path)) as vandal:
             vandal.execute("DELETE FROM record WHERE position = ?", (position,))
             vandal.commit()
@@ -594,8 +591,8 @@ async def test_a_start_without_the_file_leaves_its_wal_alone(
     with pytest.raises(JournalRefused, match=r"is (missing|empty), but its (anchor|WAL) .*: put the file back"):
         await fill(rig)
     for read_or_restore in (
-        lambda: verify_journal(path),
-        lambda: list(print_journal(path, None)),
+        lambda: verify_journal(SqliteFile(path)),
+        lambda: list(print_journal(SqliteFile(path), None)),
         lambda: backup(path, beside(path, ".copy")),
         lambda: restore(path, None),
     ):
@@ -633,7 +630,7 @@ async def test_verification_notices_a_lost_tail(rig: SqliteRig, path: Path, tmp_
     await fill(rig, encode(ChargeRequested(REQUEST)), first=1)
     shutil.copyfile(tmp_path / "older.db", path)
     with pytest.raises(JournalRefused, match="ends at position 1, but had reached 2"):
-        verify_journal(path)
+        verify_journal(SqliteFile(path))
 
 
 async def test_a_backup_can_be_verified_before_it_is_restored(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
@@ -642,7 +639,7 @@ async def test_a_backup_can_be_verified_before_it_is_restored(rig: SqliteRig, pa
     backup(path, tmp_path / "backup.db")
     anchor.path_beside(path).write_text("garbage")
     for file in (tmp_path / "backup.db", path):
-        found = verify_journal(file)
+        found = verify_journal(SqliteFile(file))
         assert found.startswith("ok: 1 records of 1 charges, 1 unfinished")
         assert found.endswith("no anchor can be read beside it, and so a lost tail would not be seen")
 
@@ -662,9 +659,9 @@ async def test_a_backup_that_is_damaged_replaces_nothing(rig: SqliteRig, path: P
 async def test_a_restore_that_died_half_way_is_no_new_journal(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
     """The files that it replaces are out of the way, and the backup is not in their place: that is not served from."""
     async with rig.open() as journal:
-        await journal.append(stream(1), 0, [b"x"], finished=False)
+        await add(journal, stream(1), 0, [b"x"], finished=False)
     backup(path, tmp_path / "backup.db")
-    _set_aside(path)
+    set_aside(path)
     assert not path.exists()
     with pytest.raises(JournalRefused, match="restore"):
         async with rig.open():
@@ -731,16 +728,14 @@ async def test_a_damaged_anchor_is_refused_until_restore(rig: SqliteRig, path: P
     await assert_served_again_after_restore(rig, old_id, records)
 
 
-async def test_the_anchor_follows_the_journal_while_it_runs(
-    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_anchor_follows_the_journal_while_it_runs(rig: SqliteRig, path: Path) -> None:
     """And says where it ended."""
-    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    rig.rhythm = OFTEN
     async with rig.open() as journal:
         assert anchor.read(path) == anchor.Anchor(journal.journal_id, START)
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         await until(lambda: anchored(path) == journal.head)
-        (record,) = await journal.append(stream(1), 1, [b"b"], finished=False)
+        (record,) = await add(journal, stream(1), 1, [b"b"], finished=False)
     assert anchored(path) == _place(record)
 
 
@@ -862,7 +857,7 @@ async def test_a_server_whose_commit_fails_ends_with_status_74_and_a_log_line(ri
         assert select.select([bank], [], [], 0)[0] == [], "the bank was asked"
     async with rig.open() as journal:
         assert journal.head.position in (0, 1), "it may be stored or not"
-    assert verify_journal(path).startswith("ok: ")
+    assert verify_journal(SqliteFile(path)).startswith("ok: ")
 
 
 def charge(listen: str) -> command_pb2.ChargeResponse:
@@ -892,24 +887,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-async def test_a_full_disk_stores_nothing_says_so_and_is_got_over(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_disk_stores_nothing_says_so_and_is_got_over(small_disk: Path) -> None:
     """Definitely nothing: the head read back is unchanged. Once there is room again, appends work without repair."""
-    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(400_000))
     rig = SqliteRig(small_disk)
+    rig.rhythm = OFTEN
     async with rig.open(free_bytes=100_000) as journal:
         stored = 0
         with pytest.raises(JournalFull):
             while True:
-                await journal.append(stream(stored), 0, [b"x" * 5_000], finished=False)
+                await add(journal, stream(stored), 0, [b"x" * 5_000], finished=False)
                 stored += 1
         assert stored > 10
         assert not journal.accepting
         together = await asyncio.gather(
-            *(journal.append(stream(1_000 + n), 0, [b"y" * 5_000], finished=False) for n in range(3)),
+            *(add(journal, stream(1_000 + n), 0, [b"y" * 5_000], finished=False) for n in range(3)),
             return_exceptions=True,
         )
         assert {type(outcome) for outcome in together} == {JournalFull}
@@ -921,21 +914,19 @@ async def test_a_full_disk_stores_nothing_says_so_and_is_got_over(
 
         ballast.unlink()
         await until(lambda: journal.accepting)
-        (record,) = await journal.append(stream(stored), 0, [b"x" * 5_000], finished=False)
+        (record,) = await add(journal, stream(stored), 0, [b"x" * 5_000], finished=False)
         assert record.position == stored + 1
-        await journal.append(stream(0), 1, [b"z"], finished=True)
+        await add(journal, stream(0), 1, [b"z"], finished=True)
     assert len(read_all(rig.path)) == stored + 2
 
 
-async def test_below_a_mark_of_free_space_no_new_charges_are_taken_but_those_begun_can_finish(
-    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_below_a_mark_of_free_space_no_new_charges_are_taken_but_those_begun_can_finish(rig: SqliteRig) -> None:
     """The room that is kept is for them."""
-    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    rig.rhythm = OFTEN
     async with rig.open(free_bytes=1 << 60) as journal:
-        await journal.append(stream(1), 0, [b"a"], finished=False)
+        await add(journal, stream(1), 0, [b"a"], finished=False)
         await until(lambda: not journal.accepting)
-        await journal.append(stream(1), 1, [b"b"], finished=True)
+        await add(journal, stream(1), 1, [b"b"], finished=True)
         assert not journal.accepting
 
 
@@ -946,7 +937,7 @@ async def test_a_backup_during_appends_is_an_exact_prefix(rig: SqliteRig, path: 
 
         async def append() -> None:
             for n in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
-                await journal.append(stream(n), 0, [b"event %d" % n], finished=n % 2 == 0)
+                await add(journal, stream(n), 0, [b"event %d" % n], finished=n % 2 == 0)
 
         stop = asyncio.Event()
         appending = asyncio.create_task(append())
@@ -985,7 +976,7 @@ async def test_a_restored_backup_has_another_id_and_what_it_replaced_is_kept(
     async with rig.open() as journal:
         assert (journal.journal_id, journal.restored, journal.head) == (new_id, True, place)
         assert await all_of(journal) == records
-        await journal.append(stream(1), 1, [b"c"], finished=True)
+        await add(journal, stream(1), 1, [b"c"], finished=True)
 
     replaced = SqliteRig(tmp_path)
     replaced.path = beside(path, ".replaced-1")
@@ -1102,15 +1093,15 @@ async def test_the_journal_is_printed_and_verified_from_the_command_line(rig: Sq
     other = stream(7)
     async with rig.open() as journal:
         begun = [encode(ChargeRequested(REQUEST)), encode(TokenIssued("t1"))]
-        await journal.append(REQUEST.charge_id, 0, begun, finished=False)
-        await journal.append(other, 0, [encode(ChargeRequested(REQUEST))], finished=False)
-        await journal.append(other, 1, [encode(ChargeDeclined(DeclineReason.INSUFFICIENT_FUNDS))], finished=True)
+        await add(journal, REQUEST.charge_id, 0, begun, finished=False)
+        await add(journal, other, 0, [encode(ChargeRequested(REQUEST))], finished=False)
+        await add(journal, other, 1, [encode(ChargeDeclined(DeclineReason.INSUFFICIENT_FUNDS))], finished=True)
         charged = encode(Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "bank-77"))
-        await journal.append(REQUEST.charge_id, 2, [charged], finished=True)
+        await add(journal, REQUEST.charge_id, 2, [charged], finished=True)
         whole, verified = await asyncio.gather(
             asyncio.to_thread(command, path, "print-journal"), asyncio.to_thread(command, path, "verify-journal")
         )
-        one = list(print_journal(path, REQUEST.charge_id))
+        one = list(print_journal(SqliteFile(path), REQUEST.charge_id))
         journal_id, chain = journal.journal_id, journal.head.chain
     lines = whole.stdout.splitlines()
     assert (whole.returncode, whole.stderr, len(lines)) == (0, "", 5)
@@ -1145,10 +1136,10 @@ async def test_a_charge_that_cannot_be_printed_is_said_to_be_unknown(
 ) -> None:
     """Printing nothing would look like an answer."""
     with pytest.raises(JournalRefused, match="there is no journal at"):
-        list(print_journal(path, charge_id))
+        list(print_journal(SqliteFile(path), charge_id))
     await fill(rig)
     with pytest.raises(JournalRefused, match=text):
-        list(print_journal(path, charge_id))
+        list(print_journal(SqliteFile(path), charge_id))
 
 
 async def test_an_event_of_a_newer_program_is_printed_as_such_and_stops_verification(
@@ -1156,17 +1147,17 @@ async def test_an_event_of_a_newer_program_is_printed_as_such_and_stops_verifica
 ) -> None:
     """An operator can see where it is."""
     await fill(rig, bytes([15 << 3 | 2, 0]))
-    (line,) = print_journal(path, None)
+    (line,) = print_journal(SqliteFile(path), None)
     assert line.endswith(" an event of a newer program")
     with pytest.raises(JournalRefused, match=r"the record at position 1 cannot be read: .*newer program"):
-        verify_journal(path)
+        verify_journal(SqliteFile(path))
 
 
 async def test_verification_finds_a_stream_that_cannot_be(rig: SqliteRig, path: Path) -> None:
     """The chain is whole; what it says is not."""
     await fill(rig, encode(TokenIssued("t1")))
     with pytest.raises(JournalRefused, match="position 1 cannot be read: TokenIssued cannot follow"):
-        verify_journal(path)
+        verify_journal(SqliteFile(path))
 
 
 TOKEN = encode(TokenIssued("t1"))
@@ -1178,19 +1169,19 @@ async def test_verification_finds_what_follows_a_charge_at_rest(rig: SqliteRig, 
     story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
     async with rig.open() as journal:
         for n in range(3):
-            await journal.append(stream(n), 0, story, finished=True)
-        await journal.append(stream(1), 3, [CHARGED], finished=True)
+            await add(journal, stream(n), 0, story, finished=True)
+        await add(journal, stream(1), 3, [CHARGED], finished=True)
     with pytest.raises(JournalRefused, match="position 10 cannot be read: Charged cannot follow in AtRest"):
-        verify_journal(path)
+        verify_journal(SqliteFile(path))
 
 
 async def test_verification_takes_little_memory_for_charges_at_rest(rig: SqliteRig, path: Path) -> None:
     """A journal of millions of them can be verified on the machine that serves it."""
     story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
     async with rig.open() as journal:
-        await asyncio.gather(*(journal.append(stream(n), 0, story, finished=True) for n in range(5_000)))
+        await asyncio.gather(*(add(journal, stream(n), 0, story, finished=True) for n in range(5_000)))
     tracemalloc.start()
-    verify_journal(path)
+    verify_journal(SqliteFile(path))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2_500_000, "a read of 500 records, and some 200 bytes a charge"
@@ -1206,12 +1197,12 @@ async def test_verification_takes_little_memory_for_charges_at_rest(rig: SqliteR
 async def test_verification_recomputes_what_is_unfinished(rig: SqliteRig, path: Path, damage: str, text: str) -> None:
     """A charge that is missing there would never be gone on with."""
     async with rig.open() as journal:
-        await journal.append(REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
+        await add(journal, REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(damage)
         connection.commit()
     with pytest.raises(JournalRefused, match=f"{text}. Run restore, "):
-        verify_journal(path)
+        verify_journal(SqliteFile(path))
 
 
 @pytest.mark.parametrize("damage", ["DELETE FROM unfinished", "INSERT INTO unfinished SELECT charge_id FROM record"])
@@ -1222,8 +1213,8 @@ async def test_a_restore_makes_the_table_of_unfinished_charges_anew(
     """By the records, whatever the file says: the way out that verify-journal names."""
     async with rig.open() as journal:
         for n in range(5):
-            await journal.append(stream(n), 0, [encode(ChargeRequested(REQUEST)), TOKEN], finished=False)
-        await journal.append(stream(9), 0, [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED], finished=True)
+            await add(journal, stream(n), 0, [encode(ChargeRequested(REQUEST)), TOKEN], finished=False)
+        await add(journal, stream(9), 0, [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED], finished=True)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(damage.replace("INSERT", "INSERT OR IGNORE"))
         connection.commit()
@@ -1231,7 +1222,7 @@ async def test_a_restore_makes_the_table_of_unfinished_charges_anew(
     backup(path, copy)
     restored = command(path, "restore", *([str(copy)] if is_from_a_copy else []))
     assert (restored.returncode, restored.stderr) == (0, "")
-    assert ", 5 unfinished, " in verify_journal(path)
+    assert ", 5 unfinished, " in verify_journal(SqliteFile(path))
     async with rig.open() as journal:
         assert sorted(await journal.unfinished()) == [stream(n) for n in range(5)]
 
@@ -1241,6 +1232,6 @@ async def test_a_restore_refuses_an_event_that_cannot_be_read_and_changes_nothin
     await fill(rig, encode(ChargeRequested(REQUEST)), bytes([15 << 3 | 2, 0]))
     before = bytes_of(path)
     with pytest.raises(JournalRefused, match=r"the record at position 2 cannot be read: .*newer program"):
-        restore_journal(path, None)
+        restore_journal(SqliteFile(path), None)
     assert bytes_of(path) == before
     await fill(rig)

@@ -20,18 +20,24 @@ from pathlib import Path
 import pytest
 
 from chassis import settings
+from chassis.disk import LocalDisk
 from chassis.sqlite import open_connection
-from command_service.charge import ChargeRequested
 from command_service.codec import encode
-from command_service.journal import START, JournalRefused, Place, anchor, file_system, sqlite, table
-from command_service.journal.upkeep import backup
+from command_service.journal import START, JournalRefused, Place
+from command_service.journal.commits import Rhythm
+from command_service.journal.sqlite import anchor, table
+from command_service.journal.sqlite.backup import backup
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal, restore_journal, verify_journal
+from command_service.parts import Parts
 from command_service.serving import serve
 from command_service.settings import Settings
-from demo.processes import DidNotStart, Town
+from command_service.values import ChargeRequested
+from rig.processes import DidNotStart, Town
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.contract.test_journal_files import (
     EX_IOERR,
+    OFTEN,
     ROOT,
     acknowledged,
     anchor_id,
@@ -180,29 +186,30 @@ async def test_a_clean_stop_after_the_files_have_gone_is_no_clean_stop(
         assert await town.command.stop() == EX_IOERR
 
 
-async def test_an_anchor_of_another_journal_is_never_written_over(
-    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_anchor_of_another_journal_is_never_written_over(rig: SqliteRig, path: Path) -> None:
     """Nor one of the same journal that has got further: another server has a copy of it. Each ends the process."""
-    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    rig.rhythm = OFTEN
     for n, others in enumerate((anchor.Anchor(str(uuid.uuid4()), START), None)):
-        with pytest.raises(AssertionError, match="the journal ended the process"):
-            async with rig.open() as journal:
-                await journal.append(stream(n), 0, [b"x"], finished=True)
-                theirs = others or anchor.Anchor(journal.journal_id, Place(99, bytes(32)))
-                anchor.write(path, theirs)
-                await asyncio.wait([journal._anchoring])
-                await journal.append(stream(n), 1, [b"y"], finished=True)
+        async with rig.open() as journal:
+            await journal.append(stream(n), 0, [b"x"], finished=True)
+            theirs = others or anchor.Anchor(journal.journal_id, Place(99, bytes(32)))
+            anchor.write(path, theirs)
+            await rig.has_ended.wait()
+            appending = asyncio.create_task(journal.append(stream(n), 1, [b"y"], finished=True))
+            await asyncio.sleep(0.1)
+            assert not appending.done(), "nothing is acknowledged any more"
+            appending.cancel()
+        rig.has_ended.clear()
         assert anchor.read(path) == theirs
         anchor.write(path, anchor.Anchor(journal.journal_id, START))
 
 
 @pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text("garbage")])
 async def test_an_anchor_that_goes_away_is_written_again(
-    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], object]
+    rig: SqliteRig, path: Path, harm: Callable[[Path], object]
 ) -> None:
     """The journal is what it was: it goes on, and starts again."""
-    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 0.01)
+    rig.rhythm = OFTEN
     async with rig.open() as journal:
         await journal.append(stream(1), 0, [b"x"], finished=True)
         await until(lambda: anchored(path) == journal.head)
@@ -235,11 +242,9 @@ async def test_a_journal_with_a_second_name_is_refused_by_each_of_them(rig: Sqli
     await fill(rig, b"b", first=1)
 
 
-async def test_a_journal_that_is_open_is_locked_under_every_name(
-    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_journal_that_is_open_is_locked_under_every_name(rig: SqliteRig, path: Path) -> None:
     """The file itself is, beside its name: also if it has only the other name by now."""
-    monkeypatch.setattr(sqlite, "ANCHOR_EVERY_SECONDS", 60.0)  # it would notice, and end itself
+    rig.rhythm = Rhythm(look_every_seconds=60.0)  # it would notice, and end itself
     other = path.parent.parent / "elsewhere.db"
     async with rig.open() as journal:
         await journal.append(stream(1), 0, [b"x"], finished=True)
@@ -424,8 +429,8 @@ async def test_a_journal_that_must_exist_is_not_made(tmp_path: Path) -> None:
 
 async def open_existing(path: Path) -> None:
     """Open a journal that must exist, and close it."""
-    journal = await sqlite.SqliteJournal.open(path, now=int, end_process=sys.exit, must_exist=True)
-    await journal.close()
+    store = await SqliteFile(path).open(must_exist=True)
+    await store.close()
 
 
 # ---------------------------------------------------------------- owners and modes
@@ -444,7 +449,7 @@ async def test_whatever_the_umask_what_is_made_is_for_its_owner_alone(tmp_path: 
             await journal.append(stream(1), 0, [REQUESTED], finished=False)
             backup(rig.path, tmp_path / "backup.db")
             modes = {file.name: mode_of(file) for file in [*rig.path.parent.iterdir(), tmp_path / "backup.db"]}
-        restore_journal(rig.path, tmp_path / "backup.db")
+        restore_journal(SqliteFile(rig.path), tmp_path / "backup.db")
     finally:
         os.umask(before)
     names = {"journal.db", "journal.db-wal", "journal.db-shm", "journal.db.anchor", "journal.db.lock", "backup.db"}
@@ -466,7 +471,7 @@ async def test_a_restore_by_root_keeps_owner_and_mode_of_what_it_replaces(
         os.chown(file, NOBODY, NOBODY)
         file.chmod(0o640)
     beside(path, ".lock").unlink()
-    restore_journal(path, tmp_path / "backup.db" if is_from_a_backup else None)
+    restore_journal(SqliteFile(path), tmp_path / "backup.db" if is_from_a_backup else None)
     kept = {file.name: (file.stat().st_uid, file.stat().st_gid) for file in path.parent.iterdir()}
     assert set(kept.values()) == {(NOBODY, NOBODY)}, kept
     assert (mode_of(path), mode_of(anchor.path_beside(path))) == (0o640, 0o640)
@@ -479,7 +484,7 @@ async def test_a_restore_by_root_where_nothing_lies_is_for_the_folders_owner(
     """A new machine: who is to serve there owns the folder."""
     await fill(SqliteRig(tmp_path), REQUESTED)
     os.chown(path.parent, NOBODY, NOBODY)
-    restore_journal(path, tmp_path / "journal.db")
+    restore_journal(SqliteFile(path), tmp_path / "journal.db")
     owners = {(file.name, file.stat().st_uid, mode_of(file)) for file in path.parent.iterdir()}
     assert owners == {(path.name + suffix, NOBODY, 0o600) for suffix in ("", ".anchor", ".lock")}
 
@@ -560,19 +565,17 @@ async def test_a_start_that_cannot_commit_is_refused_unless_there_may_be_room_la
 
 
 # ---------------------------------------------------------------- file systems
-def lies_on(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the system say that a folder is of a kind."""
+def lies_on(kind: str, folder: Path) -> LocalDisk:
+    """A machine that says that a folder is of a kind."""
     mounts = folder.parent / "mounts"
     mounts.write_text(f"/dev/vda1 / ext4 rw 0 0\nshare {folder} {kind} rw 0 0\n")
-    monkeypatch.setattr(file_system, "MOUNTS", mounts)
+    return LocalDisk(mounts_file=mounts)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay", "tmpfs"])
-async def test_a_kind_that_is_known_to_be_good_is_served_from(
-    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+async def test_a_kind_that_is_known_to_be_good_is_served_from(rig: SqliteRig, path: Path, kind: str) -> None:
     """On a disk of this machine."""
-    lies_on(kind, path.parent, monkeypatch)
+    rig.disk = lies_on(kind, path.parent)
     await fill(rig, b"a")
 
 
@@ -584,10 +587,15 @@ SHARED = (
 
 @pytest.mark.parametrize("kind", SHARED)
 async def test_any_other_kind_is_refused_and_the_override_says_what_it_risks(
-    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    rig: SqliteRig, path: Path, kind: str
 ) -> None:
     """Kinds that nobody has thought of too. No file is made there."""
-    lies_on(kind, path.parent, monkeypatch)
+    disk = lies_on(kind, path.parent)
+
+    class Shared(Parts):
+        def disk(self) -> LocalDisk:
+            return disk
+
     text = (
         f"a file system of the kind {kind}, .* COMMAND_JOURNAL_ANY_FILE_SYSTEM=yes .* risks that what was acknowledged"
     )
@@ -597,22 +605,20 @@ async def test_any_other_kind_is_refused_and_the_override_says_what_it_risks(
         "COMMAND_FEED_LISTEN": "127.0.0.1:0",
     }
     with pytest.raises(JournalRefused, match=text):
-        async with serve(settings.read(Settings, environment)):
+        async with serve(settings.read(Settings, environment), Shared):
             pass
     with pytest.raises(JournalRefused, match=text):
-        restore_journal(path, path)
+        restore_journal(SqliteFile(path), path, disk=disk)
     assert list(path.parent.iterdir()) == []
     environment["COMMAND_JOURNAL_ANY_FILE_SYSTEM"] = "yes"
-    async with serve(settings.read(Settings, environment)):
+    async with serve(settings.read(Settings, environment), Shared):
         pass
-    restore_journal(path, None, any_file_system=True)
+    restore_journal(SqliteFile(path), None, any_file_system=True, disk=disk)
 
 
-async def test_where_the_system_does_not_tell_its_mounts_nothing_is_refused(
-    rig: SqliteRig, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_where_the_system_does_not_tell_its_mounts_nothing_is_refused(rig: SqliteRig, path: Path) -> None:
     """As on macOS."""
-    monkeypatch.setattr(file_system, "MOUNTS", path.parent / "no-such-file")
+    rig.disk = LocalDisk(mounts_file=path.parent / "no-such-file")
     await fill(rig, b"a")
 
 
@@ -629,12 +635,12 @@ async def test_the_operators_commands_refuse_a_journal_of_a_later_format(
     sound = SqliteRig(tmp_path)
     await fill(sound, REQUESTED)
     for work in (
-        lambda: verify_journal(path),
-        lambda: list(print_journal(path, None)),
-        lambda: list(print_journal(path, REQUEST.charge_id)),
+        lambda: verify_journal(SqliteFile(path)),
+        lambda: list(print_journal(SqliteFile(path), None)),
+        lambda: list(print_journal(SqliteFile(path), REQUEST.charge_id)),
         lambda: backup(path, tmp_path / "backup.db"),
-        lambda: restore_journal(path, None),
-        lambda: restore_journal(sound.path, path),
+        lambda: restore_journal(SqliteFile(path), None),
+        lambda: restore_journal(SqliteFile(sound.path), path),
     ):
         with pytest.raises(
             JournalRefused, match=r"has format 2; this server writes format 1, .*: use the version that"

@@ -14,7 +14,7 @@ import pytest
 
 from command_service.bank.transport import Exchange
 from command_service.bank.two_step import Dialect, Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
-from command_service.charge import (
+from command_service.values import (
     Answer,
     Contradiction,
     Declined,

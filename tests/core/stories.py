@@ -8,16 +8,14 @@ An answer is told as an answer to the step that is next, unless it says `to=` wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 
 import pytest
 
-from command_service.charge import (
-    Absent,
+from command_service.charge import Absent, Charge, Command, Message, State, decide, evolve, next_step
+from command_service.operation import Answered, Tried
+from command_service.values import (
     Answer,
-    Answered,
     Card,
-    Charge,
     Charged,
     ChargeRequested,
     Contradiction,
@@ -29,22 +27,17 @@ from command_service.charge import (
     Execute,
     Executed,
     Expired,
-    GiveUp,
     InProgress,
-    Message,
     Money,
     NoAnswer,
+    Recorded,
     Refused,
     Request,
     RequestToken,
     ReviewReason,
-    State,
     Token,
     TokenExpired,
     TokenIssued,
-    decide,
-    evolve,
-    next_step,
 )
 
 # ---------------------------------------------------------------- what the stories are about
@@ -60,6 +53,10 @@ REQUEST = Request(
     metadata=(("order", "1001"),),
 )
 EVIDENCE = Evidence(("amount",), 200, 17, bytes(range(32)))
+REQUESTED_AT = 1_700_000_000_000_000
+DAY_SECONDS = 86_400.0
+# The first call about a charge, made right after it was asked for.
+FIRST_TRY = Tried(unanswered=1, now=REQUESTED_AT, abandon_after_seconds=DAY_SECONDS, is_restored=False)
 
 
 def request_token(expired_tokens: int = 0) -> RequestToken:
@@ -82,11 +79,11 @@ charged = Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "tx1")
 Told = Callable[[State], Message]
 
 
-def _answers(answer: Answer, to: Effect | None) -> Told:
+def _answers(answer: Answer, to: Effect | None, tried: Tried = FIRST_TRY) -> Told:
     def message(state: State) -> Message:
         effect = to or next_step(state)
         assert effect is not None, "the charge is at rest: say which step is answered"
-        return Answered(effect, answer)
+        return Answered(effect, answer, tried)
 
     return message
 
@@ -126,32 +123,36 @@ def in_progress(*, to: Effect | None = None) -> Told:
     return _answers(InProgress(2.0), to)
 
 
-def not_answered(*, our_setup: bool = False, to: Effect | None = None) -> Told:
-    """Nothing came back that can be understood."""
-    return _answers(NoAnswer(our_setup=our_setup), to)
-
-
-def given_up(attempts: int, *, to: Effect | None = None) -> Told:
-    """The runner proposes to give up."""
-
-    def message(state: State) -> Message:
-        effect = to or next_step(state)
-        assert effect is not None, "the charge is at rest: say which step is given up"
-        return GiveUp(effect, attempts)
-
-    return message
+def not_answered(
+    unanswered: int = 1,
+    *,
+    age_seconds: float = 0.0,
+    our_setup: bool = False,
+    is_restored: bool = False,
+    to: Effect | None = None,
+) -> Told:
+    """No answer that can be understood came back, once more."""
+    now = REQUESTED_AT + int(age_seconds * 1_000_000)
+    return _answers(NoAnswer(our_setup=our_setup), to, Tried(unanswered, now, DAY_SECONDS, is_restored))
 
 
 def asked(request: Request = REQUEST, *faults: tuple[str, str]) -> Told:
     """A client asks for a charge."""
-    return lambda _: Charge(request, faults)
+    return lambda _: Command(request, faults)
 
 
 # ---------------------------------------------------------------- given, when, then
+def stored(state: State, *events: Event) -> State:
+    """A charge after more events, each recorded a second and a position after the one before."""
+    for event in events:
+        position = state.position + 1 if isinstance(state, Charge) else 1
+        state = evolve(state, Recorded(event, position, REQUESTED_AT + (position - 1) * 1_000_000))
+    return state
+
+
 def given(*events: Event) -> "Story":
     """A charge to which this has happened; nothing: nobody has asked yet."""
-    start: State = Absent()
-    return Story(reduce(evolve, events, start))
+    return Story(stored(Absent(), *events))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ class Reaction:
     def then(self, *events: Event) -> Story:
         """Exactly this happens. Returns the charge as it stands afterwards."""
         assert decide(self.state, self.message) == list(events)
-        return Story(reduce(evolve, events, self.state))
+        return Story(stored(self.state, *events))
 
     def then_nothing(self) -> Story:
         """Nothing happens."""

@@ -4,9 +4,8 @@ import enum
 import re
 import uuid
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
@@ -15,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charging.v1 import common_pb2, journal_pb2
-from command_service import charge
-from command_service.charge import (
-    Absent,
-    AtRest,
-    AwaitingToken,
+from command_service import values
+from command_service.charge import Absent, Charge, State
+from command_service.codec import charge_id_of, decode, encode
+from command_service.failures import ImpossibleEvent, UnknownEvent
+from command_service.operation import AtRest, AwaitingToken
+from command_service.values import (
     Card,
     ChargeAbandoned,
     Charged,
@@ -28,17 +28,15 @@ from command_service.charge import (
     DeclineReason,
     Event,
     Evidence,
-    ImpossibleEvent,
     Money,
     Request,
     ReviewReason,
     ReviewRequired,
-    State,
     TokenExpired,
     TokenIssued,
-    evolve,
 )
-from command_service.codec import UnknownEvent, charge_id_of, decode, encode
+from tests.core.stories import REQUESTED_AT
+from tests.core.stories import stored as stored_as
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -173,7 +171,7 @@ def test_metadata_is_read_in_one_order_whatever_order_it_is_stored_in() -> None:
 
 
 # ---------------------------------------------------------------- one contract: the core's words and the proto's
-ENUMS = [found for found in vars(charge).values() if isinstance(found, enum.EnumMeta) and found is not enum.Enum]
+ENUMS = [found for found in vars(values).values() if isinstance(found, enum.EnumMeta) and found is not enum.Enum]
 
 
 @pytest.mark.parametrize("core", ENUMS)
@@ -236,7 +234,7 @@ def _in_review(number: int) -> bytes:
 
 def fold(stream: Sequence[bytes]) -> State:
     """Read a stored stream into its state, as the runner does."""
-    return reduce(lambda state, stored: evolve(state, decode(stored)), stream, cast("State", Absent()))
+    return stored_as(Absent(), *map(decode, stream))
 
 
 @pytest.mark.parametrize(
@@ -269,9 +267,11 @@ def test_a_decline_for_a_known_reason_is_no_stop() -> None:
 def test_a_stream_folds_into_its_state() -> None:
     """From nothing to rest."""
     assert fold([]) == Absent()
-    assert fold([encode(STORED["charge_requested"])]) == AwaitingToken(REQUEST)
+    assert fold([encode(STORED["charge_requested"])]) == Charge(AwaitingToken(REQUEST, REQUESTED_AT), position=1)
     whole = [STORED[name] for name in ("charge_requested", "token_issued", "charged")]
-    assert fold([encode(event) for event in whole]) == AtRest(REQUEST, CHARGED)
+    assert fold([encode(event) for event in whole]) == Charge(
+        AtRest(REQUEST, REQUESTED_AT, CHARGED, position=3), position=3
+    )
 
 
 def test_a_stream_that_cannot_be_is_a_loud_stop() -> None:

@@ -6,18 +6,15 @@ from random import Random
 
 import pytest
 
-from command_service.charge import InProgress, NoAnswer
-from command_service.pace import (
-    CALLS_A_RETURN,
-    LATEST_RETURN_SECONDS,
+from command_service.appointments import CALLS_A_RETURN, LATEST_RETURN_SECONDS, SOONEST_RETURN_SECONDS, Appointments
+from command_service.bank.breaker import (
     LONGEST_PAUSE_SECONDS,
     REFUSED_TO_OPEN,
-    SOONEST_RETURN_SECONDS,
     UNANSWERED_TO_OPEN,
-    Appointments,
     Breaker,
     Pass,
 )
+from command_service.values import InProgress, NoAnswer
 
 VAIN = NoAnswer()
 

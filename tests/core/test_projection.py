@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from charging.v1.common_pb2 import DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
-from command_service.charge import Absent, ImpossibleEvent, State, evolve
+from command_service.charge import Absent, State
 from command_service.codec import decode
+from command_service.failures import ImpossibleEvent
 from query_service.projection import (
     ABANDONED,
     CHARGED,
@@ -33,6 +34,7 @@ from query_service.projection import (
 )
 from query_service.subscriber import verify
 from query_service.view import ENTRIES_A_STATEMENT, TABLES, View
+from tests.core.stories import stored
 from tests.sealed import (
     EPOCH_MICROSECONDS,
     UNKNOWN_EVENT,
@@ -125,7 +127,7 @@ def test_the_projection_takes_after_each_event_what_the_core_takes_and_nothing_e
                     journal.append("order-0001", each)
                 records = verified(journal)
                 try:
-                    after = evolve(state, decode(event.SerializeToString()))
+                    after = stored(state, decode(event.SerializeToString()))
                 except ImpossibleEvent:
                     before = rows_of(records[:-1])
                     for batch, known in ((records, {}), (records[-1:], before)):  # in one batch, and in a later one

@@ -53,10 +53,10 @@ from charging.v1 import common_pb2
 from charging.v1.command_pb2 import ChargeRequest
 from command_service import currencies, screening
 from command_service.card_numbers import SCHEMES, card_number_in
-from command_service.charge import Card, Money, Request
 from command_service.currencies import EXPONENTS
 from command_service.screening import Faults, faults, key_fault
 from command_service.serving import COMMAND_BYTES
+from command_service.values import Card, Money, Request
 
 GOOD = Request(
     charge_id="00000000-0000-8000-8000-000000000000",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from chassis import settings
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.settings import Settings as CommandSettings
 from gateway_mock.__main__ import Settings as BankSettings
 from query_service.settings import Settings as QuerySettings
@@ -140,7 +141,7 @@ def test_what_a_cluster_tells_of_other_services_is_no_setting_of_ours() -> None:
 )
 def test_what_a_server_keeps_lies_where_no_make_clean_removes_it(environment: dict[str, str], folder: str) -> None:
     place = Path(folder)
-    assert settings.read(CommandSettings, environment).journal == (place / "journal.db").absolute()
+    assert settings.read(CommandSettings, environment).journal == SqliteFile((place / "journal.db").absolute())
     assert settings.read(QuerySettings, environment).view == place / "view.db"
     assert settings.read(BankSettings, environment).ledger == place / "gateway.db"
 

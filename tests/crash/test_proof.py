@@ -10,16 +10,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from demo.processes import Town
 from prove import clients
 from prove.__main__ import save
 from prove.deaths import crashpoints, kills, powercut, replay, syscalls
 from prove.page import BEGIN, END, fill, table
 from prove.report import Harness
 from prove.storage import disks, errors, files, gone, restores
+from rig.processes import Town
+from rig.referee import Referee
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -227,9 +227,9 @@ def test_a_cut_leaves_any_part_of_what_was_not_synced_and_all_of_what_was() -> N
 @needs_strace
 async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_path: Path) -> None:
     """The first calls of the journal's thread; all of them are tried by make prove."""
-    async with Town(tmp_path) as town, httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as http:
+    async with Town(tmp_path) as town, Referee(town.bank_url) as referee:
         harness = a_harness()
-        trial = syscalls.Trial(town, clients.Clients(random.Random(0), "syscall"), clients.Referee(http), harness)
+        trial = syscalls.Trial(town, clients.Clients(random.Random(0), "syscall"), clients.Witness(referee), harness)
         for number in (1, 7):
             assert await trial.die_in_charge(syscalls.JOURNAL_PLACE, number)
         # The pool, which is several threads, has no such call.

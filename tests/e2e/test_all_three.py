@@ -19,7 +19,7 @@ from charging.v1.query_pb2 import (
     GetViewStatusRequest,
     ListChargesRequest,
 )
-from demo.processes import Town
+from rig.processes import Town
 
 CHARGED = ChargeStatus.CHARGE_STATUS_CHARGED
 

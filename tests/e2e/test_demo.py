@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from demo.processes import DidNotStart, Town
+from demo.transcript import comparable, shown, transcript
+from rig.processes import DidNotStart, Town
 
+README = Path(__file__).parents[2] / "README.md"
 # The tour as `make run` starts it, but on free ports.
-TOUR = "from demo import tour; tour.LISTEN = dict.fromkeys(tour.LISTEN, '127.0.0.1:0'); tour.main()"
+TOUR = "from demo import tour; tour.main(dict.fromkeys(tour.LISTEN, '127.0.0.1:0'))"
 CRASH = "from demo import crash; crash.main()"
 STARTING = ""  # nothing needs to have been told: the first server has just been started
 PATIENCE_SECONDS = 40
@@ -93,6 +95,11 @@ async def test_the_tour_starts_a_killed_server_again(tmp_path: Path) -> None:
         for process in marked(mark):
             os.kill(process, signal.SIGKILL)
     assert "command_service ended with status 0" in told.decode()
+
+
+async def test_the_readme_shows_what_the_tour_prints() -> None:
+    """In every character but the bank's random ids and the time; if it fails: python -m demo.transcript."""
+    assert comparable(shown(README.read_text())) == comparable(await transcript())
 
 
 async def begun(story: str, folder: Path, mark: str) -> asyncio.subprocess.Process:

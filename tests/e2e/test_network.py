@@ -17,7 +17,7 @@ from chassis import server
 from prove.network import CONTROLS, SCENARIOS, Lane, Scenario, is_found, play
 from prove.network.faultproxy import Fault, Kind, Proxy, Way
 from prove.network.world import Broken, World, until, within
-from prove.ports import kept
+from rig.ports import kept
 
 SAMPLE = [
     scenario

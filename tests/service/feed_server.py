@@ -18,7 +18,7 @@ from charging.v1.journal_pb2 import (
     SubscribeRequest,
     SubscribeResponse,
 )
-from chassis.server import Refusal
+from chassis.refusals import Refusal
 from tests.sealed import SealedJournal
 
 DIVERGED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "JOURNAL_DIVERGED", "diverged", "DO_NOT_RETRY")

@@ -6,7 +6,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from charging.v1.query_pb2_grpc import QueryServiceStub
@@ -41,32 +40,6 @@ class Client:
         async for response in self.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE)):
             if response.status == status:
                 return
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An error, as a client reads it."""
-
-    code: grpc.StatusCode
-    reason: str
-    metadata: Mapping[str, str]
-    fields: tuple[str, ...]
-    retry_after_seconds: float | None
-    text: str
-
-
-def refused(error: grpc.aio.AioRpcError) -> Refused:
-    """Read an error's details."""
-    packed = (error.trailing_metadata() or {}).get("grpc-status-details-bin")
-    info, faults, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-    retry_after = None
-    for detail in status_pb2.Status.FromString(packed).details if isinstance(packed, bytes) else ():
-        detail.Unpack(info)
-        detail.Unpack(faults)
-        if detail.Unpack(retry):
-            retry_after = retry.retry_delay.ToMilliseconds() / 1000
-    fields = tuple(violation.field for violation in faults.field_violations)
-    return Refused(error.code(), info.reason, dict(info.metadata), fields, retry_after, error.details() or "")
 
 
 def environment(feed: str, view: Path, **more: str) -> dict[str, str]:

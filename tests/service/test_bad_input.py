@@ -24,24 +24,10 @@ from hypothesis import strategies as st
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason, Money
 from command_service import screening
-from demo.processes import Town
-from tests.service.command_world import (
-    CHARGED,
-    DECLINED,
-    FRESH,
-    PATIENT_SECONDS,
-    REPLAYED,
-    Referee,
-    Told,
-    a_request,
-    assert_books_agree,
-    events,
-    head,
-    id_of,
-    new_key,
-    refused,
-    told,
-)
+from rig.errors import Told, refused, told
+from rig.processes import Town
+from rig.referee import PATIENT_SECONDS, Referee
+from rig.world import CHARGED, DECLINED, FRESH, REPLAYED, a_request, assert_books_agree, events, head, id_of, new_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

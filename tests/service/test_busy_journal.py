@@ -1,33 +1,65 @@
 """A server whose journal another program holds, and one whose clock goes back: as clients and health see it."""
 
 import contextlib
+import random
 import sqlite3
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 import structlog.testing
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-import chassis.sqlite
-from command_service import runner
-from command_service.journal import sqlite
-from tests.service.command_world import (
-    CHARGED,
-    REPLAYED,
-    World,
-    a_request,
-    a_world,
-    assert_books_agree,
-    records,
-    refused,
-    until,
-)
+from chassis.disk import Disk, LocalDisk
+from command_service.journal.commits import Rhythm
+from command_service.parts import Parts
+from command_service.settings import Settings
+from rig.errors import refused
+from rig.world import CHARGED, REPLAYED, World, a_request, a_world, assert_books_agree, records, until
 from tests.service.test_charge import HOLD, said
 
 MOMENT = 1_790_000_000_000_000
 HOUR = 3_600_000_000
+
+
+class Hasty(Parts):
+    """Parts without long pauses: neither before a call to the bank, nor for another program's lock."""
+
+    def disk(self) -> Disk:
+        return LocalDisk(busy_seconds=0.05)
+
+    def rhythm(self) -> Rhythm:
+        return Rhythm(probe_every_seconds=0.05)
+
+    def chance(self) -> random.Random:
+        return Brief()
+
+
+class Brief(random.Random):
+    """Chance that gives short pauses."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return max(a, min(b, 0.02))
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets, in microseconds since 1970."""
+
+    moment: int = MOMENT
+
+
+class Clocked(Parts):
+    """Parts with such a clock."""
+
+    def __init__(self, clock: Clock, chosen: Settings) -> None:
+        super().__init__(chosen)
+        self._clock = clock
+
+    def now(self) -> int:
+        return self._clock.moment
 
 
 async def is_serving(world: World) -> bool:
@@ -40,14 +72,9 @@ async def is_not_serving(world: World) -> bool:
     return not await is_serving(world)
 
 
-async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_it_has_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_it_has_begun(tmp_path: Path) -> None:
     """Health says so, the log says why, known keys are answered, and all of it goes on once the lock is free."""
-    monkeypatch.setattr(chassis.sqlite, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(sqlite, "PROBE_EVERY_SECONDS", 0.05)
-    monkeypatch.setattr(runner, "backoff_seconds", lambda *_: 0.02)
-    async with a_world(tmp_path) as world:
+    async with a_world(tmp_path, Hasty) as world:
         rested, running, new = a_request(), a_request(), a_request()
         await world.charge(rested)
         await world.trouble("execute", **HOLD)
@@ -74,31 +101,29 @@ async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_
         await assert_books_agree(world.journal, world.referee)
 
 
-async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backwards(tmp_path: Path) -> None:
     """Even to before 1970: charges are charged, and the log names the clock and no disk."""
-    async with a_world(tmp_path) as world:
+    clock = Clock()
+    async with a_world(tmp_path, partial(Clocked, clock)) as world:
         with structlog.testing.capture_logs() as logs:
-            for clock in (MOMENT, MOMENT - HOUR, -HOUR):
-                monkeypatch.setattr(world.running.journal, "_now", lambda clock=clock: clock)
+            for clock.moment in (MOMENT, MOMENT - HOUR, -HOUR):
                 assert (await world.charge(a_request())).status == CHARGED
         assert {record.recorded_at for record in records(world.journal)} == {MOMENT}
         (warned,) = [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]
         assert "clock" in warned
 
 
-async def test_a_charge_that_is_younger_than_the_clock_is_of_no_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_charge_that_is_younger_than_the_clock_is_of_no_age(tmp_path: Path) -> None:
     """The clock has gone back since it was requested: nobody gives it up, and no gauge shows a negative age."""
-    async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="60", COMMAND_ATTENTION_AFTER_SECONDS="60") as world:
+    clock = Clock()
+    async with a_world(
+        tmp_path, partial(Clocked, clock), COMMAND_ABANDON_AFTER_SECONDS="60", COMMAND_ATTENTION_AFTER_SECONDS="60"
+    ) as world:
         await world.trouble("execute", **HOLD)
         running = a_request()
         await world.pending(running)
-        at_work = world.running.runner
-        for clock in (0, -HOUR):
-            monkeypatch.setattr(at_work, "_now", lambda clock=clock: clock)
-            assert (at_work.oldest_unfinished_seconds, at_work.needing_attention) == (0.0, 0)
+        for clock.moment in (0, -HOUR):
+            taken = world.running.vitals()
+            assert (taken.oldest_unfinished_seconds, taken.charges_needing_attention) == (0.0, 0)
         await world.referee.no_more_trouble()
         assert (await world.charge(running)).status == CHARGED

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import grpc
@@ -23,33 +22,36 @@ import pytest
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
-from chassis.server import Refusal
-from command_service import charge
+from chassis import settings
+from chassis.refusals import Refusal
 from command_service.api import CommandService
+from command_service.bank.breaker import REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
+from command_service.charge import Command
 from command_service.codec import decode
+from command_service.failures import ImpossibleEvent
+from command_service.intake import screened
 from command_service.journal import Record
-from command_service.journal.sqlite import SqliteJournal
-from command_service.journal.upkeep import backup
+from command_service.journal.commits import GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import restore_journal
-from command_service.pace import REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
-from command_service.runner import Limits, Runner
-from demo.processes import Town
-from tests.service.command_world import (
+from command_service.parts import Parts
+from command_service.settings import Settings
+from command_service.values import ChargeRequested
+from rig.errors import Told, refused, told
+from rig.processes import Town
+from rig.referee import PATIENT_SECONDS, Referee
+from rig.world import (
     ABANDONED,
     CHARGED,
     DECLINED,
     FRESH,
     IN_REVIEW,
     JOINED,
-    PATIENT_SECONDS,
     PENDING,
     RECOVERED,
     REPLAYED,
-    Movement,
-    Referee,
-    Told,
     World,
     a_request,
     a_world,
@@ -59,9 +61,7 @@ from tests.service.command_world import (
     id_of,
     new_key,
     records,
-    refused,
     story,
-    told,
     until,
 )
 
@@ -77,7 +77,7 @@ HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "0", "times": ALW
 
 
 def said(code: grpc.StatusCode, reason: str, advice: str, *fields: str, retry: float | None = None) -> Told:
-    return Told(code, reason, advice, frozenset(fields), retry, "", frozenset(), b"", "")
+    return Told(code, reason, advice, frozenset(fields), retry, "", frozenset(), {}, b"")
 
 
 KEY_REUSED = said(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED", "ASK_STATUS")
@@ -105,7 +105,8 @@ async def test_a_new_key_charges_the_card_once(world: World) -> None:
     request = a_request()
     answer = await world.charge(request)
     (movement,) = await world.movements(request)
-    assert movement == Movement(id_of(request), answer.transaction_id, 1250, "EUR")
+    assert (movement.reference, movement.transaction_id) == (id_of(request), answer.transaction_id)
+    assert (movement.minor_units, movement.currency_code) == (1250, "EUR")
     assert answer == ChargeResponse(
         charge_id=id_of(request),
         status=CHARGED,
@@ -464,7 +465,7 @@ async def test_a_bank_that_does_not_accept_us_declines_nothing(world: World, sta
     await world.stop()
     await world.referee.no_more_trouble()
     await world.start()
-    await until(lambda: world.running.runner.unfinished == 0)
+    await until(lambda: world.running.vitals().unfinished_charges == 0)
     assert story(world.journal, known.charge_id) == STRAIGHT
     assert (await world.charge(request)).status == CHARGED
 
@@ -477,7 +478,7 @@ async def test_while_the_bank_is_away_known_keys_are_answered_and_new_ones_are_n
     await world.bank_down()
     begun_before = [a_request() for _ in range(UNANSWERED_TO_OPEN)]
     await asyncio.gather(*[world.pending(request) for request in begun_before])
-    await until(lambda: world.running.runner.breaker_is_open)
+    await until(lambda: world.running.vitals().bank_breaker_open)
 
     stored = head(world.journal)
     new = a_request()
@@ -507,10 +508,10 @@ async def test_a_charge_that_the_bank_never_answers_holds_up_nobody(
     request.card.token = "tok_mastercard"
     await world.trouble(on, card="tok_mastercard", times=ALWAYS, **trouble)
     stuck = asyncio.create_task(world.pending(request))
-    await until(lambda: world.running.runner.unfinished)
+    await until(lambda: world.running.vitals().unfinished_charges)
     for _ in range(20):
         assert (await world.charge(a_request())).status == CHARGED
-        assert not world.running.runner.breaker_is_open
+        assert not world.running.vitals().bank_breaker_open
     assert (await stuck).status == PENDING
 
 
@@ -521,7 +522,7 @@ async def test_a_new_charge_may_find_out_that_the_bank_is_back(world: World) -> 
     for request in stuck:
         request.card.token = "tok_mastercard"
     await asyncio.gather(*[world.pending(request) for request in stuck])
-    await until(lambda: world.running.runner.breaker_is_open)
+    await until(lambda: world.running.vitals().bank_breaker_open)
     request = a_request()
     refusals = set()
 
@@ -534,9 +535,9 @@ async def test_a_new_charge_may_find_out_that_the_bank_is_back(world: World) -> 
 
     await until(is_taken)
     assert refusals <= {"BANK_UNREACHABLE"}
-    assert not world.running.runner.breaker_is_open
+    assert not world.running.vitals().bank_breaker_open
     assert (await world.charge(a_request())).status == CHARGED
-    assert world.running.runner.unfinished == UNANSWERED_TO_OPEN
+    assert world.running.vitals().unfinished_charges == UNANSWERED_TO_OPEN
 
 
 async def ask_in_vain(world: World, on: str) -> None:
@@ -571,7 +572,7 @@ async def test_a_charge_is_not_abandoned_before_five_attempts_however_old(tmp_pa
         await world.trouble("token", **HOLD)
         request = a_request()
         waiting = asyncio.ensure_future(world.charge(request))
-        await until(lambda: world.running.runner.oldest_unfinished_seconds > 1)
+        await until(lambda: world.running.vitals().oldest_unfinished_seconds > 1)
         waiting.cancel()
         await world.stop()
         await world.referee.no_more_trouble()
@@ -592,7 +593,7 @@ async def test_the_execute_step_is_never_given_up(tmp_path: Path) -> None:
             return (await world.asked(request)).count("execute") > 10
 
         await until(asked_in_vain)
-        assert world.running.runner.oldest_unfinished_seconds > 1
+        assert world.running.vitals().oldest_unfinished_seconds > 1
         assert world.story(request) == ["charge_requested", "token_issued"]
         await world.referee.no_more_trouble()
         assert (await charging).status == CHARGED
@@ -606,7 +607,7 @@ async def test_in_a_restored_journal_nothing_is_abandoned_and_the_bank_is_looked
         request = a_request()
         await world.pending(request)
         await world.stop()
-        restore_journal(world.journal, None)
+        restore_journal(SqliteFile(world.journal), None)
         await world.referee.no_more_trouble()
         await ask_in_vain(world, "token")
         before = len(await world.asked(request))
@@ -617,7 +618,7 @@ async def test_in_a_restored_journal_nothing_is_abandoned_and_the_bank_is_looked
             return (await world.asked(request))[before:].count("token") > 10
 
         await until(asked_in_vain)
-        assert world.running.runner.oldest_unfinished_seconds > 1
+        assert world.running.vitals().oldest_unfinished_seconds > 1
         assert world.story(request) == ["charge_requested"]
         await world.referee.no_more_trouble()
         assert (await world.charge(request)).status == CHARGED
@@ -632,12 +633,12 @@ async def test_a_restored_journal_learns_what_it_forgot_by_looking_it_up(world: 
     await world.trouble(on, **HOLD)
     request = a_request()
     answer = await world.pending(request)
-    backup(world.journal, tmp_path / "backup.db")
+    SqliteFile(world.journal).backup(tmp_path / "backup.db")
     await world.referee.no_more_trouble()
     charged = await world.charge(request)
     assert charged.status == CHARGED
     await world.stop()
-    restore_journal(world.journal, tmp_path / "backup.db")
+    restore_journal(SqliteFile(world.journal), tmp_path / "backup.db")
     assert len(story(world.journal, answer.charge_id)) == (1 if on == "token" else 2)
     before = len(await world.asked(request))
     await world.start()
@@ -683,7 +684,7 @@ async def test_a_deadline_of_less_than_200_ms_can_succeed(world: World) -> None:
 
 async def test_a_call_that_is_read_after_its_deadline_is_told_that_nothing_was_stored(world: World) -> None:
     """It is not begun: a client whose clock runs behind may still read why."""
-    service = CommandService(world.running.runner, max_calls=1)
+    service = CommandService(screened({}), world.running.reception, max_calls=1)
 
     class Late:
         def time_remaining(self) -> float:
@@ -725,7 +726,8 @@ async def test_a_new_key_is_advised_only_where_the_first_charge_moves_no_money(
         await world.trouble("execute", **HOLD)
     await world.charge(first, 0.8)
     answer = await refused(world.charge(a_request(first.idempotency_key, card=Card(token="tok_mastercard"))))
-    assert (answer.reason, answer.status, answer.advice) == ("IDEMPOTENCY_KEY_REUSED", status, advice)
+    said = (answer.reason, answer.metadata["status"], answer.advice)
+    assert said == ("IDEMPOTENCY_KEY_REUSED", status, advice)
 
 
 @pytest.mark.parametrize("seconds", [None, 10 * 365 * 86_400.0])
@@ -826,7 +828,7 @@ async def test_without_room_on_the_disk_no_new_charge_is_taken_and_begun_ones_fi
 
 
 # ---------------------------------------------------------------- while the server starts
-class Held(SqliteJournal):
+class Held(GroupCommit):
     """The journal, whose reads of a stream wait until they may go on."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -848,27 +850,29 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
     await world.pending(request)
     await world.stop()
     async with AsyncExitStack() as stack:
-        journal = await Held.open(world.journal, now=now, end_process=lambda: sys.exit("unknown"))
+        journal = await Held.open(
+            await SqliteFile(world.journal).open(), now=now, end_process=lambda: sys.exit("unknown")
+        )
         assert isinstance(journal, Held)
         stack.push_async_callback(journal.close)
         bank = gateway_bank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
         stack.push_async_callback(bank.close)
-        limits = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3_600, attention_after_seconds=600)
-        runner = Runner(journal, bank, limits, clock=time.monotonic, now=now, chance=Random(7))
-        stack.push_async_callback(runner.close)
+        assembled = Parts(settings.read(Settings, {})).assemble(journal, bank)
+        stack.push_async_callback(assembled.close)
+        runner, reception = assembled.runner, assembled.reception
         requested = decode(records(world.journal)[0].event)
-        assert isinstance(requested, charge.ChargeRequested)
-        command = charge.Charge(requested.request)
+        assert isinstance(requested, ChargeRequested)
+        command = Command(requested.request)
 
-        finding, accepting = asyncio.ensure_future(runner.recover()), runner.accept(command)
+        finding, accepting = asyncio.ensure_future(runner.recover()), reception.accept(command)
         await until(lambda: journal.reading == 2)
         journal.may_read.set()
         assert await finding == 1
-        accepted, joined = await accepting, await runner.accept(command)
-        assert accepted.running is not None
-        assert accepted.running is joined.running
+        accepted, joined = await accepting, await reception.accept(command)
+        assert accepted.run is not None
+        assert accepted.run is joined.run
         await world.referee.no_more_trouble()
-        await accepted.running.ended
+        await accepted.run.ended
         assert runner.unfinished == 0
     await world.start()
     assert (await world.charge(request)).outcome_source == REPLAYED
@@ -877,16 +881,18 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
 async def test_an_unfinished_charge_that_has_no_events_ends_the_start(tmp_path: Path) -> None:
     """Both are stored in one transaction: a key that names no charge is another one, damaged, that would be lost."""
     async with AsyncExitStack() as stack:
-        journal = await SqliteJournal.open(tmp_path / "journal.db", now=now, end_process=lambda: sys.exit("unknown"))
+        journal = await GroupCommit.open(
+            await SqliteFile(tmp_path / "journal.db").open(), now=now, end_process=lambda: sys.exit("unknown")
+        )
         stack.push_async_callback(journal.close)
         with closing(sqlite3.connect(tmp_path / "journal.db")) as vandal:
             vandal.execute("INSERT INTO unfinished VALUES (randomblob(16))")
             vandal.commit()
         bank = gateway_bank("http://127.0.0.1:1", open_transport(max_connections=1), PATIENT_SECONDS)
-        limits = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=3_600, attention_after_seconds=600)
-        runner = Runner(journal, bank, limits, clock=time.monotonic, now=now, chance=Random(7))
-        stack.push_async_callback(runner.close)
-        with pytest.raises(charge.ImpossibleEvent):
+        assembled = Parts(settings.read(Settings, {})).assemble(journal, bank)
+        stack.push_async_callback(assembled.close)
+        runner = assembled.runner
+        with pytest.raises(ImpossibleEvent):
             await runner.recover()
         assert runner.unfinished == 0
 

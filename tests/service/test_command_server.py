@@ -22,23 +22,12 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, Money
 from charging.v1.journal_pb2 import Event, SubscribeRequest
 from command_service.codec import charge_id_of
-from command_service.journal.sqlite import SqliteJournal
-from demo.processes import DidNotStart, Server, Town
-from tests.service.command_world import (
-    CHARGED,
-    PATIENT_SECONDS,
-    PENDING,
-    REPLAYED,
-    Referee,
-    World,
-    a_request,
-    a_world,
-    assert_books_agree,
-    head,
-    records,
-    refused,
-    until,
-)
+from command_service.journal.commits import GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
+from rig.errors import refused
+from rig.processes import DidNotStart, Server, Town
+from rig.referee import PATIENT_SECONDS, Referee
+from rig.world import CHARGED, PENDING, REPLAYED, World, a_request, a_world, assert_books_agree, head, records, until
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 OF_A_NEWER_PROGRAM = b"\xa2\x06\x00"  # An event of a kind that we do not know.
@@ -214,7 +203,9 @@ async def test_a_journal_with_an_unfinished_charge_that_cannot_be_read_is_refuse
 
 async def store(path: Path, event: bytes, *, finished: bool, key: str = "order-1234") -> None:
     """Append an event as the first of a key's charge."""
-    journal = await SqliteJournal.open(path, now=lambda: 1_000_000, end_process=lambda: sys.exit("unknown"))
+    journal = await GroupCommit.open(
+        await SqliteFile(path).open(), now=lambda: 1_000_000, end_process=lambda: sys.exit("unknown")
+    )
     await journal.append(charge_id_of("default", key), 0, [event], finished=finished)
     await journal.close()
 
@@ -362,6 +353,7 @@ async def test_a_charge_that_cannot_be_read_is_data_loss_and_no_new_charge(tmp_p
     unknown, damaged = a_request(), a_request()
     await store(tmp_path / "journal.db", OF_A_NEWER_PROGRAM, finished=True, key=unknown.idempotency_key)
     async with a_world(tmp_path) as world:
+        world.broken = {"I8"}  # the unknown event is none of a stream's
         await world.charge(damaged)
         flip_a_bit(world.journal, 2)
         before = head(world.journal), await world.referee.calls()

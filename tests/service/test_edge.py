@@ -27,9 +27,10 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 from charging.v1.query_pb2 import GetChargeRequest, GetViewStatusRequest, WatchChargeRequest
 from chassis import metrics
 from query_service.api import WATCHES_A_CONNECTION
+from rig.errors import refused
 from tests.sealed import SealedJournal, token_issued
 from tests.service.feed_server import FeedServer, feeding
-from tests.service.query_rig import SERVICE, client_of, process_of, querying, refused
+from tests.service.query_rig import SERVICE, client_of, process_of, querying
 
 PATIENCE_SECONDS = 30
 ROOT = Path(__file__).parent.parent.parent
@@ -48,12 +49,6 @@ async def feed() -> AsyncIterator[FeedServer]:
     journal.charge("order-0001", "user-1", token_issued())
     async with feeding(journal) as server:
         yield server
-
-
-async def told(call: Any) -> Any:
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call
-    return refused(failed.value)
 
 
 # ---------------------------------------------------------------- proxies
@@ -98,8 +93,12 @@ def test_every_client_that_is_made_outside_the_tests_ignores_proxies() -> None:
 async def test_a_query_above_its_limit_is_refused_with_details(feed: FeedServer, tmp_path: Path) -> None:
     """Under a code for which nobody tries again, and a text that says the limit."""
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
-        error = await told(client.queries.GetCharge(GetChargeRequest(idempotency_key="k" * (16 << 10))))
-    assert (error.code, error.reason, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", ("",))
+        error = await refused(client.queries.GetCharge(GetChargeRequest(idempotency_key="k" * (16 << 10))))
+    assert (error.code, error.reason, error.fields) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_REQUEST",
+        frozenset({""}),
+    )
     assert error.metadata == {"advice": "DO_NOT_RETRY"}
 
 
@@ -119,7 +118,7 @@ async def test_what_is_malformed_gets_our_text_and_fills_no_log(feed: FeedServer
                     *(channel.stream_stream(REFLECTION.format(each))(iter([request])).read() for each in VERSIONS),
                 )
                 for call in calls:
-                    error = await told(call)
+                    error = await refused(call)
                     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
                     assert error.text == "the request is invalid: see the field violations"
         await process.logged("the view has caught up")
@@ -132,7 +131,7 @@ async def test_health_knows_its_services_and_no_others(feed: FeedServer, tmp_pat
     """Check says NOT_FOUND of others, Watch that they are unknown, List leaves them out."""
     async with querying(feed.address, tmp_path / "view.db") as (running, client):
         await client.becomes(HealthCheckResponse.SERVING)
-        assert (await told(client.health.Check(HealthCheckRequest(service="x")))).code is grpc.StatusCode.NOT_FOUND
+        assert (await refused(client.health.Check(HealthCheckRequest(service="x")))).code is grpc.StatusCode.NOT_FOUND
         watched = await client.health.Watch(HealthCheckRequest(service="x")).read()
         assert watched.status == HealthCheckResponse.SERVICE_UNKNOWN
         async with grpc.aio.insecure_channel(str(running.listen)) as channel:
@@ -228,7 +227,7 @@ async def test_a_method_is_found_by_its_name_and_comes_with_its_comment(
     assert file.name == "charging/v1/query.proto"
     number = [method.name for method in file.service[0].method].index("WatchCharge")
     comments = [place.leading_comments for place in file.source_code_info.location if place.path == [6, 0, 2, number]]
-    assert comments[0].startswith(" Tells where a charge stands now, and again each time that changes")
+    assert comments[0].startswith(" Sends the charge as it is now, and again after each change")
     pool = DescriptorPool()
     for each in reversed([file, *imported]):  # all that is imported came with it, or this fails
         pool.Add(each)
@@ -302,7 +301,7 @@ async def test_a_connection_full_of_watches_is_told_so_and_has_room_for_other_ca
         watches = [client.queries.WatchCharge(request) for _ in range(WATCHES_A_CONNECTION)]
         for watch in watches:
             await watch.read()
-        error = await told(client.queries.WatchCharge(request).read())
+        error = await refused(client.queries.WatchCharge(request).read())
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHES")
         assert (error.metadata, error.retry_after_seconds) == ({"advice": "ASK_STATUS"}, None)
         assert error.text == "too many watches over this connection: open another for more"

@@ -24,25 +24,20 @@ from charging.v1 import journal_pb2_grpc
 from charging.v1.journal_pb2 import Record, SubscribeRequest, SubscribeResponse
 from chassis.server import Server
 from chassis.settings import Address
-from command_service.errors import DOMAIN, Reason, refusal
 from command_service.feed import Feed, JournalService
 from command_service.journal import Place
 from command_service.journal import Record as Stored
-from command_service.journal.sqlite import SqliteJournal
-from tests.service.command_world import (
-    Told,
-    a_request,
-    a_world,
-    head,
-    refused,
-    told,
-    until,
-)
+from command_service.journal.commits import GroupCommit
+from command_service.journal.sqlite.file import SqliteFile
+from contract.errors import DOMAIN, Reason
+from contract.errors import command_refusal as refusal
+from rig.errors import Told, refused, told
+from rig.world import a_request, a_world, head, until
 
 NEVER_SECONDS = 3_600.0
 
 
-class Counted(SqliteJournal):
+class Counted(GroupCommit):
     """The journal, with its reads for the feed counted, and held back while `may_read` is not set."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -156,7 +151,7 @@ async def a_source(
     folder: Path, *, heartbeat_seconds: float = NEVER_SECONDS, slow_reader_seconds: float = NEVER_SECONDS
 ) -> AsyncIterator[Source]:
     path = folder / "journal.db"
-    journal = await Counted.open(path, now=lambda: time.time_ns() // 1_000, end_process=_never)
+    journal = await Counted.open(await SqliteFile(path).open(), now=lambda: time.time_ns() // 1_000, end_process=_never)
     assert isinstance(journal, Counted)
     feed = Feed(journal, heartbeat_seconds=heartbeat_seconds)
     service = JournalService(feed, slow_reader_seconds=slow_reader_seconds)
@@ -201,10 +196,10 @@ async def test_a_stream_opens_brings_every_record_and_says_that_it_has_caught_up
     ] == [(r.position, r.charge_id, r.version, r.recorded_at, r.chain, r.event) for r in stored]
 
 
-async def all_stored(journal: SqliteJournal) -> AsyncIterator[Stored]:
+async def all_stored(journal: GroupCommit) -> AsyncIterator[Stored]:
     place = Place(0, bytes(32))
     while place.position < journal.head.position:
-        for record in await SqliteJournal.read_after(journal, place):
+        for record in await GroupCommit.read_after(journal, place):
             place = Place(record.position, record.chain)
             yield record
 

@@ -23,8 +23,8 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from chassis.stderr import StandardError
-from demo.processes import Server, Town
-from tests.service.command_world import until
+from rig.processes import Server, Town
+from rig.world import until
 
 SERVERS = ["command_service", "query_service", "gateway_mock"]
 PATIENCE_SECONDS = 40
@@ -377,7 +377,7 @@ def run(module: str, *arguments: str, **environment: str) -> "subprocess.Complet
     )
 
 
-PROGRAMS = [*SERVERS, "demo.tour", "demo.crash", "prove", "prove.simulation", "prove.judge.check"]
+PROGRAMS = [*SERVERS, "demo.tour", "demo.crash", "prove", "prove.simulation", "judge"]
 
 
 @pytest.mark.parametrize("module", PROGRAMS)

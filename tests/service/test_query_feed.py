@@ -35,6 +35,7 @@ from query_service import subscriber
 from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, State, Subscriber, verify
 from query_service.view import FORMAT, View, ViewUnusable
 from query_service.waiting import Waiting
+from rig.errors import told as read_error
 from tests.sealed import (
     EPOCH_MICROSECONDS,
     UNKNOWN_EVENT,
@@ -48,7 +49,7 @@ from tests.sealed import (
     token_issued,
 )
 from tests.service.feed_server import FeedServer, feeding
-from tests.service.query_rig import SERVICE, Client, client_of, dump, process_of, querying, refused
+from tests.service.query_rig import SERVICE, Client, client_of, dump, process_of, querying
 
 PAGE_BYTES = 4096
 # For loops that ask again and again: far more than they need on a busy machine.
@@ -501,7 +502,7 @@ async def test_a_watcher_is_told_when_the_view_is_built_again(feed: FeedServer, 
         feed.mend()
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await watch.read()
-    assert (ended.value.code(), refused(ended.value).reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
+    assert (ended.value.code(), read_error(ended.value).reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
 
 
 async def test_a_server_of_another_journal_in_the_list_costs_no_view(feed: FeedServer, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from charging.v1.query_pb2 import (
 )
 from query_service import api
 from query_service.pages import token_after
+from rig.errors import Told, refused, told
 from tests.sealed import (
     CARD,
     EPOCH_MICROSECONDS,
@@ -42,7 +43,7 @@ from tests.sealed import (
     token_issued,
 )
 from tests.service.feed_server import FeedServer, feeding
-from tests.service.query_rig import Client, Refused, client_of, querying, refused
+from tests.service.query_rig import Client, client_of, querying
 
 Call = Callable[[Client], Awaitable[Any]]
 
@@ -63,13 +64,6 @@ def time_of(microseconds: int) -> Timestamp:
     time = Timestamp()
     time.FromMicroseconds(microseconds)
     return time
-
-
-async def told(call: Awaitable[Any]) -> Refused:
-    """What a client reads of an error."""
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call
-    return refused(failed.value)
 
 
 def keys(page: ListChargesResponse) -> list[str]:
@@ -136,7 +130,7 @@ async def test_what_is_not_shown_is_not_found_as_of_a_position_and_advises_the_s
     """A view that lags must never be read as "take a new key", and a malformed id is no other case than an unknown one."""
     request_.min_position = feed.journal.charge("order-0001")
     await feed.tell()
-    error = await told(client.queries.GetCharge(request_))
+    error = await refused(client.queries.GetCharge(request_))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CHARGE_NOT_FOUND")
     assert error.metadata == {"as_of_position": "1", "advice": "RETRY_SAME_KEY"}
     assert request_.charge_id + request_.idempotency_key not in error.text
@@ -181,9 +175,9 @@ FORGED_TOKEN = token_after(2**63, ListChargesRequest())
 )
 async def test_an_invalid_request_is_refused_and_its_field_named(client: Client, call: Call, field: str) -> None:
     """The field, never its value; and it is not to be sent again."""
-    error = await told(call(client))
+    error = await refused(call(client))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert error.fields == (field,)
+    assert error.fields == {field}
     assert error.metadata == {"advice": "DO_NOT_RETRY"}
     assert error.text == "the request is invalid: see the field violations"
 
@@ -195,7 +189,7 @@ async def test_bytes_that_are_no_request_are_refused_with_our_own_words(feed: Fe
         grpc.aio.insecure_channel(str(running.listen)) as channel,
     ):
         call: Any = channel.unary_unary("/charging.v1.QueryService/GetCharge")
-        error = await told(call(b"\xff\xff\xff"))
+        error = await refused(call(b"\xff\xff\xff"))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
@@ -234,7 +228,7 @@ async def test_a_view_that_does_not_get_there_says_how_far_it_is_before_the_clie
     feed.journal.charge("order-0001", "user-1", token_issued())
     await feed.hold(1)
     await client.queries.GetViewStatus(GetViewStatusRequest(min_position=1))
-    error = await told(call(client))
+    error = await refused(call(client))
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
     assert error.metadata["as_of_position"] == "1"
     assert error.metadata["head_position"] in ("0", "1", "2")  # as the last sign of life said
@@ -247,7 +241,7 @@ async def test_no_query_waits_longer_than_its_bound_even_without_a_deadline(
 ) -> None:
     """The bound is 5 s; shortened here."""
     monkeypatch.setattr(api, "LONGEST_WAIT_SECONDS", 0.05)
-    error = await told(client.queries.GetViewStatus(GetViewStatusRequest(min_position=2**63 - 1)))
+    error = await refused(client.queries.GetViewStatus(GetViewStatusRequest(min_position=2**63 - 1)))
     assert error.reason == "VIEW_BEHIND"
 
 
@@ -365,8 +359,8 @@ async def test_a_page_token_is_good_for_its_own_conditions_only(feed: FeedServer
         ListChargesRequest(user_id="user-1", requested_from=time_of(0), page_token=token[:-4]),
     ]
     for other in others:
-        error = await told(client.queries.ListCharges(other))
-        assert (error.reason, error.fields) == ("INVALID_REQUEST", ("page_token",))
+        error = await refused(client.queries.ListCharges(other))
+        assert (error.reason, set(error.fields)) == ("INVALID_REQUEST", {"page_token"})
 
 
 async def test_a_page_is_cut_before_it_is_too_large_to_be_received(feed: FeedServer, client: Client) -> None:
@@ -429,7 +423,7 @@ async def test_an_idle_watcher_reads_nothing_and_one_woken_for_nothing_is_told_n
 
 async def test_watching_an_unknown_charge_is_not_found(client: Client) -> None:
     """As GetCharge says it."""
-    error = await told(client.queries.WatchCharge(WatchChargeRequest(charge_id=charge_id_of("never"))).read())
+    error = await refused(client.queries.WatchCharge(WatchChargeRequest(charge_id=charge_id_of("never"))).read())
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CHARGE_NOT_FOUND")
     assert error.metadata == {"as_of_position": "0", "advice": "RETRY_SAME_KEY"}
 
@@ -441,22 +435,22 @@ async def test_watchers_are_limited_and_one_that_hangs_up_makes_room(feed: FeedS
     async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_WATCHERS="1") as (_, client):
         first = client.queries.WatchCharge(watch)
         await read(first)
-        error = await told(client.queries.WatchCharge(watch).read())
+        error = await refused(client.queries.WatchCharge(watch).read())
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
         assert error.retry_after_seconds == 0.5
         first.cancel()
         async with asyncio.timeout(20):
-            while isinstance(answer := await watched_or_refused(client, watch), Refused):
+            while isinstance(answer := await watched_or_refused(client, watch), Told):
                 assert answer.reason == "TOO_MANY_CALLS"  # until the server has noticed
         assert answer.charge.version == 1
 
 
-async def watched_or_refused(client: Client, request: WatchChargeRequest) -> WatchChargeResponse | Refused:
+async def watched_or_refused(client: Client, request: WatchChargeRequest) -> WatchChargeResponse | Told:
     """A stream's first message, or its error."""
     try:
         return await read(client.queries.WatchCharge(request))
     except grpc.aio.AioRpcError as error:
-        return refused(error)
+        return told(error)
 
 
 async def test_a_server_that_stops_tells_its_watchers_to_watch_again(feed: FeedServer, tmp_path: Path) -> None:
@@ -467,7 +461,7 @@ async def test_a_server_that_stops_tells_its_watchers_to_watch_again(feed: FeedS
         async with client_of(str(running.listen)) as client:
             watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-0001", min_position=position))
             await read(watch)
-            ending = asyncio.ensure_future(told(watch.read()))
+            ending = asyncio.ensure_future(refused(watch.read()))
             await server.aclose()
             error = await ending
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
@@ -498,7 +492,7 @@ async def test_a_history_tells_event_by_event_where_the_charge_stood(feed: FeedS
         (4, 3, "Charged", ChargeStatus.CHARGE_STATUS_CHARGED),
     ]
     assert [one.recorded_at for one in answer.entries] == [time_of(EPOCH_MICROSECONDS + at) for at in (1, 3, 4)]
-    error = await told(client.queries.GetChargeHistory(GetChargeHistoryRequest(idempotency_key="never-used")))
+    error = await refused(client.queries.GetChargeHistory(GetChargeHistoryRequest(idempotency_key="never-used")))
     assert error.reason == "CHARGE_NOT_FOUND"
 
 
@@ -555,7 +549,7 @@ async def test_queries_are_limited_and_the_rest_is_told_to_come_again(feed: Feed
         assert await other == 0
         await busy
         assert await shown_or_refused(client, GetViewStatusRequest()) == 0
-    assert isinstance(error, Refused)
+    assert isinstance(error, Told)
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
     assert error.retry_after_seconds == 0.5
 
@@ -573,22 +567,22 @@ async def test_queries_that_wait_for_a_position_leave_the_others_their_places(fe
         assert await shown_or_refused(client, GetViewStatusRequest(min_position=1)) == 1
         assert (await read(watch)).charge.version == 1  # watchers have theirs
         watch.cancel()
-    assert isinstance(error, Refused)
+    assert isinstance(error, Told)
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
 
 
 async def first_of_two(
     client: Client, request: GetViewStatusRequest
-) -> "tuple[asyncio.Future[Refused | int], asyncio.Future[Refused | int]]":
+) -> "tuple[asyncio.Future[Told | int], asyncio.Future[Told | int]]":
     """Send a query twice: the one that ends first, and the other."""
     two = [asyncio.ensure_future(shown_or_refused(client, request)) for _ in range(2)]
     (one,), (other,) = await asyncio.wait(two, return_when=asyncio.FIRST_COMPLETED)
     return one, other
 
 
-async def shown_or_refused(client: Client, request: GetViewStatusRequest) -> Refused | int:
+async def shown_or_refused(client: Client, request: GetViewStatusRequest) -> Told | int:
     """The position shown, or the error."""
     try:
         return (await client.queries.GetViewStatus(request)).as_of_position
     except grpc.aio.AioRpcError as error:
-        return refused(error)
+        return told(error)

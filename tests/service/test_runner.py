@@ -1,25 +1,49 @@
 """The loop by itself, on virtual time, with a journal in memory and a bank that says what it is told to say."""
 
+import dataclasses
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import pytest
 
 from charging.v1.journal_pb2 import Event
+from chassis import settings
 from command_service.bank import Bank
-from command_service.charge import Answer, Charge, Effect, Execute, Executed, NoAnswer, RequestToken, Token, TokenIssued
+from command_service.charge import Command
 from command_service.codec import encode
-from command_service.journal import Journal, Record, VersionConflict
-from command_service.runner import Limits, Runner
+from command_service.journal import Journal, Outcome, Record, VersionConflict
+from command_service.parts import Parts
+from command_service.settings import Settings
+from command_service.streams import DECISIONS, KeepsMoving
+from command_service.values import Answer, Effect, Execute, Executed, NoAnswer, RequestToken, Token, TokenIssued
 from prove.simulation.loop import VirtualLoop
 from tests.core.stories import REQUEST
 
-LIMITS = Limits(bank_calls=8, unfinished=100, abandon_after_seconds=1.0, attention_after_seconds=600.0)
+SETTINGS = dataclasses.replace(settings.read(Settings, {}), abandon_after_seconds=1.0)
+
+
+class Timed(Parts):
+    """The product's own parts, on virtual time."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__(SETTINGS)
+        self._loop = loop
+
+    def clock(self) -> float:
+        return self._loop.time()
+
+    def now(self) -> int:
+        return int(self._loop.time() * 1_000_000) + 1
+
+    def chance(self) -> random.Random:
+        return random.Random(1)
 
 
 class InMemory:
     """A journal of one charge. `ahead`, if given, is stored by another server right before our second event."""
 
-    accepting, restored = True, False
+    accepting, not_accepting, restored = True, "", False
 
     def __init__(self, ahead: bytes = b"") -> None:
         self.stored: list[Record] = []
@@ -38,12 +62,12 @@ class InMemory:
         events: Sequence[bytes],
         *,
         finished: bool,  # noqa: ARG002  # the port's
-    ) -> list[Record]:
+    ) -> Outcome:
         if self._ahead and expected_version == 1:
             ahead, self._ahead = self._ahead, b""
             self._store(charge_id, ahead)
         if expected_version != len(self.stored):
-            raise VersionConflict
+            return VersionConflict()
         return [self._store(charge_id, event) for event in events]
 
     def _store(self, charge_id: str, event: bytes) -> Record:
@@ -72,18 +96,10 @@ def charged(journal: InMemory, bank: Scripted) -> None:
     loop = VirtualLoop(None)
 
     async def main() -> None:
-        clock: Callable[[], float] = loop.time
-        runner = Runner(
-            cast("Journal", journal),
-            cast("Bank", bank),
-            LIMITS,
-            clock=clock,
-            now=lambda: int(loop.time() * 1_000_000) + 1,
-            chance=random.Random(1),
-        )
-        accepted = await runner.accept(Charge(REQUEST))
-        running: Any = accepted.running
-        await running.ended
+        assembled = Timed(loop).assemble(cast("Journal", journal), cast("Bank", bank))
+        accepted = await assembled.reception.accept(Command(REQUEST))
+        assert accepted.run is not None
+        await accepted.run.ended
 
     loop.run(main())
 
@@ -117,3 +133,26 @@ def test_when_another_got_ahead_the_charge_is_read_again_and_not_assumed_stored(
     charged(journal, bank)
     assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
     assert [effect.token for effect in bank.asked if isinstance(effect, Execute)] == ["theirs"]
+
+
+class Contested(InMemory):
+    """A journal in which another writer is faster each time."""
+
+    appends = 0
+
+    async def append(self, *_: object, **__: object) -> Outcome:
+        self.appends += 1
+        return VersionConflict()
+
+
+def test_a_call_that_always_finds_another_ahead_ends_after_a_few_attempts() -> None:
+    """A conflict means that somebody else has stored something, which ends after a few times: turning on would hide a fault."""
+    journal, loop = Contested(), VirtualLoop(None)
+
+    async def main() -> None:
+        assembled = Timed(loop).assemble(cast("Journal", journal), cast("Bank", Scripted()))
+        await assembled.reception.accept(Command(REQUEST))
+
+    with pytest.raises(KeepsMoving):
+        loop.run(main())
+    assert journal.appends == DECISIONS

@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 import sqlite3
 import struct
 import subprocess
 import sys
+import tomllib
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,8 +29,9 @@ from charging.v1.journal_pb2 import (
     TokenExpired,
     TokenIssued,
 )
-from prove.judge.checker import check
-from prove.judge.history import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, fold
+from judge.checker import check
+from judge.cli import main
+from judge.history import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, fold
 
 KEY, OTHER = "order-00001", "order-00002"
 CARD_NUMBER = "4111111111111111"
@@ -267,9 +271,10 @@ def test_the_streams_that_a_charge_may_take_all_pass() -> None:
         assert check(bare(begun, *rest)) == []
 
 
-def test_the_command_checks_files_and_says_what_it_looked_at(tmp_path: Path) -> None:
-    """A user runs it over a journal, a statement and a history; exit status 0 means that all holds, 1 that it does not."""
-    path = tmp_path / "journal.db"
+def files(folder: Path, *movements: Movement) -> list[str]:
+    """A journal, a statement and a history in files, as the checker's program is given them."""
+    path, statement, history = (folder / name for name in ("journal.db", "statement.json", "history.jsonl"))
+    path.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(
             "CREATE TABLE record (position, charge_id BLOB, version, recorded_at, chain BLOB, event BLOB)"
@@ -278,18 +283,65 @@ def test_the_command_checks_files_and_says_what_it_looked_at(tmp_path: Path) -> 
             row = (r.position, uuid.UUID(r.charge_id).bytes, r.version, r.recorded_at, r.chain, r.event)
             connection.execute("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?)", row)
         connection.commit()
-    statement, history = tmp_path / "statement.json", tmp_path / "history.jsonl"
+    statement.write_text(json.dumps({"movements": [dataclasses.asdict(movement) for movement in movements]}))
     history.write_text("\n".join(json.dumps(dataclasses.asdict(one)) for one in good().calls))
+    return ["--journal", str(path), "--statement", str(statement), "--history", str(history), "--at-rest"]
 
-    def run(*movements: Movement) -> subprocess.CompletedProcess[str]:
-        statement.write_text(json.dumps({"movements": [dataclasses.asdict(m) for m in movements]}))
-        command = ["--journal", str(path), "--statement", str(statement), "--history", str(history), "--at-rest"]
-        return subprocess.run(
-            [sys.executable, "-m", "prove.judge.check", *command], capture_output=True, text=True, check=False
-        )
 
-    sound = run(MOVED)
-    assert (sound.returncode, sound.stdout) == (0, "6 records, 1 movements, 7 calls: no violations\n")
-    twice = run(MOVED, MOVED)
-    assert twice.returncode == 1
-    assert f"I1 at charge {REFERENCE}: the money moved 2 times" in twice.stdout
+SOUND = "6 records, 1 movements, 7 calls: no violations\n"
+
+
+def test_the_command_checks_files_and_says_what_it_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user runs it over a journal, a statement and a history; exit status 0 means that all holds, 1 that it does not."""
+    assert main(files(tmp_path, MOVED)) == 0
+    assert capsys.readouterr().out == SOUND
+    assert main(files(tmp_path, MOVED, MOVED)) == 1
+    assert f"I1 at charge {REFERENCE}: the money moved 2 times" in capsys.readouterr().out
+    assert main(["--journal", str(tmp_path / "none"), "--statement", str(tmp_path / "statement.json")]) == 2
+    assert capsys.readouterr().err.startswith("cannot be read: there is no file")
+
+
+def test_it_is_installed_with_the_servers_and_runs_from_there(tmp_path: Path) -> None:
+    """An operator has the wheel, and neither the proof nor the tests. (A second and a half: a wheel is built.)"""
+    root, source, installed = Path(__file__).parents[2], tmp_path / "source", tmp_path / "installed"
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    packages = set(build["targets"]["wheel"]["packages"])
+    # A copy: the build makes the contract's stubs, and those of this environment are not to change under a test.
+    source.mkdir()
+    for part in packages - {"charging"} | {"protos"}:
+        shutil.copytree(root / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md"):
+        shutil.copyfile(root / part, source / part)
+    python = [sys.executable, "-P"]
+    subprocess.run([*python, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=source, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    install: list[str | Path] = [
+        *python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        installed,
+        wheel,
+    ]
+    subprocess.run(install, check=True)
+    names = {folder.name for folder in installed.iterdir() if folder.suffix != ".dist-info"}
+    assert names == packages | {"bin"}
+    assert packages.isdisjoint({"prove", "rig", "bench", "demo", "tests"})
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+    def said(*arguments: str) -> str:
+        command = [*python, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert said("-m", "chargeonce", "verify-history", *files(tmp_path, MOVED)) == SOUND
+    where = "import judge.cli, sys; print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)))"
+    loaded = said("-c", where).split()
+    assert str(installed / "judge" / "cli.py") in loaded
+    ours = [name for name in loaded if Path(name).is_relative_to(root) and ".venv" not in name]
+    assert ours == []

@@ -1,0 +1,1 @@
+"""The `chargeonce` command: every server and every operator's command by its name."""

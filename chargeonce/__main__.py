@@ -1,0 +1,55 @@
+"""`chargeonce COMMAND ...`, or `python -m chargeonce COMMAND ...`.
+
+Each command is a program of one package, which reads its own arguments: only that package is loaded.
+"""
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+
+from chassis import process
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A program: the module whose `main` it is, the arguments that choose it there, and what it does."""
+
+    module: str
+    arguments: tuple[str, ...]
+    text: str
+
+
+COMMANDS = {
+    "command-server": _Command("command_service.cli", (), "charge cards, each exactly once"),
+    "query-server": _Command("query_service.cli", (), "answer queries from a view of the charges"),
+    "mock-bank": _Command("gateway_mock.cli", (), "a bank to try and test with, which fails on request"),
+    "print-journal": _Command("command_service.cli", ("print-journal",), "print the journal, or one charge's stream"),
+    "verify-journal": _Command("command_service.cli", ("verify-journal",), "verify all of the journal"),
+    "backup": _Command("command_service.cli", ("backup",), "copy the journal, also while the server runs"),
+    "restore": _Command("command_service.cli", ("restore",), "put a backup in the journal's place"),
+    "verify-history": _Command(
+        "judge.cli", (), "compare journal, bank statement and view, and find what does not hold"
+    ),
+}
+
+
+def main() -> None:
+    """Run a command. Its exit status is the process's."""
+    parser = process.parser(
+        "chargeonce",
+        "Charges cards, each exactly once.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<15} {command.text}" for name, command in COMMANDS.items())
+        + "\n\nchargeonce COMMAND --help says more of each.",
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the command's own")
+    chosen = parser.parse_args()
+    command = COMMANDS[chosen.command]
+    program = "chargeonce" if command.arguments else f"chargeonce {chosen.command}"
+    sys.exit(importlib.import_module(command.module).main([*command.arguments, *chosen.arguments], program=program))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""When the bank is called: the pause after a call without an answer, and the breaker. The core says what the bank is asked.
+
+No promise rests on this file. If all of it were wrong, charges would be slow and the bank annoyed, but no card would be
+charged twice.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from enum import Enum
+
+from command_service.values import Answer, NoAnswer
+
+# The longest pause, whatever the bank wishes: a charge that waits longer looks lost to the people who wait for it.
+LONGEST_PAUSE_SECONDS = 20.0
+# The upper bound of the first pause. Each further bound is twice the one before.
+FIRST_PAUSE_SECONDS = 0.1
+# The breaker opens after this many charges in a row without an answer, or refused because of our set-up. The bank may have
+# trouble with a few charges only: they pause by themselves, and only many would be a burden.
+UNANSWERED_TO_OPEN, REFUSED_TO_OPEN = 10, 3
+
+
+def backoff_seconds(attempts: int, wished_seconds: float | None, chance: random.Random) -> float:
+    """Say how long to pause after a number of attempts in a row that changed nothing.
+
+    Full jitter, a pause between zero and the bound: charges that failed together do not come back together. The bank's own
+    wish is honoured, and spread a little for the same reason.
+    """
+    if wished_seconds is not None:
+        return min(LONGEST_PAUSE_SECONDS, max(0.0, wished_seconds) * chance.uniform(1.0, 1.25))
+    bound = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempts - 1, 16))
+    return chance.uniform(0.0, bound)
+
+
+class Pass(Enum):
+    """How a call was admitted: as one of many, or as the one that finds out whether the bank answers again."""
+
+    CALL = "call"
+    PROBE = "probe"
+
+
+class Breaker:
+    """Spares a bank that does not answer: after enough unanswered charges in a row, it admits one probe at a time.
+
+    The breaker counts charges, not calls: a single charge that the bank never answers has its own backoff, and must not hold
+    up the others. It opens sooner if the bank does not accept our set-up, since then every charge fails until people mend it.
+    """
+
+    def __init__(self, clock: Callable[[], float], chance: random.Random) -> None:
+        self._clock = clock
+        self._chance = chance
+        self._unanswered: set[str] = set()  # charges, since the bank last gave an answer
+        self._unanswered_probes = 0
+        self._newest = NoAnswer()  # the newest unanswered call's
+        self._pause_seconds = 0.0  # 0: the breaker is closed
+        self._probe_at = 0.0
+        self._probing: asyncio.Event | None = None  # set when the probe that is under way has ended
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are held back."""
+        return self._pause_seconds > 0
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether the breaker is open, no probe is under way, and the next probe is due."""
+        return self.is_open and self._probing is None and self._clock() >= self._probe_at
+
+    @property
+    def retry_after_seconds(self) -> float:
+        """The time after which a call may be admitted again."""
+        return max(1.0, self._probe_at - self._clock())
+
+    def admit(self) -> Pass | None:
+        """Admit a call, or return None. The caller hands the pass back to `note`, with the answer, once the call has ended."""
+        if not self.is_open:
+            return Pass.CALL
+        if not self.wants_probe:
+            return None
+        self._probing = asyncio.Event()
+        return Pass.PROBE
+
+    async def pause(self) -> NoAnswer | None:
+        """Wait until `admit` may admit again. Callers come back spread over half a second.
+
+        If a probe remains unanswered meanwhile, return its NoAnswer: it holds for every caller that waits here.
+        """
+        probes = self._unanswered_probes
+        if self._probing is not None:
+            await self._probing.wait()  # thousands of charges may wait here, and a probe may take long
+        if self._unanswered_probes == probes:
+            await asyncio.sleep(max(0.05, self._probe_at - self._clock()) + self._chance.uniform(0.0, 0.5))
+        return None if self._unanswered_probes == probes else self._newest
+
+    def note(self, given: Pass, charge_id: str, answer: Answer) -> None:
+        """Learn from a call's answer."""
+        if given is Pass.PROBE and self._probing is not None:
+            self._probing.set()
+            self._probing = None
+        if not isinstance(answer, NoAnswer):
+            self._unanswered.clear()
+            self._pause_seconds = 0.0
+            return
+        if given is Pass.CALL and self.is_open:
+            return  # the call began before the breaker opened, and says nothing new
+        self._newest = answer
+        self._unanswered_probes += given is Pass.PROBE
+        self._unanswered.add(charge_id)
+        if given is Pass.PROBE or len(self._unanswered) >= (
+            REFUSED_TO_OPEN if answer.our_setup else UNANSWERED_TO_OPEN
+        ):
+            longer = LONGEST_PAUSE_SECONDS if answer.our_setup else max(1.0, self._pause_seconds * 2)
+            self._pause_seconds = min(LONGEST_PAUSE_SECONDS, longer)
+            self._probe_at = self._clock() + self._pause_seconds

@@ -1,0 +1,56 @@
+"""A line to a bank: the bank, the number of calls that it is given at once, and the breaker that spares it."""
+
+import asyncio
+from typing import NamedTuple
+
+from command_service.bank import Bank
+from command_service.bank.breaker import Breaker
+from command_service.values import Answer, Effect, NoAnswer
+
+
+class Reply(NamedTuple):
+    """What came of a step. `calls` is 0 if the bank was not called, since a probe for another charge came to no answer."""
+
+    answer: Answer
+    calls: int
+
+
+class Line:
+    """The way to one bank, which all charges at this bank share."""
+
+    def __init__(self, bank: Bank, breaker: Breaker, *, calls_at_once: int) -> None:
+        self._bank = bank
+        self._breaker = breaker
+        self._slots = asyncio.Semaphore(calls_at_once)
+
+    @property
+    def is_spared(self) -> bool:
+        """Whether the bank is called by probes only, because it does not answer or does not accept us."""
+        return self._breaker.is_open
+
+    @property
+    def may_probe(self) -> bool:
+        """Whether a call now would be let through to find out if the bank answers again."""
+        return self._breaker.wants_probe and not self._slots.locked()
+
+    @property
+    def retry_after_seconds(self) -> float:
+        """When it may be worth coming back while the bank is spared."""
+        return self._breaker.retry_after_seconds
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Reply:
+        """Have the bank do a step as soon as there is a slot and the breaker admits the call. Never raises.
+
+        While the breaker is open, an unanswered probe is the answer to every waiting step.
+        """
+        while True:
+            async with self._slots:  # held during the call only, never through a pause
+                if (admitted := self._breaker.admit()) is not None:
+                    answer: Answer = NoAnswer()
+                    try:
+                        answer = await self._bank.perform(effect, look_up_first=look_up_first)
+                    finally:  # a bank must not raise; if it does, a probe without an end would admit no call ever again
+                        self._breaker.note(admitted, effect.charge_id, answer)
+                    return Reply(answer, 1)
+            if (unanswered := await self._breaker.pause()) is not None:
+                return Reply(unanswered, 0)

@@ -1,0 +1,91 @@
+"""The command server's command line: the server itself, and what an operator does with its journal."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+# Before grpc is loaded: its C core writes to standard error by itself, from threads that serve, and a pipe that is not read
+# would stop these for ever. The server logs what matters of it.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from chassis import process, settings, telemetry
+from command_service.codec import charge_id_of
+from command_service.intake import TENANT
+from command_service.journal import JournalRefused
+from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE
+from command_service.operate import print_journal, restore_journal, verify_journal
+from command_service.parts import Parts
+from command_service.serving import serve
+from command_service.settings import Settings
+
+PROGRAM = "python -m command_service"
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str = PROGRAM,
+    make_parts: Callable[[Settings], Parts] = Parts,
+) -> None:
+    """Run the server, from the parts that are made of its settings, or one of the operator's commands. See --help."""
+    process.open_standard_streams()
+    parser = process.server_parser(
+        program,
+        "Charges cards, each exactly once. Without a command it serves. COMMAND_JOURNAL names the journal.",
+        Settings,
+        os.environ,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    printing = commands.add_parser("print-journal", help="print the journal, or one charge's stream")
+    which = printing.add_mutually_exclusive_group()
+    which.add_argument("charge", nargs="?", help="the charge's id")
+    which.add_argument("--key", help="the charge's idempotency key")
+    commands.add_parser("verify-journal", help="verify all of the journal; exit status 1 if it is damaged")
+    backing_up = commands.add_parser("backup", help="copy the journal, also while the server runs, to a new file")
+    backing_up.add_argument("to", type=Path)
+    restoring = commands.add_parser(
+        "restore", help="put a backup in the journal's place, or accept the file that is there, under a new journal id"
+    )
+    restoring.add_argument("backup", type=Path, nargs="?")
+    chosen = parser.parse_args(arguments)
+    if chosen.command is None:
+        telemetry.configure_logging("command")
+        process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
+    try:
+        read = _read_settings()
+        match chosen.command:
+            case "print-journal":
+                # A reader such as `head` may leave before the end: then this ends quietly, as any filter does.
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                charge_id = chosen.charge if chosen.key is None else charge_id_of(TENANT, chosen.key)
+                for line in print_journal(read.journal, charge_id):
+                    print(line)
+            case "verify-journal":
+                print(verify_journal(read.journal))
+            case "backup":
+                place = read.journal.backup(chosen.to)
+                print(f"copied {place.position} records to {chosen.to}, chain {place.chain.hex()}")
+            case "restore":
+                journal_id, place = restore_journal(
+                    read.journal, chosen.backup, any_file_system=read.journal_any_file_system
+                )
+                print(f"restored: {place.position} records under the new journal id {journal_id}")
+    except (settings.SettingsError, JournalRefused, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _read_settings() -> Settings:
+    if "COMMAND_JOURNAL" not in os.environ and FORMER_FILE.exists():
+        raise settings.SettingsError(
+            f"COMMAND_JOURNAL is not set, and {FORMER_FILE}, the default of an earlier version, holds a journal: set "
+            f"COMMAND_JOURNAL={FORMER_DEFAULT} to go on with it, or move it away"
+        )
+    return settings.read(Settings, os.environ)
+
+
+async def _serve_until_stopped(make_parts: Callable[[Settings], Parts], stop: process.StopRequest) -> None:
+    async with serve(_read_settings(), make_parts):
+        await stop.wait()

@@ -1,0 +1,86 @@
+"""The exceptions that a call can end with: one tree, sorted by whose fault each is.
+
+    CallFailed
+    ├── CommandRefused             the client's: the command cannot be accepted as it is
+    │   ├── InvalidCharge          a new charge breaks today's rules
+    │   └── KeyReused              the key belongs to another charge
+    ├── NotNow                     the times': nothing was stored, and a later attempt may succeed
+    │   ├── BankUnreachable        the bank does not answer
+    │   ├── TooManyUnfinished      too many charges are under way
+    │   └── NotStored              the journal stored nothing, definitely
+    │       ├── JournalFull        its disk is full
+    │       └── JournalBusy        another program holds its write lock
+    └── Unreadable                 ours: the journal cannot be read on
+        ├── JournalCorrupt         a record does not fit the chain
+        ├── UnknownEvent           a record's bytes are no event that this program knows
+        └── ImpossibleEvent        an event cannot follow the events before it
+
+Each leaf has one row in `command_service.errors`, which turns it into the status that a client sees.
+"""
+
+
+class CallFailed(Exception):
+    """A call ends without an answer."""
+
+
+class CommandRefused(CallFailed):
+    """The command cannot be accepted as it is."""
+
+
+class InvalidCharge(CommandRefused):
+    """A new charge breaks today's rules. args[0] is its faults, pairs of field and text."""
+
+
+class KeyReused(CommandRefused):
+    """The idempotency key belongs to a charge of another user, card, amount or currency. args[0] is that charge's state."""
+
+
+class NotNow(CallFailed):
+    """Nothing was stored, and a later attempt may succeed. Charges that the journal holds are still answered."""
+
+    def __init__(self, *args: object, retry_after_seconds: float = 5.0) -> None:
+        super().__init__(*args)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BankUnreachable(NotNow):
+    """The bank does not answer, or does not accept our set-up."""
+
+
+class TooManyUnfinished(NotNow):
+    """Too many charges are under way."""
+
+
+class NotStored(NotNow):
+    """The journal stored nothing, definitely. The subclass says why."""
+
+
+class JournalFull(NotStored):
+    """The disk is full, or a quota or a limit on a file's size is reached."""
+
+
+class JournalBusy(NotStored):
+    """Another program holds the file's write lock, for longer than an append waits."""
+
+
+class Unreadable(CallFailed):
+    """The journal cannot be read on, and nothing is guessed."""
+
+
+class JournalCorrupt(Unreadable):
+    """A stored record does not fit the chain. `position` is the first that cannot be trusted; None if the store cannot say."""
+
+    def __init__(self, position: int | None) -> None:
+        fault = (
+            "the file is damaged" if position is None else f"the record at position {position} does not fit the chain"
+        )
+        super().__init__(fault)
+        self.position = position
+
+
+class UnknownEvent(Unreadable):
+    """The bytes of a record are no event that this program knows."""
+
+
+class ImpossibleEvent(Unreadable):
+    """The journal holds an event that cannot follow the events before it."""

@@ -1,0 +1,267 @@
+"""The journal over a store, by group commit: appends that queue up during one commit go into the next one together.
+
+* There is one commit at a time. Sharing it is what pays for a durable one.
+* A commit that the store refuses (NotStored) is a certain "no": no new streams are begun, and the journal asks the store
+  each second whether it goes again.
+* A commit that fails in any other way may be stored or not. No caller gets an answer, nothing is tried again, and the
+  process ends: the next start finds out.
+* Each second the journal has its store looked after. If what is acknowledged from then on would be lost, nothing more is
+  acknowledged, and the process ends.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import structlog
+
+from command_service.journal import JournalBusy, JournalRefused, NotAccepting, NotStored, Outcome, Place, Record
+from command_service.journal.store import Append, Head, Store
+
+log = structlog.get_logger()
+
+# A commit of this many appends takes tens of milliseconds; larger ones gain nothing more (measured) and delay replies.
+APPENDS_A_COMMIT = 512
+# A clock that is corrected in small steps is no news; one that is further behind than this is somebody's to mend.
+CLOCK_BEHIND_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How long a journal waits before it commits, looks after its store, and asks a store again that refused a commit."""
+
+    turns_before_commit: int = 20
+    """Turns of the event loop without a further append, after which the queue is committed. A busy loop has charges that are
+    about to append, and they join: a quarter more charges a second (measured). An idle loop turns so often in 0.02 ms."""
+    look_every_seconds: float = 1.0
+    probe_every_seconds: float = 1.0
+
+
+RHYTHM = Rhythm()
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    append: Append
+    stored: "asyncio.Future[Outcome]"
+
+
+class GroupCommit:
+    """A journal over a store. See `command_service.journal.Journal` for what it promises."""
+
+    def __init__(
+        self,
+        store: Store,
+        head: Head,
+        *,
+        now: Callable[[], int],
+        end_process: Callable[[], NoReturn],
+        rhythm: Rhythm,
+    ) -> None:
+        """Use `open`."""
+        self.journal_id, self.restored, self.made_anew = store.journal_id, store.restored, store.made_anew
+        self._store = store
+        self._head = head
+        self._now = now
+        self._end_process = end_process
+        self._rhythm = rhythm
+        self._queue: list[_Waiting] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._moved = asyncio.Event()
+        self._refused: NotAccepting = ""
+        self._probing: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._is_clock_behind = False
+        self._is_ending = False
+
+    @classmethod
+    async def open(
+        cls, store: Store, *, now: Callable[[], int], end_process: Callable[[], NoReturn], rhythm: Rhythm = RHYTHM
+    ) -> "GroupCommit":
+        """Open the journal of a store, which is the journal's from here on: it is closed with it, or when this fails.
+
+        `now` gives microseconds since 1970; `end_process` is called when a commit's fate is unknown or the store can no
+        longer be served from, and must not return. Raises JournalRefused if the journal must not be served from.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(store.close)
+            journal = cls(store, await store.head(), now=now, end_process=end_process, rhythm=rhythm)
+            await journal._look()
+            journal._time()
+            journal._looking = asyncio.create_task(journal._keep_looking())
+            stack.pop_all()
+            return journal
+
+    @property
+    def head(self) -> Place:
+        """The newest acknowledged record."""
+        return self._head.place
+
+    @property
+    def not_accepting(self) -> NotAccepting:
+        """Why no new streams should be begun: what the last commit or probe met, or a disk that was filling up."""
+        return self._refused or ("" if self._store.has_room else "full")
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new streams may be begun."""
+        return not self.not_accepting
+
+    @property
+    def wal_bytes(self) -> int:
+        """What the store has not moved into its database yet; see the port."""
+        return self._store.wal_bytes
+
+    # ------------------------------------------------------------ appending
+    async def append(
+        self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
+    ) -> Outcome:
+        """Append to a stream; see the port."""
+        stored: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(Append(charge_id, expected_version, events, finished), stored))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_queue())
+        return await stored
+
+    async def _commit_queue(self) -> None:
+        """Commit what is queued, until nothing is. Only one of these runs at a time."""
+        while self._queue:
+            await self._let_others_join()
+            batch, self._queue = self._queue[:APPENDS_A_COMMIT], self._queue[APPENDS_A_COMMIT:]
+            before = self._head
+            outcomes: Sequence[Outcome | NotStored]
+            try:
+                outcomes, head = await self._store.commit(
+                    [waiting.append for waiting in batch], Head(before.place, self._time())
+                )
+            except NotStored as refused:
+                self._refuse("busy" if isinstance(refused, JournalBusy) else "full", len(batch))
+                outcomes, head = [refused] * len(batch), before
+            except Exception:  # whatever it is, a commit may have been under way
+                self._end("a commit's fate is unknown: the process ends, the next start finds out")
+            if self._is_ending:
+                return  # nothing is acknowledged any more
+            if head.place != before.place:
+                self._head, self._refused = head, ""
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                if waiting.stored.cancelled():
+                    continue
+                if isinstance(outcome, NotStored):
+                    waiting.stored.set_exception(outcome)
+                else:
+                    waiting.stored.set_result(outcome)
+            moved, self._moved = self._moved, asyncio.Event()
+            moved.set()
+        self._committing = None
+
+    async def _let_others_join(self) -> None:
+        turns = 0
+        while turns < self._rhythm.turns_before_commit and len(self._queue) < APPENDS_A_COMMIT:
+            queued = len(self._queue)
+            await asyncio.sleep(0)
+            turns = turns + 1 if len(self._queue) == queued else 0
+
+    def _time(self) -> int:
+        """Now, or when the newest record was made if the clock has gone back since: recorded times never run backwards."""
+        now = self._now()
+        behind_seconds = (self._head.recorded_at - now) / 1_000_000
+        was_behind, self._is_clock_behind = self._is_clock_behind, behind_seconds > CLOCK_BEHIND_SECONDS
+        if self._is_clock_behind and not was_behind:
+            log.warning(
+                "the machine's clock is behind the journal's newest record, or before 1970: records get that time until it "
+                "has caught up, set the clock",
+                behind_seconds=round(behind_seconds),
+            )
+        return max(now, self._head.recorded_at)
+
+    def _refuse(self, why: NotAccepting, appends: int) -> None:
+        """Begin no new streams until a commit, or a probe each second, says that it goes again."""
+        log.error("nothing was stored", why=why, appends=appends)
+        self._refused = why
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe())
+
+    async def _probe(self) -> None:
+        while self._refused:
+            await asyncio.sleep(self._rhythm.probe_every_seconds)
+            try:
+                self._refused = await self._store.probe()
+            except Exception as error:  # nothing is lost by it: the next append finds out what it means
+                log.warning("it could not be found out whether the journal can be written again", error=str(error))
+
+    # ------------------------------------------------------------ reading
+    async def read(self, charge_id: str) -> Sequence[Record]:
+        """Read a stream; see the port."""
+        return await self._store.read_stream(charge_id)
+
+    async def read_after(self, place: Place) -> Sequence[Record]:
+        """Read on from a place; see the port."""
+        return await self._store.read_after(place, self._head.place.position)
+
+    async def chain_at(self, position: int) -> bytes:
+        """Return the chain up to a position; see the port."""
+        return await self._store.chain_at(position)
+
+    async def unfinished(self) -> Sequence[str]:
+        """List the streams that are not finished."""
+        return await self._store.unfinished()
+
+    async def beyond(self, position: int) -> None:
+        """Return as soon as the head is beyond a position."""
+        while self._head.place.position <= position:
+            await self._moved.wait()
+
+    # ------------------------------------------------------------ looking after the store
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(self._rhythm.look_every_seconds)
+            await self._look_or_end()
+
+    async def _look_or_end(self) -> None:
+        """Look after the store; if it must not be served from any more, end the process.
+
+        What was acknowledged since the store was taken away may be lost. The note of the head tells the next start, and
+        nothing is acknowledged after it.
+        """
+        try:
+            await self._look()
+        except JournalRefused as refused:
+            self._is_ending = True
+            with contextlib.suppress(JournalRefused):
+                await self._look()
+            self._end("the journal's files were taken away or replaced: the process ends", reason=str(refused))
+
+    async def _look(self) -> None:
+        try:
+            await self._store.look(self._head.place)
+        except OSError as error:
+            # The journal is as safe as before, but a lost tail would be noticed later: say so and try again.
+            log.warning("the anchor could not be written", errno=error.errno)
+
+    def _end(self, text: str, **why: str) -> NoReturn:
+        self._is_ending = True
+        try:
+            log.critical(text, **why)
+        finally:
+            self._end_process()
+
+    async def close(self) -> None:
+        """Finish what was asked for, have the head noted, and let go of the store.
+
+        If the process was to end, nothing more is stored or noted.
+        """
+        try:
+            if self._committing is not None:
+                await asyncio.gather(
+                    self._committing, return_exceptions=True
+                )  # a process that was to end has failed there
+            tasks = [task for task in (self._probing, self._looking) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if not self._is_ending:
+                await self._look_or_end()
+        finally:
+            await self._store.close()

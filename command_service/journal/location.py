@@ -1,0 +1,25 @@
+"""Where a journal is kept, by the form of COMMAND_JOURNAL: the one place that chooses a store."""
+
+from pathlib import Path
+
+from chassis.settings import file_path, state_file
+from command_service.journal.sqlite.file import SqliteFile
+from command_service.journal.store import Location
+
+DEFAULT = state_file("journal.db", "sqlite:///")
+FORMER_FILE = Path("build/journal.db")
+"""Where the journal was by default before; a server that begins another one beside it would charge anew."""
+FORMER_DEFAULT = f"sqlite:///{FORMER_FILE}"
+
+
+def location(value: str) -> Location:
+    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute).
+
+    Links are followed: lock and anchor lie beside the file, whatever name it is given.
+    """
+    if value.startswith(("postgresql://", "postgres://")):
+        raise ValueError("PostgreSQL is not supported yet: use sqlite:///path")
+    path = value.removeprefix("sqlite:///")
+    if path in (value, ""):
+        raise ValueError("must be sqlite:///path")
+    return SqliteFile(file_path(path).resolve())

@@ -1,0 +1,1 @@
+"""A journal in one SQLite file, with its WAL, its anchor and its lock beside it."""

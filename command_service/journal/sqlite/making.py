@@ -1,0 +1,101 @@
+"""How a journal begins: complete, or not at all.
+
+The maker writes a draft beside the journal's place, with schema and id, and syncs it; writes the anchor; then gives the draft
+the journal's name. What a maker that died leaves behind can be recognised, and is finished or begun anew. A journal that has
+lost its file, its WAL or its anchor looks different, however young it is, and is never begun anew.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from chassis.disk import Disk
+from chassis.sqlite import open_connection, sync_directory
+from command_service.journal import START, JournalRefused
+from command_service.journal.sqlite import anchor, owner
+from command_service.journal.sqlite.table import FORMAT, INSERT_JOURNAL, READER_PRAGMAS, SCHEMA, SELECT_JOURNAL
+
+# No WAL: the file is all there is of it.
+ONE_FILE: Mapping[str, str | int] = {"journal_mode": "delete", "synchronous": 2}
+
+
+def make_if_new(path: Path, new_id: Callable[[], str], disk: Disk) -> bool:
+    """Make a journal where none has been, under a new id. Returns whether it is new.
+
+    Raises JournalRefused with the way out if there was a journal whose file is gone or empty: SQLite would make an empty file
+    and throw away the WAL beside it, with all records in it.
+    """
+    if bytes_in(path):
+        return False
+    anchored = anchor.read(path)
+    draft = path.with_name(path.name + ".making")
+    is_made = anchored is not None and anchored.place == START and _id_in(draft, disk) == anchored.journal_id
+    if path.exists() or bytes_in(wal_beside(path)) or (anchored and not is_made):
+        raise JournalRefused(_lost(path, "its anchor" if anchored else "its WAL" if bytes_in(wal_beside(path)) else ""))
+    if not is_made:
+        _make(path, draft, new_id(), disk)
+    draft.rename(path)
+    sync_directory(path.parent)
+    return True
+
+
+def refuse_absent(path: Path) -> None:
+    """See that there is a journal, before anything is made where it should be. Raises JournalRefused."""
+    if not bytes_in(path):
+        raise JournalRefused(
+            f"there is no journal at {path}, and COMMAND_JOURNAL_MUST_EXIST says that there is one: mount its disk, correct "
+            "COMMAND_JOURNAL, or restore a backup"
+        )
+
+
+def _lost(path: Path, trace: str) -> str:
+    state = "empty" if path.exists() else "missing"
+    if trace:
+        return (
+            f"the journal {path} is {state}, but {trace} says that there was one: put the file back where its WAL is, or "
+            "restore a backup"
+        )
+    return (
+        f"the journal {path} is {state}, and no server of ours leaves such a file: restore a backup or, if there never was a "
+        "journal here, remove the file"
+    )
+
+
+def _make(path: Path, draft: Path, journal_id: str, disk: Disk) -> None:
+    """Make a draft of a new journal, durable, and then its anchor."""
+    for left_behind in (draft.with_name(draft.name + "-journal"), draft):
+        left_behind.unlink(missing_ok=True)
+    owner.create(draft, owner.owner_beside(path, anchor.path_beside(path)))
+    with contextlib.closing(open_connection(draft, read_only=False, pragmas=ONE_FILE, disk=disk)) as connection:
+        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+        connection.execute(INSERT_JOURNAL, (journal_id, FORMAT, 0))
+        connection.execute("COMMIT")
+    sync_directory(path.parent)  # the draft's name is durable before there is an anchor that speaks of it
+    anchor.write(path, anchor.Anchor(journal_id, START))
+
+
+def _id_in(draft: Path, disk: Disk) -> str | None:
+    """The id in a draft; None if it is no whole journal."""
+    if not bytes_in(draft):
+        return None
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(open_connection(draft, read_only=True, pragmas=READER_PRAGMAS, disk=disk)) as connection,
+    ):
+        for journal_id, *_ in connection.execute(SELECT_JOURNAL).fetchall():
+            return str(journal_id)
+    return None
+
+
+def wal_beside(path: Path) -> Path:
+    """Where SQLite keeps what is not in the file yet."""
+    return path.with_name(path.name + "-wal")
+
+
+def bytes_in(path: Path) -> int:
+    """The size of a file; 0 if it is missing."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,207 @@
+"""The port to a store: what a journal asks of the one database that keeps it.
+
+A store is a file of statements. What is alike for every database is not its work: `commits.py` gathers appends and settles
+what a failed commit means for them, `records.py` seals records and verifies stored rows. A store promises:
+
+1. It is open in one server at a time, and says so to a second one with JournalRefused. What an earlier server had stored
+   was made durable, and was seen to be whole, before the store was open.
+2. `commit` stores a batch in one transaction. For each append in order: it compares the stream's version with the expected
+   one; if they differ, the append's outcome is VersionConflict and it stores nothing of it; if not, it has the records
+   sealed after the head and stores them, with the note whether the stream is finished. So a refused append leaves no hole.
+3. When `commit` returns, what it says is durable.
+4. When `commit` raises NotStored, nothing of the batch was stored, certainly: the transaction is over, and the head that
+   the store has read back is the head that `commit` was given. JournalFull: there was no room. JournalBusy: another program
+   held the lock. A store that cannot be certain does not raise NotStored.
+5. When `commit` raises anything else, the batch may be stored or not. The server ends without another call but `close`.
+6. A reader sees whole batches only, in order, and none before it is durable.
+7. Records are returned verified, or not at all (JournalCorrupt): also when the database itself finds that it is damaged.
+8. `look` notices when what is stored from now on would be lost, and then raises JournalRefused. It keeps a note of the head
+   outside of the records, where the store has such a place, so that the next start notices a lost tail.
+9. No call blocks the event loop. Reads wait neither for commits nor for `look`.
+
+There is one call of `commit` or `probe` at a time, and one of `look`. A store that several servers share will read its own
+head, locked in the transaction of `commit`; hence `commit` returns the new head, and the caller takes over that one.
+"""
+
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from chassis.disk import Disk
+from command_service.journal import NotAccepting, Outcome, Place, Record
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Events to be appended to a stream that is expected at a version, after which it is finished or not."""
+
+    charge_id: str
+    expected_version: int
+    events: Sequence[bytes]
+    finished: bool
+
+
+class Head(NamedTuple):
+    """The place of the newest record, and when it was recorded: microseconds since 1970, 0 if there is none."""
+
+    place: Place
+    recorded_at: int
+
+
+class Committed(NamedTuple):
+    """What came of a batch: an outcome for each append, in order, and the head after them."""
+
+    outcomes: Sequence[Outcome]
+    head: Head
+
+
+class Store(Protocol):
+    """The database of one journal, open for one server. Its promises stand above."""
+
+    journal_id: str
+    restored: bool
+    made_anew: bool
+    has_room: bool
+    """Whether new streams may be begun, as of the last look: those begun need what room is left."""
+
+    @property
+    def wal_bytes(self) -> int:
+        """What is not moved into the database yet; 0 if the store does not know."""
+        ...
+
+    async def head(self) -> Head:
+        """Return the head. Raises JournalCorrupt."""
+        ...
+
+    async def commit(self, batch: Sequence[Append], head: Head) -> Committed:
+        """Store a batch after a head, all records with the head's time. Promises 2 to 5 say what it raises."""
+        ...
+
+    async def probe(self) -> NotAccepting:
+        """Find out why a commit would be refused now, without storing anything; "" if it would not be.
+
+        Raises an exception of the store's own if that cannot be found out.
+        """
+        ...
+
+    async def read_stream(self, charge_id: str) -> Sequence[Record]:
+        """Read a stream, oldest first; empty if there is none. Raises JournalCorrupt."""
+        ...
+
+    async def read_after(self, place: Place, until: int) -> Sequence[Record]:
+        """Read on from a place, at most to a position, which must be there, and no more than `records.py` allows at once.
+
+        Raises JournalCorrupt if the very next record does not fit.
+        """
+        ...
+
+    async def chain_at(self, position: int) -> bytes:
+        """Return the chain up to a position. Raises JournalCorrupt if there is no such record, or it does not fit."""
+        ...
+
+    async def unfinished(self) -> Sequence[str]:
+        """List the streams that are not finished."""
+        ...
+
+    async def look(self, head: Place) -> None:
+        """Look after the database, and note how far the journal has got; the note is made even if it raises JournalRefused.
+
+        Raises JournalRefused if what is stored from now on would be lost, and OSError if it could not look or note: the
+        journal is as safe as before then.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the database."""
+        ...
+
+
+class Reading(Protocol):
+    """A journal as an operator reads it, also beside the server that has it open. Damage is told as JournalRefused."""
+
+    journal_id: str
+    restored: bool
+    head: Place
+    is_anchored: bool
+    """Whether a note of how far the journal had got was found: without it, a lost tail cannot be noticed."""
+
+    def records(self) -> Iterator[Record]:
+        """Read all records up to the head, each verified. Raises JournalCorrupt."""
+        ...
+
+    def stream(self, charge_id: str) -> Sequence[Record]:
+        """Read one stream, verified; empty if there is none. Raises JournalCorrupt, or ValueError if it is no charge's id."""
+        ...
+
+    def unfinished(self) -> Collection[str]:
+        """List the streams that the store notes as unfinished."""
+        ...
+
+    def check_tail(self) -> None:
+        """See that the journal has not lost what it once had. Raises JournalRefused."""
+        ...
+
+    def check_indexes(self) -> None:
+        """See that what the chain does not cover is whole too. Raises JournalRefused."""
+        ...
+
+
+def random_id() -> str:
+    """Name a new journal."""
+    return str(uuid.uuid4())
+
+
+Fold = Callable[[Iterator[Record]], Collection[str]]
+"""Reads all records, which verifies them, and says which streams are unfinished: that is not a journal's to know."""
+
+
+class Location(Protocol):
+    """Where a journal is kept, and what can be done with it there. Its text is how a person knows it."""
+
+    @property
+    def lies_in_memory(self) -> bool:
+        """Whether it is lost with the machine's power."""
+        ...
+
+    async def open(
+        self,
+        *,
+        new_id: Callable[[], str] = ...,
+        free_bytes: int = ...,
+        must_exist: bool = ...,
+        any_file_system: bool = ...,
+        disk: Disk = ...,
+    ) -> Store:
+        """Open the store for a server; a journal that does not exist is made, under a new id, unless it must exist.
+
+        With fewer than `free_bytes` free it has no room for new streams; `any_file_system` allows kinds of file systems that
+        are not known to be good. Raises JournalRefused, with the way out, if the journal must not be served from.
+        """
+        ...
+
+    def read(self, *, at_one_moment: bool = ...) -> AbstractContextManager[Reading]:
+        """Read the journal as an operator does.
+
+        All answers are of one moment if that is asked for, which makes the log of a server at work grow meanwhile. Raises
+        JournalRefused, also for damage that is met while the context lasts.
+        """
+        ...
+
+    def backup(self, to: Path) -> Place:
+        """Copy the journal, at work or not, to a new file: an exact prefix, verified whole. Returns where it ends.
+
+        Raises JournalRefused if there is no journal, the target exists, or the copy does not verify.
+        """
+        ...
+
+    def restore(
+        self, source: Path | None, unfinished_in: Fold, *, any_file_system: bool = ..., disk: Disk = ...
+    ) -> tuple[str, Place]:
+        """Put a backup in the journal's place, or accept what is there, under a new id. Returns the id and where it ends.
+
+        Raises JournalRefused if a server has the journal open, or if what is to be served from does not verify.
+        """
+        ...

@@ -1,0 +1,139 @@
+"""The door for commands: one call at a time for each key, and new charges only while there is room for them.
+
+A charge that the journal holds is answered whatever the server's load is. Only a new one may be refused.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from chassis.tasks import Tasks
+from command_service.bank.line import Line
+from command_service.charge import Command, State, is_at_rest
+from command_service.failures import BankUnreachable, JournalBusy, JournalFull, NotNow, NotStored, TooManyUnfinished
+from command_service.journal import Journal
+from command_service.runner import Run, Runner
+from command_service.streams import Snapshot, Streams
+
+
+class Source(Enum):
+    """How a caller came to know a charge's outcome; see OutcomeSource in the contract."""
+
+    FRESH = "fresh"
+    JOINED = "joined"
+    REPLAYED = "replayed"
+    RECOVERED = "recovered"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A charge that the journal holds, with its run while it is on its way."""
+
+    source: Source
+    snapshot: Snapshot
+    run: Run | None = None
+
+    @property
+    def state(self) -> State:
+        """The charge as it stands now."""
+        return self.run.snapshot.state if self.run else self.snapshot.state
+
+
+class Reception:
+    """Accepts commands and hands their charges to the runner."""
+
+    def __init__(self, journal: Journal, runner: Runner, line: Line, *, max_unfinished: int) -> None:
+        self._journal = journal
+        self._streams = Streams(journal)
+        self._runner = runner
+        self._line = line
+        self._max_unfinished = max_unfinished
+        self._turns = _Turns()
+        self._tasks = Tasks()
+
+    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
+        """Take a client's command, in a task that goes on whether or not the client does.
+
+        Its result is the charge, durable in the journal. It raises CallFailed.
+        """
+        return self._tasks.start(self._accept(command))
+
+    async def _accept(self, command: Command) -> Accepted:
+        charge_id = command.request.charge_id
+        await self._turns.take(charge_id)
+        try:
+            refusal = self._refusal()
+            snapshot = await self._known(command, refusal)
+            try:
+                snapshot, has_stored = await self._streams.tell(snapshot, command, unless=refusal)
+            except NotStored as error:  # the journal may hold the charge all the same, and then its caller is answered
+                snapshot = await self._streams.load(charge_id)
+                snapshot, has_stored = await self._streams.tell(snapshot, command, unless=error)
+            if is_at_rest(snapshot.state):
+                return Accepted(Source.REPLAYED, snapshot)
+            run = self._runner.run(snapshot, was_found=not has_stored)
+        finally:
+            self._turns.give(charge_id)
+        if has_stored:
+            return Accepted(Source.FRESH, snapshot, run)
+        return Accepted(Source.RECOVERED if run.was_found else Source.JOINED, snapshot, run)
+
+    async def _known(self, command: Command, refusal: NotNow | None) -> Snapshot:
+        """What is known of the charge before the command is decided about."""
+        charge_id = command.request.charge_id
+        if (run := self._runner.find(charge_id)) is not None:
+            return run.snapshot
+        if refusal is None and not command.faults:
+            # Most keys are new, so the journal is not read first: if it holds the charge, the append is a conflict (ADR 10).
+            return Snapshot(charge_id)
+        return await self._streams.load(charge_id)
+
+    def _refusal(self) -> NotNow | None:
+        """Why no new charge is taken now, if none is."""
+        # Charges under way may be the very ones that the bank never answers, so a new charge may be the probe. But only one.
+        if self._line.is_spared and not (self._line.may_probe and self._turns.taken <= 1):
+            return BankUnreachable(retry_after_seconds=self._line.retry_after_seconds)
+        if self._runner.unfinished + self._turns.taken > self._max_unfinished:  # the command's own turn is among them
+            return TooManyUnfinished(retry_after_seconds=1.0)
+        match self._journal.not_accepting:
+            case "full":
+                return JournalFull()
+            case "busy":
+                return JournalBusy()
+            case "":
+                return None
+
+    async def close(self) -> None:
+        """End the calls that are being accepted. Their charges are in the journal, or they are not."""
+        await self._tasks.close()
+
+
+class _Turns:
+    """One turn at a time for each key, in the order in which they are asked for."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def taken(self) -> int:
+        """The number of keys whose turn somebody has."""
+        return len(self._waiting)
+
+    async def take(self, key: str) -> None:
+        if (waiting := self._waiting.get(key)) is None:
+            self._waiting[key] = deque()
+        else:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting.append(turn)
+            await turn
+
+    def give(self, key: str) -> None:
+        """Give the turn back: the next one in line has it."""
+        waiting = self._waiting[key]
+        while waiting:
+            turn = waiting.popleft()
+            if not turn.done():  # a task that was cancelled waits no longer
+                turn.set_result(None)
+                return
+        del self._waiting[key]

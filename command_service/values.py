@@ -1,0 +1,219 @@
+"""The values of the core: what clients ask for, what a bank is asked and answers, and what is stored. They decide nothing."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+# ---------------------------------------------------------------- what a client asks for
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An amount in minor units of an ISO 4217 currency: 1250 EUR is 12.50 euros, 1250 JPY is 1250 yen."""
+
+    minor_units: int
+    currency_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A card by the bank's or vault's token; brand and last four digits are for people."""
+
+    token: str
+    brand: str = ""
+    last4: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked for. User, card token and amount are compared on a retry; of the rest the first one wins."""
+
+    charge_id: str
+    tenant: str
+    idempotency_key: str
+    actor: str
+    user_id: str
+    card: Card
+    amount: Money
+    description: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+class DeclineReason(Enum):
+    """Why a bank said no: a closed set, whatever a bank invents."""
+
+    CARD_DECLINED = "card_declined"
+    INSUFFICIENT_FUNDS = "insufficient_funds"
+    EXPIRED_CARD = "expired_card"
+    BANK_REFUSED = "bank_refused"
+    AUTHENTICATION_REQUIRED = "authentication_required"
+    OTHER = "other"
+
+
+class ReviewReason(Enum):
+    """Why nobody may guess what happened."""
+
+    FIELDS_DIFFER = "fields_differ"
+    EXECUTE_REFUSED = "execute_refused"
+    CONTRADICTION = "contradiction"
+    TOKENS_KEEP_EXPIRING = "tokens_keep_expiring"
+    TRANSACTION_ID_UNUSABLE = "transaction_id_unusable"  # The money did move.
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is kept of an answer that nobody understood: never its body, which may hold a card number."""
+
+    fields: tuple[str, ...] = ()
+    status: int = 0
+    body_length: int = 0
+    body_sha256: bytes = b""
+
+
+# ---------------------------------------------------------------- effects: what to do next, as a value
+@dataclass(frozen=True, slots=True)
+class RequestToken:
+    """The token step. The count of expired tokens tells a late answer to an earlier request apart."""
+
+    charge_id: str
+    card_token: str
+    amount: Money
+    expired_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """The execute step: move the money of this token's transaction, once, however often the bank is told."""
+
+    charge_id: str
+    card_token: str
+    amount: Money
+    token: str
+
+
+Effect = RequestToken | Execute
+
+
+# ---------------------------------------------------------------- answers: the bank's, or none
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The bank has a transaction under our reference, and this token names it."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """The bank has executed the transaction, now or before, and every field it named equals ours."""
+
+    transaction_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The bank said no and has closed the token for ever."""
+
+    reason: DeclineReason
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The bank has closed the token for ever, and it was definitely not executed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The bank definitely refused the request, and a look-up did not tell more."""
+
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """The bank's answer does not fit our request or what the bank said before."""
+
+    evidence: Evidence
+    reason: ReviewReason = ReviewReason.CONTRADICTION
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """The bank is at it: ask again, after its time if it named one."""
+
+    retry_after_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """The request may or may not have been done. `our_setup`: the bank does not accept us (credentials)."""
+
+    retry_after_seconds: float | None = None
+    our_setup: bool = False
+
+
+Answer = Token | Executed | Declined | Expired | Refused | Contradiction | InProgress | NoAnswer
+
+
+# ---------------------------------------------------------------- events: the stored facts
+@dataclass(frozen=True, slots=True)
+class ChargeRequested:
+    """A client's request was accepted."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIssued:
+    """The bank gave a transaction token; no money moved."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenExpired:
+    """The bank closed the token for ever, unexecuted."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """The money moved, once."""
+
+    user_id: str
+    card: Card
+    amount: Money
+    transaction_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeDeclined:
+    """The bank said no; no money moved and none will."""
+
+    reason: DeclineReason
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewRequired:
+    """Nobody may guess what happened: a person must look into it."""
+
+    reason: ReviewReason
+    evidence: Evidence = Evidence()
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeAbandoned:
+    """The bank could not be reached for the token step in time; no money moved and none will."""
+
+    attempts: int
+
+
+Outcome = Charged | ChargeDeclined | ReviewRequired | ChargeAbandoned
+Event = ChargeRequested | TokenIssued | TokenExpired | Outcome
+
+
+class Recorded(NamedTuple):
+    """An event with its place in the journal and its time, in microseconds since 1970."""
+
+    event: Event
+    position: int
+    recorded_at: int

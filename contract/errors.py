@@ -1,0 +1,152 @@
+"""The errors of the contract: each reason, with the status, advice and text that a client is told. One table a server."""
+
+from collections.abc import Mapping
+from enum import Enum, auto
+
+from grpc import StatusCode
+
+from chassis.refusals import Refusals, Row
+
+DOMAIN = "charging.v1"
+
+
+class Reason(Enum):
+    """The reasons in google.rpc.ErrorInfo, in the order of whose fault it is: the client's, the times', ours."""
+
+    INVALID_REQUEST = auto()
+    IDEMPOTENCY_KEY_REUSED = auto()
+    CHARGE_NOT_FOUND = auto()
+    JOURNAL_DIVERGED = auto()
+    READER_TOO_SLOW = auto()
+    TOO_MANY_CALLS = auto()
+    TOO_MANY_WATCHES = auto()
+    DEADLINE_PASSED = auto()
+    OUTCOME_UNKNOWN = auto()
+    BANK_UNREACHABLE = auto()
+    TOO_MANY_UNFINISHED = auto()
+    JOURNAL_FULL = auto()
+    JOURNAL_BUSY = auto()
+    VIEW_BEHIND = auto()
+    SERVER_STOPPING = auto()
+    JOURNAL_CORRUPT = auto()
+    UNEXPECTED = auto()
+
+
+_COMMANDS: Mapping[Reason, Row] = {
+    Reason.INVALID_REQUEST: Row(
+        StatusCode.INVALID_ARGUMENT,
+        "DO_NOT_RETRY",
+        "the request is invalid, and nothing was stored: see the field violations",
+    ),
+    Reason.IDEMPOTENCY_KEY_REUSED: Row(
+        StatusCode.ALREADY_EXISTS,
+        "ASK_STATUS",
+        "the idempotency key belongs to another charge, whose status the metadata name: do as the advice says",
+    ),
+    Reason.JOURNAL_DIVERGED: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "DO_NOT_RETRY",
+        "this journal is not the one that the reader followed: rebuild from position 0",
+    ),
+    Reason.READER_TOO_SLOW: Row(
+        StatusCode.DEADLINE_EXCEEDED,
+        "RETRY_SAME_KEY",
+        "the reader did not read for too long: subscribe again from its checkpoint",
+    ),
+    Reason.TOO_MANY_CALLS: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "RETRY_SAME_KEY",
+        "too many calls at once, and nothing was stored: retry with the same key",
+    ),
+    Reason.DEADLINE_PASSED: Row(
+        StatusCode.DEADLINE_EXCEEDED,
+        "RETRY_SAME_KEY",
+        "the deadline had passed before the call was begun, and nothing was stored: retry with the same key",
+    ),
+    Reason.OUTCOME_UNKNOWN: Row(
+        StatusCode.DEADLINE_EXCEEDED,
+        "RETRY_SAME_KEY",
+        "the deadline came before it was known whether the charge is stored: retry with the same key",
+    ),
+    Reason.BANK_UNREACHABLE: Row(
+        StatusCode.UNAVAILABLE,
+        "RETRY_SAME_KEY",
+        "the bank does not answer, so no new charge is taken; nothing was stored: retry with the same key",
+    ),
+    Reason.TOO_MANY_UNFINISHED: Row(
+        StatusCode.UNAVAILABLE,
+        "RETRY_SAME_KEY",
+        "too many charges are unfinished, so no new one is taken; nothing was stored: retry with the same key",
+    ),
+    Reason.JOURNAL_FULL: Row(
+        StatusCode.UNAVAILABLE,
+        "RETRY_SAME_KEY",
+        "the journal's disk is full, so no new charge is taken; nothing was stored: retry with the same key",
+    ),
+    Reason.JOURNAL_BUSY: Row(
+        StatusCode.UNAVAILABLE,
+        "RETRY_SAME_KEY",
+        "another program holds the journal, so no new charge is taken; nothing was stored: retry with the same key",
+    ),
+    Reason.SERVER_STOPPING: Row(
+        StatusCode.UNAVAILABLE,
+        "RETRY_SAME_KEY",
+        "the server is stopping: connect again",
+    ),
+    Reason.JOURNAL_CORRUPT: Row(
+        StatusCode.DATA_LOSS,
+        "ASK_STATUS",
+        "the journal is damaged here, and nothing is guessed: its operators must restore it",
+    ),
+    Reason.UNEXPECTED: Row(
+        StatusCode.INTERNAL,
+        "RETRY_SAME_KEY",
+        "a fault in the server; what happened is not known: retry with the same key",
+    ),
+}
+
+_QUERIES: Mapping[Reason, Row] = {
+    Reason.INVALID_REQUEST: Row(
+        StatusCode.INVALID_ARGUMENT,
+        "DO_NOT_RETRY",
+        "the request is invalid: see the field violations",
+    ),
+    # Whoever reads this as "nothing happened" and takes a new key may charge twice: the view may be behind.
+    Reason.CHARGE_NOT_FOUND: Row(
+        StatusCode.NOT_FOUND,
+        "RETRY_SAME_KEY",
+        "no such charge is shown as of this position, and the view may be behind: retry Charge with the same key",
+    ),
+    Reason.TOO_MANY_CALLS: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "ASK_STATUS",
+        "too many calls at once: ask again",
+        retry_after_seconds=0.5,
+    ),
+    Reason.TOO_MANY_WATCHES: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "ASK_STATUS",
+        "too many watches over this connection: open another for more",
+    ),
+    Reason.VIEW_BEHIND: Row(
+        StatusCode.UNAVAILABLE,
+        "ASK_STATUS",
+        "the view has not got to that position yet: ask again",
+        retry_after_seconds=1.0,
+    ),
+    Reason.SERVER_STOPPING: Row(
+        StatusCode.UNAVAILABLE,
+        "ASK_STATUS",
+        "the server is stopping: watch again",
+    ),
+    Reason.UNEXPECTED: Row(
+        StatusCode.INTERNAL,
+        "ASK_STATUS",
+        "a fault in the server: ask again",
+    ),
+}
+
+command_refusal = Refusals(_COMMANDS)
+"""Makes the errors of the command server and of its feed."""
+query_refusal = Refusals(_QUERIES)
+"""Makes the errors of the query server."""

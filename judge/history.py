@@ -1,0 +1,269 @@
+"""A history: what was observed of a journal and of all around it, and what the journal's records mean by the contract.
+
+Clients' calls, the journal's records, the bank's movements and calls, what readers of the feed saw and the view's rows are
+values here, whoever observed them. What the records mean - a charge's id, the chain, the streams, the view - is worked out
+a second time: nothing is shared with the product but the contract in protos/, so that the product and its judge do not
+share a mistake. What must hold of a history is not known here: `judge.checker` says that.
+"""
+
+import hashlib
+import json
+import struct
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
+from charging.v1.journal_pb2 import Event
+
+# The contract's words for where a charge stands: before an event that ends it, and after each.
+PENDING = ChargeStatus.CHARGE_STATUS_PENDING
+STATUS_AT_REST = {
+    "charged": ChargeStatus.CHARGE_STATUS_CHARGED,
+    "charge_declined": ChargeStatus.CHARGE_STATUS_DECLINED,
+    "review_required": ChargeStatus.CHARGE_STATUS_IN_REVIEW,
+    "charge_abandoned": ChargeStatus.CHARGE_STATUS_ABANDONED,
+}
+# What the contract says of these: nothing was stored.
+NOTHING_STORED = frozenset(
+    {
+        *("INVALID_REQUEST", "BANK_UNREACHABLE", "TOO_MANY_UNFINISHED", "TOO_MANY_CALLS", "DEADLINE_PASSED"),
+        *("JOURNAL_FULL", "JOURNAL_BUSY"),
+    }
+)
+_CHAINED = struct.Struct(">32sQ16sQQ32s")
+_SUMS = {
+    PENDING: "pending",
+    ChargeStatus.CHARGE_STATUS_CHARGED: "charged",
+    ChargeStatus.CHARGE_STATUS_DECLINED: "declined",
+    ChargeStatus.CHARGE_STATUS_IN_REVIEW: "in_review",
+    ChargeStatus.CHARGE_STATUS_ABANDONED: "abandoned",
+}
+
+Row = Mapping[str, Any]
+
+
+# ---------------------------------------------------------------- what was observed
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A client's call of Charge and what it came to know.
+
+    ok: an answer, its fields as in ChargeResponse. refused: a definite error, with its reason and advice. unknown: no answer,
+    or one that says that nothing is known (OUTCOME_UNKNOWN, SERVER_STOPPING, UNEXPECTED, a lost connection).
+    """
+
+    key: str
+    user: str
+    card: str
+    amount: int
+    currency: str
+    outcome: Literal["ok", "refused", "unknown"]
+    charge_id: str = ""
+    status: int = 0
+    transaction_id: str = ""
+    decline_reason: int = 0
+    position: int = 0
+    outcome_source: int = 0
+    reason: str = ""
+    advice: str = ""
+    durable_position: int | None = None
+    """The journal's durable head when the answer was given; None if nobody looked."""
+    tenant: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as the journal holds it: `charge_id` as text, `recorded_at` in microseconds since 1970."""
+
+    position: int
+    charge_id: str
+    version: int
+    recorded_at: int
+    chain: bytes
+    event: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """Money that moved, says the bank's statement. `card` is empty where the statement does not name it."""
+
+    transaction_id: str
+    token: str
+    reference: str
+    minor_units: int
+    currency_code: str
+    kind: str = "charge"
+    card: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BankCall:
+    """A call that reached the bank, in the order of arrival. What was not sent or not seen is empty or None."""
+
+    step: Literal["token", "execute", "look_up"]
+    reference: str = ""
+    token: str = ""
+    card: str = ""
+    amount: int | None = None
+    currency: str = ""
+    token_was_durable: bool | None = None
+    """For an execute: whether the journal's synced image held the token when the call was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one subscription of the feed brought: (position, chain) of each record, as received."""
+
+    after_position: int
+    seen: Sequence[tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The view's rows, by column name."""
+
+    charges: Sequence[Row]
+    entries: Sequence[Row]
+    summaries: Sequence[Row]
+    checkpoint: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """All that was seen. Only `records` is always needed."""
+
+    records: Sequence[Record]
+    calls: Sequence[Call] = ()
+    movements: Sequence[Movement] | None = None
+    bank_calls: Sequence[BankCall] = ()
+    view: View | None = None
+    sessions: Sequence[Session] = ()
+    anchor: tuple[int, bytes] | None = None
+    """(position, chain) that the journal is known to have reached."""
+    planted: Sequence[str] = ()
+    """Card numbers that somebody tried to bring in."""
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
+    """Files, logs, replies: where no planted number may be found."""
+    is_at_rest: bool = False
+    """Faults have stopped and there was time enough: the liveness invariants must hold."""
+
+
+# ---------------------------------------------------------------- what the records mean
+@dataclass(slots=True)
+class Stream:
+    """A charge's stream, as far as it can be read."""
+
+    charge_id: str
+    entries: list[tuple[Record, str, Event]] = field(default_factory=list)
+
+    @property
+    def requested(self) -> Any:
+        """The ChargeRequested, or an empty one."""
+        return self.entries[0][2].charge_requested
+
+    @property
+    def ending(self) -> tuple[Record, str, Event] | None:
+        """The entry with which the charge came to rest; None if it is unfinished."""
+        return next((entry for entry in self.entries if entry[1] in STATUS_AT_REST), None)
+
+    @property
+    def is_in_review(self) -> bool:
+        """Whether the charge waits for a person."""
+        return self.ending is not None and self.ending[1] == "review_required"
+
+    def tokens(self, kind: Literal["token_issued", "token_expired"]) -> list[str]:
+        """The transaction tokens that were issued, or that expired, in their order."""
+        return [getattr(event, kind).token for _, name, event in self.entries if name == kind]
+
+    def terms(self) -> tuple[str, str, int, str]:
+        """User, card, amount, currency."""
+        asked = self.requested
+        return asked.user_id, asked.card.token, asked.amount.minor_units, asked.amount.currency_code
+
+
+def charge_id_of(tenant: str, key: str) -> str:
+    """The id that a tenant's key must have: UUIDv8 of SHA-256 over both, each after its length in 8 bytes."""
+    parts = b"".join(len(part).to_bytes(8, "big") + part for part in (tenant.encode(), key.encode()))
+    raw = bytearray(hashlib.sha256(parts).digest()[:16])
+    raw[6] = raw[6] & 0x0F | 0x80
+    raw[8] = raw[8] & 0x3F | 0x80
+    return str(uuid.UUID(bytes=bytes(raw)))
+
+
+def chain_after(chain: bytes, record: Record) -> bytes:
+    """The chain that a record must have after a record with this one."""
+    event_digest = hashlib.sha256(record.event).digest()
+    key = uuid.UUID(record.charge_id).bytes
+    packed = _CHAINED.pack(chain, record.position, key, record.version, record.recorded_at, event_digest)
+    return hashlib.sha256(packed).digest()
+
+
+def fold(records: Iterable[Record]) -> View:
+    """Build the view that these records, the journal's first, must give."""
+    charges: dict[str, dict[str, Any]] = {}
+    entries: list[dict[str, Any]] = []
+    latest = backstep = position = 0
+    chain = bytes(32)
+    for record in records:
+        event = Event.FromString(record.event)
+        kind = event.WhichOneof("kind") or "unknown"
+        position, chain = record.position, record.chain
+        if kind == "charge_requested":
+            asked = event.charge_requested
+            charges[record.charge_id] = {
+                "requested_position": record.position,
+                "charge_id": uuid.UUID(record.charge_id).bytes,
+                "tenant": asked.tenant,
+                "idempotency_key": asked.idempotency_key,
+                "user_id": asked.user_id,
+                "card_token": asked.card.token,
+                "card_brand": asked.card.brand,
+                "card_last4": asked.card.last4,
+                "minor_units": asked.amount.minor_units,
+                "currency_code": asked.amount.currency_code,
+                "description": asked.description,
+                "metadata": json.dumps(dict(asked.metadata), sort_keys=True, ensure_ascii=False),
+                "requested_at": record.recorded_at,
+                "transaction_id": "",
+                "decline_reason": DeclineReason.DECLINE_REASON_UNSPECIFIED,
+                "review_reason": ReviewReason.REVIEW_REASON_UNSPECIFIED,
+            }
+            backstep = max(backstep, latest - record.recorded_at)
+            latest = max(latest, record.recorded_at)
+        charge = charges.get(record.charge_id)
+        if charge is None:
+            continue  # no stream begins like that: I8 tells of it
+        charge["status"] = STATUS_AT_REST.get(kind, PENDING)
+        charge["updated_at"], charge["version"], charge["position"] = record.recorded_at, record.version, position
+        if kind == "charged":
+            charge["transaction_id"] = event.charged.transaction_id
+        if kind == "charge_declined":
+            charge["decline_reason"] = event.charge_declined.reason
+        if kind == "review_required":
+            charge["review_reason"] = event.review_required.reason
+        entries.append(
+            {
+                "requested_position": charge["requested_position"],
+                "version": record.version,
+                "position": record.position,
+                "recorded_at": record.recorded_at,
+                "event": "".join(word.capitalize() for word in kind.split("_")),
+                "status": charge["status"],
+            }
+        )
+    summaries: dict[tuple[str, str], dict[str, Any]] = {}
+    for charge in charges.values():
+        user, currency = charge["user_id"], charge["currency_code"]
+        zero = {f"{name}_{what}": 0 for name in _SUMS.values() for what in ("minor_units", "count")}
+        row = summaries.setdefault((user, currency), {"user_id": user, "currency_code": currency, **zero})
+        row[f"{_SUMS[charge['status']]}_minor_units"] += charge["minor_units"]
+        row[f"{_SUMS[charge['status']]}_count"] += 1
+    checkpoint = {
+        "position": position,
+        "chain": chain,
+        "charge_count": len(charges),
+        "latest_requested_at": latest,
+        "backstep": backstep,
+    }
+    return View(list(charges.values()), entries, list(summaries.values()), checkpoint)

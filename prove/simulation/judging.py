@@ -1,0 +1,130 @@
+"""What a story came to: the files that its servers left, read and put before the judge with all that was seen."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from charging.v1.common_pb2 import DeclineReason, ReviewReason
+from charging.v1.journal_pb2 import Event
+from judge.checker import Violation, check
+from judge.files import read_anchor, read_journal, read_view, records_in, view_in
+from judge.history import Observed, Record, Session, View
+from prove.simulation.bank import APPROVED, DECLINES, Bank
+from prove.simulation.callers import Callers
+from prove.simulation.disk import Disk
+from prove.simulation.host import Connection, Process
+from prove.simulation.servers import Servers, unfinished_in
+from prove.simulation.stage import Stage
+
+# The tasks that a server has for as long as it lives: one that syncs the journal's anchor; the query server's own, and the
+# one that reads the feed. Beside these, the command server has one for each reader of the feed.
+STANDING = {"command": 1, "query": 2}
+
+
+class Judging:
+    """Looks at what a story's servers have, and judges it."""
+
+    def __init__(self, stage: Stage, bank: Bank, disk: Disk, servers: Servers, callers: Callers) -> None:
+        self._stage = stage
+        self._bank = bank
+        self._disk = disk
+        self._servers = servers
+        self._callers = callers
+        self._records: list[Record] = []
+        self._views: list[View] = []
+
+    # ------------------------------------------------------------ at rest
+    def read_files(self) -> None:
+        """Read what the files hold in the end, through the servers' own connections: that spares half of the judging."""
+        command = self._servers.command
+        connection = _newest(command)
+        self._records = records_in(connection)
+        if unfinished_in(connection):
+            self._stage.broke("I16", command.name, "at rest, its journal lists charges as unfinished")
+        self._views = [view_in(_newest(process)) for process in self._servers.queries]
+
+    async def count_tasks(self) -> None:
+        """I16: at rest, nothing is left of what was under way but what stands for as long as a server does."""
+        processes = self._servers.processes.values()
+        if any(map(self._is_busy, processes)):
+            await asyncio.sleep(1.0)  # what happens in this very moment, a slow reader's end perhaps, is over then
+        for process in filter(self._is_busy, processes):
+            left = dict(self._tasks(process))
+            self._stage.broke("I16", process.name, f"at rest, more is under way than stands: {left}")
+
+    def _is_busy(self, process: Process) -> bool:
+        standing = STANDING["command" if process.kind == "command" else "query"]
+        return self._tasks(process).total() > standing + len(process.links)
+
+    def _tasks(self, process: Process) -> Counter[str]:
+        return Counter(name for life, name in self._stage.loop.unfinished_tasks() if life is process)
+
+    # ------------------------------------------------------------ in the end
+    def violations(self, logs: Sequence[Mapping[str, Any]]) -> list[Violation]:
+        """Say what broke, by all that was observed; `logs` is what the servers logged."""
+        servers, command = self._servers, self._servers.command
+        journal = (command.left or command.surviving or command.folder) / "journal.db"
+        if not servers.is_ending or servers.reads_files:
+            self._records = read_journal(journal) if command.journal is not None else []
+            folders = [process.left or process.folder for process in servers.queries if process.waiting]
+            self._views = [read_view(folder / "view.db") for folder in folders if servers.is_ending]
+        planted = [op.planted for ops in self._stage.plan.clients for op in ops if op.planted]
+        blobs = {}
+        if planted:
+            blobs = {"the log": repr(logs).encode(), "the journal's file": journal.read_bytes()}
+        observed = Observed(
+            self._records,
+            calls=self._callers.history,
+            movements=self._bank.movements,
+            bank_calls=self._bank.calls,
+            view=self._views[0] if self._views else None,
+            sessions=[*servers.feeds.sessions, Session(0, self._disk.durable)],
+            anchor=read_anchor(journal),
+            planted=planted,
+            blobs=blobs,
+            is_at_rest=servers.is_ending,
+        )
+        found = check(observed)
+        for view in self._views[1:]:
+            found += check(Observed(self._records, view=view, is_at_rest=servers.is_ending))
+        found += self._unfair_ends()
+        found += [
+            Violation("I9", f"position {later.position}", "recorded before the record before it")
+            for earlier, later in itertools.pairwise(self._records)
+            if later.recorded_at < earlier.recorded_at
+        ]
+        return found
+
+    @property
+    def charges(self) -> int:
+        """How many charges the journal holds."""
+        return sum(record.version == 1 for record in self._records)
+
+    def _unfair_ends(self) -> list[Violation]:
+        """A charge goes into review only if the bank lied about it, or its tokens kept expiring.
+
+        Nor is it refused for good unless the bank lied about it, or knows no such card.
+        """
+        found, cards = [], {}
+        for record in self._records:
+            event = Event.FromString(record.event)
+            if event.HasField("charge_requested"):
+                cards[record.charge_id] = event.charge_requested.card.token
+            if record.charge_id in self._bank.lied_about:
+                continue
+            where = f"charge {record.charge_id}, position {record.position}"
+            is_refused = event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED
+            if is_refused and cards[record.charge_id] in (*APPROVED, *DECLINES):
+                found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
+            kept_expiring = event.review_required.reason == ReviewReason.REVIEW_REASON_TOKENS_KEEP_EXPIRING
+            if event.HasField("review_required") and not kept_expiring:
+                found.append(Violation("L1", where, "in review, though the bank never lied about it"))
+        return found
+
+
+def _newest(process: Process) -> Connection:
+    connection = process.connections[-1]
+    assert isinstance(connection, Connection)
+    return connection

@@ -1,0 +1,79 @@
+"""The weather of a story: what happens at a time and lasts for a while, such as a bank that is down or a disk that is full."""
+
+from prove.simulation.bank import Bank
+from prove.simulation.disk import Disk
+from prove.simulation.plan import MET, Weather
+from prove.simulation.servers import Servers
+from prove.simulation.stage import Stage
+
+LASTING = ("bank_down", "unauthorized", "disk_full", "clock_before_1970")
+
+
+class Sky:
+    """Brings the plan's weather over a bank, a disk and servers."""
+
+    def __init__(self, stage: Stage, bank: Bank, disk: Disk, servers: Servers) -> None:
+        self._stage = stage
+        self._bank = bank
+        self._disk = disk
+        self._servers = servers
+
+    def begin(self, event: Weather) -> None:
+        """Let it happen, unless the faults have stopped or the mask leaves it out."""
+        stage, servers, dice = self._stage, self._servers, self._stage.dice
+        if dice.is_over or event.kind in stage.mask.kinds:
+            return
+        command = servers.command
+        match event.kind:
+            case "kill_command" if command.alive:
+                servers.kill(command, "killed")
+            case "stop_command" if command.alive and command.is_up:
+                command.start(servers.stop(command))
+            case "kill_query":
+                view = dice.pick(servers.queries)
+                if not view.alive:
+                    return
+                servers.kill(view, "killed")
+            case "stop_query":
+                view = dice.pick(servers.queries)
+                if not view.alive or not view.is_up:
+                    return
+                view.start(servers.stop(view))
+            case "bank_down" | "unauthorized" | "clock_before_1970" | "disk_full":
+                self._set(event.kind, is_on=True)
+                stage.later(event.seconds, self.end, event.kind)
+            case "bank_restart":
+                self._bank.lives += 1
+            case "clock_jump":
+                stage.clock_offset += int(dice.uniform(-3_600e6, 3_600e6))
+            case _:
+                return
+        if event.kind not in MET:
+            dice.fired[event.kind] += 1
+        stage.note("weather", event.kind, f"{event.seconds:.1f} s")
+
+    def end(self, kind: str) -> None:
+        """End what lasts."""
+        self._set(kind, is_on=False)
+        self._stage.note("weather", kind, "ends")
+
+    def clear(self) -> None:
+        """End all faults, for the rest of the story."""
+        self._stage.dice.is_over = True
+        self._stage.note("weather", "faults stop")
+        for kind in LASTING:
+            self.end(kind)
+        self._bank.token_seconds = 900.0
+        for process in self._servers.processes.values():
+            process.ticks_left = 0
+
+    def _set(self, kind: str, *, is_on: bool) -> None:
+        match kind:
+            case "bank_down":
+                self._bank.is_down = is_on
+            case "unauthorized":
+                self._bank.is_unauthorized = is_on
+            case "clock_before_1970":
+                self._stage.is_clock_unset = is_on
+            case "disk_full":
+                self._disk.is_full = is_on

@@ -1,0 +1,11 @@
+"""What the tests, the proof, the benchmark and the demo share: servers to start and end, a referee at the bank, errors read.
+
+    errors      a server's error, as its client reads it
+    referee     the bank's side: faults to order, what it was asked, what money moved
+    processes   the three servers as processes, to be killed
+    ports       addresses that stay a server's own while it is down
+    servers     the three servers, in this process or as processes
+    world       a bank and a command server in this process, and the books that must agree
+
+It is not installed with the servers.
+"""

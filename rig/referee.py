@@ -1,0 +1,86 @@
+"""The bank's side, over its own HTTP: faults to order, what it was asked, and what money moved."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from judge.files import movements_of
+from judge.history import BankCall, Movement
+
+PATIENT_SECONDS = 25.0  # longer than any call takes on a busy machine
+
+
+class Referee:
+    """Orders faults at the mock bank, and reads what it was asked and what it did. The faults are gateway_mock's."""
+
+    def __init__(self, url: str) -> None:
+        # It speaks plain HTTP only: loading certificates would take longer than most tests.
+        self.http = httpx.AsyncClient(base_url=url, timeout=PATIENT_SECONDS, trust_env=False, verify=False)  # noqa: S501
+        """For what is asked of the bank itself, behind the servers' back."""
+
+    # ------------------------------------------------------------ faults
+    async def trouble(self, on: str, fault: str, **details: Any) -> None:
+        """The next calls of a step go wrong."""
+        (await self.http.post("/faults", json={"on": on, "fault": fault, **details})).raise_for_status()
+
+    async def faults(self) -> list[dict[str, Any]]:
+        """All that were ordered, each with how often it has fired."""
+        return list((await self.http.get("/faults")).raise_for_status().json())
+
+    async def unfired(self) -> list[str]:
+        """The faults that have not come up as often as they were ordered."""
+        return [fault["fault"] for fault in await self.faults() if fault["fired"] < fault["times"]]
+
+    async def has_fired(self) -> bool:
+        """Whether any has met a call."""
+        return any(fault["fired"] for fault in await self.faults())
+
+    async def no_more_trouble(self) -> None:
+        """Forget all faults."""
+        (await self.http.delete("/faults")).raise_for_status()
+
+    # ------------------------------------------------------------ what was asked, and what it came to
+    async def calls(self, after: int = 0) -> list[dict[str, Any]]:
+        """The calls that it got since it started, or after the one of a number."""
+        return list((await self.http.get(f"/calls?after={after}")).raise_for_status().json())
+
+    async def bank_calls(self) -> list[BankCall]:
+        """The same, as the history checker judges them."""
+        return [bank_call(call) for call in await self.calls()]
+
+    async def asked(self, charge_id: str) -> list[str]:
+        """What it was asked about a charge, in order: token, execute, look_up."""
+        return [
+            step_of(call) for call in await self.calls() if call["reference"] == charge_id or charge_id in call["path"]
+        ]
+
+    async def movements(self, charge_id: str | None = None) -> list[Movement]:
+        """All money that moved, or a charge's, by the bank's statement."""
+        moved = movements_of((await self.http.get("/statement")).raise_for_status().json())
+        return [movement for movement in moved if charge_id in (None, movement.reference)]
+
+    async def __aenter__(self) -> "Referee":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.aclose()
+
+
+def bank_call(call: Mapping[str, Any]) -> BankCall:
+    """A call as the history checker judges it."""
+    reference = call["reference"] or ""
+    match step_of(call):
+        case "look_up":
+            return BankCall("look_up", reference, call["token"] or "")
+        case "execute":
+            return BankCall("execute", reference, call["path"].split("/")[2])
+        case _:
+            return BankCall("token", reference)  # the token it has is the answer's
+
+
+def step_of(call: Mapping[str, Any]) -> str:
+    """The step that a call asks for: token, execute, look_up."""
+    if call["method"] == "GET":
+        return "look_up"
+    return "execute" if call["path"].endswith("/execute") else "token"

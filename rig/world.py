@@ -1,0 +1,235 @@
+"""A bank and a command server in this process, seen from outside only: for tests and small measurements.
+
+Real processes, to be killed, are `rig.processes.Town`. Of both one sees what the world sees: answers over a channel, the
+journal's file, and by a `Referee` the bank's statement and the calls that it got.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from charging.v1 import command_pb2_grpc, journal_pb2_grpc
+from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
+from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from charging.v1.journal_pb2 import Event
+from command_service.codec import charge_id_of
+from command_service.journal import START, Place
+from command_service.parts import Parts
+from command_service.serving import Serving
+from command_service.settings import Settings
+from judge.checker import check
+from judge.files import read_anchor, read_journal
+from judge.history import Movement, Observed, Record
+from rig.referee import PATIENT_SECONDS, Referee
+from rig.servers import InProcess
+
+PENDING = ChargeStatus.CHARGE_STATUS_PENDING
+CHARGED = ChargeStatus.CHARGE_STATUS_CHARGED
+DECLINED = ChargeStatus.CHARGE_STATUS_DECLINED
+IN_REVIEW = ChargeStatus.CHARGE_STATUS_IN_REVIEW
+ABANDONED = ChargeStatus.CHARGE_STATUS_ABANDONED
+FRESH = OutcomeSource.OUTCOME_SOURCE_FRESH
+JOINED = OutcomeSource.OUTCOME_SOURCE_JOINED
+REPLAYED = OutcomeSource.OUTCOME_SOURCE_REPLAYED
+RECOVERED = OutcomeSource.OUTCOME_SOURCE_RECOVERED
+
+BRIEF_SECONDS = 0.4  # For a call that is to hear PENDING: some time to be accepted, and little to wait.
+
+
+# ---------------------------------------------------------------- what is asked
+def new_key() -> str:
+    """A key that nobody has had."""
+    return f"order-{uuid.uuid4()}"
+
+
+def a_request(key: str | None = None, **changed: Any) -> ChargeRequest:
+    """A valid request: 12.50 EUR of alice's, under a key of its own unless one is given."""
+    request = ChargeRequest(
+        idempotency_key=key or new_key(),
+        user_id="alice",
+        card=Card(token="tok_visa", brand="visa", last4="4242"),
+        amount=Money(minor_units=1250, currency_code="EUR"),
+        description="one umbrella",
+        metadata={"shop": "north"},
+    )
+    request.MergeFrom(ChargeRequest(**changed))
+    return request
+
+
+def id_of(request: ChargeRequest) -> str:
+    """The id of the charge that a request asks for, by which the bank knows it too."""
+    return charge_id_of("default", request.idempotency_key)
+
+
+def apart_from_source(answer: ChargeResponse) -> ChargeResponse:
+    """What must be the same for everybody who asks with a key."""
+    same = ChargeResponse()
+    same.CopyFrom(answer)
+    same.ClearField("outcome_source")
+    return same
+
+
+async def until(seen: Callable[[], Awaitable[object] | object]) -> None:
+    """Wait until something is seen. Raises TimeoutError if it never is."""
+    async with asyncio.timeout(PATIENT_SECONDS):
+        while True:
+            value = seen()
+            if await value if isinstance(value, Awaitable) else value:
+                return
+            await asyncio.sleep(0.01)
+
+
+# ---------------------------------------------------------------- the journal's file
+def head(journal: Path) -> Place:
+    """The place of the newest record."""
+    found = read_journal(journal)
+    return Place(found[-1].position, found[-1].chain) if found else START
+
+
+def records(journal: Path) -> list[Record]:
+    """All records."""
+    return read_journal(journal)
+
+
+def events(journal: Path, charge_id: str) -> list[Event]:
+    """A charge's events."""
+    return [Event.FromString(record.event) for record in records(journal) if record.charge_id == charge_id]
+
+
+def story(journal: Path, charge_id: str) -> list[str]:
+    """A charge's events by name, as in ["charge_requested", "token_issued", "charged"]."""
+    return [str(event.WhichOneof("kind")) for event in events(journal, charge_id)]
+
+
+# ---------------------------------------------------------------- the books
+async def assert_books_agree(journal: Path, referee: Referee, *, apart_from: Container[str] = ()) -> None:
+    """The journal, the bank's statement and the calls that the bank got pass the history checker.
+
+    `apart_from` names the invariants that a test has broken itself.
+    """
+    observed = Observed(
+        read_journal(journal),
+        movements=await referee.movements(),
+        bank_calls=await referee.bank_calls(),
+        anchor=read_anchor(journal),
+    )
+    assert [violation for violation in check(observed) if violation.invariant not in apart_from] == []
+
+
+# ---------------------------------------------------------------- the world
+class World:
+    """A bank and a command server in this loop. `settings` are the server's, by their names in the environment."""
+
+    broken: Container[str] = ()
+    """The invariants that a test has broken itself."""
+    referee: Referee
+    channel: grpc.aio.Channel
+    commands: "command_pb2_grpc.CommandServiceAsyncStub"
+    journals: "journal_pb2_grpc.JournalServiceAsyncStub"
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], make_parts: Callable[[Settings], Parts] = Parts
+    ) -> None:
+        self.journal = folder / "journal.db"
+        self._settings = dict(settings)
+        self._servers = InProcess(folder, make_parts=make_parts)
+        self._channels = contextlib.AsyncExitStack()
+
+    @property
+    def running(self) -> Serving:
+        """The command server as it is at work."""
+        return self._servers.running
+
+    @property
+    def bank_url(self) -> str:
+        """The bank's address, which stays the same."""
+        return f"http://{self._servers.bank}"
+
+    async def bank_up(self) -> None:
+        """Open the bank, where it was if it has been open."""
+        await self._servers.bank_up()
+
+    async def bank_down(self) -> None:
+        """Close the bank: connections are refused. It keeps its ledger."""
+        await self._servers.bank_down()
+
+    async def start(self, **more: str) -> None:
+        """Start the command server, over the same journal if there is one."""
+        self._settings.update(more)
+        await self._servers.command_up({"COMMAND_BANK_URL": self.bank_url, **self._settings})
+        self.channel = grpc.aio.insecure_channel(str(self.running.listen))
+        self.feed_channel = grpc.aio.insecure_channel(str(self.running.feed_listen))
+        for channel in (self.channel, self.feed_channel):
+            await self._channels.enter_async_context(channel)
+        self.commands = command_pb2_grpc.CommandServiceStub(self.channel)
+        self.journals = journal_pb2_grpc.JournalServiceStub(self.feed_channel)
+
+    async def drain(self) -> None:
+        """Stop the command server as SIGTERM does, with clients still connected."""
+        await self._servers.command_down()
+
+    async def stop(self) -> None:
+        """Hang up, and stop the command server."""
+        await self._channels.aclose()
+        await self.drain()
+
+    async def charge(self, request: ChargeRequest, seconds: float = PATIENT_SECONDS) -> ChargeResponse:
+        """Charge, with a deadline in so many seconds."""
+        return await self.commands.Charge(request, timeout=seconds)
+
+    async def pending(self, request: ChargeRequest) -> ChargeResponse:
+        """Charge, and do not wait for the outcome that does not come."""
+        while True:
+            try:
+                answer = await self.charge(request, BRIEF_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # That is a busy machine: the same key again.
+                    raise
+            else:
+                assert answer.status == PENDING
+                return answer
+
+    def events(self, request: ChargeRequest) -> list[Event]:
+        """The events of the charge that a request asks for."""
+        return events(self.journal, id_of(request))
+
+    def story(self, request: ChargeRequest) -> list[str]:
+        """These by name."""
+        return story(self.journal, id_of(request))
+
+    async def asked(self, request: ChargeRequest) -> list[str]:
+        """What the bank was asked about the charge."""
+        return await self.referee.asked(id_of(request))
+
+    async def movements(self, request: ChargeRequest) -> list[Movement]:
+        """The money that it moved."""
+        return await self.referee.movements(id_of(request))
+
+    def trouble(self, on: str, fault: str, **details: Any) -> Awaitable[None]:
+        """The bank's next calls of a step go wrong."""
+        return self.referee.trouble(on, fault, **details)
+
+
+@asynccontextmanager
+async def a_world(
+    folder: Path, make_parts: Callable[[Settings], Parts] = Parts, **settings: str
+) -> AsyncIterator[World]:
+    """A bank and a command server. When a test is through, bank and journal must agree."""
+    world = World(folder, settings, make_parts)
+    await world.bank_up()
+    try:
+        async with Referee(world.bank_url) as world.referee:
+            await world.start()
+            yield world
+            await world.stop()
+            await assert_books_agree(world.journal, world.referee, apart_from=world.broken)
+    finally:
+        await world.stop()
+        await world.bank_down()
