@@ -5,12 +5,10 @@ A harness that finds no planted bug proves nothing. `seeds_that_find` says for e
 
 import random
 import re
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-import query_service.view
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
@@ -41,36 +39,9 @@ from prove.loop_bugs import (
     new_token_after_a_timeout,
     no_answer_is_taken_for_declined,
 )
-from prove.simulation.loop import patched
-from query_service.lookup import find_checkpoint
+from prove.view_bugs import CheckpointOutsideTheTransaction
 
 P = TypeVar("P", bound=Parts)
-_apply = query_service.view._apply
-_Planted = list[tuple[Any, str, Any]]
-
-
-def _checkpoint_outside_the_transaction() -> _Planted:
-    def apply(connection: sqlite3.Connection, records: Any) -> None:
-        move = query_service.view.MOVE_CHECKPOINT
-        with patched(
-            [
-                (
-                    query_service.view,
-                    "MOVE_CHECKPOINT",
-                    "UPDATE checkpoint SET one = 1 WHERE ? + ? + ? + ? + ? + ? NOT NULL",
-                )
-            ]
-        ):
-            totals = find_checkpoint(connection).totals
-            _apply(connection, records)
-        connection.execute("COMMIT")
-        connection.execute("BEGIN IMMEDIATE")
-        rows = connection.execute("SELECT count(*), max(requested_at) FROM charge").fetchone()
-        last, first = records[-1], records[0]
-        sums = (rows[0], max(totals.latest_requested_at, rows[1]), totals.backstep)
-        connection.execute(move, (last.position, last.chain, *sums, first.position - 1))
-
-    return [(query_service.view, "_apply", apply)]
 
 
 # ---------------------------------------------------------------- by the parts of a server
@@ -219,10 +190,8 @@ _BUGS: dict[str, type[Parts]] = {
         ARefusalIsBelievedAtOnce,
     )
 }
-_PATCHED: dict[str, Callable[[], _Planted]] = {
-    plant.__name__.strip("_").replace("_", " "): plant for plant in (_checkpoint_outside_the_transaction,)
-}
-NAMES = (*_BUGS, *journal_bugs.SIMULATED, *_PATCHED)
+_OF_THE_VIEW = "checkpoint outside the transaction"
+NAMES = (*_BUGS, *journal_bugs.SIMULATED, _OF_THE_VIEW)
 
 
 @contextmanager
@@ -230,8 +199,8 @@ def planted(name: str, parts: type[P]) -> Iterator[type[P]]:
     """Put a bug into a server's parts; it is there for as long as the context lasts."""
     if name in journal_bugs.NAMES:
         yield cast("type[P]", journal_bugs.into(parts, journal_bugs.named(name)))
-    elif name in _BUGS:
-        yield cast("type[P]", type("Planted", (_BUGS[name], parts), {}))
+    elif name == _OF_THE_VIEW:
+        torn = type("PlantedQueries", (CheckpointOutsideTheTransaction, cast("Any", parts).query_parts), {})
+        yield cast("type[P]", type("Planted", (parts,), {"query_parts": torn}))
     else:
-        with patched(_PATCHED[name]()):
-            yield parts
+        yield cast("type[P]", type("Planted", (_BUGS[name], parts), {}))
