@@ -5,12 +5,12 @@ A harness that finds no planted bug proves nothing. `seeds_that_find` says for e
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from command_service.api import CommandService
-from command_service.bank import Bank, gateway
+from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
 from command_service.bank.line import Line
 from command_service.intake import Intake
@@ -19,6 +19,7 @@ from command_service.parts import Assembled, Parts
 from command_service.reception import Reception
 from command_service.runner import Runner
 from prove import journal_bugs
+from prove.bank_bugs import ARefusalIsBelievedAtOnce, ChargedOnAMismatchingAnswer
 from prove.loop_bugs import (
     AnyVersion,
     BadAdvice,
@@ -38,19 +39,9 @@ from prove.loop_bugs import (
     new_token_after_a_timeout,
     no_answer_is_taken_for_declined,
 )
-from prove.simulation.loop import patched
 from prove.view_bugs import CheckpointOutsideTheTransaction
 
 P = TypeVar("P", bound=Parts)
-_Planted = list[tuple[Any, str, Any]]
-
-
-def _charged_on_a_mismatching_answer() -> _Planted:
-    return [(gateway._Transaction, "differences", lambda _self, _effect: ())]
-
-
-def _a_refusal_is_believed_at_once() -> _Planted:
-    return [(gateway, "_is_doubtful", lambda *_: False)]
 
 
 # ---------------------------------------------------------------- by the parts of a server
@@ -195,17 +186,12 @@ _BUGS: dict[str, type[Parts]] = {
         AWakeUpOfTheFeedIsLost,
         ANewKeyIsAdvisedWhileMoneyMayMove,
         CardNumbersAreLetIn,
-    )
-}
-_PATCHED: dict[str, Callable[[], _Planted]] = {
-    plant.__name__.strip("_").replace("_", " "): plant
-    for plant in (
-        _charged_on_a_mismatching_answer,
-        _a_refusal_is_believed_at_once,
+        ChargedOnAMismatchingAnswer,
+        ARefusalIsBelievedAtOnce,
     )
 }
 _OF_THE_VIEW = "checkpoint outside the transaction"
-NAMES = (*_BUGS, *journal_bugs.SIMULATED, _OF_THE_VIEW, *_PATCHED)
+NAMES = (*_BUGS, *journal_bugs.SIMULATED, _OF_THE_VIEW)
 
 
 @contextmanager
@@ -216,8 +202,5 @@ def planted(name: str, parts: type[P]) -> Iterator[type[P]]:
     elif name == _OF_THE_VIEW:
         torn = type("PlantedQueries", (CheckpointOutsideTheTransaction, cast("Any", parts).query_parts), {})
         yield cast("type[P]", type("Planted", (parts,), {"query_parts": torn}))
-    elif name in _BUGS:
-        yield cast("type[P]", type("Planted", (_BUGS[name], parts), {}))
     else:
-        with patched(_PATCHED[name]()):
-            yield parts
+        yield cast("type[P]", type("Planted", (_BUGS[name], parts), {}))
