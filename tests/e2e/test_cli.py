@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from chargeonce.__main__ import COMMANDS
-from rig.processes import Town
-from rig.world import a_request
+from rig.world import a_request, a_world
 
 SCRIPT = Path(sys.executable).with_name("chargeonce")
 
@@ -43,11 +42,11 @@ def test_an_unknown_command_or_argument_is_refused_with_what_there_is(arguments:
 
 async def test_print_journal_finds_a_charge_by_its_idempotency_key(tmp_path: Path) -> None:
     """And prints the very stream that it prints by the charge's id; a key without a charge is an error."""
-    async with Town(tmp_path) as town:
-        asked, other = a_request(), a_request()
-        charge_id = (await town.charge(asked)).charge_id
-        await town.charge(other)
-        environment = {"COMMAND_JOURNAL": f"sqlite:///{town.journal}"}
+    async with a_world(tmp_path) as world:
+        asked = a_request()
+        charge_id = (await world.charge(asked)).charge_id
+        await world.charge(a_request())
+        environment = {"COMMAND_JOURNAL": f"sqlite:///{world.journal}"}
         by_key = run("print-journal", "--key", asked.idempotency_key, environment=environment)
         by_id = run("print-journal", charge_id, environment=environment)
         assert by_key.stdout == by_id.stdout
