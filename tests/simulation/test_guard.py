@@ -25,7 +25,7 @@ from prove.simulation.stories import tell
 
 ROOT = Path(__file__).parents[2]
 # What builds a server, or reads its settings, a story replaces by its own.
-REPLACED = frozenset({"__main__.py", "serving.py", "settings.py"})
+REPLACED = frozenset({"__main__.py", "cli.py", "serving.py", "settings.py"})
 # Modules that tell the time, or make chance, threads, processes or connections. `sys` has `sys.modules`, a way to all of them.
 WATCHED = frozenset(
     {
