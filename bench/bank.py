@@ -1,97 +1,88 @@
 """A bank that costs next to nothing, so that it does not compete with what is measured: python -m bench.bank
 
-It speaks just enough HTTP/1.1 to answer the gateway's API as the docstring of `gateway_mock` tells it, with a ledger in memory
-and all cards approved. Both steps are idempotent. BENCH_DELAY_MILLISECONDS is how long every answer takes, 0 if not set.
+It speaks just enough HTTP/1.1 to answer the gateway's API as the docstring of `gateway_mock` tells it, by the rules of
+`gateway_mock.model`, in memory. BENCH_DELAY_MILLISECONDS is how long every answer takes, 0 if not set.
 
 What makes it cheap: one Protocol a connection instead of streams and tasks, no framework, answers made by formatting bytes.
 """
 
 import asyncio
 import json
+import math
 import os
 import sys
-from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import uvloop
 
-CREATED, EXECUTED = "created", "executed"
+from gateway_mock.model import STATUS, Book, Refusal, Transaction, told
+
 # Longer than any request of an adapter: what is longer is not a request.
 MAX_REQUEST_BYTES = 64 << 10
+# Tokens here do not expire.
+NOW_MS, EXPIRES_AT_MS = 0.0, math.inf
 
 
-@dataclass(slots=True)
-class Transaction:
-    """One line of the ledger."""
-
-    reference: str
-    card: str
-    amount: int
-    currency: str
-    token: str
-    transaction_id: str = ""
-
-    def fields(self) -> str:
-        """The members that every answer about a transaction has, as JSON."""
-        transaction_id = f'"{self.transaction_id}"' if self.transaction_id else "null"
-        return (
-            f'"token":"{self.token}","reference":"{self.reference}","card":"{self.card}","amount":{self.amount},'
-            f'"currency":"{self.currency}","transaction_id":{transaction_id},"reason":null'
-        )
+_DECODER = json.JSONDecoder()
 
 
-@dataclass(slots=True)
 class Ledger:
-    """All transactions, by reference and by token."""
+    """The bank's transactions, and its answers."""
 
-    by_reference: dict[str, Transaction] = field(default_factory=dict)
-    by_token: dict[str, Transaction] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._book = Book()
 
     def answer(self, method: bytes, path: str, body: bytes) -> tuple[int, str]:
         """Do what a request asks for; the status and the JSON of the answer."""
+        book = self._book
         if method == b"POST" and path == "/transactions":
-            return self._issue(json.loads(body))
+            return self._issue(_order(body))
         if method == b"POST" and path.endswith("/execute"):
-            return self._execute(self.by_token.get(path[14:-8]), json.loads(body) if body else {})
+            return self._execute(path[14:-8], _order(body) if body else {})
         if method == b"GET" and path.startswith("/transactions?reference="):
-            return self._look_up(self.by_reference.get(path[24:]), "reference_unknown")
+            return _as_it_is(book.newest(path[24:], NOW_MS) or Refusal.REFERENCE_UNKNOWN)
         if method == b"GET" and path.startswith("/transactions/"):
-            return self._look_up(self.by_token.get(path[14:]), "token_unknown")
+            return _as_it_is(book.find(path[14:], NOW_MS) or Refusal.TOKEN_UNKNOWN)
         if method == b"GET" and path == "/movements":  # ours alone: how many there are, for the referee
-            executed = sum(bool(transaction.transaction_id) for transaction in self.by_reference.values())
-            return 200, f'{{"movements":{executed},"transactions":{len(self.by_reference)}}}'
+            return 200, f'{{"movements":{len(book.executed)},"transactions":{len(book.by_token)}}}'
         return 404, '{"error":"not_found"}'
 
-    def _issue(self, order: dict[str, object]) -> tuple[int, str]:
-        reference, card, amount, currency = (
-            str(order["reference"]),
-            str(order["card"]),
-            order["amount"],
-            str(order["currency"]),
+    def _issue(self, order: dict[str, Any]) -> tuple[int, str]:
+        token = f"ttok_{len(self._book.by_token):012x}"
+        wanted = Transaction(
+            token, order["reference"], order["card"], order["amount"], order["currency"], EXPIRES_AT_MS
         )
-        known = self.by_reference.get(reference)
-        if known is None:
-            assert isinstance(amount, int)
-            known = Transaction(reference, card, amount, currency, f"ttok_{len(self.by_reference):012x}")
-            self.by_reference[reference] = self.by_token[known.token] = known
-        elif (known.card, known.amount, known.currency) != (card, amount, currency):
-            return 409, '{"error":"reference_reused"}'
-        return self._look_up(known, "")
+        return _as_it_is(self._book.issue(wanted, NOW_MS))
 
-    def _execute(self, known: Transaction | None, order: dict[str, object]) -> tuple[int, str]:
-        if known is None:
-            return 404, '{"error":"token_unknown"}'
-        if order and (order["amount"], order["currency"]) != (known.amount, known.currency):
-            return 409, '{"error":"fields_differ"}'
-        result = "already_executed" if known.transaction_id else "executed"
-        known.transaction_id = "txn" + known.token[4:]
-        return 200, f'{{"result":"{result}",{known.fields()}}}'
+    def _execute(self, token: str, order: dict[str, Any]) -> tuple[int, str]:
+        compared = (order["amount"], order["currency"]) if order else None
+        got = self._book.execute(token, NOW_MS, "txn" + token[4:], compared=compared)
+        if isinstance(got, Refusal):
+            return _as_it_is(got)
+        status, member, word = told(got[0], by_this_call=got[1])
+        return status, f'{{"{member}":"{word}",{_members(got[0])}}}'
 
-    def _look_up(self, known: Transaction | None, unknown: str) -> tuple[int, str]:
-        if known is None:
-            return 404, f'{{"error":"{unknown}"}}'
-        state = EXECUTED if known.transaction_id else CREATED
-        return 200, f'{{"state":"{state}","expires_at":"2099-01-01T00:00:00.000Z",{known.fields()}}}'
+
+def _order(body: bytes) -> dict[str, Any]:
+    """The body's JSON, without the look for blanks and encodings that json.loads begins with."""
+    order: dict[str, Any] = _DECODER.raw_decode(body.decode())[0]
+    return order
+
+
+def _as_it_is(known: Transaction | Refusal) -> tuple[int, str]:
+    if isinstance(known, Refusal):
+        return STATUS[known], f'{{"error":"{known!s}"}}'
+    return 200, f'{{"state":"{known.state!s}","expires_at":"2099-01-01T00:00:00.000Z",{_members(known)}}}'
+
+
+def _members(known: Transaction) -> str:
+    """`Transaction.members` as JSON, in a fifth of the time that json takes."""
+    transaction_id = f'"{known.transaction_id}"' if known.transaction_id else "null"
+    reason = f'"{known.reason}"' if known.reason else "null"
+    return (
+        f'"token":"{known.token}","reference":"{known.reference}","card":"{known.card}","amount":{known.amount_minor},'
+        f'"currency":"{known.currency}","transaction_id":{transaction_id},"reason":{reason}'
+    )
 
 
 class Connection(asyncio.Protocol):

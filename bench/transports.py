@@ -1,7 +1,7 @@
 """What a call to a bank costs us in CPU, by the transport under it: python -m bench.transports
 
-Above the line, one POST with its answer, of a request that is already built: the transport alone. Below it, a whole
-`GatewayBank.perform`: order to JSON, request, deadline, answer read strictly. CPU time of this process by the kernel, the bank
+Above the line, one POST with its answer, of a request that is already built: the transport alone. Below it, a whole `perform`
+of the gateway's bank: order to JSON, request, deadline, answer read strictly. CPU time of this process by the kernel, the bank
 (bench.bank, no delay) in another; medians over rounds in which all take turns, so that a noisy machine is noisy to all.
 The row of aiohttp's client is there if aiohttp is installed; the product does not need it.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import uvloop
 
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import IDLE_SECONDS, open_transport
 from command_service.values import Execute, Executed, Money, RequestToken, Token
 
@@ -82,7 +82,7 @@ def posting(transport: httpx.AsyncBaseTransport, url: str) -> Call:
 
 def performing(transport: httpx.AsyncBaseTransport, url: str, step: str) -> Call:
     """A step of a charge through the adapter. Both steps are idempotent, so one charge serves for all calls."""
-    bank = GatewayBank(url, transport, call_timeout_seconds=20.0)
+    bank = gateway_bank(url, transport, call_timeout_seconds=20.0)
     asked = RequestToken("charge-1", "tok_visa", PRICE, expired_tokens=0)
 
     async def token_step() -> None:

@@ -18,9 +18,10 @@ from chassis.disk import LOCAL_DISK, Disk
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import Gateway
 from command_service.bank.line import Line
 from command_service.bank.transport import open_transport
+from command_service.bank.two_step import Dialect, TwoStepBank
 from command_service.feed import Feed
 from command_service.intake import Intake, screened
 from command_service.journal import Journal
@@ -103,9 +104,13 @@ class Parts:
         """Make the HTTP connections to the bank."""
         return open_transport(max_connections=self.settings.bank_calls)
 
+    def dialect(self) -> Dialect:
+        """Put the bank's own API over the wire."""
+        return Gateway(self.settings.bank_url, self.wire())
+
     def bank(self) -> Bank:
-        """Make the bank's adapter, over the wire."""
-        return GatewayBank(self.settings.bank_url, self.wire(), call_timeout_seconds=self.settings.bank_timeout_seconds)
+        """Make the bank's adapter, over its dialect."""
+        return TwoStepBank(self.dialect(), call_timeout_seconds=self.settings.bank_timeout_seconds)
 
     def line(self, bank: Bank) -> Line:
         """Make the line to the bank, with its breaker."""

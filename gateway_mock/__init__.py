@@ -1,7 +1,7 @@
 """The mock bank: two-step charges over HTTP/1.1 and JSON, a ledger that survives `kill -9`, and faults on order.
 
-It plays the other side of the money, so it shares no code with the services but the chassis, which knows nothing of banks:
-what they believe about one is tested against what this one does.
+It plays the other side of the money. So it shares no code with the services but the chassis, which knows nothing of banks: what
+the services believe about a bank is tested against what this one does.
 
 Running it
 ==========
@@ -14,14 +14,14 @@ Running it
 * `GATEWAY_MOCK_TOKEN_SECONDS`  how long a token can be executed, default 900, 0 to a year. With 0 each is late at once.
 
 When it serves it says so in one JSON line on stderr, with the real port: `{"event": "serving", "listen":
-"127.0.0.1:43211", ...}`. SIGTERM, SIGINT and SIGHUP end it with exit code 0. In a test: `async with gateway_mock.serve(
+"127.0.0.1:43211", ...}`. SIGTERM, SIGINT and SIGHUP end it with exit status 0. In a test: `async with gateway_mock.serve(
 "127.0.0.1:0", path) as address`.
 
 The two steps
 =============
 
-*Token step.* No money moves. A known reference gives its transaction back as it is now, never a second one; only when
-that one is closed as expired does the token step open another, with another token.
+*Token step.* No money moves. A known reference gives its transaction back as it is now, never a second one. Only after that one
+was closed as expired does the token step open another, with another token.
 
     curl -s localhost:8080/transactions \\
          -d '{"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}'
@@ -36,8 +36,8 @@ that one is closed as expired does the token step open another, with another tok
     409 {"error": "reference_reused"}                 the reference is known with another card, amount or currency
     422 {"error": "card_unknown"}
 
-*Execute step.* Moves the money, once, however often and however concurrently it is asked. The body may be empty, or say
-the amount and the currency, which are then compared.
+*Execute step.* It moves the money, once, however often and however concurrently it is asked. The body is empty, or says the
+amount and the currency, which are then compared.
 
     curl -s -X POST localhost:8080/transactions/ttok_5b1f.../execute
     curl -s localhost:8080/transactions/ttok_5b1f.../execute -d '{"amount": 1250, "currency": "EUR"}'
@@ -68,15 +68,14 @@ Looking
     [{"n": 1, "method": "POST", "path": "/transactions", "reference": "charge-1", "token": "ttok_5b1f...",
       "at": "2026-11-23T10:28:00.001Z", "fault": null, "status": 200}]
 
-`status` is null when no answer was sent, or not yet. The referee's own calls (/statement, /calls, /faults)
-are not listed.
+`status` is null if no answer was sent, or none yet. The calls of whoever tests (/statement, /calls, /faults) are not listed.
 
 Faults
 ======
 
-A fault waits for a step (`on`: token, execute or look_up) and fires `times` times (default 1). `reference` and `card`
-narrow it down. A call takes the first fault that waits for it, in the order they were scripted, if it is well formed;
-then the fault decides what becomes of it. Faults are in memory: a restarted bank has none.
+A fault waits for a step (`on`: token, execute or look_up) and fires `times` times (default 1). `reference` and `card` narrow it
+down. A well-formed call takes the first fault that waits for it, in the order in which they were ordered, and the fault decides
+what becomes of the call. Faults are in memory: a restarted bank has none.
 
     curl -s localhost:8080/faults -d '{"on": "execute", "fault": "lose_answer", "times": 2, "card": "tok_visa"}'
     200 {"id": 1}                                     400 bad_request · 409 too_many_faults · 409 runs_in_process

@@ -1,4 +1,4 @@
-"""`python -m gateway_mock`: the mock bank as a process. The only place that reads its settings."""
+"""The mock bank's process: the only place that reads its settings."""
 
 import os
 import sqlite3
@@ -6,18 +6,17 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO, cast
 
 import structlog
 
-from chassis import process, settings, stderr
+from chassis import process, settings, telemetry
 from chassis.settings import Address, address, file_path, number, setting, state_file
 from gateway_mock.app import TOKEN_SECONDS, serve
 from gateway_mock.ledger import LedgerUnusable
 
-MAX_TOKEN_SECONDS = 366 * 24 * 3600  # A year: keeps a mistyped number from passing for a lifetime.
+MAX_TOKEN_SECONDS = 366 * 24 * 3600  # More than a year is a mistyped number.
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -36,39 +35,30 @@ class Settings:
     )
 
 
-async def run(chosen: Settings, stop: process.StopRequest) -> None:
-    """Serves until it is asked to stop."""
+async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> None:
     chosen.ledger.parent.mkdir(parents=True, exist_ok=True)
     async with serve(str(chosen.listen), chosen.ledger, token_seconds=chosen.token_seconds, own_process=True) as listen:
-        _log.info("serving", listen=listen, ledger=str(chosen.ledger), token_seconds=chosen.token_seconds)
+        log.info("serving", listen=listen, ledger=str(chosen.ledger), token_seconds=chosen.token_seconds)
         await stop.wait()
-    _log.info("stopped")
+    log.info("stopped")
 
 
 def main() -> int:
-    """Runs the bank. Returns the exit code: 0 stopped by a signal, 1 could not serve, 2 wrong settings."""
+    """Run the bank. Returns the exit status: 0 stopped by a signal, 1 could not serve, 2 wrong settings."""
     process.open_standard_streams()
     process.server_parser(
         "python -m gateway_mock", "A mock bank that fails on request.", Settings, os.environ
     ).parse_args()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, stderr.install())),
-    )
+    telemetry.configure_logging("bank")
     try:
         chosen = settings.read(Settings, os.environ)
     except settings.SettingsError as error:
-        _log.error("wrong_settings", problems=str(error))
+        log.error("the settings are wrong", problems=str(error))
         return 2
     try:
-        process.serve_until_stopped(partial(run, chosen))
+        process.serve_until_stopped(partial(_serve_until_stopped, chosen))
     except (LedgerUnusable, sqlite3.Error, OSError) as error:
-        _log.error("cannot_serve", reason=str(error))
+        log.error("the bank cannot serve", why=str(error))
         return 1
     return 0
 

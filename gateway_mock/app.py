@@ -1,12 +1,13 @@
-"""The bank at its counter: which request asks for what, and what is answered.
+"""The bank at its counter: what each request asks for, and what is answered.
 
-Each call of the two steps goes the same way: it is read strictly, put into the log of calls, meets the fault that waits
-for it (if one does), and only then is the work done. The work itself is the ledger's.
+Each call goes the same way: it is read strictly, put into the log of calls, and meets the fault that waits for it, if there is
+one; only then is the work done. The work is the ledger's.
 """
 
 import asyncio
 import json
 import re
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,38 +22,54 @@ from urllib.parse import parse_qsl, unquote
 
 from gateway_mock import faults
 from gateway_mock.faults import BadField, Kind, Script, Step, answer
-from gateway_mock.ledger import CARDS, Ledger, ReferenceReused, State, Transaction, open_ledger
-from gateway_mock.wire import Answer, AnswerAndMore, Death, HalfAnswer, Reply, Request, Silence, SlowAnswer, serving
+from gateway_mock.ledger import Ledger, open_ledger
+from gateway_mock.model import CARDS, STATUS, Refusal, Transaction, told
+from gateway_mock.wire import (
+    STOP_SECONDS,
+    Answer,
+    AnswerAndMore,
+    Death,
+    HalfAnswer,
+    Reply,
+    Request,
+    Silence,
+    SlowAnswer,
+    serving,
+)
 
 TOKEN_SECONDS = 900.0  # A quarter of an hour, as real banks give.
-MAX_CALLS = 100_000  # Of the log: some 30 MiB, and more calls than a test makes.
+MAX_CALLS = 100_000  # The log then takes some 30 MiB, and holds more calls than a test makes.
 MAX_AMOUNT = 2**63 - 1  # What SQLite stores.
 
 _REFERENCE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
-
 
 Find = Callable[[], Awaitable[Transaction | None]]
 
 
 @asynccontextmanager
 async def serve(
-    listen: str, ledger_path: str | Path, *, token_seconds: float = TOKEN_SECONDS, own_process: bool = False
+    listen: str,
+    ledger_path: str | Path,
+    *,
+    token_seconds: float = TOKEN_SECONDS,
+    stop_seconds: float = STOP_SECONDS,
+    own_process: bool = False,
 ) -> AsyncIterator[str]:
-    """Runs the bank at "host:port", port 0 for any; yields the real address, and stops cleanly at the end.
+    """Run the bank at "host:port", port 0 for any; yield the real address, and stop in order at the end.
 
-    `own_process`: the faults that kill the process may be ordered. Raises `LedgerUnusable`, `sqlite3.Error`, `OSError`
-    and, for a malformed address, `ValueError`.
+    Calls at work when it stops get `stop_seconds` to end. With `own_process` the faults that kill the process may be ordered.
+    Raises `LedgerUnusable`, `sqlite3.Error`, `OSError` and, for a malformed address, `ValueError`.
     """
     async with open_ledger(ledger_path) as ledger:
         bank = Bank(ledger, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
-        async with serving(listen, bank.respond) as address:
+        async with serving(listen, bank.respond, stop_seconds=stop_seconds) as address:
             yield address
 
 
 @dataclass
 class Call:
-    """A call as the log shows it; what is not known when it comes in is filled in later."""
+    """A call as the log shows it. It comes in with fields that are filled in later."""
 
     n: int
     method: str
@@ -65,7 +82,7 @@ class Call:
 
 
 class Bank:
-    """Answers requests. Its state beside the ledger, the faults and the log of calls, is in memory and ends with it."""
+    """Answers requests. The faults and the log of calls are in memory and end with it; the ledger stays."""
 
     def __init__(self, ledger: Ledger, *, lifetime_ms: int, may_die: bool) -> None:
         self._ledger = ledger
@@ -75,7 +92,7 @@ class Bank:
         self._calls: deque[Call] = deque(maxlen=MAX_CALLS)
 
     async def respond(self, request: Request) -> Reply:
-        """The reply to a request. Raises `sqlite3.Error` when the ledger fails."""
+        """Make the reply to a request. Raises `sqlite3.Error` when the ledger fails."""
         try:
             match request.method, request.path.split("/")[1:]:
                 case "GET", ["statement"]:
@@ -105,10 +122,10 @@ class Bank:
                     return await self._execute_step(token, request.body, call)
                 case "GET", ["transactions", token]:
                     call.token = token = unquote(token)
-                    return await self._look_up(partial(self._ledger.find, token), "token_unknown", call)
+                    return await self._look_up(partial(self._ledger.find, token), Refusal.TOKEN_UNKNOWN, call)
                 case "GET", ["transactions"]:
                     call.reference = reference = _only(request.query, "reference")
-                    return await self._look_up(partial(self._ledger.newest, reference), "reference_unknown", call)
+                    return await self._look_up(partial(self._ledger.newest, reference), Refusal.REFERENCE_UNKNOWN, call)
                 case _:
                     return answer(404, {"error": "not_found"})
         except BadField as error:
@@ -127,17 +144,13 @@ class Bank:
 
         async def work() -> Answer:
             if card not in CARDS:
-                return answer(422, {"error": "card_unknown"})
-            issued = await self._ledger.issue(
-                reference=reference,
-                card=card,
-                amount_minor=amount,
-                currency=currency,
-                now_ms=_now_ms(),
-                lifetime_ms=self._lifetime_ms,
-            )
-            if isinstance(issued, ReferenceReused):
-                return answer(409, {"error": "reference_reused"})
+                return _refused(Refusal.CARD_UNKNOWN)
+            now_ms = _now_ms()
+            token = f"ttok_{secrets.token_hex(16)}"
+            wanted = Transaction(token, reference, card, amount, currency, now_ms + self._lifetime_ms)
+            issued = await self._ledger.issue(wanted, now_ms)
+            if isinstance(issued, Refusal):
+                return _refused(issued)
             call.token = issued.token
             return answer(200, _as_it_is(issued))
 
@@ -149,26 +162,24 @@ class Bank:
             order = _object(body)
             said = _amount(order), _text(order, "currency", _CURRENCY)
             _nothing_else(order, "amount", "currency")
-        # It may be closed by another call before the work is done: `Ledger.execute` can tell.
+        # Another call may close it before the work is done: the ledger tells.
         transaction = await self._ledger.find(token)
         if transaction is not None:
             call.reference = transaction.reference
 
         async def work() -> Answer:
             if transaction is None:
-                return answer(404, {"error": "token_unknown"})
+                return _refused(Refusal.TOKEN_UNKNOWN)
             if said not in (None, (transaction.amount_minor, transaction.currency)):
-                return answer(409, {"error": "fields_differ"})
-            closed, now = await self._ledger.execute(transaction, _now_ms())
-            if closed.state is State.EXPIRED:
-                return answer(410, {"error": "token_expired", **_fields(closed)})
-            result = "declined" if closed.state is State.DECLINED else "executed" if now else "already_executed"
-            return answer(200, {"result": result, **_fields(closed)})
+                return _refused(Refusal.FIELDS_DIFFER)
+            closed, by_this_call = await self._ledger.execute(transaction, _now_ms())
+            status, member, word = told(closed, by_this_call=by_this_call)
+            return answer(status, {member: word, **closed.members()})
 
         card = transaction.card if transaction is not None else None
         return await self._meet_fault(Step.EXECUTE, call, card, partial(self._ledger.find, token), work)
 
-    async def _look_up(self, find: Find, unknown: str, call: Call) -> Reply:
+    async def _look_up(self, find: Find, unknown: Refusal, call: Call) -> Reply:
         known = await find()
         if known is not None:
             call.token, call.reference = known.token, known.reference
@@ -176,7 +187,7 @@ class Bank:
         async def work() -> Answer:
             found = await find()  # Again: a fault may have taken its time, and have changed it.
             if found is None:
-                return answer(404, {"error": unknown})
+                return _refused(unknown)
             return answer(200, _as_it_is(await self._ledger.close_if_late(found, _now_ms())))
 
         return await self._meet_fault(Step.LOOK_UP, call, known.card if known is not None else None, find, work)
@@ -202,15 +213,15 @@ class Bank:
     async def _statement(self) -> Answer:
         movements = [
             {
-                "transaction_id": movement.transaction_id,
-                "token": movement.token,
-                "reference": movement.reference,
-                "kind": movement.kind,
-                "minor_units": movement.amount_minor,
-                "currency_code": movement.currency,
-                "executed_at": _rfc3339(movement.executed_at_ms),
+                "transaction_id": executed.transaction_id,
+                "token": executed.token,
+                "reference": executed.reference,
+                "kind": "charge",
+                "minor_units": executed.amount_minor,
+                "currency_code": executed.currency,
+                "executed_at": _rfc3339(executed.closed_at_ms or 0),
             }
-            for movement in await self._ledger.movements()
+            for executed in await self._ledger.executed()
         ]
         return answer(200, {"movements": movements})
 
@@ -236,20 +247,12 @@ class Bank:
         return answer(409, {"error": "too_many_faults"}) if number is None else answer(200, {"id": number})
 
 
-def _fields(transaction: Transaction) -> dict[str, object]:
-    return {
-        "token": transaction.token,
-        "reference": transaction.reference,
-        "card": transaction.card,
-        "amount": transaction.amount_minor,
-        "currency": transaction.currency,
-        "transaction_id": transaction.transaction_id,
-        "reason": transaction.reason,
-    }
+def _refused(why: Refusal) -> Answer:
+    return answer(STATUS[why], {"error": why})
 
 
-def _as_it_is(transaction: Transaction) -> dict[str, object]:
-    return _fields(transaction) | {"state": transaction.state, "expires_at": _rfc3339(transaction.expires_at_ms)}
+def _as_it_is(known: Transaction) -> dict[str, object]:
+    return known.members() | {"state": known.state, "expires_at": _rfc3339(known.expires_at_ms)}
 
 
 def _status(reply: Reply) -> int | None:
@@ -266,7 +269,7 @@ def _status(reply: Reply) -> int | None:
 
 
 def _object(body: bytes) -> dict[str, object]:
-    """A JSON object, strictly: no key twice, no NaN, no depth that Python cannot follow."""
+    """Read a JSON object strictly: no key twice, no NaN, no depth that Python cannot follow."""
     try:
         value = json.loads(body, object_pairs_hook=_each_key_once, parse_constant=_not_json)
     except (ValueError, RecursionError):
@@ -318,5 +321,5 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _rfc3339(at_ms: int) -> str:
+def _rfc3339(at_ms: float) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

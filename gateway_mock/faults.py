@@ -1,7 +1,7 @@
-"""The faults a test can order, and what each makes of an answer.
+"""The faults that a test can order, and what each makes of an answer.
 
-Pure: nothing here does I/O or looks at a clock. A fault is a value; `effect` says what becomes of the call it meets;
-a `Script` hands faults out, first in first out. Their meaning for a person is told in the package's docstring.
+Pure: no I/O and no clock. A fault is a value, `effect` says what becomes of the call that meets it, and a `Script` hands faults
+out, first in, first out. The package's docstring tells what each means.
 """
 
 import json
@@ -13,20 +13,20 @@ from typing import Any, assert_never
 
 from gateway_mock.wire import Answer, AnswerAndMore, Death, HalfAnswer, Reply, Silence, SlowAnswer
 
-MAX_FAULTS = 1_000  # Each call looks through them all; a test scripts a handful.
-MAX_TIMES = 1_000_000  # "Always", for a test.
-MAX_SECONDS = 3_600.0  # Longer than any test runs.
+MAX_FAULTS = 1_000  # Each call looks through them all; a test orders a handful.
+MAX_TIMES = 1_000_000  # For a test this is "always".
+MAX_SECONDS = 3_600.0  # No test runs so long.
 
-# What may stand in a header as it is, nonsense included: h11 refuses anything else.
+# Text that may stand in a header as it is, nonsense included: h11 refuses anything else.
 _HEADER = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)?")
 
 
 class BadField(Exception):
-    """A field of a request is missing, malformed or not known. The argument is its name, never its value."""
+    """A field of a request is missing, malformed or unknown. The argument is its name, never its value."""
 
 
 class Step(StrEnum):
-    """What a call asks of the bank."""
+    """The question that a call puts to the bank."""
 
     TOKEN = "token"  # noqa: S105 - the name of a step, not a secret
     EXECUTE = "execute"
@@ -34,7 +34,7 @@ class Step(StrEnum):
 
 
 class Kind(StrEnum):
-    """What goes wrong."""
+    """The kinds of faults."""
 
     # The work is not done.
     LOSE_REQUEST = "lose_request"
@@ -46,7 +46,7 @@ class Kind(StrEnum):
     FORGET_TOKEN = "forget_token"  # noqa: S105 - the name of a fault, not a secret
     IN_PROGRESS = "in_progress"
     STOP_BEFORE = "stop_before"
-    # The work is done, and then:
+    # The work is done, and the answer suffers.
     LOSE_ANSWER = "lose_answer"
     HANG_AFTER = "hang_after"
     RESET = "reset"
@@ -68,7 +68,7 @@ class Kind(StrEnum):
     ODD_TRANSACTION_ID = "odd_transaction_id"
 
 
-# The parameters a kind takes, and what they are if not given.
+# The parameters of each kind, with their defaults.
 _PARAMETERS: Mapping[Kind, Mapping[str, Any]] = {
     Kind.HANG_BEFORE: {"seconds": 30.0},
     Kind.HANG_AFTER: {"seconds": 30.0},
@@ -87,7 +87,7 @@ _PARAMETERS: Mapping[Kind, Mapping[str, Any]] = {
 
 _REFUSALS = frozenset({400, 401, 403, 404, 409, 422})
 
-# The kinds that make sense on some steps only.
+# Some kinds make sense on some steps only.
 _STEPS: Mapping[Kind, frozenset[Step]] = {
     Kind.CONTRADICT: frozenset({Step.EXECUTE}),
     Kind.ODD_TRANSACTION_ID: frozenset({Step.EXECUTE}),
@@ -97,7 +97,7 @@ _STEPS: Mapping[Kind, frozenset[Step]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault as it was ordered. A parameter that its kind does not take has no meaning."""
+    """A fault as it was ordered. A parameter that is not its kind's has no meaning."""
 
     on: Step
     kind: Kind
@@ -113,13 +113,13 @@ class Fault:
     transaction_id: str = ""
 
     def fields(self) -> dict[str, object]:
-        """The fields of the order, defaults included."""
+        """Give the fields of the order, defaults included."""
         order = {"on": self.on, "fault": self.kind, "times": self.times, "reference": self.reference, "card": self.card}
         return order | {name: getattr(self, name) for name in _PARAMETERS.get(self.kind, {})}
 
 
 def parse(order: Mapping[str, object]) -> Fault:
-    """The fault that a JSON object orders. Raises `BadField`."""
+    """Read the fault that a JSON object orders. Raises `BadField`."""
     on, name = order.get("on"), order.get("fault")
     if on not in list(Step):
         raise BadField("on")
@@ -148,7 +148,7 @@ def _is_allowed(kind: Kind, key: str, value: Any) -> bool:
             return type(value) is int and 1 <= value <= MAX_TIMES
         case "seconds":
             return number and 0 <= value <= MAX_SECONDS
-        case "bytes":  # Longer than the longest body that a client of ours takes, and what fits into memory.
+        case "bytes":  # More than the longest body that a client of ours takes, and no more than fits into memory.
             return type(value) is int and 64 * 1024 < value <= 64 * 1024 * 1024
         case "status" if kind is Kind.REFUSE:
             return type(value) is int and value in _REFUSALS
@@ -160,15 +160,15 @@ def _is_allowed(kind: Kind, key: str, value: Any) -> bool:
             return isinstance(value, dict)
         case "retry_after" | "location":
             return isinstance(value, str) and _HEADER.fullmatch(value) is not None
-        case _:  # The filters, and an id.
+        case _:  # These are the filters, and an id.
             return isinstance(value, str) and 1 <= len(value) <= 255
 
 
 def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
-    """What becomes of the call: a reply in place of the work, or what is made of the answer once the work is done.
+    """Say what becomes of the call: a reply in place of the work, or a change of the answer once the work is done.
 
-    `DELAY`, `EXPIRE_TOKEN` and `ODD_TRANSACTION_ID` change the work itself, which is the bank's: here they leave its
-    answer alone.
+    `DELAY`, `EXPIRE_TOKEN` and `ODD_TRANSACTION_ID` change the work itself, which is the bank's; here they leave its answer
+    alone.
     """
     match fault.kind:
         case Kind.LOSE_REQUEST:
@@ -228,7 +228,7 @@ def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
 
 
 def answer(status: int, body: object, *headers: tuple[str, str]) -> Answer:
-    """An answer whose body is JSON."""
+    """Make an answer whose body is JSON."""
     return Answer(status, json.dumps(body, separators=(",", ":")).encode(), headers)
 
 
@@ -246,7 +246,7 @@ class Script:
         self._last = 0
 
     def add(self, fault: Fault) -> int | None:
-        """Appends it and returns its number. None: there are `MAX_FAULTS` already."""
+        """Append it and return its number. None: there are `MAX_FAULTS` already."""
         if len(self._faults) >= MAX_FAULTS:
             return None
         self._last += 1
@@ -255,7 +255,7 @@ class Script:
         return self._last
 
     def take(self, step: Step, *, reference: str | None, card: str | None) -> Fault | None:
-        """The first fault that waits for such a call. It has fired once more."""
+        """Give the first fault that waits for such a call, and count that it fired."""
         for number, fault in self._faults.items():
             if (
                 fault.on is step
@@ -268,11 +268,11 @@ class Script:
         return None
 
     def listing(self) -> list[dict[str, object]]:
-        """All faults in order, with their numbers and how often each fired."""
+        """List all faults in order, with their numbers and how often each fired."""
         return [{"id": n, **fault.fields(), "fired": self._fired[n]} for n, fault in self._faults.items()]
 
     def clear(self) -> int:
-        """Forgets all faults. Returns how many there were."""
+        """Forget all faults, and return how many there were."""
         cleared = len(self._faults)
         self._faults.clear()
         self._fired.clear()

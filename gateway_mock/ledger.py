@@ -1,13 +1,9 @@
-"""The bank's ledger: which transactions were opened, how each ended, and what money moved.
+"""The bank's ledger: its transactions on disk. The rules they follow are the `model`'s.
 
-Its rules:
-
-* A transaction is opened once and closed once: executed, declined or expired. Closed is for ever.
-* Of one reference, all transactions but the newest are expired: at most one is open, and at most one ever moves money.
-* Each change is one SQL statement that holds its own condition, and is a SQLite transaction of its own. What was read
-  before may be old; it is the statement that decides. So no lock is held here across several of them.
-* A change that was returned is on disk. Nothing is ever deleted.
-* Nothing here reads a clock: times come in, as milliseconds since 1970 in UTC.
+1. Each change is one SQL statement that holds its own condition, and a SQLite transaction of its own. A transaction that was
+   read before may have been closed since, so the statement decides. No lock is held across several statements.
+2. A change that was returned is on disk. Nothing is ever deleted.
+3. Nothing here reads a clock: times come in, as milliseconds since 1970 in UTC.
 """
 
 import asyncio
@@ -15,31 +11,22 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import aiosqlite
 
-CARDS: Mapping[str, str | None] = {
-    "tok_visa": None,
-    "tok_mastercard": None,
-    "tok_declined": "card_declined",
-    "tok_insufficient_funds": "insufficient_funds",
-    "tok_expired_card": "expired_card",
-}
-"""The cards this bank knows, and why it declines each when it executes; None: it approves."""
+from gateway_mock.model import EXPIRY, Closing, Refusal, State, Transaction, closing, issued, lapses
 
 SCHEMA_VERSION = 1
 
-# For a bank started while the one before it, just killed, is still dying: that takes milliseconds.
+# A bank may be started while the one before it, just killed, is still dying, which takes milliseconds.
 LOCK_TIMEOUT_SECONDS = 1.0
 
 PRAGMAS: Mapping[str, tuple[str, str | int]] = {
     # One bank a ledger: a second process would have its own faults and its own log of calls, and a test would read the
     # wrong one. It also keeps clear of SQLite's WAL-reset bug, which takes several connections (3.7.0 to 3.51.2).
     "locking_mode": ("EXCLUSIVE", "exclusive"),
-    # One sync a commit instead of two.
+    # It takes one sync a commit instead of two.
     "journal_mode": ("WAL", "wal"),
     # A bank that forgets an execution after a power cut is no bank to test against. NORMAL does (measured).
     "synchronous": ("FULL", 2),
@@ -71,9 +58,9 @@ SCHEMA = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
-_FIELDS = "token, reference, card, amount, currency, state, expires_at, transaction_id, reason"
+_FIELDS = "token, reference, card, amount, currency, expires_at, state, closed_at, transaction_id, reason"
 
-# Each of these three is given a JSON array of wishes and answers all of them, in one commit: see `_Together`.
+# Each of the next three is given a JSON array of wishes and grants all of them in one commit: see `_Together`.
 
 # `one_lives` refuses a second one. An expired one does not count there, yet its fields still bind its reference.
 OPEN = f"""
@@ -91,7 +78,7 @@ OPEN = f"""
     RETURNING {_FIELDS}
 """  # noqa: S608 - the one thing put in is a constant of this module
 
-# Two wishes for one token: SQLite takes either. The numbers of movements grow, with gaps.
+# Of two wishes for one token SQLite grants either. The numbers of movements grow, with gaps.
 CLOSE = f"""
     UPDATE transactions
     SET state = value ->> 'state', closed_at = value ->> 'now',
@@ -108,61 +95,16 @@ FIND = f"SELECT {_FIELDS} FROM json_each(?) CROSS JOIN transactions ON token = v
 
 NEWEST = f"SELECT {_FIELDS} FROM transactions WHERE reference = ? ORDER BY number DESC LIMIT 1"  # noqa: S608 - as above
 
-MOVEMENTS = """
-    SELECT transaction_id, token, reference, kind, amount, currency, closed_at
-    FROM transactions WHERE movement IS NOT NULL ORDER BY movement
-"""
+EXECUTED = f"SELECT {_FIELDS} FROM transactions WHERE movement IS NOT NULL ORDER BY movement"  # noqa: S608 - as above
 
 
 class LedgerUnusable(Exception):
     """The ledger cannot be opened as it must be: of another version, or a pragma that did not take."""
 
 
-class State(StrEnum):
-    """How far a transaction has come. All but `CREATED` are for ever."""
-
-    CREATED = "created"
-    EXECUTED = "executed"
-    DECLINED = "declined"
-    EXPIRED = "expired"
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """A transaction as it was when it was read: one that was open then may be closed by now."""
-
-    token: str
-    reference: str
-    card: str
-    amount_minor: int
-    currency: str
-    state: State
-    expires_at_ms: int
-    transaction_id: str | None
-    reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceReused:
-    """The reference is known with another card, amount or currency."""
-
-
-@dataclass(frozen=True, slots=True)
-class Movement:
-    """Money that moved."""
-
-    transaction_id: str
-    token: str
-    reference: str
-    kind: str
-    amount_minor: int
-    currency: str
-    executed_at_ms: int
-
-
 @asynccontextmanager
 async def open_ledger(path: str | Path) -> AsyncIterator["Ledger"]:
-    """Opens the ledger at `path`, made if it is not there, and closes it at the end.
+    """Open the ledger at `path`, which is made if it is not there, and close it at the end.
 
     Raises `LedgerUnusable`, and `sqlite3.Error` for what SQLite finds, another bank's lock on the file among it.
     """
@@ -191,81 +133,72 @@ class Ledger:
         self._closing = _Together(database, CLOSE)
         self._finding = _Together(database, FIND)
 
-    async def issue(
-        self, *, reference: str, card: str, amount_minor: int, currency: str, now_ms: int, lifetime_ms: int
-    ) -> Transaction | ReferenceReused:
-        """The reference's transaction: the one it has, or a new one if it has none or its last one expired."""
+    async def issue(self, wanted: Transaction, now_ms: int) -> Transaction | Refusal:
+        """Do the token step: give the reference's transaction, which is the wanted one if it is opened now."""
         wish = {
-            "token": f"ttok_{secrets.token_hex(16)}",
-            "reference": reference,
-            "card": card,
-            "amount": amount_minor,
-            "currency": currency,
+            "token": wanted.token,
+            "reference": wanted.reference,
+            "card": wanted.card,
+            "amount": wanted.amount_minor,
+            "currency": wanted.currency,
             "now": now_ms,
-            "expires_at": now_ms + lifetime_ms,
+            "expires_at": wanted.expires_at_ms,
         }
-        while True:  # Each further round has closed a late transaction, of which there was one.
+        while True:  # Each further round has closed a late transaction, and there was one.
             if (opened := await self._opening.ask(wish)) is not None:
                 return opened
-            (known,) = await _transactions(self._database, NEWEST, reference)
-            if (known.card, known.amount_minor, known.currency) != (card, amount_minor, currency):
-                return ReferenceReused()
-            if (known := await self.close_if_late(known, now_ms)).state is not State.EXPIRED:
-                return known
+            (newest,) = await _transactions(self._database, NEWEST, wanted.reference)
+            got = issued(await self.close_if_late(newest, now_ms), wanted)
+            if got is not wanted:
+                return got
 
     async def execute(
         self, seen: Transaction, now_ms: int, *, transaction_id: str | None = None
     ) -> tuple[Transaction, bool]:
-        """Executes or declines it, unless it is closed. Returns it as it is then, and whether this call executed it.
+        """Do the execute step: give the transaction, closed, and whether this call has executed it.
 
-        Under an id of its own, unless one is given.
+        The id is a new one unless one is given.
         """
-        seen = await self.close_if_late(seen, now_ms)
-        if seen.state is not State.CREATED:
-            return seen, False
-        if (reason := CARDS[seen.card]) is not None:
-            return (await self._close(seen, State.DECLINED, now_ms, reason=reason)), False
         transaction_id = transaction_id or f"txn_{secrets.token_hex(16)}"
-        closed = await self._close(seen, State.EXECUTED, now_ms, transaction_id=transaction_id)
+        how = closing(seen, now_ms, transaction_id)
+        if how is None:
+            return seen, False
+        closed = await self._close(seen, how, now_ms)
         return closed, closed.transaction_id == transaction_id
 
     async def close_if_late(self, seen: Transaction, now_ms: int) -> Transaction:
-        """Closes it as expired if its time is over: nobody is told "expired" of a transaction that is still open."""
-        if seen.state is State.CREATED and seen.expires_at_ms <= now_ms:
-            return await self.expire(seen, now_ms)
-        return seen
+        """Close it as expired if its time is over, and give it as it is then."""
+        return await self.expire(seen, now_ms) if lapses(seen, now_ms) else seen
 
     async def expire(self, seen: Transaction, now_ms: int) -> Transaction:
-        """Closes it as expired, whatever its time, unless it is closed already. Returns it as it is then."""
-        return await self._close(seen, State.EXPIRED, now_ms)
+        """Close it as expired, whatever its time, unless it is closed already. Give it as it is then."""
+        return await self._close(seen, EXPIRY, now_ms)
 
     async def find(self, token: str) -> Transaction | None:
-        """The transaction of that token."""
+        """Look up by token."""
         return await self._finding.ask({"token": token})
 
     async def newest(self, reference: str) -> Transaction | None:
-        """The transaction of that reference that was opened last."""
+        """Look up the reference's transaction that was opened last."""
         return next(iter(await _transactions(self._database, NEWEST, reference)), None)
 
-    async def movements(self) -> list[Movement]:
-        """All money that moved, in the order of execution. No limit: a statement with gaps proves nothing."""
-        return [Movement(*row) for row in await self._database.execute_fetchall(MOVEMENTS)]
+    async def executed(self) -> list[Transaction]:
+        """Read the statement: all movements of money in the order of execution. There is no limit: gaps would prove nothing."""
+        return await _transactions(self._database, EXECUTED)
 
     async def finish(self) -> None:
-        """Waits for the changes that nobody waits for any more."""
+        """Wait for the changes that no call waits for any more."""
         for together in (self._opening, self._closing, self._finding):
             await together.finish()
 
-    async def _close(
-        self,
-        seen: Transaction,
-        state: State,
-        now_ms: int,
-        *,
-        transaction_id: str | None = None,
-        reason: str | None = None,
-    ) -> Transaction:
-        wish = {"token": seen.token, "state": state, "now": now_ms, "transaction_id": transaction_id, "reason": reason}
+    async def _close(self, seen: Transaction, how: Closing, now_ms: int) -> Transaction:
+        wish = {
+            "token": seen.token,
+            "now": now_ms,
+            "state": how.state,
+            "transaction_id": how.transaction_id,
+            "reason": how.reason,
+        }
         if (closed := await self._closing.ask(wish)) is not None:
             return closed
         (known,) = await _transactions(self._database, FIND, json.dumps([wish]))
@@ -273,11 +206,11 @@ class Ledger:
 
 
 class _Together:
-    """Runs one statement for all who ask at the same time: those who come while it runs share the next run.
+    """Runs one statement for all calls that wait for it: those that come while it runs share the next run.
 
-    A run is one hop to SQLite's thread and, if it changes something, one sync, however many share it: at 32 calls in
-    flight the bank answers more than twice as many as with a statement a call (measured). It shares with as many as
-    there are connections, so it needs no limit of its own.
+    A run is one hop to SQLite's thread and, if it changes something, one sync, whatever the number of calls: at 32 calls in
+    flight the bank answers more than twice as many as with a statement a call (measured). The number of connections limits
+    the calls that share a run.
     """
 
     def __init__(self, database: aiosqlite.Connection, sql: str) -> None:
@@ -287,7 +220,7 @@ class _Together:
         self._runs: asyncio.Task[None] | None = None
 
     async def ask(self, wish: Mapping[str, object]) -> Transaction | None:
-        """What the statement returned of the transaction with the wish's token."""
+        """Give what the statement returned of the transaction with the wish's token."""
         answer: asyncio.Future[Transaction | None] = asyncio.get_running_loop().create_future()
         self._asked.append((wish, answer))
         if self._runs is None:
@@ -295,7 +228,7 @@ class _Together:
         return await answer
 
     async def finish(self) -> None:
-        """Waits until nothing runs."""
+        """Wait until nothing runs."""
         if self._runs is not None:
             await self._runs
 
@@ -315,18 +248,20 @@ class _Together:
 def _settle(answers: Iterable[tuple[asyncio.Future[Transaction | None], Transaction | Exception | None]]) -> None:
     for future, answer in answers:
         if future.done():
-            continue  # Who asked was cancelled.
+            continue  # The call was cancelled.
         if isinstance(answer, Exception):
             future.set_exception(answer)
         else:
             future.set_result(answer)
 
 
-async def _transactions(database: aiosqlite.Connection, sql: str, parameter: str) -> list[Transaction]:
-    # Reading all rows runs the statement to its end, and that is what commits it.
+async def _transactions(database: aiosqlite.Connection, sql: str, *parameters: str) -> list[Transaction]:
+    # Reading all rows runs the statement to its end, and that commits it.
     return [
-        Transaction(token, reference, card, amount, currency, State(state), expires_at, transaction_id, reason)
-        for token, reference, card, amount, currency, state, expires_at, transaction_id, reason in (
-            await database.execute_fetchall(sql, (parameter,))
+        Transaction(
+            token, reference, card, amount, currency, expires_at, State(state), closed_at, transaction_id, reason
+        )
+        for token, reference, card, amount, currency, expires_at, state, closed_at, transaction_id, reason in (
+            await database.execute_fetchall(sql, parameters)
         )
     ]

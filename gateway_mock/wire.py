@@ -1,8 +1,8 @@
 """HTTP/1.1 on a socket, answered well or badly.
 
-A server that asks a function for the reply to each request, and can reply in ways that no web framework offers: nothing
-at all after the work is done, half an answer, a reset. h11 keeps the protocol; nothing here knows what a bank is.
-Everything is bounded: bytes, connections and waiting.
+The server asks a function for the reply to each request, and can reply in ways that no web framework offers: nothing at all
+after the work is done, half an answer, a reset. h11 keeps the protocol, and nothing here knows what a bank is. Bytes,
+connections and waits are limited.
 """
 
 import asyncio
@@ -16,25 +16,27 @@ from dataclasses import dataclass
 from typing import assert_never
 
 import h11
-import structlog
+
+from chassis import telemetry
 
 MAX_BODY_BYTES = 64 * 1024  # A request of ours has 200; this leaves room for a test's nonsense.
-MAX_HEAD_BYTES = 16 * 1024  # h11's own default.
+MAX_HEAD_BYTES = 16 * 1024  # This is h11's own default.
 READ_BYTES = MAX_HEAD_BYTES  # A larger read could bring a longer head whole, and h11 measures incomplete ones only.
-MAX_TARGET_BYTES = 512  # The longest of ours has 150. A log of calls keeps them all.
-MAX_CONNECTIONS = 1_000  # Ten times what a command server opens, and below the usual limit of 1,024 descriptors.
-REQUEST_SECONDS = (
-    60.0  # For the next request to arrive whole, idle time included: longer than a client keeps a connection.
+MAX_TARGET_BYTES = 512  # The longest of ours has 150. The log of calls keeps them all.
+MAX_CONNECTIONS = 1_000  # It is ten times what a command server opens, and below the usual limit of 1,024 descriptors.
+# The next request arrives whole in this time, idle time included: longer than a client keeps a connection.
+REQUEST_SECONDS = 60.0
+SEND_SECONDS = (
+    60.0  # A client takes an answer in this time: one that stopped reading must not hold its connection for ever.
 )
-SEND_SECONDS = 60.0  # For a client to take an answer; one that stopped reading must not hold its connection for ever.
-STOP_SECONDS = 1.0  # For requests at work when the server stops. All work but a scripted delay takes milliseconds.
-
-_log = structlog.get_logger()
+STOP_SECONDS = (
+    1.0  # Requests at work when the server stops have this time. All work but an ordered delay takes milliseconds.
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that has arrived whole. `path` and `query` are as sent, percent-encoded."""
+    """A request that has arrived whole. `path` and `query` are as they were sent, percent-encoded."""
 
     method: str
     path: str
@@ -94,7 +96,7 @@ Respond = Callable[[Request], Awaitable[Reply]]
 
 
 def address_of(listen: str) -> tuple[str, int]:
-    """Host and port of "host:port" or "[v6]:port". Raises `ValueError`."""
+    """Split "host:port" or "[v6]:port". Raises `ValueError`."""
     host, colon, port = listen.rpartition(":")
     if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):
         raise ValueError("not of the form host:port")
@@ -102,14 +104,14 @@ def address_of(listen: str) -> tuple[str, int]:
 
 
 @asynccontextmanager
-async def serving(listen: str, respond: Respond) -> AsyncIterator[str]:
-    """Serves at "host:port", port 0 for any; yields the real address. At the end requests at work get their answers.
+async def serving(listen: str, respond: Respond, *, stop_seconds: float = STOP_SECONDS) -> AsyncIterator[str]:
+    """Serve at "host:port", port 0 for any; yield the real address. At the end requests at work get their answers.
 
-    `respond` is called once a request, concurrently for several connections. If it raises, the error is logged and the
-    connection closed without an answer: what was done is unknown, and that is how a client must hear it.
+    `respond` is called once for each request, concurrently for several connections. If it raises, the error is logged and the
+    connection closed without an answer: a client must hear nothing of work that may or may not have been done.
     """
     host, port = address_of(listen)
-    clients = _Clients(respond)
+    clients = _Clients(respond, stop_seconds)
     server = await asyncio.start_server(clients.welcome, host, port, backlog=MAX_CONNECTIONS)
     try:
         bound = server.sockets[0].getsockname()
@@ -123,8 +125,9 @@ async def serving(listen: str, respond: Respond) -> AsyncIterator[str]:
 class _Clients:
     """The connections, a task each."""
 
-    def __init__(self, respond: Respond) -> None:
+    def __init__(self, respond: Respond, stop_seconds: float) -> None:
         self._respond = respond
+        self._stop_seconds = stop_seconds
         self._lines: dict[asyncio.Task[None], _Line] = {}
         self._stopping = False
 
@@ -145,8 +148,8 @@ class _Clients:
                 usable = await line.send(reply, last=self._stopping)
         except (TimeoutError, OSError):
             pass  # The client has gone or is too slow. There is nobody to tell.
-        except Exception:
-            _log.exception("no_answer")
+        except Exception as error:
+            telemetry.log_unexpected("a request got no answer", error)
         finally:
             await line.close()
 
@@ -156,7 +159,7 @@ class _Clients:
             if line.idle:
                 task.cancel()
         if self._lines:
-            await asyncio.wait(self._lines, timeout=STOP_SECONDS)
+            await asyncio.wait(self._lines, timeout=self._stop_seconds)
         for task in self._lines:
             task.cancel()
         if self._lines:
@@ -171,10 +174,11 @@ class _Line:
         self._writer = writer
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._head_only = False
-        self.idle = False  # It waits for a request; nothing is lost by ending it.
+        self.idle = False
+        """Whether it waits for a request, so that nothing is lost if it is ended."""
 
     async def receive(self) -> Request | None:
-        """The next request. None: there is none, because the client left or what it sent was refused here."""
+        """Wait for the next request. None: there is none, because the client left or sent what was refused here."""
         self.idle = True
         body = bytearray()
         try:
@@ -199,7 +203,7 @@ class _Line:
         return Request(head.method.decode("ascii"), path, query, bytes(body))
 
     async def send(self, reply: Reply, *, last: bool = False) -> bool:
-        """Sends the reply. Returns whether the connection can be used again. `last`: says that it cannot."""
+        """Send the reply, and return whether the connection can be used again. With `last` the reply says that it cannot."""
         match reply:
             case Answer():
                 await self._write(self._head(reply, last) + self._body(reply.body) + self._end())
@@ -236,7 +240,7 @@ class _Line:
         return True
 
     def _add(self, more: Answer) -> None:
-        """Past the protocol, which has no place for it."""
+        """Write it past the protocol, which has no place for it."""
         if not self._writer.is_closing():
             lines = (
                 f"HTTP/1.1 {more.status} More",
@@ -246,7 +250,7 @@ class _Line:
             self._writer.write("\r\n".join((*lines, "", "")).encode() + more.body)
 
     async def close(self) -> None:
-        """Closes the connection. What was written gets a moment to be sent."""
+        """Close the connection. Bytes that were written get a moment to be sent."""
         self._writer.close()
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(STOP_SECONDS):
@@ -268,7 +272,7 @@ class _Line:
         return event
 
     async def _leaves_within(self, seconds: float) -> bool:
-        """Waits, and not longer than there is a client. What it sends meanwhile is lost."""
+        """Wait, but no longer than the client stays, and return whether it left. Bytes that it sends meanwhile are lost."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while await self._reader.read(READ_BYTES):

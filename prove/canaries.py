@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import query_service.view
 from command_service.api import CommandService
-from command_service.bank import Bank, gateway
+from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
 from command_service.bank.line import Line
 from command_service.intake import Intake
@@ -21,6 +21,7 @@ from command_service.parts import Assembled, Parts
 from command_service.reception import Reception
 from command_service.runner import Runner
 from prove import journal_bugs
+from prove.bank_bugs import ARefusalIsBelievedAtOnce, ChargedOnAMismatchingAnswer
 from prove.loop_bugs import (
     AnyVersion,
     BadAdvice,
@@ -70,14 +71,6 @@ def _checkpoint_outside_the_transaction() -> _Planted:
         connection.execute(move, (last.position, last.chain, *sums, first.position - 1))
 
     return [(query_service.view, "_apply", apply)]
-
-
-def _charged_on_a_mismatching_answer() -> _Planted:
-    return [(gateway._Transaction, "differences", lambda _self, _effect: ())]
-
-
-def _a_refusal_is_believed_at_once() -> _Planted:
-    return [(gateway, "_is_doubtful", lambda *_: False)]
 
 
 # ---------------------------------------------------------------- by the parts of a server
@@ -222,15 +215,12 @@ _BUGS: dict[str, type[Parts]] = {
         AWakeUpOfTheFeedIsLost,
         ANewKeyIsAdvisedWhileMoneyMayMove,
         CardNumbersAreLetIn,
+        ChargedOnAMismatchingAnswer,
+        ARefusalIsBelievedAtOnce,
     )
 }
 _PATCHED: dict[str, Callable[[], _Planted]] = {
-    plant.__name__.strip("_").replace("_", " "): plant
-    for plant in (
-        _checkpoint_outside_the_transaction,
-        _charged_on_a_mismatching_answer,
-        _a_refusal_is_believed_at_once,
-    )
+    plant.__name__.strip("_").replace("_", " "): plant for plant in (_checkpoint_outside_the_transaction,)
 }
 NAMES = (*_BUGS, *journal_bugs.SIMULATED, *_PATCHED)
 

@@ -1,13 +1,13 @@
 """HTTP/1.1 over connections that are kept open: the transport under the gate, for a tenth of what httpx's own costs.
 
-1. A request is written once, to one connection, and never again: not even if the server closed that connection as we
-   wrote. Then there is an exception, and whoever asked decides.
-2. A connection serves one exchange at a time. It is used again only after an answer that was whole, that nothing
-   followed, and that lets it live. Whatever else happens (an error, a cancelled call, a byte too many) ends it.
-3. An answer is read whole, within a limit that counts every byte, before it is handed over.
-   Its extension `end_connection` is a function: whoever does not trust the answer calls it before anything else is
-   awaited, and the connection serves nobody again. A request with the extension `fresh` gets a connection of its own
-   that has never been used: nothing that was meant for somebody else can come out of it.
+1. A request is written once, to one connection, and never again, not even if the server closed that connection as we wrote.
+   Then an exception is raised, and the caller decides.
+2. A connection serves one exchange at a time. It is used again only after an answer that was whole, that nothing followed, and
+   that allows it. Anything else (an error, a cancelled call, a byte too many) ends it.
+3. An answer is read whole, within a limit that counts every byte, before it is handed over. Its extension `end_connection` is a
+   function: a caller that does not trust the answer calls it before anything else is awaited, and the connection is never
+   used again. A request with the extension `fresh` gets a new connection of its own: no answer to another request can come
+   over it.
 4. It follows no redirect, decompresses nothing, takes no proxy and reads no environment. An answer of status 1xx is
    skipped; but 101, which would be another protocol, is an error.
 
@@ -27,24 +27,25 @@ _Origin = tuple[str, bytes, int | None]
 
 
 class Http11Transport(httpx.AsyncBaseTransport):
-    """Requests with a body of bytes out, responses that are already read back. Any failure is an exception.
+    """Sends requests with a body of bytes and returns responses that are already read. Any failure is an exception.
 
-    There is no time limit in it: the caller's cancelling is one. IPv4 and IPv6 addresses of a name are tried in turn.
+    It has no time limit of its own: the caller cancels. The IPv4 and IPv6 addresses of a name are tried in turn.
     """
 
     def __init__(
         self, *, tls: ssl.SSLContext, max_connections: int, idle_seconds: float, max_answer_bytes: int
     ) -> None:
-        """`tls` says whom to trust. A call that finds `max_connections` busy waits for its turn, first come, first served.
+        """`tls` names the authorities to trust. A call that finds `max_connections` busy waits for its turn, first come first.
 
-        A connection that was idle for so long is closed; an answer larger than that, head included, is an error.
+        A connection is closed when it was idle for `idle_seconds`. An answer of more than `max_answer_bytes`, head included,
+        is an error.
         """
         self._tls = tls
         self._turns = asyncio.Semaphore(max_connections)
         self._idle_seconds = idle_seconds
         self._max_answer_bytes = max_answer_bytes
-        # When each became idle, the latest last. The latest is used first: it is the least likely to be closed by now,
-        # and those that are not needed grow old.
+        # The times at which connections became idle, the latest last. The latest is used first: it is the least likely to be
+        # closed by now, and connections that are not needed grow old.
         self._idle: dict[_Connection, float] = {}
         self._ageing: asyncio.TimerHandle | None = None
         self._closed = False
@@ -52,7 +53,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send it once and read the answer whole. Cancelling ends the connection.
 
-        Raises OSError, ssl.SSLError, httpx.ProtocolError, or ValueError for a request that is none.
+        Raises OSError, ssl.SSLError or httpx.ProtocolError, and ValueError for a malformed request.
         """
         message = _as_written(request)
         url = request.url
@@ -66,7 +67,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
                 self._put_back(connection)
 
     async def aclose(self) -> None:
-        """Close the connections: idle ones now, busy ones after their exchange."""
+        """Close the idle connections now, and each busy one after its exchange."""
         self._closed = True
         if self._ageing is not None:
             self._ageing.cancel()
@@ -74,7 +75,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             connection.end()
 
     async def _connection(self, origin: _Origin, *, fresh: bool) -> "_Connection":
-        """An idle connection, else a new one. With the turns it follows that there are never more than so many."""
+        """Take an idle connection, else a new one. With the turns, there are never more than `max_connections`."""
         if self._closed:
             raise httpx.ConnectError("the transport is closed")
         if fresh and self._idle:
@@ -83,13 +84,13 @@ class Http11Transport(httpx.AsyncBaseTransport):
             connection, _ = self._idle.popitem()
             if connection.origin == origin and connection.is_quiet():
                 return connection
-            connection.end()  # Closed by the server this moment; or another server's, and its place is needed.
+            connection.end()  # The server has just closed it; or it is another server's, and its place is needed.
         scheme, host, port = origin
         tls = self._tls if scheme == "https" else None
         _, connection = await asyncio.get_running_loop().create_connection(
             lambda: _Connection(origin, self._idle), host.decode("ascii"), port or (443 if tls else 80), ssl=tls
         )
-        if tls is None and not connection.is_quiet():  # TLS has words of its own there.
+        if tls is None and not connection.is_quiet():  # Over TLS a server may send session tickets first.
             connection.end()
             raise httpx.RemoteProtocolError("the server spoke before it was asked")
         return connection
@@ -104,7 +105,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             self._ageing = loop.call_later(self._idle_seconds, self._end_old)
 
     def _end_old(self) -> None:
-        """One timer for all: the first connection is the oldest."""
+        """Close those that are old. One timer serves all, as the first connection is the oldest."""
         loop = asyncio.get_running_loop()
         self._ageing = None
         for connection, since in list(self._idle.items()):
@@ -115,14 +116,14 @@ class Http11Transport(httpx.AsyncBaseTransport):
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. While it is `idle` it takes itself out when it ends."""
+    """One connection. If it ends while it is in `idle`, it takes itself out."""
 
     def __init__(self, origin: _Origin, idle: dict["_Connection", float]) -> None:
         self.origin = origin
         self.reusable = False
         self._idle = idle
         self._ended = False
-        self._answered: asyncio.Future[None] | None = None  # Done, or None: nobody waits for an answer.
+        self._answered: asyncio.Future[None] | None = None  # If it is done, or None, no call waits for an answer.
 
     async def exchange(self, message: bytes, max_answer_bytes: int) -> httpx.Response:
         """Write a request and wait for its answer."""
@@ -149,7 +150,7 @@ class _Connection(asyncio.Protocol):
         )
 
     def end(self, error: Exception | None = None) -> None:
-        """Close at once, unsent bytes and all. A call that waits fails."""
+        """Close at once and drop unsent bytes. A call that waits for the answer fails."""
         self._ended = True
         self.reusable = False
         self._idle.pop(self, None)
@@ -158,7 +159,10 @@ class _Connection(asyncio.Protocol):
             self._answered.set_exception(error or httpx.RemoteProtocolError("closed before the answer was whole"))
 
     def is_quiet(self) -> bool:
-        """Nothing has arrived since the last answer, no end of the connection either, that the loop has yet to tell us."""
+        """Whether the socket has nothing to read: neither bytes after the last answer nor the end of the connection.
+
+        The event loop may have yet to report either.
+        """
         return not self._arrivals.poll(0)
 
     # ------------------------------------------------------------ from the connection
@@ -177,19 +181,19 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._answered is None or self._answered.done():
-            self.end()  # Nobody asked.
+            self.end()  # These bytes answer no request.
             return
         failure: Exception | None = None
         try:
             self._room -= len(data)
             if self._room < 0:
                 raise httpx.RemoteProtocolError("too large")
-            # In two parts, for the parser says where an answer ends and not how much it took.
+            # The last byte goes by itself: the parser says that an answer has ended, and not after how many bytes.
             self._parser.feed_data(data[:-1])
             if self._whole:
                 raise httpx.RemoteProtocolError("more bytes than an answer has")
             self._parser.feed_data(data[-1:])
-        except Exception as error:  # Whatever it is, the parser's or ours: the answer cannot be read on from here.
+        except Exception as error:  # The parser's or ours: the answer cannot be read on from here.
             failure = httpx.RemoteProtocolError(f"not readable: {error}")
         if self._whole:
             self._answered.set_result(None)
@@ -202,7 +206,7 @@ class _Connection(asyncio.Protocol):
             raise httpx.RemoteProtocolError("an answer that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._status:  # Else it is a trailer, which says nothing that may be believed.
+        if not self._status:  # Otherwise it is a trailer, and no trailer is believed.
             self._headers.append((name, value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -212,7 +216,7 @@ class _Connection(asyncio.Protocol):
         self._body.append(body)
 
     def _is_framed(self) -> bool:
-        """Or else a body goes on to the end of the connection."""
+        """Whether the head tells where the body ends. Otherwise it ends with the connection."""
         return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
 
     def on_message_complete(self) -> None:
@@ -227,7 +231,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _as_written(request: httpx.Request) -> bytes:
-    """The bytes of a request. The extension `target`, if there is one, stands in for the URL's path, as in httpx's own."""
+    """Write a request as bytes. The extension `target` replaces the URL's path, as in httpx's own transport."""
     if request.method in ("HEAD", "CONNECT"):
         raise httpx.LocalProtocolError(f"{request.method} has answers of another form")
     if "transfer-encoding" in request.headers:

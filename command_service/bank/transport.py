@@ -2,11 +2,11 @@
 
 1. Everything foreign that can fail (connection, TLS, HTTP, the library) fails here, and it fails into a value.
 2. Nothing is inferred from an exception's class, least of all that a request was not sent: one popular transport reports
-   a lost answer as a connect timeout (measured). Only a refused certificate is told apart, as our own set-up.
+   a lost answer as a connect timeout (measured). Only an untrusted certificate is told apart, as a fault of our own set-up.
 3. Redirects are not followed, nothing is decompressed, nothing is sent twice, and a body is read up to a limit.
-4. The deadline is the caller's, around all that it asks of the gate: cancelling is the one thing that gets through.
-5. An answer may be one to somebody else's question, if it came over a connection that served before. So a question can be
-   asked over a fresh connection, and the connection of an answer that is not trusted can be ended.
+4. The deadline is the caller's, around all its exchanges: only cancelling passes through the gate.
+5. An answer that came over a connection in use may be the answer to another question. So a question can be asked over a fresh
+   connection, and the connection of an answer that is not trusted can be ended.
 
 A transport is any `httpx.AsyncBaseTransport` that limits what it reads, or hands over its response before it has read the
 body. It is called directly: `httpx.AsyncClient` on top of it costs three times the CPU of the call (measured).
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Never, cast
 
 import httpx
@@ -29,22 +30,22 @@ from command_service.values import Evidence, NoAnswer
 
 MAX_BODY_BYTES = 64 * 1024  # An honest answer has 300 bytes; this is what a dishonest one may cost us in memory.
 MAX_RETRY_AFTER_SECONDS = 20.0  # A pause of the runner is never longer, whatever a bank wishes.
-MAX_ANSWER_BYTES = 2 * MAX_BODY_BYTES  # On the wire. An honest head has 1 KiB; the rest is for chunks.
+MAX_ANSWER_BYTES = 2 * MAX_BODY_BYTES  # This is on the wire. An honest head has 1 KiB; the rest is for chunks.
 # Shorter than servers keep idle connections (60 s and more), so that we seldom send into one that is being closed.
 IDLE_SECONDS = 20.0
-MAX_CAUSES = (
-    16  # Of an exception, looked through for a refused certificate; chains have about five, and can be circles.
-)
+# So many causes of an exception are searched for an untrusted certificate: chains have about five, and can be circles.
+MAX_CAUSES = 16
 
 _HEADERS = [
     (b"Accept", b"application/json"),
     (b"Accept-Encoding", b"identity"),  # A decompressed body has no limit that could be kept.
-    (b"Content-Type", b"application/json"),
 ]
+JSON_CONTENT = (b"Content-Type", b"application/json")
+"""The header of a body that is JSON."""
 
 _WANTED = frozenset({b"content-encoding", b"content-type", b"retry-after"})
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Exchange:
     retry_after_seconds: float | None
     body: bytes
     end_connection: Callable[[], None]
-    """Keeps the connection that brought it from serving again. To be called before anything else is awaited."""
+    """Ends the connection that brought it. It is called before anything else is awaited, or not at all."""
 
     def json_object(self) -> Mapping[str, object] | None:
         """The body, if it says that it is JSON and is one strict object: no key twice, no float, no NaN, no deep nest."""
@@ -74,10 +75,10 @@ class Exchange:
 
 
 def open_transport(*, max_connections: int, verify: ssl.SSLContext | bool = True) -> httpx.AsyncBaseTransport:
-    """The transport that talks to real banks. A call that finds `max_connections` busy waits, within its deadline.
+    """Make the transport that talks to real banks. A call that finds `max_connections` busy waits, within its deadline.
 
-    It resends nothing by itself. Whom it trusts is said by `verify` (True: the authorities of the certifi package), and not
-    by variables of the environment that nobody sees.
+    It resends nothing by itself. `verify` names the authorities that it trusts (True: those of the certifi package); variables
+    of the environment, which nobody sees, do not.
     """
     return Http11Transport(
         tls=httpx.create_ssl_context(verify, trust_env=False),
@@ -99,7 +100,7 @@ async def exchange(
 ) -> Exchange | NoAnswer:
     """Send a request and read its answer. Never raises, whatever comes back or does not; only cancelling passes.
 
-    `fresh` asks for a connection that has never been used, which `open_transport`'s gives.
+    With `fresh` the transport of `open_transport` uses a new connection. A body goes with its content type among the headers.
     `path` is added to the URL's own, in the request's extension `target`: parsing a URL costs more than the rest of the
     request, so the one that is always the same is parsed once.
     """
@@ -113,7 +114,7 @@ async def exchange(
 
 
 def target_of(request: httpx.Request) -> str:
-    """Path and query as they are sent."""
+    """Tell the path and query of a request as they are sent."""
     target: bytes = request.extensions.get("target", request.url.raw_path)
     return target.decode("ascii")
 
@@ -121,13 +122,13 @@ def target_of(request: httpx.Request) -> str:
 def _request(
     method: str, url: httpx.URL, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, fresh: bool
 ) -> httpx.Request:
-    """Made of parts that are what httpx would make of them itself, in a quarter of the time."""
+    """Make the request that httpx would make, in a quarter of the time."""
     lengths = [(b"Content-Length", b"%d" % len(body))] if body else []
     parts = [(b"Host", url.netloc), *_HEADERS, *headers, *lengths]
     target = url.raw_path + path.encode("ascii")
     extensions = {"target": target, "fresh": fresh}
     request = httpx.Request(method, url, headers=parts, stream=httpx.ByteStream(body), extensions=extensions)
-    request.read()  # So that it has its `content`, as one that httpx made.
+    request.read()  # Now it has its `content`, as one that httpx made.
     return request
 
 
@@ -150,11 +151,11 @@ async def _read(response: httpx.Response) -> Exchange | NoAnswer:
 
 
 def _nothing() -> None:
-    """For a transport that keeps no connections."""
+    """End no connection: the transport keeps none."""
 
 
 def _wanted(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
-    """The lines of a head that mean something to us, by their names in lower case; a name's lines joined as httpx would."""
+    """Pick the lines of a head that mean something to us, by their names in lower case. Lines of one name are joined."""
     head: dict[bytes, str] = {}
     for name, value in lines:
         lower = name.lower()
@@ -165,24 +166,25 @@ def _wanted(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
 
 
 def no_answer(why: str, *, retry_after_seconds: float | None = None, our_setup: bool = False) -> NoAnswer:
-    """No answer, for a reason that goes to the log and nowhere else. `why` is our own word, never the bank's text."""
-    log = _log.error if our_setup else _log.warning  # people have to mend our set-up; of the rest a bank recovers
-    log("the bank gave no answer", why=why, our_setup=our_setup)
+    """Make a `NoAnswer` whose reason goes to the log and nowhere else. `why` is our own word, never the bank's text."""
+    tell = log.error if our_setup else log.warning  # People have to mend our set-up; of the rest a bank recovers.
+    tell("the bank gave no answer", why=why, our_setup=our_setup)
     return NoAnswer(retry_after_seconds, our_setup)
 
 
 def _seconds(retry_after: str) -> float | None:
-    """The pause that RFC 9110, 10.2.3 lets a server ask for, within our limits. None for garbage, and for none."""
+    """Read the pause that RFC 9110, 10.2.3 lets a server ask for, within our limits. None for garbage, and for no text."""
     if not retry_after:
         return None  # As nearly always; looking for a date in it would cost as much as the call.
     if retry_after.isascii() and retry_after.isdigit():
         wanted = float(retry_after)  # Not int(), which raises for thousands of digits.
     else:
         try:
-            until = datetime.strptime(retry_after, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
-        except ValueError:
+            until = parsedate_to_datetime(retry_after)  # In any of the three forms of RFC 9110, 5.6.7.
+        except Exception:  # Of garbage. It is no reason to lose the answer that it stands in.
             return None
-        wanted = (until - datetime.now(UTC)).total_seconds()
+        # The oldest form names no zone: all dates of HTTP are in GMT.
+        wanted = ((until if until.tzinfo else until.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
     return min(max(wanted, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 

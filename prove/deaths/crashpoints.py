@@ -30,7 +30,7 @@ from charging.v1.common_pb2 import ChargeStatus, DeclineReason
 from charging.v1.journal_pb2 import Event
 from chassis import settings
 from command_service.bank import Bank
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
 from command_service.charge import Command, outcome_of
 from command_service.journal import Journal, JournalRefused, Record
@@ -206,7 +206,7 @@ class Story:
         journal = await GroupCommit.open(await SqliteFile(self.journal).open(), now=now, end_process=end_process)
         beneath = cast("Journal", Hasty(journal)) if self.hasty else journal
         seen = cast("httpx.AsyncBaseTransport", Port("transport", transport, points, self._sees))
-        bank = Port("bank", GatewayBank(self.bank_url, seen, 10.0), points)
+        bank = Port("bank", gateway_bank(self.bank_url, seen, 10.0), points)
         seamed = cast("Journal", Port("journal", beneath, points))
         assembled = Parts(SETTINGS).assemble(seamed, cast("Bank", bank))
         living = asyncio.create_task(self._until_known(assembled))

@@ -1,8 +1,8 @@
-"""A simulated two-step bank: the API of the mock bank's docstring, a ledger that is never wrong, and a transport to it.
+"""A simulated two-step bank: the API of the mock bank's docstring, its rules, and a transport to it.
 
-The ledger keeps what a bank must keep: a token for a reference, one execution for a token, closed is closed for ever. What
-goes wrong goes wrong around it, on the way and in the answers, as the story's chance decides. Where an answer lies, the
-charge's reference is noted, since only then may a charge end in review.
+The transactions are a `gateway_mock.model.Book`, which is never wrong. What goes wrong goes wrong around it, on the way and in
+the answers, as the story's chance decides. Where an answer lies, the charge's reference is noted, since only then may a charge
+end in review.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 
 from command_service.bank.transport import target_of
+from gateway_mock import model
+from gateway_mock.model import STATUS, Book, Refusal, State, Transaction, told
 from judge.history import BankCall, Movement
 from prove.simulation.pressure import Pressure
 
-APPROVED = ("tok_visa", "tok_mastercard")
-DECLINES = {
-    "tok_declined": "card_declined",
-    "tok_insufficient_funds": "insufficient_funds",
-    "tok_expired_card": "expired_card",
-    "tok_odd": "a reason of the bank's own",
-}
+CARDS = {**model.CARDS, "tok_odd": "a reason of the bank's own"}
+APPROVED = tuple(card for card, reason in CARDS.items() if reason is None)
+DECLINES = {card: reason for card, reason in CARDS.items() if reason is not None}
 # Longer than any pause of ours, negative, and nonsense.
 RETRY_AFTERS = ("1", "1000000000", "-5", "soon", "Wed, 21 Oct 2076 07:28:00 GMT", "9" * 400)
+# A token of the simulation lives through the instant in which its time is over: so it did when the corpus's seeds were found.
+LAST_INSTANT_MS = 1e-6
 BEFORE = (
     *("lose_request", "hang_before", "error_before", "throttled", "redirect", "refuse", "in_progress"),
     "forget_token",  # the last of them, and no fault of a token step
@@ -49,34 +49,6 @@ STRAYS: tuple[tuple[int, dict[str, object]], ...] = (
 Reply = tuple[int, dict[str, str], bytes]
 
 
-@dataclass(slots=True)
-class Transaction:
-    """What the ledger holds of a transaction."""
-
-    token: str
-    reference: str
-    card: str
-    amount: int
-    currency: str
-    expires_at: float
-    state: str = "created"
-    transaction_id: str | None = None
-    reason: str | None = None
-
-    def told(self, **first: object) -> dict[str, object]:
-        """The members of an answer."""
-        return {
-            **first,
-            "token": self.token,
-            "reference": self.reference,
-            "card": self.card,
-            "amount": self.amount,
-            "currency": self.currency,
-            "transaction_id": self.transaction_id,
-            "reason": self.reason,
-        }
-
-
 class Chaos(Protocol):
     """Whether a fault happens now. Each asking is a draw of the seed's; a yes counts as fired."""
 
@@ -88,13 +60,11 @@ class Chaos(Protocol):
 
 @dataclass(slots=True)
 class Bank:
-    """The bank: its ledger, and how it is doing."""
+    """The bank: its transactions, and how it is doing."""
 
     token_seconds: float
     clock: Callable[[], float]
-    transactions: dict[str, Transaction] = field(default_factory=dict)
-    newest: dict[str, str] = field(default_factory=dict)
-    movements: list[Movement] = field(default_factory=list)
+    book: Book = field(default_factory=lambda: Book(CARDS))
     calls: list[BankCall] = field(default_factory=list)
     lied_about: set[str] = field(default_factory=set)
     is_down: bool = False
@@ -119,77 +89,66 @@ class Bank:
                 return self._execute(token, said)
             case "GET", ["transactions"]:
                 reference = parse_qs(query)["reference"][0]
-                return self._shown(self.newest.get(reference, ""), "reference_unknown")
+                return _shown(self.book.newest(reference, self.now_ms()) or Refusal.REFERENCE_UNKNOWN)
             case "GET", ["transactions", token]:
-                return self._shown(token, "token_unknown")
+                return _shown(self.book.find(token, self.now_ms()) or Refusal.TOKEN_UNKNOWN)
         return _json(404, {"error": "not_found"})
 
     def _request_token(self, said: dict[str, Any]) -> Reply:
         reference, card, amount, currency = (said[name] for name in ("reference", "card", "amount", "currency"))
         self.calls.append(BankCall("token", reference, "", card, amount, currency))
-        known = self._find(self.newest.get(reference, ""))
-        if known is not None and (known.card, known.amount, known.currency) != (card, amount, currency):
-            return _json(409, {"error": "reference_reused"})
-        if card not in APPROVED and card not in DECLINES:
-            return _json(422, {"error": "card_unknown"})
-        if known is None or known.state == "expired":
-            token = f"ttok_{len(self.transactions) + 1}"
-            expires_at = self.clock() + self.token_seconds
-            known = self.transactions[token] = Transaction(token, reference, card, amount, currency, expires_at)
-            self.newest[reference] = token
-        return _json(200, known.told(state=known.state))
+        token, now_ms = f"ttok_{len(self.book.by_token) + 1}", self.now_ms()
+        wanted = Transaction(
+            token, reference, card, amount, currency, now_ms + self.token_seconds * 1_000 + LAST_INSTANT_MS
+        )
+        return _shown(self.book.issue(wanted, now_ms))
 
     def _execute(self, token: str, said: dict[str, Any]) -> Reply:
-        known = self._find(token)
-        if known is None:
-            return _json(404, {"error": "token_unknown"})
-        if said and (said.get("amount"), said.get("currency")) != (known.amount, known.currency):
-            return _json(409, {"error": "fields_differ"})
-        match known.state:
-            case "expired":
-                return _json(410, known.told(error="token_expired"))
-            case "executed":
-                return _json(200, known.told(result="already_executed"))
-            case "created" if known.card in APPROVED:
-                known.state, known.transaction_id = "executed", f"txn_{len(self.movements) + 1}"
-                self.movements.append(
-                    Movement(
-                        known.transaction_id, token, known.reference, known.amount, known.currency, card=known.card
-                    )
-                )
-                return _json(200, known.told(result="executed"))
-            case "created":
-                known.state, known.reason = "declined", DECLINES[known.card]
-        return _json(200, known.told(result="declined"))
+        compared = (said.get("amount"), said.get("currency")) if said else None
+        transaction_id = f"txn_{len(self.book.executed) + 1}"
+        got = self.book.execute(token, self.now_ms(), transaction_id, compared=compared)
+        if isinstance(got, Refusal):
+            return _shown(got)
+        closed, by_this_call = got
+        status, member, word = told(closed, by_this_call=by_this_call)
+        return _json(status, {member: word, **closed.members()})
 
-    def _shown(self, token: str, error: str) -> Reply:
-        known = self._find(token)
-        return _json(404, {"error": error}) if known is None else _json(200, known.told(state=known.state))
+    def now_ms(self) -> float:
+        """Tell the time that the rules count in."""
+        return self.clock() * 1_000
 
-    def _find(self, token: str) -> Transaction | None:
-        known = self.transactions.get(token)
-        if known is not None and known.state == "created" and self.clock() > known.expires_at:
-            known.state = "expired"
-        return known
+    @property
+    def movements(self) -> list[Movement]:
+        """The statement."""
+        return [
+            Movement(t.transaction_id or "", t.token, t.reference, t.amount_minor, t.currency, card=t.card)
+            for t in self.book.executed
+        ]
 
     def reference_of(self, target: str, body: bytes) -> str:
         """Whom a request is about; empty if nobody knows."""
         split = urlsplit(target)
         parts = split.path.strip("/").split("/")
-        if len(parts) > 1 and parts[1] in self.transactions:
-            return self.transactions[parts[1]].reference
+        if len(parts) > 1 and parts[1] in self.book.by_token:
+            return self.book.by_token[parts[1]].reference
         if split.query:
             return parse_qs(split.query)["reference"][0]
         return str(json.loads(body).get("reference", "")) if body else ""
 
     def has_open(self, target: str, body: bytes) -> bool:
         """Whether whom a request is about has a transaction that can still be executed."""
-        known = self._find(self.newest.get(self.reference_of(target, body), ""))
-        return known is not None and known.state == "created"
+        known = self.book.newest(self.reference_of(target, body), self.now_ms())
+        return known is not None and known.state is State.CREATED
 
     def expire(self, target: str, body: bytes) -> None:
         """Close that transaction as expired."""
-        self.transactions[self.newest[self.reference_of(target, body)]].state = "expired"
+        self.book.expire(self.book.by_reference[self.reference_of(target, body)].token, self.now_ms())
+
+
+def _shown(known: Transaction | Refusal) -> Reply:
+    if isinstance(known, Refusal):
+        return _json(STATUS[known], {"error": known})
+    return _json(200, {"state": known.state, **known.members()})
 
 
 def _json(status: int, said: dict[str, object]) -> Reply:
@@ -360,7 +319,7 @@ class _OneCall:
         """An answer that lies, if the story wants one."""
         said = json.loads(reply[2])
         mine = said.get("reference", "")
-        others = [t for t in self._bank.transactions.values() if t.transaction_id and t.reference != mine]
+        others = [t for t in self._bank.book.by_token.values() if t.transaction_id and t.reference != mine]
         fault = next((kind for kind in LIES if self._can_lie(kind, said, others) and self._chaos.fires(kind)), "")
         field_name = fault.removeprefix("wrong_")
         match fault:
@@ -369,7 +328,7 @@ class _OneCall:
             case "contradict":
                 said.update({"result": "declined", "transaction_id": None, "reason": "card_declined"})
             case "mixed_up":  # the answer to somebody else's call
-                said = self._chaos.pick(others).told(result="executed")
+                said = {"result": "executed", **self._chaos.pick(others).members()}
             case "wrong_amount":
                 said["amount"] += 1
             case "wrong_currency":
@@ -390,9 +349,9 @@ class _OneCall:
 
     def _do(self, how: str) -> Reply:
         """The bank does what it is asked, answer or no answer."""
-        before = len(self._bank.movements)
+        before = len(self._bank.book.executed)
         reply = self._bank.answer(self._method, self._target, self._body, token_was_durable=self._durable)
-        moved = "the money moves" if len(self._bank.movements) > before else ""
+        moved = "the money moves" if len(self._bank.book.executed) > before else ""
         self._note("bank", self._step, how, self._target.rpartition("/transactions")[2], reply[0], moved)
         return reply
 

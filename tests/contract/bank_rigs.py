@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import httpx
 
 from command_service.bank import Bank
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
 from command_service.values import DeclineReason
 
@@ -104,7 +104,7 @@ class GatewayRig:
 
     @asynccontextmanager
     async def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AsyncIterator[Bank]:
-        bank = GatewayBank(self._url, open_transport(max_connections=32, verify=NO_TLS), call_timeout_seconds)
+        bank = gateway_bank(self._url, open_transport(max_connections=32, verify=NO_TLS), call_timeout_seconds)
         try:
             yield bank
         finally:

@@ -12,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
 from command_service.values import (
     Answer,
@@ -109,7 +110,7 @@ async def wire(*script: Reply, tls: ssl.SSLContext | None = None) -> AsyncIterat
 async def answer_to(
     effect: Effect, url: str, *, look_up_first: bool = False, seconds: float = PATIENT_SECONDS
 ) -> Answer:
-    bank = GatewayBank(url, open_transport(max_connections=4, verify=NO_TLS), seconds)
+    bank = gateway_bank(url, open_transport(max_connections=4, verify=NO_TLS), seconds)
     try:
         return await bank.perform(effect, look_up_first=look_up_first)
     finally:
@@ -397,7 +398,7 @@ async def test_no_charge_ends_on_an_answer_that_is_not_about_it(
     """Over a connection that served before. It never serves again, and the step told again has its answer."""
     right = Token("ttok_1") if isinstance(effect, RequestToken) else Executed("txn_1")
     async with shifted(too_many, does_it=does_it) as bank_double:
-        bank = GatewayBank(bank_double.url, open_transport(max_connections=4, verify=NO_TLS), PATIENT_SECONDS)
+        bank = gateway_bank(bank_double.url, open_transport(max_connections=4, verify=NO_TLS), PATIENT_SECONDS)
         assert await bank.perform(ASK, look_up_first=False) == Token("ttok_1")
         answer = await bank.perform(effect, look_up_first=look_up_first)
         for _ in range(2):
@@ -422,6 +423,17 @@ async def test_a_410_that_does_not_name_our_expired_token_is_no_answer(said: dic
 async def test_a_pause_of_thousands_of_digits_is_the_longest_one() -> None:
     """Python does not turn so many into an int."""
     assert await answer_from(ASK, http({}, 429, f"Retry-After: {'9' * 5_000}")) == NoAnswer(20.0)
+
+
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"])
+async def test_a_pause_may_be_a_date_in_each_form_of_http(form: str) -> None:
+    """RFC 9110, 5.6.7: the present one, that of RFC 850, and that of asctime. A date in the past asks for no pause at all."""
+    soon, past = datetime.now(UTC) + timedelta(seconds=15), datetime.now(UTC) - timedelta(days=1)
+    answer = await answer_from(ASK, http({}, 503, f"Retry-After: {soon.strftime(form)}"))
+    assert isinstance(answer, NoAnswer)
+    assert 1.0 < (answer.retry_after_seconds or 0.0) <= 15.0
+    assert await answer_from(ASK, http({}, 503, f"Retry-After: {past.strftime(form)}")) == NoAnswer(0.0)
+    assert await answer_from(ASK, http({}, 503, f"Retry-After: {soon.strftime(form)[:-9]}")) == NoAnswer()
 
 
 async def test_a_body_of_64_kib_is_read() -> None:
@@ -505,7 +517,7 @@ async def test_a_bank_that_is_not_there_is_no_answer() -> None:
 async def test_connections_that_the_bank_closed_do_no_harm() -> None:
     """A call after an idle while may go into a closed connection: then it is no answer, and never two requests."""
     async with wire(*[http(CREATED)] * 20) as double:
-        bank = GatewayBank(double.url, open_transport(max_connections=1, verify=NO_TLS), PATIENT_SECONDS)
+        bank = gateway_bank(double.url, open_transport(max_connections=1, verify=NO_TLS), PATIENT_SECONDS)
         for asked in range(1, 21):
             assert await bank.perform(ASK, look_up_first=False) in (Token("ttok_1"), NoAnswer())
             assert len(double.requests) <= asked
@@ -535,7 +547,7 @@ async def test_a_certificate_that_is_not_trusted_is_our_setup_and_nothing_is_sen
             (trusting, double.url.replace("127.0.0.1", "localhost"), NoAnswer(our_setup=True)),
             (trusting, double.url, Token("ttok_1")),
         ):
-            bank = GatewayBank(url, open_transport(max_connections=1, verify=trust), PATIENT_SECONDS)
+            bank = gateway_bank(url, open_transport(max_connections=1, verify=trust), PATIENT_SECONDS)
             assert await bank.perform(ASK, look_up_first=False) == answer
             await bank.close()
     assert len(double.requests) == 1
@@ -589,7 +601,7 @@ CIRCLE.__cause__.__cause__ = CIRCLE
 )
 async def test_no_exception_of_a_transport_means_anything_but_no_answer(error: Exception, in_body: bool) -> None:
     """Nothing is inferred from its class."""
-    bank = GatewayBank("http://bank", Failing(error, in_body=in_body), PATIENT_SECONDS)
+    bank = gateway_bank("http://bank", Failing(error, in_body=in_body), PATIENT_SECONDS)
     assert await bank.perform(ASK, look_up_first=False) == NoAnswer()
     assert await bank.perform(EXECUTE, look_up_first=True) == NoAnswer()
 
@@ -597,7 +609,7 @@ async def test_no_exception_of_a_transport_means_anything_but_no_answer(error: E
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit()], ids=repr)
 async def test_what_is_no_exception_passes(error: BaseException) -> None:
     """Cancelling and ending the process are not the bank's answers."""
-    bank = GatewayBank("http://bank", Failing(error, in_body=False), PATIENT_SECONDS)
+    bank = gateway_bank("http://bank", Failing(error, in_body=False), PATIENT_SECONDS)
     with pytest.raises(type(error)):
         await bank.perform(ASK, look_up_first=False)
 
@@ -622,7 +634,7 @@ class Scripted(httpx.AsyncBaseTransport):
 
 def perform(effect: Effect, replies: dict[str, tuple[int, bytes]], *, look_up_first: bool) -> tuple[Answer, list[str]]:
     transport = Scripted(replies)
-    bank = GatewayBank("http://bank", transport, PATIENT_SECONDS)
+    bank = gateway_bank("http://bank", transport, PATIENT_SECONDS)
     return asyncio.run(bank.perform(effect, look_up_first=look_up_first)), transport.asked
 
 
@@ -660,6 +672,24 @@ def test_no_bytes_on_the_wire_raise_or_execute(parts: list[bytes], look_up_first
             return [await answer_to(effect, double.url, look_up_first=look_up_first) for effect in (ASK, EXECUTE)]
 
     assert set(asyncio.run(run())) == {NoAnswer()}
+
+
+@given(st.text(st.sampled_from("0123456789:,-+ SunMovGTZ"), max_size=40) | st.text(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_no_wish_for_a_pause_costs_the_answer(wish: str) -> None:
+    """Whatever it says, it is a pause within our limits or none, and the rest of the answer is read."""
+
+    class Wishing(Scripted):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            answered = await super().handle_async_request(request)
+            answered.headers["Retry-After"] = wish.encode("utf-8", "replace").decode("latin-1")
+            return answered
+
+    for status, said in ((200, CREATED), (202, {"result": "in_progress"})):
+        bank = gateway_bank("http://bank", Wishing({"step": (status, json.dumps(said).encode())}), PATIENT_SECONDS)
+        answer = asyncio.run(bank.perform(ASK, look_up_first=False))
+        assert answer == Token("ttok_1") or isinstance(answer, InProgress)
+        assert not isinstance(answer, InProgress) or 0.0 <= (answer.retry_after_seconds or 0.0) <= 20.0
 
 
 # Answers that are nearly right: of each field the right value, or another.

@@ -26,7 +26,7 @@ from chassis import settings
 from chassis.refusals import Refusal
 from command_service.api import CommandService
 from command_service.bank.breaker import REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
-from command_service.bank.gateway import GatewayBank
+from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
 from command_service.charge import Command
 from command_service.codec import decode
@@ -855,7 +855,7 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
         )
         assert isinstance(journal, Held)
         stack.push_async_callback(journal.close)
-        bank = GatewayBank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
+        bank = gateway_bank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
         stack.push_async_callback(bank.close)
         assembled = Parts(settings.read(Settings, {})).assemble(journal, bank)
         stack.push_async_callback(assembled.close)
@@ -888,7 +888,7 @@ async def test_an_unfinished_charge_that_has_no_events_ends_the_start(tmp_path: 
         with closing(sqlite3.connect(tmp_path / "journal.db")) as vandal:
             vandal.execute("INSERT INTO unfinished VALUES (randomblob(16))")
             vandal.commit()
-        bank = GatewayBank("http://127.0.0.1:1", open_transport(max_connections=1), PATIENT_SECONDS)
+        bank = gateway_bank("http://127.0.0.1:1", open_transport(max_connections=1), PATIENT_SECONDS)
         assembled = Parts(settings.read(Settings, {})).assemble(journal, bank)
         stack.push_async_callback(assembled.close)
         runner = assembled.runner

@@ -1,0 +1,300 @@
+"""The arbitration of a step: its answer, and the look-up that settles it. It is the same for every bank of two steps.
+
+A `Dialect` puts four questions to its bank and reads the replies. What a reply means for the charge is decided here and
+nowhere else, because this decision keeps money from moving twice:
+
+    the bank replies                               the step's answer
+    ---------------------------------------------  ---------------------------------------------------------
+    token step: any state, fields equal to ours    Token: the execute step will hear how the transaction ended
+    token step: a refusal, twice                   Refused
+    token step: fields that differ, twice          Contradiction
+    token step: one of these and then the other    NoAnswer
+    execute step: executed, fields equal to ours   Executed
+    execute step: declined or expired              the look-up's answer, else Contradiction
+    execute step: fields that differ from ours     the look-up's answer; if it is open, the step again, else Contradiction
+    execute step: a refusal                        the look-up's answer; if it is open, the step again, else Refused
+    executed under an id that may not be stored    the answer of two look-ups; if they agree, Contradiction
+    in progress, to a look-up too                  InProgress
+    no answer, to a look-up too                    NoAnswer
+
+1. A reply that names nobody (a refusal) or somebody else may be the reply to somebody else's question: a bank or a proxy
+   that once sends an answer too many gives each question on that connection the answer to the question before. No charge
+   ends on such a reply alone. It ends its connection (`heard`), and the next question goes over a fresh one.
+2. A look-up counts only if it equals ours in every field, the token included. A look-up by reference may bring up another
+   token: then nobody may guess. A look-up by token that is not plain is followed by one by our reference.
+3. An end without money (declined, expired) is believed only if a look-up says it as well. An answer that got mixed up on
+   its way then costs a question, not a second charge.
+4. A step is repeated only as it was put before: with the same reference or the same token, under which a bank does it once.
+5. Nothing here takes a new token. The core does, after an `Expired`.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, assert_never
+
+from command_service.bank.transport import Exchange, no_answer
+from command_service.card_numbers import card_number_in
+from command_service.values import (
+    Answer,
+    Contradiction,
+    Declined,
+    DeclineReason,
+    Effect,
+    Evidence,
+    Execute,
+    Executed,
+    Expired,
+    InProgress,
+    NoAnswer,
+    Refused,
+    RequestToken,
+    ReviewReason,
+    Token,
+)
+
+# What is stored of the bank's. "." and ".." would turn into another path.
+_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.:-]{1,128}")
+
+
+def is_storable(bank_id: str) -> bool:
+    """Whether an id of the bank's may be stored and put into a path: it has the form of an id and holds no card number."""
+    return _ID.fullmatch(bank_id) is not None and not card_number_in(bank_id)
+
+
+# ---------------------------------------------------------------- what a bank replies
+class Stage(Enum):
+    """How far a transaction has come, says the bank. All but `CREATED` are for ever."""
+
+    CREATED = "created"
+    EXECUTED = "executed"
+    DECLINED = "declined"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What the bank says of a transaction: well formed, and not believed before it is compared with ours."""
+
+    stage: Stage
+    token: str
+    reference: str
+    card: str
+    amount_minor: int
+    currency: str
+    transaction_id: str = ""
+    """Empty unless executed; empty too if the bank executed it under an id that is not storable."""
+    reason: DeclineReason | None = None
+    """None unless declined."""
+    exchange: Exchange | None = None
+    """What brought it. None: the dialect knew it without asking."""
+
+    def differences(self, effect: Effect) -> tuple[str, ...]:
+        """The names of the fields that are not ours. The token step has no token yet to compare."""
+        pairs = {
+            "token": (self.token, effect.token if isinstance(effect, Execute) else self.token),
+            "reference": (self.reference, effect.charge_id),
+            "card": (self.card, effect.card_token),
+            "amount": (self.amount_minor, effect.amount.minor_units),
+            "currency": (self.currency, effect.amount.currency_code),
+        }
+        return tuple(name for name, (theirs, ours) in pairs.items() if theirs != ours)
+
+    @property
+    def has_unusable_id(self) -> bool:
+        """The money moved, and the name it moved under may not be stored."""
+        return self.stage is Stage.EXECUTED and not self.transaction_id
+
+    def evidence(self, *fields: str) -> Evidence:
+        """What may be kept of it: of an unusable id nothing, not even a hash, from which a card number could be guessed."""
+        if self.exchange is None:
+            return Evidence(fields)
+        return Evidence(fields, self.exchange.status) if self.has_unusable_id else self.exchange.evidence(*fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A definite no, in the bank's own words; to a look-up, that there is no such transaction."""
+
+    exchange: Exchange | None = None
+
+    def evidence(self) -> Evidence:
+        """What may be kept of it."""
+        return Evidence() if self.exchange is None else self.exchange.evidence()
+
+
+Reply = Transaction | Refusal | InProgress | NoAnswer
+
+
+class Dialect(Protocol):
+    """The four questions in one bank's own API.
+
+    1. A question is put once. A dialect repeats none, draws no conclusion from a reply, and compares nothing with ours.
+    2. A question raises nothing, whatever comes back or does not; only cancelling passes. The deadline is the caller's.
+    3. `request_token` is idempotent by the reference, which is the charge id, and `execute` by the token. A bank that
+       promises less gets its transaction looked up within the question. The look-ups change nothing.
+    4. A reply is read whole and strictly, or it is `NoAnswer`: a proxy's 404 is no refusal by the bank, JSON or not.
+    5. A `Refusal` is definite: the bank has not done what it was asked. To a look-up it says that there is no such
+       transaction; a look-up refused for any other reason is `NoAnswer`.
+    6. `DECLINED` and `EXPIRED` are for ever. If the bank would still execute the transaction, the dialect calls it off
+       first, and until it knows the outcome of that, it says `InProgress` or `NoAnswer`.
+    7. A `Transaction` has a token that `is_storable`, and a transaction id that is, or none.
+    8. With `fresh` the question goes over a connection that has never been used, so that the reply is to this question.
+    9. A reply to an HTTP request passes through `heard` before anything else is awaited.
+    """
+
+    async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:
+        """Ask for the transaction of our reference: the known one as it is now, or a new one if there is none alive."""
+        ...
+
+    async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
+        """Tell the bank to execute the token's transaction, and say how it ended."""
+        ...
+
+    async def find_by_token(self, effect: Execute, *, fresh: bool) -> Reply:
+        """Ask what the bank knows of the token's transaction."""
+        ...
+
+    async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
+        """Ask what the bank knows of the newest transaction of our reference."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+def heard(exchange: Exchange, reply: Reply, effect: Effect) -> Reply:
+    """Hand on a reply that an exchange brought. Only one that names our transaction leaves the connection in use."""
+    if not isinstance(reply, Transaction) or reply.differences(effect):
+        exchange.end_connection()
+    return reply
+
+
+# ---------------------------------------------------------------- what settles a step
+class TwoStepBank:
+    """A bank of two steps as a `Bank`, whatever its dialect."""
+
+    def __init__(self, dialect: Dialect, call_timeout_seconds: float) -> None:
+        """The timeout is for a whole `perform`, look-ups included."""
+        self._dialect = dialect
+        self._call_timeout_seconds = call_timeout_seconds
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        """Do one step at the bank and say what came back. Never raises; see the port."""
+        try:
+            async with asyncio.timeout(self._call_timeout_seconds):
+                match effect:
+                    case RequestToken():
+                        return await self._token_step(effect, look_up_first)
+                    case Execute():
+                        return await self._execute_step(effect, look_up_first)
+                    case _:
+                        assert_never(effect)
+        except TimeoutError:
+            return no_answer("deadline")
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._dialect.close()
+
+    async def _token_step(self, effect: RequestToken, look_up_first: bool) -> Answer:
+        dialect = self._dialect
+        if look_up_first:
+            known = await dialect.find_by_reference(effect, fresh=False)
+            if isinstance(known, Transaction) and known.differences(effect):
+                known = await dialect.find_by_reference(effect, fresh=True)
+            match known:
+                case InProgress() | NoAnswer() as unsettled:
+                    return unsettled
+                case Transaction() if known.differences(effect):
+                    return _contradiction(known, effect)
+                case Transaction(stage=Stage.EXPIRED) | Refusal():
+                    pass  # There is no token, or one that would only expire again: the bank is asked for one.
+                case Transaction():
+                    return Token(known.token)
+        said = await dialect.request_token(effect, fresh=False)
+        again = await dialect.request_token(effect, fresh=True) if _is_doubtful(said, effect) else said
+        match said, again:
+            case _, InProgress() | NoAnswer() as unsettled:
+                return unsettled
+            case _, Transaction() as known if not known.differences(effect):
+                return Token(known.token)
+            case Refusal(), Refusal() as refusal:
+                return Refused(refusal.evidence())
+            case Transaction(), Transaction() as known:
+                return _contradiction(known, effect)
+        return no_answer("two answers that do not agree")
+
+    async def _execute_step(self, effect: Execute, look_up_first: bool) -> Answer:
+        if look_up_first:
+            match await self._find(effect, fresh=False):
+                case InProgress() | NoAnswer() as unsettled:
+                    return unsettled
+                case Transaction(stage=Stage.CREATED) as known if not known.differences(effect):
+                    pass  # The bank waits for this step, as we thought.
+                case Transaction() | Refusal() as known:
+                    return _end(known, effect) or _contradiction(known, effect)
+        for is_again in (False, True):
+            match await self._dialect.execute(effect, fresh=is_again):
+                case InProgress() | NoAnswer() as unsettled:
+                    return unsettled
+                case Transaction(stage=Stage.EXECUTED) as said if not _is_doubtful(said, effect):
+                    return Executed(said.transaction_id)
+                case Transaction() | Refusal() as said:
+                    pass
+            match await self._find(effect, fresh=True):
+                case InProgress() | NoAnswer() as unsettled:
+                    return unsettled
+                case Transaction() | Refusal() as known:
+                    if (end := _end(known, effect)) is not None:
+                        return end
+            if _is_doubtful(known, effect) or not _is_doubtful(said, effect):
+                break
+            # The bank still waits for this step, and its reply may not have been about it.
+        return Refused(said.evidence()) if isinstance(said, Refusal) else _contradiction(said, effect)
+
+    async def _find(self, effect: Execute, *, fresh: bool) -> Reply:
+        """Look up by our token; if the reply is not plain, by our reference."""
+        known = await self._dialect.find_by_token(effect, fresh=fresh)
+        return await self._dialect.find_by_reference(effect, fresh=True) if _is_doubtful(known, effect) else known
+
+
+def _is_doubtful(reply: Reply, effect: Effect) -> bool:
+    """A reply that has to be heard again before anything rests on it."""
+    match reply:
+        case Transaction():
+            return bool(reply.differences(effect)) or (reply.has_unusable_id and isinstance(effect, Execute))
+        case Refusal():
+            return True
+        case InProgress() | NoAnswer():
+            return False
+        case _:
+            assert_never(reply)
+
+
+def _end(known: Transaction | Refusal, effect: Execute) -> Executed | Declined | Expired | Contradiction | None:
+    """How our transaction ended. None: it has not, or this is not ours, or there is none."""
+    if isinstance(known, Refusal) or known.differences(effect):
+        return None
+    match known.stage:
+        case Stage.EXECUTED if known.has_unusable_id:
+            return Contradiction(known.evidence("transaction_id"), ReviewReason.TRANSACTION_ID_UNUSABLE)
+        case Stage.EXECUTED:
+            return Executed(known.transaction_id)
+        case Stage.DECLINED:
+            return Declined(known.reason or DeclineReason.OTHER)
+        case Stage.EXPIRED:
+            return Expired()
+        case Stage.CREATED:
+            return None
+        case _:
+            assert_never(known.stage)
+
+
+def _contradiction(said: Transaction | Refusal, effect: Effect) -> Contradiction:
+    if isinstance(said, Refusal):
+        return Contradiction(said.evidence())
+    names = said.differences(effect)
+    return Contradiction(said.evidence(*names), ReviewReason.FIELDS_DIFFER if names else ReviewReason.CONTRADICTION)
