@@ -1,9 +1,9 @@
 """The benchmark: python -m bench, or make bench (QUICK=1 for a small one)
 
-    python -m bench                     all of it, in less than half an hour
+    python -m bench                     the whole benchmark, in less than half an hour
     python -m bench --only rebuild      a part of it, into the same file; `compare` is the comparison with the peers
 
-    build/bench.json          everything it came to; see bench.results
+    build/bench.json          all results; see bench.results
     build/bench-detail.json   every single measurement of the comparison
 
 `python -m bench.page` then writes the tables and plots of docs/benchmark.md.
@@ -39,7 +39,7 @@ SCENARIOS: Mapping[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
 
 
 class ChargesFailed(Exception):
-    """Charges that should have succeeded did not: figures of the rest would flatter whoever refused them."""
+    """Charges that should have succeeded did not: figures of the rest would flatter the service that refused them."""
 
 
 async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[int], size: Size) -> None:
@@ -66,17 +66,17 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
 
 
 def main() -> int:
-    """Run what the command line asks for; 1 if a part of it could not be measured."""
+    """Run the parts that the command line names; return 1 if one of them could not be measured."""
     parser = process.parser("python -m bench", "Measures the product and its peers.")
-    parser.add_argument("--only", nargs="+", choices=["compare", *SCENARIOS], help="these parts")
+    parser.add_argument("--only", nargs="+", choices=["compare", *SCENARIOS], help="run these parts only")
     parser.add_argument(
-        "--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="small; or QUICK=1"
+        "--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="a small run, as with QUICK=1"
     )
-    parser.add_argument("--services", nargs="+", choices=sites.ALL, help="which to compare")
+    parser.add_argument("--services", nargs="+", choices=sites.ALL, help="the services to compare")
     parser.add_argument("--in-flight", nargs="+", type=int, default=list(IN_FLIGHT))
     parser.add_argument("--rounds", type=int)
     chosen = parser.parse_args()
-    # Ended from outside, it ends its servers first, as at Ctrl-C.
+    # SIGTERM ends the servers first, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     size = QUICK if chosen.quick else FULL
     size = Size(chosen.rounds or size.rounds, size.seconds, size.warmup_seconds)
@@ -94,7 +94,7 @@ def main() -> int:
                 figures = asyncio.run(SCENARIOS[name](quick=chosen.quick))
                 results.add({name: _rounded(figures)})
                 _show(results.found[name])
-        except Exception:  # whatever it is, the other parts are worth having
+        except Exception:  # any failure of one part: the other parts are still worth measuring
             failed.append(name)
             traceback.print_exc()
     print(f"\n{targets.table(results.found.get('targets', []))}")

@@ -1,9 +1,10 @@
-"""A bank that costs next to nothing, so that it does not compete with what is measured: python -m bench.bank
+"""A bank that costs next to nothing, so that it does not compete with the measured service: python -m bench.bank
 
-It speaks just enough HTTP/1.1 to answer the gateway's API as the docstring of `gateway_mock` tells it, by the rules of
-`gateway_mock.model`, in memory. BENCH_DELAY_MILLISECONDS is how long every answer takes, 0 if not set.
+It speaks just enough HTTP/1.1 to answer the gateway's API as the docstring of `gateway_mock` defines it, by the rules of
+`gateway_mock.model`, in memory. BENCH_DELAY_MILLISECONDS is the delay of every answer, 0 if not set.
 
-What makes it cheap: one Protocol a connection instead of streams and tasks, no framework, answers made by formatting bytes.
+It is cheap because it has one Protocol a connection instead of streams and tasks, no framework, and answers made by
+formatting bytes.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import uvloop
 
 from gateway_mock.model import STATUS, Book, Refusal, Transaction, told
 
-# Longer than any request of an adapter: what is longer is not a request.
+# More than any request of an adapter. A connection that sends more without a complete request is closed.
 MAX_REQUEST_BYTES = 64 << 10
 # Tokens here do not expire.
 NOW_MS, EXPIRES_AT_MS = 0.0, math.inf
@@ -33,7 +34,7 @@ class Ledger:
         self._book = Book()
 
     def answer(self, method: bytes, path: str, body: bytes) -> tuple[int, str]:
-        """Do what a request asks for; the status and the JSON of the answer."""
+        """Execute a request; return the status and the JSON of the answer."""
         book = self._book
         if method == b"POST" and path == "/transactions":
             return self._issue(_order(body))
@@ -43,7 +44,7 @@ class Ledger:
             return _as_it_is(book.newest(path[24:], NOW_MS) or Refusal.REFERENCE_UNKNOWN)
         if method == b"GET" and path.startswith("/transactions/"):
             return _as_it_is(book.find(path[14:], NOW_MS) or Refusal.TOKEN_UNKNOWN)
-        if method == b"GET" and path == "/movements":  # ours alone: how many there are, for the referee
+        if method == b"GET" and path == "/movements":  # not part of the gateway's API: a count for the referee
             return 200, f'{{"movements":{len(book.executed)},"transactions":{len(book.by_token)}}}'
         return 404, '{"error":"not_found"}'
 
@@ -99,11 +100,11 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        """End; answers that are still to come go nowhere."""
+        """End; later answers are dropped."""
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request that is there whole."""
+        """Answer each complete request."""
         self._waiting = waiting = self._waiting + data if self._waiting else data
         while (end := waiting.find(b"\r\n\r\n")) >= 0:
             head = waiting[:end]
@@ -132,7 +133,7 @@ class Connection(asyncio.Protocol):
 
 
 async def serve(delay_seconds: float) -> None:
-    """Serve on a free port until the process is ended, and say where in a line as the product does."""
+    """Serve on a free port until the process is ended, and log the address as the product does."""
     ledger = Ledger()
     server = await asyncio.get_running_loop().create_server(
         lambda: Connection(ledger, delay_seconds),

@@ -1,10 +1,11 @@
 """The comparison: every service under the same load at the same bank, in turns.
 
 Several rounds, one service after the other within a round, in another order each round. Figures are medians over the rounds;
-ratios are made within a round, of services measured minutes apart on a machine in the same mood, and their median is told.
+ratios are taken within a round, between services measured minutes apart, when the machine's speed has changed little, and the
+result is their median.
 
-`cpu_ms` is the CPU time of the service's own processes for each charge, its database server's included; the bank, the load
-generator and the product's query server are told beside it. `memory_mb` is theirs alike, proportional set size.
+`cpu_ms` is the CPU time of the service's own processes for each charge, its database server's included. `memory_mb` is the
+proportional set size of the same processes. Bank, load generator and the product's query server are reported separately.
 """
 
 import statistics
@@ -26,7 +27,7 @@ async def compare(names: Sequence[str], in_flight: Sequence[int], size: Size) ->
 
 
 def summary(measurements: Sequence[Measurement]) -> dict[str, object]:
-    """What the measurements come to, as it stands in bench.json."""
+    """Summarise the measurements, in the form of bench.json."""
     services: dict[str, dict[str, dict[str, float]]] = {}
     by_process: dict[str, dict[str, dict[str, float]]] = {}
     for name, in_flight, rounds in _groups(measurements):
@@ -45,13 +46,13 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, object]:
         "services": services,
         "ratios": ratios(measurements),
         "cpu_ms_by_process": by_process,
-        "errors": {place: count for place, count in errors.items() if count},
+        "errors": {each: count for each, count in errors.items() if count},
     }
 
 
 def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
-    """How the product compares, by what is compared and in flight: medians of the ratios within each round."""
-    by_place = {(m.round, m.service, m.in_flight): m for m in measurements}
+    """The product's ratios to each peer, by figure and in flight: medians of the ratios within each round."""
+    by_measurement = {(m.round, m.service, m.in_flight): m for m in measurements}
     found: dict[str, dict[str, float]] = {}
     for other, in_flight, theirs in _groups(measurements):
         if other == sites.PRODUCT:
@@ -60,7 +61,7 @@ def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
             each = [
                 getattr(ours, figure) / getattr(their, figure)
                 for their in theirs
-                if (ours := by_place.get((their.round, sites.PRODUCT, in_flight))) and getattr(their, figure)
+                if (ours := by_measurement.get((their.round, sites.PRODUCT, in_flight))) and getattr(their, figure)
             ]
             if each:
                 found.setdefault(f"{figure} against {other}", {})[str(in_flight)] = rounded(statistics.median(each))
@@ -68,7 +69,7 @@ def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
 
 
 def _groups(measurements: Sequence[Measurement]) -> list[tuple[str, int, list[Measurement]]]:
-    """The rounds of each service and number in flight, in the order in which they are shown."""
+    """The rounds of each service and number in flight, in the order of the table."""
     found: dict[tuple[int, int], list[Measurement]] = {}
     for m in measurements:
         found.setdefault((sites.ALL.index(m.service), m.in_flight), []).append(m)
@@ -76,7 +77,7 @@ def _groups(measurements: Sequence[Measurement]) -> list[tuple[str, int, list[Me
 
 
 def rounded(value: float) -> float:
-    """To four digits: more would be noise."""
+    """Round to four digits: more would be noise."""
     return float(f"{value:.4g}")
 
 

@@ -1,8 +1,8 @@
-"""What makes the product fast and can be counted instead of timed: commits a charge, and reads of the journal a record.
+"""Two causes of the product's speed, counted instead of timed: commits a charge, and reads of the journal a record.
 
-The whole product in this process, from the settings to its real ports, a real journal and a bank of this package beside it.
-Only the two calls that are counted are looked at: SQLite tells the statements of each connection that writes, and the
-journal's `read_after` is passed through a counter.
+The whole product runs in this process, from the settings to its real ports, with a real journal and the bank of this package.
+Two calls are observed: SQLite reports the statements of each connection that writes, and a counter wraps the journal's
+`read_after`.
 """
 
 import asyncio
@@ -96,7 +96,7 @@ async def _product(folder: Path) -> AsyncIterator[tuple[Serving, _Counted]]:
         "COMMAND_DRAIN_SECONDS": "1",
     }
     try:
-        with structlog.testing.capture_logs():  # a line a charge is for nobody here
+        with structlog.testing.capture_logs():  # nobody reads a log line for each charge here
             parts = _Counted(settings.read(Settings, environment))
             async with serve(parts.settings, lambda _: parts) as running:
                 yield running, parts
@@ -106,7 +106,7 @@ async def _product(folder: Path) -> AsyncIterator[tuple[Serving, _Counted]]:
 
 
 async def _charge_all(running: Serving, *, charges: int, in_flight: int) -> None:
-    """So many charges, so many at once. All must be charged."""
+    """Make `charges` charges, `in_flight` at once. All must be charged."""
     numbers = iter(range(charges))
     async with grpc.aio.insecure_channel(str(running.listen), options=DIRECT) as channel:
         charge = CommandServiceStub(channel).Charge
@@ -126,7 +126,7 @@ async def _charge_all(running: Serving, *, charges: int, in_flight: int) -> None
 
 
 async def commits_a_charge(folder: Path, *, charges: int, in_flight: int) -> float:
-    """How many commits of the journal a charge takes with so many in flight."""
+    """Count the journal's commits for each charge."""
     async with _product(folder) as (running, parts):
         parts.statements.clear()  # of the start
         await _charge_all(running, charges=charges, in_flight=in_flight)
@@ -135,7 +135,7 @@ async def commits_a_charge(folder: Path, *, charges: int, in_flight: int) -> flo
 
 
 async def reads_a_record(folder: Path, *, readers: int, charges: int) -> float:
-    """How many times a record is read and encoded for so many live readers, each of which gets all of them."""
+    """Count how many times a record is read and encoded for several live readers, each of which gets every record."""
     async with _product(folder) as (running, parts):
         channels = [
             grpc.aio.insecure_channel(

@@ -1,7 +1,7 @@
-"""Journals as they look after a long time: so many finished charges, and so many that a crash left unfinished.
+"""Journals as they look after a long time: many finished charges, and some that a crash left unfinished.
 
-Records are made by the product's own codec and chain, with ids and texts as the load generator makes them; only the
-durable commits are left out, since five million records would take long.
+The product's own codec and chain make the records, with ids and texts as the load generator makes them. Durable commits are
+left out, since five million records would take long.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ CARD, AMOUNT = Card("tok_visa", "visa", "4242"), Money(1250, "EUR")
 
 
 async def filled(path: Path, records: int, unfinished: int = 0) -> Path:
-    """A journal with so many records of finished charges, and then so many unfinished charges of one record each."""
+    """Make a journal: `records` records of finished charges, then `unfinished` charges of one record each."""
     if path.exists():  # nothing else runs in this loop
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            # Measurements append to it; up to half as many records more, it is still a journal of this size.
+            # Measurements append to it; with up to half as many records more, it still counts as a journal of this size.
             if records + unfinished <= read_head(connection).position <= 1.5 * (records + unfinished):
                 return path
     for each in path.parent.glob(path.name + "*"):
@@ -40,7 +40,7 @@ async def filled(path: Path, records: int, unfinished: int = 0) -> Path:
         connection.execute("PRAGMA cache_size = -500000")  # in KiB: the index's pages are touched in random order
         _fill(connection, -(-records // RECORDS_A_CHARGE), unfinished)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        # As a server leaves it: a start verifies what lies beyond the anchor.
+        # As a server leaves it: at its start a server verifies the records beyond the anchor.
         anchor.write(path, anchor.Anchor(journal_id, read_head(connection)))
     return path
 
@@ -81,7 +81,7 @@ def _events(charge_id: str, number: int, *, is_finished: bool) -> Iterator[Event
 
 
 def bytes_beyond_event(path: Path) -> float:
-    """Bytes on disk for each record, beyond its event's own bytes; the server must have ended."""
+    """Bytes on disk for each record, without its event's own bytes. The server must have ended."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         records, events = connection.execute("SELECT count(*), sum(length(event)) FROM record").fetchone()

@@ -1,13 +1,13 @@
 """The load generator: charges with keys of their own, over several connections: python -m bench.load --help
 
-* Closed loop: so many charges in flight, the next begins when one ends. This tells capacity.
-* Open loop: so many charges begin each second, in steps of a rate and its seconds, whether or not the server keeps up. Latency
+* Closed loop: a fixed number of charges in flight, the next begins when one ends. This measures capacity.
+* Open loop: charges begin at a fixed rate, in steps of a rate and its seconds, whether or not the server keeps up. Latency
   counts from the moment at which a charge was due, so that a slow server cannot hide behind a generator that waits for it.
-  What the generator itself is more than a second late with is not sent, and counts as `unsent`.
+  A charge for which the generator itself is more than a second late is not sent, and counts as `unsent`.
 
-It says `begin` and `end` on standard output, each a JSON line, when the measured time begins and ends, so that the driver can
-read clocks at those moments; `end` brings the results. Requests are made of bytes beforehand and answers are looked at only
-for their status: it competes with what it measures, so it must be cheap.
+It prints `begin` and `end` on standard output, each a JSON line, when the measured time begins and ends, so that the driver
+can read clocks at those moments; `end` has the results. Requests are serialised beforehand and of an answer only the status is
+read: the generator competes with the measured service, so it must be cheap.
 """
 
 import argparse
@@ -32,26 +32,28 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from rig.errors import told
 
 METHOD = "/charging.v1.CommandService/Charge"
-# One connection serialises its frames; more than a few gain nothing.
+# One connection sends its frames one after another, and more than a few connections gain nothing.
 CHANNELS = 4
 # A server allows 1,000 calls on one connection.
 CALLS_A_CHANNEL = 500
 USERS = 1_000
-# What an open loop may have under way: a bound for the generator's own memory. What is over it counts as `unsent`.
+# The most calls of an open loop under way: a bound for the generator's own memory. Charges beyond it count as `unsent`.
 MOST_UNDER_WAY = 50_000
-# Beyond it an open loop would measure its own want of CPU time, not the server.
+# A generator that is later than this would measure its own lack of CPU time, not the server.
 MOST_LATE_SECONDS = 1.0
+# An open loop that is late gives the event loop a turn after this many sends, so that answers are read.
 SENDS_A_TURN = 16
+# So long that only a call without an answer meets it.
 CALL_SECONDS = 60.0
-# After the measured time: slow services get this long to end what is under way, before the next measurement.
+# Slow services get this long after the measured time to end the calls under way, before the next measurement.
 LAST_CALLS_SECONDS = 3.0
-# Times the ordered time.
+# The longest measured time, as a multiple of the ordered time: a slow service needs longer to end one charge of each client.
 LONGEST_WINDOW = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What load to make, and for how long."""
+    """The load to make, and its duration."""
 
     target: str
     in_flight: int  # of a closed loop
@@ -77,7 +79,7 @@ def step(text: str) -> Step:
 
 
 def schedule(steps: Sequence[Step]) -> Iterator[float]:
-    """When each charge of an open loop is due, in seconds from its beginning."""
+    """The time at which each charge of an open loop is due, in seconds from its beginning."""
     begin = 0.0
     for each in steps:
         for number in range(round(each.rate * each.seconds)):
@@ -87,7 +89,7 @@ def schedule(steps: Sequence[Step]) -> Iterator[float]:
 
 @dataclass(slots=True)
 class Tally:
-    """What happened in the measured time. A charge belongs to the second in which it was due."""
+    """The counts of the measured time. A charge belongs to the second in which it was due."""
 
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     errors: Counter[str] = field(default_factory=Counter)
@@ -108,11 +110,11 @@ class Generator:
     """Makes the load that an order describes."""
 
     def __init__(self, order: Order, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """`sleep` is what a refused client waits by."""
+        """A refused client waits by `sleep`."""
         self._order = order
         self._sleep = sleep
         count = max(CHANNELS, -(-order.in_flight // CALLS_A_CHANNEL))
-        # Without a pool of its own each, channels to one address share one connection.
+        # Without this, channels to one address share one connection.
         options = [*DIRECT, ("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(order.target, options=options) for _ in range(count)]
         self._calls = [channel.unary_unary(METHOD, _unchanged, _unchanged) for channel in self._channels]
@@ -124,7 +126,7 @@ class Generator:
         """When the measured time began, and until when charges are begun at all, by `time.perf_counter`."""
 
     async def run(self) -> None:
-        """Warm up, measure, tell the results, and let what is under way end."""
+        """Warm up, measure, print the results, and let the calls under way end."""
         await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
         self.until = time.perf_counter() + self._order.warmup_seconds + self._order.seconds * LONGEST_WINDOW
         if self._order.steps:
@@ -135,13 +137,13 @@ class Generator:
         self.tally, self.begun = Tally(), time.perf_counter()
         print(json.dumps({"event": "begin"}), flush=True)
         await asyncio.sleep(self._order.seconds)
-        # In a slow service all charges in flight move in step: a window that saw none of them end tells nothing.
+        # In a slow service all charges in flight move in step: a window in which none of them ends measures nothing.
         enough = 1 if self._order.steps else self._order.in_flight
         while len(self.tally.latencies) < enough and time.perf_counter() < self.until:  # noqa: ASYNC110  # an event costs each charge
             await asyncio.sleep(0.05)
         seconds = time.perf_counter() - self.begun
         if self._order.steps:
-            # What was due in the measured time counts however late it ends: leaving it out would flatter a slow server.
+            # Charges due in the measured time count however late they end: leaving them out would flatter a slow server.
             self.until = 0.0
             await asyncio.wait(loops, timeout=LAST_CALLS_SECONDS)
         tally, self.tally = self.tally, Tally()
@@ -162,7 +164,7 @@ class Generator:
             await self.charge(time.perf_counter())
 
     async def open_loop(self) -> None:
-        """The steps, the first of which begins early by the time to warm up."""
+        """Run the steps; the first begins earlier by the warm-up time."""
         first, *more = self._order.steps
         steps = [Step(first.rate, first.seconds + self._order.warmup_seconds), *more]
         begun, under_way = time.perf_counter(), set[asyncio.Task[None]]()
@@ -178,13 +180,13 @@ class Generator:
             task = asyncio.create_task(self.charge(due))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
-            if number % SENDS_A_TURN == 0:  # or one that is late would never let an answer in
+            if number % SENDS_A_TURN == 0:  # a generator that is late would otherwise let no answer in
                 await asyncio.sleep(0)
         if under_way:
             await asyncio.wait(under_way)
 
     async def charge(self, due: float) -> None:
-        """One charge, to its end: asked again with the same key as often as the server says when."""
+        """Make one charge to its end: repeat the call with the same key as often as the server gives a time for it."""
         self._number += 1
         self.tally.sent += 1
         number = self._number
@@ -221,7 +223,7 @@ class Generator:
 
 
 def key_prefix(name: str) -> str:
-    """Begin the keys of a run. A number follows; with letters between all numbers none is taken for a card's."""
+    """Make the beginning of a run's keys. A number follows; the letters keep a key from looking like a card number."""
     return f"{name}:p{os.getpid()}:t{time.time_ns():x}:n"
 
 
@@ -230,14 +232,14 @@ def _unchanged(serialised: bytes) -> bytes:
 
 
 def advice(error: grpc.aio.AioRpcError) -> tuple[float | None, str]:
-    """When the server says that a retry helps, and the reason that it gives."""
+    """The server's advice: seconds until a retry, if it advises one, and its reason."""
     refusal, code = told(error), error.code().name
-    # What has no reason of the service's own is the transport's, and says why in its text.
+    # An error without a reason comes from the transport, whose text is the only explanation.
     return refusal.retry_after_seconds, f"{code} {refusal.reason}" if refusal.reason else f"{code}: {refusal.text[:80]}"
 
 
 def results(tally: Tally, seconds: float) -> dict[str, object]:
-    """What a tally comes to, for the driver."""
+    """Summarise a tally for the driver."""
     each = [sorted(tally.by_second.get(second, ())) for second in range(round(seconds))]
     latencies = sorted(tally.latencies)
     return {
@@ -258,7 +260,7 @@ def results(tally: Tally, seconds: float) -> dict[str, object]:
 
 
 def quantile(ordered: list[float], share: float) -> float:
-    """The value that a share of the ordered values do not exceed; 0 if there are none."""
+    """The quantile of ordered values, by nearest rank; 0 if there are none."""
     # Rounded first: 0.07 * 100 is a little more than 7.
     return ordered[max(0, math.ceil(round(len(ordered) * share, 6)) - 1)] if ordered else 0.0
 
@@ -267,12 +269,14 @@ def main() -> None:
     """Make the load that the command line orders."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description="Makes charges and measures them.")
     parser.add_argument("target", help="host:port of a server of charging.v1.CommandService")
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[16], help="closed loops: charges at once, in turn")
-    parser.add_argument("--steps", type=step, nargs="+", default=[], metavar="RATE:SECONDS", help="an open loop")
-    parser.add_argument("--seconds", type=float, default=5.0, help="measured time, of each loop")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[16], help="charges in flight, a closed loop each")
+    parser.add_argument(
+        "--steps", type=step, nargs="+", default=[], metavar="RATE:SECONDS", help="an open loop's steps"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured time of each loop")
     parser.add_argument("--warmup-seconds", type=float, default=0.5)
     parser.add_argument("--call-seconds", type=float, default=CALL_SECONDS, help="deadline of a call")
-    parser.add_argument("--obey-retry-info", action="store_true", help="ask again when the server says to")
+    parser.add_argument("--obey-retry-info", action="store_true", help="repeat refused calls when the server says")
     chosen = parser.parse_args()
 
     async def make() -> None:

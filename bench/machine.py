@@ -1,4 +1,4 @@
-"""What a process costs, as the kernel counts it: CPU time and memory of a process and its children, from /proc."""
+"""The cost of a process, as the kernel counts it: CPU time and memory of a process and its children, from /proc."""
 
 import os
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a process and all below it."""
+    """The cost of a process and all its descendants."""
 
     cpu_seconds: float
-    """User and system time, children that have ended included."""
+    """User and system time, that of ended children included."""
     memory_mb: float
-    """Proportional set size in MB (10^6 bytes): a page shared by n processes counts as a nth in each."""
+    """Proportional set size in MB (10^6 bytes): a page shared by n processes counts 1/n in each."""
 
 
 def cost(pid: int) -> Cost:
-    """What a process and all below it have cost until now; nothing if it has ended."""
+    """The cost of a process and all its descendants until now; zero if it has ended."""
     ticks, kilobytes = 0, 0
     for each in [pid, *_below(pid)]:
         try:
-            # The name, in brackets, may hold blanks: fields are counted from behind it.
+            # The name, in brackets, may hold blanks: fields are counted after it.
             fields = (PROC / str(each) / "stat").read_text().rpartition(")")[2].split()
             ticks += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
             kilobytes += _proportional_kilobytes(each)
@@ -52,5 +52,5 @@ def _proportional_kilobytes(pid: int) -> int:
 
 
 def load_average() -> float:
-    """How many processes wanted to run, over the last minute: what else is going on here."""
+    """The mean number of processes that wanted to run over the last minute: other load on this machine."""
     return os.getloadavg()[0]

@@ -1,4 +1,4 @@
-"""One measurement: a load generator of its own against a service at work, and what the kernel says that it cost."""
+"""One measurement: a load generator in its own process against a running service, and the service's cost by the kernel."""
 
 import asyncio
 import json
@@ -11,13 +11,13 @@ from bench.load import LONGEST_WINDOW
 from bench.machine import Cost, cost, load_average
 
 PEAK_IN_FLIGHT = 128
-# Beyond a measured time and its pauses: a load generator that has not said `end` by then never will.
+# Added to a measured time and its pauses: a load generator that has not printed `end` by then never will.
 PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long is measured, and how often."""
+    """The duration and the number of measurements."""
 
     rounds: int
     seconds: float
@@ -43,14 +43,14 @@ class Measurement:
     processes_memory_mb: Mapping[str, float]
     errors: Mapping[str, int]
     more: Mapping[str, object]
-    """What else the load generator tells."""
+    """Further results of the load generator."""
     load_average: float
 
 
 async def measure(
     site: sites.Site, name: str, in_flight: Sequence[int], size: Size, *options: str, round_number: int = 0
 ) -> list[Measurement]:
-    """Put load on a service, one measurement for each number of charges in flight. `options` go to the load generator."""
+    """Put load on a service; one measurement for each number in `in_flight`. The load generator gets `options`."""
     generator = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -115,7 +115,7 @@ def _measurement(
 
 
 async def peak(size: Size) -> Measurement:
-    """The product at its best: 128 in flight, no delay."""
+    """Measure the product's highest rate: 128 in flight, no delay."""
     async with sites.open_site(sites.PRODUCT) as site:
         (found,) = await measure(site, sites.PRODUCT, [PEAK_IN_FLIGHT], size)
         return found

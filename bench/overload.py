@@ -1,6 +1,6 @@
-"""The targets under more load than there is capacity for.
+"""The targets under more load than capacity.
 
-overload  a closed loop of five times the limit of calls, clients obeying RetryInfo
+overload  a closed loop of five times the limit of calls, with clients that obey RetryInfo
 burst     an open loop of five times capacity, between quiet times
 """
 
@@ -14,19 +14,19 @@ from bench.machine import cost
 from bench.measure import Measurement, Size, measure, peak
 
 TIMES = 5
-# COMMAND_MAX_CALLS as it is by default, and a small one.
+# The default of COMMAND_MAX_CALLS, and a small limit.
 LIMIT_OF_CALLS, SMALL_LIMIT = 2_000, 200
 WATCH_SECONDS = 0.25
-# The first seconds of a quiet time see what came before it.
+# The first seconds of a quiet time still show the load before it.
 SETTLING_SECONDS = 2
-# A quiet second whose p99 is within this is normal, however quiet the others were.
+# A quiet second whose p99 is within this is normal, even if the other quiet seconds were far better.
 NORMAL_MS = 20.0
 
 
 async def overload(*, quick: bool) -> dict[str, Any]:
     """Goodput of a closed loop of five times the limit: the default limit for a minute, a small one for a shorter time.
 
-    A quick run has the small one only: ten thousand clients take longer to begin than it has.
+    A quick run has the small limit only: ten thousand clients take longer to begin than a quick run lasts.
     """
     before = await peak(_size(quick))
     if quick:
@@ -54,7 +54,7 @@ async def _over(before: Measurement, limit: int, size: Size) -> dict[str, Any]:
 
 
 async def burst(*, quick: bool) -> dict[str, Any]:
-    """An open loop of five times capacity, between quiet times at half of it; memory all the while."""
+    """An open loop of five times capacity, between quiet times at half capacity; memory is sampled throughout."""
     quiet_seconds, burst_seconds = (3, 3) if quick else (10, 60)
     before = await peak(_size(quick))
     quiet = f"{before.rate / 2:.1f}:{quiet_seconds}"
@@ -94,7 +94,7 @@ async def burst(*, quick: bool) -> dict[str, Any]:
 
 
 def back_to_normal(before_ms: Sequence[float], after_ms: Sequence[float], answered: Sequence[float]) -> float:
-    """Seconds after the burst until none was worse than twice the worst before it, and none was without answers."""
+    """Seconds after the burst until every second has answers and a p99 of at most twice the worst one before the burst."""
     normal_ms = max(NORMAL_MS, 2 * max(before_ms, default=0.0))
     return max(
         (

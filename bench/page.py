@@ -1,6 +1,7 @@
 """Fill docs/benchmark.md from build/bench.json, draw its plots, and show them in the README: python -m bench.page
 
-Only the text between the two marks is replaced. The README quotes some figures by hand; tests/test_documents.py compares them.
+Only the text between the two marks is replaced. Some figures are written into the README by hand; tests/test_documents.py
+compares them.
 """
 
 import json

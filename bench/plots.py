@@ -14,7 +14,7 @@ from typing import Any
 from bench import sites
 
 LATENCY = "benchmark-latency.svg"
-# Told apart without colour too: by their order in the legend and their marks.
+# Without colour, the order in the legend and the marks distinguish the services.
 COLOURS = {
     sites.PRODUCT: "#0b6e4f",
     sites.ECHO: "#9a9a9a",
@@ -29,7 +29,7 @@ PARTS = {"service": "#0b6e4f", "database": "#3d5a80", "query": "#e0a458", "bank"
 
 
 def draw(folder: Path, found: Mapping[str, Any]) -> list[Path]:
-    """Draw what was measured; the files."""
+    """Draw the measured parts; return the files."""
     import matplotlib as mpl  # noqa: PLC0415  # slow to import, and the product's own environment has none
 
     mpl.use("svg")
@@ -39,7 +39,7 @@ def draw(folder: Path, found: Mapping[str, Any]) -> list[Path]:
             "axes.spines.right": False,
             "font.size": 9,
             "svg.fonttype": "none",  # text stays text: smaller, and it can be searched
-            "svg.hashsalt": "benchmark",  # the same figures give the same file
+            "svg.hashsalt": "benchmark",  # equal figures give equal files
         }
     )
     paths = []

@@ -1,13 +1,13 @@
-"""Where the command server's CPU goes: python -m bench.profile [--in-flight N] [--seconds S]
+"""A CPU profile of the command server: python -m bench.profile [--in-flight N] [--seconds S]
 
 The command server runs in this process, as `python -m command_service` would, with a sampler beside it: a timer of the kernel
-that counts this process's CPU time (ITIMER_PROF) interrupts it every 2 ms of CPU, and the lines that are running are
-counted. That costs little, unlike a tracing profiler, which makes small functions look large. Bank and load run in processes
-of their own.
+that counts this process's CPU time (ITIMER_PROF) interrupts it every 2 ms of CPU, and the sampler counts the running lines.
+A sampler costs little, unlike a tracing profiler, which makes small functions look large. Bank and load run in processes of
+their own.
 
 The signal is handled between two bytecodes of the main thread, so the time within one call into C (gRPC, protobuf) counts for
-the line that made the call, and the time of other threads for what the main thread does meanwhile. What each thread has used is
-told beside it, from the kernel.
+the line that made the call, and the time of other threads for the line at which the main thread is. The CPU time of each
+thread is printed too, from the kernel.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Sampler:
-    """Counts where the main thread is whenever the process has used some more CPU."""
+    """Counts the main thread's stack each time that the process has used SAMPLE_SECONDS more of CPU time."""
 
     def __init__(self) -> None:
         self.own: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def _thread_ticks() -> dict[str, tuple[str, int]]:
 
 
 async def main(in_flight: int, seconds: float) -> None:
-    """Serve, put load on, and print what was seen."""
+    """Serve under load, and print the profile."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         bank = await sites.start_bank(stack, folder)

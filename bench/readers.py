@@ -1,6 +1,6 @@
-"""Readers of the feed, as many as asked for, that read and throw away: python -m bench.readers FEED COUNT
+"""COUNT readers of the feed, which drop every record: python -m bench.readers FEED COUNT
 
-Nothing is decoded, so that they cost little beside what is measured. `ready` is said when all have caught up.
+Nothing is decoded, so that the readers cost little. `ready` is printed when all have caught up.
 """
 
 import asyncio

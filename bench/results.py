@@ -1,4 +1,4 @@
-"""build/bench.json while it is made: a part is stored as soon as it is known, so that an end halfway loses little.
+"""build/bench.json during a run: a part is stored as soon as it is known, so that an interrupted run loses little.
 
 {commit, quick, machine, services: {name: {in_flight: {rate, p50_ms, p99_ms, p999_ms, cpu_ms, memory_mb}}},
  ratios: {"rate against dbos-sqlite": {in_flight: ratio}, ...}, cpu_ms_by_process, errors,
@@ -18,7 +18,7 @@ from typing import Any
 from bench.targets import verdicts
 
 BUILD = Path("build")
-# What a file is about: parts of a file where these differ are not put together.
+# The subject of a file: parts whose commit, size or machine differ never stand in one file.
 ABOUT = ("commit", "quick", "machine")
 
 
@@ -26,7 +26,7 @@ class Results:
     """The content of bench.json, on disk after every change."""
 
     def __init__(self, path: Path, *, quick: bool, anew: bool) -> None:
-        """Begin a file, or go on with one that is about the same. What was there before is kept beside it, once."""
+        """Begin a file, or continue one with the same subject. The content before is kept beside it, once."""
         self._path = path
         self.found: dict[str, Any] = {"commit": commit(), "quick": quick, "machine": machine()}
         if path.exists():
@@ -37,7 +37,7 @@ class Results:
                 path.replace(path.with_name(path.stem + "-before.json"))
 
     def add(self, parts: Mapping[str, Any]) -> None:
-        """Store parts, in the place of what they had before."""
+        """Store parts, in place of their earlier content."""
         self.found |= parts
         self.found["targets"] = verdicts(self.found)
         write(self._path, self.found)
@@ -63,7 +63,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, object]:
-    """What the figures depend on beside the commit."""
+    """The machine and software that the figures depend on beside the commit."""
     return {
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release().split('-', maxsplit=1)[0]}",

@@ -1,9 +1,9 @@
 """The other targets, each a scenario that gives its figures: python -m bench --only SCENARIO
 
 many      1,000 charges in flight at a bank that takes 100 ms
-latency   what the service adds to the bank's own time at half of peak load, and how far the view is behind
+latency   the time that the service adds to the bank's own at half of peak load, and the lag of the view
 growth    CPU a charge with millions of records in the journal against ten thousand, and bytes on disk a record
-rebuild   a view built anew over the feed
+rebuild   a view rebuilt over the feed
 readers   one reader of the feed against a hundred
 start     a start with a million records and ten thousand unfinished charges
 """
@@ -38,9 +38,11 @@ from charging.v1.query_pb2_grpc import QueryServiceStub
 from rig.processes import Server
 
 Found = dict[str, Any]
-# Journals that take long to fill are kept between runs.
+# Large journals take long to fill, so they are kept between runs.
 JOURNALS = (BUILD / "bench-journals").absolute()
+# A server that needs longer has hung.
 WAIT_SECONDS = 120.0
+# Forty probes a second: enough for a p99, and a small part of the load.
 PROBE_SECONDS = 0.025
 
 
@@ -76,7 +78,7 @@ async def many(*, quick: bool) -> Found:
 
 
 async def latency(*, quick: bool) -> Found:
-    """What the service adds to the bank's own time at half of peak load, and the view's lag meanwhile."""
+    """The time that the service adds to the bank's own at half of peak load, and the view's lag meanwhile."""
     size, delay_ms = _size(quick), 20.0
     best = await peak(size)
     async with sites.open_site(sites.PRODUCT, delay_milliseconds=delay_ms) as site:
@@ -99,7 +101,7 @@ async def latency(*, quick: bool) -> Found:
 
 
 async def _probe_lag(site: sites.Site) -> list[float]:
-    """Make a charge every so often, whether or not those before it show; how long each took to. Cancel it for its result."""
+    """Make a charge every PROBE_SECONDS; return, when cancelled, the seconds until the view had each."""
     lags: list[float] = []
     prefix = key_prefix("probe")
     async with (
@@ -126,7 +128,7 @@ async def _probe_lag(site: sites.Site) -> list[float]:
             while True:
                 probes.append(asyncio.create_task(probe(len(probes))))
                 await asyncio.sleep(PROBE_SECONDS)
-        await asyncio.gather(*probes)  # a view that does not get there in five seconds ends the measurement
+        await asyncio.gather(*probes)  # a view that lags by more than five seconds fails the measurement
     return lags
 
 
@@ -153,7 +155,7 @@ async def growth(*, quick: bool) -> Found:
 
 
 async def rebuild(*, quick: bool) -> Found:
-    """A view built anew over the feed."""
+    """A view rebuilt over the feed."""
     records = 50_000 if quick else 1_000_000
     async with _product_on(await filled(JOURNALS / f"{records}.db", records)) as site:
         query = sites.query_server(site.folder, str(site.servers["service"].serving["feed"]))
@@ -177,7 +179,7 @@ async def rebuild(*, quick: bool) -> Found:
 
 
 async def readers(*, quick: bool) -> Found:
-    """How often a record is read for a hundred readers, counted; and the command server's CPU with 0, 1 and 100, in turns."""
+    """Reads of a record for a hundred readers, counted; and the command server's CPU with 0, 1 and 100 readers, in turns."""
     size, rate, counts = _size(quick, 4.0), 300.0, (0, 1, 100)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         reads = await counted.reads_a_record(Path(name), readers=counts[-1], charges=100 if quick else 500)
@@ -201,7 +203,7 @@ async def readers(*, quick: bool) -> Found:
 
 @asynccontextmanager
 async def _reading(site: sites.Site, count: int) -> AsyncIterator[None]:
-    """So many readers of the feed, which have caught up, beside the query server that follows anyway."""
+    """Run `count` readers of the feed, beside the query server; they have caught up."""
     if not count:
         yield
         return
@@ -220,7 +222,7 @@ async def _reading(site: sites.Site, count: int) -> AsyncIterator[None]:
 
 
 async def start(*, quick: bool) -> Found:
-    """A start with much in the journal and much to finish."""
+    """A start with many records in the journal and many unfinished charges."""
     records, unfinished = (30_000, 500) if quick else (1_000_000, 10_000)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         journal = await filled(Path(name, "journal.db"), records, unfinished)
@@ -239,7 +241,7 @@ async def start(*, quick: bool) -> Found:
         "records": records,
         "unfinished": unfinished,
         "serving_after_seconds": serving,
-        # None if they never were, and then the target counts as not measured: see `left`.
+        # None if some stayed unfinished, and then the target counts as not measured: see `left`.
         "finished_after_seconds": None if left else finished,
         "left": left,
         "cpu_seconds": spent.cpu_seconds,
@@ -250,7 +252,7 @@ async def start(*, quick: bool) -> Found:
 # ---------------------------------------------------------------- parts
 @asynccontextmanager
 async def _product_on(journal: Path) -> AsyncIterator[sites.Site]:
-    """The product on a journal that is there, without a query server."""
+    """The product on an existing journal, without a query server."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)))
         bank = await sites.start_bank(stack, folder)

@@ -1,6 +1,6 @@
-"""What one commit costs through aiosqlite and through the one seam of `chassis.sqlite`: python -m bench.seam
+"""The cost of one commit through aiosqlite and through `chassis.sqlite`: python -m bench.seam
 
-Both write the same rows to a file with WAL and synchronous=FULL, in turns, so that a noisy machine is noisy to both.
+Both write the same rows to a file with WAL and synchronous=FULL, in turns, so that a noisy machine disturbs both alike.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def _through_the_seam(database: Database, begin: int, size: int) -> float:
 
 
 async def _through_aiosqlite(connection: aiosqlite.Connection, begin: int, size: int) -> float:
-    """As the library is meant to be used: each statement awaited, since each append must see its own conflict."""
+    """Write as the library's documentation does: each statement awaited, since each append must see its own conflict."""
     started = time.perf_counter()
     for number in range(begin, begin + COMMITS):
         await connection.execute("BEGIN IMMEDIATE")

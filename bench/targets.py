@@ -1,4 +1,4 @@
-"""What was aimed at, as rules over the content of bench.json, and which of it was met."""
+"""The targets, as rules over the content of bench.json, and their verdicts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Verdict(Enum):
-    """How a target came out."""
+    """The result of a target."""
 
     MET = "met"
     MISSED = "missed"
@@ -20,7 +20,7 @@ class Target:
 
     what: str
     place: tuple[str, ...]
-    """Where the figure stands in bench.json."""
+    """The path of the figure in bench.json."""
     bound: float
     at_least: bool = False
     """The bound is a lower one."""
@@ -70,27 +70,27 @@ TARGETS: Sequence[Target] = (
     Target("bytes on disk a record beyond its event's own", ("growth", "bytes_beyond_event"), 110),
     Target("rebuild of a view, records/s", ("rebuild", "records_a_second"), 100_000, at_least=True),
     Target("live lag of the view, half of peak load, p99", ("latency", "view_lag_p99_ms"), 50, unit=" ms"),
-    # Read and encoded in one place, so that counting the reads counts both. One for all is 1, one each would be 100; a reader
-    # that falls eight batches behind the others reads again, which is allowed for.
+    # Each read encodes once, so that a count of reads counts both. One read for all readers gives 1, one read for each gives
+    # 100. The bound leaves room for a reader that falls eight batches behind the others and reads again.
     Target("100 live readers: times that a record is read and encoded", ("readers", "reads_a_record"), 2),
     Target("start, 1 million records, 10,000 unfinished: serving", ("start", "serving_after_seconds"), 2, unit=" s"),
     Target("... all finished", ("start", "finished_after_seconds"), 30, unit=" s"),
     Target(
         "closed loop at 5 times the limit: goodput, share of peak", ("overload", "share_of_peak"), 0.9, at_least=True
     ),
-    # What the generator could not send was no load.
+    # Charges that the generator could not send were no load.
     Target("open loop at 5 times capacity: sent, times peak", ("burst", "sent_times_peak"), 4.5, at_least=True),
-    # Bounded: it stops growing, here between the middle third of the time and the last.
+    # Memory is bounded if it stops growing, here between the middle third of the time and the last.
     Target("... growth of memory", ("burst", "memory_growth"), 1.1, unit=" times"),
-    # As many calls as the server takes at once, at the rate at which it ends them, take so long each (Little's law); twice that
-    # leaves room for what is not even.
+    # With the limit of calls in the server and peak as its rate, a call takes limit / peak (Little's law); twice that leaves
+    # room for an uneven load.
     Target("... p99 of what is accepted, against the limit of calls / peak", ("burst", "p99_share"), 2, unit=" times"),
     Target("... back to normal after", ("burst", "back_to_normal_seconds"), 5, unit=" s"),
 )
 
 
 def verdicts(found: Mapping[str, Any]) -> list[dict[str, object]]:
-    """All targets with what came of them, as they stand in bench.json. A small run meets nothing: it says so."""
+    """All targets with their verdicts, in the form of bench.json. In a small run no target counts as met."""
     of_what = ", in a small run" if found.get("quick") else ""
     lines: list[dict[str, object]] = []
     for target in TARGETS:

@@ -1,9 +1,9 @@
-"""What a call to a bank costs us in CPU, by the transport under it: python -m bench.transports
+"""The CPU cost of a call to a bank, by transport: python -m bench.transports
 
-Above the line, one POST with its answer, of a request that is already built: the transport alone. Below it, a whole `perform`
-of the gateway's bank: order to JSON, request, deadline, answer read strictly. CPU time of this process by the kernel, the bank
-(bench.bank, no delay) in another; medians over rounds in which all take turns, so that a noisy machine is noisy to all.
-The row of aiohttp's client is there if aiohttp is installed; the product does not need it.
+Above the line, one POST of a request that is already built, and its answer: the transport alone. Below it, a whole `perform`
+of the gateway's bank: order to JSON, request, deadline, answer read strictly. CPU time of this process by the kernel, with the
+bank (bench.bank, no delay) in another; medians over rounds in which all take turns, so that a noisy machine disturbs all alike.
+A row for aiohttp's client is printed if aiohttp is installed; the product does not need it.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send it and read the answer whole."""
+        """Send a request and read the whole answer."""
         async with self._session.request(
             request.method, str(request.url), headers=request.headers, data=request.content
         ) as answer:
@@ -59,7 +59,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
 
 def stock_transport() -> httpx.AsyncHTTPTransport:
-    """httpx's own, set up as ours is."""
+    """httpx's own transport, with the settings of ours."""
     limits = httpx.Limits(
         max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS
     )
@@ -67,7 +67,7 @@ def stock_transport() -> httpx.AsyncHTTPTransport:
 
 
 def posting(transport: httpx.AsyncBaseTransport, url: str) -> Call:
-    """One request, built beforehand, and its answer."""
+    """A call that sends one request, built beforehand, and reads its answer."""
     headers = {"Accept": "application/json", "Content-Type": "application/json", "Idempotency-Key": "charge-1:token:0"}
     request = httpx.Request("POST", f"{url}/transactions", headers=headers, content=ORDER)
 
@@ -81,7 +81,7 @@ def posting(transport: httpx.AsyncBaseTransport, url: str) -> Call:
 
 
 def performing(transport: httpx.AsyncBaseTransport, url: str, step: str) -> Call:
-    """A step of a charge through the adapter. Both steps are idempotent, so one charge serves for all calls."""
+    """A call that does a step of a charge through the adapter. Both steps are idempotent, so all calls use one charge."""
     bank = gateway_bank(url, transport, call_timeout_seconds=20.0)
     asked = RequestToken("charge-1", "tok_visa", PRICE, expired_tokens=0)
 
@@ -96,7 +96,7 @@ def performing(transport: httpx.AsyncBaseTransport, url: str, step: str) -> Call
 
 
 async def cpu_microseconds(call: Call, in_flight: int) -> float:
-    """This process's CPU time for one call of many."""
+    """This process's mean CPU time for a call."""
 
     async def caller() -> None:
         for _ in range(CALLS // in_flight):
@@ -109,7 +109,7 @@ async def cpu_microseconds(call: Call, in_flight: int) -> float:
 
 @contextmanager
 def a_bank() -> Iterator[str]:
-    """The bank's address, in a process of its own."""
+    """Run a bank in a process of its own; yields its address."""
     with subprocess.Popen([sys.executable, "-m", "bench.bank"], stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         try:

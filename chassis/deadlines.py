@@ -1,11 +1,11 @@
-"""How long a call may wait for what it wants to tell, so that its answer arrives before the client's deadline."""
+"""The time that a call may wait for its result, so that its answer arrives before the client's deadline."""
 
-# Enough for an answer to travel. A deadline that is short leaves a share of itself: a call of 100 ms can succeed too.
+# Enough for an answer to travel. Of a short deadline only a share is reserved: a call of 100 ms can succeed too.
 MOST_RESERVED_SECONDS, RESERVED_SHARE = 0.2, 0.25
 
 
 def wait_seconds(remaining_seconds: float | None, longest_seconds: float) -> float:
-    """Say how long to wait; 0 or less: the deadline has passed. `remaining_seconds` is None for a call without a deadline."""
+    """Return the seconds to wait, 0 or less after the deadline. `remaining_seconds` is None for a call without a deadline."""
     if remaining_seconds is None:
         return longest_seconds
     reserved = min(MOST_RESERVED_SECONDS, RESERVED_SHARE * remaining_seconds)

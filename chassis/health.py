@@ -1,7 +1,7 @@
-"""grpc.health.v1: what a server says of its services to load balancers.
+"""grpc.health.v1: the status of a server's services, for load balancers.
 
-grpc's own servicer writes to its watchers under a lock that telling a new status needs: one watcher that takes no message,
-a stranger with a window of nothing, holds up every later change and the end of the server (measured).
+grpc's own servicer writes to its watchers under a lock that a change of status needs: one watcher that takes no message,
+a stranger with a flow-control window of 0, holds up every later change and the end of the server (measured).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The status of each service, and of "", the server; at first none is serving."""
+    """The status of each service, and of the whole server under the name ""; at first none is serving."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._status: dict[str, int] = dict.fromkeys(("", *services), HealthCheckResponse.NOT_SERVING)
@@ -22,7 +22,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._is_final = False
 
     def set(self, status: int, *, is_final: bool = False) -> None:
-        """Say this of all services; what is final is never changed again."""
+        """Set the status of all services; a final one never changes again."""
         if self._is_final:
             return
         self._is_final = is_final
@@ -31,25 +31,25 @@ class Health(health_pb2_grpc.HealthServicer):
         changed.set()
 
     async def Check(self, request: HealthCheckRequest, context: Any) -> HealthCheckResponse:  # noqa: N802  # the contract's
-        """Tell the status of a service."""
+        """Return the status of a service."""
         if request.service not in self._status:
             await context.abort(grpc.StatusCode.NOT_FOUND)
         return HealthCheckResponse(status=self._status[request.service])
 
     async def List(self, _: Any, __: Any) -> Any:  # noqa: N802  # the contract's
-        """Tell the status of every service."""
+        """Return the status of every service."""
         statuses = {name: HealthCheckResponse(status=status) for name, status in self._status.items()}
         return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined]  # its types are older
 
     async def Watch(  # noqa: N802  # the contract's
         self, request: HealthCheckRequest, _: Any
     ) -> AsyncIterator[HealthCheckResponse]:
-        """Tell the status of a service, and again when it changes; of one that is not known, that it is unknown."""
-        told = None
+        """Yield the status of a service, and each change of it; SERVICE_UNKNOWN for a service that does not exist."""
+        sent = None
         while True:
             status = self._status.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
             changed = self._changed
-            if status != told:
-                told = status
+            if status != sent:
+                sent = status
                 yield HealthCheckResponse(status=status)
             await changed.wait()

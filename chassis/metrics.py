@@ -1,7 +1,7 @@
 """The process's gauges over HTTP, on a port of their own, for Prometheus to read.
 
 A few readers at once, each for a few seconds and for one request: prometheus_client's own server starts a thread for each
-connection, however many come and however long they stay.
+connection, without a limit on their number or their duration.
 """
 
 import asyncio
@@ -17,8 +17,9 @@ from prometheus_client.registry import Collector
 
 from chassis.settings import Address
 
+# Far more than the monitoring systems that read one server.
 READERS = 32
-# A page is some kilobytes, and made in milliseconds.
+# A page of gauges is some kilobytes, made in milliseconds.
 READER_SECONDS = 5.0
 
 
@@ -26,7 +27,7 @@ Figures = Mapping[str, float]
 
 
 async def offer(listen: Address | None, prefix: str, texts: Mapping[str, str], take: Callable[[], Figures]) -> None:
-    """Offer figures that are taken together whenever somebody reads them. See `serve`."""
+    """Offer figures as gauges; each reading takes all figures together. See `serve`."""
     if listen is not None:
         REGISTRY.register(_Gauges(prefix, texts, take))
         await serve(listen)
@@ -39,7 +40,7 @@ class _Gauges(Collector):
         self._take = take
 
     def describe(self) -> Iterable[Metric]:
-        """Name the gauges without taking them: a server that is not up yet has none."""
+        """Name the gauges without taking the figures: a server that is not up yet has none."""
         return [GaugeMetricFamily(f"{self._prefix}_{name}", text) for name, text in self._texts.items()]
 
     def collect(self) -> Iterable[Metric]:
@@ -49,23 +50,23 @@ class _Gauges(Collector):
 
 
 async def serve(listen: Address | None) -> None:
-    """Offer the gauges for as long as the process lives; None offers nothing. Raises OSError naming the address."""
+    """Offer the gauges until the process ends; None offers nothing. Raises OSError naming the address."""
     if listen is None:
         return
     try:
         await asyncio.start_server(_Readers().answer, listen.host, listen.port)
     except OSError as error:
-        # The loop's own text names the address once more; of a host that is not known there is no other.
+        # The loop's own text repeats the address, so the system's text is used; an unknown host has only the loop's text.
         why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise OSError(f"cannot offer metrics on {listen}: {why}") from error
 
 
 class _Readers:
     def __init__(self) -> None:
-        self._writers: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
+        self._writers: dict[asyncio.StreamWriter, None] = {}  # in order of arrival
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request, or hang up. Who came first makes room: an honest reader is gone before others push it out."""
+        """Answer one request, or hang up. The oldest reader makes room: an honest one has left before others push it out."""
         if len(self._writers) >= READERS:
             oldest = next(iter(self._writers))
             del self._writers[oldest]
@@ -94,6 +95,6 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     for event in (h11.Response(status_code=200, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
         writer.write(connection.send(event) or b"")
     writer.write_eof()
-    # Until all is taken, and not only until it is in a buffer of ours.
+    # Wait until the reader has taken everything: written bytes may still be in our own buffer.
     while await reader.read(4096):
         pass

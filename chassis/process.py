@@ -1,4 +1,4 @@
-"""The life of a server's process: its arguments, standard streams and signals, and the status it ends with."""
+"""The life of a server's process: its arguments, standard streams and signals, and its exit status."""
 
 import argparse
 import asyncio
@@ -18,27 +18,27 @@ from chassis import settings
 log = structlog.get_logger()
 
 DISTRIBUTION = "chargeonce"
-# What a server has open before its first client: its files, sockets and wake-ups are some 30 (measured).
+# A server opens some 30 files, sockets and wake-ups before its first client comes (measured).
 FEWEST_FILES = 64
-# They stop a server in order. A terminal that closes sends SIGHUP, often twice; operators' scripts send the others.
+# Signals that stop a server in order. A terminal that closes sends SIGHUP, often twice; operators' scripts send the others.
 _ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# A second one of these is from somebody who does not want to wait.
+# A second one of these means that its sender does not want to wait.
 _INSIST = (signal.SIGTERM, signal.SIGINT)
-# Who starts a process with one of these ignored, as nohup does, wants it to stay.
+# A process that was started with one of these ignored, as by nohup, is meant to stay.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def open_standard_streams() -> None:
-    """Put /dev/null where a standard stream was closed: else the next file or socket gets its number, and our log too."""
+    """Open /dev/null for each closed standard stream: else the next file or socket gets its number, and then our log."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
 
 
 def parser(program: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
-    """A program's arguments: --help, --version, and those that the caller adds. It refuses all others.
+    """Make a program's parser: --help, --version, and the arguments that the caller adds. It refuses all others.
 
     `program` is the command that the help shows.
     """
@@ -56,7 +56,7 @@ def parser(program: str, description: str, *, epilog: str = "") -> argparse.Argu
 def server_parser(
     program: str, description: str, known: type, environment: Mapping[str, str]
 ) -> argparse.ArgumentParser:
-    """A server's arguments: its settings come from the environment, and --help lists them."""
+    """Make a server's parser: its settings come from the environment, and --help lists them."""
     return parser(program, description, epilog=settings.describe(known, environment))
 
 
@@ -70,8 +70,8 @@ def _version() -> str:
 class StopRequest:
     """Waits for a signal that asks the process to stop.
 
-    One that comes before anybody waits for it finds a server that is still starting: its start is cancelled. Later ones
-    change nothing, but a second SIGTERM or SIGINT, which ends the process at once.
+    A signal before the first `wait` cancels the server's start. Later signals change nothing, except that a second SIGTERM or
+    SIGINT ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class StopRequest:
 
     @property
     def is_asked(self) -> bool:
-        """Whether a signal came."""
+        """A signal has come."""
         return self._asked.is_set()
 
     def wait(self) -> Coroutine[Any, Any, Any]:
@@ -98,7 +98,7 @@ class StopRequest:
         self._asked.set()
         for insisting in _INSIST:
             asyncio.get_running_loop().remove_signal_handler(insisting)
-            # The kernel does to process 1, as a container's is, nothing by default.
+            # For process 1, such as a container's, the kernel's default action is none.
             signal.signal(insisting, signal.SIG_DFL if os.getpid() != 1 else _end_at_once)
         if self._starting:
             self._starting.cancel()
@@ -109,7 +109,7 @@ def _end_at_once(number: int, _: object) -> NoReturn:
 
 
 def serve_until_stopped(serve: Callable[[StopRequest], Awaitable[None]]) -> None:
-    """Run a server's main coroutine on uvloop. Raises what it raises, and OSError if it may open too few files."""
+    """Run a server's main coroutine on uvloop. Raises its exceptions, and OSError if the process may open too few files."""
 
     async def main() -> None:
         stop = StopRequest()
@@ -127,11 +127,11 @@ def serve_until_stopped(serve: Callable[[StopRequest], Awaitable[None]]) -> None
 
 
 def run(serve: Callable[[StopRequest], Awaitable[None]], known_errors: tuple[type[Exception], ...]) -> NoReturn:
-    """Run a server and exit: 0 when it ended in order, 1 after an error told in a line."""
+    """Run a server and exit: 0 when it ended in order, 1 after one of the known errors, printed in a line."""
     known: tuple[type[Exception], ...] = (settings.SettingsError, OSError, *known_errors)
     try:
         serve_until_stopped(serve)
     except known as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # for the person who started it
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # for the person who started the server
         sys.exit(1)
     sys.exit(0)

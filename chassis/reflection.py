@@ -1,6 +1,6 @@
-"""Server reflection, from descriptors as protoc made them: with the comments of the contract, and every name in it.
+"""Server reflection over protoc's own descriptors: with the comments of the contract, and every name in it.
 
-grpc's own servicer serves the descriptors of the generated code, which have no comments, and finds no method by its name.
+grpc's own servicer serves the descriptors of the generated code, which lack comments, and cannot find a method by its name.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ V1 = "grpc.reflection.v1.ServerReflection"
 
 
 class Reflection:
-    """Answers what clients such as grpcurl ask of a server's services and their types."""
+    """Answers requests of clients such as grpcurl for a server's services and their types."""
 
     def __init__(self, descriptors: bytes, services: Sequence[str]) -> None:
-        """`descriptors` is a serialised FileDescriptorSet with its imports; `services` are those to be listed."""
+        """`descriptors` is a serialised FileDescriptorSet with its imports; `services` are the services to list."""
         self._services = sorted((*services, V1ALPHA, V1))
         self._files: dict[str, FileDescriptorProto] = {}
         self._file_of: dict[str, str] = {}
@@ -31,7 +31,7 @@ class Reflection:
             self._file_of.update(dict.fromkeys(_symbols(file), file.name))
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add the service under both of its names: on the wire v1 is what v1alpha was."""
+        """Add the service under both of its names: v1 equals v1alpha on the wire."""
         method: Any = grpc.stream_stream_rpc_method_handler(
             self.answers, wire.ServerReflectionRequest.FromString, wire.ServerReflectionResponse.SerializeToString
         )
@@ -62,11 +62,11 @@ class Reflection:
         return _error(grpc.StatusCode.INVALID_ARGUMENT, "the request asks for nothing that is known")
 
     def _file(self, name: str) -> wire.ServerReflectionResponse:
-        """A file and all that it imports, each once, the file itself first."""
+        """A file and all its imports, each once, the file itself first."""
         if name not in self._files:
             return _error(grpc.StatusCode.NOT_FOUND, "there is no such file or name here")
         names = [name]
-        for each in names:  # it grows on the way
+        for each in names:  # the list grows during the iteration
             names.extend(imported for imported in self._files[each].dependency if imported not in names)
         files = [self._files[each].SerializeToString() for each in names]
         return wire.ServerReflectionResponse(
@@ -80,7 +80,7 @@ def _error(code: grpc.StatusCode, text: str) -> wire.ServerReflectionResponse:
 
 
 def _of_every_server() -> Iterator[FileDescriptorProto]:
-    """Health's file, those of the errors' details, and reflection's own, whose later version differs by its name only."""
+    """The files of health, of the error details and of reflection; reflection's later version differs by its name only."""
     for module in (health_pb2, error_details_pb2, duration_pb2):
         yield FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
     alpha = FileDescriptorProto.FromString(wire.DESCRIPTOR.serialized_pb)
@@ -109,5 +109,5 @@ def _symbols_of(scope: str, messages: Iterable[DescriptorProto], enums: Iterable
     for enum in enums:
         yield f"{scope}.{enum.name}"
         for value in enum.value:
-            yield f"{scope}.{value.name}"  # a value stands beside its enum,
-            yield f"{scope}.{enum.name}.{value.name}"  # and is asked for as if it stood in it, too (by grpcurl)
+            yield f"{scope}.{value.name}"  # by protobuf's rule, a value is a sibling of its enum;
+            yield f"{scope}.{enum.name}.{value.name}"  # grpcurl asks for it as a member of its enum, too

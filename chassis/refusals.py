@@ -16,13 +16,13 @@ from grpc_status import rpc_status
 
 ReasonT = TypeVar("ReasonT", bound=Enum)
 
-# Details travel in trailers, and a client that is sent more than about 16 KB of them sees RESOURCE_EXHAUSTED instead.
+# Details travel in trailers, and a client that receives more than about 16 KB of them sees RESOURCE_EXHAUSTED instead.
 MAX_VIOLATIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A field that may not be as it is: its path and a fixed text, never its value."""
+    """A field with an unacceptable value: its path and a fixed text, never the value."""
 
     field: str
     text: str
@@ -30,7 +30,7 @@ class Violation:
 
 @dataclass(eq=False)  # not frozen: Python itself writes an exception's traceback
 class Refusal(Exception):
-    """An error for the client: fixed texts only, nothing of its input."""
+    """An error for the client: fixed texts only, no part of its input."""
 
     code: grpc.StatusCode
     reason: str
@@ -70,7 +70,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a client is told for a reason. `advice` is the name of a piece of advice in the contract."""
+    """The error for a reason. `advice` is the name of a piece of advice in the contract."""
 
     code: grpc.StatusCode
     advice: str
@@ -93,9 +93,9 @@ class Refusals(Generic[ReasonT]):
         advice: str | None = None,
         metadata: Mapping[str, str | int] | None = None,
     ) -> Refusal:
-        """Make the error of a reason, to be raised by a call. What is given here replaces what the table says.
+        """Make the error of a reason, for a call to raise. Arguments replace the table's values.
 
-        Metadata are words and numbers of ours, never a value of the request.
+        Metadata hold our own words and numbers, never a value of the request.
         """
         row = self._table[reason]
         return Refusal(

@@ -1,4 +1,6 @@
-"""The life of a gRPC server: start, health, reflection, fixed error texts, drain.
+"""The life of a gRPC server: start, health, reflection, the guard around each method, fixed error texts, drain.
+
+The guard tells a handler its caller: see chassis/caller.py.
 
 What a handler refuses it raises as a `Refusal`, which reaches the client as google.rpc.Status with its details.
 Whatever else escapes a handler reaches the client as one fixed text, and the log as a type and the lines it passed: grpc
@@ -17,6 +19,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
+from chassis.caller import ANYBODY, Caller, GuardedCall
 from chassis.health import Health
 from chassis.reflection import Reflection
 from chassis.refusals import Refusal, Violation
@@ -61,7 +64,7 @@ class _Unreadable:
 
 
 class _Guard:
-    """Stands around each method: counts the calls under way, and lets only refusals and fixed texts out.
+    """Stands around each method: names the caller, counts the calls under way, and lets only refusals and fixed texts out.
 
     Services register with it as if it were the server. An interceptor could do the same, and would cost each call a
     search for its method (measured).
@@ -82,19 +85,19 @@ class _Guard:
         self.idle.set()
 
     def add_registered_method_handlers(self, service: str, methods: Mapping[str, Any]) -> None:
-        guarded = {name: self._guard(method) for name, method in methods.items()}
+        guarded = {name: self._guard(f"/{service}/{name}", method) for name, method in methods.items()}
         self._server.add_registered_method_handlers(service, guarded)
 
     def add_generic_rpc_handlers(self, _: Any) -> None:
         """The same methods again, for a server that does not know the other way."""
 
-    def _guard(self, method: Any) -> Any:
+    def _guard(self, name: str, method: Any) -> Any:
         read, write = self._reader(method.request_deserializer), method.response_serializer
         if method.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._stream(method.stream_stream), read, write)
+            return grpc.stream_stream_rpc_method_handler(self._stream(name, method.stream_stream), read, write)
         if method.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(method.unary_stream), read, write)
-        return grpc.unary_unary_rpc_method_handler(self._unary(method.unary_unary), read, write)
+            return grpc.unary_stream_rpc_method_handler(self._stream(name, method.unary_stream), read, write)
+        return grpc.unary_unary_rpc_method_handler(self._unary(name, method.unary_unary), read, write)
 
     def _reader(self, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         def read(serialised: bytes) -> Any:
@@ -107,11 +110,11 @@ class _Guard:
 
         return read
 
-    def _unary(self, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    def _unary(self, name: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             self._enter()
             try:
-                return await behaviour(_readable(request), context)
+                return await behaviour(_readable(request), _call(name, context))
             except Exception as error:
                 await self._abort(context, error)
             finally:
@@ -119,12 +122,12 @@ class _Guard:
 
         return guarded
 
-    def _stream(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+    def _stream(self, name: str, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             self._enter()
             try:
                 read = _each_readable(request) if isinstance(request, AsyncIterator) else _readable(request)
-                async for response in behaviour(read, context):
+                async for response in behaviour(read, _call(name, context)):
                     yield response
             except Exception as error:
                 await self._abort(context, error)
@@ -150,6 +153,15 @@ class _Guard:
             error = self._unexpected
         await context.abort_with_status(error.status(self._domain))
         raise AssertionError("abort_with_status always raises")
+
+
+def _call(method: str, context: Any) -> GuardedCall:
+    return GuardedCall(method, _identified(method, context), context)
+
+
+def _identified(_method: str, _context: Any) -> Caller:
+    """Find out who calls a method. What this raises ends the call before its handler is entered."""
+    return ANYBODY
 
 
 def _readable(request: Any) -> Any:

@@ -1,8 +1,8 @@
 """Settings come from the environment, once, into a frozen dataclass; all problems are reported together.
 
 A settings class is a frozen dataclass whose fields are made by `setting`, each with its variable, its default and the
-reason why it exists. What a variable may hold is said by the field's parser. Their names begin alike, and a variable that
-begins so and is none of them is refused: misspelt, it would be ignored in silence.
+reason why it exists. The field's parser defines the allowed values. All variables of a class share a prefix, and an unknown
+variable with this prefix is refused: a misspelt one would otherwise be ignored in silence.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Default = str | Callable[[Mapping[str, str]], str] | None
 
-# What Kubernetes and Docker tell a container of other services, named by these: one that is called `command` has
-# COMMAND_PORT=tcp://10.0.0.7:50051, which is not meant for us.
+# Kubernetes and Docker describe other services to a container in variables with the services' names: a service called
+# `command` has COMMAND_PORT=tcp://10.0.0.7:50051, which is no setting of ours.
 _OF_OTHER_SERVICES = re.compile(
     r"\w+_SERVICE_HOST=.*|\w+_SERVICE_PORT(_\w+)?=\d*|\w+_PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
     r"|\w+_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*"
@@ -26,12 +26,12 @@ _OF_OTHER_SERVICES = re.compile(
 
 
 class SettingsError(Exception):
-    """The environment does not make valid settings; the text lists every problem and the way out."""
+    """The environment does not hold valid settings; the text lists every problem and its remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, or to connect to: host and port. Who listens on port 0 takes a free one."""
+    """A host and port to listen on or to connect to. A listener on port 0 gets a free port."""
 
     host: str
     port: int
@@ -51,7 +51,7 @@ def setting(variable: str, parse: Callable[[str], T], default: Default, why: str
 
 
 def read(settings: type[T], environment: Mapping[str, str]) -> T:
-    """Make a settings object from the environment. Raises SettingsError naming every variable that is unusable or unknown."""
+    """Make a settings object from the environment. Raises SettingsError naming every unusable or unknown variable."""
     values: dict[str, Any] = {}
     problems: list[str] = []
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]  # T is a dataclass by this module's rule
@@ -71,7 +71,7 @@ def read(settings: type[T], environment: Mapping[str, str]) -> T:
 
 
 def describe(settings: type, environment: Mapping[str, str]) -> str:
-    """Tell every setting for a program's help: its variable, its default in this environment, and why it exists."""
+    """List every setting for a program's help: its variable, its default in this environment, and why it exists."""
     lines = ["settings are variables of the environment (defaults in brackets):"]
     for field in dataclasses.fields(settings):
         default = _default(field, environment)
@@ -105,14 +105,14 @@ def _unknown(settings: type, environment: Mapping[str, str]) -> list[str]:
 
 
 def text(value: str) -> str:
-    """Any text but none."""
+    """Any text that is not empty."""
     if not value:
         raise ValueError("must not be empty")
     return value
 
 
 def file_path(value: str) -> Path:
-    """The path of a file, as it is: a shell may expand `~` and `$HOME`, here they would be names of folders."""
+    """The literal path of a file: `~` and `$HOME`, which only a shell expands, would here be names of folders."""
     if re.search(r"[\x00-\x1f\x7f]|^~|/~/|\$[A-Za-z{(]|^[\s\"']|[\s\"']$", text(value)):
         raise ValueError(
             "must be a path as it is: without ~ and $NAME, control characters, and quotes or blanks at its ends"
@@ -121,14 +121,14 @@ def file_path(value: str) -> Path:
 
 
 def state_file(name: str, before: str = "") -> Callable[[Mapping[str, str]], str]:
-    """A default: a file where a user's programs keep their state (the XDG base directories), with a text before its path.
+    """A default: a file in the user's state folder (XDG base directories), or in `data` if the environment names no folder.
 
-    In an environment that names no such folder it is in `data`.
+    `before` is put before its path.
     """
 
     def default(environment: Mapping[str, str]) -> str:
         state, home = environment.get("XDG_STATE_HOME", ""), environment.get("HOME", "")
-        if state.startswith("/"):  # by their rules a relative one is ignored
+        if state.startswith("/"):  # XDG's rules ignore a relative path
             return f"{before}{state.rstrip('/')}/chargeonce/{name}"
         if home.startswith("/"):
             return f"{before}{home.rstrip('/')}/.local/state/chargeonce/{name}"
@@ -138,7 +138,7 @@ def state_file(name: str, before: str = "") -> Callable[[Mapping[str, str]], str
 
 
 def address(value: str) -> Address:
-    """host:port, as 127.0.0.1:50051 or [::1]:0."""
+    """host:port, such as 127.0.0.1:50051 or [::1]:0."""
     host, colon, port = value.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError("must be host:port with a port from 0 to 65535")
@@ -146,7 +146,7 @@ def address(value: str) -> Address:
 
 
 def optional_address(value: str) -> Address | None:
-    """host:port, or nothing for none."""
+    """host:port, or an empty text for None."""
     return address(value) if value else None
 
 

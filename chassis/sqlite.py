@@ -50,7 +50,7 @@ class Database:
 
     async def close(self) -> None:
         """Close after the work that was sent before."""
-        await self.run(sqlite3.Connection.close)
+        await self.run(lambda connection: connection.close())
         self._thread.end()
 
 

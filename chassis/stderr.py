@@ -1,8 +1,8 @@
-"""Standard error that holds nobody up: what is written waits in memory, and a thread of its own writes it out.
+"""Standard error that never blocks its writers: lines wait in memory, and a separate thread writes them out.
 
 Standard error may be a pipe that nobody reads, a stopped terminal or a file on a disk that hangs: a write to it can last for
-ever, and no entry of a log is worth a charge. What there is no more room for is lost, is counted, and the count is told as
-soon as anything can be written again.
+ever, and no entry of a log is worth a charge. Lines that find no room are lost and counted, and the count is written as soon
+as writing works again.
 """
 
 import atexit
@@ -19,29 +19,29 @@ from queue import Empty, SimpleQueue
 
 # A few megabytes: some minutes of a busy log.
 MOST_WAITING = 10_000
-# In one write; and the pause after each, so that a busy log costs few writes and few changes of threads.
+# The most lines in one write, and the pause after it, so that a busy log costs few writes and few thread switches.
 MOST_AT_ONCE = 500
 PAUSE_SECONDS = 0.005
-# At the process's end what waits is given so long to be written.
+# The time that waiting lines get at the process's end.
 DRAIN_SECONDS = 1.0
 
 
 class StandardError(io.TextIOBase):
-    """A text stream onto a descriptor whose writers never wait."""
+    """A text stream onto a file descriptor; its writers never wait."""
 
     def __init__(self, descriptor: int = 2, most_waiting: int = MOST_WAITING) -> None:
         self._descriptor = descriptor
         self._most_waiting = most_waiting
-        # Its writers may be interrupted by the garbage collector, whose warnings are written here too: no lock may be held.
+        # The garbage collector may interrupt a writer, and its own warnings are written here too: no lock may be held.
         self._waiting: SimpleQueue[str | threading.Event] = SimpleQueue()
         self._lost = 0
         self._counting = threading.RLock()
-        # A daemon, which does not keep the process from its end; and it writes to the descriptor, since one that is stuck
-        # inside Python's own stream makes the interpreter abort there.
+        # A daemon thread does not keep the process alive. It writes to the descriptor, since a thread that is stuck inside
+        # Python's own stream makes the interpreter abort at its end.
         threading.Thread(target=self._write_on, name="stderr", daemon=True).start()
 
     def write(self, text: str) -> int:
-        """Have it written later, or lose it. Never waits and never fails."""
+        """Queue a text for writing, or lose it. Never waits and never fails."""
         if self._waiting.qsize() >= self._most_waiting:
             self._lose(1)
             return len(text)
@@ -51,20 +51,20 @@ class StandardError(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing to wait for; see `drain`."""
+        """Do nothing; see `drain`."""
 
     def drain(self, seconds: float = DRAIN_SECONDS) -> None:
-        """Wait until what was written so far is out, but not for longer than that."""
+        """Wait until all texts so far are written out, but at most `seconds`."""
         is_out = threading.Event()
         self._waiting.put(is_out)
         is_out.wait(seconds)
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor."""
         return self._descriptor
 
     def writable(self) -> bool:
-        """It is for nothing else."""
+        """Return True: the stream is for writing only."""
         return True
 
     def _write_on(self) -> None:
@@ -88,7 +88,7 @@ class StandardError(io.TextIOBase):
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
-            except BlockingIOError:  # who shares it with us has made it so
+            except BlockingIOError:  # another process that shares the descriptor has made it non-blocking
                 select.select([], [self._descriptor], [], 1.0)
 
     def _lose(self, texts: int) -> None:
@@ -114,7 +114,7 @@ def _gap(lost: int) -> str:
 
 
 def install() -> StandardError:
-    """Make it this process's `sys.stderr`, so that Python's own words, such as tracebacks, hold nobody up either."""
+    """Make it this process's `sys.stderr`, so that Python's own output, such as tracebacks, never blocks either."""
     if not isinstance(sys.stderr, StandardError):
         sys.stderr = StandardError()
         atexit.register(sys.stderr.drain)
@@ -122,6 +122,6 @@ def install() -> StandardError:
 
 
 def drain() -> None:
-    """Wait a moment until what was written is out, for who is about to end the process at once."""
+    """Wait a moment until all lines are written out. A process calls it before it ends itself at once."""
     if isinstance(sys.stderr, StandardError):
         sys.stderr.drain()

@@ -1,4 +1,4 @@
-"""Tasks that belong to a part of a server, and not to the call that started them."""
+"""Tasks that belong to a part of a server and not to the call that started them."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,13 +8,13 @@ T = TypeVar("T")
 
 
 class Tasks:
-    """Keeps tasks until they end: no client's deadline or cancel reaches them."""
+    """Keeps tasks until they end: no client's deadline or cancellation reaches them."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        """Start a task. Its exception is raised for every caller that awaits it, and is never reported as unseen."""
+        """Start a task. Every caller that awaits it gets its exception, and asyncio never reports it as not retrieved."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._end)
@@ -26,7 +26,7 @@ class Tasks:
             task.exception()
 
     async def close(self) -> None:
-        """Cancel what is under way, and wait for its end."""
+        """Cancel the running tasks, and wait for their end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

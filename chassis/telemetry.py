@@ -1,7 +1,7 @@
 """Telemetry: one JSON line a log entry on standard error.
 
-Log entries have fixed texts and named values. Nothing of a request's input is ever a value. An entry that cannot be written
-is lost and counted, and nothing else happens (see `stderr`).
+Log entries have fixed texts and named values. No part of a request's input is ever a value. An entry that cannot be written
+is lost and counted, without any other effect (see `stderr`).
 """
 
 import json
@@ -15,7 +15,7 @@ from chassis import stderr
 
 
 def configure_logging(service: str) -> None:
-    """Send structlog's entries, and what libraries warn of, to standard error as JSON lines."""
+    """Send structlog's entries and the warnings of libraries to standard error as JSON lines."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -27,12 +27,12 @@ def configure_logging(service: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()
-    # A library's record may quote a request (grpc logs a failing call with its exception's text), so only where it
-    # comes from is told, never what it says.
+    # A library's record may quote a request (grpc logs a failing call with its exception's text), so only its source is
+    # logged, never its text.
     logging.basicConfig(handlers=[_LibraryRecords(service)], level=logging.WARNING, force=True)
 
 
-# Made once: json.dumps with an option would make one for each line.
+# Made once: json.dumps with an option would make an encoder for each line.
 _ENCODER = json.JSONEncoder(default=repr)
 
 
@@ -55,7 +55,7 @@ class _LibraryRecords(logging.Handler):
 
 
 def log_unexpected(event: str, error: BaseException, **values: object) -> None:
-    """Log an error that nobody foresaw: its type and the lines it passed, not its text, which may quote an input."""
+    """Log an unforeseen error: its type and the lines that it passed, not its text, which may quote an input."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno} {frame.name}" for frame in frames[-12:]]
     structlog.get_logger().error(event, error=type(error).__name__, lines=lines, **values)

@@ -11,6 +11,7 @@ from typing import Any
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
 from charging.v1.common_pb2 import ChargeStatus
+from chassis.caller import Caller, caller_of
 from chassis.deadlines import wait_seconds
 from chassis.refusals import Refusal
 from command_service.appointments import Appointments
@@ -65,17 +66,17 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         began = self._clock()
         try:
             with refusing():
-                return await self._charge(request, context.time_remaining())
+                return await self._charge(request, caller_of(context), context.time_remaining())
         finally:
             self._calls -= 1
             self._appointments.note_end(self._clock() - began)
 
-    async def _charge(self, request: ChargeRequest, remaining_seconds: float | None) -> ChargeResponse:
+    async def _charge(self, request: ChargeRequest, caller: Caller, remaining_seconds: float | None) -> ChargeResponse:
         seconds = wait_seconds(remaining_seconds, LONGEST_WAIT_SECONDS)
         if seconds <= 0:
             raise refusal(Reason.DEADLINE_PASSED)  # nobody reads the answer: not even begun
         until = self._clock() + seconds
-        accepting = self._reception.accept(self._intake(request))
+        accepting = self._reception.accept(self._intake(request, caller))
         if not await self._wait(accepting, until):
             raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
         try:

@@ -1,8 +1,8 @@
-"""When refused callers come back: one after another, and slowly enough that refusing them again costs little."""
+"""The return of refused callers: one after another, and slowly enough that refusing them again costs little."""
 
 from collections.abc import Callable
 
-# The delay that a refused caller is told, while callers come no faster than they can be served; and the longest delay.
+# The delay for a refused caller while callers come no faster than they can be served; and the longest delay.
 SOONEST_RETURN_SECONDS, LATEST_RETURN_SECONDS = 0.5, 60.0
 # One caller returns for this many calls that end. Refusing a caller costs a fifth of a charge, so that refusals take at
 # most 5 % of the server's time.
@@ -12,7 +12,7 @@ CALLS_A_RETURN = 4
 class Appointments:
     """Gives each refused caller a time to come back.
 
-    If all callers were told the same time, refusing them again would cost more than the calls that there is room for.
+    If all callers got the same time, refusing them again would cost more than the calls that there is room for.
     """
 
     def __init__(self, clock: Callable[[], float], calls_at_once: int) -> None:
@@ -22,7 +22,7 @@ class Appointments:
         self._call_seconds = 0.0
 
     def note_end(self, call_seconds: float) -> None:
-        """Learn how long a call takes: a moving mean over some sixty calls. With N calls at once, N end in this time."""
+        """Learn the duration of a call: a moving mean over some sixty calls. With N calls at once, N end in this time."""
         self._call_seconds += (call_seconds - self._call_seconds) / 64
 
     def clear(self) -> None:
@@ -35,6 +35,6 @@ class Appointments:
         between = CALLS_A_RETURN * self._call_seconds / self._calls_at_once
         wished = max(now + SOONEST_RETURN_SECONDS, self._newest + between)
         if wished > now + LATEST_RETURN_SECONDS:
-            wished = now + LATEST_RETURN_SECONDS / 2  # among earlier appointments, so that not all come at the very end
+            wished = now + LATEST_RETURN_SECONDS / 2  # among earlier appointments, so that the last callers are spread
         self._newest = wished
         return wished - now

@@ -12,8 +12,8 @@ from pathlib import Path
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from chassis import process, settings, telemetry
+from chassis.caller import ANYBODY
 from command_service.codec import charge_id_of
-from command_service.intake import TENANT
 from command_service.journal import JournalRefused
 from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE
 from command_service.operate import print_journal, restore_journal, verify_journal
@@ -60,7 +60,7 @@ def main(
             case "print-journal":
                 # A reader such as `head` may leave before the end: then this ends quietly, as any filter does.
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                charge_id = chosen.charge if chosen.key is None else charge_id_of(TENANT, chosen.key)
+                charge_id = chosen.charge if chosen.key is None else charge_id_of(ANYBODY.tenant, chosen.key)
                 for line in print_journal(read.journal, charge_id):
                     print(line)
             case "verify-journal":

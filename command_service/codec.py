@@ -1,7 +1,7 @@
 """The stored format: events to bytes and back, and the charge id.
 
-Bytes are made once, when an event is appended, and never again: a protobuf map serialises in another order after a round
-trip, so nothing is ever compared or chained as reserialised bytes.
+An event is serialised once, when it is appended, and never again: a protobuf map serialises in another order after a round
+trip, so reserialised bytes are never compared or chained.
 """
 
 import hashlib
@@ -33,23 +33,23 @@ from command_service.values import (
 
 
 def charge_id_of(tenant: str, idempotency_key: str) -> str:
-    """Make the id of the charge that a tenant's key names: a UUIDv8 of SHA-256 over both, each with its length before it.
+    """Make the id of the charge that a tenant's key names: a UUIDv8 of SHA-256 over both, each after its length.
 
-    It is frozen by test vectors: were it to change, a retry would no longer find its charge.
+    Test vectors freeze it: after a change, a retry would no longer find its charge.
     """
     digest = hashlib.sha256()
     for text in (tenant, idempotency_key):
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     made = bytearray(digest.digest()[:16])
-    made[6] = made[6] & 0x0F | 0x80  # version 8: made by our own rule (RFC 9562, 5.8)
+    made[6] = made[6] & 0x0F | 0x80  # version 8: an application's own rule (RFC 9562, 5.8)
     made[8] = made[8] & 0x3F | 0x80  # the variant of RFC 9562, 4.1
     text = made.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def encode(event: Event) -> bytes:
-    """Serialise an event: the bytes that are stored and published."""
+    """Serialise an event, for the journal and the feed."""
     match event:
         case ChargeRequested(request):
             requested = journal_pb2.ChargeRequested(
@@ -94,7 +94,7 @@ def encode(event: Event) -> bytes:
 
 
 def decode(serialised: bytes) -> Event:
-    """Read a stored event. Raises UnknownEvent if this program does not know it."""
+    """Read a stored event. Raises UnknownEvent if this program does not know its kind."""
     try:
         stored = journal_pb2.Event.FromString(serialised)
     except DecodeError:
@@ -137,7 +137,7 @@ def decode(serialised: bytes) -> Event:
 
 
 def status_of(state: State) -> common_pb2.ChargeStatus.ValueType:
-    """Give a state its status in the contract."""
+    """Return a state's status in the contract."""
     match state:
         case Absent():
             return common_pb2.ChargeStatus.CHARGE_STATUS_UNSPECIFIED
@@ -158,7 +158,7 @@ _STATUSES: dict[type[Outcome], common_pb2.ChargeStatus.ValueType] = {
 
 
 def decline_reason_out(reason: DeclineReason) -> common_pb2.DeclineReason.ValueType:
-    """Give a decline reason its place in the contract."""
+    """Return a decline reason's value in the contract."""
     return common_pb2.DeclineReason.Value(f"DECLINE_REASON_{reason.name}")
 
 

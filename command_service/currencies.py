@@ -1,10 +1,10 @@
-"""Which currencies a card can be charged in, and how many decimals each has: one table, by exponent.
+"""The currencies of charges and their decimals: one table, by exponent.
 
-Source: ISO 4217, list one ("current currency and funds") of the maintenance agency SIX as published on 2026-01-01, less
-what nobody pays with: the funds codes (BOV CHE CHW CLF COU MXV USN UYI UYW), units of account (XAD XBA XBB XBC XBD XDR
-XSU XUA), metals (XAG XAU XPD XPT), and XTS (tests) and XXX (no currency). Withdrawn codes, such as HRK and BGN, are not in
-list one. The exponent is ISO's, whatever a bank's interface makes of it (one bank counts ISK and UGX in hundredths): to
-convert is its adapter's work.
+Source: ISO 4217, list one ("current currency and funds") of the maintenance agency SIX as published on 2026-01-01, without
+the codes that are no means of payment: the funds codes (BOV CHE CHW CLF COU MXV USN UYI UYW), units of account (XAD XBA XBB
+XBC XBD XDR XSU XUA), metals (XAG XAU XPD XPT), and XTS (tests) and XXX (no currency). Withdrawn codes, such as HRK and BGN,
+are not in list one. The exponent is ISO's. A bank whose interface uses another one (one bank counts ISK and UGX in
+hundredths) has an adapter that converts.
 """
 
 _CODES_BY_EXPONENT = {
@@ -22,9 +22,9 @@ _CODES_BY_EXPONENT = {
 # Decimals of each currency: 1250 minor units are 12.50 with exponent 2, 1250 with 0, and 1.250 with 3.
 EXPONENTS = {code: exponent for exponent, codes in _CODES_BY_EXPONENT.items() for code in codes.split()}
 
-# The most that is charged at once, in minor units: eight digits, as Stripe takes in nearly all currencies; and twelve, its
-# most (rupiah), where eight would be less than about 100,000 US dollars. Rates of 2026, roughly: these are 1,000 and more
-# minor units to the dollar. It is a bound for slips and not for business: COMMAND_MAX_AMOUNTS sets others.
+# The largest amount of a charge, in minor units: eight digits, Stripe's limit in nearly all currencies; and twelve, Stripe's
+# largest limit (rupiah), where eight digits would be less than about 100,000 US dollars. At the rates of 2026 these are the
+# currencies with 1,000 and more minor units to the dollar. The cap catches slips: COMMAND_MAX_AMOUNTS sets others.
 MOST_DIGITS = 12
 _TWELVE_DIGITS = """
     AFN ALL AMD AOA ARS BDT BIF BWP CDF COP CRC CUP CVE CZK DOP DZD EGP ERN ETB GMD GNF GYD HNL HTG HUF IDR INR IQD IRR JMD

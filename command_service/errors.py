@@ -1,4 +1,4 @@
-"""From what a call can fail with to what a client is told."""
+"""From a call's failure to its client's error."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -38,15 +38,15 @@ _REASONS: Mapping[type[CallFailed], Reason] = {
 
 
 def reason_of(failure: CallFailed) -> Reason:
-    """Give a failure the reason that a client is told."""
+    """Return a failure's reason, for the client."""
     return _REASONS[type(failure)]
 
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Turn what a call can fail with into what a client is told.
+    """Turn a call's failure into its client's error.
 
-    KeyReused is told as its reason alone: whoever knows the charge says more.
+    The error of KeyReused has its reason only: a caller that knows the charge adds more.
     """
     try:
         yield

@@ -1,9 +1,9 @@
 """The feed: a pipe from the journal to its readers. It decodes nothing.
 
-Readers that stand at the same place share one read of the journal and the bytes that it was encoded to, so a hundred of
-them cost little more than one. Hence the feed speaks in serialised SubscribeResponses, and is registered with gRPC as it is:
-what `protos/` generates would encode each message once for each reader. No database cursor is held while a reader is slow,
-and a reader that does not read is cut off.
+Readers at the same place share one read of the journal and its encoded bytes, so a hundred readers cost little more than one.
+Hence the feed yields serialised SubscribeResponses, and is registered with gRPC without a serialiser: the generated code would
+encode each message once for each reader. No database cursor is held while a reader is slow, and a reader that does not read
+is cut off.
 """
 
 import asyncio
@@ -25,19 +25,20 @@ from contract.errors import command_refusal as refusal
 
 log = structlog.get_logger()
 
-# A reader that has caught up is sent a message so often at most: one for each commit costs more than the commit under little
-# load, and a charge alone takes half as long again (measured). So long at most a view lags for it.
+# The shortest time between two messages to a reader that has caught up, and the longest delay that batching adds to a live
+# view. Under little load a message for each commit costs more than the commit and makes a charge take 1.5 times as long
+# (measured).
 MESSAGE_EVERY_SECONDS = 0.01
-# Readers take a link for dead after three of these.
+# Readers treat a connection as dead after three missing heartbeats.
 HEARTBEAT_SECONDS = 5.0
-# By then some 4 MB wait in the connection; what the reader lacks it can read again.
+# Some 4 MB wait in the connection by then. The reader can resume and read the missing records again.
 SLOW_READER_SECONDS = 30.0
-# Each is up to about 1 MiB; readers further apart than this read for themselves.
+# A batch has up to about 1 MiB. Readers that are further apart than these batches share no reads.
 BATCHES_SHARED = 8
 
 
 class Feed:
-    """Follows the journal for any number of readers. It needs an event loop and a journal, nothing else."""
+    """Follows the journal for any number of readers. It needs only an event loop and a journal."""
 
     def __init__(self, journal: Journal, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._journal = journal
@@ -54,16 +55,16 @@ class Feed:
                 wait.reschedule(asyncio.get_running_loop().time())
 
     async def follow(self, request: SubscribeRequest) -> AsyncGenerator[bytes, None]:
-        """Yield the messages of a stream, serialised, as the contract tells them in steps. It ends when the feed stops.
+        """Yield the serialised messages of a stream, by the contract's numbered steps. It ends when the feed stops.
 
-        Raises Refusal if the reader's place is not one of this journal's, and JournalCorrupt.
+        Raises Refusal if the reader's place is not in this journal, and JournalCorrupt.
         """
         place = await self._place(request)
         head = self._journal.head.position
         opened = Opened(journal_id=self._journal.journal_id, head_position=head)
         yield SubscribeResponse(opened=opened).SerializeToString()
         is_caught_up = False
-        # Whoever has caught up is told of the last outcomes too, before the stream ends.
+        # A reader that has caught up gets the last outcomes too, before the stream ends.
         while not self._is_stopping or (is_caught_up and place.position < self._journal.head.position):
             if place.position < self._journal.head.position:
                 batch, place = await self._batch_after(place)
@@ -78,7 +79,7 @@ class Feed:
                 yield SubscribeResponse(heartbeat=heartbeat).SerializeToString()
 
     async def _place(self, request: SubscribeRequest) -> Place:
-        """Find the reader's place in this journal, or tell it that it followed another."""
+        """Find the reader's place in this journal. Raises Refusal, also if the reader followed another journal."""
         if request.after_position < 0:
             raise refusal(Reason.INVALID_REQUEST, violations=[Violation("after_position", "must not be negative")])
         if len(request.chain) not in (0, 32):
@@ -110,7 +111,7 @@ class Feed:
         return _encoded(records), Place(records[-1].position, records[-1].chain)
 
     async def _news(self, position: int) -> bool:
-        """Wait until there is more to do. False when nothing happened for as long as a heartbeat takes."""
+        """Wait for more records or a stop. Returns False after the time of a heartbeat without either."""
         try:
             async with asyncio.timeout(self._heartbeat_seconds) as wait:
                 self._waits[wait] = None  # for `stop` to end
@@ -124,7 +125,7 @@ class Feed:
 
 
 def _encoded(records: Sequence[Record]) -> bytes:
-    """Serialise a batch. Fields are set one by one, in place: that takes half the time of making each message and its time."""
+    """Serialise a batch. Setting the fields in place takes half the time of constructing the messages."""
     response = SubscribeResponse()
     add = response.batch.records.add
     for position, charge_id, version, recorded_at, chain, event in records:
@@ -148,7 +149,7 @@ class JournalService:
         self._slow_reader_seconds = slow_reader_seconds
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add the service to a server, without a serialiser: messages go out as the feed gives them."""
+        """Add the service to a server, without a serialiser: the feed's messages are sent unchanged."""
         method: grpc.RpcMethodHandler[SubscribeRequest, bytes] = grpc.unary_stream_rpc_method_handler(
             self.Subscribe, SubscribeRequest.FromString
         )
@@ -163,7 +164,7 @@ class JournalService:
         with refusing():
             async with contextlib.aclosing(self._feed.follow(request)) as messages:
                 async for message in messages:
-                    # While the reader does not read, the next line does not return: only a timer can end that.
+                    # The next line does not return while the reader does not read: only a timer can end the wait.
                     cutting = loop.call_later(self._slow_reader_seconds, _cut_off, call, context)
                     try:
                         yield message
@@ -173,7 +174,7 @@ class JournalService:
 
 
 def _cut_off(call: "asyncio.Task[Any]", context: Any) -> None:
-    """End a stream from outside: leave the status for the reader to find, and free what the call holds here."""
+    """End a stream from outside: leave the status for the reader, and free the call's memory here."""
     log.warning("a reader of the feed did not read for too long and was cut off")
     leaving = asyncio.ensure_future(context.abort_with_status(refusal(Reason.READER_TOO_SLOW).status(DOMAIN)))
     leaving.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -1,8 +1,9 @@
-"""From a client's message to a command: read into the core's words, and screened."""
+"""From a client's message to a command: translated into the core's values, and screened."""
 
 from collections.abc import Callable, Mapping
 
 from charging.v1.command_pb2 import ChargeRequest
+from chassis.caller import Caller
 from chassis.refusals import Violation
 from command_service import screening
 from command_service.charge import Command
@@ -12,23 +13,19 @@ from command_service.values import Card, Money, Request
 from contract.errors import Reason
 from contract.errors import command_refusal as refusal
 
-# Until identities exist there is one tenant, and nobody is known by name.
-TENANT = "default"
-ACTOR = "anonymous"
-
-Intake = Callable[[ChargeRequest], Command]
-"""Reads a message. Raises Refusal for what is refused whatever the key is."""
+Intake = Callable[[ChargeRequest, Caller], Command]
+"""Reads a message. Raises Refusal for faults that are refused before the key is looked up."""
 
 
 def screened(max_amounts: Mapping[str, int]) -> Intake:
     """Make an intake that screens. `max_amounts` replaces the cap, in minor units, of the currencies that it names."""
     caps = {**MAX_MINOR_UNITS, **max_amounts}
 
-    def read(wire: ChargeRequest) -> Command:
-        request = request_of(wire)
+    def read(wire: ChargeRequest, caller: Caller) -> Command:
+        request = request_of(wire, caller)
         faults = screening.faults(request, caps)
         if refused := screening.always_refused(wire):
-            # With today's other faults: otherwise a client that mends one would only then be told of the next.
+            # With today's other faults: otherwise a client that mends one would learn of the next only then.
             together = dict(faults) | dict(refused)
             raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in together.items()])
         return Command(request, faults)
@@ -36,13 +33,13 @@ def screened(max_amounts: Mapping[str, int]) -> Intake:
     return read
 
 
-def request_of(wire: ChargeRequest) -> Request:
+def request_of(wire: ChargeRequest, caller: Caller) -> Request:
     """Read a message, unscreened."""
     return Request(
-        charge_id=charge_id_of(TENANT, wire.idempotency_key),
-        tenant=TENANT,
+        charge_id=charge_id_of(caller.tenant, wire.idempotency_key),
+        tenant=caller.tenant,
         idempotency_key=wire.idempotency_key,
-        actor=ACTOR,
+        actor=caller.actor,
         user_id=wire.user_id,
         card=Card(wire.card.token, wire.card.brand, wire.card.last4),
         amount=Money(wire.amount.minor_units, wire.amount.currency_code),

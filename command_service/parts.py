@@ -1,7 +1,7 @@
 """The parts of a command server, one method a part, and how they are put together.
 
 A server in production, a server of the simulation and one with a planted bug differ in parts only: they override a
-method here, or wrap what it gives. Whatever reaches outside of the process comes from here: the clock, chance, the
+method here, or wrap its result. All contacts with the world outside of the process come from here: the clock, chance, the
 journal's files, the connection to the bank, and the process's own end.
 """
 
@@ -37,20 +37,20 @@ EX_IOERR = 74
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """What runs charges, over one journal and one bank."""
+    """The parts that run charges, over one journal and one bank."""
 
     line: Line
     runner: Runner
     reception: Reception
 
     async def close(self) -> None:
-        """Stop where each charge stands. It is as safe as a crash, and the next start goes on from there."""
+        """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""
         await self.reception.close()
         await self.runner.close()
 
 
 class Parts:
-    """The parts that a server's settings ask for."""
+    """The parts of a server, by its settings."""
 
     def __init__(self, chosen: Settings) -> None:
         self.settings = chosen
@@ -68,24 +68,24 @@ class Parts:
         return random.Random()
 
     def end_process(self) -> NoReturn:
-        """End the process without running another line of ours: the next start finds out what a commit left behind."""
-        stderr.drain()  # the reason, which was logged; it waits a moment at most, and nothing else runs meanwhile
+        """End the process without running another line of ours: the next start reads the result of the commit."""
+        stderr.drain()  # writes the logged reason; it waits a moment at most, and no other code runs meanwhile
         os._exit(EX_IOERR)
 
     def disk(self) -> Disk:
-        """Give the machine on which the journal lies."""
+        """Return the machine that holds the journal."""
         return LOCAL_DISK
 
     def new_id(self) -> str:
-        """Name a new journal."""
+        """Make the id of a new journal."""
         return random_id()
 
     def rhythm(self) -> Rhythm:
-        """Say how long the journal waits for what."""
+        """Return the journal's waiting times."""
         return RHYTHM
 
     async def store(self) -> Store:
-        """Open the journal's store. Raises JournalRefused if it must not be served from."""
+        """Open the journal's store. Raises JournalRefused if it must not be used."""
         return await self.settings.journal.open(
             new_id=self.new_id,
             free_bytes=self.settings.free_bytes,
@@ -131,13 +131,13 @@ class Parts:
         return Reception(journal, runner, line, max_unfinished=self.settings.max_unfinished)
 
     def assemble(self, journal: Journal, bank: Bank) -> "Assembled":
-        """Put together what runs charges."""
+        """Put together the parts that run charges."""
         line = self.line(bank)
         runner = self.runner(journal, line)
         return Assembled(line, runner, self.reception(journal, runner, line))
 
     def intake(self) -> Intake:
-        """Make what reads and screens clients' messages."""
+        """Make the reader and screening of clients' messages."""
         return screened(self.settings.max_amounts)
 
     def commands(self, reception: Reception) -> CommandService:

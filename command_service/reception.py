@@ -1,6 +1,6 @@
 """The door for commands: one call at a time for each key, and new charges only while there is room for them.
 
-A charge that the journal holds is answered whatever the server's load is. Only a new one may be refused.
+A charge that the journal holds is answered at any load. Only a new one may be refused.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from command_service.streams import Snapshot, Streams
 
 
 class Source(Enum):
-    """How a caller came to know a charge's outcome; see OutcomeSource in the contract."""
+    """The relation of a call to its charge's outcome; see OutcomeSource in the contract."""
 
     FRESH = "fresh"
     JOINED = "joined"
@@ -28,7 +28,7 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A charge that the journal holds, with its run while it is on its way."""
+    """A charge that the journal holds, with its run if it was not at rest."""
 
     source: Source
     snapshot: Snapshot
@@ -36,7 +36,7 @@ class Accepted:
 
     @property
     def state(self) -> State:
-        """The charge as it stands now."""
+        """The charge's present state."""
         return self.run.snapshot.state if self.run else self.snapshot.state
 
 
@@ -53,9 +53,9 @@ class Reception:
         self._tasks = Tasks()
 
     def accept(self, command: Command) -> "asyncio.Task[Accepted]":
-        """Take a client's command, in a task that goes on whether or not the client does.
+        """Take a client's command, in a task that goes on if the client leaves.
 
-        Its result is the charge, durable in the journal. It raises CallFailed.
+        The task's result is the charge, durable in the journal. It raises CallFailed.
         """
         return self._tasks.start(self._accept(command))
 
@@ -67,7 +67,7 @@ class Reception:
             snapshot = await self._known(command, refusal)
             try:
                 snapshot, has_stored = await self._streams.tell(snapshot, command, unless=refusal)
-            except NotStored as error:  # the journal may hold the charge all the same, and then its caller is answered
+            except NotStored as error:  # if the journal holds the charge nevertheless, its caller gets an answer
                 snapshot = await self._streams.load(charge_id)
                 snapshot, has_stored = await self._streams.tell(snapshot, command, unless=error)
             if is_at_rest(snapshot.state):
@@ -80,18 +80,18 @@ class Reception:
         return Accepted(Source.RECOVERED if run.was_found else Source.JOINED, snapshot, run)
 
     async def _known(self, command: Command, refusal: NotNow | None) -> Snapshot:
-        """What is known of the charge before the command is decided about."""
+        """The charge's snapshot from which the command is decided: from its run, assumed absent, or read."""
         charge_id = command.request.charge_id
         if (run := self._runner.find(charge_id)) is not None:
             return run.snapshot
         if refusal is None and not command.faults:
-            # Most keys are new, so the journal is not read first: if it holds the charge, the append is a conflict (ADR 10).
+            # Most keys are new, so the journal is not read first. If it holds the charge, the append conflicts (ADR 10).
             return Snapshot(charge_id)
         return await self._streams.load(charge_id)
 
     def _refusal(self) -> NotNow | None:
-        """Why no new charge is taken now, if none is."""
-        # Charges under way may be the very ones that the bank never answers, so a new charge may be the probe. But only one.
+        """The reason to refuse new charges now, or None."""
+        # The bank may never answer the charges that are under way, so a new charge may be its probe. Only one at a time.
         if self._line.is_spared and not (self._line.may_probe and self._turns.taken <= 1):
             return BankUnreachable(retry_after_seconds=self._line.retry_after_seconds)
         if self._runner.unfinished + self._turns.taken > self._max_unfinished:  # the command's own turn is among them
@@ -105,19 +105,19 @@ class Reception:
                 return None
 
     async def close(self) -> None:
-        """End the calls that are being accepted. Their charges are in the journal, or they are not."""
+        """End the calls that are being accepted. Each of their charges is in the journal, or it is not."""
         await self._tasks.close()
 
 
 class _Turns:
-    """One turn at a time for each key, in the order in which they are asked for."""
+    """One turn at a time for each key, in the order of the requests for it."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @property
     def taken(self) -> int:
-        """The number of keys whose turn somebody has."""
+        """The number of keys whose turn is taken."""
         return len(self._waiting)
 
     async def take(self, key: str) -> None:
@@ -129,11 +129,11 @@ class _Turns:
             await turn
 
     def give(self, key: str) -> None:
-        """Give the turn back: the next one in line has it."""
+        """Give the turn back: the next in line gets it."""
         waiting = self._waiting[key]
         while waiting:
             turn = waiting.popleft()
-            if not turn.done():  # a task that was cancelled waits no longer
+            if not turn.done():  # a cancelled task waits no longer
                 turn.set_result(None)
                 return
         del self._waiting[key]

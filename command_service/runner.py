@@ -1,4 +1,4 @@
-"""The loop: it asks the core what to do next, has the bank do it, and tells the core the answer.
+"""The loop: it asks the core for the next step, has the bank do it, and gives the core the answer.
 
 A new charge and a charge found after a crash run through the same loop, so there is no recovery code. No transaction and no
 lock is held across a call to the bank. Two loops on one charge would waste work and do no harm: the journal takes only the
@@ -24,7 +24,7 @@ from command_service.streams import KeepsMoving, Snapshot, Streams
 from command_service.values import InProgress, NoAnswer, ReviewRequired
 
 log = structlog.get_logger()
-# Streams that are read at once when the server starts: enough to keep the reading thread busy.
+# The number of concurrent reads of streams when the server starts: enough to keep the reading thread busy.
 LOADED_AT_ONCE = 256
 
 
@@ -34,9 +34,9 @@ class Run:
 
     snapshot: Snapshot
     was_found: bool
-    """The journal held the charge before: a crash or a stop had interrupted it."""
+    """The journal held the charge already: a crash or a stop had interrupted it."""
     ended: "asyncio.Future[None]"
-    """Done when the loop has ended. Add a callback to it: a caller that awaits it would pass its own cancellation on to it."""
+    """Done when the loop has ended. Wait for it by a callback: a caller that awaits it would pass its own cancellation on."""
     bank_calls: int = 0
 
 
@@ -63,15 +63,15 @@ class Runner:
         self._tasks = Tasks()
 
     async def recover(self) -> int:
-        """Go on with every unfinished charge; return how many there are. Call it once, at the start; calls may come before.
+        """Start a run for every unfinished charge; return their number. Call it once, at the start; calls may come before.
 
-        Raises Unreadable, and then has gone on with none.
+        Raises Unreadable before any run has started.
         """
         unfinished = await self._journal.unfinished()
         found: list[Snapshot] = []
         for begin in range(0, len(unfinished), LOADED_AT_ONCE):
             found += await asyncio.gather(*map(self._streams.load, unfinished[begin : begin + LOADED_AT_ONCE]))
-        # All are read before the first runs: thousands of loops at work would make the reading take ten times as long.
+        # All are read before the first one runs: thousands of running loops would make the reading take ten times as long.
         for snapshot in found:
             if isinstance(snapshot.state, Absent):
                 raise ImpossibleEvent(f"{snapshot.charge_id} is unfinished, and has no events")
@@ -88,11 +88,11 @@ class Runner:
         return self._runs.get(charge_id)
 
     def runs(self) -> list[Run]:
-        """Copy the list of charges on their way in one step: another thread may ask while charges come and go."""
+        """Return the charges on their way, copied in one step: another thread may call this while charges come and go."""
         return list(self._runs.values())
 
     def run(self, snapshot: Snapshot, *, was_found: bool) -> Run:
-        """Run a charge to rest; if it is on its way already, return that run."""
+        """Run a charge to rest; if it is on its way already, return its run."""
         if (run := self._runs.get(snapshot.charge_id)) is None:
             run = Run(snapshot, was_found, asyncio.get_running_loop().create_future())
             self._runs[snapshot.charge_id] = run
@@ -114,7 +114,7 @@ class Runner:
                     wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
                     await asyncio.sleep(backoff_seconds(pauses, wished_seconds, self._chance))
             _log_rest(run)
-        except Exception as error:  # a fault of ours: callers are told PENDING, and the next start or call goes on
+        except Exception as error:  # a fault of ours: callers get PENDING, and the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
         finally:
             del self._runs[run.snapshot.charge_id]
@@ -122,7 +122,7 @@ class Runner:
                 run.ended.set_result(None)
 
     async def _tell(self, run: Run, message: Answered) -> bool:
-        """Tell the core the answer. False if it changed nothing, or if nothing can be stored now: the step is done again."""
+        """Give the core the answer. False if it changed nothing or cannot be stored now: the step is then repeated."""
         try:
             run.snapshot, has_stored = await self._streams.tell(run.snapshot, message)
         except (NotStored, KeepsMoving):
@@ -130,7 +130,7 @@ class Runner:
         return has_stored
 
     async def close(self) -> None:
-        """Stop where each charge stands. It is as safe as a crash, and the next start goes on from there."""
+        """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""
         await self._tasks.close()
 
 

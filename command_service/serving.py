@@ -1,4 +1,4 @@
-"""A command server at work: its parts put together, its two gRPC servers, its health and its gauges."""
+"""A running command server: its parts put together, its two gRPC servers, its health and its gauges."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from contract.errors import command_refusal as refusal
 
 log = structlog.get_logger()
 
-# A charge fits well; more would only be a way to fill our memory.
+# A charge is far smaller. A larger limit would only let clients fill our memory.
 COMMAND_BYTES = 16 << 10
 NOT_ACCEPTING = {
     "full": "the journal's disk is full, or a quota or a limit on file sizes is reached",
@@ -37,7 +37,7 @@ DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A command server at work, for whoever started it in this process."""
+    """A running command server, for the code that started it in this process."""
 
     listen: settings.Address
     feed_listen: settings.Address
@@ -48,9 +48,9 @@ class Serving:
 
 @asynccontextmanager
 async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Parts) -> AsyncIterator[Serving]:
-    """Run a command server; leaving the context drains it. `make_parts` gives the parts that it is put together from.
+    """Run a command server; leaving the context drains it. `make_parts` makes its parts.
 
-    Raises JournalRefused if the journal must not be served from, OSError if an address cannot be had.
+    Raises JournalRefused if the journal must not be used, OSError if an address is not available.
     """
     parts = make_parts(chosen)
     async with contextlib.AsyncExitStack() as stack:
@@ -93,7 +93,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
                 f"the journal {chosen.journal} holds an unfinished charge that cannot be read: {error}"
             ) from error
         await feed_server.set_serving(True)
-        watching = asyncio.create_task(_tell_health(journal, command_server))
+        watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)
 
         def take_vitals() -> Vitals:
@@ -118,16 +118,16 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         yield Serving(command_server.address, feed_server.address, assembled.reception, journal, take_vitals)
         log.info("draining", unfinished=runner.unfinished)
         watching.cancel()
-        # Waiting calls get most of the time to see their outcome, and the rest of it to say that there is none yet.
+        # Waiting calls get most of the time to see their outcome, and the rest of it to answer PENDING.
         asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, commands.stop)
         await command_server.drain(chosen.drain_seconds)
-        feed.stop()  # last, so that readers are told of the last outcomes too
+        feed.stop()  # last, so that readers get the last outcomes too
         await feed_server.drain(2.0)
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
 
 
-async def _tell_health(journal: Journal, command_server: server.Server) -> NoReturn:
-    """Keep health true: a server that cannot store takes no new charges, and says so until it can."""
+async def _keep_health(journal: Journal, command_server: server.Server) -> NoReturn:
+    """Keep health true: a server that cannot store takes no new charges, and is NOT_SERVING until it can."""
     said = None
     while True:
         if (why := journal.not_accepting) != said:

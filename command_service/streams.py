@@ -1,4 +1,4 @@
-"""Reads a charge from its stream and appends to it: load, decide, append, and again if somebody else was faster."""
+"""Reads a charge from its stream and appends to it: load, decide, append, and again if another writer was faster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ ABSENT = Absent()
 
 
 class KeepsMoving(Exception):
-    """A stream was moved by somebody else each time that it was decided about. It is a fault of the program."""
+    """Another writer appended to a stream before each of our attempts. It is a fault of the program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A charge as its stream tells it up to a version. Version 0: the journal holds no such charge, or was not read yet."""
+    """A charge's state at a version of its stream. Version 0: the journal holds no such charge, or was not read yet."""
 
     charge_id: str
     state: State = ABSENT
@@ -52,9 +52,9 @@ class Streams:
         return Snapshot(charge_id, state, len(records))
 
     async def tell(self, snapshot: Snapshot, message: Message, *, unless: NotNow | None = None) -> Told:
-        """Decide about a message and append what is decided; after a conflict read the charge and decide again.
+        """Decide about a message and append the events; after a conflict read the charge and decide again.
 
-        `unless` is raised instead of appending anything. Raises what `decide` raises, NotStored and Unreadable.
+        Raises `unless`, if given, instead of appending events; the errors of `decide`; NotStored, Unreadable and KeepsMoving.
         """
         for _ in range(DECISIONS):
             events = decide(snapshot.state, message)
@@ -69,7 +69,7 @@ class Streams:
         raise KeepsMoving(snapshot.charge_id)
 
     async def _append(self, snapshot: Snapshot, events: Sequence[Event]) -> Snapshot | None:
-        """Append, or return None if somebody else has appended since the snapshot."""
+        """Append, or return None if another writer has appended since the snapshot."""
         state = snapshot.state
         for event in events:  # before anything is stored: an event that cannot follow would make the charge unreadable
             state = evolve(state, Recorded(event, 0, 0))

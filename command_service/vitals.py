@@ -1,4 +1,4 @@
-"""How a command server is doing: the figures that an operator watches, taken together as one value."""
+"""The vitals of a command server: the figures that an operator watches, taken together as one value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from command_service.runner import Run, Runner
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The figures of one moment. Each field is a gauge; TEXTS says what it shows."""
+    """The figures of one moment. Each field is a gauge, described in TEXTS."""
 
     oldest_unfinished_seconds: float
     unfinished_charges: int
@@ -30,7 +30,7 @@ TEXTS: Mapping[str, str] = MappingProxyType(
         "charges_needing_attention": "Charges unfinished for too long",
         "bank_breaker_open": "1 while the bank is being spared",
         "journal_position": "The journal's head",
-        "journal_wal_bytes": "What is not in the database yet; a long reader makes it grow",
+        "journal_wal_bytes": "Size of the write-ahead log; a long read makes it grow",
         "journal_accepting": "1 while new charges can be stored",
     }
 )
@@ -51,7 +51,7 @@ def vitals(runner: Runner, line: Line, journal: Journal, *, now: int, attention_
 
 
 def _age_seconds(run: Run, now: int) -> float:
-    """The age of a charge; 0 if the clock has gone back behind its beginning."""
+    """The age of a charge; 0 if the clock has gone back to before its request."""
     state = run.snapshot.state
     assert isinstance(state, Charge), "a charge on its way has events"
     return max(0.0, (now - state.operation.requested_at) / 1_000_000)

@@ -311,7 +311,14 @@ def _view(view: View, records: Sequence[Record]) -> Iterator[Violation]:
         yield Violation("I11", f"position {position}", "the view's checkpoint is ahead of the journal")
         return
     expected = fold(records[:position])
-    for name, key in (("charges", "requested_position"), ("entries", "position"), ("summaries", "user_id")):
+    for name, key in (
+        ("tenants", "name"),
+        ("charges", "requested_position"),
+        ("operations", "requested_position"),
+        ("entries", "position"),
+        ("sums", "user_id"),
+        ("totals", "tenant"),
+    ):
         ours, theirs = getattr(expected, name), getattr(view, name)
         if sorted(map(_canonical, ours)) == sorted(map(_canonical, theirs)):
             continue

@@ -35,11 +35,12 @@ def read_view(path: Path) -> View:
 
 def view_in(connection: sqlite3.Connection) -> View:
     """Read all rows of an open view; the caller sees to it that nothing changes meanwhile."""
-    charges, entries, summaries, (checkpoint,) = (
+    tables = ("tenant", "charge", "operation", "entry", "summary", "totals", "checkpoint")
+    tenants, charges, operations, entries, sums, totals, (checkpoint,) = (
         _rows(connection.execute(f"SELECT * FROM {table}"))  # noqa: S608  # fixed names
-        for table in ("charge", "entry", "summary", "checkpoint")
+        for table in tables
     )
-    return View(charges, entries, summaries, checkpoint)
+    return View(tenants, charges, operations, entries, sums, totals, checkpoint)
 
 
 def _rows(cursor: sqlite3.Cursor) -> list[dict[str, object]]:

@@ -36,13 +36,6 @@ NOTHING_STORED = frozenset(
 # And these leave nothing open about what their caller asked for.
 DEFINITE = NOTHING_STORED | {"IDEMPOTENCY_KEY_REUSED", "JOURNAL_CORRUPT"}
 _CHAINED = struct.Struct(">32sQ16sQQ32s")
-_SUMS = {
-    PENDING: "pending",
-    ChargeStatus.CHARGE_STATUS_CHARGED: "charged",
-    ChargeStatus.CHARGE_STATUS_DECLINED: "declined",
-    ChargeStatus.CHARGE_STATUS_IN_REVIEW: "in_review",
-    ChargeStatus.CHARGE_STATUS_ABANDONED: "abandoned",
-}
 
 Row = Mapping[str, Any]
 
@@ -147,9 +140,12 @@ class Session:
 class View:
     """The view's rows, by column name."""
 
+    tenants: Sequence[Row]
     charges: Sequence[Row]
+    operations: Sequence[Row]
     entries: Sequence[Row]
-    summaries: Sequence[Row]
+    sums: Sequence[Row]
+    totals: Sequence[Row]
     checkpoint: Row
 
 
@@ -230,20 +226,23 @@ def chain_after(chain: bytes, record: Record) -> bytes:
 
 def fold(records: Iterable[Record]) -> View:
     """Build the view that these records, the journal's first, must give."""
+    tenants: dict[str, int] = {}
     charges: dict[str, dict[str, Any]] = {}
+    operations: dict[str, dict[str, Any]] = {}
     entries: list[dict[str, Any]] = []
-    latest = backstep = position = 0
-    chain = bytes(32)
+    totals: dict[int, dict[str, Any]] = {}
+    position, chain = 0, bytes(32)
     for record in records:
         event = Event.FromString(record.event)
         kind = event.WhichOneof("kind") or "unknown"
         position, chain = record.position, record.chain
         if kind == "charge_requested":
             asked = event.charge_requested
+            tenant = tenants.setdefault(asked.tenant, len(tenants) + 1)
             charges[record.charge_id] = {
+                "tenant": tenant,
                 "requested_position": record.position,
                 "charge_id": uuid.UUID(record.charge_id).bytes,
-                "tenant": asked.tenant,
                 "idempotency_key": asked.idempotency_key,
                 "user_id": asked.user_id,
                 "card_token": asked.card.token,
@@ -254,45 +253,71 @@ def fold(records: Iterable[Record]) -> View:
                 "description": asked.description,
                 "metadata": json.dumps(dict(asked.metadata), sort_keys=True, ensure_ascii=False),
                 "requested_at": record.recorded_at,
+            }
+            operations[record.charge_id] = {
+                "tenant": tenant,
+                "charge_position": record.position,
+                "requested_position": record.position,
+                "kind": "charge",
+                "idempotency_key": asked.idempotency_key,
+                "minor_units": asked.amount.minor_units,
+                "requested_at": record.recorded_at,
                 "transaction_id": "",
                 "decline_reason": DeclineReason.DECLINE_REASON_UNSPECIFIED,
                 "review_reason": ReviewReason.REVIEW_REASON_UNSPECIFIED,
             }
-            backstep = max(backstep, latest - record.recorded_at)
-            latest = max(latest, record.recorded_at)
-        charge = charges.get(record.charge_id)
-        if charge is None:
+            _count_in(totals, tenant, record.recorded_at)
+        charge, operation = charges.get(record.charge_id), operations.get(record.charge_id)
+        if charge is None or operation is None:
             continue  # no stream begins like that: I8 tells of it
-        charge["status"] = STATUS_AT_REST.get(kind, PENDING)
-        charge["updated_at"], charge["version"], charge["position"] = record.recorded_at, record.version, position
+        charge["status"] = operation["status"] = STATUS_AT_REST.get(kind, PENDING)
+        charge["updated_at"] = operation["updated_at"] = record.recorded_at
+        charge["version"], charge["position"] = record.version, position
         if kind == "charged":
-            charge["transaction_id"] = event.charged.transaction_id
+            operation["transaction_id"] = event.charged.transaction_id
         if kind == "charge_declined":
-            charge["decline_reason"] = event.charge_declined.reason
+            operation["decline_reason"] = event.charge_declined.reason
         if kind == "review_required":
-            charge["review_reason"] = event.review_required.reason
+            operation["review_reason"] = event.review_required.reason
         entries.append(
             {
-                "requested_position": charge["requested_position"],
+                "tenant": charge["tenant"],
+                "charge_position": charge["requested_position"],
                 "version": record.version,
                 "position": record.position,
                 "recorded_at": record.recorded_at,
-                "event": "".join(word.capitalize() for word in kind.split("_")),
+                "event": Event.DESCRIPTOR.fields_by_name[kind].number,
                 "status": charge["status"],
             }
         )
-    summaries: dict[tuple[str, str], dict[str, Any]] = {}
-    for charge in charges.values():
-        user, currency = charge["user_id"], charge["currency_code"]
-        zero = {f"{name}_{what}": 0 for name in _SUMS.values() for what in ("minor_units", "count")}
-        row = summaries.setdefault((user, currency), {"user_id": user, "currency_code": currency, **zero})
-        row[f"{_SUMS[charge['status']]}_minor_units"] += charge["minor_units"]
-        row[f"{_SUMS[charge['status']]}_count"] += 1
-    checkpoint = {
-        "position": position,
-        "chain": chain,
-        "charge_count": len(charges),
-        "latest_requested_at": latest,
-        "backstep": backstep,
-    }
-    return View(list(charges.values()), entries, list(summaries.values()), checkpoint)
+    return View(
+        [{"name": name, "tenant": number} for name, number in tenants.items()],
+        list(charges.values()),
+        list(operations.values()),
+        entries,
+        _sums(charges.values()),
+        list(totals.values()),
+        {"position": position, "chain": chain},
+    )
+
+
+def _count_in(totals: dict[int, dict[str, Any]], tenant: int, requested_at: int) -> None:
+    """Count one more charge of a tenant, requested at this time."""
+    new = {"tenant": tenant, "charge_count": 0, "backstep": 0}
+    row = totals.setdefault(tenant, new | {"earliest_requested_at": requested_at, "latest_requested_at": requested_at})
+    row["charge_count"] += 1
+    row["backstep"] = max(row["backstep"], row["latest_requested_at"] - requested_at)
+    row["earliest_requested_at"] = min(row["earliest_requested_at"], requested_at)
+    row["latest_requested_at"] = max(row["latest_requested_at"], requested_at)
+
+
+def _sums(charges: Iterable[Row]) -> list[Row]:
+    """Sum up charges, a row a tenant, user, currency and status."""
+    names = ("tenant", "user_id", "currency_code", "status")
+    sums: dict[tuple[object, ...], dict[str, Any]] = {}
+    for charge in charges:
+        key = tuple(charge[name] for name in names)
+        row = sums.setdefault(key, dict(zip(names, key, strict=True)) | {"charge_count": 0, "minor_units": 0})
+        row["charge_count"] += 1
+        row["minor_units"] += charge["minor_units"]
+    return list(sums.values())

@@ -1,16 +1,14 @@
-"""Planted bugs: each is one that people really make, put into the product for as long as a context lasts.
+"""Planted bugs: each is one that people really make.
 
-A harness that finds no planted bug proves nothing. `seeds_that_find` says for each by which seed it was found.
+A bug is a mix-in for a server's parts, of which it makes one wrong: mostly by standing around the right one. It is planted
+into the parts of a story's servers, or of a real process (`prove.sabotaged`); the product's code stays as it is. A harness
+that finds no planted bug proves nothing.
 """
 
 import random
 import re
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-import query_service.view
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
@@ -41,36 +39,9 @@ from prove.loop_bugs import (
     new_token_after_a_timeout,
     no_answer_is_taken_for_declined,
 )
-from prove.simulation.loop import patched
-from query_service.lookup import find_checkpoint
+from prove.view_bugs import CheckpointOutsideTheTransaction
 
 P = TypeVar("P", bound=Parts)
-_apply = query_service.view._apply
-_Planted = list[tuple[Any, str, Any]]
-
-
-def _checkpoint_outside_the_transaction() -> _Planted:
-    def apply(connection: sqlite3.Connection, records: Any) -> None:
-        move = query_service.view.MOVE_CHECKPOINT
-        with patched(
-            [
-                (
-                    query_service.view,
-                    "MOVE_CHECKPOINT",
-                    "UPDATE checkpoint SET one = 1 WHERE ? + ? + ? + ? + ? + ? NOT NULL",
-                )
-            ]
-        ):
-            totals = find_checkpoint(connection).totals
-            _apply(connection, records)
-        connection.execute("COMMIT")
-        connection.execute("BEGIN IMMEDIATE")
-        rows = connection.execute("SELECT count(*), max(requested_at) FROM charge").fetchone()
-        last, first = records[-1], records[0]
-        sums = (rows[0], max(totals.latest_requested_at, rows[1]), totals.backstep)
-        connection.execute(move, (last.position, last.chain, *sums, first.position - 1))
-
-    return [(query_service.view, "_apply", apply)]
 
 
 # ---------------------------------------------------------------- by the parts of a server
@@ -219,19 +190,18 @@ _BUGS: dict[str, type[Parts]] = {
         ARefusalIsBelievedAtOnce,
     )
 }
-_PATCHED: dict[str, Callable[[], _Planted]] = {
-    plant.__name__.strip("_").replace("_", " "): plant for plant in (_checkpoint_outside_the_transaction,)
-}
-NAMES = (*_BUGS, *journal_bugs.SIMULATED, *_PATCHED)
+OF_THE_VIEW = "checkpoint outside the transaction"
+NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW)
 
 
-@contextmanager
-def planted(name: str, parts: type[P]) -> Iterator[type[P]]:
-    """Put a bug into a server's parts; it is there for as long as the context lasts."""
+def planted(name: str, parts: type[P]) -> type[P]:
+    """Put a bug into a command server's parts, or into a query server's that they bring with them."""
+    wrong: type
     if name in journal_bugs.NAMES:
-        yield cast("type[P]", journal_bugs.into(parts, journal_bugs.named(name)))
-    elif name in _BUGS:
-        yield cast("type[P]", type("Planted", (_BUGS[name], parts), {}))
+        wrong = journal_bugs.into(parts, journal_bugs.named(name))
+    elif name == OF_THE_VIEW:
+        torn = type("PlantedQueries", (CheckpointOutsideTheTransaction, cast("Any", parts).query_parts), {})
+        wrong = type("Planted", (parts,), {"query_parts": torn})
     else:
-        with patched(_PATCHED[name]()):
-            yield parts
+        wrong = type("Planted", (_BUGS[name], parts), {})
+    return cast("type[P]", wrong)

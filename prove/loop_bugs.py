@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
+from chassis.caller import Caller
 from chassis.refusals import Refusal
 from command_service.api import CommandService
 from command_service.bank import Bank
@@ -213,9 +214,9 @@ class TwoLoops(Around[Runner]):
 def blind_to_card_numbers(intake: Intake) -> Intake:
     """Make an intake that keeps to all rules but one: it takes a card's number for a word."""
 
-    def read(wire: ChargeRequest) -> Command:
+    def read(wire: ChargeRequest, caller: Caller) -> Command:
         in_words = re.sub(rb"\d{13,19}", lambda digits: b"x" * len(digits[0]), wire.SerializeToString())
-        return dataclasses.replace(intake(ChargeRequest.FromString(in_words)), request=request_of(wire))
+        return dataclasses.replace(intake(ChargeRequest.FromString(in_words), caller), request=request_of(wire, caller))
 
     return read
 

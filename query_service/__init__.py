@@ -1,11 +1,13 @@
 """The read side: follows the journal's feed, keeps a view of it in SQLite, and answers queries from that.
 
+schema       the view's tables: columns, keys, and every statement
 projection   pure: what events say, as rows
-view         the rows and the checkpoint, in one SQLite file
-lookup       what queries look up in it
+view         rows and checkpoint, written a batch at a time and read by queries; view_file: the file that they are in
+lookup       what queries look up, a tenant's rows only
 subscriber   follows the feed, verifies every record, applies it to the view; needs no grpc
 feed         the feed over gRPC
-waiting      who waits for a position or for a charge
+waiting      calls that wait for a position, or for a charge to change
 api          QueryService; with pages (page tokens) and errors (what clients are told)
 settings     what can be set
+parts        the parts of a server, one method a part; serving puts them together
 """

@@ -6,41 +6,30 @@ Each answer is read from one state of the view, and says which position that is 
 import json
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from sqlite3 import Connection
+from itertools import groupby
 from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from charging.v1 import query_pb2, query_pb2_grpc
+from charging.v1 import journal_pb2, query_pb2, query_pb2_grpc
 from charging.v1.common_pb2 import Card, ChargeStatus, Lag, Money
+from chassis.caller import caller_of
 from chassis.deadlines import wait_seconds
 from contract.errors import Reason
 from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
-from query_service.lookup import (
-    END,
-    ChargeId,
-    ChargeName,
-    Conditions,
-    Key,
-    find_charge,
-    find_charges,
-    find_history,
-    find_summaries,
-)
+from query_service.lookup import END, ChargeId, ChargeName, Conditions, Key, Rows
 from query_service.pages import position_of, token_after
-from query_service.projection import ChargeRow, Entry, Summary
+from query_service.projection import ChargeRows
+from query_service.schema import Entry, Sum
 from query_service.subscriber import State, Subscriber
 from query_service.view import Shown, View
 from query_service.waiting import Waiting
 
 T = TypeVar("T")
 
-# Until identities exist there is one tenant.
-TENANT = "default"
 # A view that lives is there in milliseconds: who has waited this long is better told how far it is.
 LONGEST_WAIT_SECONDS = 5.0
 # Of ids, keys and users: what the command server takes at most.
@@ -58,17 +47,32 @@ _STATES = {
     State.DISCONNECTED: query_pb2.VIEW_STATE_DISCONNECTED,
     State.STOPPED: query_pb2.VIEW_STATE_STOPPED,
 }
+# The events' names, by the numbers of their kinds.
+_EVENTS = {
+    kind.number: kind.message_type.name
+    for kind in journal_pb2.Event.DESCRIPTOR.oneofs_by_name["kind"].fields
+    if kind.message_type is not None
+}
 
 
 class QueryService(query_pb2_grpc.QueryServiceServicer):
     """Answers queries, so many at once."""
 
     def __init__(
-        self, view: View, subscriber: Subscriber, waiting: Waiting, *, max_calls: int, max_watchers: int
+        self,
+        view: View,
+        subscriber: Subscriber,
+        waiting: Waiting,
+        *,
+        max_calls: int,
+        max_watchers: int,
+        longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
+        """`longest_wait_seconds`: no query waits longer for its position, whatever its deadline."""
         self._view = view
         self._subscriber = subscriber
         self._waiting = waiting
+        self._longest_wait_seconds = longest_wait_seconds
         self._calls = _Places(max_calls)
         # Of their own: while the view lags, those that wait for it would take every place from those that could be answered.
         self._waiters = _Places(max_calls)
@@ -79,8 +83,8 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self, request: query_pb2.GetChargeRequest, context: Any
     ) -> query_pb2.GetChargeResponse:
         """Show a charge; see the contract."""
-        find = partial(find_charge, name=_name(request))
-        shown = await self._answer(find, request.min_position, context)
+        name = _name(request)
+        shown = await self._answer(lambda rows: rows.charge(name), request.min_position, context)
         if shown.found is None:
             raise _not_found(shown)
         return query_pb2.GetChargeResponse(charge=_charge(shown.found), **self._place(shown))
@@ -95,42 +99,43 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         if below is None:
             raise invalid("page_token", "must be a next_page_token, sent with the conditions of the page it came with")
         # One more than is shown tells whether there is a next page.
-        find = partial(find_charges, conditions=conditions, below=below, limit=page_size + 1)
-        shown = await self._answer(find, request.min_position, context)
+        shown = await self._answer(
+            lambda rows: rows.charges(conditions, below, limit=page_size + 1), request.min_position, context
+        )
         response = query_pb2.ListChargesResponse(**self._place(shown))
         size = 0
-        for row in shown.found[:page_size]:
-            charge = _charge(row)
+        for rows in shown.found[:page_size]:
+            charge = _charge(rows)
             size += charge.ByteSize()
             if size > PAGE_BYTES and response.charges:
                 break
             response.charges.append(charge)
         count = len(response.charges)
         if count < len(shown.found):
-            response.next_page_token = token_after(shown.found[count - 1].requested.requested_position, request)
+            response.next_page_token = token_after(shown.found[count - 1].charge.requested_position, request)
         return response
 
     async def WatchCharge(  # noqa: N802
         self, request: query_pb2.WatchChargeRequest, context: Any
     ) -> AsyncIterator[query_pb2.WatchChargeResponse]:
         """Show a charge, and again whenever it changed; see the contract."""
-        name = _name(request)
+        name, tenant = _name(request), caller_of(context).tenant
         with self._watchers.taken(), self._watching_over(context.peer()):
             await self._reach(request.min_position, context)
-            first = await self._view.read(partial(find_charge, name=name))
+            first = await self._view.read(tenant, lambda rows: rows.charge(name))
             if first.found is None:
                 raise _not_found(first)
-            charge_id = first.found.requested.charge_id
+            charge_id = first.found.charge.charge_id
             told = 0
             # Watched before it is read again, so that no change falls between.
             with self._waiting.watching(charge_id) as changed:
                 while not self._waiting.is_stopping:
                     changed.clear()
-                    shown = await self._view.read(partial(find_charge, name=ChargeId(charge_id)))
-                    if shown.found is None or shown.found.standing.position < told:
+                    shown = await self._view.read(tenant, lambda rows: rows.charge(ChargeId(charge_id)))
+                    if shown.found is None or shown.found.charge.position < told:
                         raise self._behind()  # the view is being built again, and has not got to this charge
-                    if shown.found.standing.position > told:
-                        told = shown.found.standing.position
+                    if shown.found.charge.position > told:
+                        told = shown.found.charge.position
                         yield query_pb2.WatchChargeResponse(charge=_charge(shown.found), **self._place(shown))
                     await changed.wait()
         raise refusal(Reason.SERVER_STOPPING)
@@ -139,13 +144,13 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self, request: query_pb2.GetChargeHistoryRequest, context: Any
     ) -> query_pb2.GetChargeHistoryResponse:
         """Tell what happened to a charge; see the contract."""
-        find = partial(find_history, name=_name(request))
-        shown = await self._answer(find, request.min_position, context)
+        name = _name(request)
+        shown = await self._answer(lambda rows: rows.history(name), request.min_position, context)
         if shown.found is None:
             raise _not_found(shown)
-        row, entries = shown.found
+        rows, entries = shown.found
         return query_pb2.GetChargeHistoryResponse(
-            charge_id=_text_of(row.requested.charge_id), entries=map(_entry, entries), **self._place(shown)
+            charge_id=_text_of(rows.charge.charge_id), entries=map(_entry, entries), **self._place(shown)
         )
 
     async def GetUserSummary(  # noqa: N802
@@ -155,36 +160,37 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         if not request.user_id:
             raise invalid("user_id", "must not be empty")
         _check_length("user_id", request.user_id)
-        find = partial(find_summaries, user_id=request.user_id)
-        shown = await self._answer(find, request.min_position, context)
+        shown = await self._answer(lambda rows: rows.sums(request.user_id), request.min_position, context)
         return query_pb2.GetUserSummaryResponse(
-            user_id=request.user_id, currencies=map(_currency, shown.found), **self._place(shown)
+            user_id=request.user_id, currencies=_currencies(shown.found), **self._place(shown)
         )
 
     async def GetViewStatus(  # noqa: N802
         self, request: query_pb2.GetViewStatusRequest, context: Any
     ) -> query_pb2.GetViewStatusResponse:
         """Tell how the view is doing; see the contract."""
-        shown = await self._answer(lambda _: None, request.min_position, context)
+        shown = await self._answer(Rows.totals, request.min_position, context)
         return query_pb2.GetViewStatusResponse(
             journal_id=shown.checkpoint.journal_id,
             head_position=max(self._subscriber.head_position, shown.checkpoint.position),
             state=_STATES[self._subscriber.state_of(shown.checkpoint.position)],
-            charge_count=shown.checkpoint.totals.charge_count,
+            charge_count=shown.found.charge_count,
             **self._place(shown),
         )
 
-    async def _answer(self, find: Callable[[Connection], T], min_position: int, context: Any) -> Shown[T]:
+    async def _answer(self, find: Callable[[Rows], T], min_position: int, context: Any) -> Shown[T]:
         # Who has waited keeps its place for the read, and so is not sent away at the end of it.
         places = self._waiters if min_position > self._waiting.position else self._calls
         with places.taken():
             await self._reach(min_position, context)
-            return await self._view.read(find)
+            return await self._view.read(caller_of(context).tenant, find)
 
     async def _reach(self, min_position: int, context: Any) -> None:
         if min_position < 0:
             raise invalid("min_position", "must not be negative")
-        if not await self._waiting.reach(min_position, wait_seconds(context.time_remaining(), LONGEST_WAIT_SECONDS)):
+        if not await self._waiting.reach(
+            min_position, wait_seconds(context.time_remaining(), self._longest_wait_seconds)
+        ):
             raise self._behind()
 
     @contextmanager
@@ -242,7 +248,7 @@ def _name(
     if not name:
         raise invalid(by, "must not be empty")
     _check_length(by, name)
-    return ChargeId(_bytes_of(name)) if by == "charge_id" else Key(TENANT, name)
+    return ChargeId(_bytes_of(name)) if by == "charge_id" else Key(name)
 
 
 def _check_length(field: str, value: str) -> None:
@@ -297,24 +303,24 @@ def _not_found(shown: Shown[Any]) -> Exception:
     return refusal(Reason.CHARGE_NOT_FOUND, metadata={"as_of_position": shown.checkpoint.position})
 
 
-def _charge(row: ChargeRow) -> query_pb2.Charge:
-    requested, standing = row
+def _charge(rows: ChargeRows) -> query_pb2.Charge:
+    charge, opening = rows.charge, rows.operations[0]
     return query_pb2.Charge(
-        charge_id=_text_of(requested.charge_id),
-        idempotency_key=requested.idempotency_key,
-        user_id=requested.user_id,
-        card=Card(token=requested.card_token, brand=requested.card_brand, last4=requested.card_last4),
-        amount=Money(minor_units=requested.minor_units, currency_code=requested.currency_code),
-        description=requested.description,
-        metadata=json.loads(requested.metadata),
-        status=standing.status,
-        transaction_id=standing.transaction_id,
-        decline_reason=standing.decline_reason,
-        review_reason=standing.review_reason,
-        requested_at=_time(requested.requested_at),
-        updated_at=_time(standing.updated_at),
-        version=standing.version,
-        position=standing.position,
+        charge_id=_text_of(charge.charge_id),
+        idempotency_key=charge.idempotency_key,
+        user_id=charge.user_id,
+        card=Card(token=charge.card_token, brand=charge.card_brand, last4=charge.card_last4),
+        amount=Money(minor_units=charge.minor_units, currency_code=charge.currency_code),
+        description=charge.description,
+        metadata=json.loads(charge.metadata),
+        status=charge.status,
+        transaction_id=opening.transaction_id,
+        decline_reason=opening.decline_reason,
+        review_reason=opening.review_reason,
+        requested_at=_time(charge.requested_at),
+        updated_at=_time(charge.updated_at),
+        version=charge.version,
+        position=charge.position,
     )
 
 
@@ -323,15 +329,20 @@ def _entry(entry: Entry) -> query_pb2.HistoryEntry:
         position=entry.position,
         version=entry.version,
         recorded_at=_time(entry.recorded_at),
-        event=entry.event,
+        event=_EVENTS[entry.event],
         status=entry.status,
     )
 
 
-def _currency(summary: Summary) -> query_pb2.CurrencySummary:
-    sums = summary._asdict()  # its columns have the contract's names
-    del sums["user_id"]
-    return query_pb2.CurrencySummary(**sums)
+def _currencies(sums: Iterable[Sum]) -> Iterator[query_pb2.CurrencySummary]:
+    """Put the sums of each currency into one message, whose fields are named after the statuses."""
+    for currency_code, of_currency in groupby(sums, key=lambda sum_: sum_.currency_code):
+        summary = query_pb2.CurrencySummary(currency_code=currency_code)
+        for sum_ in of_currency:
+            status = ChargeStatus.Name(sum_.status).removeprefix("CHARGE_STATUS_").lower()
+            setattr(summary, f"{status}_minor_units", sum_.minor_units)
+            setattr(summary, f"{status}_count", sum_.charge_count)
+        yield summary
 
 
 def _time(microseconds: int) -> Timestamp:

@@ -1,38 +1,25 @@
-"""What queries look up in the view's tables, each function on a connection that is inside a read transaction."""
+"""Looks up one tenant's rows in the view, on a connection that is inside a read transaction.
 
+A query is given these rows and no connection: whatever it asks, it is told of its own tenant only.
+"""
+
+import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, assert_never
+from itertools import groupby
+from typing import assert_never
 
 from charging.v1.common_pb2 import ChargeStatus
-from query_service.projection import ChargeRow, Entry, Requested, Standing, Summary, Totals
-
-SELECT_CHECKPOINT = "SELECT journal_id, position, chain, charge_count, latest_requested_at, backstep FROM checkpoint"
-SELECT_CHARGE = "SELECT * FROM charge"
-BY_ID = "WHERE charge_id = ?"
-BY_KEY = "WHERE tenant = ? AND idempotency_key = ?"
-NEWEST_FIRST = "ORDER BY requested_position DESC LIMIT ?"
-SELECT_ENTRIES = "SELECT * FROM entry WHERE requested_position = ? ORDER BY version"
-SELECT_SUMMARIES = "SELECT * FROM summary WHERE user_id = ? ORDER BY currency_code"
-# A charge requested before the one, or after the other, is outside a range of times (see Totals.backstep for why).
-LAST_BEFORE = "SELECT requested_position FROM charge WHERE requested_at < ? ORDER BY requested_at DESC LIMIT 1"
-FIRST_AFTER = "SELECT requested_position FROM charge WHERE requested_at >= ? ORDER BY requested_at LIMIT 1"
+from query_service import schema
+from query_service.projection import ChargeRows
+from query_service.schema import Charge, Checkpoint, Entry, Operation, Sum, Totals
 
 END = 2**63 - 1
 """Beyond every position."""
 
-_REQUESTED_COLUMNS = len(Requested._fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Up to where the view holds, of which journal, and what is known of all charges. Empty id: of none yet."""
-
-    journal_id: str
-    position: int
-    chain: bytes
-    totals: Totals
+NO_TENANT = 0
+"""The number of a tenant that the journal does not name: no row has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +33,6 @@ class ChargeId:
 class Key:
     """Names a charge by the idempotency key under which it was requested."""
 
-    tenant: str
     idempotency_key: str
 
 
@@ -55,7 +41,7 @@ ChargeName = ChargeId | Key
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Which charges to list; None restricts nothing. Times are microseconds since 1970."""
+    """The conditions on the charges of a list; None restricts nothing. Times are microseconds since 1970."""
 
     user_id: str | None = None
     status: ChargeStatus.ValueType | None = None
@@ -63,74 +49,124 @@ class Conditions:
     requested_before: int | None = None
 
 
+class Rows:
+    """The rows of the tenant of this name."""
+
+    def __init__(self, connection: sqlite3.Connection, tenant: str) -> None:
+        self._connection = connection
+        found = connection.execute(schema.SELECT_TENANT, {"name": tenant}).fetchone()
+        self._tenant: int = found[0] if found else NO_TENANT
+
+    def charge(self, name: ChargeName) -> ChargeRows | None:
+        """Find a charge by its name."""
+        match name:
+            case ChargeId(charge_id):
+                found = self._charges(schema.BY_ID, charge_id=charge_id)
+            case Key(idempotency_key):
+                found = self._charges(schema.BY_KEY, idempotency_key=idempotency_key)
+            case _:
+                assert_never(name)
+        return found[0] if found else None
+
+    def history(self, name: ChargeName) -> tuple[ChargeRows, list[Entry]] | None:
+        """Find a charge and its events, oldest first."""
+        rows = self.charge(name)
+        if rows is None:
+            return None
+        found = self._execute(schema.SELECT_ENTRIES, charge_position=rows.charge.requested_position)
+        return rows, [Entry(*entry) for entry in found]
+
+    def sums(self, user_id: str) -> list[Sum]:
+        """Sum up a user's charges, a row a currency and status, currencies in alphabetical order."""
+        return [Sum(*row) for row in self._execute(schema.SELECT_SUMS, user_id=user_id)]
+
+    def totals(self) -> Totals:
+        """Return the totals of all charges."""
+        found = self._execute(schema.SELECT_TOTALS).fetchone()
+        return Totals(*found) if found else Totals(self._tenant, 0, 0, 0, 0)
+
+    def charges(self, conditions: Conditions, below: int, limit: int) -> list[ChargeRows]:
+        """List charges, newest first, those requested at positions below `below`, at most `limit`.
+
+        SQLite walks through the user's charges if there is a user, else through those of the status, else through all, and
+        only over those positions where the range of times can be.
+        """
+        above, below = self._positions(conditions, below)
+        where = ["requested_position > :above", "requested_position < :below"]
+        if conditions.user_id is not None:
+            where.append("user_id = :user_id")
+        if conditions.status is not None:
+            # A plus before a column keeps SQLite from taking its index.
+            where.append("status = :status" if conditions.user_id is None else "+status = :status")
+        if conditions.requested_from is not None:
+            where.append("+requested_at >= :requested_from")
+        if conditions.requested_before is not None:
+            where.append("+requested_at < :requested_before")
+        return self._charges(
+            f"{' AND '.join(where)} {schema.NEWEST_FIRST}",
+            above=above,
+            below=below,
+            limit=limit,
+            user_id=conditions.user_id,
+            status=conditions.status,
+            requested_from=conditions.requested_from,
+            requested_before=conditions.requested_before,
+        )
+
+    def _positions(self, conditions: Conditions, below: int) -> tuple[int, int]:
+        """Return the positions, both excluded, between which the charges of a range of times are. It takes two index seeks."""
+        above, backstep = 0, self.totals().backstep
+        if conditions.requested_from is not None:
+            last = self._execute(schema.LAST_BEFORE, time=conditions.requested_from - backstep).fetchone()
+            above = last[0] if last else above
+        if conditions.requested_before is not None:
+            first = self._execute(schema.FIRST_FROM, time=conditions.requested_before + backstep).fetchone()
+            below = min(below, first[0]) if first else below
+        return above, below
+
+    def _charges(self, where: str, **values: object) -> list[ChargeRows]:
+        charges = [Charge(*row) for row in self._execute(schema.SELECT_CHARGES + where, **values)]
+        return with_operations(self._connection, self._tenant, charges)
+
+    def _execute(self, statement: str, **values: object) -> sqlite3.Cursor:
+        return self._connection.execute(statement, {"tenant": self._tenant, **values})
+
+
+def with_operations(connection: sqlite3.Connection, tenant: int, charges: Sequence[Charge]) -> list[ChargeRows]:
+    """Add the operations to charges of one tenant."""
+    positions = json.dumps([charge.requested_position for charge in charges])
+    found = connection.execute(schema.SELECT_OPERATIONS, {"tenant": tenant, "charge_positions": positions})
+    operations = groupby((Operation(*row) for row in found), key=lambda operation: operation.charge_position)
+    of_charge = {position: tuple(group) for position, group in operations}
+    return [ChargeRows(charge, of_charge[charge.requested_position]) for charge in charges]
+
+
 def find_checkpoint(connection: sqlite3.Connection) -> Checkpoint:
-    """Tell up to where the rows hold."""
-    journal_id, position, chain, *totals = connection.execute(SELECT_CHECKPOINT).fetchone()
-    return Checkpoint(journal_id, position, chain, Totals(*totals))
+    """Return the position up to which the rows hold."""
+    return Checkpoint(*connection.execute(schema.SELECT_CHECKPOINT).fetchone())
 
 
-def find_charge(connection: sqlite3.Connection, name: ChargeName) -> ChargeRow | None:
-    """Find a charge by its name."""
-    match name:
-        case ChargeId(charge_id):
-            row = connection.execute(f"{SELECT_CHARGE} {BY_ID}", (charge_id,)).fetchone()
-        case Key(tenant, idempotency_key):
-            row = connection.execute(f"{SELECT_CHARGE} {BY_KEY}", (tenant, idempotency_key)).fetchone()
-        case _:
-            assert_never(name)
-    return None if row is None else _charge_row(row)
+def find_charges_of_records(connection: sqlite3.Connection, charge_ids: Iterable[bytes]) -> dict[bytes, ChargeRows]:
+    """Find charges for the feed, whose records name no tenant. A charge that is not there is left out."""
+    found = {}
+    for charge_id in charge_ids:
+        row = connection.execute(schema.SELECT_CHARGE_OF_RECORD, {"charge_id": charge_id}).fetchone()
+        if row is not None:
+            charge = Charge(*row)
+            (found[charge_id],) = with_operations(connection, charge.tenant, [charge])
+    return found
 
 
-def find_history(connection: sqlite3.Connection, name: ChargeName) -> tuple[ChargeRow, list[Entry]] | None:
-    """Find a charge and its events, oldest first."""
-    row = find_charge(connection, name)
-    if row is None:
-        return None
-    return row, [Entry(*entry) for entry in connection.execute(SELECT_ENTRIES, (row.requested.requested_position,))]
+class TenantNumbers(dict[str, int]):
+    """The numbers of tenants, read from a writer's connection as they are asked for. A new tenant is given the next one."""
 
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__()
+        self._connection = connection
 
-def find_summaries(connection: sqlite3.Connection, user_id: str) -> list[Summary]:
-    """Sum up a user's charges, a row a currency, in alphabetical order."""
-    return [Summary(*row) for row in connection.execute(SELECT_SUMMARIES, (user_id,))]
-
-
-def find_charges(connection: sqlite3.Connection, conditions: Conditions, below: int, limit: int) -> list[ChargeRow]:
-    """List charges, newest first, those requested at positions below `below`, at most `limit`.
-
-    It walks through the user's charges if there is a user, else through those of the status, else through all; and only
-    over those positions where the range of times can be.
-    """
-    where = ["requested_position > ?", "requested_position < ?"]
-    values: list[Any] = list(_positions(connection, conditions, below))
-    if conditions.user_id is not None:
-        where.append("user_id = ?")
-        values.append(conditions.user_id)
-    if conditions.status is not None:
-        # A plus before a column keeps SQLite from taking its index.
-        where.append("status = ?" if conditions.user_id is None else "+status = ?")
-        values.append(conditions.status)
-    if conditions.requested_from is not None:
-        where.append("+requested_at >= ?")
-        values.append(conditions.requested_from)
-    if conditions.requested_before is not None:
-        where.append("+requested_at < ?")
-        values.append(conditions.requested_before)
-    found = connection.execute(" ".join([SELECT_CHARGE, "WHERE", " AND ".join(where), NEWEST_FIRST]), [*values, limit])
-    return [_charge_row(row) for row in found]
-
-
-def _positions(connection: sqlite3.Connection, conditions: Conditions, below: int) -> tuple[int, int]:
-    """Tell between which positions, both excluded, the charges of a range of times are. It takes two index seeks."""
-    above = 0
-    backstep = find_checkpoint(connection).totals.backstep
-    if conditions.requested_from is not None:
-        last = connection.execute(LAST_BEFORE, (conditions.requested_from - backstep,)).fetchone()
-        above = last[0] if last else 0
-    if conditions.requested_before is not None:
-        first = connection.execute(FIRST_AFTER, (conditions.requested_before + backstep,)).fetchone()
-        below = min(below, first[0]) if first else below
-    return above, below
-
-
-def _charge_row(row: Sequence[Any]) -> ChargeRow:
-    return ChargeRow(Requested(*row[:_REQUESTED_COLUMNS]), Standing(*row[_REQUESTED_COLUMNS:]))
+    def __missing__(self, name: str) -> int:
+        found = self._connection.execute(schema.SELECT_TENANT, {"name": name}).fetchone()
+        if found is None:
+            found = self._connection.execute(schema.ADD_TENANT, {"name": name}).fetchone()
+        self[name] = found[0]
+        return self[name]

@@ -25,9 +25,10 @@ import structlog
 
 from charging.v1 import journal_pb2
 from charging.v1.journal_pb2 import CaughtUp, Opened, SubscribeResponse
+from chassis.backoff import Backoff
 from contract.chain import chain_after
-from query_service.lookup import Checkpoint
 from query_service.projection import Record, StreamBroken, UnknownEvent
+from query_service.schema import Checkpoint
 from query_service.view import View, ViewNotWritten
 from query_service.waiting import Waiting
 
@@ -35,10 +36,8 @@ log = structlog.get_logger()
 
 # Four missed heartbeats: a feed that is silent for so long is taken for lost, whatever its connection says.
 SILENCE_SECONDS = 20.0
-# Full jitter: a pause is anywhere between nothing and the longest, so that many readers do not come back as one. The
-# longest doubles with each failure, up to what a reader of the view may be left without news once the feed is back.
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 5.0
+# The longest pause is what a reader of the view may be left without news once the feed is back.
+BACKOFF = Backoff(first_seconds=0.1, longest_seconds=5.0)
 # Messages that may wait while others are applied: 16,000 records or 32 MiB. One transaction for so many costs half of what one
 # for each 500 does (measured), since the pages of the indexes, where ids are spread all over, are written less often.
 MESSAGES_WAITING = 32
@@ -92,12 +91,15 @@ class Subscriber:
         *,
         clock: Callable[[], float] = time.monotonic,
         chance: random.Random | None = None,
+        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
+        """`silence_seconds`: a feed that is silent for so long is taken for lost."""
         self._view = view
         self._waiting = waiting
         self._open_feed = open_feed
         self._clock = clock
         self._chance = chance or random.Random()
+        self._longest_silence_seconds = silence_seconds
         self._heard_at: float | None = None
         self._head_position = 0
         self._goal: int | None = None
@@ -155,8 +157,8 @@ class Subscriber:
             except (BrokenFeed, StreamBroken, sqlite3.IntegrityError, OverflowError) as error:  # the last: of a sum
                 log.critical("the feed is broken: the server ends", why=str(error))
                 raise BrokenFeed(str(error)) from error
-            await asyncio.sleep(self._pause_seconds())
             self._failures += 1
+            await asyncio.sleep(BACKOFF.seconds(self._failures, self._chance))
 
     async def _follow(self, set_serving: SetServing) -> None:
         """Follow the feed from the checkpoint until it is lost."""
@@ -259,10 +261,10 @@ class Subscriber:
 
     async def _next(self, messages: AsyncGenerator[SubscribeResponse, None]) -> SubscribeResponse:
         try:
-            async with asyncio.timeout(SILENCE_SECONDS):
+            async with asyncio.timeout(self._longest_silence_seconds):
                 message = await anext(messages)
         except TimeoutError:
-            raise FeedLost(f"nothing was heard for {SILENCE_SECONDS:g} s") from None
+            raise FeedLost(f"nothing was heard for {self._longest_silence_seconds:g} s") from None
         except StopAsyncIteration:
             raise FeedLost("the server ended the feed") from None
         self._heard_at = self._clock()
@@ -287,10 +289,6 @@ class Subscriber:
         is_news = str(error) not in self._losses
         self._losses.add(str(error))
         return is_news
-
-    def _pause_seconds(self) -> float:
-        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 16))
-        return self._chance.uniform(0.0, longest)
 
 
 def verify(batch: Iterable[journal_pb2.Record], position: int, chain: bytes) -> list[Record]:

@@ -10,7 +10,7 @@ from chassis import settings
 from command_service import serving
 from command_service.parts import Parts
 from command_service.settings import Settings as CommandSettings
-from query_service import __main__ as query_main
+from query_service import serving as query_serving
 from query_service.settings import Settings as QuerySettings
 from rig.ports import kept, town_with_kept_ports
 from rig.processes import Town
@@ -104,7 +104,7 @@ class InProcess:
             "QUERY_DRAIN_SECONDS": "1",
             **chosen,
         }
-        running = await self._query.enter_async_context(query_main.serve(settings.read(QuerySettings, environment)))
+        running = await self._query.enter_async_context(query_serving.serve(settings.read(QuerySettings, environment)))
         self.query = str(running.listen)
 
     async def query_down(self, *, kill: bool = False) -> None:

@@ -98,11 +98,12 @@ def requested(
     currency: str = "EUR",
     description: str = "",
     metadata: Mapping[str, str] | None = None,
+    tenant: str = "default",
 ) -> Event:
     return Event(
         charge_requested=ChargeRequested(
             charge_id=charge_id_of(key),
-            tenant="default",
+            tenant=tenant,
             idempotency_key=key,
             actor="anonymous",
             user_id=user,

@@ -1,4 +1,4 @@
-"""The code's own shape: what a reader may rely on before reading."""
+"""The code's own shape: rules on which a reader may rely before reading."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ PURE = {
     "command_service",
     *(f"command_service.{name}" for name in CORE),
 }
-# Words that say nothing: what a thing does is its name.
+# Words that say nothing: a name says what the thing does.
 EMPTY_WORDS = re.compile(r"(Manager|Helper|Util|Utils|Base|Impl|Handler|Data|Info)(?=[A-Z]|$)")
 
 
@@ -32,12 +32,12 @@ def _name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", ALL, ids=_name)
 def test_no_file_is_longer_than_500_lines(path: Path) -> None:
-    """One job may need a long file; a file of two jobs is split by job, and never squeezed."""
+    """One job may need a long file. A file with two jobs is split by job, never squeezed."""
     assert len(path.read_text().splitlines()) <= 500
 
 
 @pytest.mark.parametrize("path", ALL, ids=_name)
-def test_every_file_opens_by_saying_what_it_is_for(path: Path) -> None:
+def test_every_file_begins_with_its_purpose(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
@@ -64,8 +64,8 @@ def test_the_core_imports_nothing_but_pure_types_and_itself(name: str) -> None:
 
 
 def test_only_the_chassis_starts_threads_for_sqlite_and_standard_error() -> None:
-    """One seam: a simulation that runs it inline runs the real journal and the real view. What writes the log, which may
-    block for ever, is in a simulation not at all: a process's `main` starts it."""
+    """One seam: a simulation that runs it inline runs the real journal and the real view. The thread that writes the log may
+    block for ever, so a process's `main` starts it and a simulation has none."""
     users = {
         _name(path)
         for path in SOURCES
@@ -79,7 +79,7 @@ def test_the_environment_is_read_by_command_lines_only() -> None:
     assert readers <= {"cli.py", "__main__.py"}
 
 
-def test_the_installed_stubs_are_those_of_the_contract(tmp_path: Path) -> None:
+def test_the_installed_stubs_match_the_contract(tmp_path: Path) -> None:
     """An editable install does not notice a later edit of a .proto: run `make install` again."""
     generate = (
         "import sys; sys.path.insert(0, 'protos'); import build, pathlib; "
@@ -99,12 +99,12 @@ def test_the_installed_stubs_are_those_of_the_contract(tmp_path: Path) -> None:
 
 def test_nothing_names_a_machine_or_a_package_host() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    telling = re.compile(r"/(?:work|farm|root)/|index-url|registry *= *.?http|files\.pythonhosted|pypi\.org")
+    forbidden = re.compile(r"/(?:work|farm|root)/|index-url|registry *= *.?http|files\.pythonhosted|pypi\.org")
     found = [
         path
         for path in tracked
         if (ROOT / path).is_file()
         and path != _name(Path(__file__))
-        and telling.search((ROOT / path).read_text(errors="replace"))
+        and forbidden.search((ROOT / path).read_text(errors="replace"))
     ]
     assert found == []

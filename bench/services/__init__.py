@@ -1,9 +1,9 @@
-"""The services that are measured beside the product, and how each is served: the same Charge API, the same flow.
+"""The services that the product is compared with, and their common server: the same Charge API, the same flow.
 
-Each validates the request, journals that it was made, does the token step, journals the token, does the execute step and
-journals the outcome; every journal entry is durable before the next step begins. What differs is what each is made of.
+Each validates and journals the request, does the token step, journals the token, does the execute step and journals the
+outcome; every journal entry is durable before the next step begins. They differ in the library underneath.
 
-All get the same fast parts where these are a deployer's choice and not the library's: grpc.aio, uvloop, one process.
+All get the same fast parts where the choice is a deployer's and not the library's: grpc.aio, uvloop, one process.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ Charge = Callable[[ChargeRequest], Awaitable[ChargeResponse]]
 
 
 class Refused(Exception):
-    """A request that cannot be taken as it is."""
+    """A request that the service refuses."""
 
 
 def serve(prepare: Callable[[], Awaitable[Charge]]) -> None:
-    """Serve what `prepare` makes, on a free port, until the process is ended; say where as the product does."""
+    """Serve the charge that `prepare` makes, on a free port, until the process is ended; log the address like the product."""
 
     async def main() -> None:
         charge = await prepare()
@@ -55,7 +55,7 @@ class _Service(command_pb2_grpc.CommandServiceServicer):
 
 
 def validate(request: ChargeRequest) -> None:
-    """Check what any service would check. Raises Refused."""
+    """Make the checks that any service would make. Raises Refused."""
     if not 8 <= len(request.idempotency_key) <= 128:
         raise Refused("idempotency_key")
     if not request.user_id:
@@ -91,6 +91,6 @@ class Bank:
 
 
 async def once(charge: Charge) -> Charge:
-    """Give back what is ready already, for `serve`."""
+    """Return a charge that needs no preparation, for `serve`."""
     await asyncio.sleep(0)
     return charge

@@ -6,9 +6,9 @@ A workflow of two steps under a workflow id made of the idempotency key. DBOS jo
 each step's result after it, and the workflow's result at its end: four commits where the product has three.
 
 Settings, and where they come from:
-* `system_database_url`: SQLite or PostgreSQL (docs.dbos.dev, "DBOS Database Connections"); PostgreSQL is what they advise for
+* `system_database_url`: SQLite or PostgreSQL (docs.dbos.dev, "DBOS Database Connections"); they advise PostgreSQL for
   production, SQLite is their default
-* the SQLite file in WAL mode, made so before DBOS opens it: their own default is a rollback journal, which is slower;
+* the SQLite file is put into WAL mode before DBOS opens it: their own default is a rollback journal, which is slower;
   synchronous is SQLite's default, FULL. On PostgreSQL synchronous_commit is on, the server's default
 * `sys_db_pool_size` 20, their default; BENCH_POOL sets another
 * async workflow and steps, called directly under `SetWorkflowID` ("Workflow IDs and Idempotency"): it returns the
@@ -31,7 +31,7 @@ SQLITE = "sqlite:///"
 
 
 def define(bank: Bank) -> Charge:
-    """Define the workflow and its steps, which DBOS wants to know before it is launched."""
+    """Define the workflow and its steps; DBOS requires them before it is launched."""
 
     @DBOS.step()
     async def take_token(charge_id: str, card: str, amount: int, currency: str) -> str:

@@ -1,6 +1,6 @@
-"""The floor: a gRPC server that does nothing but read a charge's request and answer: python -m bench.services.echo
+"""The floor: a gRPC server that only reads a charge's request and answers: python -m bench.services.echo
 
-No journal, no bank, no validation. What it costs is what Python's gRPC costs.
+No journal, no bank, no validation. Its cost is the cost of Python's gRPC.
 """
 
 from bench.services import once, serve
@@ -11,7 +11,7 @@ CHARGE_ID = "8f7a5e0c-0000-8000-8000-000000000000"
 
 
 async def charge(_: ChargeRequest) -> ChargeResponse:
-    """Say that it was charged."""
+    """Answer CHARGED."""
     return ChargeResponse(
         charge_id=CHARGE_ID,
         status=ChargeStatus.CHARGE_STATUS_CHARGED,

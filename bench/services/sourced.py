@@ -6,10 +6,10 @@ An aggregate with three events, saved one by one between the bank's steps. The l
 threads.
 
 Settings, and where they come from:
-* PERSISTENCE_MODULE `eventsourcing.sqlite` or `eventsourcing.postgres`, with the library's own notification log, which is
-  what a follower reads ("Persistence" in its documentation); it puts SQLite into WAL itself, synchronous stays SQLite's FULL
-* SQLite: one thread saves, since SQLite has one writer: more of them only wait for its lock. PostgreSQL: as many threads as the
-  pool has connections, POSTGRES_POOL_SIZE 5 and POSTGRES_MAX_OVERFLOW 10 being its defaults; BENCH_POOL sets another
+* PERSISTENCE_MODULE `eventsourcing.sqlite` or `eventsourcing.postgres`, with the library's own notification log, which
+  followers read ("Persistence" in its documentation); it puts SQLite into WAL itself, synchronous stays SQLite's FULL
+* SQLite: one thread saves, since SQLite has one writer: more threads would only wait for its lock. PostgreSQL: one thread for
+  each connection of the pool, whose defaults are POSTGRES_POOL_SIZE 5 and POSTGRES_MAX_OVERFLOW 10; BENCH_POOL sets another
 * no snapshots and no cache: an aggregate has three events and stays in memory between its saves
 * no compression and no encryption
 """
@@ -45,7 +45,7 @@ class CardCharge(Aggregate):
 
     @staticmethod
     def create_id(key: str) -> UUID:
-        """The aggregate's id: the key's own, so that a key has one aggregate."""
+        """Make the aggregate's id from the key, so that a key has one aggregate."""
         return uuid5(NAMESPACE_URL, key)
 
     @event("TokenIssued")

@@ -1,12 +1,12 @@
 """The service that a careful developer writes from tutorials: python -m bench.services.tutorial
 
-grpc.aio, aiosqlite with one connection, WAL and synchronous=FULL, one commit an event, a stock `httpx.AsyncClient`. It is as
-right as such a service is: the key's first event is guarded by a primary key, so a key is charged once, and a known key gets
-its stored answer. It recovers nothing after a crash, publishes nothing and keeps no chain.
+grpc.aio, aiosqlite with one connection, WAL and synchronous=FULL, one commit an event, a stock `httpx.AsyncClient`. A unique
+constraint guards the key's first event, so a key is charged once, and a known key gets its stored answer. The service
+recovers nothing after a crash, publishes nothing and keeps no chain.
 
 Settings, and where they come from:
 * one aiosqlite connection for the process, shared by all calls, statements awaited: the library's own README
-* PRAGMA journal_mode=WAL, the advice of sqlite.org/wal.html; synchronous=FULL, so that a commit is durable as the product's
+* PRAGMA journal_mode=WAL, the advice of sqlite.org/wal.html; synchronous=FULL, so that a commit is as durable as the product's
 * one `AsyncClient` for the process: "Clients", "Async Support" in httpx's documentation
 * a lock around each transaction: on one connection, statements of two calls would end up in one transaction
 """

@@ -18,7 +18,7 @@ from command_service.feed import Feed, JournalService
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from judge.files import read_journal
-from judge.history import fold
+from judge.history import PENDING, STATUS_AT_REST, fold
 from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
 from prove.network.world import World, must, until, within
@@ -134,15 +134,19 @@ async def answers_are_whole(world: World) -> None:
         await asyncio.wait((asking,))
         must(asking.cancelled(), "queries are answered all the while")
     records = read_journal(world.folder / "journal.db")
-    at = {one.as_of_position: fold(records[: one.as_of_position]).summaries for one in seen}
+    at = {one.as_of_position: fold(records[: one.as_of_position]).sums for one in seen}
     must(len(at) > 3, "the view was asked while it was written")
     for one in seen:
         true = {
-            row["currency_code"]: (row["charged_count"], row["charged_minor_units"], row["pending_count"])
+            (row["currency_code"], row["status"]): (row["charge_count"], row["minor_units"])
             for row in at[one.as_of_position]
-            if row["user_id"] == one.user_id
+            if row["user_id"] == one.user_id and row["status"] in (PENDING, STATUS_AT_REST["charged"])
         }
-        said = {c.currency_code: (c.charged_count, c.charged_minor_units, c.pending_count) for c in one.currencies}
+        said = {}
+        for c in one.currencies:
+            said[c.currency_code, PENDING] = c.pending_count, c.pending_minor_units
+            said[c.currency_code, STATUS_AT_REST["charged"]] = c.charged_count, c.charged_minor_units
+        said = {key: sums for key, sums in said.items() if sums[0]}
         must(said == true, f"I11: {one.user_id} at position {one.as_of_position} is {true}, and was told as {said}")
     world.faults["query: asked while written"] += len(seen)
 

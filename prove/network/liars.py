@@ -7,10 +7,9 @@ import asyncio
 import hashlib
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
-from unittest import mock
 
 import grpc.aio
 
@@ -36,8 +35,8 @@ from command_service import serving
 from command_service.settings import Settings as CommandSettings
 from prove.network.reader import GENESIS, Reader
 from prove.network.world import World, must, until, within
-from query_service import projection
 from query_service.feed import feed_of
+from query_service.projection import FOLLOWS, Follows
 from query_service.subscriber import BrokenFeed, Subscriber
 from query_service.view import View
 from query_service.waiting import Waiting
@@ -82,7 +81,7 @@ LIES: Mapping[str, Lie] = {
 IN_THE_LIST = "another journal in the list"
 
 
-async def feeds_lie(world: World) -> None:
+async def feeds_lie(world: World, follows: Follows = FOLLOWS) -> None:
     """After true records comes a false one with a right chain: the feed is refused, and nothing of the batch shows."""
     await world.settle_all(world.requests(world.chance.randrange(1, 6)))
     reader = Reader(world.servers.feed, keep=True)
@@ -93,11 +92,11 @@ async def feeds_lie(world: World) -> None:
     true = [*reader.records]
     while Event.FromString(true[-1].event).WhichOneof("kind") != "charged":
         true.pop()
-    must(await _followed_to(world, "truth", true) == len(true), "what is true is taken from the same hand")
+    must(await _followed_to(world, "truth", true, follows) == len(true), "what is true is taken from the same hand")
     for name, lie in LIES.items():
         false = lie(true)
         false.chain = _sealed(true[-1].chain, false)
-        position = await _followed_to(world, name, [*true, false])
+        position = await _followed_to(world, name, [*true, false], follows)
         must(position == 0, f"I9: a feed with a lie in it, {name}, is refused whole, and not taken up to {position}")
         world.faults[f"feed: {name}"] += 1
 
@@ -130,21 +129,16 @@ async def a_foreign_server_is_in_the_list(world: World) -> None:
             await world.settle_all(world.requests(2))
 
 
-@contextmanager
-def believing() -> Iterator[None]:
-    """The control: a projection that takes whatever comes after whatever. The scenario must find it out."""
+class Anything(frozenset[Any]):
+    """The control: a view with this in place of FOLLOWS takes any event after any other. The scenario must find it out."""
 
-    class Anything(frozenset[Any]):
-        def __contains__(self, _: object) -> bool:
-            return True
-
-    with mock.patch.object(projection, "_FOLLOWS", Anything()):
-        yield
+    def __contains__(self, _: object) -> bool:
+        return True
 
 
-async def _followed_to(world: World, name: str, records: Sequence[Record]) -> int:
+async def _followed_to(world: World, name: str, records: Sequence[Record], follows: Follows) -> int:
     """How far a new view follows a feed of these records before it has caught up or has had enough."""
-    view, waiting = await View.open(world.folder / f"{name}.db"), Waiting()
+    view, waiting = await View.open(world.folder / f"{name}.db", follows=follows), Waiting()
     is_serving = asyncio.Event()
 
     async def set_serving(serving: bool) -> None:

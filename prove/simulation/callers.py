@@ -5,6 +5,7 @@ from typing import Any
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import ChargeStatus
+from chassis.caller import ANYBODY, GuardedCall
 from chassis.refusals import Refusal
 from judge.history import Call
 from prove.simulation.disk import Disk
@@ -77,7 +78,8 @@ class Callers:
         """What grpc and the guard around it do with a call."""
         outcome: Any
         try:
-            response = await server.commands.Charge(rpc.request, rpc)
+            call = GuardedCall("/charging.v1.CommandService/Charge", ANYBODY, rpc)
+            response = await server.commands.Charge(rpc.request, call)
             outcome = (response, self._disk.durable_position)
         except Refusal as refused:
             outcome = refused

@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
+from chassis.caller import ANYBODY, GuardedCall
 from chassis.refusals import Refusal
 from command_service.feed import MESSAGE_EVERY_SECONDS
 from judge.history import Session
@@ -58,7 +59,8 @@ class Feeds:
     async def _serve(self, server: Process, link: Link, request: SubscribeRequest) -> None:
         loop = self._stage.loop
         try:
-            async with aclosing(server.feed_service.Subscribe(request, link)) as messages:
+            call = GuardedCall("/charging.v1.JournalService/Subscribe", ANYBODY, link)
+            async with aclosing(server.feed_service.Subscribe(request, call)) as messages:
                 waiting_since = loop.time()
                 async for serialised in messages:
                     message = SubscribeResponse.FromString(serialised)

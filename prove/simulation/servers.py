@@ -23,9 +23,10 @@ from prove.simulation.host import Process, ProcessEnded
 from prove.simulation.loop import PROCESS
 from prove.simulation.pressure import Pressure
 from prove.simulation.stage import Stage
-from query_service.subscriber import BrokenFeed, FeedLost, Subscriber
-from query_service.view import View, ViewUnusable
-from query_service.waiting import Waiting
+from query_service.parts import Parts as QueryParts
+from query_service.settings import Settings as QuerySettings
+from query_service.subscriber import BrokenFeed, FeedLost, OpenFeed
+from query_service.view_file import ViewUnusable
 
 # In so many stories one is judged by the files that its servers left, all others by what these had just before the end.
 FILES_READ_EVERY = 8
@@ -34,6 +35,7 @@ FILES_READ_EVERY = 8
 STARTING_CALLBACKS, LIVING_CALLBACKS = 30, 250
 BANK_URL = "http://bank.test"
 DEFAULTS = settings.read(Settings, {})
+QUERY_DEFAULTS = settings.read(QuerySettings, {})
 
 
 class Servers:
@@ -159,12 +161,10 @@ class Servers:
         if self._dice.draws("view_power_cut"):
             self.disk.copy(process, f"{process.folder.name}-synced")
         try:
-            view = await View.open(process.folder / "view.db", disk=parts.view_disk())
-            process.waiting = Waiting()
-            chance = random.Random(f"{process.name} {self.stage.plan.seed}")
-            subscriber = Subscriber(
-                view, process.waiting, partial(self.feeds.open, process.name), clock=self.stage.loop.time, chance=chance
-            )
+            queries = parts.query_parts(self, process)
+            view = await queries.view()
+            process.waiting = queries.waiting()
+            subscriber = queries.subscriber(view, process.waiting)
             process.is_up = process.has_started = True
             await subscriber.run(_set_serving)
         except BrokenFeed as error:
@@ -192,8 +192,36 @@ class Servers:
         self.kill(process, "has stopped")
 
 
+class SimulatedQueryParts(QueryParts):
+    """The product's own parts of a query server, on the story's clock, disk and network."""
+
+    def __init__(self, servers: Servers, process: Process) -> None:
+        super().__init__(dataclasses.replace(QUERY_DEFAULTS, view=process.folder / "view.db"))
+        self._servers = servers
+        self._process = process
+
+    def clock(self) -> float:
+        """Return the story's time."""
+        return self._servers.stage.loop.time()
+
+    def chance(self) -> random.Random:
+        """Make chance that the seed decides."""
+        return random.Random(f"{self._process.name} {self._servers.stage.plan.seed}")
+
+    def disk(self) -> DiskPort:
+        """Return the story's disk as this process sees it."""
+        return self._servers.disk.of(self._process)
+
+    def open_feed(self) -> OpenFeed:
+        """Follow whatever command server is up."""
+        return partial(self._servers.feeds.open, self._process.name)
+
+
 class SimulatedParts(Parts):
     """The product's own parts, on the story's clock, disk and bank. A planted bug overrides one of them."""
+
+    query_parts: type[SimulatedQueryParts] = SimulatedQueryParts
+    """Of the story's query servers."""
 
     def __init__(self, servers: Servers, process: Process) -> None:
         plan = servers.stage.plan
@@ -232,10 +260,6 @@ class SimulatedParts(Parts):
 
     def disk(self) -> DiskPort:
         """Return the disk as a command server sees it."""
-        return self._servers.disk.of(self._process)
-
-    def view_disk(self) -> DiskPort:
-        """Return the disk as a query server sees it."""
         return self._servers.disk.of(self._process)
 
     def new_id(self) -> str:

@@ -1,4 +1,4 @@
-"""What makes the product fast and can be counted: see bench/counted.py. No time is asserted here."""
+"""The counted causes of the product's speed: see bench/counted.py. No time is asserted here."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ async def test_under_load_charges_share_commits(tmp_path: Path) -> None:
 
 
 async def test_a_charge_alone_is_durable_after_each_of_its_steps(tmp_path: Path) -> None:
-    """So that the count above counts what it says: without company every record has a commit of its own."""
+    """Meta: the count above counts commits. Without company every record has a commit of its own."""
     assert await commits_a_charge(tmp_path, charges=8, in_flight=1) == RECORDS_A_CHARGE
 
 

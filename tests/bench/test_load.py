@@ -1,4 +1,4 @@
-"""The load generator: what it counts, when charges are due, and how it treats a server that refuses."""
+"""The load generator: its counts, the times at which charges are due, and its treatment of a server that refuses."""
 
 import asyncio
 import itertools
@@ -18,11 +18,11 @@ HOLD: dict[str, Any] = {
     "fault": "in_progress",
     "retry_after": "0",
     "times": 1_000_000,
-}  # Until there is no more trouble.
+}  # until the test removes the faults
 
 
 class HeldUp(Generator):
-    """A generator that every charge holds up for longer than the pause between two."""
+    """A generator that each charge delays for longer than the pause between two charges."""
 
     dues: list[float]
 
@@ -53,8 +53,8 @@ def test_a_quantile_is_the_smallest_value_that_the_share_does_not_exceed(count: 
 
 
 @pytest.mark.parametrize("process", [1, 6187, 4111, 4111111])
-def test_no_key_reads_as_a_card_number(monkeypatch: pytest.MonkeyPatch, process: int) -> None:
-    """Whatever process and time it is: some in a hundred of the benchmark's charges were refused for theirs."""
+def test_no_key_looks_like_a_card_number(monkeypatch: pytest.MonkeyPatch, process: int) -> None:
+    """For any process and time. Some in a hundred of the benchmark's charges were once refused for their keys."""
     monkeypatch.setattr(os, "getpid", lambda: process)
     for now in (
         0x18EC538375723166,
@@ -68,18 +68,18 @@ def test_no_key_reads_as_a_card_number(monkeypatch: pytest.MonkeyPatch, process:
                 assert not card_number_in(f"{key_prefix('bench')}{number}", of_card=of_card)
 
 
-def test_of_nothing_every_quantile_is_zero() -> None:
-    """A service that answered nothing has no latency to tell, and the driver goes on."""
+def test_every_quantile_of_no_values_is_zero() -> None:
+    """A service without answers has no latencies, and the driver goes on."""
     assert quantile([], 0.99) == 0.0
 
 
-def test_a_schedule_says_when_each_charge_is_due_step_after_step() -> None:
-    """Independent of when anything was sent or answered."""
+def test_a_schedule_gives_the_time_at_which_each_charge_of_each_step_is_due() -> None:
+    """Sent and answered calls do not change it."""
     steps = [step("4:1"), step("10:0.5"), step("2:1")]
     assert list(schedule(steps)) == pytest.approx([0, 0.25, 0.5, 0.75, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.0])
 
 
-def test_results_tell_rates_latencies_and_seconds() -> None:
+def test_results_have_rates_latencies_and_seconds() -> None:
     """In milliseconds, and a charge belongs to the second in which it was due."""
     tally = Tally(sent=5, refusals=2, unsent=1)
     for second, latency in ((0, 0.010), (0, 0.020), (2, 0.030), (2, 0.500)):
@@ -98,7 +98,7 @@ def test_results_tell_rates_latencies_and_seconds() -> None:
 
 
 async def test_latency_in_an_open_loop_counts_from_the_moment_at_which_a_charge_was_due(tmp_path: Path) -> None:
-    """Not from when it was sent: a generator that is held up hides nothing."""
+    """Not from the moment at which it was sent: a delayed generator hides no latency."""
     async with a_world(tmp_path) as world:
         generator = Generator(an_order(world, steps=(Step(10.0, 0.2),)))
         loop = asyncio.get_running_loop()
@@ -111,7 +111,7 @@ async def test_latency_in_an_open_loop_counts_from_the_moment_at_which_a_charge_
 
 
 async def test_an_open_loop_keeps_to_its_schedule_however_late_it_is(tmp_path: Path) -> None:
-    """A charge is due when it is due: being late with one moves none of those after it."""
+    """One late charge delays none of the charges after it."""
     async with a_world(tmp_path) as world:
         generator = HeldUp(an_order(world, steps=(Step(1_000.0, 0.1), Step(500.0, 0.1))))
         generator.dues = []
@@ -125,7 +125,7 @@ async def test_an_open_loop_keeps_to_its_schedule_however_late_it_is(tmp_path: P
 async def test_a_refused_client_waits_as_long_as_the_server_says_and_asks_again_with_the_same_key(
     tmp_path: Path,
 ) -> None:
-    """Which is what RetryInfo is for; each refusal is counted, and none is an error."""
+    """It obeys RetryInfo. Each refusal is counted, and none is an error."""
     waits: list[float] = []
     async with a_world(tmp_path, COMMAND_MAX_CALLS="1") as world:
         await world.trouble("token", **HOLD)
@@ -148,7 +148,7 @@ async def test_a_refused_client_waits_as_long_as_the_server_says_and_asks_again_
 
 
 async def test_a_refused_client_that_does_not_obey_counts_an_error_by_its_reason(tmp_path: Path) -> None:
-    """As the service itself calls it."""
+    """The reason is the service's own."""
     async with a_world(tmp_path, COMMAND_MAX_CALLS="1") as world:
         await world.trouble("token", **HOLD)
         held = asyncio.ensure_future(world.charge(a_request()))
@@ -162,10 +162,10 @@ async def test_a_refused_client_that_does_not_obey_counts_an_error_by_its_reason
         await generator.close()
 
 
-async def test_a_closed_loop_makes_charges_and_says_begin_and_end(
+async def test_a_closed_loop_makes_charges_and_prints_begin_and_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole generator against the whole product: every charge it counts has moved money once."""
+    """The whole generator against the whole product: every counted charge has moved money once."""
     async with a_world(tmp_path) as world:
         await Generator(an_order(world, in_flight=4)).run()
         moved = await world.referee.movements()

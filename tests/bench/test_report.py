@@ -1,4 +1,4 @@
-"""What measurements come to: medians, ratios within a round, verdicts, the file, the page, and what the kernel says."""
+"""The results of measurements: medians, ratios within a round, verdicts, the file, the page, and the kernel's figures."""
 
 import asyncio
 import json
@@ -50,8 +50,8 @@ ROUNDS = [
 ]
 
 
-def test_a_ratio_is_the_median_of_those_within_each_round() -> None:
-    """A machine that is faster for a while is so for both, and one strange round moves nothing."""
+def test_a_ratio_is_the_median_of_the_ratios_within_each_round() -> None:
+    """A machine that is faster for a while is faster for both services, and one strange round changes nothing."""
     assert ratios(ROUNDS) == {
         "rate against tutorial": {"16": 15.0},
         "cpu_ms against tutorial": {"16": 0.5},
@@ -76,10 +76,10 @@ def test_the_summary_has_the_shape_that_bench_json_promises() -> None:
     assert found["errors"] == {"tutorial 16": 1}
 
 
-def test_a_comparison_in_which_a_charge_failed_has_failed(
+def test_a_comparison_fails_if_one_of_its_charges_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its figures are told all the same."""
+    """Its figures are printed nevertheless."""
 
     async def compared(*_: object) -> AsyncIterator[list[Measurement]]:
         for one in rounds:
@@ -97,7 +97,7 @@ def test_a_comparison_in_which_a_charge_failed_has_failed(
 
 
 def test_a_target_is_met_missed_or_not_measured() -> None:
-    """At its bound it is met, on either side."""
+    """A figure at its bound meets it, for an upper and for a lower bound."""
     rate = next(target for target in TARGETS if target.place == ("ratios", "rate against tutorial", "16"))
     lag = next(target for target in TARGETS if target.place == ("latency", "view_lag_p99_ms"))
     for value, verdict in ((5.99, Verdict.MISSED), (6.0, Verdict.MET)):
@@ -123,14 +123,14 @@ def test_a_target_is_met_missed_or_not_measured() -> None:
 def test_normal_is_twice_the_worst_second_before_and_silence_is_not_normal(
     after_ms: list[float], answered: list[float], seconds: float
 ) -> None:
-    """And it has to last: a bad second later counts too."""
+    """A later bad second counts too."""
     assert back_to_normal([30, 40], after_ms, answered) == seconds
 
 
-def test_results_are_stored_part_by_part_and_go_on_where_they_were(
+def test_results_are_stored_part_by_part_and_continued_by_later_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later part joins them if commit, size and machine are the same; else what was there is kept aside."""
+    """A later part joins them if commit, size and machine are the same; else the earlier file is kept aside."""
     path = tmp_path / "bench.json"
     monkeypatch.setattr(results, "commit", lambda: "abc")
     results.Results(path, quick=True, anew=True).add({"many": {"errors": 0}})
@@ -148,7 +148,7 @@ def test_results_are_stored_part_by_part_and_go_on_where_they_were(
 
 
 def test_the_page_gets_its_figures_from_the_file_and_keeps_its_prose() -> None:
-    """Filling it twice is filling it once; a small run says that it is one."""
+    """A second filling changes nothing; the page of a small run says that it is small."""
     found = {
         "commit": "abc",
         "quick": True,
@@ -165,8 +165,8 @@ def test_the_page_gets_its_figures_from_the_file_and_keeps_its_prose() -> None:
     assert page.fill(filled, page.figures(found)) == filled
 
 
-async def test_the_kernel_tells_the_cpu_time_and_memory_of_a_process_and_its_children() -> None:
-    """The work is done by a child of the process that is asked about."""
+async def test_a_cost_counts_the_cpu_time_and_memory_of_a_process_and_its_children() -> None:
+    """A child of the measured process does the work."""
     work = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"  # it has the parent's pipes
     process = await asyncio.create_subprocess_exec(
@@ -176,15 +176,15 @@ async def test_the_kernel_tells_the_cpu_time_and_memory_of_a_process_and_its_chi
     await process.stdout.readline()
     found = machine.cost(process.pid)
     await process.communicate(b"\n")
-    assert found.cpu_seconds >= 0.2  # told in ticks
+    assert found.cpu_seconds >= 0.2  # counted in ticks
     assert found.memory_mb > 1
     assert machine.cost(process.pid) == machine.Cost(0.0, 0.0)
 
 
-def test_a_name_with_blanks_and_brackets_shifts_no_field_of_the_kernels(
+def test_a_process_name_with_blanks_and_brackets_shifts_no_field_of_stat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`stat` gives the name in brackets, and the name may hold any of them."""
+    """`stat` has the name in brackets, and the name may hold brackets too."""
     folder = tmp_path / "7"
     (folder / "task" / "7").mkdir(parents=True)
     (folder / "task" / "7" / "children").write_text("")

@@ -22,7 +22,7 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from chassis.disk import GROWTH_BYTES, LOCAL_DISK, Disk, LocalDisk, file_uri
-from command_service.journal import JournalBusy, JournalFull, JournalRefused, NotStored
+from command_service.journal import START, JournalBusy, JournalFull, JournalRefused, NotStored
 from command_service.journal.commits import GroupCommit, Rhythm
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
@@ -483,3 +483,32 @@ def test_full_and_busy_are_one_kind() -> None:
     """Who only wants to know that nothing was stored need not know why."""
     assert issubclass(JournalFull, NotStored)
     assert issubclass(JournalBusy, NotStored)
+
+
+# ---------------------------------------------------------------- looking after the files
+class SlowLook(LocalDisk):
+    """A disk on which it takes long to look for free space, once `may_go_on` is cleared."""
+
+    may_go_on = threading.Event()
+    is_looking = threading.Event()
+
+    def free_bytes(self, path: Path) -> int:
+        self.is_looking.set()
+        self.may_go_on.wait(30)
+        return super().free_bytes(path)
+
+
+async def test_neither_reads_nor_commits_wait_for_the_look_at_the_files(rig: SqliteRig) -> None:
+    """The anchor's sync is part of that look, and the feed reads beside it."""
+    rig.disk, rig.rhythm = SlowLook(), Rhythm(look_every_seconds=0.01)
+    SlowLook.may_go_on.set()
+    async with rig.open() as journal:
+        SlowLook.may_go_on.clear()
+        SlowLook.is_looking.clear()
+        try:
+            assert await asyncio.to_thread(SlowLook.is_looking.wait, 30)
+            async with asyncio.timeout(10):
+                (record,) = await add(journal, stream(1), 0, [b"a"], finished=False)
+                assert await journal.read_after(START) == [record]
+        finally:
+            SlowLook.may_go_on.set()

@@ -1,4 +1,4 @@
-"""The stored format: what was ever written can be read, for ever, and what is not known stops the reader."""
+"""The stored format: every event ever written stays readable, and an unknown one stops the reader."""
 
 import enum
 import re
@@ -42,14 +42,14 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def lines(name: str) -> list[list[str]]:
-    """A fixture's lines, by words."""
+    """A fixture's lines, split into words."""
     return [line.split() for line in (FIXTURES / name).read_text().splitlines() if not line.startswith("#")]
 
 
 # ---------------------------------------------------------------- the charge id
 @pytest.mark.parametrize(("tenant", "key", "charge_id"), lines("charge_ids.txt"))
 def test_a_tenants_key_names_the_same_charge_for_ever(tenant: str, key: str, charge_id: str) -> None:
-    """Were one of these vectors to change, a retry would charge again."""
+    """If one of these vectors changed, a retry would charge again."""
     assert charge_id_of(tenant, key) == charge_id
 
 
@@ -59,7 +59,7 @@ tenants_and_keys = st.tuples(st.text(max_size=8), st.text(max_size=8))
 @settings(deadline=None)
 @given(tenants_and_keys)
 def test_a_charge_id_is_a_uuid_of_our_own_making(tenant_and_key: tuple[str, str]) -> None:
-    """RFC 9562: version 8 says that its bits follow no rule but ours."""
+    """RFC 9562: the bits of version 8 follow the application's own rule."""
     charge_id = charge_id_of(*tenant_and_key)
     parsed = uuid.UUID(charge_id)
     assert (parsed.version, parsed.variant, str(parsed)) == (8, uuid.RFC_4122, charge_id)
@@ -68,7 +68,7 @@ def test_a_charge_id_is_a_uuid_of_our_own_making(tenant_and_key: tuple[str, str]
 @settings(deadline=None)
 @given(tenants_and_keys, tenants_and_keys)
 def test_two_keys_or_tenants_never_share_a_charge(one: tuple[str, str], other: tuple[str, str]) -> None:
-    """Not even where one's end could be read as the other's beginning."""
+    """Not even if the end of a tenant could be the beginning of a key."""
     assert (charge_id_of(*one) == charge_id_of(*other)) == (one == other)
     assert one == ("", "") or charge_id_of("".join(one), "") != charge_id_of("", "".join(one))
 
@@ -103,7 +103,7 @@ STORED: dict[str, Event] = {
     "review_required.without_evidence": ReviewRequired(ReviewReason.CONTRADICTION),
     "charge_abandoned": ChargeAbandoned(5),
 }
-"""What the fixtures' names stand for. Lines are added to a fixture, never changed; other bytes need another fixture."""
+"""The events of the fixtures' names. Lines are added to a fixture, never changed; other bytes need another fixture."""
 FORMATS = sorted(path.name for path in FIXTURES.glob("events_*.txt"))
 VECTORS = [
     pytest.param(name, bytes.fromhex(stored), id=f"{file}-{name}") for file in FORMATS for name, stored in lines(file)
@@ -111,19 +111,19 @@ VECTORS = [
 
 
 @pytest.mark.parametrize(("name", "stored"), VECTORS)
-def test_what_was_ever_stored_can_be_read(name: str, stored: bytes) -> None:
-    """Vectors of every format that a program of ours has written are kept for ever."""
+def test_every_event_that_was_ever_stored_can_be_read(name: str, stored: bytes) -> None:
+    """Vectors of every format that this program has written are kept for ever."""
     assert decode(stored) == STORED[name]
 
 
 @pytest.mark.parametrize(("name", "stored"), lines(FORMATS[-1]))
-def test_what_is_stored_now_is_the_newest_format(name: str, stored: str) -> None:
-    """Bytes change with a new fixture only, never by the way."""
+def test_events_are_stored_in_the_newest_format(name: str, stored: str) -> None:
+    """A change of the bytes needs a new fixture."""
     assert encode(STORED[name]).hex() == stored
 
 
 def test_there_is_a_vector_of_every_kind_of_event_and_every_reason() -> None:
-    """Meta: nothing that is stored goes without a frozen vector."""
+    """Meta: every stored kind has a frozen vector."""
     assert [name for name, _ in lines(FORMATS[-1])] == list(STORED)
     assert {type(event) for event in STORED.values()} == set(get_args(Event))
 
@@ -155,13 +155,13 @@ events = st.one_of(
 
 @settings(deadline=None)
 @given(events)
-def test_every_event_is_read_as_it_was_stored(event: Event) -> None:
-    """Field by field, whatever the fields hold."""
+def test_an_event_that_is_stored_and_read_is_the_same_event(event: Event) -> None:
+    """Field by field, for any content."""
     assert decode(encode(event)) == event
 
 
-def test_metadata_is_read_in_one_order_whatever_order_it_is_stored_in() -> None:
-    """A protobuf map has no order of its own, so equal requests must not differ by it."""
+def test_metadata_is_read_in_one_order_for_every_stored_order() -> None:
+    """A protobuf map has no order, so equal requests must not differ by it."""
     stored = journal_pb2.Event()
     for key in ("b", "c", "a"):
         stored.charge_requested.metadata[key] = key.upper()
@@ -170,13 +170,13 @@ def test_metadata_is_read_in_one_order_whatever_order_it_is_stored_in() -> None:
     assert event.request.metadata == (("a", "A"), ("b", "B"), ("c", "C"))
 
 
-# ---------------------------------------------------------------- one contract: the core's words and the proto's
+# ---------------------------------------------------------------- the core's values and the contract's
 ENUMS = [found for found in vars(values).values() if isinstance(found, enum.EnumMeta) and found is not enum.Enum]
 
 
 @pytest.mark.parametrize("core", ENUMS)
-def test_every_enum_of_the_core_has_its_place_in_the_contract_and_vice_versa(core: enum.EnumMeta) -> None:
-    """And zero stands for none of its members."""
+def test_the_members_of_every_enum_are_the_same_in_the_core_and_in_the_contract(core: enum.EnumMeta) -> None:
+    """The contract's zero stands for no member."""
     contract = common_pb2.DESCRIPTOR.enum_types_by_name[core.__name__]
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", core.__name__).upper() + "_"
     assert set(contract.values_by_name) == {prefix + name for name in ["UNSPECIFIED", *core.__members__]}
@@ -184,12 +184,12 @@ def test_every_enum_of_the_core_has_its_place_in_the_contract_and_vice_versa(cor
 
 
 def test_the_core_has_enums() -> None:
-    """Meta: the test above speaks of something."""
+    """Meta: the test above has cases."""
     assert set(ENUMS) == {DeclineReason, ReviewReason}
 
 
-def test_every_event_of_the_core_has_its_place_in_the_contract_and_vice_versa() -> None:
-    """Neither side knows an event that the other does not."""
+def test_the_events_are_the_same_in_the_core_and_in_the_contract() -> None:
+    """Neither side has an event that the other lacks."""
     kinds = [field.message_type for field in journal_pb2.Event.DESCRIPTOR.oneofs_by_name["kind"].fields]
     in_contract = {kind.name for kind in kinds if kind is not None}
     assert in_contract == {event.__name__ for event in get_args(Event)}
@@ -209,7 +209,7 @@ def test_every_event_of_the_core_has_its_place_in_the_contract_and_vice_versa() 
     ],
 )
 def test_every_field_of_the_contract_is_stored(name: str) -> None:
-    """A field that the codec forgot would stay empty for ever."""
+    """A field that the codec omits would stay empty for ever."""
 
     def empty_fields(message: Message) -> set[str]:
         filled = {field.name: value for field, value in message.ListFields()}
@@ -251,7 +251,7 @@ def fold(stream: Sequence[bytes]) -> State:
     ],
 )
 def test_an_unknown_event_is_a_loud_stop(stored: bytes) -> None:
-    """A journal that cannot be read is not read on: neither alone nor within its stream."""
+    """It raises, read alone and read within its stream."""
     with pytest.raises(UnknownEvent):
         decode(stored)
     with pytest.raises(UnknownEvent):
@@ -259,7 +259,7 @@ def test_an_unknown_event_is_a_loud_stop(stored: bytes) -> None:
 
 
 def test_a_decline_for_a_known_reason_is_no_stop() -> None:
-    """Meta: it is the reason that the test above stops at."""
+    """Meta: the unknown reason is the cause of the stop above."""
     assert decode(_declined(1)) == ChargeDeclined(DeclineReason.CARD_DECLINED)
     assert decode(_in_review(1)) == ReviewRequired(ReviewReason.FIELDS_DIFFER)
 
@@ -274,7 +274,7 @@ def test_a_stream_folds_into_its_state() -> None:
     )
 
 
-def test_a_stream_that_cannot_be_is_a_loud_stop() -> None:
-    """Every event is known, and yet this never happened."""
+def test_an_impossible_stream_is_a_loud_stop() -> None:
+    """Each event is known, but their order is impossible."""
     with pytest.raises(ImpossibleEvent):
         fold([encode(STORED["token_issued"])])

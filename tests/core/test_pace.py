@@ -1,4 +1,4 @@
-"""When the bank is called again, and refused callers are asked to come back."""
+"""The times at which the bank is called again and refused callers come back."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ VAIN = NoAnswer()
 
 
 class Clock:
-    """A clock that stands where it was set."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -31,7 +31,7 @@ class Clock:
 
 # ---------------------------------------------------------------- the breaker
 def opened() -> tuple[Breaker, Clock]:
-    """A breaker that has just opened, since enough charges in a row had no answer."""
+    """A breaker that has just opened after enough charges in a row without an answer."""
     clock = Clock()
     breaker = Breaker(clock, Random(1))
     for number in range(UNANSWERED_TO_OPEN):
@@ -42,7 +42,7 @@ def opened() -> tuple[Breaker, Clock]:
 
 
 def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_the_pause() -> None:
-    """A hundred of them fail with the ones that opened it: a bank that was away for a moment is asked after a second."""
+    """A hundred of them fail after the breaker has opened: the probe still comes after a second."""
     breaker, clock = opened()
     for _ in range(100):
         assert breaker.admit() is None
@@ -53,7 +53,7 @@ def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_the_pause() ->
 
 
 def test_one_probe_at_a_time_finds_out_whether_the_bank_is_back() -> None:
-    """Answers that come late do not let another one through, and each vain probe doubles the pause up to a bound."""
+    """A late answer allows no second probe, and each vain probe doubles the pause up to a bound."""
     breaker, clock = opened()
     pauses = []
     for _ in range(8):
@@ -72,8 +72,8 @@ def test_one_probe_at_a_time_finds_out_whether_the_bank_is_back() -> None:
     assert breaker.admit() is Pass.CALL
 
 
-async def test_who_waits_while_a_probe_is_under_way_waits_for_its_end() -> None:
-    """Thousands may, and a probe may take long: they do not come to ask again and again."""
+async def test_waiters_for_the_breaker_sleep_until_the_probe_under_way_ends() -> None:
+    """Thousands may wait, and a probe may take long: they do not poll."""
     breaker, clock = opened()
     clock.now += 1.0
     assert breaker.admit() is Pass.PROBE
@@ -85,8 +85,8 @@ async def test_who_waits_while_a_probe_is_under_way_waits_for_its_end() -> None:
     await asyncio.wait_for(waiting, 30)
 
 
-async def test_a_vain_probe_has_asked_for_all_who_wait() -> None:
-    """They are told what it came to: whether it was our set-up, above all."""
+async def test_the_result_of_a_vain_probe_is_the_answer_for_all_waiters() -> None:
+    """It says whether our set-up was refused, above all."""
     breaker, clock = opened()
     clock.now += 1.0
     assert breaker.admit() is Pass.PROBE
@@ -98,8 +98,8 @@ async def test_a_vain_probe_has_asked_for_all_who_wait() -> None:
 
 
 @pytest.mark.parametrize("answer", [VAIN, NoAnswer(our_setup=True)])
-def test_one_charge_alone_opens_it_never(answer: NoAnswer) -> None:
-    """However often it is asked for in vain; it keeps to its own backoff."""
+def test_one_charge_alone_never_opens_the_breaker(answer: NoAnswer) -> None:
+    """Any number of vain calls for one charge; the charge has a backoff of its own."""
     breaker = Breaker(Clock(), Random(1))
     for _ in range(1_000):
         breaker.note(Pass.CALL, "the one", answer)
@@ -109,8 +109,8 @@ def test_one_charge_alone_opens_it_never(answer: NoAnswer) -> None:
 @pytest.mark.parametrize(
     ("answer", "charges"), [(VAIN, UNANSWERED_TO_OPEN), (NoAnswer(our_setup=True), REFUSED_TO_OPEN)]
 )
-def test_it_opens_when_so_many_charges_in_a_row_had_no_answer(answer: NoAnswer, charges: int) -> None:
-    """Any other answer between them, and it counts from the start."""
+def test_the_breaker_opens_after_enough_charges_in_a_row_without_an_answer(answer: NoAnswer, charges: int) -> None:
+    """Any other answer between them restarts the count."""
     breaker = Breaker(Clock(), Random(1))
     for answered in (True, False):
         for number in range(charges):
@@ -124,7 +124,7 @@ def test_it_opens_when_so_many_charges_in_a_row_had_no_answer(answer: NoAnswer, 
 
 # ---------------------------------------------------------------- appointments
 def busy(call_seconds: float, places: int = 100) -> tuple[Appointments, Clock]:
-    """Appointments of a server whose calls have taken that long for a while."""
+    """Appointments of a server whose calls have taken `call_seconds` for a while."""
     clock = Clock()
     appointments = Appointments(clock, places)
     for _ in range(1_000):
@@ -132,8 +132,8 @@ def busy(call_seconds: float, places: int = 100) -> tuple[Appointments, Clock]:
     return appointments, clock
 
 
-def test_a_caller_who_is_refused_alone_may_come_back_soon() -> None:
-    """And so may the next one, once that is over, and the first one after there was room."""
+def test_a_caller_that_is_refused_alone_may_come_back_soon() -> None:
+    """Also the next one after that time, and the first one after there was room."""
     appointments, clock = busy(1.0)
     assert appointments.give_seconds() == SOONEST_RETURN_SECONDS
     clock.now += 10.0
@@ -144,7 +144,7 @@ def test_a_caller_who_is_refused_alone_may_come_back_soon() -> None:
 
 
 def test_refused_callers_come_back_one_after_another_more_slowly_than_calls_end() -> None:
-    """Whether they were refused at once or one by one."""
+    """Refused all at once or one by one."""
     appointments, clock = busy(0.2)
     returns = []
     for number in range(500):
@@ -154,8 +154,8 @@ def test_refused_callers_come_back_one_after_another_more_slowly_than_calls_end(
     assert min(gaps) >= 0.99 * CALLS_A_RETURN * 0.2 / 100
 
 
-def test_nobody_is_asked_to_stay_away_for_longer_than_a_minute() -> None:
-    """However many there are; and those beyond are spread, not sent back all at once."""
+def test_no_caller_is_asked_to_stay_away_for_longer_than_a_minute() -> None:
+    """For any number of callers; those at the limit are spread, so that they do not return all at once."""
     appointments, _ = busy(10.0)
     waits = [appointments.give_seconds() for _ in range(1_000)]
     assert max(waits) <= LATEST_RETURN_SECONDS

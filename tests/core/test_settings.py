@@ -1,4 +1,4 @@
-"""What a variable of the environment may hold, and that what it may not is told in a line of its own."""
+"""The allowed values of the variables of the environment, and the lines that report every other value."""
 
 from pathlib import Path
 
@@ -63,8 +63,8 @@ def test_a_bank_is_named_by_its_address_and_a_path(value: str, taken: str) -> No
         "http://secret.example#a",
     ],
 )
-def test_what_names_no_bank_is_told_in_a_line_without_its_value(value: str) -> None:
-    """It may hold a password; and what is wrong would else come to light with the first charge."""
+def test_an_unusable_bank_url_is_reported_at_the_start_without_its_value(value: str) -> None:
+    """The value may hold a password; and unreported, the mistake would show with the first charge only."""
     with pytest.raises(settings.SettingsError) as told:
         bank_url(value)
     said = str(told.value).splitlines()
@@ -73,7 +73,7 @@ def test_what_names_no_bank_is_told_in_a_line_without_its_value(value: str) -> N
     assert "secret" not in said[1]
 
 
-def test_a_feed_is_not_followed_at_port_0_where_nobody_can_listen() -> None:
+def test_port_0_is_no_address_of_a_feed_to_follow() -> None:
     with pytest.raises(settings.SettingsError, match=r"QUERY_FEED: must be host:port with a port from 1 to 65535"):
         settings.read(QuerySettings, {"QUERY_FEED": "127.0.0.1:50053, 127.0.0.1:0"})
     assert settings.read(QuerySettings, {"QUERY_LISTEN": "127.0.0.1:0"}).listen.port == 0
@@ -91,14 +91,14 @@ SERVERS = [
 
 
 @pytest.mark.parametrize(("server", "misspelt", "meant"), SERVERS)
-def test_a_misspelt_setting_is_refused_with_the_name_that_is_meant(server: type, misspelt: str, meant: str) -> None:
-    """Ignored, it would begin a new and empty journal, and so charge every card again."""
+def test_a_misspelt_setting_is_refused_and_the_right_name_suggested(server: type, misspelt: str, meant: str) -> None:
+    """If it were ignored, the server could begin an empty journal and charge every card again."""
     with pytest.raises(settings.SettingsError) as told:
         settings.read(server, {misspelt: "secret-value"})
     assert str(told.value).splitlines()[1:] == [f"  {misspelt} is no setting: is {meant} meant?"]
 
 
-def test_unknown_and_unusable_settings_are_told_together() -> None:
+def test_unknown_and_unusable_settings_are_reported_together() -> None:
     with pytest.raises(settings.SettingsError) as told:
         settings.read(
             CommandSettings, {"COMMAND_LISTEN": "x", "COMMAND_XYZZY": "", "COMMAND_JORNAL": "", "QUERY_X": ""}
@@ -110,8 +110,8 @@ def test_unknown_and_unusable_settings_are_told_together() -> None:
     ]
 
 
-def test_what_a_cluster_tells_of_other_services_is_no_setting_of_ours() -> None:
-    """Kubernetes and Docker name these variables by the services, which may be called `command` and `query-view`."""
+def test_a_clusters_variables_about_other_services_are_no_settings_of_ours() -> None:
+    """Kubernetes and Docker put a service's name before them, and a service may be called `command` or `query-view`."""
     environment: dict[str, str] = {}
     for service in ("COMMAND", "COMMAND_FEED", "COMMAND_SERVICE", "QUERY", "QUERY_VIEW", "GATEWAY_MOCK"):
         environment |= {
@@ -139,7 +139,9 @@ def test_what_a_cluster_tells_of_other_services_is_no_setting_of_ours() -> None:
         ({}, "data"),
     ],
 )
-def test_what_a_server_keeps_lies_where_no_make_clean_removes_it(environment: dict[str, str], folder: str) -> None:
+def test_a_servers_files_lie_in_a_folder_that_make_clean_does_not_remove(
+    environment: dict[str, str], folder: str
+) -> None:
     place = Path(folder)
     assert settings.read(CommandSettings, environment).journal == SqliteFile((place / "journal.db").absolute())
     assert settings.read(QuerySettings, environment).view == place / "view.db"
@@ -154,7 +156,7 @@ def test_what_a_server_keeps_lies_where_no_make_clean_removes_it(environment: di
     ],
 )
 def test_a_path_that_only_a_shell_would_expand_is_refused(value: str) -> None:
-    """It would make a folder of that name, and a new journal in it. Files written on Windows end lines with CR."""
+    """The server would make a folder of that name with a new journal. Files written on Windows end lines with CR."""
     for server, variable, before in (
         (CommandSettings, "COMMAND_JOURNAL", "sqlite:///"),
         (QuerySettings, "QUERY_VIEW", ""),
@@ -165,13 +167,13 @@ def test_a_path_that_only_a_shell_would_expand_is_refused(value: str) -> None:
         assert "secret" not in str(told.value)
 
 
-def test_a_path_that_may_look_odd_is_taken_as_it_is() -> None:
+def test_an_odd_path_is_taken_literally() -> None:
     for value in ("./~view.db~", "view~1.db", "Müller & Söhne/100 %.db", "a$.db"):
         assert settings.read(QuerySettings, {"QUERY_VIEW": value}).view == Path(value)
 
 
 @pytest.mark.parametrize("server", [CommandSettings, QuerySettings, BankSettings])
-def test_a_programs_help_tells_every_setting_with_its_default(server: type) -> None:
+def test_a_programs_help_lists_every_setting_with_its_default(server: type) -> None:
     told = settings.describe(server, {"HOME": "/home/alice"})
     for field in server.__dataclass_fields__.values():  # type: ignore[attr-defined]  # it is a dataclass
         assert f"  {field.metadata['variable']} [" in told
@@ -183,7 +185,7 @@ def max_amounts(value: str) -> dict[str, int]:
     return dict(settings.read(CommandSettings, {"COMMAND_MAX_AMOUNTS": value}).max_amounts)
 
 
-def test_caps_of_ones_own_are_named_by_currency() -> None:
+def test_an_operators_caps_are_given_by_currency() -> None:
     assert max_amounts("") == max_amounts(" ") == {}
     assert max_amounts("EUR=500000, IDR = 999999999999") == {"EUR": 500_000, "IDR": 999_999_999_999}
 
@@ -195,8 +197,8 @@ def test_caps_of_ones_own_are_named_by_currency() -> None:
         *("eur=5", "XXX=5", "HRK=5", "EUR=5,EUR=6", "EUR=5,", ",", "EUR=5;USD=6", "EUR 5", "EUR=5=6"),
     ],
 )
-def test_a_cap_that_cannot_be_is_told_at_the_start(value: str) -> None:
-    """A typing error here would let through what was to be stopped."""
+def test_an_impossible_cap_is_reported_at_the_start(value: str) -> None:
+    """A typing error here could disable the cap."""
     with pytest.raises(
         settings.SettingsError, match=r"COMMAND_MAX_AMOUNTS: must be like EUR=500000,IDR=999999999999: "
     ):

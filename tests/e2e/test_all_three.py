@@ -51,7 +51,7 @@ async def statement(town: Town) -> list[dict[str, Any]]:
         return movements
 
 
-async def test_what_was_charged_is_read_back_at_once_with_min_position(town: Town) -> None:
+async def test_a_charge_is_read_back_at_once_with_min_position(town: Town) -> None:
     charged = await charge(town, request("order-0001"))
     declined = await charge(town, request("order-0002", card="tok_insufficient_funds"))
     async with grpc.aio.insecure_channel(town.query.listen) as channel:
@@ -75,7 +75,7 @@ async def test_what_was_charged_is_read_back_at_once_with_min_position(town: Tow
 
 
 async def test_a_command_server_killed_in_the_middle_of_charges_charges_each_exactly_once(town: Town) -> None:
-    """The clients do what the contract says: the same request with the same key, until it has an outcome."""
+    """The clients follow the contract: the same request with the same key, until it has an outcome."""
 
     async def insist(key: str) -> ChargeResponse:
         while True:
@@ -91,7 +91,7 @@ async def test_a_command_server_killed_in_the_middle_of_charges_charges_each_exa
     for _ in range(3):
         known = len(await statement(town))
         while len(await statement(town)) < min(known + 5, 40):
-            pass  # so that it dies with work under way
+            pass  # the server dies with charges under way
         await town.command.kill()
         await town.start_command()
     answers = await asyncio.gather(*clients)
@@ -120,8 +120,8 @@ async def test_a_view_that_is_deleted_comes_back_from_the_feed(town: Town) -> No
     assert shown.charge.status == CHARGED
 
 
-async def test_a_charge_that_a_restore_forgot_is_not_charged_again(town: Town) -> None:
-    """The client retries a charge that the restored journal never heard of: the bank has not forgotten."""
+async def test_a_charge_that_a_restored_journal_lacks_is_not_charged_again(town: Town) -> None:
+    """The client retries a charge that the restored journal lacks: the bank still has it."""
     await charge(town, request("order-0001"))
     assert await town.operate("backup", str(town.folder / "backup.db")) == 0
     forgotten = await charge(town, request("order-0002"))
@@ -142,7 +142,7 @@ async def test_a_charge_that_a_restore_forgot_is_not_charged_again(town: Town) -
 @pytest.mark.parametrize(
     ("key", "user"), [("1001", "auth0|x"), ("jane+x@y", "jane+x@y"), ("k" * 255, "u" * 255), ("%20/?#", '"<&>')]
 )
-async def test_whatever_printable_name_a_key_or_user_has_both_servers_know_it(town: Town, key: str, user: str) -> None:
+async def test_both_servers_accept_every_printable_key_and_user(town: Town, key: str, user: str) -> None:
     """In every query that takes one, over the pages of a list too."""
     asked = [request(name) for name in (key, key[:-1] + "2")]
     for each in asked:

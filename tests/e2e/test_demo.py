@@ -1,4 +1,4 @@
-"""The stories leave nothing behind, however they end."""
+"""The stories leave no process behind, in every way that they can end."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ README = Path(__file__).parents[2] / "README.md"
 # The tour as `make run` starts it, but on free ports.
 TOUR = "from demo import tour; tour.main(dict.fromkeys(tour.LISTEN, '127.0.0.1:0'))"
 CRASH = "from demo import crash; crash.main()"
-STARTING = ""  # nothing needs to have been told: the first server has just been started
+STARTING = ""  # no line has to be printed yet: the first server has just been started
 PATIENCE_SECONDS = 40
 
 
@@ -48,8 +48,8 @@ async def test_a_town_whose_command_server_does_not_start_leaves_no_bank(tmp_pat
 async def test_a_story_that_is_asked_to_stop_ends_its_servers(
     tmp_path: Path, story: str, stage: str, number: signal.Signals
 ) -> None:
-    """At any stage, by Ctrl-C, by SIGTERM and when its terminal is closed; in a few words."""
-    mark = str(uuid.uuid4())  # every process of the story has it in its environment
+    """At any stage, by Ctrl-C, by SIGTERM and when its terminal is closed; it prints a few words."""
+    mark = str(uuid.uuid4())  # every process of the story has the mark in its environment
     telling = await begun(story, tmp_path, mark)
     assert telling.stdout is not None
     try:
@@ -70,7 +70,7 @@ async def test_a_story_that_is_asked_to_stop_ends_its_servers(
 
 
 async def test_the_tour_starts_a_killed_server_again(tmp_path: Path) -> None:
-    """So that a person can kill the command server amid charges, and find each charged once."""
+    """A person can kill the command server during charges, and then find each charged once."""
     mark = str(uuid.uuid4())
     telling = await begun(TOUR, tmp_path, mark)
     assert telling.stdout is not None
@@ -98,12 +98,12 @@ async def test_the_tour_starts_a_killed_server_again(tmp_path: Path) -> None:
 
 
 async def test_the_readme_shows_what_the_tour_prints() -> None:
-    """In every character but the bank's random ids and the time; if it fails: python -m demo.transcript."""
+    """In every character except the bank's random ids and the time; if it fails: python -m demo.transcript."""
     assert comparable(shown(README.read_text())) == comparable(await transcript())
 
 
 async def begun(story: str, folder: Path, mark: str) -> asyncio.subprocess.Process:
-    """A story that is being told, by a process that has the mark in its environment, as all that it starts have."""
+    """Start a story in a process with the mark in its environment; all its child processes inherit the mark."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -126,5 +126,5 @@ def marked(mark: str) -> list[int]:
             if mark.encode() in (place / "environ").read_bytes():
                 found.append(int(place.name))
         except OSError:
-            pass  # it has ended, or is not ours to look at
+            pass  # it has ended, or belongs to another user
     return found

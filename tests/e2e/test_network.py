@@ -1,4 +1,4 @@
-"""A sample of prove.network's scenarios, and the truths about the proxy that they rest on. `make prove` plays them all."""
+"""A sample of prove.network's scenarios, and the properties of their proxy. `make prove` plays all scenarios."""
 
 import asyncio
 import contextlib
@@ -47,40 +47,40 @@ SAMPLE = [
 
 @pytest.mark.parametrize("scenario", SAMPLE, ids=lambda scenario: scenario.name)
 async def test_nothing_breaks_and_the_faults_really_fire(scenario: Scenario) -> None:
-    """After the harm everything comes to rest and agrees; a scenario whose faults do not fire shows nothing."""
+    """After the harm all charges come to rest and all books agree; a scenario whose faults do not fire shows nothing."""
     harness = await play(scenario, 0)
     assert harness.violations == []
     assert harness.faults.total() > 0
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-async def test_what_must_not_pass_does_not(name: str) -> None:
-    """A world at rest that was tampered with is found out: a check that finds nothing proves nothing."""
+async def test_every_control_is_found(name: str) -> None:
+    """The check finds each tampering with a world at rest: a check that never finds anything proves nothing."""
     assert await is_found(*CONTROLS[name])
 
 
-def test_every_option_that_is_set_is_one_that_grpc_knows() -> None:
-    """grpc ignores what it does not know: a misspelt option let it send clients away for keeping their links alive."""
+def test_grpc_knows_every_option_that_is_set() -> None:
+    """grpc ignores unknown options: with a misspelt one it once disconnected clients for their keepalive pings."""
     library = next(Path(grpc._cython.__file__).parent.glob("cygrpc*.so")).read_bytes()
     for name, _ in (*server.CHANNEL_OPTIONS, *server._SERVER_OPTIONS):
         assert name.encode() + b"\0" in library, name
 
 
-def test_a_peer_that_hangs_is_waited_for_no_longer_than_keepalive_says() -> None:
-    """grpc's keepalive time-out is about TCP's acknowledgements; an answer to its ping has a time-out of its own."""
+def test_the_wait_for_a_peer_that_hangs_is_keepalives_time_out() -> None:
+    """grpc's keepalive time-out concerns TCP's acknowledgements; the answer to its ping has a time-out of its own."""
     for options in (server.CHANNEL_OPTIONS, server._SERVER_OPTIONS):
         assert dict(options)["grpc.http2.ping_timeout_ms"] == dict(options)["grpc.keepalive_timeout_ms"]
 
 
-# ---------------------------------------------------------------- what is played when, and what is said of what hangs
+# ---------------------------------------------------------------- the order of scenarios, and the report of a hang
 def played(lane: Lane, fired: Counter[str], left_seconds: float) -> str:
-    """The name of what a lane plays next, if anything."""
+    """The name of the scenario that a lane plays next, or "nothing"."""
     chosen = lane.next(fired, left_seconds)
     return chosen[0].name if chosen else "nothing"
 
 
-def test_every_scenario_is_played_once_and_then_what_fires_the_rarest_kind() -> None:
-    """However little time there is for the first round; seeds are never played twice."""
+def test_every_scenario_is_played_once_and_then_the_one_that_fires_the_rarest_kind() -> None:
+    """The first round is played even without time for it; seeds are never played twice."""
     common, rare = SAMPLE[:2]
     lane, fired = Lane(SAMPLE[:2], base=7), Counter({"common": 100, "rare": 3})
     assert [played(lane, fired, left_seconds=0) for _ in range(3)] == [common.name, rare.name, "nothing"]
@@ -91,8 +91,8 @@ def test_every_scenario_is_played_once_and_then_what_fires_the_rarest_kind() -> 
     assert played(lane, Counter({"common": 100, "rare": 100}), left_seconds=60) == common.name
 
 
-def test_what_cannot_end_in_the_time_that_is_left_is_not_begun() -> None:
-    """Measured by the longest time that it took."""
+def test_a_scenario_that_cannot_end_in_the_remaining_time_is_not_begun() -> None:
+    """By its longest time so far."""
     quick, long = SAMPLE[:2]
     lane = Lane([quick, long], base=0, plays=Counter({quick.name: 1, long.name: 1}))
     lane.played(quick, 1.0, {"a"})
@@ -102,8 +102,8 @@ def test_what_cannot_end_in_the_time_that_is_left_is_not_begun() -> None:
     assert played(lane, Counter(a=100), left_seconds=1) == "nothing"
 
 
-async def test_what_hangs_says_what_was_waited_for() -> None:
-    """And a time-out of something else goes by as it is."""
+async def test_a_wait_that_times_out_names_its_condition() -> None:
+    """Another time-out within it passes unchanged."""
     with pytest.raises(Broken, match=r"not within 0\.01 s: the sun rises"):
         async with within(0.01, "the sun rises"):
             await asyncio.Event().wait()
@@ -112,8 +112,8 @@ async def test_what_hangs_says_what_was_waited_for() -> None:
             raise TimeoutError("another")
 
 
-async def test_a_scenario_that_fails_says_in_which_phase_and_where() -> None:
-    """A bare time-out tells nothing."""
+async def test_the_report_of_a_failed_scenario_has_its_phase_and_command() -> None:
+    """A time-out alone explains nothing."""
 
     async def hangs_up(_: World) -> None:
         raise TimeoutError
@@ -128,7 +128,7 @@ async def test_a_scenario_that_fails_says_in_which_phase_and_where() -> None:
 # ---------------------------------------------------------------- the proxy
 @asynccontextmanager
 async def an_echo(*faults: Fault) -> AsyncIterator[tuple[Proxy, asyncio.StreamReader, asyncio.StreamWriter, bytearray]]:
-    """A server that sends back what it hears, a proxy before it, a client, and all that the server heard."""
+    """An echo server, a proxy before it, a client, and all bytes that the server received."""
     heard = bytearray()
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,7 +151,7 @@ async def an_echo(*faults: Fault) -> AsyncIterator[tuple[Proxy, asyncio.StreamRe
 
 
 async def test_without_faults_the_proxy_is_a_wire() -> None:
-    """Bytes and the end of them come through, both ways."""
+    """Bytes and their end pass both ways."""
     async with an_echo() as (proxy, reader, writer, _):
         writer.write(b"hello" * 100_000)
         writer.write_eof()
@@ -161,8 +161,8 @@ async def test_without_faults_the_proxy_is_a_wire() -> None:
 
 @pytest.mark.parametrize("way", list(Way))
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.RESET])
-async def test_a_link_ends_after_exactly_so_many_bytes(kind: Kind, way: Way) -> None:
-    """A cut is an end of bytes, a reset is an error; either way only the bytes before it got through."""
+async def test_a_link_ends_after_exactly_the_given_bytes(kind: Kind, way: Way) -> None:
+    """A cut is an end of bytes, a reset is an error; in both cases only the bytes before it pass."""
     async with an_echo(Fault(kind, way, after_bytes=3)) as (proxy, reader, writer, heard):
         writer.write(b"hello")
         if kind is Kind.CUT:
@@ -175,8 +175,8 @@ async def test_a_link_ends_after_exactly_so_many_bytes(kind: Kind, way: Way) -> 
         assert proxy.fired == {kind: 1}
 
 
-async def test_a_black_hole_swallows_and_tells_nobody() -> None:
-    """What is sent into it arrives nowhere, and who hangs up is counted."""
+async def test_a_black_hole_drops_bytes_without_an_error() -> None:
+    """Bytes sent into it arrive nowhere, and the fault counts when a client hangs up."""
     async with an_echo(Fault(Kind.BLACK_HOLE, when=b"now")) as (proxy, reader, writer, heard):
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
@@ -188,7 +188,7 @@ async def test_a_black_hole_swallows_and_tells_nobody() -> None:
 
 
 async def test_a_duplicate_arrives_twice_over_another_link() -> None:
-    """The first answer is the client's, the second nobody's."""
+    """The client gets the first answer; the second is dropped."""
     async with an_echo(Fault(Kind.DUPLICATE, seconds=0.05)) as (proxy, reader, writer, heard):
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
@@ -196,8 +196,8 @@ async def test_a_duplicate_arrives_twice_over_another_link() -> None:
         assert bytes(heard) == b"hellohello"
 
 
-async def test_a_forged_answer_comes_instead_of_the_true_one() -> None:
-    """The work is done, and another answer is read."""
+async def test_a_forged_answer_replaces_the_true_one() -> None:
+    """The server does the work, and the client reads another answer."""
     async with an_echo(Fault(Kind.FORGE, Way.DOWN, forged=(b"good", b"bye"), seconds=0)) as (_, reader, writer, heard):
         writer.write(b"hello")
         assert await reader.read(-1) == b"goodbye"
@@ -205,7 +205,7 @@ async def test_a_forged_answer_comes_instead_of_the_true_one() -> None:
 
 
 async def test_late_and_slow_bytes_are_the_same_bytes() -> None:
-    """Delay and throttle change when, not what."""
+    """Delay and throttle change the time of bytes, not the bytes."""
     faults = (Fault(Kind.DELAY, seconds=0.05), Fault(Kind.THROTTLE, Way.UP, when=b"slow", seconds=0.001))
     async with an_echo(*faults) as (proxy, reader, writer, _):
         begun = time.monotonic()
@@ -217,8 +217,8 @@ async def test_late_and_slow_bytes_are_the_same_bytes() -> None:
         assert proxy.fired == {Kind.DELAY: 1, Kind.THROTTLE: 1}
 
 
-async def test_a_kept_port_is_a_servers_own_while_it_is_down(tmp_path: Path) -> None:
-    """Nobody who asks for any port is given it, and a server that asks for it gets it."""
+async def test_a_kept_port_stays_reserved_for_its_server_while_the_server_is_down(tmp_path: Path) -> None:
+    """A program that asks for any free port never gets it, and a server that asks for this port does."""
     with kept(1) as (address,):
         for _ in range(2):
             async with gateway_mock.serve(address, tmp_path / "bank.db") as listening:

@@ -1,16 +1,18 @@
 """A real query server, in this process or in one of its own, and a client of it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -18,12 +20,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis import settings
-from query_service.__main__ import Running, serve
+from chassis.disk import LOCAL_DISK, Disk
+from prove.around import Around
+from query_service.parts import Parts
+from query_service.schema import TABLES
+from query_service.serving import Serving, serve
 from query_service.settings import Settings
-from query_service.view import TABLES
 
 if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub  # of the typed stubs only
+
+T = TypeVar("T")
 
 SERVICE = "charging.v1.QueryService"
 
@@ -53,10 +60,12 @@ def environment(feed: str, view: Path, **more: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def querying(feed: str, view: Path, **more: str) -> AsyncIterator[tuple[Running, Client]]:
+async def querying(
+    feed: str, view: Path, parts: Callable[[Settings], Parts] = Parts, **more: str
+) -> AsyncIterator[tuple[Serving, Client]]:
     """Run a query server in this process."""
     chosen = settings.read(Settings, environment(feed, view, **more))
-    async with serve(chosen) as running, client_of(str(running.listen)) as client:
+    async with serve(chosen, parts) as running, client_of(str(running.listen)) as client:
         yield running, client
 
 
@@ -64,6 +73,33 @@ async def querying(feed: str, view: Path, **more: str) -> AsyncIterator[tuple[Ru
 async def client_of(address: str) -> AsyncIterator[Client]:
     async with grpc.aio.insecure_channel(address) as channel:
         yield Client(QueryServiceStub(channel), health_pb2_grpc.HealthStub(channel))
+
+
+class KeptDisk(Around[Disk]):
+    """This machine's disk, which keeps the connections that it gave and the threads that they are used in."""
+
+    def __init__(self) -> None:
+        super().__init__(LOCAL_DISK)
+        self._threads: list[Executor] = []
+        self._writers: list[tuple[Executor, sqlite3.Connection]] = []
+        self._readers: list[tuple[Executor, sqlite3.Connection]] = []
+
+    def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
+        connection = LOCAL_DISK.connect(path, read_only=read_only)
+        (self._readers if read_only else self._writers).append((self._threads[-1], connection))
+        return connection
+
+    def thread(self, name: str) -> Executor:
+        self._threads.append(LOCAL_DISK.thread(name))
+        return self._threads[-1]
+
+    async def by_the_writer(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do work on the newest connection that writes, in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers[-1][0], work, self._writers[-1][1])
+
+    async def by_the_reader(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do work on the newest connection that reads, in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers[-1][0], work, self._readers[-1][1])
 
 
 class Process:
@@ -107,6 +143,12 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    async def kill(self) -> None:
+        """End it if it lives."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self.ended()
+
     async def ended(self) -> int:
         """Wait for its end, and tell the exit code."""
         while await self._line():
@@ -121,15 +163,11 @@ async def process_of(feed: str, view: Path, **more: str) -> AsyncIterator[Proces
     try:
         yield process
     finally:
-        if process._process.returncode is None:
-            process._process.kill()
-        await process.ended()
+        await process.kill()
 
 
-def dump(view: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Read every row of a view."""
-    connection = sqlite3.connect(view)
-    try:
-        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
-    finally:
-        connection.close()
+def dump(view: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read every row of a view, by the names of its columns."""
+    with contextlib.closing(sqlite3.connect(view)) as connection:
+        connection.row_factory = sqlite3.Row
+        return {table: [dict(row) for row in connection.execute(f"SELECT * FROM {table}")] for table in TABLES}

@@ -1,8 +1,8 @@
 """Bad input, by the numbers of the list of faults: it is refused by a fixed text, and it gets nowhere.
 
 Not into the journal, not to the bank, not into a log, and not back to the client. The server is a real process, so that
-its log is all that it says, what libraries say included. Cases 31 to 34 and 45 wait for identities; 44 is the query
-server's.
+its log is its whole output, the lines of libraries included. Cases 31 to 34 and 45 wait for identities; 44 belongs to the
+query server.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHARGE = "/charging.v1.CommandService/Charge"
 PAN = "4111111111111111"
 REFUSED = "the request is invalid, and nothing was stored: see the field violations"
-# All that may be said of a field, whatever stands in it.
+# An error may contain these names and texts of fields, and nothing else.
 TEXT_PLACES = (
     "idempotency_key",
     "user_id",
@@ -54,13 +54,13 @@ FIELD_TEXTS = frozenset(
 
 
 def unserialised(channel: grpc.aio.Channel, method: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, ChargeResponse]":
-    """A call that sends bytes as they are."""
+    """A call that sends bytes unchanged."""
     return channel.unary_unary(method, request_serializer=bytes, response_deserializer=ChargeResponse.FromString)
 
 
 @dataclass
 class Door:
-    """The server's door, and all that lies behind it."""
+    """A server, with the journal, bank and log behind it."""
 
     town: Town
     referee: Referee
@@ -74,25 +74,25 @@ class Door:
     async def knock(self, request: bytes | ChargeRequest, **more: Any) -> ChargeResponse:
         body = request if isinstance(request, bytes) else request.SerializeToString()
         answer: ChargeResponse = await self.raw(body, timeout=PATIENT_SECONDS, **more)
-        await self.new_calls()  # Those of a charge that is at rest now.
+        await self.new_calls()  # skip the calls of this charge, which is at rest
         return answer
 
     async def new_calls(self) -> int:
-        """How many calls the bank has got since this was asked last."""
+        """Count the bank's calls since the last count."""
         calls = await self.referee.calls(self.calls_seen)
         self.calls_seen += len(calls)
         return len(calls)
 
     @asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
-        """Nothing gets in: journal, bank and our own log are afterwards as they were."""
+        """Assert that nothing gets in: journal, bank and log do not change."""
         before = head(self.town.journal), self.town.command.text()
         yield
         assert (head(self.town.journal), self.town.command.text()) == before
         assert await self.new_calls() == 0
 
     async def turns_away(self, request: bytes | ChargeRequest) -> Told:
-        """The server refuses a request by fixed words, and nothing gets in."""
+        """Assert that the server refuses a request by fixed texts, and that nothing gets in."""
         async with self.closed():
             answer = await refused(self.knock(request))
         assert_fixed(answer)
@@ -121,14 +121,14 @@ async def _door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Door]
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def door(_door: Door) -> AsyncIterator[Door]:
-    """Whatever a test does to the server, afterwards an honest client is served."""
+    """After each test an honest client is still served."""
     yield _door
     assert (await _door.knock(a_request())).status == CHARGED
 
 
 # ---------------------------------------------------------------- requests that are refused
 def but(**changed: Any) -> ChargeRequest:
-    """A valid request but for these fields; None leaves one out."""
+    """A valid request except for these fields; None omits a field."""
     valid = {
         "idempotency_key": new_key(),
         "user_id": "alice",
@@ -149,12 +149,12 @@ def _varint(value: int) -> bytes:
 
 
 def plus(wire: bytes) -> bytes:
-    """A valid request, and after it more."""
+    """A valid request, followed by more bytes."""
     return but().SerializeToString() + wire
 
 
 def in_place(place: str, text: str) -> ChargeRequest:
-    """A request with a text in one of the places where there can be one."""
+    """A request with a text in one of its text fields."""
     match place:
         case "idempotency_key" | "user_id" | "description":
             return but(**{place: text})
@@ -225,7 +225,7 @@ CODE = {
 
 
 def bad_input() -> Iterator[tuple[str, bytes | ChargeRequest, set[str]]]:
-    """The number and name of a case, the request, and the fields that its refusal names."""
+    """Each case: its number and name, the request, and the fields that its refusal names."""
 
     def amount(minor_units: int, currency_code: str = "EUR") -> ChargeRequest:
         return but(amount=Money(minor_units=minor_units, currency_code=currency_code))
@@ -285,7 +285,7 @@ def bad_input() -> Iterator[tuple[str, bytes | ChargeRequest, set[str]]]:
     yield "25 user id decomposed", in_place("user_id", "jose\u0301-maria"), {"user_id"}
     for name, text in CODE.items():
         for place in NAMES:
-            # A token might be a path in base64, and no bank is sent it in one. Keys and users have any characters but spaces.
+            # A token may look like a path, as base64 does, and is never sent in a path. Keys and users have all but spaces.
             if (name, place) != ("path", "card.token") and (" " in text or place not in ("idempotency_key", "user_id")):
                 yield f"26 {name} in {place}", in_place(place, text), {place}
     yield "27 no key", in_place("idempotency_key", ""), {"idempotency_key"}
@@ -322,7 +322,7 @@ CASES = list(bad_input())
 async def test_bad_input_is_refused_by_its_fields_name_and_gets_nowhere(
     _door: Door, request_: bytes | ChargeRequest, fields: set[str]
 ) -> None:
-    """INVALID_ARGUMENT in fixed words, and nothing in journal, bank and log."""
+    """INVALID_ARGUMENT with fixed texts, and nothing in journal, bank and log."""
     assert (await _door.turns_away(request_)).fields == fields
 
 
@@ -335,8 +335,8 @@ async def test_29_a_key_reused_for_another_body_is_refused_and_gets_nowhere(door
     assert (answer.code, answer.reason) == (grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED")
 
 
-async def test_a_request_with_many_faults_is_told_of_each_once(door: Door) -> None:
-    """By the field's name, however many entries of metadata are wrong."""
+async def test_the_refusal_of_a_request_with_many_faults_names_each_once(door: Door) -> None:
+    """By the field's name, also for many wrong entries of metadata."""
     answer = await door.turns_away(
         but(
             user_id="",
@@ -358,10 +358,10 @@ async def test_a_request_with_many_faults_is_told_of_each_once(door: Door) -> No
         ("k", b"\x78\x01", ""),
     ],
 )
-async def test_what_is_refused_before_the_key_is_looked_up_hides_no_other_fault(
+async def test_a_fault_that_is_refused_before_the_key_is_looked_up_hides_no_other_fault(
     door: Door, key: str, more: bytes, field: str
 ) -> None:
-    """A malformed key, a card number, an unknown field: a client mends all in one go."""
+    """A malformed key, a card number, an unknown field: a client can mend all faults at once."""
     request = but(
         idempotency_key=key,
         user_id="",
@@ -374,15 +374,15 @@ async def test_what_is_refused_before_the_key_is_looked_up_hides_no_other_fault(
     assert answer.fields == FIELDS - {"", "amount", "idempotency_key", "metadata"} | {field}
 
 
-# ---------------------------------------------------------------- requests that look bad and are not
+# ---------------------------------------------------------------- valid requests that look bad
 @pytest.mark.parametrize(
     ("minor_units", "currency"),
     [(1, "EUR"), (1250, "JPY"), (1, "JPY"), (500, "UGX"), (1250, "KWD"), (99_999_999, "USD"), (999_999_999_999, "IDR")],
 )
-async def test_6_11_12_an_amount_is_minor_units_and_a_minimum_is_the_banks_to_know(
+async def test_6_11_12_an_amount_is_in_minor_units_and_only_the_bank_knows_a_minimum(
     door: Door, minor_units: int, currency: str
 ) -> None:
-    """Nobody can see whether 1250 yen were meant as 12.50."""
+    """A server cannot see whether 1250 yen were meant as 12.50."""
     request = but(amount=Money(minor_units=minor_units, currency_code=currency))
     assert (await door.knock(request)).status == CHARGED
     (movement,) = await door.referee.movements(id_of(request))
@@ -390,8 +390,8 @@ async def test_6_11_12_an_amount_is_minor_units_and_a_minimum_is_the_banks_to_kn
 
 
 @pytest.mark.parametrize("token", ["tok_of_another_tenant", "../../etc/passwd"])
-async def test_21_a_card_token_that_is_not_ours_is_declined_like_one_that_nobody_has(door: Door, token: str) -> None:
-    """Tokens are the bank's to know; until there are tenants there is nobody else's."""
+async def test_21_a_foreign_card_token_is_declined_like_an_unknown_one(door: Door, token: str) -> None:
+    """Only the bank knows tokens; until tenants exist no token is another tenant's."""
     answer = await door.knock(but(card=Card(token=token)))
     assert (answer.status, answer.decline_reason) == (DECLINED, DeclineReason.DECLINE_REASON_BANK_REFUSED)
 
@@ -406,7 +406,7 @@ async def test_21_a_card_token_that_is_not_ours_is_declined_like_one_that_nobody
     ],
     ids=["lines", "joined emoji", "Persian", "Indic"],
 )
-async def test_24_lines_and_joiners_in_texts_for_people_are_stored_as_they_are(door: Door, text: str) -> None:
+async def test_24_lines_and_joiners_in_texts_for_people_are_stored_unchanged(door: Door, text: str) -> None:
     """In a description and a value of metadata."""
     request = but(description=text, metadata={"note": text})
     assert (await door.knock(request)).status == CHARGED
@@ -418,7 +418,7 @@ async def test_24_lines_and_joiners_in_texts_for_people_are_stored_as_they_are(d
     "name", ["1001", "1", "auth0|x", "jane+x@y", "../../etc/passwd", "%00%0a", "${jndi:x}", "n" * 255]
 )
 async def test_28_keys_and_users_have_any_printable_characters(door: Door, name: str) -> None:
-    """They are stored as they are, and never logged."""
+    """They are stored unchanged, and never logged."""
     request = but(idempotency_key=name, user_id=name)
     assert (await door.knock(request)).outcome_source == FRESH
     assert (await door.knock(request)).outcome_source == REPLAYED
@@ -439,14 +439,14 @@ HONEST = {
 
 @pytest.mark.parametrize("text", HONEST.values(), ids=HONEST)
 async def test_16_honest_numbers_are_no_card_numbers(door: Door, text: str) -> None:
-    """As key, user, and in texts: a card is not typed there."""
+    """As key, as user, and in texts: a card is not typed there."""
     request = but(idempotency_key=text, user_id=text, description=text, metadata={"ean": text})
     assert (await door.knock(request)).status == CHARGED
 
 
 @pytest.mark.parametrize("text", CODE.values(), ids=CODE)
-async def test_26_code_in_a_text_for_people_is_stored_as_it_is_and_never_logged(door: Door, text: str) -> None:
-    """A description is data."""
+async def test_26_code_in_a_text_for_people_is_stored_unchanged_and_never_logged(door: Door, text: str) -> None:
+    """A description is never executed."""
     request = but(description=text, metadata={"note": text}, card=Card(token="tok_visa", brand=text))
     assert (await door.knock(request)).status == CHARGED
     stored = events(door.town.journal, id_of(request))[0].charge_requested
@@ -455,17 +455,17 @@ async def test_26_code_in_a_text_for_people_is_stored_as_it_is_and_never_logged(
 
 
 async def test_30_keys_that_differ_in_case_only_are_two_charges(door: Door) -> None:
-    """A key's bytes are taken as they are."""
+    """Keys are compared byte by byte."""
     key = new_key()
     answers = [await door.knock(but(idempotency_key=each)) for each in (key, key.upper())]
     assert [answer.outcome_source for answer in answers] == [FRESH, FRESH]
     assert answers[0].charge_id != answers[1].charge_id
 
 
-# ---------------------------------------------------------------- what never becomes a request
+# ---------------------------------------------------------------- calls that never become a request
 @pytest.mark.parametrize("kilobytes", [10, 64])
 async def test_35_too_much_metadata_is_turned_away(door: Door, kilobytes: int) -> None:
-    """From 8 kB on at grpc's discretion, from 16 kB on always. Its value is neither told nor logged."""
+    """From 8 kB on at grpc's discretion, from 16 kB on always. Its value is neither sent back nor logged."""
     value = PAN * (kilobytes * 64)
     async with door.closed():
         answer = await refused(door.knock(but(user_id=""), metadata=[("x-note", value)]))
@@ -485,8 +485,8 @@ TOO_LARGE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("make", TOO_LARGE.values(), ids=TOO_LARGE)
-async def test_a_request_above_16_kb_is_refused_unread_and_told_so(door: Door, make: Callable[[], bytes]) -> None:
-    """By us, with details: grpc's own refusal has none, and a code for which clients try for ever."""
+async def test_a_request_above_16_kb_is_refused_unread_with_its_reason(door: Door, make: Callable[[], bytes]) -> None:
+    """By us, with details: grpc's own refusal has none, and a code that makes clients retry for ever."""
     answer = await door.turns_away(make())
     assert (set(answer.fields), set(answer.field_texts)) == ({""}, {TOO_MANY_BYTES})
 
@@ -534,7 +534,7 @@ async def test_40_an_unknown_method_is_unimplemented(door: Door, method: str) ->
 
 
 async def raw_exchange(door: Door, sent: bytes) -> bytes:
-    """What comes back over a bare connection, until it is closed or a call's trailers have come."""
+    """The answer over a bare connection, until it is closed or a call's trailers have come."""
     host, _, port = door.town.command.listen.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(sent)
@@ -546,7 +546,7 @@ async def raw_exchange(door: Door, sent: bytes) -> bytes:
 
 
 def client_hello() -> bytes:
-    """What a client that believes in TLS says first."""
+    """The first message of a client that expects TLS."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="bank.example")
     with pytest.raises(ssl.SSLWantReadError):
@@ -560,8 +560,8 @@ STRANGERS = {"HTTP 1.1": HTTP_1, "gRPC-Web": GRPC_WEB, "TLS": client_hello(), "n
 
 
 @pytest.mark.parametrize("hello", STRANGERS.values(), ids=STRANGERS)
-async def test_42_who_does_not_speak_http_2_is_hung_up_on(door: Door, hello: bytes) -> None:
-    """The connection is closed, and the log has nothing of what was said."""
+async def test_42_the_connection_of_a_client_without_http_2_is_closed(door: Door, hello: bytes) -> None:
+    """The log has nothing of the client's bytes."""
     async with door.closed():
         got = await raw_exchange(door, hello)
     assert b"grpc-status" not in got
@@ -596,8 +596,8 @@ def call_by_hand(grpc_timeout: bytes, request: ChargeRequest) -> bytes:
 @pytest.mark.parametrize(
     "grpc_timeout", [b"-5S", b"5", b"soon", b"0n", b"1n", b"-1n", b"999999999999H", PAN.encode() + b"S"]
 )
-async def test_43_a_nonsensical_deadline_harms_nobody(door: Door, grpc_timeout: bytes) -> None:
-    """The library refuses it or takes it for what it can; the invalid request gets nowhere in any case."""
+async def test_43_a_nonsensical_deadline_does_no_harm(door: Door, grpc_timeout: bytes) -> None:
+    """The library refuses it or reads some deadline in it; the invalid request gets nowhere in both cases."""
     before = head(door.town.journal)
     got = await raw_exchange(door, call_by_hand(grpc_timeout, but(user_id="mallory and more")))
     assert b"grpc-status" in got
@@ -610,12 +610,12 @@ async def test_43_a_nonsensical_deadline_harms_nobody(door: Door, grpc_timeout: 
 
 # ---------------------------------------------------------------- any input at all
 async def serves_or_turns_away(door: Door, body: bytes) -> None:
-    """Either the request is valid and is stored as it came, or it is refused in fixed words and gets nowhere."""
+    """Assert that the request is valid and stored unchanged, or refused by fixed texts and gets nowhere."""
     before, log = head(door.town.journal), door.town.command.text()
     try:
         answer = await door.knock(body)
     except grpc.aio.AioRpcError as error:
-        if told(error).reason != "IDEMPOTENCY_KEY_REUSED":  # Keys come up twice: "00000000" does.
+        if told(error).reason != "IDEMPOTENCY_KEY_REUSED":  # the generator repeats keys such as "00000000"
             assert_fixed(told(error))
         answer = None
     if answer is None or answer.outcome_source == REPLAYED:
@@ -647,21 +647,21 @@ thorough = settings(deadline=None, max_examples=60, suppress_health_check=[Healt
 @thorough
 @given(st.binary(max_size=300))
 async def test_any_bytes_are_served_or_turned_away(_door: Door, body: bytes) -> None:
-    """Nothing escapes, whatever they are."""
+    """No bytes make the server fail."""
     await serves_or_turns_away(_door, body)
 
 
 @thorough
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 2), st.binary(max_size=4)), max_size=4))
 async def test_a_damaged_request_is_served_or_turned_away(_door: Door, damage: list[tuple[int, int, bytes]]) -> None:
-    """Bytes put in, taken out or replaced: what is still valid is stored as it came."""
+    """Bytes inserted, removed or replaced: a request that is still valid is stored unchanged."""
     body = a_request().SerializeToString()
     for at, length, instead in damage:
         body = body[:at] + instead + body[at + length :]
     await serves_or_turns_away(_door, body)
 
 
-# Any text, those that this file is about, and valid ones, so that one wrong field is often the only one.
+# Any text, the texts of this file, and valid ones, so that often only one field is wrong.
 texts = st.text(max_size=60) | st.sampled_from([*CARD_NUMBERS.values(), *WRITTEN.values(), *CODE.values()])
 names = st.just("alice") | texts
 requests = st.builds(
@@ -684,13 +684,13 @@ requests = st.builds(
 @thorough
 @given(requests)
 async def test_any_field_values_are_served_or_turned_away(_door: Door, request_: ChargeRequest) -> None:
-    """The same, field by field."""
+    """As above, field by field."""
     await serves_or_turns_away(_door, request_.SerializeToString())
 
 
 # ---------------------------------------------------------------- no card number, anywhere
 async def test_no_card_number_that_was_ever_sent_is_found_anywhere(door: Door) -> None:
-    """Not in the journal, its WAL or its anchor, not at the bank, not in a log, not in an answer."""
+    """Not in the journal, its WAL or its anchor, not at the bank, not in a log and not in an answer."""
     planted = [*CARD_NUMBERS.values(), *WRITTEN.values()]
     for place in TEXT_PLACES:
         for text in planted:

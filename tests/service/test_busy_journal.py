@@ -1,4 +1,4 @@
-"""A server whose journal another program holds, and one whose clock goes back: as clients and health see it."""
+"""A server whose journal another program has locked, and a server whose clock goes back, as clients and health see them."""
 
 import contextlib
 import random
@@ -38,7 +38,7 @@ class Hasty(Parts):
 
 
 class Brief(random.Random):
-    """Chance that gives short pauses."""
+    """A source of jitter that gives short pauses."""
 
     def uniform(self, a: float, b: float) -> float:
         return max(a, min(b, 0.02))
@@ -52,7 +52,7 @@ class Clock:
 
 
 class Clocked(Parts):
-    """Parts with such a clock."""
+    """Parts with a clock that a test sets."""
 
     def __init__(self, clock: Clock, chosen: Settings) -> None:
         super().__init__(chosen)
@@ -72,8 +72,8 @@ async def is_not_serving(world: World) -> bool:
     return not await is_serving(world)
 
 
-async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_it_has_begun(tmp_path: Path) -> None:
-    """Health says so, the log says why, known keys are answered, and all of it goes on once the lock is free."""
+async def test_a_server_with_a_busy_journal_refuses_new_charges_and_keeps_those_it_has_begun(tmp_path: Path) -> None:
+    """Health is NOT_SERVING, the log has the cause, known keys are answered, and all charges go on after the lock."""
     async with a_world(tmp_path, Hasty) as world:
         rested, running, new = a_request(), a_request(), a_request()
         await world.charge(rested)
@@ -89,7 +89,7 @@ async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_
             await until(lambda: is_not_serving(world))
             assert await refused(world.charge(new)) == busy
             assert (await world.charge(rested)).outcome_source == REPLAYED
-            await world.referee.no_more_trouble()  # the bank answers, and that cannot be stored yet
+            await world.referee.no_more_trouble()  # the bank answers, and its answer cannot be stored yet
             await until(lambda: len([e for e in logs if e["event"] == "nothing was stored"]) > 1)
             other.execute("ROLLBACK")
         text = "another program holds the journal's write lock: no new charges are taken"
@@ -101,8 +101,8 @@ async def test_a_busy_journal_refuses_new_charges_and_keeps_the_server_and_what_
         await assert_books_agree(world.journal, world.referee)
 
 
-async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backwards(tmp_path: Path) -> None:
-    """Even to before 1970: charges are charged, and the log names the clock and no disk."""
+async def test_recorded_times_do_not_go_back_with_the_clock(tmp_path: Path) -> None:
+    """Even if it goes back to before 1970: charges are charged, and the log names the clock and no disk."""
     clock = Clock()
     async with a_world(tmp_path, partial(Clocked, clock)) as world:
         with structlog.testing.capture_logs() as logs:
@@ -113,8 +113,8 @@ async def test_a_clock_that_goes_back_under_a_server_runs_no_recorded_time_backw
         assert "clock" in warned
 
 
-async def test_a_charge_that_is_younger_than_the_clock_is_of_no_age(tmp_path: Path) -> None:
-    """The clock has gone back since it was requested: nobody gives it up, and no gauge shows a negative age."""
+async def test_a_charge_whose_request_is_later_than_the_clock_has_age_zero(tmp_path: Path) -> None:
+    """The clock has gone back since the request: the charge is not abandoned, and no gauge shows a negative age."""
     clock = Clock()
     async with a_world(
         tmp_path, partial(Clocked, clock), COMMAND_ABANDON_AFTER_SECONDS="60", COMMAND_ATTENTION_AFTER_SECONDS="60"

@@ -1,6 +1,6 @@
-"""`Charge` as a client sees it: once per key, whatever the client, the bank or the server does meanwhile.
+"""`Charge` as a client sees it: once per key, for every behaviour of client, bank and server.
 
-Over a real channel, against a real bank. Wherever a test ends, bank and journal must agree (`a_world`).
+Over a real channel, against a real bank. At the end of each test bank and journal must agree (`a_world`).
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
 from chassis import settings
+from chassis.caller import ANYBODY, GuardedCall
 from chassis.refusals import Refusal
 from command_service.api import CommandService
 from command_service.bank.breaker import REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
@@ -73,7 +74,7 @@ OTHER_BODIES: dict[str, dict[str, Any]] = {
     "currency": {"amount": Money(currency_code="USD")},
 }
 ALWAYS = 1_000_000
-HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "0", "times": ALWAYS}  # Until there is no more trouble.
+HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "0", "times": ALWAYS}  # until `no_more_trouble`
 
 
 def said(code: grpc.StatusCode, reason: str, advice: str, *fields: str, retry: float | None = None) -> Told:
@@ -101,7 +102,7 @@ async def begun(world: World, on: str) -> None:
 
 # ---------------------------------------------------------------- once per key
 async def test_a_new_key_charges_the_card_once(world: World) -> None:
-    """And the answer names the charge, the bank's transaction and the deciding record."""
+    """The answer names the charge, the bank's transaction and the deciding record."""
     request = a_request()
     answer = await world.charge(request)
     (movement,) = await world.movements(request)
@@ -131,7 +132,7 @@ async def test_a_known_key_gets_the_same_answer_without_asking_the_bank_again(wo
 
 
 async def test_a_call_joins_a_charge_that_is_running(world: World) -> None:
-    """The bank takes its time; both calls hear its one outcome."""
+    """The bank is slow; both calls get its one outcome."""
     await world.trouble("execute", "delay", seconds=1)
     request = a_request()
     first = asyncio.ensure_future(world.charge(request))
@@ -142,7 +143,7 @@ async def test_a_call_joins_a_charge_that_is_running(world: World) -> None:
     assert await world.asked(request) == ["token", "execute"]
 
 
-async def test_a_charge_found_after_a_kill_is_charged_once_and_told_as_recovered(tmp_path: Path) -> None:
+async def test_a_charge_found_after_a_kill_is_charged_once_and_answered_as_recovered(tmp_path: Path) -> None:
     """kill -9 after the bank executed and before its answer came: the same token is executed again."""
     async with Town(tmp_path) as town, Referee(town.bank_url) as referee:
         request = a_request()
@@ -159,7 +160,7 @@ async def test_a_charge_found_after_a_kill_is_charged_once_and_told_as_recovered
         async with grpc.aio.insecure_channel(town.command.listen) as channel:
             commands = command_pb2_grpc.CommandServiceStub(channel)
             waiting = asyncio.ensure_future(commands.Charge(request, timeout=PATIENT_SECONDS))
-            impatient = await commands.Charge(request, timeout=1)  # answered after the first has begun to wait
+            impatient = await commands.Charge(request, timeout=1)  # its answer shows that the first call is waiting
             assert (impatient.status, impatient.outcome_source) == (PENDING, RECOVERED)
             await referee.no_more_trouble()
             answer = await waiting
@@ -169,7 +170,7 @@ async def test_a_charge_found_after_a_kill_is_charged_once_and_told_as_recovered
 
 
 async def test_a_hundred_calls_with_one_key_are_one_charge(world: World) -> None:
-    """One of them began it, and all hear the same."""
+    """One of them began it, and all get the same answer."""
     request = a_request()
     answers = await asyncio.gather(*[world.charge(request) for _ in range(100)])
     assert {answer.status for answer in answers} == {CHARGED}
@@ -181,12 +182,12 @@ async def test_a_hundred_calls_with_one_key_are_one_charge(world: World) -> None
     assert len(await world.movements(request)) == 1
 
 
-# ---------------------------------------------------------------- a key for something else
+# ---------------------------------------------------------------- a key reused for another request
 @pytest.mark.parametrize("what", OTHER_BODIES)
-async def test_a_key_reused_for_another_request_is_refused_and_tells_nothing_of_the_first(
+async def test_a_key_reused_for_another_request_is_refused_and_reveals_nothing_of_the_first(
     world: World, what: str
 ) -> None:
-    """Whether the first is still running or at rest."""
+    """With the first charge running, and at rest."""
     first = a_request()
     other = a_request(first.idempotency_key, **OTHER_BODIES[what])
     await world.trouble("execute", **HOLD)
@@ -207,8 +208,8 @@ async def test_a_key_reused_for_another_request_is_refused_and_tells_nothing_of_
     assert world.story(first) == STRAIGHT
 
 
-async def test_of_every_other_field_the_first_request_wins(world: World) -> None:
-    """A retry that words them otherwise, even against today's rules, is the same charge."""
+async def test_the_first_request_decides_every_field_that_is_not_compared(world: World) -> None:
+    """A retry with other values, even invalid ones, is the same charge."""
     first = a_request()
     answer = await world.charge(first)
     again = a_request(
@@ -228,8 +229,8 @@ async def test_of_every_other_field_the_first_request_wins(world: World) -> None
     )
 
 
-async def test_of_bodies_that_race_for_a_key_exactly_one_wins(world: World) -> None:
-    """Nobody is told the outcome of another's request."""
+async def test_exactly_one_of_the_bodies_that_race_for_a_key_wins(world: World) -> None:
+    """No call gets the outcome of another request."""
     for _ in range(8):
         key = new_key()
         bodies = [a_request(key, amount=Money(minor_units=amount)) for amount in (100, 200, 300)] * 4
@@ -251,7 +252,7 @@ async def test_of_bodies_that_race_for_a_key_exactly_one_wins(world: World) -> N
 
 
 async def test_an_invalid_request_that_races_with_a_valid_one_never_harms_it(world: World) -> None:
-    """It is refused for what it is or for the key, or, if only an uncompared field is wrong, it joins."""
+    """It is refused as invalid or for its key, or it joins if only an uncompared field is wrong."""
     for _ in range(8):
         valid = a_request()
         wordy = a_request(valid.idempotency_key, description="x" * 1000)
@@ -273,7 +274,7 @@ async def test_an_invalid_request_that_races_with_a_valid_one_never_harms_it(wor
         assert len(await world.movements(valid)) == 1
 
 
-# ---------------------------------------------------------------- what the bank says, as a client hears it
+# ---------------------------------------------------------------- the bank's answers, as a client sees them
 @pytest.mark.parametrize(
     ("card", "reason"),
     [
@@ -283,8 +284,10 @@ async def test_an_invalid_request_that_races_with_a_valid_one_never_harms_it(wor
         ("tok_of_somebody_else", DeclineReason.DECLINE_REASON_BANK_REFUSED),
     ],
 )
-async def test_a_decline_is_a_result_and_stays_one(world: World, card: str, reason: DeclineReason.ValueType) -> None:
-    """Status OK, with the reason, and the same for ever; no money moves."""
+async def test_a_decline_is_a_result_and_stays_the_result(
+    world: World, card: str, reason: DeclineReason.ValueType
+) -> None:
+    """Status OK with the reason, for ever; no money moves."""
     request = a_request(card=Card(token=card))
     answer = await world.charge(request)
     assert answer == ChargeResponse(
@@ -299,7 +302,7 @@ async def test_a_decline_is_a_result_and_stays_one(world: World, card: str, reas
     assert await world.movements(request) == []
 
 
-# What leaves open whether the bank did the step, and what a look-up settles.
+# Faults after which the bank may or may not have done the step, and faults that a look-up settles.
 HARMLESS: list[tuple[str, dict[str, Any]]] = [
     ("lose_request", {}),
     ("lose_answer", {}),
@@ -325,7 +328,7 @@ TROUBLE = {"token": HARMLESS, "execute": [*HARMLESS, ("wrong_token", {}), ("cont
 
 @pytest.mark.parametrize("on", TROUBLE)
 async def test_trouble_at_the_bank_delays_a_charge_and_does_no_harm(tmp_path: Path, on: str) -> None:
-    """Each kind befalls a charge of its own: one token, one movement, and the client waits for CHARGED."""
+    """Each kind of fault hits a charge of its own: one token, one movement, and the client waits for CHARGED."""
     async with a_world(tmp_path, COMMAND_BANK_TIMEOUT_SECONDS="0.5") as world:
         requests = [a_request() for _ in TROUBLE[on]]
         for request, (fault, details) in zip(requests, TROUBLE[on], strict=True):
@@ -340,7 +343,7 @@ async def test_trouble_at_the_bank_delays_a_charge_and_does_no_harm(tmp_path: Pa
 
 
 async def test_a_bank_that_dies_and_comes_back_charges_once(tmp_path: Path) -> None:
-    """After it did a step, and before it answered: the step is repeated, with the token that the journal holds."""
+    """It dies after a step and before its answer: the step is repeated, with the token that the journal holds."""
     async with (
         Town(tmp_path) as town,
         Referee(town.bank_url) as referee,
@@ -372,7 +375,7 @@ async def test_a_token_that_expired_unexecuted_is_followed_by_another(world: Wor
 
 
 async def test_an_executed_transaction_that_the_bank_then_denies_is_found_by_a_look_up(world: World) -> None:
-    """The answer is lost, and asked again the bank says that it knows no such token: it does, says the look-up."""
+    """The answer is lost, and at the retry the bank denies the token. The look-up shows that it was executed."""
     await world.trouble("execute", "lose_answer")
     await world.trouble("execute", "forget_token")
     request = a_request()
@@ -404,10 +407,10 @@ CONFUSION: list[tuple[list[tuple[str, str, dict[str, Any]]], str, list[str], boo
     CONFUSION,
     ids=["-".join(f"{on}_{fault}" for on, fault, _ in troubles) for troubles, *_ in CONFUSION],
 )
-async def test_what_nobody_understands_goes_into_review_and_takes_no_new_token(
+async def test_a_contradictory_charge_goes_into_review_and_takes_no_new_token(
     world: World, troubles: list[tuple[str, str, dict[str, Any]]], reason: str, fields: list[str], moved: bool
 ) -> None:
-    """The answer is IN_REVIEW, for ever: never CHARGED on a mismatch. Of the bank's body only a digest is kept."""
+    """The answer is IN_REVIEW for ever, never CHARGED on a mismatch. Only a digest of the bank's body is kept."""
     for on, fault, details in troubles:
         await world.trouble(on, fault, **details)
     request = a_request()
@@ -417,7 +420,7 @@ async def test_what_nobody_understands_goes_into_review_and_takes_no_new_token(
     review = world.events(request)[-1].review_required
     assert review.reason == ReviewReason.Value(f"REVIEW_REASON_{reason}")
     assert list(review.evidence.fields) == fields
-    # A digest of a card number among things that are known would be as good as the number.
+    # If the rest of the body is known, a digest of a body with a card number is as good as the number.
     has_digest = reason != "TRANSACTION_ID_UNUSABLE"
     assert (len(review.evidence.body_sha256), review.evidence.body_length > 0) == (32 * has_digest, has_digest)
     assert apart_from_source(await world.charge(request)) == apart_from_source(answer)
@@ -427,7 +430,7 @@ async def test_what_nobody_understands_goes_into_review_and_takes_no_new_token(
 
 @pytest.mark.parametrize("status", [400, 404, 409, 422])
 async def test_a_definite_refusal_of_the_token_step_is_a_decline(world: World, status: int) -> None:
-    """No token was given, so nothing can be executed; once it is said again, for it names nobody."""
+    """No token exists, so nothing can be executed. A refusal names no charge, so the step is repeated once before it counts."""
     await world.trouble("token", "refuse", status=status, times=2)
     request = a_request()
     answer = await world.charge(request)
@@ -435,8 +438,8 @@ async def test_a_definite_refusal_of_the_token_step_is_a_decline(world: World, s
     assert await world.asked(request) == ["token", "token"]
 
 
-async def test_an_answer_too_many_declines_nobody_and_charges_nobody_twice(world: World) -> None:
-    """A refusal some ms after every seventh right answer, over connections that are kept: hundreds are charged, each once."""
+async def test_a_surplus_answer_declines_no_charge_and_charges_none_twice(world: World) -> None:
+    """A refusal some ms after every seventh right answer, over reused connections: hundreds are charged, each once."""
     requests = [a_request() for _ in range(400)]
     for number, request in enumerate(requests[::7]):
         on, seconds = ("token", "execute")[number % 2], number % 6 / 1000
@@ -454,8 +457,8 @@ async def test_an_answer_too_many_declines_nobody_and_charges_nobody_twice(world
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_bank_that_does_not_accept_us_declines_nothing(world: World, status: int) -> None:
-    """The charge stays pending, no new ones are taken, and once our set-up is mended it is charged."""
+async def test_a_bank_that_refuses_our_setup_declines_no_charge(world: World, status: int) -> None:
+    """The charge stays pending, new ones are refused, and after our set-up is mended it is charged."""
     await world.trouble("token", "refuse", status=status, times=ALWAYS)
     request = a_request()
     known, *_ = await asyncio.gather(*[world.pending(a_request()) for _ in range(REFUSED_TO_OPEN)])
@@ -471,8 +474,8 @@ async def test_a_bank_that_does_not_accept_us_declines_nothing(world: World, sta
 
 
 # ---------------------------------------------------------------- a bank that is away
-async def test_while_the_bank_is_away_known_keys_are_answered_and_new_ones_are_not_taken(world: World) -> None:
-    """Those begun before that was noticed say PENDING. When the bank is back all come to rest, charged once."""
+async def test_while_the_bank_is_away_known_keys_are_answered_and_new_ones_are_refused(world: World) -> None:
+    """Charges begun before the breaker opened answer PENDING. When the bank is back all come to rest, charged once."""
     rested = a_request()
     before = await world.charge(rested)
     await world.bank_down()
@@ -500,10 +503,10 @@ async def test_while_the_bank_is_away_known_keys_are_answered_and_new_ones_are_n
 
 @pytest.mark.parametrize("trouble", [{"fault": "refuse", "status": 403}, {"fault": "error_before"}])
 @pytest.mark.parametrize("on", ["token", "execute"])
-async def test_a_charge_that_the_bank_never_answers_holds_up_nobody(
+async def test_a_charge_that_the_bank_never_answers_delays_no_other(
     world: World, on: str, trouble: dict[str, Any]
 ) -> None:
-    """A bank may choke on one card, and on it alone."""
+    """A bank may fail for one card only."""
     request = a_request()
     request.card.token = "tok_mastercard"
     await world.trouble(on, card="tok_mastercard", times=ALWAYS, **trouble)
@@ -515,8 +518,8 @@ async def test_a_charge_that_the_bank_never_answers_holds_up_nobody(
     assert (await stuck).status == PENDING
 
 
-async def test_a_new_charge_may_find_out_that_the_bank_is_back(world: World) -> None:
-    """Those under way may be the very ones that it does not answer. Until then new keys are refused, and nothing is stored."""
+async def test_a_new_charge_may_be_the_probe_that_finds_the_bank_back(world: World) -> None:
+    """The bank may never answer the charges under way. Until a probe succeeds, new keys are refused and nothing is stored."""
     await world.trouble("token", "error_before", card="tok_mastercard", times=ALWAYS)
     stuck = [a_request() for _ in range(UNANSWERED_TO_OPEN)]
     for request in stuck:
@@ -541,7 +544,7 @@ async def test_a_new_charge_may_find_out_that_the_bank_is_back(world: World) -> 
 
 
 async def ask_in_vain(world: World, on: str) -> None:
-    """Order five vain attempts, a pause in which the charge gets a second old, and more vain attempts."""
+    """Order five vain attempts, a pause in which the charge becomes a second old, and more vain attempts."""
     await world.trouble(on, "throttled", retry_after="0", times=5)
     await world.trouble(on, "in_progress", retry_after="1")
     await world.trouble(on, "throttled", retry_after="0", times=3)
@@ -549,7 +552,7 @@ async def ask_in_vain(world: World, on: str) -> None:
 
 
 async def test_a_charge_whose_token_step_is_never_answered_is_abandoned(tmp_path: Path) -> None:
-    """After the configured age and five attempts, and for ever: the bank's return changes nothing, a new key does."""
+    """After the configured age and five attempts, and for ever: after the bank's return only a new key is charged."""
     async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
         await ask_in_vain(world, "token")
         request = a_request()
@@ -565,8 +568,8 @@ async def test_a_charge_whose_token_step_is_never_answered_is_abandoned(tmp_path
         assert (await world.charge(a_request())).status == CHARGED
 
 
-async def test_a_charge_is_not_abandoned_before_five_attempts_however_old(tmp_path: Path) -> None:
-    """Our own outage abandons nothing: what the last process tried does not count."""
+async def test_a_charge_of_any_age_is_not_abandoned_before_five_attempts(tmp_path: Path) -> None:
+    """Our own outage abandons no charge: attempts of an earlier process do not count."""
     async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
         await world.trouble("token", "throttled", retry_after="0", times=4)
         await world.trouble("token", **HOLD)
@@ -582,7 +585,7 @@ async def test_a_charge_is_not_abandoned_before_five_attempts_however_old(tmp_pa
 
 
 async def test_the_execute_step_is_never_given_up(tmp_path: Path) -> None:
-    """However old the charge and however often it is asked in vain: the money may have moved, as here it has."""
+    """For any age of the charge and any number of vain attempts: the money may have moved, and here it has."""
     async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
         await world.trouble("execute", "lose_answer")
         await ask_in_vain(world, "execute")
@@ -600,8 +603,8 @@ async def test_the_execute_step_is_never_given_up(tmp_path: Path) -> None:
         assert world.story(request) == STRAIGHT
 
 
-async def test_in_a_restored_journal_nothing_is_abandoned_and_the_bank_is_looked_up_first(tmp_path: Path) -> None:
-    """Old enough and asked in vain often enough, a charge stays pending, and ends charged."""
+async def test_in_a_restored_journal_nothing_is_abandoned_and_each_step_begins_with_a_look_up(tmp_path: Path) -> None:
+    """A charge of sufficient age and attempts stays pending, and ends charged."""
     async with a_world(tmp_path, COMMAND_ABANDON_AFTER_SECONDS="1") as world:
         await world.trouble("token", **HOLD)
         request = a_request()
@@ -628,8 +631,8 @@ async def test_in_a_restored_journal_nothing_is_abandoned_and_the_bank_is_looked
 
 
 @pytest.mark.parametrize("on", ["token", "execute"])
-async def test_a_restored_journal_learns_what_it_forgot_by_looking_it_up(world: World, tmp_path: Path, on: str) -> None:
-    """A backup taken before a step, restored after the bank did it: the bank is asked what it knows, and told nothing."""
+async def test_a_restored_journal_learns_of_lost_steps_by_look_ups(world: World, tmp_path: Path, on: str) -> None:
+    """A backup is taken before a step and restored after the bank did it: the bank gets look-ups only."""
     await world.trouble(on, **HOLD)
     request = a_request()
     answer = await world.pending(request)
@@ -650,7 +653,7 @@ async def test_a_restored_journal_learns_what_it_forgot_by_looking_it_up(world: 
 
 # ---------------------------------------------------------------- a client that does not wait
 async def test_pending_comes_before_the_deadline_and_the_outcome_later_with_the_same_key(world: World) -> None:
-    """The charge goes on while nobody waits."""
+    """The charge goes on without a waiting call."""
     await world.trouble("execute", **HOLD)
     request = a_request()
     answer = await world.charge(request, 0.8)
@@ -661,17 +664,17 @@ async def test_pending_comes_before_the_deadline_and_the_outcome_later_with_the_
     assert (later.status, later.outcome_source, later.position) == (CHARGED, REPLAYED, 3)
 
 
-async def test_a_deadline_that_has_passed_begins_nothing(world: World) -> None:
-    """Nothing is stored, and the bank hears nothing of it."""
+async def test_a_call_after_its_deadline_begins_no_charge(world: World) -> None:
+    """Nothing is stored, and the bank is not called."""
     request = a_request()
     assert (await refused(world.charge(request, -1.0))).code is grpc.StatusCode.DEADLINE_EXCEEDED
-    await world.charge(a_request())  # Whatever the server made of the first, it did before this one.
+    await world.charge(a_request())  # its answer shows that the server is done with the first
     assert world.story(request) == []
     assert await world.asked(request) == []
 
 
 async def test_a_deadline_of_less_than_200_ms_can_succeed(world: World) -> None:
-    """The time kept for the answer's way is a share of what remains: some of many such calls hear the charge at rest."""
+    """The time reserved for the answer's way is a share of the remaining time: some of many such calls get the outcome."""
     request = a_request()
     charged = await world.charge(request)
     heard = [await asyncio.gather(world.charge(request, 0.15), return_exceptions=True) for _ in range(40)]
@@ -683,7 +686,7 @@ async def test_a_deadline_of_less_than_200_ms_can_succeed(world: World) -> None:
 
 
 async def test_a_call_that_is_read_after_its_deadline_is_told_that_nothing_was_stored(world: World) -> None:
-    """It is not begun: a client whose clock runs behind may still read why."""
+    """The charge is not begun. A client whose clock is behind may still read the reason."""
     service = CommandService(screened({}), world.running.reception, max_calls=1)
 
     class Late:
@@ -692,13 +695,13 @@ async def test_a_call_that_is_read_after_its_deadline_is_told_that_nothing_was_s
 
     request = a_request()
     with pytest.raises(Refusal) as refusal:
-        await service.Charge(request, Late())
+        await service.Charge(request, GuardedCall("/charging.v1.CommandService/Charge", ANYBODY, Late()))
     assert (refusal.value.reason, refusal.value.advice) == ("DEADLINE_PASSED", "RETRY_SAME_KEY")
     assert world.story(request) == []
 
 
-async def test_an_answer_tells_when_the_charge_was_requested_first(world: World) -> None:
-    """So that a key which was used long ago is noticed; the first record says when, and a replay says the same."""
+async def test_an_answer_has_the_time_of_the_first_request(world: World) -> None:
+    """It reveals a key that was used long ago. The time is the first record's, also in a replay."""
     request = a_request()
     first, again = await world.charge(request), await world.charge(request)
     (requested,) = [r for r in records(world.journal) if r.charge_id == id_of(request) and r.version == 1]
@@ -714,10 +717,10 @@ async def test_an_answer_tells_when_the_charge_was_requested_first(world: World)
         ("pending", "PENDING", "ASK_STATUS"),
     ],
 )
-async def test_a_new_key_is_advised_only_where_the_first_charge_moves_no_money(
+async def test_a_new_key_is_advised_only_if_the_first_charge_moves_no_money(
     world: World, card: str, status: str, advice: str
 ) -> None:
-    """Who obeys the advice of a key that was used again never pays twice for one order."""
+    """A client that reuses a key and obeys the advice never pays twice for one order."""
     first = a_request(card=Card(token=card if card.startswith("tok_") else "tok_visa"))
     if card == "in review":
         await world.trouble("execute", "wrong_amount")
@@ -734,14 +737,14 @@ async def test_a_new_key_is_advised_only_where_the_first_charge_moves_no_money(
 async def test_no_deadline_and_one_in_ten_years_are_answered_like_any_other(
     world: World, seconds: float | None
 ) -> None:
-    """The server has a bound of its own."""
+    """The server has its own limit of a call's time."""
     answer = await world.commands.Charge(a_request(), timeout=seconds)
     assert answer.status == CHARGED
 
 
 @pytest.mark.parametrize("moment", ["at once", "stored", "token", "execute"])
 async def test_a_client_that_cancels_stops_no_charge(world: World, moment: str) -> None:
-    """It comes to rest by itself, once; a charge that had not come in yet begins with the next call."""
+    """The charge comes to rest by itself, once. A charge that was not stored yet begins with the next call."""
     request = a_request()
     if moment != "at once":
         await world.trouble("execute" if moment == "execute" else "token", "delay", seconds=0.5)
@@ -763,8 +766,8 @@ async def test_a_client_that_cancels_stops_no_charge(world: World, moment: str) 
     assert len(await world.movements(request)) == 1
 
 
-async def test_requests_that_are_no_messages_leave_nothing_behind(world: World) -> None:
-    """Each is refused by an error of its own: one that is raised again and again keeps every call that it passed."""
+async def test_requests_that_are_no_messages_leave_no_memory_behind(world: World) -> None:
+    """Each is refused by a new error: an error object that is raised repeatedly would keep every call's frames alive."""
     charge_by_bytes: Any = world.channel.unary_unary("/charging.v1.CommandService/Charge")
     for _ in range(20):
         with pytest.raises(grpc.aio.AioRpcError) as told_so:
@@ -776,8 +779,8 @@ async def test_requests_that_are_no_messages_leave_nothing_behind(world: World) 
 
 
 # ---------------------------------------------------------------- too much at once
-async def test_beyond_the_limit_of_unfinished_charges_no_new_one_is_taken(tmp_path: Path) -> None:
-    """Known keys are answered, and the limit holds for calls that come all at once."""
+async def test_beyond_the_limit_of_unfinished_charges_new_ones_are_refused(tmp_path: Path) -> None:
+    """Known keys are answered, and the limit holds for simultaneous calls."""
     async with a_world(tmp_path, COMMAND_MAX_UNFINISHED="3") as world:
         await world.trouble("token", **HOLD)
         requests = [a_request() for _ in range(20)]
@@ -807,8 +810,8 @@ async def test_beyond_the_limit_of_calls_even_known_keys_wait_their_turn(tmp_pat
         assert (await world.charge(a_request())).status == CHARGED
 
 
-async def test_without_room_on_the_disk_no_new_charge_is_taken_and_begun_ones_finish(tmp_path: Path) -> None:
-    """Known keys are answered as ever."""
+async def test_without_room_on_the_disk_new_charges_are_refused_and_begun_ones_finish(tmp_path: Path) -> None:
+    """Known keys are still answered."""
     async with a_world(tmp_path) as world:
         rested, running = a_request(), a_request()
         await world.charge(rested)
@@ -829,7 +832,7 @@ async def test_without_room_on_the_disk_no_new_charge_is_taken_and_begun_ones_fi
 
 # ---------------------------------------------------------------- while the server starts
 class Held(GroupCommit):
-    """The journal, whose reads of a stream wait until they may go on."""
+    """A journal whose reads of streams wait for the test's permission."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -843,8 +846,8 @@ class Held(GroupCommit):
         return found
 
 
-async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge_that_is_found(world: World) -> None:
-    """Calls are taken before all unfinished charges are found: there must be one loop for the charge, not two."""
+async def test_a_call_during_recovery_joins_the_recovered_charge(world: World) -> None:
+    """Calls are accepted before all unfinished charges are read: there must be one loop for the charge, not two."""
     await world.trouble("execute", **HOLD)
     request = a_request()
     await world.pending(request)
@@ -878,8 +881,8 @@ async def test_a_call_that_comes_while_charges_are_being_found_shares_the_charge
     assert (await world.charge(request)).outcome_source == REPLAYED
 
 
-async def test_an_unfinished_charge_that_has_no_events_ends_the_start(tmp_path: Path) -> None:
-    """Both are stored in one transaction: a key that names no charge is another one, damaged, that would be lost."""
+async def test_an_unfinished_charge_without_events_ends_the_start(tmp_path: Path) -> None:
+    """One transaction stores its row and its events: a row without events is a damaged one, whose charge would be lost."""
     async with AsyncExitStack() as stack:
         journal = await GroupCommit.open(
             await SqliteFile(tmp_path / "journal.db").open(), now=now, end_process=lambda: sys.exit("unknown")

@@ -1,4 +1,4 @@
-"""The command server as a process: how it starts, says how it is, stops, and is killed."""
+"""The command server as a process: its start, its health and figures, its stop, and kill -9."""
 
 import asyncio
 import socket
@@ -30,12 +30,12 @@ from rig.referee import PATIENT_SECONDS, Referee
 from rig.world import CHARGED, PENDING, REPLAYED, World, a_request, a_world, assert_books_agree, head, records, until
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
-OF_A_NEWER_PROGRAM = b"\xa2\x06\x00"  # An event of a kind that we do not know.
+OF_A_NEWER_PROGRAM = b"\xa2\x06\x00"  # an event of an unknown kind
 HOLD: dict[str, Any] = {
     "fault": "in_progress",
     "retry_after": "0",
     "times": 1_000_000,
-}  # Until there is no more trouble.
+}  # until `no_more_trouble`
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ async def a_town(folder: Path, **settings: str) -> AsyncIterator[tuple[Town, Ref
         await town.__aexit__()
 
 
-# Spelled out, since the stubs of these two packages are typed for synchronous channels only.
+# Written out, since the stubs of these two packages are typed for synchronous channels only.
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     check: grpc.aio.UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse] = channel.unary_unary(
         "/grpc.health.v1.Health/Check",
@@ -89,7 +89,7 @@ async def services(channel: grpc.aio.Channel) -> set[str]:
 
 
 # ---------------------------------------------------------------- health and reflection
-async def test_both_ports_are_serving_and_each_says_so_for_its_own_service(world: World) -> None:
+async def test_both_ports_are_serving_and_each_has_the_health_of_its_own_service(world: World) -> None:
     """grpc.health.v1, for load balancers."""
     for channel, service in ((world.channel, "CommandService"), (world.feed_channel, "JournalService")):
         assert await health(channel) == SERVING
@@ -99,7 +99,7 @@ async def test_both_ports_are_serving_and_each_says_so_for_its_own_service(world
 
 
 async def test_a_server_without_room_on_its_disk_is_not_serving_but_its_feed_is(tmp_path: Path) -> None:
-    """Commands go elsewhere; what is stored can still be read."""
+    """Commands go elsewhere; stored records can still be read."""
     async with a_world(tmp_path, COMMAND_FREE_BYTES=str(1 << 50)) as world:
 
         async def says_so() -> bool:
@@ -111,7 +111,7 @@ async def test_a_server_without_room_on_its_disk_is_not_serving_but_its_feed_is(
 
 
 async def test_reflection_lists_each_ports_services(world: World) -> None:
-    """So that grpcurl needs no .proto files."""
+    """With them grpcurl needs no .proto files."""
     reflection = {f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")}
     own = {"grpc.health.v1.Health", *reflection}
     assert await services(world.channel) == own | {"charging.v1.CommandService"}
@@ -119,15 +119,15 @@ async def test_reflection_lists_each_ports_services(world: World) -> None:
 
 
 async def test_reflection_can_be_switched_off(tmp_path: Path) -> None:
-    """Then it is an unknown method."""
+    """Its method is then unknown."""
     async with a_world(tmp_path, COMMAND_REFLECTION="no") as world:
         for channel in (world.channel, world.feed_channel):
             assert (await refused(services(channel))).code is grpc.StatusCode.UNIMPLEMENTED
 
 
-# ---------------------------------------------------------------- what does not start
+# ---------------------------------------------------------------- servers that do not start
 async def fails_to_start(log: Path, **environment: str) -> list[str]:
-    """The lines that a server says that exits with status 1 instead of serving."""
+    """Start a server that exits with status 1 instead of serving; return its lines."""
     server = Server("command_service", environment, log)
     try:
         with pytest.raises(DidNotStart):
@@ -139,8 +139,8 @@ async def fails_to_start(log: Path, **environment: str) -> list[str]:
     return server.text().splitlines()
 
 
-async def test_a_second_server_on_the_same_journal_or_port_says_so_and_ends(world: World, tmp_path: Path) -> None:
-    """In a line that names what is taken; the first goes on."""
+async def test_a_second_server_on_the_same_journal_or_port_ends_with_an_error(world: World, tmp_path: Path) -> None:
+    """Its line names the journal or port that is taken; the first server goes on."""
 
     def second(journal: Path, **taken: str) -> Awaitable[list[str]]:
         free = {"COMMAND_LISTEN": "127.0.0.1:0", "COMMAND_FEED_LISTEN": "127.0.0.1:0"}
@@ -154,7 +154,7 @@ async def test_a_second_server_on_the_same_journal_or_port_says_so_and_ends(worl
         second(tmp_path / "third.db", COMMAND_FEED_LISTEN=feed_listen),
         second(tmp_path / "fourth.db", COMMAND_METRICS_LISTEN=listen),
     )
-    assert [lines[-1] for lines in said] == [  # Of a port grpc has said so before, in its own words.
+    assert [lines[-1] for lines in said] == [  # for a port, grpc has logged a line of its own before
         f"error: another server has the journal {world.journal} open: stop it first, or use another file",
         f"error: cannot listen on {listen}: is another server running there?",
         f"error: cannot listen on {feed_listen}: is another server running there?",
@@ -163,8 +163,8 @@ async def test_a_second_server_on_the_same_journal_or_port_says_so_and_ends(worl
     assert (await world.charge(a_request())).status == CHARGED
 
 
-async def test_all_problems_of_the_settings_are_told_together(tmp_path: Path) -> None:
-    """Each with its variable and why it exists, and never with its value; exit status 1, before anything is opened."""
+async def test_all_problems_of_the_settings_are_reported_together(tmp_path: Path) -> None:
+    """Each with its variable and why it exists, and never with its value; exit status 1, before any file is opened."""
     wrong = {
         "COMMAND_LISTEN": "secret-value",
         "COMMAND_FEED_LISTEN": "127.0.0.1:secret-value",
@@ -189,7 +189,7 @@ async def test_all_problems_of_the_settings_are_told_together(tmp_path: Path) ->
 
 
 async def test_a_journal_with_an_unfinished_charge_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    """A payment journal that we cannot read is no journal: one line, exit status 1."""
+    """The server does not serve from a journal that it cannot read: one line, exit status 1."""
     journal = tmp_path / "journal.db"
     await store(journal, OF_A_NEWER_PROGRAM, finished=False)
     (said,) = await fails_to_start(
@@ -202,7 +202,7 @@ async def test_a_journal_with_an_unfinished_charge_that_cannot_be_read_is_refuse
 
 
 async def store(path: Path, event: bytes, *, finished: bool, key: str = "order-1234") -> None:
-    """Append an event as the first of a key's charge."""
+    """Append an event as the first one of a key's charge."""
     journal = await GroupCommit.open(
         await SqliteFile(path).open(), now=lambda: 1_000_000, end_process=lambda: sys.exit("unknown")
     )
@@ -212,7 +212,7 @@ async def store(path: Path, event: bytes, *, finished: bool, key: str = "order-1
 
 # ---------------------------------------------------------------- SIGTERM
 async def test_on_sigterm_a_waiting_call_gets_its_outcome_and_new_ones_are_refused(tmp_path: Path) -> None:
-    """Health says NOT_SERVING first, streams are told of the outcome and ended, and the exit status is 0."""
+    """Health is NOT_SERVING first, streams get the outcome and end, and the exit status is 0."""
     async with a_town(tmp_path) as (town, referee):
         async with (
             grpc.aio.insecure_channel(town.command.listen) as channel,
@@ -245,7 +245,7 @@ async def test_on_sigterm_a_waiting_call_gets_its_outcome_and_new_ones_are_refus
 
 
 async def followed(channel: grpc.aio.Channel) -> tuple[list[int], str]:
-    """The positions that a reader of the feed is sent until the stream ends, and the reason why it ends."""
+    """The positions that a reader of the feed gets until the stream ends, and the reason of its end."""
     positions: list[int] = []
 
     async def read() -> None:
@@ -255,8 +255,8 @@ async def followed(channel: grpc.aio.Channel) -> tuple[list[int], str]:
     return positions, (await refused(read())).reason
 
 
-async def test_on_sigterm_a_call_whose_outcome_does_not_come_says_pending(tmp_path: Path) -> None:
-    """Before the drain's time is over, and with exit status 0; the next start goes on with the charge."""
+async def test_on_sigterm_a_call_without_an_outcome_answers_pending(tmp_path: Path) -> None:
+    """Before the end of the drain's time, and with exit status 0; the next start goes on with the charge."""
     async with a_town(tmp_path, COMMAND_DRAIN_SECONDS="1") as (town, referee):
         await referee.trouble("execute", "hang_before", seconds=60)
         request = a_request()
@@ -273,10 +273,10 @@ async def test_on_sigterm_a_call_whose_outcome_does_not_come_says_pending(tmp_pa
         await assert_books_agree(town.journal, referee)
 
 
-async def test_a_log_that_nobody_reads_any_more_costs_its_entries_and_no_charge(tmp_path: Path) -> None:
-    """The reader of standard error has gone. What the bank does not answer is logged, and the charge goes on."""
+async def test_a_log_whose_reader_has_gone_loses_its_entries_and_no_charge(tmp_path: Path) -> None:
+    """The reader of standard error has gone. Calls without an answer are logged, and the charges go on."""
     town = Town(tmp_path)
-    town.command.prefix = ("sh", "-c", '"$0" "$@" 2>&1 | head -n 1')  # reads that it serves, and goes
+    town.command.prefix = ("sh", "-c", '"$0" "$@" 2>&1 | head -n 1')  # reads the entry "serving", and goes
     try:
         await town.start_bank()
         await town.start_command()
@@ -284,7 +284,7 @@ async def test_a_log_that_nobody_reads_any_more_costs_its_entries_and_no_charge(
             commands = command_pb2_grpc.CommandServiceStub(channel)
             await referee.trouble("token", "lose_answer", times=2)
             await referee.trouble("execute", "refuse", status=403, times=2)
-            for _ in range(2):  # the first entry after the reader went may have found the pipe still whole
+            for _ in range(2):  # the pipe may still take the first entry after the reader's end
                 assert (await commands.Charge(a_request(), timeout=PATIENT_SECONDS)).status == CHARGED
             await assert_books_agree(town.journal, referee)
     finally:
@@ -293,9 +293,9 @@ async def test_a_log_that_nobody_reads_any_more_costs_its_entries_and_no_charge(
 
 # ---------------------------------------------------------------- kill -9
 async def test_charges_that_a_kill_interrupts_are_each_charged_exactly_once(tmp_path: Path) -> None:
-    """Fifty at once, at whatever step each was: the retries with their keys all hear CHARGED."""
+    """Fifty at once, each at some step: the retries with their keys all get CHARGED."""
     async with a_town(tmp_path) as (town, referee):
-        # So that the kill finds charges at every step, with answers lost among them.
+        # The kill meets charges at every step, some with a lost answer.
         for on in ("token", "execute"):
             await referee.trouble(on, "delay", seconds=0.2, times=10)
             await referee.trouble(on, "lose_answer", times=10)
@@ -325,10 +325,10 @@ async def test_charges_that_a_kill_interrupts_are_each_charged_exactly_once(tmp_
 
 
 # ---------------------------------------------------------------- faults of ours
-async def test_what_nobody_foresaw_reaches_the_client_as_a_fixed_text_and_the_log_without_the_input(
+async def test_an_unforeseen_error_reaches_the_client_as_a_fixed_text_and_the_log_without_the_input(
     tmp_path: Path,
 ) -> None:
-    """Here another program takes the journal's table away, and the charge is one that is looked up first."""
+    """Here another program renames the journal's table, and the charge has faults, so that the journal is read first."""
     async with Town(tmp_path) as town, grpc.aio.insecure_channel(town.command.listen) as channel:
         request = a_request(description="a very private matter", user_id="mallory and more")
         commands = command_pb2_grpc.CommandServiceStub(channel)
@@ -349,7 +349,7 @@ async def test_what_nobody_foresaw_reaches_the_client_as_a_fixed_text_and_the_lo
 
 
 async def test_a_charge_that_cannot_be_read_is_data_loss_and_no_new_charge(tmp_path: Path) -> None:
-    """Nothing is guessed, the bank is not asked, others are served, and the operators hear of it."""
+    """Nothing is guessed, the bank is not called, other charges are served, and the log reports it."""
     unknown, damaged = a_request(), a_request()
     await store(tmp_path / "journal.db", OF_A_NEWER_PROGRAM, finished=True, key=unknown.idempotency_key)
     async with a_world(tmp_path) as world:
@@ -368,7 +368,7 @@ async def test_a_charge_that_cannot_be_read_is_data_loss_and_no_new_charge(tmp_p
             assert [entry["log_level"] for entry in entries] == ["error"]
         assert (head(world.journal), await world.referee.calls()) == before
         assert (await world.charge(a_request())).status == CHARGED
-        flip_a_bit(world.journal, 2)  # Back, so that the books can be compared.
+        flip_a_bit(world.journal, 2)  # repaired, so that the books can be compared
         assert (await world.charge(damaged)).status == CHARGED
 
 
@@ -381,7 +381,7 @@ def flip_a_bit(journal: Path, position: int) -> None:
 
 # ---------------------------------------------------------------- limits and figures
 async def test_the_largest_request_that_the_contract_allows_is_charged(world: World) -> None:
-    """Twenty entries of metadata, and every text as long as it may be, in characters of three bytes: within 16 KiB."""
+    """Twenty entries of metadata, and every text of its greatest length, in characters of three bytes: within 16 KiB."""
     request = ChargeRequest(
         idempotency_key="k" * 255,
         user_id="u" * 255,
@@ -395,7 +395,7 @@ async def test_the_largest_request_that_the_contract_allows_is_charged(world: Wo
 
 
 async def test_an_operators_cap_replaces_the_built_in_one_for_new_charges(tmp_path: Path) -> None:
-    """A charge that was taken under a larger cap is found by its retry."""
+    """The retry of a charge that was accepted under a larger cap is answered."""
     before, after, dollars = a_request(), a_request(), a_request()
     dollars.amount.CopyFrom(Money(minor_units=999_999_999_999, currency_code="USD"))
     async with a_town(tmp_path) as (town, _):

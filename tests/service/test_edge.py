@@ -1,4 +1,4 @@
-"""What every server does at its edge: health and reflection behind the guard, sizes, metrics, and proxies."""
+"""The edge of every server: health and reflection behind the guard, sizes, metrics, and proxies."""
 
 import ast
 import asyncio
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent.parent
 HEALTH, REFLECTION = "/grpc.health.v1.Health", "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
 VERSIONS = ("v1alpha", "v1")
 NOTHING_HAPPENED = ["serving", "the feed is open", "the view has caught up", "asked to stop", "draining", "stopped"]
-# RFC 9113: what a client of ours never sends.
+# RFC 9113, by hand: our clients never send these frames.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, DATA, SETTINGS, PING = 1, 0, 4, 6
 INITIAL_WINDOW_SIZE = 4
@@ -53,10 +53,8 @@ async def feed() -> AsyncIterator[FeedServer]:
 
 # ---------------------------------------------------------------- proxies
 @pytest.mark.parametrize("name", ["http_proxy", "grpc_proxy", "https_proxy"])
-async def test_a_proxy_in_the_environment_is_shown_nothing_of_the_feed(
-    feed: FeedServer, tmp_path: Path, name: str
-) -> None:
-    """The feed is every user's history, and between our own servers."""
+async def test_a_proxy_in_the_environment_sees_nothing_of_the_feed(feed: FeedServer, tmp_path: Path, name: str) -> None:
+    """The feed holds every user's history, and goes between our own servers only."""
     asked = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,7 +73,7 @@ async def test_a_proxy_in_the_environment_is_shown_nothing_of_the_feed(
 
 
 def test_every_client_that_is_made_outside_the_tests_ignores_proxies() -> None:
-    """The tests' own are rid of them by tests/conftest.py."""
+    """For the tests' own clients tests/conftest.py removes the proxies."""
     careless = []
     for path in (
         path for folder in ("demo", "prove", "bench", "query_service") for path in (ROOT / folder).rglob("*.py")
@@ -91,7 +89,7 @@ def test_every_client_that_is_made_outside_the_tests_ignores_proxies() -> None:
 
 # ---------------------------------------------------------------- sizes
 async def test_a_query_above_its_limit_is_refused_with_details(feed: FeedServer, tmp_path: Path) -> None:
-    """Under a code for which nobody tries again, and a text that says the limit."""
+    """With a code that no client retries, and a text that names the limit."""
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
         error = await refused(client.queries.GetCharge(GetChargeRequest(idempotency_key="k" * (16 << 10))))
     assert (error.code, error.reason, error.fields) == (
@@ -103,8 +101,8 @@ async def test_a_query_above_its_limit_is_refused_with_details(feed: FeedServer,
 
 
 # ---------------------------------------------------------------- health and reflection stand behind the guard
-async def test_what_is_malformed_gets_our_text_and_fills_no_log(feed: FeedServer, tmp_path: Path) -> None:
-    """Sent to health and to reflection, as bytes that are no message and as one that is too large."""
+async def test_a_malformed_request_gets_our_text_and_fills_no_log(feed: FeedServer, tmp_path: Path) -> None:
+    """Sent to health and to reflection, as bytes that are no message and as a message that is too large."""
     too_large = HealthCheckRequest(service="s" * (16 << 10)).SerializeToString()
     async with process_of(feed.address, tmp_path / "view.db") as process:
         serving = await process.logged("serving")
@@ -128,7 +126,7 @@ async def test_what_is_malformed_gets_our_text_and_fills_no_log(feed: FeedServer
 
 
 async def test_health_knows_its_services_and_no_others(feed: FeedServer, tmp_path: Path) -> None:
-    """Check says NOT_FOUND of others, Watch that they are unknown, List leaves them out."""
+    """For others Check answers NOT_FOUND, Watch SERVICE_UNKNOWN, and List omits them."""
     async with querying(feed.address, tmp_path / "view.db") as (running, client):
         await client.becomes(HealthCheckResponse.SERVING)
         assert (await refused(client.health.Check(HealthCheckRequest(service="x")))).code is grpc.StatusCode.NOT_FOUND
@@ -140,10 +138,10 @@ async def test_health_knows_its_services_and_no_others(feed: FeedServer, tmp_pat
         assert statuses == {"": HealthCheckResponse.SERVING, SERVICE: HealthCheckResponse.SERVING}
 
 
-async def test_a_watcher_of_health_that_takes_nothing_holds_up_neither_health_nor_the_end(
+async def test_a_watcher_of_health_that_reads_nothing_delays_neither_health_nor_the_end(
     feed: FeedServer, tmp_path: Path
 ) -> None:
-    """A stranger whose window for answers is nothing: anybody can send that."""
+    """A stranger with a flow-control window of 0, which any client can send."""
     await feed.hold(0)
     async with process_of(feed.address, tmp_path / "view.db") as process:
         serving = await process.logged("serving")
@@ -158,7 +156,9 @@ async def test_a_watcher_of_health_that_takes_nothing_holds_up_neither_health_no
             stranger.write(frame(DATA, 1, 1, b"\0" + struct.pack(">I", len(request)) + request))
             await stranger.drain()
         async with client_of(serving["listen"]) as client, asyncio.timeout(PATIENCE_SECONDS):
-            await client.health.Check(HealthCheckRequest(service=SERVICE))  # by now it has read what the strangers sent
+            await client.health.Check(
+                HealthCheckRequest(service=SERVICE)
+            )  # its answer shows that the server has read the strangers' frames
             await asyncio.sleep(0.2)
             await feed.hold(None)
             await client.becomes(HealthCheckResponse.SERVING)
@@ -171,7 +171,7 @@ async def test_a_watcher_of_health_that_takes_nothing_holds_up_neither_health_no
 
 
 async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer pings and settings, so that the link does not count as dead."""
+    """Answer pings and settings, so that the connection does not count as dead."""
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
             head = await reader.readexactly(9)
@@ -194,7 +194,7 @@ def headers(path: bytes) -> bytes:
 # ---------------------------------------------------------------- reflection
 @contextlib.asynccontextmanager
 async def reflecting(feed: FeedServer, folder: Path, version: str = "v1") -> AsyncIterator[Any]:
-    """A query server, and what asks its reflection."""
+    """A query server, and a function that queries its reflection."""
     async with (
         querying(feed.address, folder / "view.db") as (running, _),
         grpc.aio.insecure_channel(str(running.listen)) as channel,
@@ -221,7 +221,7 @@ def files(response: ServerReflectionResponse) -> list[FileDescriptorProto]:
 async def test_a_method_is_found_by_its_name_and_comes_with_its_comment(
     feed: FeedServer, tmp_path: Path, version: str
 ) -> None:
-    """As `grpcurl describe charging.v1.QueryService.WatchCharge` asks."""
+    """The request of `grpcurl describe charging.v1.QueryService.WatchCharge`."""
     async with reflecting(feed, tmp_path, version) as ask:
         file, *imported = files(await ask(file_containing_symbol="charging.v1.QueryService.WatchCharge"))
     assert file.name == "charging/v1/query.proto"
@@ -229,7 +229,7 @@ async def test_a_method_is_found_by_its_name_and_comes_with_its_comment(
     comments = [place.leading_comments for place in file.source_code_info.location if place.path == [6, 0, 2, number]]
     assert comments[0].startswith(" Sends the charge as it is now, and again after each change")
     pool = DescriptorPool()
-    for each in reversed([file, *imported]):  # all that is imported came with it, or this fails
+    for each in reversed([file, *imported]):  # fails unless all imports are in the answer
         pool.Add(each)
     assert pool.FindMethodByName("charging.v1.QueryService.WatchCharge").output_type.name == "WatchChargeResponse"
 
@@ -253,7 +253,7 @@ async def test_a_method_is_found_by_its_name_and_comes_with_its_comment(
     ],
 )
 async def test_every_name_of_the_contract_is_found(feed: FeedServer, tmp_path: Path, symbol: str) -> None:
-    """In the file that says it, which is found by its own name, too."""
+    """In the file that defines it, which is found by its own name, too."""
     async with reflecting(feed, tmp_path) as ask:
         found = files(await ask(file_containing_symbol=symbol))
         assert symbol.startswith(found[0].package)
@@ -261,7 +261,7 @@ async def test_every_name_of_the_contract_is_found(feed: FeedServer, tmp_path: P
 
 
 async def test_every_service_that_is_listed_can_be_described(feed: FeedServer, tmp_path: Path) -> None:
-    """Or clients stop at the first that cannot."""
+    """Clients stop at the first service that they cannot describe."""
     async with reflecting(feed, tmp_path) as ask:
         listed = [each.name for each in (await ask(list_services="")).list_services_response.service]
         assert SERVICE in listed
@@ -281,10 +281,10 @@ async def test_every_service_that_is_listed_can_be_described(feed: FeedServer, t
         {"all_extension_numbers_of_type": "charging.v1.Charge"},
     ],
 )
-async def test_what_reflection_does_not_know_is_not_found(
+async def test_reflection_answers_not_found_for_unknown_names(
     feed: FeedServer, tmp_path: Path, request_: dict[str, Any]
 ) -> None:
-    """An answer, after which the stream goes on; and a fixed text."""
+    """It is an answer with a fixed text, and the stream goes on."""
     async with reflecting(feed, tmp_path) as ask:
         error = (await ask(**request_)).error_response
     assert error.error_code == grpc.StatusCode.NOT_FOUND.value[0]
@@ -292,10 +292,10 @@ async def test_what_reflection_does_not_know_is_not_found(
 
 
 # ---------------------------------------------------------------- watches over one connection
-async def test_a_connection_full_of_watches_is_told_so_and_has_room_for_other_calls(
+async def test_a_connection_full_of_watches_refuses_more_and_has_room_for_other_calls(
     feed: FeedServer, tmp_path: Path
 ) -> None:
-    """Another connection has watches of its own, and one that ends makes room."""
+    """Another connection has a limit of its own, and a watch that ends makes room."""
     request = WatchChargeRequest(idempotency_key="order-0001", min_position=2)
     async with querying(feed.address, tmp_path / "view.db") as (running, client):
         watches = [client.queries.WatchCharge(request) for _ in range(WATCHES_A_CONNECTION)]
@@ -319,10 +319,10 @@ async def test_a_connection_full_of_watches_is_told_so_and_has_room_for_other_ca
 
 
 # ---------------------------------------------------------------- metrics
-async def test_readers_of_metrics_that_stall_keep_nobody_from_them_and_are_hung_up_on(
+async def test_stalled_readers_of_metrics_block_no_other_reader_and_are_disconnected(
     feed: FeedServer, tmp_path: Path
 ) -> None:
-    """Far more than are served at once, each of which says half a request or nothing; and no thread is made for any."""
+    """Far more than are served at once, each with half a request or none; the server makes no thread for them."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     async with (

@@ -1,6 +1,6 @@
 """The feed over a real channel, by the numbered steps of protos/charging/v1/journal.proto.
 
-The journal is a real one, filled with bytes that are no events: the feed is a pipe and decodes nothing.
+The journal is real and filled with bytes that are no events: the feed decodes nothing.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ NEVER_SECONDS = 3_600.0
 
 
 class Counted(GroupCommit):
-    """The journal, with its reads for the feed counted, and held back while `may_read` is not set."""
+    """A journal that counts its reads for the feed, and delays them while `may_read` is not set."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -53,7 +53,7 @@ class Counted(GroupCommit):
 
 
 class Source:
-    """A journal and the port where it can be followed."""
+    """A journal and the server of its feed."""
 
     def __init__(self, path: Path, journal: Counted, feed: Feed, server: Server, channel: grpc.aio.Channel) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class Source:
         )
 
     async def filled(self, count: int, size: int = 100) -> None:
-        """Append records of so many bytes, ten to a stream."""
+        """Append records of `size` bytes, ten to a stream."""
         streams = [range(first, min(first + 10, count)) for first in range(0, count, 10)]
         await asyncio.gather(
             *[
@@ -76,7 +76,7 @@ class Source:
         )
 
     def reader(self, after: Place | None = None, journal_id: str = "") -> "Reader":
-        """A reader from the beginning or from a place; it says the chain there if it knows one."""
+        """A reader from the beginning or from a place; it sends the place's chain, if known."""
         place = after or Place(0, b"")
         return Reader(
             self, SubscribeRequest(after_position=place.position, journal_id=journal_id, chain=place.chain), place
@@ -91,7 +91,7 @@ class Source:
 
 
 class Reader:
-    """Follows a feed, and verifies it as the contract tells a reader to."""
+    """Follows a feed, and verifies it by the contract's rules for readers."""
 
     def __init__(self, source: Source, request: SubscribeRequest, place: Place) -> None:
         self.call = source.stub.Subscribe(request)
@@ -112,14 +112,14 @@ class Reader:
         return message
 
     async def until(self, kind: str) -> list[str]:
-        """Read to the next message of a kind; return the kinds of all that came."""
+        """Read to the next message of a kind; return the kinds of all messages read."""
         kinds: list[str] = []
         while kinds[-1:] != [kind]:
             kinds.append(str((await self.next()).WhichOneof("item")))
         return kinds
 
     async def end(self) -> Told:
-        """Read on to the error that the stream ends with."""
+        """Read on to the error that ends the stream."""
         try:
             while True:
                 await self.next()
@@ -131,7 +131,7 @@ class Reader:
 
 
 def chained(before: bytes, record: Record) -> bytes:
-    """A record's chain, computed anew from the words of the contract."""
+    """A record's chain, computed by the contract's text."""
     recorded_at = record.recorded_at.seconds * 1_000_000 + record.recorded_at.nanos // 1_000
     return hashlib.sha256(
         before
@@ -181,8 +181,8 @@ async def source(tmp_path: Path) -> AsyncIterator[Source]:
 
 
 # ---------------------------------------------------------------- steps 2 to 4
-async def test_a_stream_opens_brings_every_record_and_says_that_it_has_caught_up(source: Source) -> None:
-    """Gapless, chained, and the stored bytes untouched."""
+async def test_a_stream_opens_sends_every_record_and_then_caught_up(source: Source) -> None:
+    """Without gaps, chained, and with the stored bytes unchanged."""
     await source.filled(1_234)
     reader = source.reader()
     opened = await reader.next()
@@ -204,8 +204,8 @@ async def all_stored(journal: GroupCommit) -> AsyncIterator[Stored]:
             yield record
 
 
-async def test_an_empty_journal_is_caught_up_with_at_once(source: Source) -> None:
-    """There is a position for that: 0."""
+async def test_a_reader_of_an_empty_journal_has_caught_up_at_once(source: Source) -> None:
+    """At position 0."""
     reader = source.reader()
     opened, caught_up = await reader.next(), await reader.next()
     assert opened.HasField("opened")
@@ -215,7 +215,7 @@ async def test_an_empty_journal_is_caught_up_with_at_once(source: Source) -> Non
 
 
 async def test_a_batch_is_at_most_500_records_and_about_a_mebibyte(source: Source) -> None:
-    """A record that is larger by itself comes alone."""
+    """A larger record comes alone."""
     await source.filled(600)
     await source.filled(40, size=100_000)
     await source.filled(1, size=1_500_000)
@@ -229,8 +229,8 @@ async def test_a_batch_is_at_most_500_records_and_about_a_mebibyte(source: Sourc
     assert len(reader.records) == 644
 
 
-async def test_what_is_appended_later_comes_live_without_polling_or_heartbeat(source: Source) -> None:
-    """However it falls: while the stream opens, while it catches up, and long after."""
+async def test_later_records_come_live_without_polling_or_heartbeat(source: Source) -> None:
+    """Appended while the stream opens, while it catches up, and long after."""
     await source.filled(700)
     reader = source.reader()
     await reader.next()
@@ -243,7 +243,7 @@ async def test_what_is_appended_later_comes_live_without_polling_or_heartbeat(so
 
 
 async def test_a_reader_misses_nothing_while_the_journal_is_written(source: Source) -> None:
-    """Catching up and live are one sequence."""
+    """Old and live records are one sequence."""
     reader = source.reader()
 
     async def write() -> None:
@@ -259,7 +259,7 @@ async def test_a_reader_misses_nothing_while_the_journal_is_written(source: Sour
 
 # ---------------------------------------------------------------- steps 1 and 2
 async def test_a_reader_resumes_from_its_checkpoint(source: Source) -> None:
-    """With or without saying what it knows of the journal; at the head, too."""
+    """With or without the journal's id and chain; at the head, too."""
     await source.filled(50)
     first = source.reader()
     await first.until("caught_up")
@@ -278,8 +278,10 @@ async def test_a_reader_resumes_from_its_checkpoint(source: Source) -> None:
 @pytest.mark.parametrize(
     "what", ["ahead", "far ahead", "other id", "other chain", "chain of another place", "chain at 0"]
 )
-async def test_a_reader_that_followed_another_journal_is_told_to_rebuild(source: Source, what: str) -> None:
-    """FAILED_PRECONDITION JOURNAL_DIVERGED, before anything else."""
+async def test_a_reader_that_followed_another_journal_gets_the_error_that_makes_it_rebuild(
+    source: Source, what: str
+) -> None:
+    """FAILED_PRECONDITION JOURNAL_DIVERGED, before any message."""
     await source.filled(20)
     known, own = source.journal.head, source.journal.journal_id
     reader = {
@@ -324,8 +326,8 @@ async def test_a_bad_subscription_is_refused_by_its_fields_name(
 
 
 # ---------------------------------------------------------------- steps 5 to 7
-async def test_while_nothing_happens_heartbeats_tell_the_head(tmp_path: Path) -> None:
-    """They come after CaughtUp, again and again, and records come between."""
+async def test_while_nothing_is_appended_heartbeats_carry_the_head(tmp_path: Path) -> None:
+    """They come after CaughtUp, repeatedly, and records come between them."""
     async with a_source(tmp_path, heartbeat_seconds=0.02) as source:
         await source.filled(3)
         reader = source.reader()
@@ -339,9 +341,9 @@ async def test_while_nothing_happens_heartbeats_tell_the_head(tmp_path: Path) ->
 
 
 async def test_a_reader_that_does_not_read_is_cut_off_while_others_go_on_and_resumes(tmp_path: Path) -> None:
-    """It finds READER_TOO_SLOW behind what it was sent, and lacks nothing that it cannot read again."""
+    """It finds READER_TOO_SLOW after the sent messages, and can read every missing record again."""
     async with a_source(tmp_path, slow_reader_seconds=1) as source:
-        await source.filled(1_000, size=16_000)  # Three times what a connection takes from us unread.
+        await source.filled(1_000, size=16_000)  # three times the capacity of a connection whose reader does not read
         stuck, lively = source.reader(), source.reader()
         await stuck.next()
         with structlog.testing.capture_logs() as entries:
@@ -363,7 +365,7 @@ async def test_a_reader_that_does_not_read_is_cut_off_while_others_go_on_and_res
         assert stuck.records + again.records == lively.records
 
 
-async def test_a_server_that_stops_tells_the_last_outcomes_and_ends_its_streams(tmp_path: Path) -> None:
+async def test_a_server_that_stops_sends_the_last_outcomes_and_ends_its_streams(tmp_path: Path) -> None:
     """UNAVAILABLE SERVER_STOPPING: the reader connects again and resumes."""
     async with a_world(tmp_path, COMMAND_DRAIN_SECONDS="20") as world:
         call = world.journals.Subscribe(SubscribeRequest())
@@ -399,7 +401,7 @@ async def test_readers_at_one_place_share_the_reads_of_the_journal(source: Sourc
 
 
 async def test_a_batch_is_encoded_once_for_all_readers_at_one_place(source: Source) -> None:
-    """They are sent the very same bytes, and gRPC passes them on as they are."""
+    """All get the same bytes object, and gRPC sends it unchanged."""
     await source.filled(10)
     batches = []
     for _ in range(3):
@@ -413,7 +415,7 @@ async def test_a_batch_is_encoded_once_for_all_readers_at_one_place(source: Sour
 
 
 async def test_a_feed_that_stops_ends_the_streams_that_wait(source: Source) -> None:
-    """However many wait, at once and without another heartbeat."""
+    """Any number of them, at once and without another heartbeat."""
     readers = [source.reader() for _ in range(20)]
     await asyncio.gather(*[reader.until("caught_up") for reader in readers])
     source.feed.stop()
@@ -421,8 +423,8 @@ async def test_a_feed_that_stops_ends_the_streams_that_wait(source: Source) -> N
     assert {answer.reason for answer in ends} == {"SERVER_STOPPING"}
 
 
-async def test_a_feed_that_stops_has_told_all_to_those_who_caught_up(source: Source) -> None:
-    """Also what came while a reader was waiting for its next message's time."""
+async def test_a_feed_that_stops_has_sent_every_record_to_readers_that_caught_up(source: Source) -> None:
+    """Also records that were appended during the pause before a reader's next message."""
     reader = source.reader()
     await reader.until("caught_up")
     await source.filled(1)
@@ -433,8 +435,8 @@ async def test_a_feed_that_stops_has_told_all_to_those_who_caught_up(source: Sou
     assert reader.place == source.journal.head
 
 
-async def test_a_reader_that_leaves_takes_no_read_from_the_others(source: Source) -> None:
-    """Though it was the one that began it."""
+async def test_a_reader_that_leaves_does_not_end_the_shared_read(source: Source) -> None:
+    """Not even the reader that began it."""
     await source.filled(10)
     source.journal.may_read.clear()
     first = source.reader()
@@ -453,8 +455,8 @@ async def test_a_reader_that_leaves_takes_no_read_from_the_others(source: Source
 
 # ---------------------------------------------------------------- damage
 @pytest.mark.parametrize("position", [1, 15, 501, 550])
-async def test_a_damaged_record_is_never_served_and_the_ones_before_it_are(source: Source, position: int) -> None:
-    """DATA_LOSS JOURNAL_CORRUPT in its place, again and again."""
+async def test_a_damaged_record_is_never_served_and_the_records_before_it_are(source: Source, position: int) -> None:
+    """DATA_LOSS JOURNAL_CORRUPT in its place, each time."""
     await source.filled(600)
     source.damage(position)
     for _ in range(2):
@@ -468,8 +470,8 @@ async def test_a_damaged_record_is_never_served_and_the_ones_before_it_are(sourc
         assert reader.place.position == position - 1
 
 
-async def test_damage_that_comes_while_a_stream_is_open_is_not_served(source: Source) -> None:
-    """What a reader has verified stays; what comes after the damage does not come."""
+async def test_a_record_that_is_damaged_while_a_stream_is_open_is_not_served(source: Source) -> None:
+    """Neither it nor any record after it is sent."""
     await source.filled(10)
     reader = source.reader()
     await reader.until("caught_up")

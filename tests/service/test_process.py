@@ -1,4 +1,4 @@
-"""A server as a process: what starts it, what it writes to, and what asks it to stop."""
+"""A server as a process: its start, its standard streams, and the signals that stop it."""
 
 import asyncio
 import importlib.metadata
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def environment_of(module: str, folder: Path) -> dict[str, str]:
-    """What a server needs to serve by itself, on free ports; its files are where they are by default."""
+    """The settings with which a server serves alone on free ports; its files are in their default places."""
     own = {
         "command_service": {"COMMAND_LISTEN": "127.0.0.1:0", "COMMAND_FEED_LISTEN": "127.0.0.1:0"},
         "query_service": {"QUERY_LISTEN": "127.0.0.1:0"},
@@ -69,7 +69,7 @@ async def charge(listen: str, key: str) -> str:
 
 @asynccontextmanager
 async def a_charge_under_way(town: Town) -> AsyncIterator["asyncio.Task[str]"]:
-    """A call that waits for the bank, which answers after a second."""
+    """Start a call that waits for the bank, which answers after a second."""
 
     async def is_executing() -> bool:
         return any(call["path"].endswith("/execute") for call in (await bank.get("/calls")).json())
@@ -97,7 +97,7 @@ async def test_a_signal_stops_a_server_in_order(tmp_path: Path, module: str, num
 
 
 async def test_a_terminal_that_closes_lets_calls_under_way_end(tmp_path: Path) -> None:
-    """Kernel and shell both say so: the second SIGHUP is from nobody who does not want to wait."""
+    """Kernel and shell each send a SIGHUP, so a second SIGHUP does not mean that its sender does not want to wait."""
     async with Town(tmp_path) as town, a_charge_under_way(town) as waiting:
         assert town.command.process is not None
         for _ in range(3):
@@ -116,7 +116,7 @@ async def test_a_second_sigterm_ends_a_server_at_once(tmp_path: Path) -> None:
         assert await town.command.ended() == -signal.SIGTERM
 
 
-async def test_what_nohup_started_stays_when_the_terminal_closes(tmp_path: Path) -> None:
+async def test_a_server_started_by_nohup_stays_when_the_terminal_closes(tmp_path: Path) -> None:
     async with serving("query_service", tmp_path, "nohup") as server:
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
@@ -157,9 +157,11 @@ def may_unshare() -> bool:
     return unshare is not None and subprocess.run([unshare, "-pf", "true"], check=False).returncode == 0
 
 
-@pytest.mark.skipif(not may_unshare(), reason="only root, or who may make namespaces, can start a process as number 1")
-async def test_a_server_that_is_process_1_stops_as_any_other(tmp_path: Path) -> None:
-    """The kernel spares it the default action of signals, also of a second SIGTERM."""
+@pytest.mark.skipif(
+    not may_unshare(), reason="only root, or a user who may make namespaces, can start a process as number 1"
+)
+async def test_a_server_that_is_process_1_stops_like_any_other(tmp_path: Path) -> None:
+    """The kernel does not apply the default action of signals to it, also for a second SIGTERM."""
     town = Town(tmp_path)
     town.command.prefix = ("unshare", "-pf")
     async with town, a_charge_under_way(town) as waiting:
@@ -189,7 +191,7 @@ async def test_a_server_that_is_process_1_stops_as_any_other(tmp_path: Path) -> 
 async def test_a_server_serves_and_stops_in_order_with_standard_streams_closed(
     tmp_path: Path, module: str, closed: str
 ) -> None:
-    """No file or connection of ours gets their numbers: what is written to standard error would go there."""
+    """No file or connection of ours gets their numbers: output to standard error would go into it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -223,7 +225,7 @@ async def test_a_server_serves_and_stops_in_order_with_standard_streams_closed(
 # ---------------------------------------------------------------- a log that nobody reads
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe's ends; nothing more goes in until somebody reads."""
+    """The ends of a full pipe: it takes no byte until somebody reads."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     try:
@@ -242,7 +244,7 @@ def full_pipe() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def started(program: str, **more: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program of a few lines, running; it is dead afterwards."""
+    """Run a program of a few lines; it is killed afterwards."""
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **more) as running:
         try:
             yield running
@@ -251,7 +253,7 @@ def started(program: str, **more: Any) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 async def test_a_command_server_whose_log_nobody_reads_charges_and_stops(tmp_path: Path) -> None:
-    """From its first line on; health and SIGTERM are answered too."""
+    """Nobody reads from its first line on; it answers health and SIGTERM too."""
     async with Town(tmp_path) as town:
         listen = town.command.listen
         await town.command.stop()
@@ -265,7 +267,7 @@ async def test_a_command_server_whose_log_nobody_reads_charges_and_stops(tmp_pat
 
 
 async def refusals(listen: str, calls: int) -> None:
-    """Bytes that are no request, each of which may be worth a line to somebody."""
+    """Send bytes that are no request, each of which may cause a log line."""
     async with grpc.aio.insecure_channel(listen) as channel:
         method: Any = channel.unary_unary("/charging.v1.CommandService/Charge")
         for _ in range(calls):
@@ -275,8 +277,8 @@ async def refusals(listen: str, calls: int) -> None:
 
 ENDS = {
     "by itself": ("process.run(serve, ())", 0),
-    "with an error that was foreseen": ("process.run(fail, ())", 1),
-    "with an error that nobody foresaw": ("process.run(crash, ())", 1),
+    "with a foreseen error": ("process.run(fail, ())", 1),
+    "with an unforeseen error": ("process.run(crash, ())", 1),
     "with a commit's fate unknown": ("log.critical('last'); Parts(settings.read(Settings, {})).end_process()", 74),
 }
 LOGS_AND_ENDS = """
@@ -316,7 +318,7 @@ def test_a_process_whose_log_is_stuck_ends_with_the_right_status(end: str) -> No
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_process_that_ends_has_written_its_last_lines(end: str) -> None:
-    """Also with status 74, where nothing else of it is run."""
+    """Also with status 74, after which no other code of the process runs."""
     statement, status = ENDS[end]
     with started(LOGS_AND_ENDS.format(lines=3_000, end=statement), stderr=subprocess.PIPE) as running:
         _, log = running.communicate(timeout=PATIENCE_SECONDS)
@@ -326,8 +328,8 @@ def test_a_process_that_ends_has_written_its_last_lines(end: str) -> None:
     assert any(word in lines[-1] for word in ("last", "library warning"))
 
 
-def test_lines_that_cannot_be_written_are_counted_and_the_count_is_told() -> None:
-    """In the place where they are missing; whoever wrote them did not wait."""
+def test_lines_that_cannot_be_written_are_counted_and_the_count_is_written() -> None:
+    """In the place of the missing lines; their writers did not wait."""
     with full_pipe() as (reading, writing):
         stream = StandardError(writing, most_waiting=100)
         for number in range(1_000):
@@ -347,7 +349,7 @@ def test_lines_that_cannot_be_written_are_counted_and_the_count_is_told() -> Non
     assert lines[-1] == "after"
 
 
-def test_a_full_disk_loses_lines_and_says_how_many_once_there_is_room() -> None:
+def test_a_full_disk_loses_lines_and_their_count_is_written_once_there_is_room() -> None:
     reading, writing = os.pipe()
     with open("/dev/full", "wb", buffering=0) as full, os.fdopen(reading, "rb") as reader:  # noqa: PTH123
         place = os.dup(full.fileno())
@@ -381,8 +383,8 @@ PROGRAMS = [*SERVERS, "demo.tour", "demo.crash", "prove", "prove.simulation", "j
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
-def test_a_program_explains_itself_and_refuses_what_it_does_not_know(module: str, tmp_path: Path) -> None:
-    """And does nothing else."""
+def test_a_program_explains_itself_and_refuses_unknown_arguments(module: str, tmp_path: Path) -> None:
+    """It does nothing else."""
     helped, version, unknown = (
         run(module, argument, XDG_STATE_HOME=str(tmp_path)) for argument in ("--help", "--version", "--nonsense")
     )
@@ -405,7 +407,7 @@ def test_a_program_explains_itself_and_refuses_what_it_does_not_know(module: str
 def test_a_server_does_not_start_with_a_misspelt_setting(
     tmp_path: Path, module: str, misspelt: str, meant: str, status: int
 ) -> None:
-    """Nor does an operator's command, which would look at another journal."""
+    """Nor does an operator's command, which would open another journal."""
     environment = {**environment_of(module, tmp_path), misspelt: "sqlite:////secret"}
     refused = run(module, **environment)
     assert refused.returncode == status
@@ -424,8 +426,8 @@ async def test_a_server_keeps_its_file_in_the_users_state_folder(tmp_path: Path,
         assert (tmp_path / "chargeonce" / name).is_file()
 
 
-def test_a_journal_where_the_default_was_before_is_not_passed_over(tmp_path: Path) -> None:
-    """A new one beside it would know none of its keys."""
+def test_a_journal_in_the_former_default_place_is_not_ignored(tmp_path: Path) -> None:
+    """A new journal elsewhere would know none of its keys."""
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "journal.db").touch()
     refused = subprocess.run(
@@ -458,7 +460,7 @@ def test_a_server_that_may_open_too_few_files_says_so_in_a_line(tmp_path: Path, 
 
 
 async def test_grpc_itself_writes_nothing_to_standard_error(tmp_path: Path) -> None:
-    """Its threads would wait there. A port that is taken is told by us."""
+    """Its threads would block there. Our own line reports a port that is taken."""
     async with serving("command_service", tmp_path) as first:
         taken = {**environment_of("command_service", tmp_path / "other"), "COMMAND_LISTEN": first.listen}
         second = run("command_service", **taken)

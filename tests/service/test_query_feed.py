@@ -31,9 +31,14 @@ from charging.v1.query_pb2 import (
     ListChargesRequest,
     WatchChargeRequest,
 )
-from query_service import subscriber
+from chassis.disk import Disk
+from query_service.lookup import END, Conditions, Rows
+from query_service.parts import Parts
+from query_service.schema import FORMAT
+from query_service.settings import Settings
 from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, State, Subscriber, verify
-from query_service.view import FORMAT, View, ViewUnusable
+from query_service.view import View
+from query_service.view_file import ViewUnusable
 from query_service.waiting import Waiting
 from rig.errors import told as read_error
 from tests.sealed import (
@@ -49,10 +54,11 @@ from tests.sealed import (
     token_issued,
 )
 from tests.service.feed_server import FeedServer, feeding
-from tests.service.query_rig import SERVICE, Client, client_of, dump, process_of, querying
+from tests.service.query_rig import SERVICE, Client, KeptDisk, client_of, dump, process_of, querying
 
 PAGE_BYTES = 4096
 # For loops that ask again and again: far more than they need on a busy machine.
+FORMAT_1 = Path(__file__).parent / "fixtures" / "view_1.sql"
 PATIENCE_SECONDS = 30
 
 
@@ -150,11 +156,12 @@ async def test_killed_while_it_catches_up_it_goes_on_and_ends_up_equal(feed: Fee
             process.send(signal.SIGKILL)
             assert await process.ended() == -signal.SIGKILL
         found = dump(view)
-        ((_, _, position, chain, count, _, _),) = found["checkpoint"]
+        (checkpoint,), (totals,) = found["checkpoint"], found["totals"]
+        position = checkpoint["position"]
         assert position >= held_at
-        assert chain == feed.journal.chain_at(position)
-        assert [entry[2] for entry in sorted(found["entry"], key=lambda row: row[2])] == list(range(1, position + 1))
-        assert len(found["charge"]) == count
+        assert checkpoint["chain"] == feed.journal.chain_at(position)
+        assert sorted(entry["position"] for entry in found["entry"]) == list(range(1, position + 1))
+        assert len(found["charge"]) == totals["charge_count"]
     async with querying(feed.address, view) as (_, client):
         await status(client, head)
     async with querying(feed.address, other) as (_, client):
@@ -186,20 +193,20 @@ async def test_a_query_reads_rows_and_checkpoint_from_one_state_of_the_view(tmp_
     records = verify(journal.records, 0, bytes(32))
     begun, written = threading.Event(), threading.Event()
 
-    def find(connection: sqlite3.Connection) -> list[int]:
-        counts = [connection.execute("SELECT count(*) FROM charge").fetchone()[0]]
+    def find(rows: Rows) -> list[int]:
+        counts = [len(rows.charges(Conditions(), END, 9))]
         begun.set()
         assert written.wait(30)
-        return [*counts, connection.execute("SELECT count(*) FROM charge").fetchone()[0]]
+        return [*counts, len(rows.charges(Conditions(), END, 9))]
 
     view = await View.open(tmp_path / "view.db")
     await view.apply(records[:3])
-    reading = asyncio.create_task(view.read(find))
+    reading = asyncio.create_task(view.read("default", find))
     assert await asyncio.to_thread(begun.wait, 30)
     await view.apply(records[3:])
     written.set()
     shown = await reading
-    after = await view.read(find)
+    after = await view.read("default", find)
     await view.close()
     assert (shown.found, shown.checkpoint.position) == ([1, 1], 3)
     assert (after.found, after.checkpoint.position) == ([2, 2], journal.head)
@@ -371,9 +378,9 @@ async def test_a_feed_that_cannot_be_trusted_ends_the_following_and_leaves_the_v
     async with querying(feed.address, view) as (running, _):
         with pytest.raises(BrokenFeed):
             await running.following
-    ((_, _, position, chain, *_),) = dump(view)["checkpoint"]
-    assert position < len(feed.forged)
-    assert chain == feed.journal.chain_at(position)
+    (checkpoint,) = dump(view)["checkpoint"]
+    assert checkpoint["position"] < len(feed.forged)
+    assert checkpoint["chain"] == feed.journal.chain_at(checkpoint["position"])
 
 
 @pytest.mark.parametrize("forge", LIES_AT_THE_END)
@@ -386,8 +393,10 @@ async def test_a_batch_with_a_lie_in_it_is_refused_whole(
     async with querying(feed.address, view) as (running, _):
         with pytest.raises(BrokenFeed):
             await running.following
-    assert [len(rows) for table, rows in dump(view).items() if table != "checkpoint"] == [0, 0, 0]
-    assert dump(view)["checkpoint"][0][2] == 0
+    held = dump(view)
+    (checkpoint,) = held.pop("checkpoint")
+    assert checkpoint["position"] == 0
+    assert not any(held.values())
 
 
 @pytest.mark.parametrize("missing", [-1, 1])
@@ -636,12 +645,16 @@ async def test_when_one_command_server_is_lost_the_next_is_followed(feed: FeedSe
         assert second.requests[0].after_position == position - 1
 
 
-async def test_a_feed_from_which_nothing_is_heard_counts_as_lost(
-    feed: FeedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Impatient(Parts):
+    """Parts of a server that takes a silent feed for lost after a moment."""
+
+    def subscriber(self, view: View, waiting: Waiting) -> Subscriber:
+        return Subscriber(view, waiting, self.open_feed(), clock=self.clock, silence_seconds=0.05)
+
+
+async def test_a_feed_from_which_nothing_is_heard_counts_as_lost(feed: FeedServer, tmp_path: Path) -> None:
     """A dead link may look alive for hours: heartbeats are missed after 20 s, shortened here."""
-    monkeypatch.setattr(subscriber, "SILENCE_SECONDS", 0.05)
-    async with querying(feed.address, tmp_path / "view.db"):
+    async with querying(feed.address, tmp_path / "view.db", Impatient):
         await feed.asked(3)
     assert feed.requests[-1].after_position == feed.journal.head
 
@@ -650,10 +663,11 @@ async def test_while_the_disk_is_full_it_serves_what_it_has_and_then_goes_on(fee
     """Nothing of a batch that could not be written shows, and none is left out."""
     head, feed.batch_records = feed.journal.head, 5
     await feed.hold(10)
-    async with querying(feed.address, tmp_path / "view.db") as (running, client):
+    disk = KeptDisk()
+    async with querying(feed.address, tmp_path / "view.db", on(disk.as_one())) as (_, client):
         await status(client, 10)
-        (pages,) = await limited(running.view, 0)
-        await limited(running.view, pages)
+        (pages,) = await disk.by_the_writer(lambda writer: writer.execute("PRAGMA page_count").fetchone())
+        await limit(disk, pages)
         for number in range(300):
             head = feed.journal.charge(f"more-{number}")
         with structlog.testing.capture_logs() as logs:
@@ -665,14 +679,23 @@ async def test_while_the_disk_is_full_it_serves_what_it_has_and_then_goes_on(fee
         assert full.state == VIEW_STATE_CATCHING_UP  # the command server can be reached
         assert 10 <= full.as_of_position < head
         assert (await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-00000"))).charge.version == 3
-        await limited(running.view, 1 << 20)
+        await limit(disk, 1 << 20)
         assert (await status(client, head)).charge_count == 340
 
 
-async def limited(view: View, pages: int) -> tuple[int]:
-    """Give the view's file so many pages at most, and tell how many it may have: SQLite says "disk is full" at the limit."""
-    limit: tuple[int] = await view._writer.run(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
-    return limit if pages else await view._writer.run(lambda c: c.execute("PRAGMA page_count").fetchone())
+async def limit(disk: KeptDisk, pages: int) -> None:
+    """Let the view's file have so many pages at most: at the limit SQLite says that the disk is full."""
+    await disk.by_the_writer(lambda writer: writer.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+
+
+def on(disk: Disk) -> Callable[[Settings], Parts]:
+    """Make parts of a server whose view is on this disk."""
+
+    class OnDisk(Parts):
+        def disk(self) -> Disk:
+            return disk
+
+    return OnDisk
 
 
 async def test_pauses_grow_to_five_seconds_and_chance_takes_a_part_of_them(tmp_path: Path) -> None:
@@ -789,6 +812,30 @@ async def test_a_view_of_another_format_is_thrown_away_and_built_again(feed: Fee
         await status(client, feed.journal.head)
     assert dump(view) == expected
     assert feed.requests[-1].after_position == 0
+
+
+async def test_a_view_of_the_first_format_is_built_again_by_itself(tmp_path: Path) -> None:
+    """The file holds what the version before left: its journal is followed again from the start, to rows of today's shape."""
+    journal = SealedJournal()
+    journal.charge("order-0001", "user-1", token_issued(), charged())
+    journal.charge("order-0002", "user-2", declined())
+    journal.charge("order-0003", "user-1", token_issued())
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    with closing(sqlite3.connect(old)) as connection:
+        connection.executescript(FORMAT_1.read_text())
+        assert connection.execute("SELECT journal_id, position FROM checkpoint").fetchone() == (
+            "journal-one",
+            journal.head,
+        )
+    async with feeding(journal) as feed:
+        for view in (old, new):
+            with structlog.testing.capture_logs() as logs:
+                async with querying(feed.address, view) as (_, client):
+                    await status(client, journal.head)
+            told = [entry for entry in logs if "another format" in entry["event"]]
+            assert [(entry["found"], entry["wanted"]) for entry in told] == ([(1, FORMAT)] if view == old else [])
+        assert [request.after_position for request in feed.requests] == [0, 0]
+    assert dump(old) == dump(new)
 
 
 @pytest.mark.parametrize("content", ["sqlite", "text"])

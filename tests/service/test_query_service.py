@@ -27,8 +27,13 @@ from charging.v1.query_pb2 import (
     WatchChargeRequest,
     WatchChargeResponse,
 )
-from query_service import api
+from chassis.disk import Disk
+from query_service.api import QueryService
 from query_service.pages import token_after
+from query_service.parts import Parts
+from query_service.subscriber import Subscriber
+from query_service.view import View
+from query_service.waiting import Waiting
 from rig.errors import Told, refused, told
 from tests.sealed import (
     CARD,
@@ -43,7 +48,7 @@ from tests.sealed import (
     token_issued,
 )
 from tests.service.feed_server import FeedServer, feeding
-from tests.service.query_rig import Client, client_of, querying
+from tests.service.query_rig import Client, KeptDisk, client_of, querying
 
 Call = Callable[[Client], Awaitable[Any]]
 
@@ -236,12 +241,15 @@ async def test_a_view_that_does_not_get_there_says_how_far_it_is_before_the_clie
     assert error.retry_after_seconds == 1.0
 
 
-async def test_no_query_waits_longer_than_its_bound_even_without_a_deadline(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_query_waits_longer_than_its_bound_even_without_a_deadline(feed: FeedServer, tmp_path: Path) -> None:
     """The bound is 5 s; shortened here."""
-    monkeypatch.setattr(api, "LONGEST_WAIT_SECONDS", 0.05)
-    error = await refused(client.queries.GetViewStatus(GetViewStatusRequest(min_position=2**63 - 1)))
+
+    class Impatient(Parts):
+        def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
+            return QueryService(view, subscriber, waiting, max_calls=9, max_watchers=9, longest_wait_seconds=0.05)
+
+    async with querying(feed.address, tmp_path / "view.db", Impatient) as (_, client):
+        error = await refused(client.queries.GetViewStatus(GetViewStatusRequest(min_position=2**63 - 1)))
     assert error.reason == "VIEW_BEHIND"
 
 
@@ -404,15 +412,24 @@ async def test_an_idle_watcher_reads_nothing_and_one_woken_for_nothing_is_told_n
     """Ten thousand idle ones cost nothing: a watcher reads the view when its own charge may have changed, and then once."""
     position = feed.journal.charge("order-0001")
     statements: list[str] = []
-    async with querying(feed.address, tmp_path / "view.db") as (running, client):
+    disk, register = KeptDisk(), Waiting()
+
+    class Kept(Parts):
+        def disk(self) -> Disk:
+            return disk.as_one()
+
+        def waiting(self) -> Waiting:
+            return register
+
+    async with querying(feed.address, tmp_path / "view.db", Kept) as (_, client):
         watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-0001", min_position=position))
         await read(watch)
-        await running.view._reader.run(lambda connection: connection.set_trace_callback(statements.append))
+        await disk.by_the_reader(lambda reader: reader.set_trace_callback(statements.append))
         position = feed.journal.charge("order-0002", "user-1", token_issued(), charged())
         await feed.tell()
         await client.queries.GetViewStatus(GetViewStatusRequest(min_position=position))
         assert not [statement for statement in statements if "FROM charge " in statement]
-        running.subscriber._waiting.begun_at(position)  # wakes every watcher
+        register.begun_at(position)  # wakes every watcher
         await client.queries.GetViewStatus(GetViewStatusRequest())
         assert len([statement for statement in statements if "FROM charge " in statement]) == 1
         feed.journal.append("order-0001", token_issued())
@@ -542,7 +559,7 @@ async def test_queries_are_limited_and_the_rest_is_told_to_come_again(feed: Feed
     """A query takes a place while it is read. One thread reads, and is kept busy here: the rest queues."""
     gate = threading.Event()
     async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_CALLS="1") as (running, client):
-        busy = asyncio.ensure_future(running.view.read(lambda _: gate.wait(30)))
+        busy = asyncio.ensure_future(running.view.read("default", lambda _: gate.wait(30)))
         one, other = await first_of_two(client, GetViewStatusRequest())
         error = await one
         gate.set()

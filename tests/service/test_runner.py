@@ -1,4 +1,4 @@
-"""The loop by itself, on virtual time, with a journal in memory and a bank that says what it is told to say."""
+"""The loop alone, on virtual time, with a journal in memory and a bank with scripted answers."""
 
 import dataclasses
 import random
@@ -41,7 +41,7 @@ class Timed(Parts):
 
 
 class InMemory:
-    """A journal of one charge. `ahead`, if given, is stored by another server right before our second event."""
+    """A journal of one charge. Another server stores `ahead`, if given, right before our second event."""
 
     accepting, not_accepting, restored = True, "", False
 
@@ -77,7 +77,7 @@ class InMemory:
 
 
 class Scripted:
-    """A bank that gives these answers in turn, and then does what it is asked."""
+    """A bank that gives these answers in turn, and then does each step."""
 
     def __init__(self, *answers: Answer) -> None:
         self._answers: Iterator[Answer] = iter(answers)
@@ -92,7 +92,7 @@ class Scripted:
 
 
 def charged(journal: InMemory, bank: Scripted) -> None:
-    """Charge once, until it is at rest."""
+    """Run one charge to rest."""
     loop = VirtualLoop(None)
 
     async def main() -> None:
@@ -104,8 +104,8 @@ def charged(journal: InMemory, bank: Scripted) -> None:
     loop.run(main())
 
 
-def test_a_bank_that_refuses_our_setup_never_has_a_charge_abandoned() -> None:
-    """Older than the configured age and refused more than five times: it waits until people have mended the set-up."""
+def test_refusals_of_our_setup_never_abandon_a_charge() -> None:
+    """Older than the configured age and refused more than five times, it waits until people have mended the set-up."""
     journal, bank = InMemory(), Scripted(*[NoAnswer(0.5, our_setup=True)] * 12)
     charged(journal, bank)
     assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
@@ -113,22 +113,22 @@ def test_a_bank_that_refuses_our_setup_never_has_a_charge_abandoned() -> None:
 
 
 def test_refusals_of_our_setup_do_not_count_as_attempts_when_the_bank_then_does_not_answer() -> None:
-    """Four vain attempts are too few to abandon, however often the set-up was refused before."""
+    """Four vain attempts are too few to abandon, after any number of refusals of the set-up."""
     refused, unanswered = NoAnswer(0.5, our_setup=True), NoAnswer(0.5)
     journal, bank = InMemory(), Scripted(*[refused] * 6, *[unanswered] * 4)
     charged(journal, bank)
     assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
 
 
-def test_vain_attempts_do_have_an_old_charge_abandoned() -> None:
-    """So that the two above show something."""
+def test_vain_attempts_abandon_an_old_charge() -> None:
+    """Meta: the two tests above could fail."""
     journal, bank = InMemory(), Scripted(*[NoAnswer(0.5)] * 6)
     charged(journal, bank)
     assert journal.kinds() == ["charge_requested", "charge_abandoned"]
 
 
-def test_when_another_got_ahead_the_charge_is_read_again_and_not_assumed_stored() -> None:
-    """The token that is in the journal is executed, and never the one that this loop was given."""
+def test_after_a_conflict_the_charge_is_read_again_and_not_assumed_stored() -> None:
+    """The journal's token is executed, and never the token that this loop got."""
     journal, bank = InMemory(ahead=encode(TokenIssued("theirs"))), Scripted()
     charged(journal, bank)
     assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
@@ -145,8 +145,8 @@ class Contested(InMemory):
         return VersionConflict()
 
 
-def test_a_call_that_always_finds_another_ahead_ends_after_a_few_attempts() -> None:
-    """A conflict means that somebody else has stored something, which ends after a few times: turning on would hide a fault."""
+def test_a_call_with_a_conflict_at_each_attempt_ends_after_a_few_attempts() -> None:
+    """Each conflict means that another writer has stored something, which ends soon: an endless retry would hide a fault."""
     journal, loop = Contested(), VirtualLoop(None)
 
     async def main() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from query_service.view import FORMAT, View, ViewUnusable
+from query_service.schema import FORMAT
+from query_service.view import View
+from query_service.view_file import ViewUnusable
 from tests.service.query_rig import process_of
 
 NO_FEED = "127.0.0.1:1"

@@ -189,9 +189,17 @@ BROKEN: dict[str, Callable[[], Observed]] = {
     "I11 a row": lambda: replace(good(), view=replace(fold(journal(*EVENTS)), entries=[])),
     "I11 a sum": lambda: replace(
         good(),
+        view=replace(fold(journal(*EVENTS)), sums=[{**fold(journal(*EVENTS)).sums[0], "minor_units": 1}]),
+    ),
+    "I11 an operation": lambda: replace(
+        good(),
         view=replace(
-            fold(journal(*EVENTS)), summaries=[{**fold(journal(*EVENTS)).summaries[0], "charged_minor_units": 1}]
+            fold(journal(*EVENTS)),
+            operations=[{**fold(journal(*EVENTS)).operations[0], "transaction_id": "another"}],
         ),
+    ),
+    "I11 another tenant": lambda: replace(
+        good(), view=replace(fold(journal(*EVENTS)), tenants=[{"name": "another", "tenant": 1}])
     ),
     "I11 a checkpoint": lambda: replace(
         good(),

@@ -1,7 +1,7 @@
 """The anchor: a file beside the journal that says how far the journal had got.
 
-A chain cannot show that its tail is lost (a deleted WAL, an older copy put in place). The anchor can: it is written every
-second after commits, so a journal that is behind it has lost records that were acknowledged.
+A chain cannot show that its tail is lost (a deleted WAL, an older copy put in place). The anchor can: it is written each
+second that brought commits, so a journal that is behind its anchor has lost acknowledged records.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ from command_service.journal.sqlite import owner
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A journal's id and a place that it had reached."""
+    """A journal's id, and a place that the journal had reached."""
 
     journal_id: str
     place: Place
 
 
 def path_beside(journal: Path) -> Path:
-    """Where the anchor of a journal lies."""
+    """Return the anchor's path."""
     return journal.with_name(journal.name + ".anchor")
 
 
 def write(journal: Path, anchor: Anchor) -> None:
-    """Replace the anchor durably: whoever reads it after a power cut sees the old one or the new one. Raises OSError."""
+    """Replace the anchor durably: after a power cut there is the old one or the new one, whole. Raises OSError."""
     path = path_beside(journal)
     draft = path.with_name(path.name + ".new")
     text = json.dumps(

@@ -66,10 +66,10 @@ def restore(
 ) -> tuple[str, Place]:
     """Make a journal fit to be served from again after its file was replaced, under a new id that readers notice.
 
-    With a source, a copy of that backup is put in the journal's place first, with what its own WAL holds; a journal that is
-    there already is kept beside it. What is unfinished is made anew from the records, by `unfinished_in`. The journal is
-    marked as restored: nothing in it is abandoned, and the bank is asked about a charge before each step. Owner and mode
-    stay what they were. Raises JournalRefused if another server has it open, or if it does not verify.
+    With a source, a copy of that backup, including its WAL, is put in the journal's place first; a journal that is there
+    already is kept beside it. The table of unfinished streams is made anew from the records, by `unfinished_in`. The journal
+    is marked as restored: no charge in it is abandoned, and the bank is asked about a charge before each step. Owner and mode
+    stay as they were. Raises JournalRefused if another server has it open, or if it does not verify.
     """
     if source is not None and _are_one_file(source, path):
         raise JournalRefused(f"{source} is the journal itself: to accept it as it is, run restore without a file")
@@ -95,7 +95,7 @@ def restore(
 
 
 def _copy(source: Path, draft: Path) -> None:
-    """Copy a journal, WAL included, to one file. What a copy that died left in its place is written over."""
+    """Copy a journal, WAL included, to one file. The draft of a copy that died is written over."""
     must_be_there(source)
     if _are_one_file(source, draft):
         raise JournalRefused(f"{source} would be written over: give it another name first")

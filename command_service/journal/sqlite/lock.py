@@ -1,9 +1,9 @@
-"""A journal's files, held by one process: nobody else has them, and they stay the ones that were opened.
+"""A journal's files, held by one process: no other server has them, and they stay the files that were opened.
 
-* A lock beside the journal keeps others out who come by the same name; a lock on the file itself, those who come by
-  another one.
-* SQLite goes on writing to a file that was removed or replaced, and nobody would find there what was acknowledged. So what
-  has the names is compared, again and again, with what is open.
+* A lock on a file beside the journal keeps out a server that knows the journal by the same name; a lock on the journal's own
+  file keeps out a server that knows it by another name.
+* SQLite goes on writing to a file that was removed or replaced, and acknowledged records would be lost there. So the files
+  that have the names are compared, again and again, with the files that are open.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ class Lock:
         self._opened: dict[Path, tuple[int, int] | None] = {}
 
     def take_file(self) -> None:
-        """Lock the journal's own file too, before SQLite opens it. Raises JournalRefused if it is taken, or not writable.
+        """Lock the journal's own file too, before SQLite opens it. Raises JournalRefused if it is taken or not writable.
 
-        Closing any descriptor of a file gives up the process's POSIX locks on it, and those are SQLite's: this one is
+        To close any descriptor of a file gives up the process's POSIX locks on it, which are SQLite's: this descriptor is
         closed after SQLite's own.
         """
         refuse_other_names(self._path, self._disk)
@@ -43,7 +43,9 @@ class Lock:
 
     def remember(self) -> None:
         """Remember which files have the names, once SQLite has them open. Raises OSError."""
-        self._held.append(self._disk.hold(self._path.parent, os.O_RDONLY))  # open, so that its number stays its own
+        self._held.append(
+            self._disk.hold(self._path.parent, os.O_RDONLY)
+        )  # open, so that no other folder gets its number
         beside, file, folder = (os.fstat(held.descriptor) for held in self._held)
         self._opened = {
             self._path: (file.st_dev, file.st_ino),
@@ -123,7 +125,7 @@ def _take(held: Held, file: Path, path: Path) -> None:
 
 
 def _identity(name: Path) -> tuple[int, int] | None:
-    """The device and inode of what has a name; None if nothing has."""
+    """Return the device and inode of the file of a name; None if there is none."""
     try:
         status = name.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,7 @@
 """How a journal begins: complete, or not at all.
 
-It is made as a draft beside its place, with schema and id, and synced; then its anchor is written; then the draft takes the
-journal's name. Whatever a maker that died leaves behind is known as such, and is finished or begun anew. A journal that has
+The maker writes a draft beside the journal's place, with schema and id, and syncs it; writes the anchor; then gives the draft
+the journal's name. What a maker that died leaves behind can be recognised, and is finished or begun anew. A journal that has
 lost its file, its WAL or its anchor looks different, however young it is, and is never begun anew.
 """
 
@@ -24,7 +24,7 @@ def make_if_new(path: Path, new_id: Callable[[], str], disk: Disk) -> bool:
     """Make a journal where none has been, under a new id. Returns whether it is new.
 
     Raises JournalRefused with the way out if there was a journal whose file is gone or empty: SQLite would make an empty file
-    and throw away the WAL beside it, with all that it holds.
+    and throw away the WAL beside it, with all records in it.
     """
     if bytes_in(path):
         return False

@@ -1,7 +1,7 @@
-"""Whose a journal's files are, and who may read them: all of them are as the journal's own file is.
+"""The owner and mode of a journal's files: all of them are as the journal's own file is.
 
-What is made new is for its owner alone, whatever the umask. What root makes or restores belongs to whom it belonged
-before, or to the folder's owner: the server, which may be somebody else, must be able to write it.
+A new file is for its owner alone, whatever the umask. A file that root makes or restores belongs to the owner of the file
+that it replaces, or to the folder's owner: the server, which may run as another user, must be able to write it.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def make_folder(folder: Path) -> None:
 
 
 def described(path: Path) -> str:
-    """Whose a file is, and who asks, for a person who is to set it right."""
+    """Describe a file's owner and this process's user, for the person who is to set it right."""
     status = path.stat()
     return (
         f"{path} belongs to user {status.st_uid}, group {status.st_gid} (mode {stat.S_IMODE(status.st_mode):04o}), and this "

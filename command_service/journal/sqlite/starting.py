@@ -1,6 +1,6 @@
-"""What a start sees to before a journal's file is served from.
+"""The checks of a start, before a journal's file is served from.
 
-All that was written is made durable, and the journal is seen to be the one that it was, and to be writable.
+They make durable what an earlier server wrote, see that the journal is the one that it was, and see that it can be written.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from command_service.journal.sqlite import anchor
 from command_service.journal.sqlite.making import bytes_in, wal_beside
 from command_service.journal.sqlite.table import FORMAT, PROBE, SELECT_JOURNAL, chain_at, read_head, verify
 
-# Verified at every start, in some 20 ms; verify-journal does all of it.
+# The records that every start verifies, in some 20 ms; verify-journal verifies all.
 TAIL_VERIFIED_AT_START = 10_000
 
 _NOT_WRITABLE = ": see that it, what lies beside it and its folder can be written"
@@ -31,14 +31,14 @@ WAYS_OUT = {
 
 
 def must_be_there(path: Path) -> None:
-    """Raise JournalRefused if there is no journal to read. Even a reader of an empty file would have the WAL thrown away."""
+    """Raise JournalRefused if there is no journal to read: SQLite throws away the WAL of an empty file, even for a reader."""
     if not bytes_in(path):
         raise JournalRefused(f"there is no journal at {path}")
 
 
 @contextlib.contextmanager
 def refusing_damage(path: Path) -> Iterator[None]:
-    """Turn what SQLite and the chain say of a damaged file into JournalRefused."""
+    """Turn the errors of SQLite and of the chain for a damaged file into JournalRefused."""
     try:
         yield
     except PragmaNotTakenError as error:
@@ -52,7 +52,7 @@ def refusing_damage(path: Path) -> Iterator[None]:
 
 
 def prepare(path: Path, disk: Disk, connection: sqlite3.Connection) -> tuple[str, bool]:
-    """Make what was written before durable, and see that this is the journal that it was. Returns its id, and if restored."""
+    """Do all checks of a start. Returns the journal's id, and whether it was restored. Raises JournalRefused."""
     store_wal_again(path, disk)
     checkpoint(connection)
     if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
@@ -118,8 +118,8 @@ def _may_have_room_later(error: sqlite3.Error, path: Path, disk: Disk) -> bool:
 def store_wal_again(path: Path, disk: Disk) -> None:
     """Write the WAL over with its own bytes, and sync them. Raises JournalRefused if that cannot be done.
 
-    An earlier sync may have failed, and then the disk lacks what reads show. Were that moved into the database, a power cut
-    half way would leave a database that is neither old nor new, and no WAL to mend it.
+    An earlier sync may have failed, and then the disk lacks pages that reads show. If such a WAL were moved into the database,
+    a power cut half way would leave a database that is neither old nor new, and no WAL to mend it.
     """
     wal = wal_beside(path)
     try:

@@ -1,4 +1,4 @@
-"""The journal's tables in SQLite, and how records are read from them: verified against the chain, or not at all."""
+"""The journal's tables in SQLite, its settings, and its statements, those that read with the verification of each record."""
 
 import sqlite3
 from collections.abc import Iterator, Mapping

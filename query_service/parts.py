@@ -1,0 +1,56 @@
+"""The parts of a query server, one method a part.
+
+A server in production, a server of the simulation and one with a planted bug differ in parts only: they override a method
+here, or wrap what it gives. Whatever reaches outside of the process comes from here: the disk, the clock, chance and the feed.
+"""
+
+import random
+import time
+
+from chassis.disk import LOCAL_DISK, Disk
+from query_service.api import QueryService
+from query_service.feed import feed_of
+from query_service.settings import Settings
+from query_service.subscriber import OpenFeed, Subscriber
+from query_service.view import View
+from query_service.waiting import Waiting
+
+
+class Parts:
+    """The parts that a server's settings ask for."""
+
+    def __init__(self, chosen: Settings) -> None:
+        self.settings = chosen
+
+    def clock(self) -> float:
+        """Return seconds from an arbitrary start. They never go back."""
+        return time.monotonic()
+
+    def chance(self) -> random.Random:
+        """Make the source of jitter."""
+        return random.Random()
+
+    def disk(self) -> Disk:
+        """Give the disk on which the view lies."""
+        return LOCAL_DISK
+
+    def open_feed(self) -> OpenFeed:
+        """Make what the subscriber opens the feed with."""
+        return feed_of(self.settings.feed)
+
+    async def view(self) -> View:
+        """Open the view. Raises ViewUnusable if it cannot be had."""
+        return await View.open(self.settings.view, disk=self.disk())
+
+    def waiting(self) -> Waiting:
+        """Make the register of calls that wait for the view."""
+        return Waiting()
+
+    def subscriber(self, view: View, waiting: Waiting) -> Subscriber:
+        """Make what keeps the view up with the journal."""
+        return Subscriber(view, waiting, self.open_feed(), clock=self.clock, chance=self.chance())
+
+    def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
+        """Make the service that clients call."""
+        limits = {"max_calls": self.settings.max_calls, "max_watchers": self.settings.max_watchers}
+        return QueryService(view, subscriber, waiting, **limits)

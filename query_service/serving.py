@@ -1,0 +1,99 @@
+"""A query server at work: its parts put together, its gRPC server, its health and its gauges."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+
+import prometheus_client
+import structlog
+
+from charging.v1 import query_pb2_grpc
+from chassis import metrics, server, settings
+from contract.errors import DOMAIN, Reason
+from contract.errors import query_refusal as refusal
+from query_service.parts import Parts
+from query_service.settings import Settings
+from query_service.subscriber import Subscriber
+from query_service.view import View
+from query_service.waiting import Waiting
+
+log = structlog.get_logger()
+
+# A query fits well; more would only be a way to fill our memory.
+QUERY_BYTES = 16 << 10
+# The contract with its comments, which reflection serves.
+DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A query server at work, for whoever started it in this process.
+
+    It must not serve on when `following` ends with BrokenFeed, since the feed broke its promises, nor when the view is found
+    damaged.
+    """
+
+    listen: settings.Address
+    subscriber: Subscriber
+    view: View
+    following: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Parts) -> AsyncIterator[Serving]:
+    """Run a query server; leaving the context drains it. `make_parts` gives the parts that it is put together from.
+
+    Raises ViewUnusable if the view cannot be had, OSError if the address cannot be had.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        parts = make_parts(chosen)
+        view = await parts.view()
+        stack.push_async_callback(view.close)
+        waiting = parts.waiting()
+        subscriber = parts.subscriber(view, waiting)
+        queries = parts.queries(view, subscriber, waiting)
+        query_server = await server.Server.start(
+            chosen.listen,
+            lambda grpc_server: query_pb2_grpc.add_QueryServiceServicer_to_server(queries, grpc_server),
+            services=["charging.v1.QueryService"],
+            domain=DOMAIN,
+            unreadable=refusal(Reason.INVALID_REQUEST),
+            unexpected=refusal(Reason.UNEXPECTED),
+            request_bytes=QUERY_BYTES,
+            reflect=chosen.reflection,
+            descriptors=DESCRIPTORS,
+        )
+        stack.push_async_callback(query_server.drain, 0.0)
+        following = asyncio.create_task(subscriber.run(query_server.set_serving))
+        stack.push_async_callback(_end, following)
+        await _offer_gauges(subscriber, waiting, chosen.metrics_listen)
+        log.info("serving", service="query", listen=str(query_server.address))
+        yield Serving(query_server.address, subscriber, view, following)
+        log.info("draining")
+        waiting.stop()
+        await query_server.drain(chosen.drain_seconds)  # the view is followed on, so that waiting calls get there
+        log.info("stopped", position=waiting.position)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def _offer_gauges(subscriber: Subscriber, waiting: Waiting, listen: settings.Address | None) -> None:
+    if listen is None:
+        return
+    for name, text, read in (
+        ("view_position", "The journal position that the view shows", lambda: waiting.position),
+        ("view_lag_records", "Records not shown yet", lambda: subscriber.head_position - waiting.position),
+        ("feed_silence_seconds", "How long the feed was not heard; -1: never", lambda: _or_never(subscriber)),
+    ):
+        prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
+    await metrics.serve(listen)
+
+
+def _or_never(subscriber: Subscriber) -> float:
+    return -1.0 if subscriber.silence_seconds is None else subscriber.silence_seconds

@@ -1,0 +1,80 @@
+"""The caller of an RPC: named by the guard of a real server, and nobody without it."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from chassis.caller import ANYBODY, Caller, GuardedCall, NoCaller, caller_of
+from chassis.refusals import Refusal
+from chassis.server import Server
+from chassis.settings import Address
+
+REFUSAL = Refusal(grpc.StatusCode.INTERNAL, "UNEXPECTED", "a fault", "DO_NOT_RETRY")
+
+
+class Asking:
+    """Handlers, unary and streaming, that answer with the name of their method and of their caller."""
+
+    def register(self, server: grpc.aio.Server) -> None:
+        one: Any = grpc.unary_unary_rpc_method_handler(self.one, bytes, bytes)
+        many: Any = grpc.unary_stream_rpc_method_handler(self.many, bytes, bytes)
+        server.add_registered_method_handlers("test.Asking", {"One": one, "Many": many})
+
+    async def one(self, _: bytes, context: Any) -> bytes:
+        return told(context)
+
+    async def many(self, _: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield told(context)
+
+
+def told(context: Any) -> bytes:
+    caller = caller_of(context)
+    return f"{context.method} {caller.tenant} {caller.actor}".encode()
+
+
+async def test_the_guard_tells_every_handler_its_caller_and_its_method() -> None:
+    """Until identities exist it is the same caller for all."""
+    server = await Server.start(
+        Address("127.0.0.1", 0),
+        Asking().register,
+        services=["test.Asking"],
+        domain="test",
+        unreadable=REFUSAL,
+        unexpected=REFUSAL,
+        request_bytes=9,
+        reflect=False,
+    )
+    try:
+        async with grpc.aio.insecure_channel(str(server.address)) as channel:
+            one: Any = channel.unary_unary("/test.Asking/One")
+            many: Any = channel.unary_stream("/test.Asking/Many")
+            assert await one(b"") == b"/test.Asking/One default anonymous"
+            assert [each async for each in many(b"")] == [b"/test.Asking/Many default anonymous"]
+    finally:
+        await server.drain(1.0)
+
+
+async def test_a_handler_that_is_called_without_the_guard_has_no_caller() -> None:
+    """It fails, and takes nobody for the default caller. A context that merely looks so is none either."""
+
+    class Forged:
+        caller = ANYBODY
+
+    for context in (None, object(), Forged()):
+        with pytest.raises(NoCaller):
+            await Asking().one(b"", context)
+    shop = Caller("shop", "till 1")
+    assert caller_of(GuardedCall("/test.Asking/One", shop, None)) == shop
+
+
+async def test_a_guarded_call_offers_what_the_context_of_grpc_offers() -> None:
+    """A handler asks it for its deadline and its peer, as before."""
+
+    class Context:
+        def time_remaining(self) -> float:
+            return 1.5
+
+    assert GuardedCall("/test.Asking/One", ANYBODY, Context()).time_remaining() == 1.5
