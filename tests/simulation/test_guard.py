@@ -92,7 +92,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "command_service/bank/transport.py": {
         "datetime.datetime.now": "the wait that an HTTP date asks for: the guard has put the virtual clock there",
-        "datetime.datetime.strptime": "a date from its text",
+        "email.utils.parsedate_to_datetime": "a date from its text",
         "datetime.UTC": "a constant",
         "ssl.SSLContext": SOCKETS,
         "ssl.SSLCertVerificationError": SOCKETS,
