@@ -36,7 +36,7 @@ from command_service.values import (
     RequestToken,
     Token,
 )
-from prove.around import Around
+from rig.around import Around
 
 # Vain calls of one charge's execute step, after which a bug gives it up.
 VAIN_CALLS = 5

@@ -1,5 +1,6 @@
 """What the tests, the proof, the benchmark and the demo share: servers to start and end, a referee at the bank, errors read.
 
+    around      stands around a part of a server
     errors      a server's error, as its client reads it
     referee     the bank's side: faults to order, what it was asked, what money moved
     processes   the three servers as processes, to be killed
