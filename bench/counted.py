@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -30,20 +29,19 @@ from command_service.journal import Journal, Place, Record
 from command_service.parts import Parts
 from command_service.serving import Serving, serve
 from command_service.settings import Settings
+from rig.around import Around
 
 RECORDS_A_CHARGE = 3
 CALL_SECONDS = 30.0
 READERS_A_CHANNEL = 25
 
 
-class _TracedDisk:
+class _TracedDisk(Around[Disk]):
     """This machine, whose SQLite tells the statements of each connection that writes."""
 
     def __init__(self, statements: list[str]) -> None:
+        super().__init__(LOCAL_DISK)
         self._statements = statements
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(LOCAL_DISK, name)
 
     def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
         connection = LOCAL_DISK.connect(path, read_only=read_only)
@@ -52,18 +50,15 @@ class _TracedDisk:
         return connection
 
 
-class _CountedJournal:
+class _CountedJournal(Around[Journal]):
     """A journal that counts the records it hands out for the feed."""
 
     def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+        super().__init__(journal)
         self.handed_out = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._journal, name)
-
     async def read_after(self, place: Place) -> Sequence[Record]:
-        records = await self._journal.read_after(place)
+        records = await self.inner.read_after(place)
         self.handed_out += len(records)
         return records
 
@@ -76,11 +71,11 @@ class _Counted(Parts):
 
     def disk(self) -> Disk:
         self.statements = []
-        return cast("Disk", _TracedDisk(self.statements))
+        return _TracedDisk(self.statements).as_one()
 
     async def journal(self) -> Journal:
         self.counted = _CountedJournal(await super().journal())
-        return cast("Journal", self.counted)
+        return self.counted.as_one()
 
 
 @asynccontextmanager

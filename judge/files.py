@@ -1,4 +1,4 @@
-"""What the servers leave in files, and a bank in its statement, read as the values that the checker judges."""
+"""Readers of the servers' files and of a bank's statement: they give the values that the checker judges."""
 
 import contextlib
 import json

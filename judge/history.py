@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
 
@@ -32,6 +33,8 @@ NOTHING_STORED = frozenset(
         *("JOURNAL_FULL", "JOURNAL_BUSY"),
     }
 )
+# And these leave nothing open about what their caller asked for.
+DEFINITE = NOTHING_STORED | {"IDEMPOTENCY_KEY_REUSED", "JOURNAL_CORRUPT"}
 _CHAINED = struct.Struct(">32sQ16sQQ32s")
 
 Row = Mapping[str, Any]
@@ -63,6 +66,27 @@ class Call:
     durable_position: int | None = None
     """The journal's durable head when the answer was given; None if nobody looked."""
     tenant: str = "default"
+
+    @classmethod
+    def answered(cls, request: ChargeRequest, answer: ChargeResponse, durable_position: int | None = None) -> "Call":
+        """A call that was answered."""
+        return cls(
+            *_asked(request),
+            "ok",
+            answer.charge_id,
+            answer.status,
+            answer.transaction_id,
+            answer.decline_reason,
+            answer.position,
+            answer.outcome_source,
+            durable_position=durable_position,
+        )
+
+    @classmethod
+    def failed(cls, request: ChargeRequest, reason: str = "", advice: str = "") -> "Call":
+        """A call that ended in an error, with the reason and the advice that came with it, if any did."""
+        outcome: Literal["refused", "unknown"] = "refused" if reason in DEFINITE else "unknown"
+        return cls(*_asked(request), outcome, reason=reason, advice=advice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +167,11 @@ class Observed:
     """Files, logs, replies: where no planted number may be found."""
     is_at_rest: bool = False
     """Faults have stopped and there was time enough: the liveness invariants must hold."""
+
+
+def _asked(request: ChargeRequest) -> tuple[str, str, str, int, str]:
+    amount = request.amount
+    return request.idempotency_key, request.user_id, request.card.token, amount.minor_units, amount.currency_code
 
 
 # ---------------------------------------------------------------- what the records mean

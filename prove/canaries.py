@@ -1,12 +1,12 @@
-"""Planted bugs: each is one that people really make, put into the product for as long as a context lasts.
+"""Planted bugs: each is one that people really make.
 
-A harness that finds no planted bug proves nothing. `seeds_that_find` says for each by which seed it was found.
+A bug is a mix-in for a server's parts, of which it makes one wrong: mostly by standing around the right one. It is planted
+into the parts of a story's servers, or of a real process (`prove.sabotaged`); the product's code stays as it is. A harness
+that finds no planted bug proves nothing.
 """
 
 import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from command_service.api import CommandService
@@ -78,10 +78,10 @@ class NoAnswerIsTakenForDeclined(Parts):
 
 
 class AbandonedInTheExecuteStep(Parts):
-    """After some vain calls a charge is given up whose money may move."""
+    """A charge whose money may move is given up after some unanswered calls."""
 
     def bank(self) -> Bank:
-        """Make a bank that is given up."""
+        """Make a bank whose charges are given up."""
         return Mishearing(super().bank(), abandoning())
 
 
@@ -94,7 +94,7 @@ class BankCallsHaveNoLimit(Parts):
 
 
 class NoPauseAfterAVainCall(Parts):
-    """A bank in trouble is asked as fast as it fails."""
+    """A failing bank is asked again without a pause."""
 
     def chance(self) -> random.Random:
         """Make chance that spreads nothing."""
@@ -110,7 +110,7 @@ class KeyScopeIsForgotten(Parts):
 
 
 class AnotherBodyIsNotNoticed(Parts):
-    """A key that is used again for something else is answered for what it was."""
+    """A second request under a used key gets the answer to the first, whatever it asks for."""
 
     def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
         """Make a door that does not look at bodies."""
@@ -118,15 +118,15 @@ class AnotherBodyIsNotNoticed(Parts):
 
 
 class AJoinReturnsAnothersAnswer(Parts):
-    """Who waits is told of another charge."""
+    """A caller that waits for one charge is told of another."""
 
     def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
-        """Make a door that mixes up who waits."""
+        """Make a door that mixes up its callers."""
         return MixedUpJoins(super().reception(journal, runner, line)).as_one()
 
 
 class TwoBeginOneCharge(Parts):
-    """Nobody looks whether another call begins the charge just now, nor does the journal."""
+    """Neither the door nor the journal sees that another call begins the charge at the same time."""
 
     def assemble(self, journal: Journal, bank: Bank) -> Assembled:
         """Make two loops and two doors that do not know of each other."""
@@ -137,7 +137,7 @@ class TwoBeginOneCharge(Parts):
 
 
 class WhatWasFoundIsForgotten(Parts):
-    """A start goes on with nothing."""
+    """A start goes on with none of the unfinished charges."""
 
     async def journal(self) -> Any:
         """Open a journal that does not know what is unfinished."""
@@ -145,7 +145,7 @@ class WhatWasFoundIsForgotten(Parts):
 
 
 class AWakeUpOfTheFeedIsLost(Parts):
-    """A reader that begins to wait in a bad moment waits until the next record."""
+    """A reader that begins to wait at the wrong moment waits until the next record."""
 
     async def journal(self) -> Any:
         """Open a journal that wakes too early."""
@@ -161,7 +161,7 @@ class CardNumbersAreLetIn(Parts):
 
 
 class ANewKeyIsAdvisedWhileMoneyMayMove(Parts):
-    """A caller is sent away with advice that charges twice."""
+    """A caller gets advice that leads to a second charge."""
 
     def commands(self, reception: Reception) -> CommandService:
         """Make a service that advises badly."""
@@ -190,17 +190,18 @@ _BUGS: dict[str, type[Parts]] = {
         ARefusalIsBelievedAtOnce,
     )
 }
-_OF_THE_VIEW = "checkpoint outside the transaction"
-NAMES = (*_BUGS, *journal_bugs.SIMULATED, _OF_THE_VIEW)
+OF_THE_VIEW = "checkpoint outside the transaction"
+NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW)
 
 
-@contextmanager
-def planted(name: str, parts: type[P]) -> Iterator[type[P]]:
-    """Put a bug into a server's parts; it is there for as long as the context lasts."""
+def planted(name: str, parts: type[P]) -> type[P]:
+    """Put a bug into a command server's parts, or into a query server's that they bring with them."""
+    wrong: type
     if name in journal_bugs.NAMES:
-        yield cast("type[P]", journal_bugs.into(parts, journal_bugs.named(name)))
-    elif name == _OF_THE_VIEW:
+        wrong = journal_bugs.into(parts, journal_bugs.named(name))
+    elif name == OF_THE_VIEW:
         torn = type("PlantedQueries", (CheckpointOutsideTheTransaction, cast("Any", parts).query_parts), {})
-        yield cast("type[P]", type("Planted", (parts,), {"query_parts": torn}))
+        wrong = type("Planted", (parts,), {"query_parts": torn})
     else:
-        yield cast("type[P]", type("Planted", (_BUGS[name], parts), {}))
+        wrong = type("Planted", (_BUGS[name], parts), {})
+    return cast("type[P]", wrong)

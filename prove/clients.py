@@ -17,7 +17,7 @@ from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.journal_pb2 import Event
 from judge.files import read_anchor, read_journal, read_view
-from judge.history import NOTHING_STORED, BankCall, Call, Observed
+from judge.history import BankCall, Call, Observed
 from rig.errors import told
 from rig.processes import Town
 from rig.referee import Referee, bank_call
@@ -73,24 +73,11 @@ class Clients:
 
     async def ask(self, stub: "CommandServiceAsyncStub", request: ChargeRequest, *, is_again: bool = False) -> Call:
         """Ask once, the second time as soon as the server stands, and remember what came of it."""
-        came: dict[str, Any]
         try:
-            answer = await stub.Charge(request, timeout=CALL_SECONDS, wait_for_ready=is_again)
-            names = ("charge_id", "status", "transaction_id", "decline_reason", "position", "outcome_source")
-            came = {"outcome": "ok"} | {name: getattr(answer, name) for name in names}
+            call = Call.answered(request, await stub.Charge(request, timeout=CALL_SECONDS, wait_for_ready=is_again))
         except grpc.aio.AioRpcError as error:
-            reason = (refusal := told(error)).reason
-            outcome = "refused" if reason in NOTHING_STORED else "unknown"
-            came = {"outcome": outcome, "reason": reason, "advice": refusal.advice}
-        amount = request.amount
-        call = Call(
-            request.idempotency_key,
-            request.user_id,
-            request.card.token,
-            amount.minor_units,
-            amount.currency_code,
-            **came,
-        )
+            refusal = told(error)
+            call = Call.failed(request, refusal.reason, refusal.advice)
         self.calls.append(call)
         return call
 

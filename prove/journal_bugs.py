@@ -28,7 +28,7 @@ from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
 from command_service.journal.sqlite import anchor
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.store import Append, Committed, Head, Store
-from prove.around import Around
+from rig.around import Around
 
 if TYPE_CHECKING:  # the whole product, of which whoever opens a journal alone needs a part only
     from command_service.parts import Parts

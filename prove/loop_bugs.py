@@ -1,7 +1,7 @@
-"""Bugs of the core, the loop and the door, as parts that do wrong what the right part beneath them does right.
+"""Bugs of the core, the loop and the door: parts that stand around the right ones.
 
-A wrong decision about an answer is played by a bank that gives another answer; a wrong look-up of a charge by a reception
-that is asked for another one. So no bug knows how the loop is made inside.
+A bank that gives another answer plays a wrong decision about an answer; a reception that is asked for another charge plays a
+wrong look-up. So no bug depends on the inside of the loop.
 """
 
 import asyncio
@@ -36,14 +36,14 @@ from command_service.values import (
     RequestToken,
     Token,
 )
-from prove.around import Around
+from rig.around import Around
 
 # Vain calls of one charge's execute step, after which a bug gives it up.
 VAIN_CALLS = 5
 DECLINED = Declined(DeclineReason.OTHER)
 
 
-# ---------------------------------------------------------------- what an answer is taken for
+# ---------------------------------------------------------------- wrong readings of an answer
 class Mishearing(Around[Bank]):
     """A bank whose answers are taken for others."""
 
@@ -52,27 +52,27 @@ class Mishearing(Around[Bank]):
         self._taken_for = taken_for
 
     async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
-        """Do a step, and mishear what came of it."""
+        """Do a step, and read its answer wrongly."""
         return self._taken_for(effect, await self.inner.perform(effect, look_up_first=look_up_first))
 
 
 def new_token_after_a_timeout(effect: Effect, answer: Answer) -> Answer:
-    """Take it that what was not answered has not happened."""
+    """Assume that a step without an answer was not done."""
     return Expired() if isinstance(effect, Execute) and isinstance(answer, NoAnswer) else answer
 
 
 def no_answer_is_taken_for_declined(effect: Effect, answer: Answer) -> Answer:
-    """Take it that what was not answered will never happen."""
+    """Assume that a step without an answer will never be done."""
     return DECLINED if isinstance(effect, Execute) and isinstance(answer, NoAnswer) else answer
 
 
 def in_progress_is_taken_for_declined(effect: Effect, answer: Answer) -> Answer:
-    """Take it that what is not done is not going to be."""
+    """Assume that a step in progress will never be done."""
     return DECLINED if isinstance(effect, Execute) and isinstance(answer, InProgress) else answer
 
 
 def abandoning() -> Callable[[Effect, Answer], Answer]:
-    """Make what gives the execute step up, as only the token step may be."""
+    """Make a reading that gives up the execute step, as is allowed for the token step only."""
     vain: Counter[str] = Counter()
 
     def abandoned_in_the_execute_step(effect: Effect, answer: Answer) -> Answer:
@@ -85,7 +85,7 @@ def abandoning() -> Callable[[Effect, Answer], Answer]:
 
 
 class Hasty(Around[Bank]):
-    """A bank that is told to execute a token as soon as it has given it: the journal does not hold it yet."""
+    """A bank that executes a token as soon as it has issued it: the journal does not hold the token yet."""
 
     async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
         """Do a step, and the next one too."""
@@ -97,7 +97,7 @@ class Hasty(Around[Bank]):
 
 
 class Looking(Around[Bank]):
-    """A bank that looks at something that no story may look at, such as a real clock."""
+    """A bank that reads something forbidden in a story, such as a real clock."""
 
     def __init__(self, bank: Bank, look: Callable[[], object]) -> None:
         super().__init__(bank)
@@ -117,7 +117,7 @@ class Impatience(random.Random):
         return a
 
 
-# ---------------------------------------------------------------- which charge a call is about
+# ---------------------------------------------------------------- the wrong charge
 class ShortKeys(Around[Reception]):
     """A door that looks a charge up by a part of its key."""
 
@@ -131,14 +131,14 @@ class ShortKeys(Around[Reception]):
 
 
 class FirstBody(Around[Reception]):
-    """A door that sees the key of a request and not its body: a second body counts as the first."""
+    """A door that reads the key of a request and not its body."""
 
     def __init__(self, reception: Reception) -> None:
         super().__init__(reception)
         self._first: dict[str, Request] = {}
 
     def accept(self, command: Command) -> "asyncio.Task[Accepted]":
-        """Take the command for the one that came first with its key, if it is one that may come at all."""
+        """Take the first command under this key instead; an invalid one goes through as it is."""
         if command.faults:
             return self.inner.accept(command)
         first = self._first.setdefault(command.request.charge_id, command.request)
@@ -147,14 +147,14 @@ class FirstBody(Around[Reception]):
 
 
 class MixedUpJoins(Around[Reception]):
-    """A door at which who joins a charge is told of another one that is under way."""
+    """A door that tells a caller who joins a charge of another charge under way."""
 
     def __init__(self, reception: Reception) -> None:
         super().__init__(reception)
         self._under_way: dict[str, Accepted] = {}
 
     def accept(self, command: Command) -> "asyncio.Task[Accepted]":
-        """Take the command, and wait for the oldest charge."""
+        """Take the command, and hand out the oldest charge under way."""
         accepting = asyncio.ensure_future(self._accept(command))
         accepting.add_done_callback(_seen)
         return accepting
@@ -182,7 +182,7 @@ class TwoDoors(Around[Reception]):
         self._turn = 0
 
     def accept(self, command: Command) -> "asyncio.Task[Accepted]":
-        """Have the one take the command, or the other."""
+        """Have one of the two take the command."""
         self._turn += 1
         return (self.inner if self._turn % 2 else self._other).accept(command)
 
@@ -193,7 +193,7 @@ class TwoDoors(Around[Reception]):
 
 
 class TwoLoops(Around[Runner]):
-    """Two loops: neither knows what the other has under way. The first goes on with what was found."""
+    """Two loops, each without knowledge of the other's charges. The first goes on with the charges found at the start."""
 
     def __init__(self, one: Runner, other: Runner) -> None:
         super().__init__(one)
@@ -201,7 +201,7 @@ class TwoLoops(Around[Runner]):
 
     @property
     def unfinished(self) -> int:
-        """How many charges both have under way."""
+        """The number of charges that both have under way."""
         return self.inner.unfinished + self._other.unfinished
 
     async def close(self) -> None:
@@ -210,9 +210,9 @@ class TwoLoops(Around[Runner]):
         await self.inner.close()
 
 
-# ---------------------------------------------------------------- what is let in
+# ---------------------------------------------------------------- wrong intake
 def blind_to_card_numbers(intake: Intake) -> Intake:
-    """Make an intake that keeps to all rules but one: it takes a card's number for a word."""
+    """Make an intake that keeps all rules but one: it takes a card number for a word."""
 
     def read(wire: ChargeRequest, caller: Caller) -> Command:
         in_words = re.sub(rb"\d{13,19}", lambda digits: b"x" * len(digits[0]), wire.SerializeToString())
@@ -221,9 +221,9 @@ def blind_to_card_numbers(intake: Intake) -> Intake:
     return read
 
 
-# ---------------------------------------------------------------- what the journal is taken to hold
+# ---------------------------------------------------------------- wrong journals
 class AnyVersion(Around[Journal]):
-    """A journal that appends at whatever version a stream is: two that begin it are not told apart."""
+    """A journal that appends at any version: two calls that begin one stream both succeed."""
 
     async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
         """Append to a stream as it is."""
@@ -233,7 +233,7 @@ class AnyVersion(Around[Journal]):
 
 
 class Forgetful(Around[Journal]):
-    """A journal that does not know at the start what is unfinished."""
+    """A journal without a list of unfinished charges."""
 
     async def unfinished(self) -> Sequence[str]:
         """Find nothing."""
@@ -241,18 +241,18 @@ class Forgetful(Around[Journal]):
 
 
 class LostWakeUp(Around[Journal]):
-    """A journal whose readers look at the head, and wait a moment later: what moves it in between wakes nobody."""
+    """A journal whose readers look at the head and begin to wait a moment later: a move in between wakes none."""
 
     async def beyond(self, position: int) -> None:
-        """Wait until the head is beyond a position, unless it gets there in a bad moment."""
+        """Wait until the head is beyond a position; miss a move at the wrong moment."""
         while self.inner.head.position <= position:
             await asyncio.sleep(0.001)
             await self.inner.beyond(self.inner.head.position)
 
 
-# ---------------------------------------------------------------- what a caller is told
+# ---------------------------------------------------------------- wrong advice
 class BadAdvice(Around[CommandService]):
-    """A service that advises a new key to whoever uses one again, even while the first one's money may move."""
+    """A service that advises a new key to a caller that reuses one, even while the first charge's money may move."""
 
     async def Charge(self, request: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: N802  # the contract's name
         """Charge, and advise badly."""
@@ -265,6 +265,6 @@ class BadAdvice(Around[CommandService]):
 
 
 def _seen(task: "asyncio.Task[Any]") -> None:
-    """Whoever waits is told of the error; here it only counts as seen."""
+    """Count an error as seen: the caller that waits is told of it."""
     if not task.cancelled():
         task.exception()

@@ -34,13 +34,6 @@ def sabotage(server: Server, bug: str) -> None:
     server.module, server.environment = "prove.sabotaged", {**server.environment, VARIABLE: bug}
 
 
-def _serve_with(bug: str) -> None:
-    if bug == WRITES_ITS_LOG_ITSELF:
-        main(make_parts=WritesItsLogItself)
-        return
-    with canaries.planted(bug, Parts) as parts:
-        main(make_parts=parts)
-
-
 if __name__ == "__main__":
-    _serve_with(os.environ[VARIABLE])
+    bug = os.environ[VARIABLE]
+    main(make_parts=WritesItsLogItself if bug == WRITES_ITS_LOG_ITSELF else canaries.planted(bug, Parts))

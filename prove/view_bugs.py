@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from chassis.disk import Disk
-from prove.around import Around
 from query_service.parts import Parts
 from query_service.schema import MOVE_CHECKPOINT
+from rig.around import Around
 
 
 class CheckpointOutsideTheTransaction(Parts):

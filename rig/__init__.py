@@ -1,7 +1,8 @@
-"""What the tests, the proof, the benchmark and the demo share: servers to start and end, a referee at the bank, errors read.
+"""Shared by the tests, the proof, the benchmark and the demo: servers to start and end, a referee, a reader of errors.
 
+    around      stands around a part of a server
     errors      a server's error, as its client reads it
-    referee     the bank's side: faults to order, what it was asked, what money moved
+    referee     the bank's side: faults to order, its calls, its movements
     processes   the three servers as processes, to be killed
     ports       addresses that stay a server's own while it is down
     servers     the three servers, in this process or as processes

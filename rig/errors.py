@@ -12,17 +12,17 @@ DETAILS = "grpc-status-details-bin"
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An error: what a client decides by, and its texts.
+    """An error as a client reads it: code, reason and advice, and its texts.
 
-    Without a reason it is not one of the servers' own words, but the network's or grpc's. `everything` is all that came
-    of it, texts and details, as bytes.
+    An error without a reason comes from the network or from grpc, not from a server. `everything` holds its texts and
+    details as bytes.
     """
 
     code: grpc.StatusCode
     reason: str
     advice: str
     fields: frozenset[str]
-    """The paths of those that may not be as they are."""
+    """The paths of the invalid fields."""
     retry_after_seconds: float | None
     text: str = field(compare=False)
     field_texts: frozenset[str] = field(compare=False)
@@ -31,7 +31,7 @@ class Told:
 
 
 def told(error: grpc.aio.AioRpcError) -> Told:
-    """Read an error. Details that do not agree with what they come with, or of a foreign kind, fail an assertion."""
+    """Read an error. Raises AssertionError if its details are of a foreign kind or contradict its code or text."""
     trailers = {str(name): value for name, value in error.trailing_metadata() or ()}
     packed = trailers.get(DETAILS, b"")
     assert isinstance(packed, bytes)
@@ -58,7 +58,7 @@ def told(error: grpc.aio.AioRpcError) -> Told:
 
 
 async def refused(call: Awaitable[object]) -> Told:
-    """The error that a call ends with. An answer instead fails an assertion."""
+    """Wait for a call and return the error that it ends with. Raises AssertionError if it is answered."""
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:

@@ -43,6 +43,8 @@ class Server:
     """A command to run the interpreter under, such as strace."""
     serving: dict[str, Any] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
+    began_at: int = 0
+    """Where in the log its present life begins, in bytes."""
 
     async def start(self, **more: str) -> "Server":
         """Start it and return when it serves. Raises DidNotStart."""
@@ -64,6 +66,7 @@ class Server:
 
     async def begin(self, log: int, **more: str) -> None:
         """Start it with a descriptor for its log, without waiting until it serves."""
+        self.began_at = self.log.stat().st_size if self.log.exists() else 0
         self.process = await asyncio.create_subprocess_exec(
             *self.prefix,
             sys.executable,
@@ -99,6 +102,23 @@ class Server:
             if line.startswith("{") and line.endswith("}"):
                 entries.append(json.loads(line))
         return entries
+
+    async def logged(self, event: str) -> dict[str, Any]:
+        """Wait for an entry of its present life. Raises DidNotStart if the process ends without it."""
+        for _ in range(int(START_SECONDS / 0.01)):
+            has_ended = not self.is_running
+            for entry in self.entries(self.began_at):
+                if entry.get("event") == event:
+                    return entry
+            if has_ended:
+                break
+            await asyncio.sleep(0.01)
+        raise DidNotStart(f"{self.module} does not say {event!r}:\n{self.text()[-4000:]}")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
 
     @property
     def is_running(self) -> bool:

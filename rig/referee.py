@@ -1,4 +1,4 @@
-"""The bank's side, over its own HTTP: faults to order, what it was asked, and what money moved."""
+"""The bank's side, over its own HTTP: faults to order, the calls that it got, and the money that it moved."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ PATIENT_SECONDS = 25.0  # longer than any call takes on a busy machine
 
 
 class Referee:
-    """Orders faults at the mock bank, and reads what it was asked and what it did. The faults are gateway_mock's."""
+    """Orders faults at the mock bank, and reads its calls and movements. `gateway_mock` lists the faults."""
 
     def __init__(self, url: str) -> None:
         # It speaks plain HTTP only: loading certificates would take longer than most tests.
         self.http = httpx.AsyncClient(base_url=url, timeout=PATIENT_SECONDS, trust_env=False, verify=False)  # noqa: S501
-        """For what is asked of the bank itself, behind the servers' back."""
+        """A client of the bank, for calls behind the servers' back."""
 
     # ------------------------------------------------------------ faults
     async def trouble(self, on: str, fault: str, **details: Any) -> None:
@@ -25,7 +25,7 @@ class Referee:
         (await self.http.post("/faults", json={"on": on, "fault": fault, **details})).raise_for_status()
 
     async def faults(self) -> list[dict[str, Any]]:
-        """All that were ordered, each with how often it has fired."""
+        """All ordered faults, each with the number of times that it has fired."""
         return list((await self.http.get("/faults")).raise_for_status().json())
 
     async def unfired(self) -> list[str]:
@@ -40,9 +40,9 @@ class Referee:
         """Forget all faults."""
         (await self.http.delete("/faults")).raise_for_status()
 
-    # ------------------------------------------------------------ what was asked, and what it came to
+    # ------------------------------------------------------------ calls and money
     async def calls(self, after: int = 0) -> list[dict[str, Any]]:
-        """The calls that it got since it started, or after the one of a number."""
+        """The calls since its start, or after the call of a number."""
         return list((await self.http.get(f"/calls?after={after}")).raise_for_status().json())
 
     async def bank_calls(self) -> list[BankCall]:
@@ -50,13 +50,13 @@ class Referee:
         return [bank_call(call) for call in await self.calls()]
 
     async def asked(self, charge_id: str) -> list[str]:
-        """What it was asked about a charge, in order: token, execute, look_up."""
+        """The steps that it was asked for about a charge, in order: token, execute, look_up."""
         return [
             step_of(call) for call in await self.calls() if call["reference"] == charge_id or charge_id in call["path"]
         ]
 
     async def movements(self, charge_id: str | None = None) -> list[Movement]:
-        """All money that moved, or a charge's, by the bank's statement."""
+        """The money that moved, of all charges or of one, by the bank's statement."""
         moved = movements_of((await self.http.get("/statement")).raise_for_status().json())
         return [movement for movement in moved if charge_id in (None, movement.reference)]
 

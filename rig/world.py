@@ -1,7 +1,7 @@
-"""A bank and a command server in this process, seen from outside only: for tests and small measurements.
+"""A bank and a command server in this process, for tests and small measurements.
 
-Real processes, to be killed, are `rig.processes.Town`. Of both one sees what the world sees: answers over a channel, the
-journal's file, and by a `Referee` the bank's statement and the calls that it got.
+`rig.processes.Town` has real processes, which can be killed. Both are seen from outside only: answers over a channel, the
+journal's file, and through a `Referee` the bank's statement and its calls.
 """
 
 import asyncio

@@ -30,8 +30,8 @@ from chassis.disk import BUSY_SECONDS, LOCAL_DISK, Disk, file_uri
 from command_service.journal import JournalRefused, NotStored, VersionConflict
 from command_service.journal.commits import RHYTHM, Rhythm
 from command_service.journal.sqlite.table import PROBE, WRITER_PRAGMAS
-from prove.around import Around
 from prove.journal_bugs import Bug, named, open_journal
+from rig.around import Around
 
 EX_IOERR = 74
 EX_REFUSED = 3

@@ -22,17 +22,16 @@ from typing import Any
 import structlog
 
 from charging.v1.command_pb2 import ChargeResponse
-from command_service.bank import gateway
 from command_service.journal import START
 from command_service.journal.sqlite import anchor
+from prove.bank_bugs import ARefusalIsBelievedAtOnce
 from prove.network import bank, clients, feeds, floods, liars, restarts
 from prove.network.books import check
 from prove.network.kinds import KINDS, OUTCOMES
 from prove.network.world import Broken, World, a_world, must, within
 from prove.report import RARE, Harness, Say
-from prove.simulation.loop import patched
 from prove.workers import workers
-from rig.servers import servers_in
+from rig.servers import InProcess, servers_in
 
 # The servers' own words for a fault that they did not foresee.
 UNFORESEEN = frozenset({"a call failed unexpectedly", "a charge stopped on its way"})
@@ -218,10 +217,12 @@ async def _forget_a_record(world: World) -> None:
 
 async def _believe_at_once(world: World) -> None:
     """As before the mend: a refusal that came once, and names nobody, ends a charge."""
+    assert isinstance(world.servers, InProcess)
+    world.servers.make_parts = ARefusalIsBelievedAtOnce
+    await world.command_again()
     (request,) = world.requests(1)
     await world.trouble("execute", "refuse", request=request)
-    with patched([(gateway, "_is_doubtful", lambda *_: False)]):
-        await world.settle(request)
+    await world.settle(request)
 
 
 async def _believe_what_feeds_say(world: World) -> None:

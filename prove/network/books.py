@@ -1,7 +1,6 @@
 """Gathers what each side of a world at rest has, and hands it to the one history checker."""
 
 from collections import Counter
-from typing import Literal
 
 import grpc.aio
 
@@ -9,7 +8,7 @@ from charging.v1.query_pb2 import GetViewStatusRequest
 from judge import checker, history
 from judge.files import read_anchor, read_journal, read_view
 from prove.network.reader import Reader
-from prove.network.world import REST_SECONDS, SAME_KEY_IS_NO_USE, Asked, World, within
+from prove.network.world import REST_SECONDS, Asked, World, within
 from rig.referee import bank_call
 from rig.world import IN_REVIEW
 
@@ -56,28 +55,9 @@ async def check(world: World) -> list[str]:
 
 
 def _call(asked: Asked) -> history.Call:
-    request, answer = asked.request, asked.answer
-    outcome: Literal["ok", "refused", "unknown"] = "unknown"
-    if answer is not None:
-        outcome = "ok"
-    elif asked.reason in SAME_KEY_IS_NO_USE | history.NOTHING_STORED:
-        outcome = "refused"
-    return history.Call(
-        key=request.idempotency_key,
-        user=request.user_id,
-        card=request.card.token,
-        amount=request.amount.minor_units,
-        currency=request.amount.currency_code,
-        outcome=outcome,
-        charge_id=answer.charge_id if answer else "",
-        status=answer.status if answer else 0,
-        transaction_id=answer.transaction_id if answer else "",
-        decline_reason=answer.decline_reason if answer else 0,
-        position=answer.position if answer else 0,
-        outcome_source=answer.outcome_source if answer else 0,
-        reason=asked.reason,
-        advice=asked.advice,
-    )
+    if asked.answer is not None:
+        return history.Call.answered(asked.request, asked.answer)
+    return history.Call.failed(asked.request, asked.reason, asked.advice)
 
 
 async def _view_is_behind(world: World, head: int) -> list[str]:

@@ -15,8 +15,6 @@ from prove.simulation.plan import Op
 from prove.simulation.servers import Servers
 from prove.simulation.stage import Stage
 
-UNKNOWN_REASONS = frozenset({"OUTCOME_UNKNOWN", "SERVER_STOPPING", "UNEXPECTED"})
-
 
 class Callers:
     """Clients that call the command server."""
@@ -53,7 +51,13 @@ class Callers:
             dice.fired["client_cancel" if patience == op.cancel_after_seconds else "client_deadline"] += 1
             rpc.is_over = True
             self._stage.later(dice.uniform(0.0, 0.005), cancel, rpc.task)
-        call = self._called(op, request, told)
+        match told:
+            case (ChargeResponse() as answer, int() as durable_position):
+                call = Call.answered(request, answer, durable_position)
+            case Refusal():
+                call = Call.failed(request, told.reason, told.advice)
+            case _:
+                call = Call.failed(request)
         self.history.append(call)
         self._stage.note(
             who, "hears", op.key, call.outcome, _status(call.status) if call.status else call.reason, call.position
@@ -89,27 +93,6 @@ class Callers:
         if self._dice.fires("rpc_lose_answer"):
             outcome = None
         self._stage.later(self._dice.uniform(0.0005, 0.005), rpc.answer, outcome)
-
-    def _called(self, op: Op, request: ChargeRequest, told: Any) -> Call:
-        asked = (op.key, request.user_id, request.card.token, request.amount.minor_units, request.amount.currency_code)
-        match told:
-            case (ChargeResponse() as said, int() as durable_position):
-                return Call(
-                    request.idempotency_key,
-                    *asked[1:],
-                    "ok",
-                    said.charge_id,
-                    said.status,
-                    said.transaction_id,
-                    said.decline_reason,
-                    said.position,
-                    said.outcome_source,
-                    durable_position=durable_position,
-                )
-            case Refusal():
-                kind: Any = "unknown" if told.reason in UNKNOWN_REASONS else "refused"
-                return Call(request.idempotency_key, *asked[1:], kind, reason=told.reason, advice=told.advice)
-        return Call(request.idempotency_key, *asked[1:], "unknown")
 
     async def client(self, number: int, ops: list[tuple[int, Op]]) -> None:
         """Want one thing after the other, each as patiently as its plan says."""

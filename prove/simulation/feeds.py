@@ -1,4 +1,4 @@
-"""The feed's network in a story: links between a command server and its readers, and whether a reader is woken in time."""
+"""The feed's network in a story: links between a command server and its readers, and a judge of late wake-ups."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable

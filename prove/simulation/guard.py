@@ -38,9 +38,6 @@ _REFUSED: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (threading.Thread, ("start",)),
 )
 
-# What reads a date's text learns the names of days and months by `strftime`, the first time that it is used.
-time.strptime("1", "%d")
-
 
 class Reached(BaseException):
     """Simulated code reached the real world. It is no Exception, so that nobody takes it for a fault of the bank's."""

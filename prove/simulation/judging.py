@@ -1,4 +1,4 @@
-"""What a story came to: the files that its servers left, read and put before the judge with all that was seen."""
+"""The end of a story: the files of its servers and everything observed go to the history checker."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ STANDING = {"command": 1, "query": 2}
 
 
 class Judging:
-    """Looks at what a story's servers have, and judges it."""
+    """Reads the files of a story's servers, and judges the story."""
 
     def __init__(self, stage: Stage, bank: Bank, disk: Disk, servers: Servers, callers: Callers) -> None:
         self._stage = stage
@@ -46,13 +46,13 @@ class Judging:
         self._views = [view_in(_newest(process)) for process in self._servers.queries]
 
     async def count_tasks(self) -> None:
-        """I16: at rest, nothing is left of what was under way but what stands for as long as a server does."""
+        """I16: at rest, no task is left but those that a server has for as long as it lives."""
         processes = self._servers.processes.values()
         if any(map(self._is_busy, processes)):
-            await asyncio.sleep(1.0)  # what happens in this very moment, a slow reader's end perhaps, is over then
+            await asyncio.sleep(1.0)  # a task that ends in this very moment, a slow reader's perhaps, is gone then
         for process in filter(self._is_busy, processes):
             left = dict(self._tasks(process))
-            self._stage.broke("I16", process.name, f"at rest, more is under way than stands: {left}")
+            self._stage.broke("I16", process.name, f"at rest, tasks are left: {left}")
 
     def _is_busy(self, process: Process) -> bool:
         standing = STANDING["command" if process.kind == "command" else "query"]
@@ -63,7 +63,7 @@ class Judging:
 
     # ------------------------------------------------------------ in the end
     def violations(self, logs: Sequence[Mapping[str, Any]]) -> list[Violation]:
-        """Say what broke, by all that was observed; `logs` is what the servers logged."""
+        """Return the invariants that broke. `logs` are the entries that the servers logged."""
         servers, command = self._servers, self._servers.command
         journal = (command.left or command.surviving or command.folder) / "journal.db"
         if not servers.is_ending or servers.reads_files:
@@ -99,7 +99,7 @@ class Judging:
 
     @property
     def charges(self) -> int:
-        """How many charges the journal holds."""
+        """The number of charges in the journal."""
         return sum(record.version == 1 for record in self._records)
 
     def _unfair_ends(self) -> list[Violation]:

@@ -118,7 +118,8 @@ def try_seeds(seeds: Sequence[int]) -> Tried:
 
 def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
     """Say by which of the first seeds a planted bug is found; None if by none."""
-    with _folder() as folder, canaries.planted(name, SimulatedParts) as parts:
+    parts = canaries.planted(name, SimulatedParts)
+    with _folder() as folder:
         for seed in range(seeds):
             if run_story(plan_of(seed), Mask(), folder / str(seed), parts).violations:
                 return seed

@@ -1,4 +1,4 @@
-"""The weather of a story: what happens at a time and lasts for a while, such as a bank that is down or a disk that is full."""
+"""The weather of a story: harm that begins at a time and lasts for a while, such as a bank that is down or a full disk."""
 
 from prove.simulation.bank import Bank
 from prove.simulation.disk import Disk
@@ -19,7 +19,7 @@ class Sky:
         self._servers = servers
 
     def begin(self, event: Weather) -> None:
-        """Let it happen, unless the faults have stopped or the mask leaves it out."""
+        """Begin it, unless the faults have stopped or the mask leaves it out."""
         stage, servers, dice = self._stage, self._servers, self._stage.dice
         if dice.is_over or event.kind in stage.mask.kinds:
             return
@@ -53,7 +53,7 @@ class Sky:
         stage.note("weather", event.kind, f"{event.seconds:.1f} s")
 
     def end(self, kind: str) -> None:
-        """End what lasts."""
+        """End a weather that lasts."""
         self._set(kind, is_on=False)
         self._stage.note("weather", kind, "ends")
 

@@ -1,16 +1,16 @@
-"""The world of one story: simulated processes that run the product's own code, and all that may happen to them.
+"""The world of one story: simulated processes that run the product's own code, and the harm that is done to them.
 
 The code under test is the product's: the commands' servicer, the runner, the journal on a real SQLite file, the gateway's
-adapter, the feed and its servicer, the subscriber, the projection and the view. Simulated is what surrounds it. Each of
-these is given those before it, and knows no other:
+adapter, the feed and its servicer, the subscriber, the projection and the view. Its surroundings are simulated, by
+parts of which each is given those before it and knows no other:
 
     stage     chance, the clock, the loop, the notes
-    bank      what the bank knows and does
-    disk      files, what is durable, commits that fail
+    bank      its transactions, and its answers with their faults
+    disk      files, their durable part, commits that fail
     servers   processes that start, die and come back, and the feeds between them
     callers   clients and their network
-    sky       the weather: what happens at a time, and ends
-    judging   what the files hold, and what of it must not be
+    sky       the weather: harm that begins at a time and ends
+    judging   the files at the end, and the invariants that broke
     world     the story, from its beginning to its end
 """
 

@@ -2,11 +2,7 @@
 
 import asyncio
 import contextlib
-import json
-import os
-import signal
 import sqlite3
-import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -21,11 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis import settings
 from chassis.disk import LOCAL_DISK, Disk
-from prove.around import Around
 from query_service.parts import Parts
 from query_service.schema import TABLES
 from query_service.serving import Serving, serve
 from query_service.settings import Settings
+from rig.around import Around
+from rig.processes import Server
 
 if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub  # of the typed stubs only
@@ -102,68 +99,17 @@ class KeptDisk(Around[Disk]):
         return await asyncio.get_running_loop().run_in_executor(self._readers[-1][0], work, self._readers[-1][1])
 
 
-class Process:
-    """A query server in a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.log: list[dict[str, Any]] = []
-
-    @classmethod
-    async def start(cls, feed: str, view: Path, **more: str) -> "Process":
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "query_service",
-            env={**os.environ, **environment(feed, view, **more)},
-            stderr=asyncio.subprocess.PIPE,
-        )
-        return cls(process)
-
-    @property
-    def id(self) -> int:
-        return self._process.pid
-
-    async def logged(self, event: str) -> dict[str, Any]:
-        """Read the log on until this event."""
-        while line := await self._line():
-            if line.get("event") == event:
-                return line
-        raise AssertionError(f"the process ended without saying {event!r}: {self.log}")
-
-    async def _line(self) -> dict[str, Any]:
-        assert self._process.stderr is not None
-        text = (await self._process.stderr.readline()).decode()
-        if not text:
-            return {}
-        line = json.loads(text) if text.startswith("{") else {"event": "text", "text": text}
-        self.log.append(line)
-        return dict(line)
-
-    def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    async def kill(self) -> None:
-        """End it if it lives."""
-        if self._process.returncode is None:
-            self._process.kill()
-        await self.ended()
-
-    async def ended(self) -> int:
-        """Wait for its end, and tell the exit code."""
-        while await self._line():
-            pass
-        return await self._process.wait()
-
-
 @asynccontextmanager
-async def process_of(feed: str, view: Path, **more: str) -> AsyncIterator[Process]:
+async def process_of(feed: str, view: Path, **more: str) -> AsyncIterator[Server]:
     """Run a query server in a process of its own, which does not outlive the context."""
-    process = await Process.start(feed, view, **more)
+    view.parent.mkdir(parents=True, exist_ok=True)
+    server = Server("query_service", environment(feed, view, **more), view.with_suffix(".log"))
+    with server.log.open("ab") as log:
+        await server.begin(log.fileno())
     try:
-        yield process
+        yield server
     finally:
-        await process.kill()
+        await server.kill()
 
 
 def dump(view: Path) -> dict[str, list[dict[str, Any]]]:

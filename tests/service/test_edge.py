@@ -122,7 +122,7 @@ async def test_a_malformed_request_gets_our_text_and_fills_no_log(feed: FeedServ
         await process.logged("the view has caught up")
         process.send(signal.SIGTERM)
         assert await process.ended() == 0
-        assert [entry["event"] for entry in process.log] == NOTHING_HAPPENED
+        assert [entry["event"] for entry in process.entries()] == NOTHING_HAPPENED
 
 
 async def test_health_knows_its_services_and_no_others(feed: FeedServer, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ async def test_a_watcher_of_health_that_reads_nothing_delays_neither_health_nor_
             await client.becomes(HealthCheckResponse.SERVING)
             process.send(signal.SIGTERM)
             assert await process.ended() == 0
-        assert "calls were cut off by the end of the drain" not in [entry["event"] for entry in process.log]
+        assert "calls were cut off by the end of the drain" not in [entry["event"] for entry in process.entries()]
         for stranger, staying in strangers:
             stranger.close()
             await staying
@@ -330,13 +330,13 @@ async def test_stalled_readers_of_metrics_block_no_other_reader_and_are_disconne
         httpx.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as http,
     ):
         await process.logged("the view has caught up")
-        before = threads(process.id)
+        before = threads(process.pid)
         stalled = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10 * metrics.READERS)]
         for number, (_, writer) in enumerate(stalled):
             writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n" if number % 2 else b"")
         answer = await http.get(f"http://127.0.0.1:{port}/metrics")
         assert (answer.status_code, "chargeonce_view_position 2.0" in answer.text) == (200, True)
-        assert threads(process.id) == before
+        assert threads(process.pid) == before
         async with asyncio.timeout(PATIENCE_SECONDS):
             for reader, writer in stalled:
                 with contextlib.suppress(ConnectionError):
@@ -349,7 +349,7 @@ async def test_stalled_readers_of_metrics_block_no_other_reader_and_are_disconne
         writer.close()
         process.send(signal.SIGTERM)
         assert await process.ended() == 0
-        assert [entry["event"] for entry in process.log] == NOTHING_HAPPENED
+        assert [entry["event"] for entry in process.entries()] == NOTHING_HAPPENED
 
 
 def threads(process: int) -> int:

@@ -1,7 +1,6 @@
 """How the query server follows the feed: through losses, kills, restored journals, and feeds that break their promises."""
 
 import asyncio
-import json
 import random
 import signal
 import sqlite3
@@ -795,7 +794,7 @@ async def test_a_second_server_on_the_same_view_ends_with_a_clear_message(feed: 
     view = tmp_path / "view.db"
     async with querying(feed.address, view), process_of(feed.address, view) as process:
         assert await process.ended() == 1
-    assert process.log[-1]["text"].startswith("error: another query server has the view")
+    assert process.text().splitlines()[-1].startswith("error: another query server has the view")
 
 
 async def test_a_view_of_another_format_is_thrown_away_and_built_again(feed: FeedServer, tmp_path: Path) -> None:
@@ -907,7 +906,7 @@ async def test_damage_met_while_it_runs_ends_the_server_and_the_next_start_build
                 feed.journal.charge("order-99999")
                 await feed.tell()
             assert await process.ended() == 1
-    assert process.log[-1]["text"].startswith("error: the view is damaged")
+    assert process.text().splitlines()[-1].startswith("error: the view is damaged")
     async with querying(feed.address, view) as (_, client):
         await status(client, feed.journal.head)
     assert len(dump(view)["summary"]) == len(held["summary"])
@@ -953,6 +952,6 @@ async def test_settings_that_cannot_be_used_are_told_all_at_once(tmp_path: Path)
     """With the variable's name and the reason it exists."""
     async with process_of("nowhere", tmp_path / "view.db", QUERY_MAX_CALLS="many", QUERY_REFLECTION="maybe") as process:
         assert await process.ended() == 1
-    text = json.dumps(process.log)
+    text = process.text()
     for variable in ("QUERY_FEED", "QUERY_MAX_CALLS", "QUERY_REFLECTION"):
         assert variable in text

@@ -70,7 +70,7 @@ async def test_a_second_server_by_whatever_name_of_the_view_ends_at_its_start(
     with naming(path) as other:
         async with process_of(NO_FEED, other) as process:
             assert await process.ended() == 1
-    assert process.log[-1]["text"].startswith("error: another query server has the view")
+    assert process.text().splitlines()[-1].startswith("error: another query server has the view")
     await view.reset("a journal")
     assert (await view.checkpoint()).journal_id == "a journal"
     await view.close()

@@ -68,13 +68,12 @@ def test_a_planted_bug_is_found_soon(name: str) -> None:
     assert seed_that_finds(name, 20) is not None
 
 
-def test_a_bug_is_gone_when_its_story_is_over() -> None:
-    """A canary changes the parts of the servers that it is planted in, and nothing of the product."""
-    assert len(canaries.NAMES) >= 27
+def test_a_bug_is_in_the_parts_that_it_is_planted_into_and_nowhere_else() -> None:
+    """Parts that are given come back as others, and those that were given still make sound servers."""
+    assert len(canaries.NAMES) == len(set(canaries.NAMES)) == 27
     for name in canaries.NAMES:
-        with canaries.planted(name, SimulatedParts):
-            pass
-    assert tell(plan_of(0)).digest() == tell(plan_of(0), parts=SimulatedParts).digest()
+        assert issubclass(wrong := canaries.planted(name, SimulatedParts), SimulatedParts)
+        assert wrong is not SimulatedParts
     assert tell(plan_of(0)).violations == []
 
 
@@ -82,9 +81,9 @@ def test_a_failing_story_is_shrunk_and_told_in_steps() -> None:
     """What it fails without is left out, and the steps end with what broke."""
     seed = seed_that_finds("key scope is forgotten", 20)
     assert seed is not None
-    with canaries.planted("key scope is forgotten", SimulatedParts) as parts:
-        whole = tell(plan_of(seed), parts=parts)
-        mask, told = shrink(plan_of(seed), seconds=5.0, parts=parts)
+    parts = canaries.planted("key scope is forgotten", SimulatedParts)
+    whole = tell(plan_of(seed), parts=parts)
+    mask, told = shrink(plan_of(seed), seconds=5.0, parts=parts)
     assert len(told.notes) < len(whole.notes)
     assert mask.clients or mask.ops or mask.kinds
     steps = list(as_story(told))

@@ -1,4 +1,4 @@
-"""Stands around a part: what a planted bug is made of."""
+"""Stands around a part of a server: what planted bugs and counters are made of."""
 
 from typing import Any, Generic, TypeVar, cast
 
