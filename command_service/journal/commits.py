@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import structlog
 
-from command_service.journal import JournalBusy, JournalRefused, NotAccepting, NotStored, Outcome, Place, Record
+from command_service.journal import Appended, JournalBusy, JournalRefused, NotAccepting, NotStored, Place, Record
 from command_service.journal.store import Append, Head, Store
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ RHYTHM = Rhythm()
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     append: Append
-    stored: "asyncio.Future[Outcome]"
+    stored: "asyncio.Future[Appended]"
 
 
 class GroupCommit:
@@ -117,9 +117,9 @@ class GroupCommit:
     # ------------------------------------------------------------ appending
     async def append(
         self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Outcome:
+    ) -> Appended:
         """Append to a stream; see the port."""
-        stored: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        stored: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(Append(charge_id, expected_version, events, finished), stored))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_queue())
@@ -131,7 +131,7 @@ class GroupCommit:
             await self._let_others_join()
             batch, self._queue = self._queue[:APPENDS_A_COMMIT], self._queue[APPENDS_A_COMMIT:]
             before = self._head
-            outcomes: Sequence[Outcome | NotStored]
+            outcomes: Sequence[Appended | NotStored]
             try:
                 outcomes, head = await self._store.commit(
                     [waiting.append for waiting in batch], Head(before.place, self._time())

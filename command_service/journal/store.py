@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from chassis.disk import Disk
-from command_service.journal import NotAccepting, Outcome, Place, Record
+from command_service.journal import Appended, NotAccepting, Place, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Head(NamedTuple):
 class Committed(NamedTuple):
     """What came of a batch: an outcome for each append, in order, and the head after them."""
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[Appended]
     head: Head
 
 
