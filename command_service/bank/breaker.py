@@ -1,7 +1,7 @@
 """When the bank is called: the pause after a call without an answer, and the breaker. The core says what the bank is asked.
 
-No promise rests on this file. If all of it were wrong, charges would be slow and the bank annoyed, but no card would be
-charged twice.
+No promise about money rests on this file. If all of it were wrong, charges would be slow and the bank annoyed, but no card
+would be charged twice.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Breaker:
         self._chance = chance
         self._unanswered: set[str] = set()  # charges, since the bank last gave an answer
         self._unanswered_probes = 0
-        self._newest = NoAnswer()  # the newest unanswered call's
+        self._newest = NoAnswer()  # of the newest unanswered call
         self._pause_seconds = 0.0  # 0: the breaker is closed
         self._probe_at = 0.0
         self._probing: asyncio.Event | None = None  # set when the probe that is under way has ended

@@ -103,7 +103,7 @@ class Journal(Protocol):
     ) -> Appended:
         """Append to a stream, and note in the same transaction whether it is finished (at rest).
 
-        Returns the records, or VersionConflict; raises NotStored. Both of these mean that nothing was stored. If a
+        Returns the records, or VersionConflict; raises NotStored. Each of the last two means that nothing was stored. If a
         commit's fate is unknown, the process ends.
         """
         ...

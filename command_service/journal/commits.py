@@ -2,7 +2,7 @@
 
 * There is one commit at a time. Sharing it is what pays for a durable one.
 * A commit that the store refuses (NotStored) is a certain "no": no new streams are begun, and the journal asks the store
-  each second whether it goes again.
+  each second whether it can write again.
 * A commit that fails in any other way may be stored or not. No caller gets an answer, nothing is tried again, and the
   process ends: the next start finds out.
 * Each second the journal has its store looked after. If what is acknowledged from then on would be lost, nothing more is
@@ -34,7 +34,7 @@ class Rhythm:
 
     turns_before_commit: int = 20
     """Turns of the event loop without a further append, after which the queue is committed. A busy loop has charges that are
-    about to append, and they join: a quarter more charges a second (measured). An idle loop turns so often in 0.02 ms."""
+    about to append, and they join: a quarter more charges a second (measured). An idle loop takes 0.02 ms for them."""
     look_every_seconds: float = 1.0
     probe_every_seconds: float = 1.0
 
@@ -80,7 +80,7 @@ class GroupCommit:
     async def open(
         cls, store: Store, *, now: Callable[[], int], end_process: Callable[[], NoReturn], rhythm: Rhythm = RHYTHM
     ) -> "GroupCommit":
-        """Open the journal of a store, which is the journal's from here on: it is closed with it, or when this fails.
+        """Open the journal of a store. The journal owns the store, and closes it, also if opening fails.
 
         `now` gives microseconds since 1970; `end_process` is called when a commit's fate is unknown or the store can no
         longer be served from, and must not return. Raises JournalRefused if the journal must not be served from.
@@ -177,7 +177,7 @@ class GroupCommit:
         return max(now, self._head.recorded_at)
 
     def _refuse(self, why: NotAccepting, appends: int) -> None:
-        """Begin no new streams until a commit, or a probe each second, says that it goes again."""
+        """Begin no new streams until a commit succeeds, or a probe, one each second, finds that it would."""
         log.error("nothing was stored", why=why, appends=appends)
         self._refused = why
         if self._probing is None or self._probing.done():
