@@ -1,67 +1,8 @@
-"""The mock bank's process: the only place that reads its settings."""
+"""`python -m gateway_mock`: see `gateway_mock.cli`."""
 
-import os
-import sqlite3
 import sys
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-import structlog
-
-from chassis import process, settings, telemetry
-from chassis.settings import Address, address, file_path, number, setting, state_file
-from gateway_mock.app import TOKEN_SECONDS, serve
-from gateway_mock.ledger import LedgerUnusable
-
-MAX_TOKEN_SECONDS = 366 * 24 * 3600  # More than a year is a mistyped number.
-
-log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The mock bank's settings."""
-
-    listen: Address = setting("GATEWAY_MOCK_LISTEN", address, "127.0.0.1:8080", "where the bank is called")
-    ledger: Path = setting(
-        "GATEWAY_MOCK_LEDGER", file_path, state_file("gateway.db"), "the file that holds every movement of money"
-    )
-    token_seconds: float = setting(
-        "GATEWAY_MOCK_TOKEN_SECONDS",
-        number(0, MAX_TOKEN_SECONDS),
-        str(TOKEN_SECONDS),
-        "how long a token can be executed; with 0 each is late at once",
-    )
-
-
-async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> None:
-    chosen.ledger.parent.mkdir(parents=True, exist_ok=True)
-    async with serve(str(chosen.listen), chosen.ledger, token_seconds=chosen.token_seconds, own_process=True) as listen:
-        log.info("serving", listen=listen, ledger=str(chosen.ledger), token_seconds=chosen.token_seconds)
-        await stop.wait()
-    log.info("stopped")
-
-
-def main() -> int:
-    """Run the bank. Returns the exit status: 0 stopped by a signal, 1 could not serve, 2 wrong settings."""
-    process.open_standard_streams()
-    process.server_parser(
-        "python -m gateway_mock", "A mock bank that fails on request.", Settings, os.environ
-    ).parse_args()
-    telemetry.configure_logging("bank")
-    try:
-        chosen = settings.read(Settings, os.environ)
-    except settings.SettingsError as error:
-        log.error("the settings are wrong", problems=str(error))
-        return 2
-    try:
-        process.serve_until_stopped(partial(_serve_until_stopped, chosen))
-    except (LedgerUnusable, sqlite3.Error, OSError) as error:
-        log.error("the bank cannot serve", why=str(error))
-        return 1
-    return 0
-
+from gateway_mock.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ import pytest
 from chassis import settings
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.settings import Settings as CommandSettings
-from gateway_mock.__main__ import Settings as BankSettings
+from gateway_mock.cli import Settings as BankSettings
 from query_service.settings import Settings as QuerySettings
 
 

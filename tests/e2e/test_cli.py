@@ -1,0 +1,60 @@
+"""The `chargeonce` command, as it is installed: every server and every operator's command by its name."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from chargeonce.__main__ import COMMANDS
+from rig.world import a_request, a_world
+
+SCRIPT = Path(sys.executable).with_name("chargeonce")
+
+
+def run(*arguments: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [SCRIPT, *arguments], capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
+    )
+
+
+def test_help_names_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout and command.text in done.stdout for name, command in COMMANDS.items())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_under_its_own_name(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: chargeonce {name}")
+
+
+@pytest.mark.parametrize("arguments", [("refund",), (), ("verify-journal", "--quickly")])
+def test_an_unknown_command_or_argument_is_refused_with_what_there_is(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: chargeonce")
+
+
+async def test_print_journal_finds_a_charge_by_its_idempotency_key(tmp_path: Path) -> None:
+    """And prints the very stream that it prints by the charge's id; a key without a charge is an error."""
+    async with a_world(tmp_path) as world:
+        asked = a_request()
+        charge_id = (await world.charge(asked)).charge_id
+        await world.charge(a_request())
+        environment = {"COMMAND_JOURNAL": f"sqlite:///{world.journal}"}
+        by_key = run("print-journal", "--key", asked.idempotency_key, environment=environment)
+        by_id = run("print-journal", charge_id, environment=environment)
+        assert by_key.stdout == by_id.stdout
+        assert [line.split()[1] for line in by_key.stdout.splitlines()] == [charge_id] * 3
+        missing = run("print-journal", "--key", "never-used", environment=environment)
+        assert (missing.returncode, missing.stdout) == (1, "")
+        assert missing.stderr.startswith("error: the journal holds no charge")
+
+
+def test_print_journal_takes_a_charge_or_a_key_and_not_both() -> None:
+    assert run("print-journal", "some-id", "--key", "some-key").returncode == 2
