@@ -13,7 +13,7 @@ from typing import assert_never
 from charging.v1.common_pb2 import ChargeStatus
 from query_service import schema
 from query_service.projection import ChargeRows
-from query_service.schema import Charge, Checkpoint, Entry, Operation, Sum, Totals
+from query_service.schema import Charge, Checkpoint, Entry, Operation, Sum, Totals, Walk
 
 END = 2**63 - 1
 """Beyond every position."""
@@ -88,22 +88,27 @@ class Rows:
     def charges(self, conditions: Conditions, below: int, limit: int) -> list[ChargeRows]:
         """List charges, newest first, those requested at positions below `below`, at most `limit`.
 
-        SQLite walks through the user's charges if there is a user, else through those of the status, else through all, and
-        only over those positions where the range of times can be.
+        The list walks through the user's charges if there is a user, else through those of a rare status, else through all,
+        and only over those positions where the range of times can be.
         """
         above, below = self._positions(conditions, below)
+        walk = Walk.OF_ALL
         where = ["requested_position > :above", "requested_position < :below"]
-        if conditions.user_id is not None:
-            where.append("user_id = :user_id")
         if conditions.status is not None:
-            # A plus before a column keeps SQLite from taking its index.
-            where.append("status = :status" if conditions.user_id is None else "+status = :status")
+            where.append("status = :status")
+            if conditions.status != ChargeStatus.CHARGE_STATUS_CHARGED:
+                walk = Walk.OF_STATUS
+                where.append(schema.NOT_CHARGED)
+        if conditions.user_id is not None:
+            walk = Walk.OF_USER
+            where.append("user_id = :user_id")
         if conditions.requested_from is not None:
-            where.append("+requested_at >= :requested_from")
+            where.append("requested_at >= :requested_from")
         if conditions.requested_before is not None:
-            where.append("+requested_at < :requested_before")
+            where.append("requested_at < :requested_before")
         return self._charges(
             f"{' AND '.join(where)} {schema.NEWEST_FIRST}",
+            walk,
             above=above,
             below=below,
             limit=limit,
@@ -114,18 +119,34 @@ class Rows:
         )
 
     def _positions(self, conditions: Conditions, below: int) -> tuple[int, int]:
-        """Return the positions, both excluded, between which the charges of a range of times are. It takes two index seeks."""
+        """Return the positions, both excluded, between which the charges of a range of times are."""
         above, backstep = 0, self.totals().backstep
         if conditions.requested_from is not None:
-            last = self._execute(schema.LAST_BEFORE, time=conditions.requested_from - backstep).fetchone()
-            above = last[0] if last else above
+            above, _ = self._halves(conditions.requested_from - backstep)
         if conditions.requested_before is not None:
-            first = self._execute(schema.FIRST_FROM, time=conditions.requested_before + backstep).fetchone()
-            below = min(below, first[0]) if first else below
+            _, later = self._halves(conditions.requested_before + backstep)
+            below = min(below, later)
         return above, below
 
-    def _charges(self, where: str, **values: object) -> list[ChargeRows]:
-        charges = [Charge(*row) for row in self._execute(schema.SELECT_CHARGES + where, **values)]
+    def _halves(self, time: int) -> tuple[int, int]:
+        """Return two positions, found by halving: at or after the first stands a charge that was requested before the time, and
+        the next charge at or after the second, if there is one, was not.
+
+        By the meaning of Totals.backstep the one charge speaks for all before it, and the other for all after it, whatever the
+        clock did.
+        """
+        above, below = 0, find_checkpoint(self._connection).position + 1
+        while below - above > 1:
+            middle = (above + below) // 2
+            found = self._execute(schema.NEXT_REQUEST, position=middle, below=below).fetchone()
+            if found is not None and found[0] < time:
+                above = middle
+            else:
+                below = middle
+        return above, below
+
+    def _charges(self, where: str, walk: Walk | None = None, **values: object) -> list[ChargeRows]:
+        charges = [Charge(*row) for row in self._execute(schema.select_charges(where, walk), **values)]
         return with_operations(self._connection, self._tenant, charges)
 
     def _execute(self, statement: str, **values: object) -> sqlite3.Cursor:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from charging.v1 import journal_pb2
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
-from query_service.schema import CHARGE, Charge, Entry, Operation, Sum, Totals
+from query_service.schema import CHARGE, Charge, Operation, Sum, Totals
 
 PENDING: Final = ChargeStatus.CHARGE_STATUS_PENDING
 CHARGED: Final = ChargeStatus.CHARGE_STATUS_CHARGED
@@ -117,7 +117,9 @@ class Changes:
     charges: Sequence[Charge]
     operations: Sequence[Operation]
     moved: Sequence[ChargeRows]
-    entries: Sequence[Entry]
+    entries: Sequence[
+        tuple[int, ...]
+    ]  # in the order of Entry's columns: a named tuple for each record would take a fifth of all
     sums: Sequence[Sum]
     totals: Sequence[Totals]
 
@@ -147,7 +149,7 @@ def project(
     """
     charges = {charge_id: rows.charge for charge_id, rows in known.items()}
     standings = {charge_id: _standing(rows) for charge_id, rows in known.items()}
-    entries: list[Entry] = []
+    entries: list[tuple[int, ...]] = []
     read, standing_of, note = journal_pb2.Event.FromString, standings.get, entries.append  # looked up once
     for record in records:
         position, charge_id, version, recorded_at, _, payload = record
@@ -169,8 +171,17 @@ def project(
                 raise StreamBroken(position)
             charge, outcome = charges[charge_id], _outcome(kind, event, position)
         standings[charge_id] = _Standing(outcome, recorded_at, version, position)
-        at = charge.requested_position
-        note(Entry(charge.tenant, at, version, position, recorded_at, _NUMBER_OF[kind], outcome.status))
+        note(
+            (
+                charge.tenant,
+                charge.requested_position,
+                version,
+                position,
+                recorded_at,
+                _NUMBER_OF[kind],
+                outcome.status,
+            )
+        )
 
     moved = [_moved(rows, standings[charge_id]) for charge_id, rows in known.items()]
     added = [

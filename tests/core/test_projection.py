@@ -17,6 +17,7 @@ from charging.v1.journal_pb2 import Event
 from command_service.charge import Absent, State
 from command_service.codec import decode
 from command_service.failures import ImpossibleEvent
+from query_service.lookup import END, Conditions
 from query_service.projection import (
     ABANDONED,
     CHARGED,
@@ -31,7 +32,7 @@ from query_service.projection import (
     charges_needed,
     project,
 )
-from query_service.schema import ROWS_A_STATEMENT, Sum
+from query_service.schema import ROWS_A_STATEMENT, Entry, Sum
 from query_service.subscriber import verify
 from query_service.view import View
 from tests.core.stories import stored
@@ -206,6 +207,34 @@ def test_no_charge_was_requested_more_than_the_backstep_before_one_that_precedes
         assert totals["backstep"] == max(max(times[: place + 1]) - time for place, time in enumerate(times))
 
 
+@LAW
+@given(streams_and_cuts(), st.integers(-2, 1002), st.integers(-2, 1002))
+def test_a_range_of_times_holds_the_charges_requested_in_it(
+    stream: tuple[list[Record], list[list[Record]]], since: int, until: int
+) -> None:
+    """Each of them and no other, however the clock behaved: a range of times is looked up as a range of positions."""
+    records, batches = stream
+    conditions = Conditions(requested_from=EPOCH_MICROSECONDS + since, requested_before=EPOCH_MICROSECONDS + until)
+
+    async def listed(path: Path) -> list[int]:
+        view = await View.open(path)
+        for batch in batches:
+            await view.apply(batch)
+        shown = await view.read("default", lambda rows: rows.charges(conditions, END, 99))
+        await view.close()
+        return [rows.charge.requested_position for rows in shown.found]
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(listed(Path(folder) / "view.db"))
+    expected = [
+        record.position
+        for record in records
+        if Event.FromString(record.event).charge_requested.tenant == "default"
+        and since <= record.recorded_at - EPOCH_MICROSECONDS < until
+    ]
+    assert found == expected[::-1]
+
+
 @pytest.mark.parametrize(
     ("life", "status", "transaction_id", "decline_reason", "review_reason"),
     [
@@ -231,8 +260,8 @@ def test_a_charge_stands_where_its_newest_event_puts_it(
     assert (operation.decline_reason, operation.review_reason) == (decline_reason, review_reason)
     assert charge.updated_at == operation.updated_at == EPOCH_MICROSECONDS + position
     assert charge.version == charge.position == position
-    assert changes.entries[0].event == Event.CHARGE_REQUESTED_FIELD_NUMBER
-    assert changes.entries[-1].status == status
+    assert changes.entries[0][Entry._fields.index("event")] == Event.CHARGE_REQUESTED_FIELD_NUMBER
+    assert changes.entries[-1][Entry._fields.index("status")] == status
 
 
 def test_metadata_are_stored_in_an_order_of_their_own() -> None:
