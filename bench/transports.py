@@ -1,7 +1,7 @@
 """The CPU cost of a call to a bank, by transport: python -m bench.transports
 
-Above the line, one POST of a request that is already built, and its answer: the transport alone. Below it, a whole `perform` of
-the gateway's bank: order to JSON, request, deadline, answer read strictly. CPU time of this process by the kernel, with the
+Above the line, one POST of a request that is already built, and its answer: the transport alone. Below it, a whole `perform`
+of the gateway's bank: order to JSON, request, deadline, answer read strictly. CPU time of this process by the kernel, with the
 bank (bench.bank, no delay) in another; medians over rounds in which all take turns, so that a noisy machine disturbs all alike.
 A row for aiohttp's client is printed if aiohttp is installed; the product does not need it.
 """

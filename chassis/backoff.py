@@ -1,29 +1,29 @@
-"""How long to pause after attempts in vain, with full jitter.
+"""The pause after attempts that failed, with full jitter.
 
-A pause is anywhere between nothing and a bound, which doubles with each further attempt: those that failed together do not
-come back together.
+A pause is a random time between zero and a bound, which doubles with each further attempt. So clients that failed together
+do not come back together.
 """
 
 import random
 from dataclasses import dataclass
 
-# Beyond this the bound doubles no more, whatever the longest pause is: numbers stay small.
+# The bound doubles no more after this many attempts, so that the numbers stay small.
 _MOST_DOUBLINGS = 16
-# The other side's own wish is spread by up to this share of it.
+# A wished pause is lengthened by up to this share of it.
 _SPREAD = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Pauses whose bound is `first_seconds` after the first attempt in vain, and never more than `longest_seconds`."""
+    """Pauses whose bound is `first_seconds` after the first failed attempt, and never more than `longest_seconds`."""
 
     first_seconds: float
     longest_seconds: float
 
     def seconds(self, attempts: int, chance: random.Random, wished_seconds: float | None = None) -> float:
-        """Return the pause after so many attempts in vain in a row, at least one.
+        """Return the pause after a number of failed attempts in a row, at least one.
 
-        A pause that the other side wishes for is honoured up to the longest one, and spread a little.
+        A pause that the other side asks for is honoured up to the longest one, and spread a little.
         """
         if wished_seconds is not None:
             return min(self.longest_seconds, max(0.0, wished_seconds) * chance.uniform(1.0, 1.0 + _SPREAD))

@@ -183,7 +183,6 @@ class Server:
         self._guard = guard
         self._health = health
         self.address = address
-        self.draining = asyncio.Event()
 
     @classmethod
     async def start(
@@ -227,9 +226,8 @@ class Server:
         self._health.set(HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take no new calls, let those under way end within the grace, then close. Streams are to watch `draining`."""
+        """Take no new calls, let those under way end within the grace, then close."""
         self._health.set(HealthCheckResponse.NOT_SERVING, is_final=True)
-        self.draining.set()
         stopping = asyncio.create_task(self._server.stop(grace_seconds))
         try:
             if self._guard.calls:  # waiting for no time at all would time out even then

@@ -14,7 +14,7 @@ import structlog
 
 from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
-from command_service.bank.breaker import backoff_seconds
+from command_service.bank.breaker import PAUSES
 from command_service.bank.line import Line
 from command_service.charge import Absent, Charge, next_step
 from command_service.failures import ImpossibleEvent, NotStored
@@ -112,7 +112,7 @@ class Runner:
                 else:
                     pauses += 1
                     wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
-                    await asyncio.sleep(backoff_seconds(pauses, wished_seconds, self._chance))
+                    await asyncio.sleep(PAUSES.seconds(pauses, self._chance, wished_seconds))
             _log_rest(run)
         except Exception as error:  # a fault of ours: callers get PENDING, and the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)

@@ -1,7 +1,7 @@
 """The history checker: from what was observed to which invariant broke, and where.
 
 It is pure. Like `judge.history`, whose values it judges, it shares nothing with the product but the contract in
-protos/: the streams' grammar is written here a second time.
+protos/. The streams' grammar comes from `judge.grammar`, a file that is made from the core's own table.
 
 `check` takes one `Observed`: clients' histories, the journal, the bank's movements and calls, the view. Parts that were not
 observed are left out, and not checked. docs/invariants.md defines the invariants; in a few words:
@@ -23,6 +23,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from charging.v1.journal_pb2 import Event
+from judge.grammar import FOLLOWS, TOKEN_LIMIT
 from judge.history import (
     NOTHING_STORED,
     PENDING,
@@ -39,17 +40,8 @@ from judge.history import (
     fold,
 )
 
-# Which event may follow which in a stream.
-_FOLLOWS: Mapping[str | None, frozenset[str]] = {
-    None: frozenset({"charge_requested"}),
-    "charge_requested": frozenset({"token_issued", "charge_declined", "review_required", "charge_abandoned"}),
-    "token_issued": frozenset({"token_expired", "charged", "charge_declined", "review_required"}),
-    "token_expired": frozenset({"token_issued", "charge_declined", "review_required", "charge_abandoned"}),
-    **{kind: frozenset() for kind in STATUS_AT_REST},
-}
 # The ends at which no money has moved and none will.
 _NO_MONEY = frozenset({"charge_declined", "charge_abandoned"})
-MOST_TOKENS = 8  # then the charge goes into review
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +107,7 @@ def _streams(charges: Mapping[str, Stream]) -> Iterator[Violation]:
             where = f"charge {charge.charge_id}, position {record.position}"
             if record.version != version:
                 yield Violation("I8", where, f"version {record.version} stands where {version} belongs")
-            if kind not in _FOLLOWS.get(before, frozenset()):
+            if kind not in FOLLOWS.get(before, frozenset()):
                 yield Violation("I8", where, f"{kind} follows {before or 'nothing'}")
             if kind == "token_issued":
                 last_token = event.token_issued.token
@@ -127,8 +119,8 @@ def _streams(charges: Mapping[str, Stream]) -> Iterator[Violation]:
                 if told != charge.terms():
                     yield Violation("I5", where, f"Charged says {told}, requested was {charge.terms()}")
             before = kind
-        if len(charge.tokens("token_expired")) > MOST_TOKENS:
-            yield Violation("I8", f"charge {charge.charge_id}", f"more than {MOST_TOKENS} tokens expired")
+        if len(charge.tokens("token_expired")) > TOKEN_LIMIT:
+            yield Violation("I8", f"charge {charge.charge_id}", f"more than {TOKEN_LIMIT} tokens expired")
         requested = charge.requested
         if charge.entries[0][1] != "charge_requested":
             continue

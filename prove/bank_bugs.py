@@ -15,7 +15,7 @@ from command_service.values import Effect, Execute, RequestToken
 Question = Callable[..., Awaitable[Reply]]
 
 
-class AroundQuestions:
+class OverDialect:
     """A dialect around another one, whose questions all go through `put`."""
 
     def __init__(self, dialect: Dialect) -> None:
@@ -46,7 +46,7 @@ class AroundQuestions:
         await self._dialect.close()
 
 
-class Unchecked(AroundQuestions):
+class Unchecked(OverDialect):
     """Every transaction equals ours, whatever the bank says of it."""
 
     async def put(self, question: Question, effect: Any, fresh: bool) -> Reply:
@@ -64,7 +64,7 @@ class Unchecked(AroundQuestions):
         )
 
 
-class Hasty(AroundQuestions):
+class Hasty(OverDialect):
     """A refusal settles a step: the questions that are to confirm it, all of them fresh, get it again."""
 
     def __init__(self, dialect: Dialect) -> None:

@@ -9,27 +9,16 @@ import random
 from collections.abc import Callable
 from enum import Enum
 
+from chassis.backoff import Backoff
 from command_service.values import Answer, NoAnswer
 
 # The longest pause, whatever the bank wishes: a charge that waits longer looks lost to the people who wait for it.
 LONGEST_PAUSE_SECONDS = 20.0
-# The upper bound of the first pause. Each further bound is twice the one before.
-FIRST_PAUSE_SECONDS = 0.1
+PAUSES = Backoff(first_seconds=0.1, longest_seconds=LONGEST_PAUSE_SECONDS)
+"""Between attempts for one charge that changed nothing."""
 # The breaker opens after this many charges in a row without an answer, or refused because of our set-up. The bank may have
 # trouble with a few charges only: they pause by themselves, and only many would be a burden.
 UNANSWERED_TO_OPEN, REFUSED_TO_OPEN = 10, 3
-
-
-def backoff_seconds(attempts: int, wished_seconds: float | None, chance: random.Random) -> float:
-    """Say how long to pause after a number of attempts in a row that changed nothing.
-
-    Full jitter, a pause between zero and the bound: charges that failed together do not come back together. The bank's own
-    wish is honoured, and spread a little for the same reason.
-    """
-    if wished_seconds is not None:
-        return min(LONGEST_PAUSE_SECONDS, max(0.0, wished_seconds) * chance.uniform(1.0, 1.25))
-    bound = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempts - 1, 16))
-    return chance.uniform(0.0, bound)
 
 
 class Pass(Enum):

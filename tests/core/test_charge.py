@@ -1,15 +1,16 @@
 """The core: stories first, then laws over every state that can be reached, then random walks."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given as given_any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from command_service import operation
 from command_service.charge import (
     Absent,
     Charge,
@@ -60,6 +61,7 @@ from command_service.values import (
     TokenExpired,
     TokenIssued,
 )
+from tests.core.diagram import GRAMMAR, diagram, grammar
 from tests.core.stories import (
     DAY_SECONDS,
     EVIDENCE,
@@ -435,8 +437,8 @@ def every_way() -> dict[State, tuple[Event, ...]]:
     rest = deque(ways)
     while rest:
         state = rest.popleft()
-        for message in MESSAGES:
-            events = tuple(_decided(state, message))
+        for message in [COMMANDS[0], *TOLD_BY_THE_LOOP]:
+            events = tuple(decide(state, message))
             after = stored(state, *events)
             if after not in ways:
                 ways[after] = ways[state] + events
@@ -455,13 +457,7 @@ def _decided(state: State, message: Message) -> list[Event]:
 WAYS = every_way()
 
 
-def the_diagram() -> dict[tuple[str, str], str]:
-    """The table in the docstring of `operation`: from a state and an event to the next state."""
-    rows = [line.split() for line in (operation.__doc__ or "").splitlines() if line.startswith("    ")]
-    return {(row[0], event.rstrip(",")): row[-1] for row in rows[2:] for event in row[1:-1]}
-
-
-DIAGRAM = the_diagram()
+DIAGRAM = diagram()
 
 
 def state_name(state: State) -> str:
@@ -482,6 +478,11 @@ def walk(stream: tuple[Event, ...]) -> str:
     return state
 
 
+def test_the_judge_has_the_grammar_of_the_diagram() -> None:
+    """It is made from it; after a change of the diagram: python -m tests.core.diagram."""
+    assert GRAMMAR.read_text() == grammar()
+
+
 def test_the_enumeration_reaches_every_kind_of_state_and_every_outcome() -> None:
     """Meta: the laws below speak of something."""
     operations = [state.operation for state in WAYS if isinstance(state, Charge)]
@@ -495,15 +496,27 @@ def test_the_enumeration_reaches_every_kind_of_state_and_every_outcome() -> None
     )
 
 
-@pytest.mark.parametrize("state", WAYS, ids=lambda state: " ".join(names(WAYS[state])) or "nothing")
+def in_every_state(law: Callable[[Any, State], None]) -> Callable[[Any], None]:
+    """Make a test of a law, which holds in every state that can be reached."""
+
+    def test(self: Any) -> None:
+        for state in WAYS:
+            law(self, state)
+
+    test.__doc__ = law.__doc__
+    return test
+
+
 class TestInEveryState:
     """Each law, for every message there is."""
 
+    @in_every_state
     def test_an_answer_never_raises(self, state: State) -> None:
         """Whatever the bank says."""
         for message in TOLD_BY_THE_LOOP:
             decide(state, message)
 
+    @in_every_state
     def test_a_message_told_again_yields_nothing(self, state: State) -> None:
         """Once applied, a decision is behind us."""
         for message in MESSAGES:
@@ -511,6 +524,7 @@ class TestInEveryState:
             if events:
                 assert decide(stored(state, *events), message) == [], message
 
+    @in_every_state
     def test_what_is_decided_can_happen_and_follows_the_diagram(self, state: State) -> None:
         """And no more than so many tokens are ever requested."""
         for message in MESSAGES:
@@ -519,18 +533,21 @@ class TestInEveryState:
             assert walk(WAYS[state] + events) == state_name(after), message
             assert names(WAYS[state] + events).count("TokenIssued") <= TOKEN_LIMIT
 
+    @in_every_state
     def test_only_the_next_steps_answer_counts(self, state: State) -> None:
         """Whatever is said of another step yields nothing."""
         for message in TOLD_BY_THE_LOOP:
             if message.effect != next_step(state):
                 assert decide(state, message) == [], message
 
+    @in_every_state
     def test_only_the_token_of_the_stream_is_executed(self, state: State) -> None:
         """The newest one, durable before it is used."""
         step, stream = next_step(state), WAYS[state]
         if isinstance(step, Execute):
             assert stream[-1] == TokenIssued(step.token)
 
+    @in_every_state
     def test_a_new_token_is_asked_for_only_after_the_last_one_has_expired(self, state: State) -> None:
         """In doubt there is none."""
         step, stream = next_step(state), WAYS[state]
@@ -538,6 +555,7 @@ class TestInEveryState:
             assert isinstance(stream[-1], ChargeRequested | TokenExpired)
             assert step.expired_tokens == names(stream).count("TokenExpired") == names(stream).count("TokenIssued")
 
+    @in_every_state
     def test_every_step_asks_for_the_first_request(self, state: State) -> None:
         """Card token and amount are those of the stored request, whoever retried with what."""
         step = next_step(state)
@@ -548,6 +566,7 @@ class TestInEveryState:
                 REQUEST.amount,
             )
 
+    @in_every_state
     def test_at_rest_means_that_there_is_no_next_step_and_nothing_more_happens(self, state: State) -> None:
         """For ever: no message moves it, and no event can follow."""
         assert (next_step(state) is None) == (state == Absent() or is_at_rest(state))
@@ -558,6 +577,7 @@ class TestInEveryState:
                 with pytest.raises(ImpossibleEvent):
                     stored(state, event)
 
+    @in_every_state
     def test_exactly_the_events_of_the_diagram_can_follow(self, state: State) -> None:
         """All other events raise ImpossibleEvent: a journal that cannot be is not read on."""
         for event in EVENTS:
