@@ -26,7 +26,7 @@ time and the number of attempts come in as data.
 """
 
 from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from command_service.failures import ImpossibleEvent
 from command_service.values import (
@@ -98,8 +98,7 @@ Operation = AwaitingToken | AwaitingExecution | AtRest
 
 
 # ---------------------------------------------------------------- the bank's answer to a step
-@dataclass(frozen=True, slots=True)
-class Attempts:
+class Attempts(NamedTuple):
     """What the rule of giving up needs to know.
 
     `unanswered` counts the attempts of this run that came to no answer, this one included. While the breaker is open, a probe

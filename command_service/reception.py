@@ -5,8 +5,8 @@ A charge that the journal holds is answered at any load. Only a new one may be r
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from chassis.tasks import Tasks
 from command_service.bank.line import Line
@@ -26,8 +26,7 @@ class Source(Enum):
     RECOVERED = "recovered"  # it was under way again after a crash or a stop
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """A charge that the journal holds, with its run if it was not at rest."""
 
     source: Source

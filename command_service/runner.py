@@ -112,7 +112,13 @@ class Runner:
                 if counts_for_giving_up(answer):
                     unanswered += 1
                 attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
-                if await self._handle(run, Answered(effect, answer, attempts)):
+                try:
+                    run.snapshot, has_stored = await self._streams.handle(
+                        run.snapshot, Answered(effect, answer, attempts)
+                    )
+                except (NotStored, KeepsMoving):
+                    has_stored = False  # nothing is lost: the step can be repeated
+                if has_stored:
                     pauses = 0
                 else:
                     pauses += 1
@@ -125,14 +131,6 @@ class Runner:
             del self._runs[run.snapshot.charge_id]
             if not run.ended.done():
                 run.ended.set_result(None)
-
-    async def _handle(self, run: Run, message: Answered) -> bool:
-        """Give the core the answer. False if nothing was stored: after a pause the next step is done, as a rule the same."""
-        try:
-            run.snapshot, has_stored = await self._streams.handle(run.snapshot, message)
-        except (NotStored, KeepsMoving):
-            return False  # nothing is lost: the step can be repeated
-        return has_stored
 
     async def close(self) -> None:
         """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""

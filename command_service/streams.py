@@ -1,7 +1,6 @@
 """Reads a charge from its stream and appends to it: load, decide, append, and again if another writer was faster."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from command_service.charge import Absent, Message, State, decide, evolve, is_at_rest
@@ -21,8 +20,7 @@ class KeepsMoving(Exception):
     """Another writer appended to a stream before each of our attempts. It is a fault of the program."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A charge's state at a version of its stream. Version 0: the journal holds no such charge, or was not read yet."""
 
     charge_id: str

@@ -170,7 +170,7 @@ class MixedUpJoins(Around[Reception]):
             if one.run is not None and not one.run.ended.done()
         }
         oldest = next(iter(self._under_way.values()), accepted)
-        return dataclasses.replace(oldest, source=accepted.source)
+        return oldest._replace(source=accepted.source)
 
 
 class TwoDoors(Around[Reception]):
