@@ -50,7 +50,11 @@ def main(
         "restore", help="put a backup in the journal's place, or accept the file that is there, under a new journal id"
     )
     restoring.add_argument("backup", type=Path, nargs="?")
-    chosen = parser.parse_args(arguments)
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:  # by the command's own usage, which argparse itself does not show then
+        (commands.choices[chosen.command] if chosen.command else parser).error(
+            f"unrecognized arguments: {' '.join(unknown)}"
+        )
     if chosen.command is None:
         telemetry.configure_logging("command")
         process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
@@ -60,8 +64,12 @@ def main(
             case "print-journal":
                 # A reader such as `head` may leave before the end: then this ends quietly, as any filter does.
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                charge_id = chosen.charge if chosen.key is None else charge_id_of(ANYBODY.tenant, chosen.key)
-                for line in print_journal(read.journal, charge_id):
+                if chosen.key is None:
+                    lines = print_journal(read.journal, chosen.charge)
+                else:
+                    charge_id = charge_id_of(ANYBODY.tenant, chosen.key)
+                    lines = print_journal(read.journal, charge_id, named=f"with the idempotency key {chosen.key}")
+                for line in lines:
                     print(line)
             case "verify-journal":
                 print(verify_journal(read.journal))

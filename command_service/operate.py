@@ -19,7 +19,7 @@ from command_service.journal.store import Location
 from command_service.values import Recorded
 
 
-def print_journal(at: Location, charge_id: str | None) -> Iterator[str]:
+def print_journal(at: Location, charge_id: str | None, *, named: str = "") -> Iterator[str]:
     """Yield a line for each record, of one charge or of all. Raises JournalRefused."""
     with at.read() as journal:
         if charge_id is None:
@@ -30,7 +30,7 @@ def print_journal(at: Location, charge_id: str | None) -> Iterator[str]:
             except ValueError:
                 raise JournalRefused("a charge is named by its id, a UUID") from None
             if not records:
-                raise JournalRefused(f"the journal holds no charge {charge_id}")
+                raise JournalRefused(f"the journal holds no charge {named or charge_id}")
             yield from map(_line, records)
 
 

@@ -4,7 +4,6 @@ A charge that the journal holds is answered at any load. Only a new one may be r
 """
 
 import asyncio
-from collections import deque
 from enum import Enum
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from command_service.charge import Command, State, is_at_rest
 from command_service.failures import BankUnreachable, JournalBusy, JournalFull, NotNow, NotStored, TooManyUnfinished
 from command_service.journal import Journal
 from command_service.runner import Run, Runner
-from command_service.streams import Snapshot, Streams
+from command_service.streams import Handled, Snapshot, Streams
 
 
 class Source(Enum):
@@ -48,7 +47,9 @@ class Reception:
         self._runner = runner
         self._line = line
         self._max_unfinished = max_unfinished
-        self._turns = _OneAtATime()
+        # One call for each key is being handled, the leader. Calls that come meanwhile wait for its result: the charge if it
+        # is at rest, or None, and then one of them leads.
+        self._leaders: dict[str, asyncio.Future[Snapshot | None]] = {}
         self._tasks = Tasks()
 
     def accept(self, command: Command) -> "asyncio.Task[Accepted]":
@@ -60,20 +61,30 @@ class Reception:
 
     async def _accept(self, command: Command) -> Accepted:
         charge_id = command.request.charge_id
-        await self._turns.take(charge_id)
+        while (leader := self._leaders.get(charge_id)) is not None:
+            if (rested := await asyncio.shield(leader)) is not None:
+                return self._accepted(await self._streams.handle(rested, command))
+        self._leaders[charge_id] = leader = asyncio.get_running_loop().create_future()
+        accepted = None
         try:
             refusal = self._refusal()
             snapshot = await self._known(command, refusal)
             try:
-                snapshot, has_stored = await self._streams.handle(snapshot, command, refuse_with=refusal)
+                handled = await self._streams.handle(snapshot, command, refuse_with=refusal)
             except NotStored as error:  # its key was taken for a new one; if it is known, the caller gets an answer
                 snapshot = await self._streams.load(charge_id)
-                snapshot, has_stored = await self._streams.handle(snapshot, command, refuse_with=error)
-            if is_at_rest(snapshot.state):
-                return Accepted(Source.REPLAYED, snapshot)
-            run = self._runner.run(snapshot, was_in_journal=not has_stored)
+                handled = await self._streams.handle(snapshot, command, refuse_with=error)
+            accepted = self._accepted(handled)
+            return accepted
         finally:
-            self._turns.give(charge_id)
+            del self._leaders[charge_id]
+            leader.set_result(accepted.snapshot if accepted and accepted.run is None else None)
+
+    def _accepted(self, handled: Handled) -> Accepted:
+        snapshot, has_stored = handled
+        if is_at_rest(snapshot.state):
+            return Accepted(Source.REPLAYED, snapshot)
+        run = self._runner.run(snapshot, was_in_journal=not has_stored)
         if has_stored:
             return Accepted(Source.FRESH, snapshot, run)
         return Accepted(Source.RECOVERED if run.was_in_journal else Source.JOINED, snapshot, run)
@@ -90,11 +101,11 @@ class Reception:
 
     def _refusal(self) -> NotNow | None:
         """The reason to refuse the command if its charge turns out to be new, or None."""
-        is_alone = self._turns.taken <= 1  # its own turn is among them
+        is_alone = len(self._leaders) <= 1  # this command is among them
         # While the bank is spared, one new charge at a time may be the probe: the bank may never answer those under way.
         if self._line.is_spared and not (self._line.may_probe and is_alone):
             return BankUnreachable(retry_after_seconds=self._line.retry_after_seconds)
-        if self._runner.unfinished + self._turns.taken > self._max_unfinished:
+        if self._runner.unfinished + len(self._leaders) > self._max_unfinished:
             return TooManyUnfinished(retry_after_seconds=1.0)
         match self._journal.not_accepting:
             case "full":
@@ -107,33 +118,3 @@ class Reception:
     async def close(self) -> None:
         """End the calls that are being accepted. A client that asks again learns whether its charge was stored."""
         await self._tasks.close()
-
-
-class _OneAtATime:
-    """One turn at a time for each key, in the order of the requests for it."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-
-    @property
-    def taken(self) -> int:
-        """The number of keys whose turn is taken."""
-        return len(self._waiting)
-
-    async def take(self, key: str) -> None:
-        if (waiting := self._waiting.get(key)) is None:
-            self._waiting[key] = deque()
-        else:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            waiting.append(turn)
-            await turn
-
-    def give(self, key: str) -> None:
-        """Give the turn back: the next in line gets it."""
-        waiting = self._waiting[key]
-        while waiting:
-            turn = waiting.popleft()
-            if not turn.done():  # a task that `close` has cancelled waits no longer
-                turn.set_result(None)
-                return
-        del self._waiting[key]

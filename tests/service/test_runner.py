@@ -1,9 +1,10 @@
 """The loop alone, on virtual time, with a journal in memory and a bank with scripted answers."""
 
+import asyncio
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -14,10 +15,12 @@ from command_service.charge import Command
 from command_service.codec import encode
 from command_service.journal import Appended, Journal, Record, VersionConflict
 from command_service.parts import Parts
+from command_service.reception import Source
 from command_service.settings import Settings
 from command_service.streams import DECISIONS, KeepsMoving
 from command_service.values import Answer, Effect, Execute, Executed, NoAnswer, RequestToken, Token, TokenIssued
 from prove.simulation.loop import VirtualLoop
+from rig.around import Around
 from tests.core.stories import REQUEST
 
 SETTINGS = dataclasses.replace(settings.read(Settings, {}), abandon_after_seconds=1.0)
@@ -156,3 +159,37 @@ def test_a_call_with_a_conflict_at_each_attempt_ends_after_a_few_attempts() -> N
     with pytest.raises(KeepsMoving):
         loop.run(main())
     assert journal.appends == DECISIONS
+
+
+def test_calls_for_a_key_at_rest_share_one_look_up() -> None:
+    """However many come at once: one conflict tells that the charge is there, one read what it came to."""
+    journal, bank = InMemory(), Scripted()
+    charged(journal, bank)
+    counted, loop = Counted(journal), VirtualLoop(None)
+
+    async def main() -> None:
+        reception = Timed(loop).assemble(counted.as_one(), cast("Bank", bank)).reception
+        answers = await asyncio.gather(*(reception.accept(Command(REQUEST)) for _ in range(200)))
+        assert {(answer.source, answer.run) for answer in answers} == {(Source.REPLAYED, None)}
+
+    loop.run(main())
+    assert (counted.appends, counted.reads) == (1, 1)
+
+
+class Counted(Around[Journal]):
+    """A journal whose calls are counted."""
+
+    reads = appends = 0
+
+    def __init__(self, journal: InMemory) -> None:
+        super().__init__(cast("Journal", journal))
+
+    async def read(self, charge_id: str) -> Sequence[Record]:
+        self.reads += 1
+        await asyncio.sleep(0.01)
+        return await self.inner.read(charge_id)
+
+    async def append(self, *arguments: Any, finished: bool) -> Appended:
+        self.appends += 1
+        await asyncio.sleep(0.01)
+        return await self.inner.append(*arguments, finished=finished)
