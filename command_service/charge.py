@@ -1,11 +1,11 @@
-"""The core: which operation may follow in a charge, and what an idempotency key is told.
+"""The core: which operation may follow in a charge, and which outcome an idempotency key is given.
 
 `decide` turns a message into events, `evolve` folds stored events into a state, and `next_step` says what to do next. They
-are pure. How an operation comes to rest is told in `command_service.operation`; today a charge has one operation, the charge.
+are pure. `command_service.operation` decides how an operation comes to rest; today a charge has one operation, the charge.
 
 1. One idempotency key names one charge, for ever. Under the same key the same request finds its charge, another is refused.
 2. Today's rules count for a new charge only: the retry of a charge that was once accepted finds it.
-3. Once an outcome is decided, its key is told this outcome and the position of its event for ever.
+3. Once an outcome is decided, its key is given this outcome and the position of its event for ever.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ Message = Command | Answered
 # ---------------------------------------------------------------- states
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """No events: nobody has asked."""
+    """No events: no charge was requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,14 @@ def next_step(state: State) -> Effect | None:
     return operation.next_step(state.operation) if isinstance(state, Charge) else None
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- outcomes
 def is_at_rest(state: State) -> bool:
     """Whether everything that was asked of the charge is decided."""
     return isinstance(state, Charge) and isinstance(state.operation, AtRest)
 
 
 def outcome_of(state: State, idempotency_key: str) -> AtRest | None:
-    """Return what this key is told from now on, for ever. None: it is not decided yet."""
+    """Return the outcome that this key is given for ever. None: it is not decided yet."""
     match state:
         case Charge(AtRest() as rest) if rest.request.idempotency_key == idempotency_key:
             return rest

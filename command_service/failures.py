@@ -4,7 +4,7 @@
     ├── CommandRefused             the client's: the command cannot be accepted as it is
     │   ├── InvalidCharge          a new charge breaks today's rules
     │   └── KeyReused              the key belongs to another charge
-    ├── NotNow                     the times': nothing was stored, and a later attempt may succeed
+    ├── NotNow                     nobody's: nothing was stored, and a later attempt may succeed
     │   ├── BankUnreachable        the bank does not answer
     │   ├── TooManyUnfinished      too many charges are under way
     │   └── NotStored              the journal stored nothing, definitely
@@ -60,7 +60,7 @@ class JournalFull(NotStored):
 
 
 class JournalBusy(NotStored):
-    """Another program holds the file's write lock, for longer than an append waits."""
+    """Another program holds the file's write lock longer than an append waits."""
 
 
 class Unreadable(CallFailed):
@@ -68,7 +68,7 @@ class Unreadable(CallFailed):
 
 
 class JournalCorrupt(Unreadable):
-    """A stored record does not fit the chain. `position` is the first that cannot be trusted; None if the store cannot say."""
+    """A stored record does not fit the chain. `position` is the first untrusted one; None if the store cannot name it."""
 
     def __init__(self, position: int | None) -> None:
         fault = (

@@ -2,7 +2,7 @@
 
 1. Money moves in the execute step only, and only by a token that the journal already holds.
 2. Another token is requested only after the bank has closed the last one for ever, unexecuted. In doubt the operation goes
-   into review: nobody guesses, and nobody requests a new token.
+   into review: the outcome is not guessed, and no new token is requested.
 3. An answer counts only while its step is the next one. A late answer yields no event.
 4. The token step is given up after enough time and enough attempts. The execute step is never given up.
 5. No event follows an operation at rest.
@@ -94,9 +94,9 @@ Operation = AwaitingToken | AwaitingExecution | AtRest
 # ---------------------------------------------------------------- the bank's answer to a step
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What the rule of giving up needs to know.
+    """The input of the rule of giving up.
 
-    `unanswered` counts the calls of this process that came to no answer, this one included. `now` is in microseconds since
+    `unanswered` counts the unanswered calls of this process, this one included. `now` is in microseconds since
     1970. In a restored journal the bank may know of steps that the journal has lost.
     """
 
@@ -137,7 +137,7 @@ def next_step(operation: Operation) -> Effect | None:
 def answered(operation: Operation, message: Answered) -> list[Event]:
     """Say what an answer means: the events to append, none if it changes nothing. Never raises."""
     if message.effect != next_step(operation):
-        return []  # Late: its step is behind us, so that only the two cases with a next step are left below.
+        return []  # Late: its step is over. Only the two cases with a next step are left below.
     match operation:
         case AwaitingToken():
             return _token_step(operation, message.answer, message.tried)
@@ -159,7 +159,7 @@ def _token_step(operation: AwaitingToken, answer: Answer, tried: Tried) -> list[
             return [ChargeDeclined(DeclineReason.BANK_REFUSED)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Executed() | Expired():  # The answer to a question that was not asked.
+        case Executed() | Expired():  # An answer to a question that was not asked.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case NoAnswer() if is_unanswered(answer) and _is_given_up(operation, tried):
             return [ChargeAbandoned(tried.unanswered)]
@@ -170,7 +170,7 @@ def _token_step(operation: AwaitingToken, answer: Answer, tried: Tried) -> list[
 
 
 def _is_given_up(operation: AwaitingToken, tried: Tried) -> bool:
-    """Whether to ask no longer. A clock that went back makes an operation young, never old."""
+    """Whether to give up. A clock that went back makes an operation younger, never older."""
     age_seconds = max(0.0, (tried.now - operation.requested_at) / 1_000_000)
     is_due = tried.unanswered >= ATTEMPTS_BEFORE_GIVING_UP and age_seconds >= tried.abandon_after_seconds
     return is_due and not tried.is_restored
@@ -191,7 +191,7 @@ def _execute_step(operation: AwaitingExecution, answer: Answer) -> list[Event]:
             return [ReviewRequired(ReviewReason.EXECUTE_REFUSED, evidence)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Token():  # The answer to a question that was not asked.
+        case Token():  # An answer to a question that was not asked.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case InProgress() | NoAnswer():
             return []

@@ -70,7 +70,7 @@ class SlowAnswer:
 
 @dataclass(frozen=True, slots=True)
 class AnswerAndMore:
-    """A proper answer, and `seconds` later another one that nobody asked for, if the connection is still there."""
+    """A proper answer, and `seconds` later an unrequested one, if the connection is still open."""
 
     answer: Answer
     more: Answer
@@ -147,7 +147,7 @@ class _Clients:
                 reply = await self._respond(request)
                 usable = await line.send(reply, last=self._stopping)
         except (TimeoutError, OSError):
-            pass  # The client has gone or is too slow. There is nobody to tell.
+            pass  # The client has gone or is too slow: there is no one to answer.
         except Exception as error:
             telemetry.log_unexpected("a request got no answer", error)
         finally:
