@@ -1,4 +1,4 @@
-"""A journal's feed over a real port, as the edge of the query server's world: it does as told, the wrong thing too."""
+"""A journal's feed over a real port, the edge of the query server's world: it follows orders, wrong ones too."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -27,8 +27,8 @@ DIVERGED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "JOURNAL_DIVERGED", "div
 class FeedServer(journal_pb2_grpc.JournalServiceServicer):
     """Serves the records of a journal.
 
-    Between `cut` and `mend` it ends every stream. `held_at` is a position that no stream goes beyond. `forged` replaces
-    the journal's records by others, and `caught_up_at` the position up to which it says that all was sent.
+    Between `cut` and `mend` it ends every stream. `held_at` is a position that no stream passes. `forged` replaces the
+    journal's records by others, and `caught_up_at` the position in its CaughtUp.
     """
 
     def __init__(self, journal: SealedJournal) -> None:
@@ -53,13 +53,13 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
         await self._server.start()
 
     async def stop(self) -> None:
-        """Cut all streams and listen no more."""
+        """Cut all streams and stop listening."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
 
     async def cut(self) -> None:
-        """End all streams, and those to come."""
+        """End all streams, and every later one."""
         self._is_cut = True
         self._cuts += 1
         await self.tell()
@@ -69,12 +69,12 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
         self._is_cut = False
 
     async def tell(self) -> None:
-        """Send what changed: records appended to the journal, or a hold that was moved."""
+        """Have streams notice a change: records appended to the journal, or a moved hold."""
         async with self._changed:
             self._changed.notify_all()
 
     async def asked(self, times: int) -> None:
-        """Wait until there were so many subscriptions."""
+        """Wait until there have been this many subscriptions."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.requests) >= times)
 
