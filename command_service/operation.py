@@ -120,7 +120,7 @@ def is_unanswered(answer: Answer) -> bool:
     return isinstance(answer, NoAnswer) and not answer.our_setup
 
 
-# ---------------------------------------------------------------- what to do, what it means, what follows
+# ---------------------------------------------------------------- the three functions
 def next_step(operation: Operation) -> Effect | None:
     """Say what to do next, never when. None: the operation is at rest."""
     match operation:

@@ -107,13 +107,13 @@ The work is **done** and in the ledger, then:
     huge_body       the answer, padded with blanks to `bytes` (1 MiB; 65,537 to 64 MiB): correct JSON, only too long
     wrong_amount, wrong_currency, wrong_reference, wrong_token   that field of the answer is another (if it has it)
     contradict      an execute step's answer says declined; on execute only
-    extra_answer    the answer, and `seconds` (0.005) later one that nobody asked for, over the same connection: `status`
+    extra_answer    the answer, and `seconds` (0.005) later an unrequested one over the same connection: `status`
                     (409; 200 to 599) and `body` ({"error": "refused"}), a JSON object that is sent as it is
     stop_after      the bank's process kills itself with SIGKILL
 
 The work is done **otherwise**:
 
-    delay           after `seconds` (1), even if nobody waits for the answer any more
+    delay           after `seconds` (1), even if the client has left
     expire_token    after the open transaction of that token or reference was closed as expired: execute answers 410
     odd_transaction_id  after it was executed under `transaction_id` ("4111111111111111"), which stays its id in every
                     answer; on execute only. An id is taken once: for a second transaction that is executed under it the

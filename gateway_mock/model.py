@@ -107,7 +107,7 @@ def lapses(seen: Transaction, now_ms: float) -> bool:
 
 
 def issued(newest: Transaction | None, wanted: Transaction) -> Transaction | Refusal:
-    """What a token step gets: the reference's newest transaction, or the wanted one, which is then to be opened.
+    """Return the result of a token step: the reference's newest transaction, or the wanted one, which is then to be opened.
 
     A newest one that lapses is to be closed before.
     """

@@ -1,7 +1,7 @@
 """HTTP/1.1 on a socket, answered well or badly.
 
 The server asks a function for the reply to each request, and can reply in ways that no web framework offers: nothing at all
-after the work is done, half an answer, a reset. h11 keeps the protocol, and nothing here knows what a bank is. Bytes,
+after the work is done, half an answer, a reset. h11 keeps the protocol, and this module knows no bank. Bytes,
 connections and waits are limited.
 """
 
@@ -178,7 +178,7 @@ class _Line:
         """Whether it waits for a request, so that nothing is lost if it is ended."""
 
     async def receive(self) -> Request | None:
-        """Wait for the next request. None: there is none, because the client left or sent what was refused here."""
+        """Wait for the next request. None: there is none, because the client left or sent a request that was refused here."""
         self.idle = True
         body = bytearray()
         try:

@@ -7,8 +7,8 @@
   subscriber tries again.
 * An unknown event stops the projection for good: until its update the server serves the view as it is.
 
-While records are applied, the next are received and verified, and the next batch is all that has arrived meanwhile. The
-subscriber runs on any event loop: feed, clock and chance are passed in.
+While records are applied, further ones are received and verified, and these make the next batch. The subscriber runs on any
+event loop: feed, clock and chance are passed in.
 """
 
 import asyncio

@@ -76,16 +76,16 @@ async def opened(bank: Bank, asked: RequestToken) -> Execute:
     return execution(asked, answer.token)
 
 
-async def told(bank: Bank, effect: Effect) -> Answer:
+async def answer_of(bank: Bank, effect: Effect) -> Answer:
     return await bank.perform(effect, look_up_first=False)
 
 
-async def told_after_looking(bank: Bank, effect: Effect) -> Answer:
+async def answer_after_looking(bank: Bank, effect: Effect) -> Answer:
     return await bank.perform(effect, look_up_first=True)
 
 
 async def at_once(bank: Bank, effect: Effect, times: int = 12) -> list[Answer]:
-    return await asyncio.gather(*[told(bank, effect) for _ in range(times)])
+    return await asyncio.gather(*[answer_of(bank, effect) for _ in range(times)])
 
 
 async def run_to_rest(bank: Bank, asked: RequestToken, *, look_up_first: bool, attempts: int = 60) -> list[Event]:
@@ -129,13 +129,13 @@ async def test_a_known_reference_gives_back_its_transaction(rig: Rig) -> None:
         tokens = set(await at_once(one, asked) + await at_once(other, asked))
         (token,) = tokens
         assert isinstance(token, Token)
-        assert await told_after_looking(one, asked) == token
-        executed = await told(one, execution(asked, token.token))
-        assert await told(other, asked) == await told_after_looking(other, asked) == token
+        assert await answer_after_looking(one, asked) == token
+        executed = await answer_of(one, execution(asked, token.token))
+        assert await answer_of(other, asked) == await answer_after_looking(other, asked) == token
     rig.restart()
     async with rig.adapter() as later:
-        assert await told(later, asked) == await told_after_looking(later, asked) == token
-        assert await told(later, execution(asked, token.token)) == executed
+        assert await answer_of(later, asked) == await answer_after_looking(later, asked) == token
+        assert await answer_of(later, execution(asked, token.token)) == executed
     assert len(rig.movements(asked.charge_id)) == 1
 
 
@@ -151,10 +151,10 @@ async def test_looking_up_first_takes_the_token_step_only_for_a_reference_unknow
     """A restored journal has lost steps that the bank has not."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
-        first = await told_after_looking(bank, asked)
+        first = await answer_after_looking(bank, asked)
         assert isinstance(first, Token)
         assert rig.asked(asked.charge_id) == ["look_up", "token"]
-        assert await told_after_looking(bank, asked) == first
+        assert await answer_after_looking(bank, asked) == first
         assert rig.asked(asked.charge_id) == ["look_up", "token", "look_up"]
 
 
@@ -178,13 +178,13 @@ async def test_money_moves_once_if_the_bank_dies_in_the_execute_step(rig: Rig, f
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", fault)
-        assert await told(bank, effect) == NoAnswer()
-        assert await told(bank, effect) == NoAnswer(), "there is no bank"
+        assert await answer_of(bank, effect) == NoAnswer()
+        assert await answer_of(bank, effect) == NoAnswer(), "there is no bank"
     rig.restart()
     async with rig.adapter() as bank:
         answer = await bank.perform(effect, look_up_first=look_up_first)
         assert isinstance(answer, Executed)
-        assert await told(bank, effect) == answer
+        assert await answer_of(bank, effect) == answer
     assert rig.movements(asked.charge_id) == [Movement(answer.transaction_id, 1250, "EUR")]
 
 
@@ -193,13 +193,13 @@ async def test_money_moves_once_if_the_bank_dies_among_executes(rig: Rig) -> Non
     charges = [a_charge(rig.approved_card) for _ in range(12)]
     async with rig.adapter() as bank:
         effects = [await opened(bank, asked) for asked in charges]
-        under_way = [asyncio.create_task(told(bank, effect)) for effect in effects * 2]
+        under_way = [asyncio.create_task(answer_of(bank, effect)) for effect in effects * 2]
         await under_way[0]
         rig.restart()
         first = dict(zip(effects * 2, await asyncio.gather(*under_way), strict=True))
     async with rig.adapter() as bank:
         for asked, effect in zip(charges, effects, strict=True):
-            answer = await told(bank, effect)
+            answer = await answer_of(bank, effect)
             assert isinstance(answer, Executed)
             assert first[effect] in (answer, NoAnswer())
             assert rig.movements(asked.charge_id) == [Movement(answer.transaction_id, 1250, "EUR")]
@@ -210,10 +210,10 @@ async def test_looking_up_first_does_not_execute_an_executed_transaction(rig: Ri
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
-        assert isinstance(executed := await told_after_looking(bank, effect), Executed)
+        assert isinstance(executed := await answer_after_looking(bank, effect), Executed)
         before = rig.asked(asked.charge_id)
         assert before == ["token", "look_up", "execute"]
-        assert await told_after_looking(bank, effect) == executed
+        assert await answer_after_looking(bank, effect) == executed
         assert rig.asked(asked.charge_id) == [*before, "look_up"]
 
 
@@ -225,7 +225,7 @@ async def test_a_declined_token_never_executes(rig: Rig) -> None:
             asked = a_charge(card)
             effect = await opened(bank, asked)
             assert set(await at_once(bank, effect, 4)) == {Declined(reason)}
-            assert await told_after_looking(bank, effect) == Declined(reason)
+            assert await answer_after_looking(bank, effect) == Declined(reason)
             assert rig.movements(asked.charge_id) == []
 
 
@@ -236,8 +236,8 @@ async def test_an_expired_token_never_executes(rig: Rig) -> None:
         expired = await opened(bank, asked)
         rig.expire(asked.charge_id)
         assert set(await at_once(bank, expired)) == {Expired()}
-        assert await told_after_looking(bank, expired) == Expired()
-        executed = await told(bank, await opened(bank, replace(asked, expired_tokens=1)))
+        assert await answer_after_looking(bank, expired) == Expired()
+        executed = await answer_of(bank, await opened(bank, replace(asked, expired_tokens=1)))
         assert isinstance(executed, Executed)
     rig.restart()
     async with rig.adapter() as bank:
@@ -251,10 +251,10 @@ async def test_an_execute_that_arrives_after_expired_was_said_moves_nothing(rig:
     async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
         effect = await opened(bank, asked)
         rig.trouble("execute", "delay", seconds=1)
-        assert await told(impatient, effect) == NoAnswer()
+        assert await answer_of(impatient, effect) == NoAnswer()
         rig.expire(asked.charge_id)
-        assert await told(bank, effect) == Expired()
-        assert isinstance(await told(bank, await opened(bank, replace(asked, expired_tokens=1))), Executed)
+        assert await answer_of(bank, effect) == Expired()
+        assert isinstance(await answer_of(bank, await opened(bank, replace(asked, expired_tokens=1))), Executed)
         rig.quiet()
     assert len(rig.movements(asked.charge_id)) == 1
 
@@ -278,7 +278,7 @@ async def test_an_untrue_decline_is_not_believed(rig: Rig) -> None:
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", "contradict")
-        answer = await told(bank, effect)
+        answer = await answer_of(bank, effect)
     assert isinstance(answer, Executed)
     assert rig.movements(asked.charge_id) == [Movement(answer.transaction_id, 1250, "EUR")]
 
@@ -299,11 +299,11 @@ async def test_a_known_reference_with_other_fields_gives_no_token(rig: Rig, fiel
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         for _ in range(2):
-            assert isinstance(await told(bank, other), Refused)
-            looked_up = await told_after_looking(bank, other)
+            assert isinstance(await answer_of(bank, other), Refused)
+            looked_up = await answer_after_looking(bank, other)
             assert isinstance(looked_up, Contradiction)
             assert (looked_up.reason, looked_up.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
-            assert isinstance(await told(bank, effect), Executed)
+            assert isinstance(await answer_of(bank, effect), Executed)
     assert len(rig.movements(asked.charge_id)) == 1
 
 
@@ -314,12 +314,12 @@ async def test_a_known_token_with_other_fields_moves_nothing(rig: Rig, field: st
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         other = replace(effect, **OTHER_FIELDS[field])
-        assert isinstance(await told(bank, other), Refused)
-        looked_up = await told_after_looking(bank, other)
+        assert isinstance(await answer_of(bank, other), Refused)
+        looked_up = await answer_after_looking(bank, other)
         assert isinstance(looked_up, Contradiction)
         assert (looked_up.reason, looked_up.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
         assert rig.movements(asked.charge_id) == []
-        assert isinstance(await told(bank, effect), Executed)
+        assert isinstance(await answer_of(bank, effect), Executed)
 
 
 @pytest.mark.parametrize("field", [*OTHER_FIELDS, "reference"])
@@ -330,10 +330,10 @@ async def test_an_execution_with_other_fields_is_never_ours(rig: Rig, field: str
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         other = replace(effect, **change)
-        assert isinstance(await told_after_looking(bank, other), Contradiction)
-        assert isinstance(await told(bank, effect), Executed)
-        assert isinstance(await told(bank, other), Contradiction | Refused)
-        assert isinstance(await told_after_looking(bank, other), Contradiction)
+        assert isinstance(await answer_after_looking(bank, other), Contradiction)
+        assert isinstance(await answer_of(bank, effect), Executed)
+        assert isinstance(await answer_of(bank, other), Contradiction | Refused)
+        assert isinstance(await answer_after_looking(bank, other), Contradiction)
 
 
 # ---------------------------------------------------------------- rule 5: only a definite expiry leads to a new token
@@ -344,7 +344,7 @@ async def test_after_expired_the_token_step_opens_one_more_transaction(rig: Rig)
         expired = await opened(bank, asked)
         rig.expire(asked.charge_id)
         again = replace(asked, expired_tokens=1)
-        (token,) = {*await at_once(bank, again), await told_after_looking(bank, again)}
+        (token,) = {*await at_once(bank, again), await answer_after_looking(bank, again)}
         assert isinstance(token, Token)
         assert token.token != expired.token
 
@@ -355,7 +355,7 @@ async def test_a_journal_that_forgot_an_expired_token_gets_a_new_one(rig: Rig) -
     async with rig.adapter() as bank:
         expired = await opened(bank, asked)
         rig.expire(asked.charge_id)
-        token = await told_after_looking(bank, asked)
+        token = await answer_after_looking(bank, asked)
     assert isinstance(token, Token)
     assert token.token != expired.token
 
@@ -369,11 +369,11 @@ async def test_a_token_the_bank_does_not_know_is_a_matter_for_people(rig: Rig) -
             if known == "opened":
                 effect = await opened(bank, asked)
             elif known == "executed":
-                assert isinstance(await told(bank, effect), Executed)
+                assert isinstance(await answer_of(bank, effect), Executed)
             executes = rig.asked(asked.charge_id).count("execute")
-            assert isinstance(await told_after_looking(bank, unknown), Contradiction)
+            assert isinstance(await answer_after_looking(bank, unknown), Contradiction)
             assert rig.asked(asked.charge_id).count("execute") == executes
-            assert isinstance(await told(bank, unknown), Refused)
+            assert isinstance(await answer_of(bank, unknown), Refused)
 
 
 # ---------------------------------------------------------------- the answer table
@@ -399,12 +399,12 @@ async def test_a_reply_without_an_outcome_is_no_answer(rig: Rig, on: str, fault:
     async with rig.adapter() as bank:
         if on == "token":
             rig.trouble("token", fault, **details)
-            assert await told(bank, asked) == NoAnswer()
+            assert await answer_of(bank, asked) == NoAnswer()
         effect = await opened(bank, asked)
         if on == "execute":
             rig.trouble("execute", fault, **details)
-            assert await told(bank, effect) == NoAnswer()
-        assert isinstance(await told(bank, effect), Executed)
+            assert await answer_of(bank, effect) == NoAnswer()
+        assert isinstance(await answer_of(bank, effect), Executed)
     assert len(rig.movements(asked.charge_id)) == 1
     assert rig.unfired() == []
 
@@ -415,15 +415,15 @@ async def test_a_look_up_without_an_answer_ends_the_step(rig: Rig, fault: str, d
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         rig.trouble("look_up", fault, **details)
-        assert await told_after_looking(bank, asked) == NoAnswer()
+        assert await answer_after_looking(bank, asked) == NoAnswer()
         assert "token" not in rig.asked(asked.charge_id)
         effect = await opened(bank, asked)
         rig.trouble("look_up", fault, **details)
-        assert await told_after_looking(bank, effect) == NoAnswer()
+        assert await answer_after_looking(bank, effect) == NoAnswer()
         assert "execute" not in rig.asked(asked.charge_id)
         rig.trouble("execute", "wrong_amount")
         rig.trouble("look_up", fault, **details)
-        assert await told(bank, effect) == NoAnswer()
+        assert await answer_of(bank, effect) == NoAnswer()
     assert rig.unfired() == []
 
 
@@ -437,7 +437,7 @@ async def test_a_bank_that_does_not_accept_us_is_a_fault_of_our_set_up(rig: Rig,
         rig.trouble(on, "refuse", status=status)
         step = asked if on == "token" else effect
         assert await bank.perform(step, look_up_first=on == "look_up") == NoAnswer(our_setup=True)
-        assert isinstance(await told(bank, effect), Executed)
+        assert isinstance(await answer_of(bank, effect), Executed)
 
 
 @pytest.mark.parametrize("on", BOTH_STEPS)
@@ -448,8 +448,8 @@ async def test_a_call_ends_at_its_deadline(rig: Rig, on: str, fault: str) -> Non
     async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
         effect = await opened(bank, asked)
         rig.trouble(on, fault)
-        assert await told(impatient, asked if on == "token" else effect) == NoAnswer()
-        assert isinstance(await told(bank, effect), Executed)
+        assert await answer_of(impatient, asked if on == "token" else effect) == NoAnswer()
+        assert isinstance(await answer_of(bank, effect), Executed)
     assert len(rig.movements(asked.charge_id)) == 1
 
 
@@ -459,7 +459,7 @@ async def test_the_deadline_is_for_step_and_look_ups_together(rig: Rig) -> None:
     async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
         effect = await opened(bank, asked)
         rig.trouble("look_up", "hang_before")
-        assert await told(impatient, effect) == NoAnswer()
+        assert await answer_of(impatient, effect) == NoAnswer()
     assert rig.asked(asked.charge_id) == ["token", "execute", "look_up"]
 
 
@@ -469,13 +469,13 @@ async def test_cancelling_a_step_is_not_swallowed(rig: Rig) -> None:
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", "hang_after")
-        under_way = asyncio.create_task(told(bank, effect))
+        under_way = asyncio.create_task(answer_of(bank, effect))
         while "execute" not in rig.asked(asked.charge_id):  # noqa: ASYNC110 - it happens in another process
             await asyncio.sleep(0.01)
         under_way.cancel()
         with pytest.raises(asyncio.CancelledError):
             await under_way
-        assert isinstance(await told(bank, effect), Executed)
+        assert isinstance(await answer_of(bank, effect), Executed)
 
 
 PAUSES = [
@@ -513,7 +513,7 @@ async def test_a_repeated_refusal_of_the_token_step_is_an_answer(rig: Rig, statu
     """It carries the status and the shape of the bank's reply, and no part of its text."""
     async with rig.adapter() as bank:
         rig.trouble("token", "refuse", status=status, times=2)
-        answer = await told(bank, a_charge(rig.approved_card))
+        answer = await answer_of(bank, a_charge(rig.approved_card))
     assert isinstance(answer, Refused)
     assert answer.evidence.status == status
     assert answer.evidence.body_length > 0
@@ -527,7 +527,7 @@ async def test_an_unrepeated_refusal_is_not_believed(rig: Rig, on: str, status: 
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         rig.trouble(on, "refuse", status=status)
-        assert isinstance(await told(bank, await opened(bank, asked)), Executed)
+        assert isinstance(await answer_of(bank, await opened(bank, asked)), Executed)
         assert rig.asked(asked.charge_id) == (
             ["token", "token", "execute"] if on == "token" else ["token", "execute", "look_up", "execute"]
         )
@@ -544,18 +544,18 @@ async def test_a_second_try_of_the_token_step_without_an_outcome_decides_nothing
         for first in ("refuse", "wrong_amount"):
             rig.trouble("token", first)
             rig.trouble("token", fault, **details)
-            assert isinstance(await told(bank, asked), NoAnswer | InProgress)
+            assert isinstance(await answer_of(bank, asked), NoAnswer | InProgress)
         for first, second in (("refuse", "wrong_amount"), ("wrong_amount", "refuse")):
             rig.trouble("token", first)
             rig.trouble("token", second)
-            assert await told(bank, asked) == NoAnswer()
+            assert await answer_of(bank, asked) == NoAnswer()
     assert rig.unfired() == []
 
 
 async def test_a_card_the_bank_does_not_know_is_refused(rig: Rig) -> None:
     """In the token step: there is nothing to execute."""
     async with rig.adapter() as bank:
-        assert isinstance(await told(bank, a_charge(rig.unknown_card)), Refused)
+        assert isinstance(await answer_of(bank, a_charge(rig.unknown_card)), Refused)
 
 
 EXECUTE_REFUSALS = [("refuse", {"status": status}) for status in (400, 404, 409, 422)] + [("forget_token", {})]
@@ -570,19 +570,19 @@ async def test_a_refused_execute_is_settled_by_a_look_up(rig: Rig, fault: str, d
             asked = a_charge(card)
             effect = await opened(bank, asked)
             rig.trouble("execute", fault, times=2, **details)
-            assert isinstance(await told(bank, effect), Refused), "it is open"
+            assert isinstance(await answer_of(bank, effect), Refused), "it is open"
             if end is Expired:
                 rig.expire(asked.charge_id)
-            truth = await told(bank, effect)
+            truth = await answer_of(bank, effect)
             assert isinstance(truth, end)
             rig.trouble("execute", fault, **details)
-            assert await told(bank, effect) == truth
+            assert await answer_of(bank, effect) == truth
             rig.trouble("execute", fault, **details)
             rig.trouble("look_up", "forget_token")
-            assert await told(bank, effect) == truth, "known by reference"
+            assert await answer_of(bank, effect) == truth, "known by reference"
             rig.trouble("execute", fault, **details)
             rig.trouble("look_up", "forget_token", times=2)
-            assert isinstance(await told(bank, effect), Refused), "forgotten altogether"
+            assert isinstance(await answer_of(bank, effect), Refused), "forgotten altogether"
     assert rig.unfired() == []
 
 
@@ -596,13 +596,13 @@ async def test_an_execution_with_other_fields_is_settled_by_a_look_up(rig: Rig, 
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", f"wrong_{field}", times=2)
-        executed = await told(bank, effect)
+        executed = await answer_of(bank, effect)
         assert isinstance(executed, Executed)
         rig.trouble("look_up", f"wrong_{field}", times=4)
-        answer = await told(bank, effect)
+        answer = await answer_of(bank, effect)
         assert isinstance(answer, Contradiction)
         assert (answer.reason, answer.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
-        looked_up = await told_after_looking(bank, effect)
+        looked_up = await answer_after_looking(bank, effect)
         assert isinstance(looked_up, Contradiction)
         assert looked_up.evidence.fields == (field,)
     assert rig.movements(asked.charge_id) == [Movement(executed.transaction_id, 1250, "EUR")]
@@ -614,8 +614,8 @@ async def test_a_token_with_other_fields_is_settled_by_asking_again(rig: Rig, fi
     """A token that may be another charge's is not taken, and a look-up that may be about another is not believed."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
-        truth = await told(bank, asked)
-        for ask, on in ((told, "token"), (told_after_looking, "look_up")):
+        truth = await answer_of(bank, asked)
+        for ask, on in ((answer_of, "token"), (answer_after_looking, "look_up")):
             rig.trouble(on, f"wrong_{field}")
             assert await ask(bank, asked) == truth
             rig.trouble(on, f"wrong_{field}", times=2)
@@ -631,12 +631,12 @@ async def test_expired_counts_only_if_the_look_up_confirms_it(rig: Rig) -> None:
         effect = await opened(bank, asked)
         rig.expire(asked.charge_id)
         rig.trouble("look_up", "forget_token", times=2)
-        assert isinstance(await told(bank, effect), Contradiction)
+        assert isinstance(await answer_of(bank, effect), Contradiction)
         rig.trouble("look_up", "wrong_reference", times=2)
-        assert isinstance(await told(bank, effect), Contradiction)
+        assert isinstance(await answer_of(bank, effect), Contradiction)
         rig.trouble("look_up", "error_before")
-        assert await told(bank, effect) == NoAnswer()
-        assert await told(bank, effect) == Expired()
+        assert await answer_of(bank, effect) == NoAnswer()
+        assert await answer_of(bank, effect) == Expired()
 
 
 UNUSABLE_IDS = ["4111111111111111", "txn_4111-1111-1111-1111", "1" * 129, "txn/1", "txn 1", ".."]
@@ -652,14 +652,14 @@ async def test_an_execution_under_an_id_that_may_not_be_kept_is_a_matter_for_peo
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", "odd_transaction_id", transaction_id=transaction_id)
-        assert await told(bank, effect) == unusable
+        assert await answer_of(bank, effect) == unusable
         assert rig.asked(asked.charge_id) == ["token", "execute", "look_up", "look_up"]
-        assert await told_after_looking(bank, effect) == unusable
+        assert await answer_after_looking(bank, effect) == unusable
         for look_up_first in (False, True):
             end = outcome(await run_to_rest(bank, asked, look_up_first=look_up_first, attempts=2))
             assert end == ReviewRequired(unusable.reason, unusable.evidence)
         rig.trouble("look_up", "lose_answer")
-        assert await told(bank, effect) == NoAnswer(), "said once"
+        assert await answer_of(bank, effect) == NoAnswer(), "said once"
     assert rig.movements(asked.charge_id) == [Movement(transaction_id, 1250, "EUR")]
 
 

@@ -160,7 +160,7 @@ async def test_a_request_whose_connection_ends_is_not_sent_again(
 
 
 async def test_a_connection_that_the_server_has_just_closed_is_not_used() -> None:
-    """Before the loop has had a chance to tell us."""
+    """Not even before the event loop reports the end."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
@@ -244,7 +244,7 @@ async def test_bytes_after_an_answer_are_not_the_next_answer(after: bytes, at_on
 
 @pytest.mark.parametrize("after", [answer("/planted"), b"\r\n"])
 async def test_bytes_that_have_just_arrived_are_not_the_next_answer(after: bytes) -> None:
-    """Before the loop has had a chance to tell us."""
+    """Not even before the event loop reports them."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)

@@ -236,7 +236,7 @@ async def test_every_moment_of_the_store_is_whole(journal: Journal, store: Rig) 
 
 
 async def test_unfinished_streams_are_those_that_their_last_append_marks(journal: Journal) -> None:
-    """A stream may finish at once, finish later, or begin anew."""
+    """A stream may finish at once, finish later, or begin again."""
     await add(journal, stream(1), 0, [b"a"], finished=False)
     await add(journal, stream(2), 0, [b"a", b"b"], finished=True)
     await add(journal, stream(3), 0, [b"a"], finished=False)

@@ -62,13 +62,13 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
         """End all streams, and every later one."""
         self._is_cut = True
         self._cuts += 1
-        await self.tell()
+        await self.notify()
 
     def mend(self) -> None:
         """Serve again."""
         self._is_cut = False
 
-    async def tell(self) -> None:
+    async def notify(self) -> None:
         """Have streams notice a change: records appended to the journal, or a moved hold."""
         async with self._changed:
             self._changed.notify_all()
@@ -81,27 +81,27 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
     async def hold(self, position: int | None) -> None:
         """Move the hold."""
         self.held_at = position
-        await self.tell()
+        await self.notify()
 
     async def Subscribe(self, request: SubscribeRequest, context: Any) -> AsyncIterator[SubscribeResponse]:  # noqa: N802  # the contract's name
         self.requests.append(request)
-        await self.tell()
+        await self.notify()
         if self._is_cut:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
         if not self._fits(request):
             await context.abort_with_status(DIVERGED.status("charging.v1"))
         yield SubscribeResponse(opened=Opened(journal_id=self.journal.journal_id, head_position=self.journal.head))
-        place, told, cuts = request.after_position, None, self._cuts
+        position, caught_up, cuts = request.after_position, None, self._cuts
         while self._cuts == cuts:
             records = self.journal.records if self.forged is None else self.forged
             end = len(records) if self.held_at is None else min(len(records), self.held_at)
-            if place < end:
-                batch = records[place : min(end, place + self.batch_records)]
+            if position < end:
+                batch = records[position : min(end, position + self.batch_records)]
                 yield SubscribeResponse(batch=RecordBatch(records=batch))
-                place += len(batch)
-            elif place == len(records) and told is None:
-                told = (records[-1].position if records else 0) if self.caught_up_at is None else self.caught_up_at
-                yield SubscribeResponse(caught_up=CaughtUp(position=told))
+                position += len(batch)
+            elif position == len(records) and caught_up is None:
+                caught_up = (records[-1].position if records else 0) if self.caught_up_at is None else self.caught_up_at
+                yield SubscribeResponse(caught_up=CaughtUp(position=caught_up))
             else:
                 seen = self._state()
                 yield SubscribeResponse(heartbeat=Heartbeat(head_position=self.journal.head))

@@ -24,13 +24,13 @@ class Asking:
         server.add_registered_method_handlers("test.Asking", {"One": one, "Many": many})
 
     async def one(self, _: bytes, context: Any) -> bytes:
-        return told(context)
+        return described(context)
 
     async def many(self, _: bytes, context: Any) -> AsyncIterator[bytes]:
-        yield told(context)
+        yield described(context)
 
 
-def told(context: Any) -> bytes:
+def described(context: Any) -> bytes:
     caller = caller_of(context)
     return f"{context.method} {caller.tenant} {caller.actor}".encode()
 

@@ -583,7 +583,7 @@ async def test_a_later_unknown_event_takes_the_server_out_of_service(feed: FeedS
         async with client_of(serving["listen"]) as client:
             await client.becomes(HealthCheckResponse.SERVING)
             feed.journal.append("order-00000", UNKNOWN_EVENT)
-            await feed.tell()
+            await feed.notify()
             await client.becomes(HealthCheckResponse.NOT_SERVING)
             assert (await status(client)).state == VIEW_STATE_STOPPED
         process.send(signal.SIGTERM)
@@ -725,13 +725,13 @@ async def test_pauses_grow_to_five_seconds_and_have_full_jitter(tmp_path: Path) 
 async def test_a_view_under_rebuild_is_out_of_service_until_it_has_caught_up(tmp_path: Path) -> None:
     """No client is sent to a view that has just been emptied."""
     journals = {"journal-one": filled(3), "journal-two": filled(2, "journal-two")}
-    told: list[bool] = []
-    all_told = asyncio.Event()
+    healths: list[bool] = []
+    is_complete = asyncio.Event()
 
-    async def tell(is_serving: bool) -> None:
-        told.append(is_serving)
-        if len(told) == 3:
-            all_told.set()
+    async def set_serving(is_serving: bool) -> None:
+        healths.append(is_serving)
+        if len(healths) == 3:
+            is_complete.set()
 
     async def feed(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
         if after_position:
@@ -744,12 +744,12 @@ async def test_a_view_under_rebuild_is_out_of_service_until_it_has_caught_up(tmp
             await asyncio.Event().wait()
 
     view = await View.open(tmp_path / "view.db")
-    following = asyncio.create_task(Subscriber(view, Waiting(), feed).run(tell))
-    await all_told.wait()
+    following = asyncio.create_task(Subscriber(view, Waiting(), feed).run(set_serving))
+    await is_complete.wait()
     following.cancel()
     await asyncio.wait([following])
     await view.close()
-    assert told == [True, False, True]
+    assert healths == [True, False, True]
 
 
 async def test_an_emptied_view_is_not_called_live(tmp_path: Path) -> None:
@@ -900,7 +900,7 @@ async def test_damage_found_at_run_time_ends_the_server_and_the_next_start_rebui
                     await client.queries.GetUserSummary(GetUserSummaryRequest(user_id="user-1"))
             else:
                 feed.journal.charge("order-99999")
-                await feed.tell()
+                await feed.notify()
             assert await process.ended() == 1
     assert process.text().splitlines()[-1].startswith("error: the view is damaged")
     async with querying(feed.address, view) as (_, client):
@@ -917,7 +917,7 @@ async def test_a_file_that_replaced_a_damaged_view_is_not_removed(feed: FeedServ
             view.rename(tmp_path / "moved.db")
             view.write_text("somebody's")
             feed.journal.charge("order-99999")
-            await feed.tell()
+            await feed.notify()
             await running.following
     assert view.read_text() == "somebody's"
 
@@ -937,7 +937,7 @@ async def test_a_server_that_is_asked_to_stop_drains_and_exits_with_zero(feed: F
             process.send(signal.SIGTERM)
             await process.logged("draining")
             feed.journal.charge("order-99999")
-            await feed.tell()
+            await feed.notify()
             assert (await waits).as_of_position == position
         assert await process.ended() == 0
 

@@ -82,7 +82,7 @@ async def test_a_charge_is_shown_whole_by_its_id_and_by_its_key(feed: FeedServer
     feed.journal.append("order-0001", wanted)
     feed.journal.append("order-0001", token_issued())
     position = feed.journal.append("order-0001", charged("transaction-9"))
-    await feed.tell()
+    await feed.notify()
     by_key = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-0001", min_position=position))
     by_id = await client.queries.GetCharge(GetChargeRequest(charge_id=charge_id_of("order-0001")))
     assert by_key.charge == by_id.charge
@@ -110,7 +110,7 @@ async def test_a_declined_charge_and_one_in_review_have_their_reason(feed: FeedS
     """The reasons are shown as stored."""
     feed.journal.charge("order-0001", "user-1", declined(DeclineReason.DECLINE_REASON_EXPIRED_CARD))
     position = feed.journal.charge("order-0002", "user-1", in_review(ReviewReason.REVIEW_REASON_FIELDS_DIFFER))
-    await feed.tell()
+    await feed.notify()
     one = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-0001", min_position=position))
     two = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-0002"))
     assert one.charge.status == ChargeStatus.CHARGE_STATUS_DECLINED
@@ -134,7 +134,7 @@ async def test_not_found_names_the_position_and_advises_the_same_key(
 ) -> None:
     """A lagging view must never be read as "take a new key", and a malformed id is the same case as an unknown one."""
     request_.min_position = feed.journal.charge("order-0001")
-    await feed.tell()
+    await feed.notify()
     error = await refused(client.queries.GetCharge(request_))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CHARGE_NOT_FOUND")
     assert error.metadata == {"as_of_position": "1", "advice": "RETRY_SAME_KEY"}
@@ -259,7 +259,7 @@ async def test_pages_show_every_charge_once_newest_first(feed: FeedServer, clien
     names = [f"order-{number:04}" for number in range(1060)]
     for name in names:
         position = feed.journal.charge(name)
-    await feed.tell()
+    await feed.notify()
     first = await client.queries.ListCharges(ListChargesRequest(min_position=position))
     assert keys(first) == names[:-51:-1]
     most = await client.queries.ListCharges(ListChargesRequest(page_size=10**9, page_token=first.next_page_token))
@@ -272,10 +272,10 @@ async def test_pages_are_stable_while_charges_are_added(feed: FeedServer, client
     """A charge requested after the first page was read shifts no other."""
     for number in range(4):
         position = feed.journal.charge(f"order-{number:04}")
-    await feed.tell()
+    await feed.notify()
     first = await client.queries.ListCharges(ListChargesRequest(page_size=2, min_position=position))
     position = feed.journal.charge("order-9999")
-    await feed.tell()
+    await feed.notify()
     rest = await client.queries.ListCharges(
         ListChargesRequest(page_size=2, page_token=first.next_page_token, min_position=position)
     )
@@ -289,7 +289,7 @@ async def test_a_list_holds_the_charges_that_meet_all_its_conditions(feed: FeedS
     feed.journal.charge("order-0002", "user-2", declined())  # at 4
     feed.journal.charge("order-0003", "user-1", declined())  # at 6
     position = feed.journal.charge("order-0004", "user-1")  # at 8
-    await feed.tell()
+    await feed.notify()
 
     async def listed(**conditions: Any) -> str:
         page = await client.queries.ListCharges(ListChargesRequest(min_position=position, **conditions))
@@ -320,7 +320,7 @@ async def test_a_range_of_times_is_right_with_any_steps_of_the_clock(feed: FeedS
     for place, time in enumerate(times):
         key = f"order-{place:04}"
         position = feed.journal.append(key, requested(key), at=EPOCH_MICROSECONDS + time)
-    await feed.tell()
+    await feed.notify()
     for low in range(12):
         for high in range(12):
             page = await client.queries.ListCharges(
@@ -338,7 +338,7 @@ async def test_a_page_token_is_valid_for_its_own_conditions_only(feed: FeedServe
     """With other conditions, or with any changed character, it is refused; with another page size it is accepted."""
     for number in range(3):
         position = feed.journal.charge(f"order-{number:04}")
-    await feed.tell()
+    await feed.notify()
     own = ListChargesRequest(user_id="user-1", requested_from=time_of(0), page_size=1, min_position=position)
     token = (await client.queries.ListCharges(own)).next_page_token
     taken = await client.queries.ListCharges(
@@ -378,7 +378,7 @@ async def test_a_page_ends_before_it_is_too_large_for_its_receiver(feed: FeedSer
         metadata = {f"key-{number}": "v" * 500 for number in range(20)}
         position = feed.journal.append(name, requested(name, metadata=metadata))
     feed.batch_records = 50
-    await feed.tell()
+    await feed.notify()
     request, seen, pages = ListChargesRequest(page_size=1000, min_position=position), list[str](), 0
     while pages == 0 or request.page_token:
         page = await client.queries.ListCharges(request)
@@ -393,13 +393,13 @@ async def test_a_page_ends_before_it_is_too_large_for_its_receiver(feed: FeedSer
 async def test_a_watcher_gets_the_present_state_and_then_each_change(feed: FeedServer, client: Client) -> None:
     """And no change of other charges."""
     position = feed.journal.charge("order-0001")
-    await feed.tell()
+    await feed.notify()
     watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-0001", min_position=position))
     seen = [await read(watch)]
     for event in (token_issued(), charged()):
         feed.journal.charge(f"other-{feed.journal.head}")
         feed.journal.append("order-0001", event)
-        await feed.tell()
+        await feed.notify()
         seen.append(await read(watch))
     watch.cancel()
     assert [(one.charge.version, one.as_of_position) for one in seen] == [(1, 1), (2, 3), (3, 5)]
@@ -426,14 +426,14 @@ async def test_an_idle_watcher_reads_nothing_and_an_unchanged_charge_is_not_sent
         await read(watch)
         await disk.by_the_reader(lambda reader: reader.set_trace_callback(statements.append))
         position = feed.journal.charge("order-0002", "user-1", token_issued(), charged())
-        await feed.tell()
+        await feed.notify()
         await client.queries.GetViewStatus(GetViewStatusRequest(min_position=position))
         assert not [statement for statement in statements if "FROM charge " in statement]
         register.begun_at(position)  # wakes every watcher
         await client.queries.GetViewStatus(GetViewStatusRequest())
         assert len([statement for statement in statements if "FROM charge " in statement]) == 1
         feed.journal.append("order-0001", token_issued())
-        await feed.tell()
+        await feed.notify()
         assert (await read(watch)).charge.version == 2
         watch.cancel()
 
@@ -498,7 +498,7 @@ async def test_a_history_has_the_status_after_each_event(feed: FeedServer, clien
     feed.journal.charge("order-0002")
     feed.journal.append("order-0001", token_issued())
     position = feed.journal.append("order-0001", charged())
-    await feed.tell()
+    await feed.notify()
     answer = await client.queries.GetChargeHistory(
         GetChargeHistoryRequest(charge_id=charge_id_of("order-0001"), min_position=position)
     )
@@ -523,7 +523,7 @@ async def test_a_users_summary_sums_up_each_currency_by_status(feed: FeedServer,
     feed.journal.charge("order-0006", "user-1", abandoned(), minor_units=6)
     feed.journal.charge("order-0007", "user-1", minor_units=7, currency="CHF")
     position = feed.journal.charge("order-0008", "user-2", token_issued(), charged())
-    await feed.tell()
+    await feed.notify()
     answer = await client.queries.GetUserSummary(GetUserSummaryRequest(user_id="user-1", min_position=position))
     assert list(answer.currencies) == [
         CurrencySummary(currency_code="CHF", pending_minor_units=7, pending_count=1),
@@ -548,7 +548,7 @@ async def test_a_users_summary_sums_up_each_currency_by_status(feed: FeedServer,
 async def test_the_view_reports_its_state(feed: FeedServer, client: Client) -> None:
     """Its journal, its position, the number of its charges, and that it is live."""
     position = feed.journal.charge("order-0001", "user-1", token_issued())
-    await feed.tell()
+    await feed.notify()
     await client.becomes(HealthCheckResponse.SERVING)
     status = await client.queries.GetViewStatus(GetViewStatusRequest(min_position=position))
     assert (status.journal_id, status.as_of_position, status.head_position) == ("journal-one", 2, 2)
@@ -579,7 +579,7 @@ async def test_queries_that_wait_for_a_position_take_no_slot_from_the_others(fee
         watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-0001", min_position=1))
         assert await shown_or_refused(client, GetViewStatusRequest()) == 0
         feed.journal.charge("order-0001")
-        await feed.tell()
+        await feed.notify()
         assert await waits == 1
         assert await shown_or_refused(client, GetViewStatusRequest(min_position=1)) == 1
         assert (await read(watch)).charge.version == 1  # watchers have a limit of their own

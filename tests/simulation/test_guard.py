@@ -65,12 +65,12 @@ WATCHED_NAMES = frozenset(
         *("__import__", "eval", "exec", "globals", "vars"),
     }
 )
-CHANCE = {"random.Random": "the type of what is handed in"}
+CHANCE = {"random.Random": "the type of the chance that is passed in"}
 # Files are allowed: a story has real ones of its own.
 FILES = re.compile(
     r"os\.(open|close|pread|pwrite|fsync|link|replace|fstat|ftruncate|fchmod|fchown|geteuid|getegid|path\.realpath|O_[A-Z]+)"
 )
-SOCKETS = "real connections to the bank, below what a story puts in their place"
+SOCKETS = "real connections to the bank, which a story replaces above them"
 EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     "chassis/disk.py": {
         "concurrent.futures.Executor": "a type",
