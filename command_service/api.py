@@ -82,7 +82,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         try:
             accepted = accepting.result()
         except KeyReused as error:
-            raise _key_reused(error.args[0]) from None
+            raise _key_reused(error.charge) from None
         if accepted.run is not None:
             await self._wait(accepted.run.ended, until)
         return _response(accepted, request.idempotency_key)
@@ -112,8 +112,9 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         return what.done()
 
 
-def _key_reused(charge: Charge) -> Refusal:
+def _key_reused(charge: object) -> Refusal:
     """A new key is advised only where the key's charge moves no money: a client that obeys may charge its order again."""
+    assert isinstance(charge, Charge), "a key that is used has a charge"
     return refusal(
         Reason.IDEMPOTENCY_KEY_REUSED,
         advice="USE_NEW_KEY" if is_over_without_money(charge) else "ASK_STATUS",

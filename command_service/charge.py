@@ -1,17 +1,18 @@
-"""The core: which operation may follow in a charge, and which outcome an idempotency key is given.
+"""A charge as a whole: which operation may follow in it, and the outcome that an idempotency key is told.
 
-`decide` turns a message into events, `evolve` folds stored events into a state, and `next_step` says what to do next. They
-are pure. `command_service.operation` decides how an operation comes to rest; today a charge has one operation, the charge.
+The core is three pure functions. `decide` turns a message into events, `evolve` folds a stored event into a state, and
+`next_step` names the next step. They stand here for the charge, and hand over to the same three in
+`command_service.operation` for the operation under way. So far a charge has one operation, the charging itself.
 
 1. One idempotency key names one charge, for ever. Under the same key the same request finds its charge, another is refused.
-2. Today's rules count for a new charge only: the retry of a charge that was once accepted finds it.
-3. Once an outcome is decided, its key is given this outcome and the position of its event for ever.
+2. The rules of screening count for a new charge only: rules get stricter, and the retry of an accepted charge must find it.
+3. Once an outcome is decided, its key is told this outcome and the position of its event for ever.
 """
 
 from dataclasses import dataclass
 from typing import assert_never
 
-from command_service import operation
+from command_service import operation as operations
 from command_service.failures import InvalidCharge, KeyReused
 from command_service.operation import Answered, AtRest, Operation
 from command_service.values import (
@@ -28,7 +29,7 @@ from command_service.values import (
 # ---------------------------------------------------------------- messages
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A client asks for a charge. `faults`, pairs of field and text, say which of today's rules the request breaks."""
+    """A client asks for a charge. `faults`, pairs of field and text: the rules of screening that the request breaks."""
 
     request: Request
     faults: tuple[tuple[str, str], ...] = ()
@@ -40,12 +41,12 @@ Message = Command | Answered
 # ---------------------------------------------------------------- states
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """No events: no charge was requested."""
+    """No events: nobody has asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge and its operation. `position` is that of the newest event."""
+    """A charge that was asked for. `position` is that of its newest event."""
 
     operation: Operation
     position: int
@@ -67,14 +68,14 @@ def decide(state: State, message: Message) -> list[Event]:
                     raise InvalidCharge(faults)
                 case Absent():
                     return [ChargeRequested(request)]
-                case Charge(begun) if _intent(request) != _intent(begun.request):
+                case Charge(operation) if _intent(request) != _intent(operation.request):
                     raise KeyReused(state)
                 case Charge():
                     return []
                 case _:
                     assert_never(state)
         case Answered():
-            return operation.answered(state.operation, message) if isinstance(state, Charge) else []
+            return operations.decide(state.operation, message) if isinstance(state, Charge) else []
         case _:
             assert_never(message)
 
@@ -87,22 +88,22 @@ def _intent(request: Request) -> tuple[object, ...]:
 def evolve(state: State, recorded: Recorded) -> State:
     """Fold one stored event into the state. Raises ImpossibleEvent if it cannot follow."""
     before = state.operation if isinstance(state, Charge) else None
-    return Charge(operation.evolve(before, recorded), recorded.position)
+    return Charge(operations.evolve(before, recorded), recorded.position)
 
 
 def next_step(state: State) -> Effect | None:
     """Say what to do next, never when. None: there is nothing to do."""
-    return operation.next_step(state.operation) if isinstance(state, Charge) else None
+    return operations.next_step(state.operation) if isinstance(state, Charge) else None
 
 
-# ---------------------------------------------------------------- outcomes
+# ---------------------------------------------------------------- what is told
 def is_at_rest(state: State) -> bool:
-    """Whether everything that was asked of the charge is decided."""
+    """Whether the charge has an outcome, and so no next step."""
     return isinstance(state, Charge) and isinstance(state.operation, AtRest)
 
 
 def outcome_of(state: State, idempotency_key: str) -> AtRest | None:
-    """Return the outcome that this key is given for ever. None: it is not decided yet."""
+    """Return the outcome that this key is told for ever; None if there is none yet, or the key is another charge's."""
     match state:
         case Charge(AtRest() as rest) if rest.request.idempotency_key == idempotency_key:
             return rest
@@ -111,7 +112,10 @@ def outcome_of(state: State, idempotency_key: str) -> AtRest | None:
 
 
 def is_over_without_money(state: State) -> bool:
-    """Whether no money has moved for a charge and none ever will: only then may its payer try again under a new key."""
+    """Whether no money has moved for a charge and none ever will: only then may its payer try again under a new key.
+
+    Not so in review: there money may have moved.
+    """
     match state:
         case Charge(AtRest(outcome=ChargeDeclined() | ChargeAbandoned())):
             return True

@@ -51,7 +51,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except InvalidCharge as failure:
-        raise refusal(reason_of(failure), violations=[Violation(*fault) for fault in failure.args[0]]) from None
+        raise refusal(reason_of(failure), violations=[Violation(*fault) for fault in failure.faults]) from None
     except CommandRefused as failure:
         raise refusal(reason_of(failure)) from None
     except NotNow as failure:

@@ -2,7 +2,7 @@
 
     CallFailed
     ├── CommandRefused             the client's: the command cannot be accepted as it is
-    │   ├── InvalidCharge          a new charge breaks today's rules
+    │   ├── InvalidCharge          a new charge breaks the rules of screening
     │   └── KeyReused              the key belongs to another charge
     ├── NotNow                     nobody's: nothing was stored, and a later attempt may succeed
     │   ├── BankUnreachable        the bank does not answer
@@ -28,11 +28,19 @@ class CommandRefused(CallFailed):
 
 
 class InvalidCharge(CommandRefused):
-    """A new charge breaks today's rules. args[0] is its faults, pairs of field and text."""
+    """A new charge breaks the rules of screening. `faults` are pairs of field and text."""
+
+    def __init__(self, faults: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(faults)
+        self.faults = faults
 
 
 class KeyReused(CommandRefused):
-    """The idempotency key belongs to a charge of another user, card, amount or currency. args[0] is that charge's state."""
+    """The idempotency key belongs to a charge of another user, card, amount or currency: `charge` is its state."""
+
+    def __init__(self, charge: object = None) -> None:
+        super().__init__(charge)
+        self.charge = charge
 
 
 class NotNow(CallFailed):

@@ -1,10 +1,15 @@
-"""How one operation at the bank comes to rest: its two steps, and what each answer means.
+"""How one operation of a charge comes to rest: its two steps at the bank, and the meaning of each answer.
+
+An operation is one movement of money; so far there is one kind, the charging itself. After a crash its next step is simply done
+again. That is safe because the bank keeps two promises (`command_service.bank`): a token step that is repeated under the same
+charge id names the same transaction, and an execute step that is repeated with the same transaction token moves money once.
 
 1. Money moves in the execute step only, and only by a token that the journal already holds.
-2. Another token is requested only after the bank has closed the last one for ever, unexecuted. In doubt the operation goes
-   into review: the outcome is not guessed, and no new token is requested.
+2. A token that the journal holds is replaced only after the bank has closed it for ever, unexecuted. If answers contradict
+   each other, the operation goes into review: nobody guesses, and nobody requests another token.
 3. An answer counts only while its step is the next one. A late answer yields no event.
-4. The token step is given up after enough time and enough attempts. The execute step is never given up.
+4. The token step is given up after `abandon_after_seconds` and five unanswered attempts. The execute step never is: money may
+   have moved.
 5. No event follows an operation at rest.
 
     state              event                                               next state
@@ -15,8 +20,9 @@
     AwaitingExecution  TokenExpired                                        AwaitingToken
     AwaitingExecution  Charged, ChargeDeclined, ReviewRequired             AtRest
 
-This table is the one place where the grammar of a stream is written down: a test holds the code to it, and the judge of the
-proof reads it. Everything here is pure: time and the number of attempts come in as data.
+Absent is the state before the first event. This table is the one place where the order of events in a stream is written by
+hand: a test holds the code to it, and the grammar of the history checker (`judge/`) is made from it. Everything here is pure:
+time and the number of attempts come in as data.
 """
 
 from dataclasses import dataclass
@@ -51,8 +57,8 @@ from command_service.values import (
     TokenIssued,
 )
 
-# An operation is given up only after this many unanswered calls by one process, however old it is: a server that comes
-# back after a day off must not abandon an operation that it has never tried.
+# An operation is given up only after this many unanswered attempts in one run, however old it is: a server that comes back
+# after a day off must first find out that the bank does not answer.
 ATTEMPTS_BEFORE_GIVING_UP = 5
 # A bank whose tokens always expire before they are executed is broken, and requesting on would never end.
 TOKEN_LIMIT = 8
@@ -70,7 +76,7 @@ class AwaitingToken:
 
 @dataclass(frozen=True, slots=True)
 class AwaitingExecution:
-    """The journal holds the token, and the execute step is next."""
+    """The journal holds the transaction token, and the execute step is next."""
 
     request: Request
     requested_at: int
@@ -93,11 +99,12 @@ Operation = AwaitingToken | AwaitingExecution | AtRest
 
 # ---------------------------------------------------------------- the bank's answer to a step
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """The input of the rule of giving up.
+class Attempts:
+    """What the rule of giving up needs to know.
 
-    `unanswered` counts the unanswered calls of this process, this one included. `now` is in microseconds since
-    1970. In a restored journal the bank may know of steps that the journal has lost.
+    `unanswered` counts the attempts of this run that came to no answer, this one included. While the breaker is open, a probe
+    for another charge is an attempt for all charges that wait. `now` is in microseconds since 1970. `is_restored`: the
+    journal came from a backup and may lack steps that the bank has done, so nothing is given up.
     """
 
     unanswered: int
@@ -108,19 +115,19 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The bank's answer to a step, or that there was none."""
+    """The bank's answer to a step. `NoAnswer` is one of the answers."""
 
     effect: Effect
     answer: Answer
-    tried: Tried
+    attempts: Attempts
 
 
-def is_unanswered(answer: Answer) -> bool:
-    """Whether a call counts for giving up. A bank that refuses our credentials would serve us once people mend them."""
+def counts_for_giving_up(answer: Answer) -> bool:
+    """Whether an attempt counts as unanswered. A bank that refuses our credentials serves us once they are corrected."""
     return isinstance(answer, NoAnswer) and not answer.our_setup
 
 
-# ---------------------------------------------------------------- the three functions
+# ---------------------------------------------------------------- what to do, what it means, what follows
 def next_step(operation: Operation) -> Effect | None:
     """Say what to do next, never when. None: the operation is at rest."""
     match operation:
@@ -134,49 +141,49 @@ def next_step(operation: Operation) -> Effect | None:
             assert_never(operation)
 
 
-def answered(operation: Operation, message: Answered) -> list[Event]:
+def decide(operation: Operation, message: Answered) -> list[Event]:
     """Say what an answer means: the events to append, none if it changes nothing. Never raises."""
     if message.effect != next_step(operation):
-        return []  # Late: its step is over. Only the two cases with a next step are left below.
+        return []  # Late: its step is no longer the next one.
     match operation:
         case AwaitingToken():
-            return _token_step(operation, message.answer, message.tried)
+            return _after_token_step(operation, message.answer, message.attempts)
         case AwaitingExecution():
-            return _execute_step(operation, message.answer)
+            return _after_execute_step(operation, message.answer)
         case AtRest():
-            return []
+            return []  # Never reached: it has no next step.
         case _:
             assert_never(operation)
 
 
-def _token_step(operation: AwaitingToken, answer: Answer, tried: Tried) -> list[Event]:
+def _after_token_step(operation: AwaitingToken, answer: Answer, attempts: Attempts) -> list[Event]:
     match answer:
         case Token(token):
             return [TokenIssued(token)]
         case Declined(reason):
             return [ChargeDeclined(reason)]
-        case Refused():  # The bank gave no token, so nothing can be executed: a definite no is an outcome.
+        case Refused():  # The bank opened no transaction, so nothing can be executed: a definite no is an outcome.
             return [ChargeDeclined(DeclineReason.BANK_REFUSED)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Executed() | Expired():  # An answer to a question that was not asked.
+        case Executed() | Expired():  # These answer the other step.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
-        case NoAnswer() if is_unanswered(answer) and _is_given_up(operation, tried):
-            return [ChargeAbandoned(tried.unanswered)]
+        case NoAnswer() if counts_for_giving_up(answer) and _is_given_up(operation, attempts):
+            return [ChargeAbandoned(attempts.unanswered)]
         case InProgress() | NoAnswer():
             return []
         case _:
             assert_never(answer)
 
 
-def _is_given_up(operation: AwaitingToken, tried: Tried) -> bool:
-    """Whether to give up. A clock that went back makes an operation younger, never older."""
-    age_seconds = max(0.0, (tried.now - operation.requested_at) / 1_000_000)
-    is_due = tried.unanswered >= ATTEMPTS_BEFORE_GIVING_UP and age_seconds >= tried.abandon_after_seconds
-    return is_due and not tried.is_restored
+def _is_given_up(operation: AwaitingToken, attempts: Attempts) -> bool:
+    """Whether to ask no longer. A clock that went back makes an operation young, never old."""
+    age_seconds = max(0.0, (attempts.now - operation.requested_at) / 1_000_000)
+    is_due = attempts.unanswered >= ATTEMPTS_BEFORE_GIVING_UP and age_seconds >= attempts.abandon_after_seconds
+    return is_due and not attempts.is_restored
 
 
-def _execute_step(operation: AwaitingExecution, answer: Answer) -> list[Event]:
+def _after_execute_step(operation: AwaitingExecution, answer: Answer) -> list[Event]:
     match answer:
         case Executed(transaction_id):
             request = operation.request
@@ -185,13 +192,13 @@ def _execute_step(operation: AwaitingExecution, answer: Answer) -> list[Event]:
             return [ChargeDeclined(reason)]
         case Expired() if operation.expired_tokens + 1 < TOKEN_LIMIT:
             return [TokenExpired(operation.token)]  # The token step follows once more.
-        case Expired():
+        case Expired():  # The last one: two rows of the table at once.
             return [TokenExpired(operation.token), ReviewRequired(ReviewReason.TOKENS_KEEP_EXPIRING)]
         case Refused(evidence):  # Money may have moved and the bank does not say: never a new token.
             return [ReviewRequired(ReviewReason.EXECUTE_REFUSED, evidence)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Token():  # An answer to a question that was not asked.
+        case Token():  # It answers the other step.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case InProgress() | NoAnswer():
             return []
@@ -209,9 +216,9 @@ def evolve(operation: Operation | None, recorded: Recorded) -> Operation:
             return AwaitingExecution(request, requested_at, expired, token)
         case AwaitingExecution(request, requested_at, expired, token), TokenExpired(closed) if closed == token:
             return AwaitingToken(request, requested_at, expired + 1)
-        case AwaitingToken(request, requested_at), (ChargeDeclined() | ReviewRequired() | ChargeAbandoned()):
+        case AwaitingToken(request, requested_at, _), (ChargeDeclined() | ReviewRequired() | ChargeAbandoned()):
             return AtRest(request, requested_at, event, recorded.position)
-        case AwaitingExecution(request, requested_at), (Charged() | ChargeDeclined() | ReviewRequired()):
+        case AwaitingExecution(request, requested_at, _, _), (Charged() | ChargeDeclined() | ReviewRequired()):
             return AtRest(request, requested_at, event, recorded.position)
     before = type(operation).__name__ if operation else "Absent"
     raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {before}")

@@ -18,12 +18,12 @@ from command_service.streams import Snapshot, Streams
 
 
 class Source(Enum):
-    """The relation of a call to its charge's outcome; see OutcomeSource in the contract."""
+    """The relation of a call to its charge's outcome: OutcomeSource in the contract."""
 
-    FRESH = "fresh"
-    JOINED = "joined"
-    REPLAYED = "replayed"
-    RECOVERED = "recovered"
+    FRESH = "fresh"  # the call began the charge
+    JOINED = "joined"  # another call had begun it, and it was under way
+    REPLAYED = "replayed"  # it was at rest
+    RECOVERED = "recovered"  # it was under way again after a crash or a stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Accepted:
 
     @property
     def state(self) -> State:
-        """The charge's present state."""
+        """The charge's present state: its run may have moved it on."""
         return self.run.snapshot.state if self.run else self.snapshot.state
 
 
@@ -49,13 +49,13 @@ class Reception:
         self._runner = runner
         self._line = line
         self._max_unfinished = max_unfinished
-        self._turns = _Turns()
+        self._turns = _OneAtATime()
         self._tasks = Tasks()
 
     def accept(self, command: Command) -> "asyncio.Task[Accepted]":
         """Take a client's command, in a task that goes on if the client leaves.
 
-        The task's result is the charge, durable in the journal. It raises CallFailed.
+        The task's result is the charge, durable in the journal. It raises CallFailed, or KeepsMoving.
         """
         return self._tasks.start(self._accept(command))
 
@@ -66,18 +66,18 @@ class Reception:
             refusal = self._refusal()
             snapshot = await self._known(command, refusal)
             try:
-                snapshot, has_stored = await self._streams.tell(snapshot, command, unless=refusal)
-            except NotStored as error:  # if the journal holds the charge nevertheless, its caller gets an answer
+                snapshot, has_stored = await self._streams.handle(snapshot, command, refuse_with=refusal)
+            except NotStored as error:  # its key was taken for a new one; if it is known, the caller gets an answer
                 snapshot = await self._streams.load(charge_id)
-                snapshot, has_stored = await self._streams.tell(snapshot, command, unless=error)
+                snapshot, has_stored = await self._streams.handle(snapshot, command, refuse_with=error)
             if is_at_rest(snapshot.state):
                 return Accepted(Source.REPLAYED, snapshot)
-            run = self._runner.run(snapshot, was_found=not has_stored)
+            run = self._runner.run(snapshot, was_in_journal=not has_stored)
         finally:
             self._turns.give(charge_id)
         if has_stored:
             return Accepted(Source.FRESH, snapshot, run)
-        return Accepted(Source.RECOVERED if run.was_found else Source.JOINED, snapshot, run)
+        return Accepted(Source.RECOVERED if run.was_in_journal else Source.JOINED, snapshot, run)
 
     async def _known(self, command: Command, refusal: NotNow | None) -> Snapshot:
         """The charge's snapshot from which the command is decided: from its run, assumed absent, or read."""
@@ -90,11 +90,12 @@ class Reception:
         return await self._streams.load(charge_id)
 
     def _refusal(self) -> NotNow | None:
-        """The reason to refuse new charges now, or None."""
-        # The bank may never answer the charges that are under way, so a new charge may be its probe. Only one at a time.
-        if self._line.is_spared and not (self._line.may_probe and self._turns.taken <= 1):
+        """The reason to refuse the command if its charge turns out to be new, or None."""
+        is_alone = self._turns.taken <= 1  # its own turn is among them
+        # While the bank is spared, one new charge at a time may be the probe: the bank may never answer those under way.
+        if self._line.is_spared and not (self._line.may_probe and is_alone):
             return BankUnreachable(retry_after_seconds=self._line.retry_after_seconds)
-        if self._runner.unfinished + self._turns.taken > self._max_unfinished:  # the command's own turn is among them
+        if self._runner.unfinished + self._turns.taken > self._max_unfinished:
             return TooManyUnfinished(retry_after_seconds=1.0)
         match self._journal.not_accepting:
             case "full":
@@ -105,11 +106,11 @@ class Reception:
                 return None
 
     async def close(self) -> None:
-        """End the calls that are being accepted. Each of their charges is in the journal, or it is not."""
+        """End the calls that are being accepted. A client that asks again learns whether its charge was stored."""
         await self._tasks.close()
 
 
-class _Turns:
+class _OneAtATime:
     """One turn at a time for each key, in the order of the requests for it."""
 
     def __init__(self) -> None:
@@ -133,7 +134,7 @@ class _Turns:
         waiting = self._waiting[key]
         while waiting:
             turn = waiting.popleft()
-            if not turn.done():  # a cancelled task waits no longer
+            if not turn.done():  # a task that `close` has cancelled waits no longer
                 turn.set_result(None)
                 return
         del self._waiting[key]

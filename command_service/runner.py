@@ -1,8 +1,9 @@
 """The loop: it asks the core for the next step, has the bank do it, and gives the core the answer.
 
 A new charge and a charge found after a crash run through the same loop, so there is no recovery code. No transaction and no
-lock is held across a call to the bank. Two loops on one charge would waste work and do no harm: the journal takes only the
-first answer to a step, and the bank does each step once.
+lock is held across a call to the bank. If two loops ever ran one charge, in two processes say, they would waste work and do no
+harm: the journal takes only the first answer to a step, and the bank does each step once (its promises 1 and 2 in
+`command_service.bank`).
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from command_service.bank.line import Line
 from command_service.charge import Absent, Charge, next_step
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
-from command_service.operation import Answered, AtRest, Tried, is_unanswered
+from command_service.operation import Answered, AtRest, Attempts, counts_for_giving_up
 from command_service.streams import KeepsMoving, Snapshot, Streams
 from command_service.values import InProgress, NoAnswer, ReviewRequired
 
@@ -33,10 +34,10 @@ class Run:
     """A charge on its way to rest."""
 
     snapshot: Snapshot
-    was_found: bool
-    """The journal held the charge already: a crash or a stop had interrupted it."""
+    was_in_journal: bool
+    """Not begun by this process: a crash or a stop had interrupted it."""
     ended: "asyncio.Future[None]"
-    """Done when the loop has ended. Wait for it by a callback: a caller that awaits it would pass its own cancellation on."""
+    """Done when the loop has ended. Add a callback and do not await it: a caller that is cancelled would cancel it for all."""
     bank_calls: int = 0
 
 
@@ -63,9 +64,9 @@ class Runner:
         self._tasks = Tasks()
 
     async def recover(self) -> int:
-        """Start a run for every unfinished charge; return their number. Call it once, at the start; calls may come before.
+        """Start a run for every unfinished charge; return their number. Call it once, at the start; clients may come before.
 
-        Raises Unreadable before any run has started.
+        Raises Unreadable, before any run has started.
         """
         unfinished = await self._journal.unfinished()
         found: list[Snapshot] = []
@@ -75,7 +76,8 @@ class Runner:
         for snapshot in found:
             if isinstance(snapshot.state, Absent):
                 raise ImpossibleEvent(f"{snapshot.charge_id} is unfinished, and has no events")
-            self.run(snapshot, was_found=True)
+        for snapshot in found:
+            self.run(snapshot, was_in_journal=True)
         return len(unfinished)
 
     @property
@@ -91,42 +93,45 @@ class Runner:
         """Return the charges on their way, copied in one step: another thread may call this while charges come and go."""
         return list(self._runs.values())
 
-    def run(self, snapshot: Snapshot, *, was_found: bool) -> Run:
+    def run(self, snapshot: Snapshot, *, was_in_journal: bool) -> Run:
         """Run a charge to rest; if it is on its way already, return its run."""
         if (run := self._runs.get(snapshot.charge_id)) is None:
-            run = Run(snapshot, was_found, asyncio.get_running_loop().create_future())
+            run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future())
             self._runs[snapshot.charge_id] = run
             self._tasks.start(self._run_to_rest(run))
         return run
 
     async def _run_to_rest(self, run: Run) -> None:
-        pauses, unanswered = 0, 0
+        unanswered = 0  # in this run
+        pauses = 0  # since the charge last moved
         try:
             while (effect := next_step(run.snapshot.state)) is not None:
+                # A restored journal may have lost steps: then the bank is asked what it knows, before anything is done.
                 answer, calls = await self._line.perform(effect, look_up_first=self._journal.restored)
                 run.bank_calls += calls
-                unanswered += is_unanswered(answer)
-                tried = Tried(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
-                if await self._tell(run, Answered(effect, answer, tried)):
+                if counts_for_giving_up(answer):
+                    unanswered += 1
+                attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
+                if await self._handle(run, Answered(effect, answer, attempts)):
                     pauses = 0
                 else:
                     pauses += 1
                     wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
                     await asyncio.sleep(PAUSES.seconds(pauses, self._chance, wished_seconds))
             _log_rest(run)
-        except Exception as error:  # a fault of ours: callers get PENDING, and the next start or call goes on
+        except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
         finally:
             del self._runs[run.snapshot.charge_id]
             if not run.ended.done():
                 run.ended.set_result(None)
 
-    async def _tell(self, run: Run, message: Answered) -> bool:
-        """Give the core the answer. False if it changed nothing or cannot be stored now: the step is then repeated."""
+    async def _handle(self, run: Run, message: Answered) -> bool:
+        """Give the core the answer. False if nothing was stored: after a pause the next step is done, as a rule the same."""
         try:
-            run.snapshot, has_stored = await self._streams.tell(run.snapshot, message)
+            run.snapshot, has_stored = await self._streams.handle(run.snapshot, message)
         except (NotStored, KeepsMoving):
-            return False  # the bank will give the same answer again
+            return False  # nothing is lost: the step can be repeated
         return has_stored
 
     async def close(self) -> None:
@@ -151,5 +156,5 @@ def _log_rest(run: Run) -> None:
                 outcome=type(outcome).__name__,
                 position=position,
                 bank_calls=run.bank_calls,
-                recovered=run.was_found,
+                recovered=run.was_in_journal,
             )

@@ -1,6 +1,6 @@
 """Reads a charge from its stream and appends to it: load, decide, append, and again if another writer was faster."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ from command_service.charge import Absent, Message, State, decide, evolve, is_at
 from command_service.codec import decode, encode
 from command_service.failures import NotNow
 from command_service.journal import Journal, VersionConflict
-from command_service.values import Event, Recorded
+from command_service.values import Recorded
 
-# A stream has at most two writers at a time, a call and the loop, and each conflict means that the other has stored
-# something. More conflicts in a row than this are a fault of ours.
+# A stream has two writers at most, a client's call and the loop, and each conflict means that the other one has stored
+# something. More conflicts in a row than this are a fault of the program.
 DECISIONS = 5
 
 ABSENT = Absent()
@@ -30,7 +30,7 @@ class Snapshot:
     version: int = 0
 
 
-class Told(NamedTuple):
+class Handled(NamedTuple):
     """A charge after a message, and whether the message stored anything."""
 
     snapshot: Snapshot
@@ -38,47 +38,47 @@ class Told(NamedTuple):
 
 
 class Streams:
-    """The streams of a journal."""
+    """The streams of a journal. It has no state of its own."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
     async def load(self, charge_id: str) -> Snapshot:
         """Read a charge. Raises Unreadable."""
-        state: State = ABSENT
         records = await self._journal.read(charge_id)
-        for record in records:
-            state = evolve(state, Recorded(decode(record.event), record.position, record.recorded_at))
-        return Snapshot(charge_id, state, len(records))
+        recorded = [Recorded(decode(record.event), record.position, record.recorded_at) for record in records]
+        return Snapshot(charge_id, _fold(ABSENT, recorded), len(records))
 
-    async def tell(self, snapshot: Snapshot, message: Message, *, unless: NotNow | None = None) -> Told:
+    async def handle(self, snapshot: Snapshot, message: Message, *, refuse_with: NotNow | None = None) -> Handled:
         """Decide about a message and append the events; after a conflict read the charge and decide again.
 
-        Raises `unless`, if given, instead of appending events; the errors of `decide`; NotStored, Unreadable and KeepsMoving.
+        `refuse_with` is raised instead of appending events: under load new charges are refused, and known ones answered.
+        Raises also the errors of `decide`, NotStored, Unreadable and KeepsMoving.
         """
         for _ in range(DECISIONS):
             events = decide(snapshot.state, message)
             if not events:
-                return Told(snapshot, has_stored=False)
-            if unless is not None:
-                raise unless
-            appended = await self._append(snapshot, events)
-            if appended is not None:
-                return Told(appended, has_stored=True)
-            snapshot = await self.load(snapshot.charge_id)
+                return Handled(snapshot, has_stored=False)
+            if refuse_with is not None:
+                raise refuse_with
+            # A trial fold, whose positions and times do not matter: an event that cannot follow must never be stored.
+            expected = _fold(snapshot.state, [Recorded(event, 0, 0) for event in events])
+            stored = await self._journal.append(
+                snapshot.charge_id, snapshot.version, list(map(encode, events)), finished=is_at_rest(expected)
+            )
+            if isinstance(stored, VersionConflict):
+                snapshot = await self.load(snapshot.charge_id)
+                continue
+            recorded = [
+                Recorded(event, record.position, record.recorded_at)
+                for event, record in zip(events, stored, strict=True)
+            ]
+            state = _fold(snapshot.state, recorded)
+            return Handled(Snapshot(snapshot.charge_id, state, snapshot.version + len(stored)), has_stored=True)
         raise KeepsMoving(snapshot.charge_id)
 
-    async def _append(self, snapshot: Snapshot, events: Sequence[Event]) -> Snapshot | None:
-        """Append, or return None if another writer has appended since the snapshot."""
-        state = snapshot.state
-        for event in events:  # before anything is stored: an event that cannot follow would make the charge unreadable
-            state = evolve(state, Recorded(event, 0, 0))
-        records = await self._journal.append(
-            snapshot.charge_id, snapshot.version, list(map(encode, events)), finished=is_at_rest(state)
-        )
-        if isinstance(records, VersionConflict):
-            return None
-        state = snapshot.state
-        for event, record in zip(events, records, strict=True):
-            state = evolve(state, Recorded(event, record.position, record.recorded_at))
-        return Snapshot(snapshot.charge_id, state, snapshot.version + len(records))
+
+def _fold(state: State, events: Iterable[Recorded]) -> State:
+    for event in events:
+        state = evolve(state, event)
+    return state

@@ -110,7 +110,7 @@ class Executed:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """The bank said no and has closed the token for ever."""
+    """The bank declined the payment and has closed the token for ever."""
 
     reason: DeclineReason
 
@@ -122,7 +122,7 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The bank definitely refused the request, and a look-up found nothing more."""
+    """The bank definitely refused the request, and its look-up showed no transaction that settles the step."""
 
     evidence: Evidence
 

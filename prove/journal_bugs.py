@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from chassis.disk import LOCAL_DISK, Disk
 from command_service.journal import (
     START,
+    Appended,
     Journal,
     JournalBusy,
     JournalFull,
     JournalRefused,
     NotStored,
-    Outcome,
     Place,
     Record,
 )
@@ -59,7 +59,7 @@ class OverJournal(Around[Journal]):
 class RepliesBeforeTheCommit(OverJournal):
     """An append is acknowledged before it is stored."""
 
-    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Appended:
         self.in_background(self.inner.append(charge_id, version, events, finished=finished))
         return self.pretended(charge_id, version, events)
 
@@ -67,7 +67,7 @@ class RepliesBeforeTheCommit(OverJournal):
 class TellsAnOutcomeBeforeItIsStored(OverJournal):
     """The last append of a stream is acknowledged at once, and stored a moment later."""
 
-    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Appended:
         if not finished or not version:
             return await self.inner.append(charge_id, version, events, finished=finished)
 
@@ -82,7 +82,7 @@ class TellsAnOutcomeBeforeItIsStored(OverJournal):
 class FinishesTooEarly(OverJournal):
     """A stream counts as finished after its second append, whatever that was."""
 
-    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Appended:
         return await self.inner.append(charge_id, version, events, finished=finished or version > 0)
 
 
@@ -91,7 +91,7 @@ class TakesForStored(OverJournal):
 
     kind: type[NotStored]
 
-    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Appended:
         try:
             return await self.inner.append(charge_id, version, events, finished=finished)
         except self.kind:

@@ -20,7 +20,7 @@ from command_service.bank import Bank
 from command_service.charge import Command
 from command_service.codec import charge_id_of
 from command_service.intake import Intake, request_of
-from command_service.journal import Journal, Outcome, VersionConflict
+from command_service.journal import Appended, Journal, VersionConflict
 from command_service.reception import Accepted, Reception
 from command_service.runner import Runner
 from command_service.values import (
@@ -225,7 +225,7 @@ def blind_to_card_numbers(intake: Intake) -> Intake:
 class AnyVersion(Around[Journal]):
     """A journal that appends at any version: two calls that begin one stream both succeed."""
 
-    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Outcome:
+    async def append(self, charge_id: str, version: int, events: Sequence[bytes], *, finished: bool) -> Appended:
         """Append to a stream as it is."""
         while (outcome := await self.inner.append(charge_id, version, events, finished=finished)) == VersionConflict():
             version = len(await self.inner.read(charge_id))

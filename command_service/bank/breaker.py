@@ -1,7 +1,7 @@
 """When the bank is called: the pause after a call without an answer, and the breaker. The core says what the bank is asked.
 
-No promise rests on this file. If all of it were wrong, charges would be slow and the bank annoyed, but no card would be
-charged twice.
+No promise about money rests on this file. If all of it were wrong, charges would be slow and the bank annoyed, but no card
+would be charged twice.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ PAUSES = Backoff(first_seconds=0.1, longest_seconds=LONGEST_PAUSE_SECONDS)
 """Between attempts for one charge that changed nothing."""
 # The breaker opens after this many charges in a row without an answer, or refused because of our set-up. The bank may have
 # trouble with a few charges only: they pause by themselves, and only many would be a burden.
-UNANSWERED_TO_OPEN, REFUSED_TO_OPEN = 10, 3
+UNANSWERED_TO_OPEN, SETUP_REFUSED_TO_OPEN = 10, 3
 
 
-class Pass(Enum):
+class Admission(Enum):
     """How a call was admitted: as one of many, or as the one that finds out whether the bank answers again."""
 
     CALL = "call"
@@ -40,7 +40,7 @@ class Breaker:
         self._chance = chance
         self._unanswered: set[str] = set()  # charges, since the bank last gave an answer
         self._unanswered_probes = 0
-        self._newest = NoAnswer()  # the newest unanswered call's
+        self._newest = NoAnswer()  # of the newest unanswered call
         self._pause_seconds = 0.0  # 0: the breaker is closed
         self._probe_at = 0.0
         self._probing: asyncio.Event | None = None  # set when the probe that is under way has ended
@@ -60,14 +60,14 @@ class Breaker:
         """The time after which a call may be admitted again."""
         return max(1.0, self._probe_at - self._clock())
 
-    def admit(self) -> Pass | None:
+    def admit(self) -> Admission | None:
         """Admit a call, or return None. The caller hands the pass back to `note`, with the answer, once the call has ended."""
         if not self.is_open:
-            return Pass.CALL
+            return Admission.CALL
         if not self.wants_probe:
             return None
         self._probing = asyncio.Event()
-        return Pass.PROBE
+        return Admission.PROBE
 
     async def pause(self) -> NoAnswer | None:
         """Wait until `admit` may admit again. Callers come back spread over half a second.
@@ -81,22 +81,22 @@ class Breaker:
             await asyncio.sleep(max(0.05, self._probe_at - self._clock()) + self._chance.uniform(0.0, 0.5))
         return None if self._unanswered_probes == probes else self._newest
 
-    def note(self, given: Pass, charge_id: str, answer: Answer) -> None:
+    def note(self, given: Admission, charge_id: str, answer: Answer) -> None:
         """Learn from a call's answer."""
-        if given is Pass.PROBE and self._probing is not None:
+        if given is Admission.PROBE and self._probing is not None:
             self._probing.set()
             self._probing = None
         if not isinstance(answer, NoAnswer):
             self._unanswered.clear()
             self._pause_seconds = 0.0
             return
-        if given is Pass.CALL and self.is_open:
+        if given is Admission.CALL and self.is_open:
             return  # the call began before the breaker opened, and says nothing new
         self._newest = answer
-        self._unanswered_probes += given is Pass.PROBE
+        self._unanswered_probes += given is Admission.PROBE
         self._unanswered.add(charge_id)
-        if given is Pass.PROBE or len(self._unanswered) >= (
-            REFUSED_TO_OPEN if answer.our_setup else UNANSWERED_TO_OPEN
+        if given is Admission.PROBE or len(self._unanswered) >= (
+            SETUP_REFUSED_TO_OPEN if answer.our_setup else UNANSWERED_TO_OPEN
         ):
             longer = LONGEST_PAUSE_SECONDS if answer.our_setup else max(1.0, self._pause_seconds * 2)
             self._pause_seconds = min(LONGEST_PAUSE_SECONDS, longer)

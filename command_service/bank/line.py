@@ -8,7 +8,7 @@ from command_service.bank.breaker import Breaker
 from command_service.values import Answer, Effect, NoAnswer
 
 
-class Reply(NamedTuple):
+class Performed(NamedTuple):
     """What came of a step. `calls` is 0 if the bank was not called, since a probe for another charge came to no answer."""
 
     answer: Answer
@@ -38,7 +38,7 @@ class Line:
         """When it may be worth coming back while the bank is spared."""
         return self._breaker.retry_after_seconds
 
-    async def perform(self, effect: Effect, *, look_up_first: bool) -> Reply:
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Performed:
         """Have the bank do a step as soon as there is a slot and the breaker admits the call. Never raises.
 
         While the breaker is open, an unanswered probe is the answer to every waiting step.
@@ -51,6 +51,6 @@ class Line:
                         answer = await self._bank.perform(effect, look_up_first=look_up_first)
                     finally:  # a bank must not raise; if it does, a probe without an end would admit no call ever again
                         self._breaker.note(admitted, effect.charge_id, answer)
-                    return Reply(answer, 1)
+                    return Performed(answer, 1)
             if (unanswered := await self._breaker.pause()) is not None:
-                return Reply(unanswered, 0)
+                return Performed(unanswered, 0)

@@ -1,14 +1,15 @@
-"""The arbitration of a step: its answer, and the look-up that settles it. It is the same for every bank of two steps.
+"""From a bank's replies to the answer of a step, with the look-up that settles it: the same for every bank of two steps.
 
-A `Dialect` puts four questions to its bank and reads the replies. What a reply means for the charge is decided here and
-nowhere else, because this decision keeps money from moving twice:
+A `Dialect` puts four questions to its bank and reads the replies. The meaning of a reply for the charge is decided here and
+nowhere else, because this decision keeps money from moving twice. A transaction is open while the bank still waits for its
+execution; a reply is doubtful if it must be heard again before anything rests on it.
 
     the bank replies                               the step's answer
     ---------------------------------------------  ---------------------------------------------------------
-    token step: any state, fields equal to ours    Token: the execute step will hear how the transaction ended
+    token step: fields equal to ours               Token, even if executed already: the execute step will hear it
     token step: a refusal, twice                   Refused
     token step: fields that differ, twice          Contradiction
-    token step: one of these and then the other    NoAnswer
+    token step: a refusal and differing fields     NoAnswer
     execute step: executed, fields equal to ours   Executed
     execute step: declined or expired              the look-up's answer, else Contradiction
     execute step: fields that differ from ours     the look-up's answer; if it is open, the step again, else Contradiction
@@ -17,11 +18,11 @@ nowhere else, because this decision keeps money from moving twice:
     in progress, to a look-up too                  InProgress
     no answer, to a look-up too                    NoAnswer
 
-1. A reply that names nobody (a refusal) or somebody else may be the reply to somebody else's question: a bank or a proxy
-   that once sends an answer too many gives each question on that connection the answer to the question before. No charge
-   ends on such a reply alone. It ends its connection (`heard`), and the next question goes over a fresh one.
+1. A reply that names no transaction (a refusal), or another one, may belong to another question: one surplus response of a
+   bank or a proxy shifts every later response on its connection by one. No charge ends on such a reply alone. It ends its
+   connection (`heard`), and the next question goes over a fresh one.
 2. A look-up counts only if it equals ours in every field, the token included. A look-up by reference may bring up another
-   token: then nobody may guess. A look-up by token that is not plain is followed by one by our reference.
+   token: then nobody may guess. A doubtful look-up by token is followed by one by our reference.
 3. An end without money (declined, expired) is believed only if a look-up says it as well. An answer that got mixed up on
    its way then costs a question, not a second charge.
 4. A step is repeated only as it was put before: with the same reference or the same token, under which a bank does it once.
@@ -54,7 +55,7 @@ from command_service.values import (
     Token,
 )
 
-# What is stored of the bank's. "." and ".." would turn into another path.
+# The form of a bank's ids that are stored. "." and ".." would turn into another path.
 _ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -172,7 +173,7 @@ def heard(exchange: Exchange, reply: Reply, effect: Effect) -> Reply:
     return reply
 
 
-# ---------------------------------------------------------------- what settles a step
+# ---------------------------------------------------------------- from replies to an answer
 class TwoStepBank:
     """A bank of two steps as a `Bank`, whatever its dialect."""
 
@@ -236,7 +237,7 @@ class TwoStepBank:
                     pass  # The bank waits for this step, as we thought.
                 case Transaction() | Refusal() as known:
                     return _end(known, effect) or _contradiction(known, effect)
-        for is_again in (False, True):
+        for is_again in (False, True):  # the second time only after a doubtful reply, and if the transaction is open
             match await self._dialect.execute(effect, fresh=is_again):
                 case InProgress() | NoAnswer() as unsettled:
                     return unsettled
@@ -256,13 +257,13 @@ class TwoStepBank:
         return Refused(said.evidence()) if isinstance(said, Refusal) else _contradiction(said, effect)
 
     async def _find(self, effect: Execute, *, fresh: bool) -> Reply:
-        """Look up by our token; if the reply is not plain, by our reference."""
+        """Look up by our token; if the reply is doubtful, by our reference."""
         known = await self._dialect.find_by_token(effect, fresh=fresh)
         return await self._dialect.find_by_reference(effect, fresh=True) if _is_doubtful(known, effect) else known
 
 
 def _is_doubtful(reply: Reply, effect: Effect) -> bool:
-    """A reply that has to be heard again before anything rests on it."""
+    """Whether a reply must be heard again before anything rests on it."""
     match reply:
         case Transaction():
             return bool(reply.differences(effect)) or (reply.has_unusable_id and isinstance(effect, Execute))

@@ -24,6 +24,7 @@ from contract.chain import GENESIS, START, Place, chain_after
 __all__ = [
     "GENESIS",
     "START",
+    "Appended",
     "Journal",
     "JournalBusy",
     "JournalCorrupt",
@@ -31,7 +32,6 @@ __all__ = [
     "JournalRefused",
     "NotAccepting",
     "NotStored",
-    "Outcome",
     "Place",
     "Record",
     "VersionConflict",
@@ -61,7 +61,7 @@ class VersionConflict:
     """The stream is not at the expected version: another writer appended first. Read again and decide again."""
 
 
-Outcome = Sequence[Record] | VersionConflict
+Appended = Sequence[Record] | VersionConflict
 """What came of an append: its records, or nothing."""
 
 
@@ -100,10 +100,10 @@ class Journal(Protocol):
 
     async def append(
         self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Outcome:
+    ) -> Appended:
         """Append to a stream, and note in the same transaction whether it is finished (at rest).
 
-        Returns the records, or VersionConflict; raises NotStored. Both of these mean that nothing was stored. If a
+        Returns the records, or VersionConflict; raises NotStored. Each of the last two means that nothing was stored. If a
         commit's fate is unknown, the process ends.
         """
         ...

@@ -2,7 +2,7 @@
 
 * There is one commit at a time. Sharing it is what pays for a durable one.
 * A commit that the store refuses (NotStored) is a certain "no": no new streams are begun, and the journal asks the store
-  each second whether it goes again.
+  each second whether it can write again.
 * A commit that fails in any other way may be stored or not. No caller gets an answer, nothing is tried again, and the
   process ends: the next start finds out.
 * Each second the journal has its store looked after. If what is acknowledged from then on would be lost, nothing more is
@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import structlog
 
-from command_service.journal import JournalBusy, JournalRefused, NotAccepting, NotStored, Outcome, Place, Record
+from command_service.journal import Appended, JournalBusy, JournalRefused, NotAccepting, NotStored, Place, Record
 from command_service.journal.store import Append, Head, Store
 
 log = structlog.get_logger()
@@ -34,7 +34,7 @@ class Rhythm:
 
     turns_before_commit: int = 20
     """Turns of the event loop without a further append, after which the queue is committed. A busy loop has charges that are
-    about to append, and they join: a quarter more charges a second (measured). An idle loop turns so often in 0.02 ms."""
+    about to append, and they join: a quarter more charges a second (measured). An idle loop takes 0.02 ms for them."""
     look_every_seconds: float = 1.0
     probe_every_seconds: float = 1.0
 
@@ -45,7 +45,7 @@ RHYTHM = Rhythm()
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     append: Append
-    stored: "asyncio.Future[Outcome]"
+    stored: "asyncio.Future[Appended]"
 
 
 class GroupCommit:
@@ -80,7 +80,7 @@ class GroupCommit:
     async def open(
         cls, store: Store, *, now: Callable[[], int], end_process: Callable[[], NoReturn], rhythm: Rhythm = RHYTHM
     ) -> "GroupCommit":
-        """Open the journal of a store, which is the journal's from here on: it is closed with it, or when this fails.
+        """Open the journal of a store. The journal owns the store, and closes it, also if opening fails.
 
         `now` gives microseconds since 1970; `end_process` is called when a commit's fate is unknown or the store can no
         longer be served from, and must not return. Raises JournalRefused if the journal must not be served from.
@@ -117,9 +117,9 @@ class GroupCommit:
     # ------------------------------------------------------------ appending
     async def append(
         self, charge_id: str, expected_version: int, events: Sequence[bytes], *, finished: bool
-    ) -> Outcome:
+    ) -> Appended:
         """Append to a stream; see the port."""
-        stored: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        stored: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(Append(charge_id, expected_version, events, finished), stored))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_queue())
@@ -131,7 +131,7 @@ class GroupCommit:
             await self._let_others_join()
             batch, self._queue = self._queue[:APPENDS_A_COMMIT], self._queue[APPENDS_A_COMMIT:]
             before = self._head
-            outcomes: Sequence[Outcome | NotStored]
+            outcomes: Sequence[Appended | NotStored]
             try:
                 outcomes, head = await self._store.commit(
                     [waiting.append for waiting in batch], Head(before.place, self._time())
@@ -177,7 +177,7 @@ class GroupCommit:
         return max(now, self._head.recorded_at)
 
     def _refuse(self, why: NotAccepting, appends: int) -> None:
-        """Begin no new streams until a commit, or a probe each second, says that it goes again."""
+        """Begin no new streams until a commit succeeds, or a probe, one each second, finds that it would."""
         log.error("nothing was stored", why=why, appends=appends)
         self._refused = why
         if self._probing is None or self._probing.done():

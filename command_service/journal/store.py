@@ -1,13 +1,14 @@
 """The port to a store: what a journal asks of the one database that keeps it.
 
-A store is a file of statements. What is alike for every database is not its work: `commits.py` gathers appends and settles
-what a failed commit means for them, `records.py` seals records and verifies stored rows. A store promises:
+A store's module holds the statements of one database, and nothing that is alike for every database: `commits.py` gathers
+appends and settles the meaning of a failed commit, `records.py` seals records and verifies stored rows. A store promises:
 
 1. It is open in one server at a time, and says so to a second one with JournalRefused. What an earlier server had stored
    was made durable, and was seen to be whole, before the store was open.
 2. `commit` stores a batch in one transaction. For each append in order: it compares the stream's version with the expected
-   one; if they differ, the append's outcome is VersionConflict and it stores nothing of it; if not, it has the records
-   sealed after the head and stores them, with the note whether the stream is finished. So a refused append leaves no hole.
+   one. If they differ, the append's outcome is VersionConflict, and nothing of it is stored. If not, it seals the records
+   after the head (`records.seal`) and stores them, with the note whether the stream is finished. So a refused append takes no
+   position.
 3. When `commit` returns, what it says is durable.
 4. When `commit` raises NotStored, nothing of the batch was stored, certainly: the transaction is over, and the head that
    the store has read back is the head that `commit` was given. JournalFull: there was no room. JournalBusy: another program
@@ -19,8 +20,8 @@ what a failed commit means for them, `records.py` seals records and verifies sto
    outside of the records, where the store has such a place, so that the next start notices a lost tail.
 9. No call blocks the event loop. Reads wait neither for commits nor for `look`.
 
-There is one call of `commit` or `probe` at a time, and one of `look`. A store that several servers share will read its own
-head, locked in the transaction of `commit`; hence `commit` returns the new head, and the caller takes over that one.
+There is one call of `commit` or `probe` at a time, and one of `look`. Later, a store that several servers share will read its
+own head, locked in the transaction of `commit`; so `commit` returns the new head, and the caller takes over that one.
 """
 
 import uuid
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from chassis.disk import Disk
-from command_service.journal import NotAccepting, Outcome, Place, Record
+from command_service.journal import Appended, NotAccepting, Place, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Head(NamedTuple):
 class Committed(NamedTuple):
     """What came of a batch: an outcome for each append, in order, and the head after them."""
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[Appended]
     head: Head
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from command_service.journal import GENESIS, START, Journal, JournalCorrupt, Outcome, Place, Record, VersionConflict
+from command_service.journal import GENESIS, START, Appended, Journal, JournalCorrupt, Place, Record, VersionConflict
 from tests.contract.journal_rigs import RIGS, Moment, Rig, add, stream
 
 
@@ -126,7 +126,7 @@ async def test_writers_that_read_again_after_a_conflict_all_succeed(journal: Jou
     """No record is lost or overwritten."""
 
     async def write(name: bytes) -> None:
-        outcome: Outcome = VersionConflict()
+        outcome: Appended = VersionConflict()
         while outcome == VersionConflict():
             version = len(await journal.read(stream(1)))
             outcome = await journal.append(stream(1), version, [name], finished=False)

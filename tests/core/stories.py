@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from command_service.charge import Absent, Charge, Command, Message, State, decide, evolve, next_step
-from command_service.operation import Answered, Tried
+from command_service.operation import Answered, Attempts
 from command_service.values import (
     Answer,
     Card,
@@ -56,7 +56,7 @@ EVIDENCE = Evidence(("amount",), 200, 17, bytes(range(32)))
 REQUESTED_AT = 1_700_000_000_000_000
 DAY_SECONDS = 86_400.0
 # The first call for a charge, made right after its request.
-FIRST_TRY = Tried(unanswered=1, now=REQUESTED_AT, abandon_after_seconds=DAY_SECONDS, is_restored=False)
+FIRST_TRY = Attempts(unanswered=1, now=REQUESTED_AT, abandon_after_seconds=DAY_SECONDS, is_restored=False)
 
 
 def request_token(expired_tokens: int = 0) -> RequestToken:
@@ -79,7 +79,7 @@ charged = Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "tx1")
 Arrival = Callable[[State], Message]
 
 
-def _answers(answer: Answer, to: Effect | None, tried: Tried = FIRST_TRY) -> Arrival:
+def _answers(answer: Answer, to: Effect | None, tried: Attempts = FIRST_TRY) -> Arrival:
     def message(state: State) -> Message:
         effect = to or next_step(state)
         assert effect is not None, "the charge is at rest: say which step is answered"
@@ -133,7 +133,7 @@ def not_answered(
 ) -> Arrival:
     """Once more there was no understandable answer."""
     now = REQUESTED_AT + int(age_seconds * 1_000_000)
-    return _answers(NoAnswer(our_setup=our_setup), to, Tried(unanswered, now, DAY_SECONDS, is_restored))
+    return _answers(NoAnswer(our_setup=our_setup), to, Attempts(unanswered, now, DAY_SECONDS, is_restored))
 
 
 def asked(request: Request = REQUEST, *faults: tuple[str, str]) -> Arrival:

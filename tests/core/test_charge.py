@@ -29,9 +29,9 @@ from command_service.operation import (
     TOKEN_LIMIT,
     Answered,
     AtRest,
+    Attempts,
     AwaitingExecution,
     AwaitingToken,
-    Tried,
 )
 from command_service.values import (
     Answer,
@@ -415,7 +415,7 @@ OLD = REQUESTED_AT + 2 * int(DAY_SECONDS * 1_000_000)
 TOLD_BY_THE_LOOP: list[Answered] = [
     *(Answered(effect, answer, FIRST_TRY) for effect, answer in product(EFFECTS, ANSWERS)),
     *(
-        Answered(effect, NoAnswer(), Tried(unanswered, OLD, DAY_SECONDS, is_restored))
+        Answered(effect, NoAnswer(), Attempts(unanswered, OLD, DAY_SECONDS, is_restored))
         for effect, unanswered, is_restored in product(EFFECTS, (0, 4, 5, 1_000_000), (False, True))
     ),
 ]
@@ -616,7 +616,7 @@ answers = st.one_of(
     st.builds(NoAnswer, seconds, st.booleans()),
 )
 tries = st.builds(
-    Tried,
+    Attempts,
     st.integers(0, 9),
     st.integers(0, 2 * OLD),
     st.sampled_from([0.0, DAY_SECONDS]),

@@ -9,10 +9,10 @@ import pytest
 from command_service.appointments import CALLS_A_RETURN, LATEST_RETURN_SECONDS, SOONEST_RETURN_SECONDS, Appointments
 from command_service.bank.breaker import (
     LONGEST_PAUSE_SECONDS,
-    REFUSED_TO_OPEN,
+    SETUP_REFUSED_TO_OPEN,
     UNANSWERED_TO_OPEN,
+    Admission,
     Breaker,
-    Pass,
 )
 from command_service.values import InProgress, NoAnswer
 
@@ -35,8 +35,8 @@ def opened() -> tuple[Breaker, Clock]:
     clock = Clock()
     breaker = Breaker(clock, Random(1))
     for number in range(UNANSWERED_TO_OPEN):
-        assert breaker.admit() is Pass.CALL
-        breaker.note(Pass.CALL, f"charge {number}", VAIN)
+        assert breaker.admit() is Admission.CALL
+        breaker.note(Admission.CALL, f"charge {number}", VAIN)
     assert breaker.is_open
     return breaker, clock
 
@@ -47,9 +47,9 @@ def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_the_pause() ->
     for _ in range(100):
         assert breaker.admit() is None
         clock.now += 0.009
-        breaker.note(Pass.CALL, "another", VAIN)
+        breaker.note(Admission.CALL, "another", VAIN)
     clock.now += 0.2
-    assert breaker.admit() is Pass.PROBE
+    assert breaker.admit() is Admission.PROBE
 
 
 def test_one_probe_at_a_time_finds_out_whether_the_bank_is_back() -> None:
@@ -58,30 +58,30 @@ def test_one_probe_at_a_time_finds_out_whether_the_bank_is_back() -> None:
     pauses = []
     for _ in range(8):
         began = clock.now
-        while breaker.admit() is not Pass.PROBE:
+        while breaker.admit() is not Admission.PROBE:
             clock.now += 0.5
         pauses.append(clock.now - began)
-        breaker.note(Pass.CALL, "another", VAIN)
+        breaker.note(Admission.CALL, "another", VAIN)
         clock.now += 30.0
         assert breaker.admit() is None
-        breaker.note(Pass.PROBE, "one", VAIN)
+        breaker.note(Admission.PROBE, "one", VAIN)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0, LONGEST_PAUSE_SECONDS]
     clock.now += LONGEST_PAUSE_SECONDS
-    assert breaker.admit() is Pass.PROBE
-    breaker.note(Pass.PROBE, "one", InProgress(None))
-    assert breaker.admit() is Pass.CALL
+    assert breaker.admit() is Admission.PROBE
+    breaker.note(Admission.PROBE, "one", InProgress(None))
+    assert breaker.admit() is Admission.CALL
 
 
 async def test_waiters_for_the_breaker_sleep_until_the_probe_under_way_ends() -> None:
     """Thousands may wait, and a probe may take long: they do not poll."""
     breaker, clock = opened()
     clock.now += 1.0
-    assert breaker.admit() is Pass.PROBE
+    assert breaker.admit() is Admission.PROBE
     clock.now += 100.0
     waiting = asyncio.create_task(breaker.pause())
     await asyncio.sleep(0.8)  # longer than the pause after a probe that is over
     assert not waiting.done()
-    breaker.note(Pass.PROBE, "one", InProgress(None))
+    breaker.note(Admission.PROBE, "one", InProgress(None))
     await asyncio.wait_for(waiting, 30)
 
 
@@ -89,11 +89,11 @@ async def test_the_result_of_a_vain_probe_is_the_answer_for_all_waiters() -> Non
     """It says whether our set-up was refused, above all."""
     breaker, clock = opened()
     clock.now += 1.0
-    assert breaker.admit() is Pass.PROBE
+    assert breaker.admit() is Admission.PROBE
     waiting = [asyncio.create_task(breaker.pause()) for _ in range(3)]
     await asyncio.sleep(0)
     refused = NoAnswer(our_setup=True)
-    breaker.note(Pass.PROBE, "one", refused)
+    breaker.note(Admission.PROBE, "one", refused)
     assert await asyncio.gather(*waiting) == [refused] * 3
 
 
@@ -102,12 +102,12 @@ def test_one_charge_alone_never_opens_the_breaker(answer: NoAnswer) -> None:
     """Any number of vain calls for one charge; the charge has a backoff of its own."""
     breaker = Breaker(Clock(), Random(1))
     for _ in range(1_000):
-        breaker.note(Pass.CALL, "the one", answer)
+        breaker.note(Admission.CALL, "the one", answer)
         assert not breaker.is_open
 
 
 @pytest.mark.parametrize(
-    ("answer", "charges"), [(VAIN, UNANSWERED_TO_OPEN), (NoAnswer(our_setup=True), REFUSED_TO_OPEN)]
+    ("answer", "charges"), [(VAIN, UNANSWERED_TO_OPEN), (NoAnswer(our_setup=True), SETUP_REFUSED_TO_OPEN)]
 )
 def test_the_breaker_opens_after_enough_charges_in_a_row_without_an_answer(answer: NoAnswer, charges: int) -> None:
     """Any other answer between them restarts the count."""
@@ -116,9 +116,9 @@ def test_the_breaker_opens_after_enough_charges_in_a_row_without_an_answer(answe
         for number in range(charges):
             assert not breaker.is_open
             if answered and number == charges - 1:
-                breaker.note(Pass.CALL, "another", InProgress(None))
+                breaker.note(Admission.CALL, "another", InProgress(None))
             else:
-                breaker.note(Pass.CALL, f"charge {number}", answer)
+                breaker.note(Admission.CALL, f"charge {number}", answer)
     assert breaker.is_open
 
 

@@ -26,7 +26,7 @@ from chassis import settings
 from chassis.caller import ANYBODY, GuardedCall
 from chassis.refusals import Refusal
 from command_service.api import CommandService
-from command_service.bank.breaker import REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
+from command_service.bank.breaker import SETUP_REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
 from command_service.charge import Command
@@ -461,7 +461,7 @@ async def test_a_bank_that_refuses_our_setup_declines_no_charge(world: World, st
     """The charge stays pending, new ones are refused, and after our set-up is mended it is charged."""
     await world.trouble("token", "refuse", status=status, times=ALWAYS)
     request = a_request()
-    known, *_ = await asyncio.gather(*[world.pending(a_request()) for _ in range(REFUSED_TO_OPEN)])
+    known, *_ = await asyncio.gather(*[world.pending(a_request()) for _ in range(SETUP_REFUSED_TO_OPEN)])
     told = await refused(world.charge(request))
     assert (told.code, told.reason, told.advice) == (grpc.StatusCode.UNAVAILABLE, "BANK_UNREACHABLE", "RETRY_SAME_KEY")
     assert world.story(request) == []

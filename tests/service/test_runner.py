@@ -12,7 +12,7 @@ from chassis import settings
 from command_service.bank import Bank
 from command_service.charge import Command
 from command_service.codec import encode
-from command_service.journal import Journal, Outcome, Record, VersionConflict
+from command_service.journal import Appended, Journal, Record, VersionConflict
 from command_service.parts import Parts
 from command_service.settings import Settings
 from command_service.streams import DECISIONS, KeepsMoving
@@ -62,7 +62,7 @@ class InMemory:
         events: Sequence[bytes],
         *,
         finished: bool,  # noqa: ARG002  # the port's
-    ) -> Outcome:
+    ) -> Appended:
         if self._ahead and expected_version == 1:
             ahead, self._ahead = self._ahead, b""
             self._store(charge_id, ahead)
@@ -140,7 +140,7 @@ class Contested(InMemory):
 
     appends = 0
 
-    async def append(self, *_: object, **__: object) -> Outcome:
+    async def append(self, *_: object, **__: object) -> Appended:
         self.appends += 1
         return VersionConflict()
 

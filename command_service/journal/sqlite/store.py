@@ -22,13 +22,13 @@ import structlog
 from chassis.disk import LOCAL_DISK, Disk, Thread
 from chassis.sqlite import Database
 from command_service.journal import (
+    Appended,
     JournalBusy,
     JournalCorrupt,
     JournalFull,
     JournalRefused,
     NotAccepting,
     NotStored,
-    Outcome,
     Place,
     Record,
     VersionConflict,
@@ -253,7 +253,7 @@ def _commit(batch: Sequence[Append], head: Head, connection: sqlite3.Connection)
 
     Positions and chain are given out after an append's conflict check, so a refused one leaves no hole.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[Appended] = []
     place = head.place
     connection.execute("BEGIN IMMEDIATE")
     for append in batch:
