@@ -13,7 +13,7 @@ from chassis import process
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """A program: the module whose `main` it is, the arguments that choose it there, and what it does."""
+    """A program: the module of its `main`, the arguments that select it there, and its text in the help."""
 
     module: str
     arguments: tuple[str, ...]
@@ -23,14 +23,12 @@ class _Command:
 COMMANDS = {
     "command-server": _Command("command_service.cli", (), "charge cards, each exactly once"),
     "query-server": _Command("query_service.cli", (), "answer queries from a view of the charges"),
-    "mock-bank": _Command("gateway_mock.cli", (), "a bank to try and test with, which fails on request"),
+    "mock-bank": _Command("gateway_mock.cli", (), "a bank for trials and tests, which fails on request"),
     "print-journal": _Command("command_service.cli", ("print-journal",), "print the journal, or one charge's stream"),
     "verify-journal": _Command("command_service.cli", ("verify-journal",), "verify all of the journal"),
     "backup": _Command("command_service.cli", ("backup",), "copy the journal, also while the server runs"),
     "restore": _Command("command_service.cli", ("restore",), "put a backup in the journal's place"),
-    "verify-history": _Command(
-        "judge.cli", (), "compare journal, bank statement and view, and find what does not hold"
-    ),
+    "verify-history": _Command("judge.cli", (), "compare journal, bank statement and view, and find broken invariants"),
 }
 
 
@@ -41,10 +39,10 @@ def main() -> None:
         "Charges cards, each exactly once.",
         epilog="commands:\n"
         + "\n".join(f"  {name:<15} {command.text}" for name, command in COMMANDS.items())
-        + "\n\nchargeonce COMMAND --help says more of each.",
+        + "\n\nchargeonce COMMAND --help describes each.",
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the command's own")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the command's own arguments")
     chosen = parser.parse_args()
     command = COMMANDS[chosen.command]
     program = "chargeonce" if command.arguments else f"chargeonce {chosen.command}"

@@ -1,8 +1,8 @@
-"""The caller of an RPC: whose keys and rows it may name, and who asks.
+"""The caller of an RPC: the tenant whose keys and rows it may name, and the actor who asks.
 
-The guard around each method (chassis/server.py) finds out the caller, and hands the handler a `GuardedCall` in place of grpc's
-context. A handler asks `caller_of` for it, which raises for anything else: without the guard there is no caller, and no
-default that would open a tenant's rows to everybody.
+The guard around each method (chassis/server.py) identifies the caller, and hands the handler a `GuardedCall` in place of
+grpc's context. `caller_of` returns the caller of such a call, and raises for any other context: without the guard there is
+no caller, and no default that would open a tenant's rows to everybody.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Caller:
 
 
 ANYBODY = Caller("default", "anonymous")
-"""Every caller, until identities exist: there is one tenant, and nobody is known by name."""
+"""Every caller, until identities exist: there is one tenant, and actors have no names."""
 
 
 class NoCaller(Exception):
@@ -26,7 +26,7 @@ class NoCaller(Exception):
 
 
 class GuardedCall:
-    """A call, as its handler sees it: the caller, the method's full name, and all that grpc's context offers."""
+    """A call, for its handler: the caller, the method's full name, and every member of grpc's context."""
 
     __slots__ = ("_context", "caller", "method")
 
@@ -40,7 +40,7 @@ class GuardedCall:
 
 
 def caller_of(context: Any) -> Caller:
-    """Return the caller of the call that a handler was given. Raises NoCaller if no guard made it."""
+    """Return the caller of a handler's call. Raises NoCaller if no guard made the call."""
     if not isinstance(context, GuardedCall):
         raise NoCaller
     return context.caller

@@ -1,7 +1,7 @@
-"""What the keeper of a SQLite file asks of the machine: a connection, a thread, a lock, room, and durable bytes.
+"""The machine's services for the keeper of a SQLite file: a connection, a thread, a lock, room, and durable bytes.
 
-Whoever opens a file is given a `Disk`, and asks the machine through it alone. A simulation passes a disk of its own, whose
-threads run inline and whose commits may fail; so the same keeper runs there unchanged.
+The keeper is given a `Disk`, and uses the machine through it alone. A simulation passes a disk of its own, whose threads run
+inline and whose commits may fail, and runs the same keeper unchanged.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-# How long a statement waits for a lock that another program holds, in its own thread: an edit by hand or a copying tool's
-# checkpoint is over by then, and a client that waits is still told before its deadline.
+# The longest wait of a statement, in its own thread, for another program's lock. A manual edit or a copying tool's checkpoint
+# is over by then, and a waiting client still gets an error before its deadline.
 BUSY_SECONDS = 3.0
 ONLY_THE_OWNER = 0o600
-# SQLite takes only ENOSPC for a full disk. A quota and a limit on a file's size come out as the same SQLITE_IOERR_WRITE as a
-# broken disk's EIO, and Python does not tell the errno: `Disk.has_room` asks the file again.
+# SQLite reports only ENOSPC as a full disk. A quota and a limit on a file's size give the same SQLITE_IOERR_WRITE as a broken
+# disk's EIO, and Python does not expose the errno: `Disk.has_room` asks the file again.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# More than a block of most file systems, so that it cannot fit into what the last one has left.
+# More than a block of most file systems, so that it cannot fit into the rest of the last block.
 GROWTH_BYTES = 1 << 16
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Held:
     def lock(self) -> None:
         """Take the file's exclusive lock, which lasts until the file is closed or the process ends.
 
-        Raises BlockingIOError if another process or another `Held` has it, and OSError if it cannot be had.
+        Raises BlockingIOError if another process or another `Held` has it, and OSError for any other failure.
         """
         fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -51,10 +51,10 @@ class Held:
 
 
 class Disk(Protocol):
-    """The machine, as the keeper of a file sees it."""
+    """The machine, for the keeper of a file."""
 
     def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
-        """Open a SQLite file in autocommit mode. One to be written is made if it is missing. Raises sqlite3.Error."""
+        """Open a SQLite file in autocommit mode. Opened for writing, a missing one is made. Raises sqlite3.Error."""
         ...
 
     def thread(self, name: str) -> Executor:
@@ -62,23 +62,23 @@ class Disk(Protocol):
         ...
 
     def hold(self, path: Path, flags: int = os.O_RDWR) -> Held:
-        """Open a file, or a folder with O_RDONLY, to be held. Raises OSError."""
+        """Open a file, or a folder with O_RDONLY, and keep it open. Raises OSError."""
         ...
 
     def mounts(self) -> Sequence[tuple[str, str]]:
-        """List the mount points and the kinds of their file systems, in order; none where the system does not tell."""
+        """List the mount points and the types of their file systems, in order; empty where the system has no such list."""
         ...
 
     def free_bytes(self, path: Path) -> int:
-        """Return the space that is free on the disk of a file or folder. Raises OSError."""
+        """Return the free space on the disk of a file or folder. Raises OSError."""
         ...
 
     def has_room(self, file: Path) -> bool:
-        """Tell whether a file can grow, by having it grow, and cutting it back. Raises OSError for what is no lack of room."""
+        """Test whether a file can grow, by extending and truncating it. Raises OSError for any failure but a lack of room."""
         ...
 
     def store_again(self, file: Path) -> None:
-        """Write a file over with its own bytes, and sync them. Raises OSError."""
+        """Overwrite a file with its own bytes, and sync it. Raises OSError."""
         ...
 
 
@@ -86,7 +86,7 @@ class Disk(Protocol):
 class LocalDisk:
     """This machine.
 
-    `busy_seconds`: how long a statement waits for another program's lock. `mounts_file`: where Linux lists what is mounted.
+    `busy_seconds`: the longest wait of a statement for another program's lock. `mounts_file`: Linux's list of mounts.
     """
 
     busy_seconds: float = BUSY_SECONDS
@@ -107,11 +107,11 @@ class LocalDisk:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     def hold(self, path: Path, flags: int = os.O_RDWR) -> Held:
-        """Open a file to be held; see the port. One that is made is for its owner alone."""
+        """Open a file; see the port. A new one is for its owner alone."""
         return Held(os.open(path, flags, ONLY_THE_OWNER))
 
     def mounts(self) -> Sequence[tuple[str, str]]:
-        """List what is mounted; see the port, and proc(5) for the form of the list."""
+        """List the mounts; see the port, and proc(5) for the form of the list."""
         try:
             lines = self.mounts_file.read_text(errors="surrogateescape").split("\n")
         except OSError:  # macOS has no such file
@@ -122,25 +122,25 @@ class LocalDisk:
         ]
 
     def free_bytes(self, path: Path) -> int:
-        """Return the space that is free; see the port."""
+        """Return the free space; see the port."""
         return shutil.disk_usage(path).free
 
     def has_room(self, file: Path) -> bool:
-        """Tell whether a file can grow; see the port.
+        """Test whether a file can grow; see the port.
 
-        A WAL's caller holds the write lock, so nobody else appends meanwhile. What is written are zeros past the last frame,
-        which are harmless even if the cutting back fails: readers go no further than the wal-index says, the next commit
-        writes over them, and after a crash a frame of page 0 and of other salts than the header's ends the WAL.
+        The caller holds a WAL's write lock, so no other program appends meanwhile. The test writes zeros past the last frame,
+        which are harmless even if the truncation fails: readers stop where the wal-index says, the next commit overwrites
+        them, and after a crash a frame with page 0 and other salts than the header's ends the WAL.
         """
         descriptor = os.open(file, os.O_RDWR)
         try:
             end = os.fstat(descriptor).st_size
             try:
                 written = 0
-                while written < GROWTH_BYTES:  # what fits only in part is written in part, and the rest says why
+                while written < GROWTH_BYTES:  # a write that fits in part is done in part; the next one raises
                     written += os.pwrite(descriptor, bytes(GROWTH_BYTES - written), end + written)
             finally:
-                os.ftruncate(descriptor, end)  # even this takes room where a file's blocks are never written over
+                os.ftruncate(descriptor, end)  # this too takes room where a file system never overwrites blocks
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -150,10 +150,10 @@ class LocalDisk:
         return True
 
     def store_again(self, file: Path) -> None:
-        """Write a file over with its own bytes; see the port.
+        """Overwrite a file with its own bytes; see the port.
 
-        After a failed sync Linux serves from its cache what may not be on disk, and no later sync stores it, since the pages
-        count as clean. Written again, the pages are dirty, and the sync means something.
+        After a failed sync Linux serves from its cache pages that may not be on disk, and no later sync stores them, since they
+        count as clean. Overwritten, the pages are dirty, and the next sync stores them.
         """
         descriptor = os.open(file, os.O_RDWR)
         try:
@@ -169,21 +169,21 @@ LOCAL_DISK = LocalDisk()
 
 
 def file_uri(path: Path, *, read_only: bool) -> str:
-    """Name a file for SQLite: to be read only, or to be written and made if it is missing."""
+    """Make SQLite's URI of a file, for reading only, or for writing, when a missing file is made."""
     quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     return f"file:{quoted}?mode={'ro' if read_only else 'rwc'}"
 
 
 class Thread:
-    """One thread that does one piece of work after the other, for an event loop that does not wait for it."""
+    """One thread that does one piece of work after the other, so that the event loop is never blocked."""
 
     def __init__(self, name: str, disk: Disk = LOCAL_DISK) -> None:
         self._executor = disk.thread(name)
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Do work in the thread. If the caller is cancelled, work that has begun is done; work that waits may be dropped."""
+        """Do work in the thread. If the caller is cancelled, work that has begun is finished; waiting work may be dropped."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     def end(self) -> None:
-        """End the thread after the work that was sent before, without waiting for it."""
+        """End the thread after all work sent before, without waiting for it."""
         self._executor.shutdown(wait=False)

@@ -1,10 +1,10 @@
 """The life of a gRPC server: start, health, reflection, the guard around each method, fixed error texts, drain.
 
-The guard tells a handler its caller: see chassis/caller.py.
+The guard hands a handler its caller: see chassis/caller.py.
 
-What a handler refuses it raises as a `Refusal`, which reaches the client as google.rpc.Status with its details.
-Whatever else escapes a handler reaches the client as one fixed text, and the log as a type and the lines it passed: grpc
-itself would send the exception's own text, which may quote a request.
+A handler refuses a call by raising a `Refusal`, which reaches the client as google.rpc.Status with its details. Any other
+exception of a handler reaches the client as one fixed text, and the log as a type and the lines that it passed: grpc itself
+would send the exception's own text, which may quote a request.
 """
 
 import asyncio
@@ -28,30 +28,30 @@ from chassis.telemetry import log_unexpected
 
 log = structlog.get_logger()
 
-# A dead link is noticed within this and half of it again; grpc's own default is two hours.
+# A dead link is detected within one and a half times this; grpc's own default is two hours.
 KEEPALIVE_MILLISECONDS = 15_000
 _KEEPALIVE = [
     ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MILLISECONDS // 2),
-    # That one waits for TCP to acknowledge. This one waits for the other end to answer, which if hung it never does; grpc's
-    # own default is a minute (measured).
+    # The timeout above waits for TCP's acknowledgement. This one waits for the peer's answer, which never comes if the peer
+    # hangs; grpc's own default is a minute (measured).
     ("grpc.http2.ping_timeout_ms", KEEPALIVE_MILLISECONDS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-# For a client of ours: it pings an idle link too, which a server of ours permits. A proxy that the environment names for the
-# web would cut us off from our own servers, and be shown every user's history.
+# For our own clients: they ping an idle link too, which our servers permit. A web proxy named by the environment would cut us
+# off from our own servers, or would see every user's history.
 CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.http2.max_pings_without_data", 0), ("grpc.enable_http_proxy", 0)]
 _SERVER_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
     ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
-    # Calls beyond this are cancelled by grpc itself, without a word of advice; by default beyond 1,000 (measured). A
-    # service's own limit is to speak first.
+    # grpc itself cancels calls beyond this, without any advice; its default is 1,000 (measured). A service's own limit must
+    # be lower.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 40_000),
-    ("grpc.max_concurrent_streams", 1_000),  # a connection: one client cannot take all there is
-    # What grpc receives at all. A service's own limit is far below, so that what is above that is refused with details;
-    # grpc's own refusal has none, and a code for which clients try again.
+    ("grpc.max_concurrent_streams", 1_000),  # a connection: one client cannot take every call slot
+    # grpc's limit on a message. A service's own limit is far below, and refuses a larger message with details; grpc's own
+    # refusal has none, and a code on which clients try again.
     ("grpc.max_receive_message_length", 256 << 10),
 ]
 
@@ -64,10 +64,10 @@ class _Unreadable:
 
 
 class _Guard:
-    """Stands around each method: names the caller, counts the calls under way, and lets only refusals and fixed texts out.
+    """Wraps each method: names the caller, counts the calls under way, and lets only refusals and fixed texts out.
 
-    Services register with it as if it were the server. An interceptor could do the same, and would cost each call a
-    search for its method (measured).
+    Services register with it as if it were the server. An interceptor could do the same, but would search for the method on
+    each call (measured).
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class _Guard:
         self._server.add_registered_method_handlers(service, guarded)
 
     def add_generic_rpc_handlers(self, _: Any) -> None:
-        """The same methods again, for a server that does not know the other way."""
+        """Do nothing: these are the same methods again, for servers without registered methods."""
 
     def _guard(self, name: str, method: Any) -> Any:
         read, write = self._reader(method.request_deserializer), method.response_serializer
@@ -160,13 +160,13 @@ def _call(method: str, context: Any) -> GuardedCall:
 
 
 def _identified(_method: str, _context: Any) -> Caller:
-    """Find out who calls a method. What this raises ends the call before its handler is entered."""
+    """Identify the caller of a method. An exception here ends the call before its handler is entered."""
     return ANYBODY
 
 
 def _readable(request: Any) -> Any:
     if isinstance(request, _Unreadable):
-        raise replace(request.refusal)  # one that is raised again and again keeps every frame it passed
+        raise replace(request.refusal)  # a copy: an exception raised repeatedly keeps every frame that it passed
     return request
 
 
@@ -176,7 +176,7 @@ async def _each_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 class Server:
-    """A gRPC server that listens, says how it is, and drains."""
+    """A gRPC server that listens, reports its health, and drains."""
 
     def __init__(self, server: grpc.aio.Server, guard: _Guard, health: Health, address: Address) -> None:
         self._server = server
@@ -200,13 +200,13 @@ class Server:
     ) -> "Server":
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
 
-        `descriptors` is what reflection serves: a FileDescriptorSet with comments. Requests above `request_bytes` are
-        refused with `unreadable`'s code and advice. Raises OSError with the way out when the address cannot be had.
+        Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are refused with
+        `unreadable`'s code and advice. Raises OSError if the address cannot be bound; its text names the remedy.
         """
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         guard = _Guard(server, domain, unreadable, unexpected, request_bytes)
         register(cast("grpc.aio.Server", guard))
-        # Guarded as well, by a guard whose calls nobody counts: a watcher of health never hangs up, and no drain waits for it.
+        # Guarded too, but by a guard whose calls no drain waits for: a watcher of health never hangs up.
         common = cast("grpc.aio.Server", _Guard(server, domain, unreadable, unexpected, request_bytes))
         health = Health(services)
         health_pb2_grpc.add_HealthServicer_to_server(health, common)
@@ -222,7 +222,7 @@ class Server:
         return cls(server, guard, health, Address(listen.host, port))
 
     async def set_serving(self, serving: bool) -> None:
-        """Tell load balancers whether to send calls here."""
+        """Set the health that load balancers read: whether to send calls here."""
         self._health.set(HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
@@ -230,8 +230,8 @@ class Server:
         self._health.set(HealthCheckResponse.NOT_SERVING, is_final=True)
         stopping = asyncio.create_task(self._server.stop(grace_seconds))
         try:
-            if self._guard.calls:  # waiting for no time at all would time out even then
-                # Not the server's own wait: it would wait the whole grace for a watcher of health.
+            if self._guard.calls:  # a wait of zero seconds would time out even without calls
+                # Not the server's own wait, which would last the whole grace for a watcher of health.
                 await asyncio.wait_for(self._guard.idle.wait(), grace_seconds)
         except TimeoutError:
             log.warning("calls were cut off by the end of the drain", calls=self._guard.calls)

@@ -1,7 +1,7 @@
 """A SQLite file and the one thread that may touch its connection.
 
-Work on a connection goes through `Database.run`, in a thread that the `Disk` gives: on an event loop that runs such work
-inline, the same code is deterministic.
+Work on a connection goes through `Database.run`, in a thread of the `Disk`. On an event loop that runs such work inline, the
+same code is deterministic.
 """
 
 import os
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class PragmaNotTakenError(Exception):
-    """SQLite did not take a setting that the promises rest on."""
+    """SQLite did not take a setting that our promises depend on."""
 
 
 class Database:
@@ -30,9 +30,9 @@ class Database:
     async def open(
         cls, path: Path, *, read_only: bool = False, pragmas: Mapping[str, str | int], disk: Disk = LOCAL_DISK
     ) -> "Database":
-        """Open the file and set the pragmas, each read back. A file to be written is made if it is missing.
+        """Open the file and set the pragmas, each read back. Opened for writing, a missing file is made.
 
-        Raises sqlite3.Error, or PragmaNotTakenError if a pragma reads back otherwise than it was set.
+        Raises sqlite3.Error, or PragmaNotTakenError if a pragma reads back another value than was set.
         """
         thread = Thread(f"sqlite-{path.name}", disk)
         try:
@@ -49,7 +49,7 @@ class Database:
         return await self._thread.run(work, self._connection)
 
     async def close(self) -> None:
-        """Close after the work that was sent before."""
+        """Close after all work sent before."""
         await self.run(lambda connection: connection.close())
         self._thread.end()
 
@@ -57,7 +57,7 @@ class Database:
 def open_connection(
     path: Path, *, read_only: bool, pragmas: Mapping[str, str | int], disk: Disk = LOCAL_DISK
 ) -> sqlite3.Connection:
-    """Open a connection as `Database.open` does, for use by the calling thread."""
+    """Open a connection like `Database.open`, for the calling thread."""
     is_new = not path.exists()
     connection = disk.connect(path, read_only=read_only)
     try:

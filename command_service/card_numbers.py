@@ -2,14 +2,14 @@
 
 `card_number_in` is the one question. It is asked of every text in a request, and of every id that a bank sends.
 
-What counts hangs on the field, since a tenth of all numbers pass Luhn and honest ids would suffer:
+The rules depend on the field, since a tenth of all numbers pass Luhn and honest ids would be refused:
 
 1. Everywhere: a scheme's number as a run of digits that stands whole, bare or in groups as on a card (4 4 4 4, 4 6 5,
    4 3 3 3, 6 13, or digits by ones, twos or threes).
 2. In a card's own fields also in any other groups, and with the lengths that phone and article numbers have: Visa's old
    13, and 12 to 15, 17 and 18 of Maestro. Elsewhere these count only in groups that begin with four digits.
-3. Everywhere: a number with its expiry date, and security code, run on behind it; a number as a chip tells it, after the
-   tags 5A and 57 in hexadecimal; a number whose separators are escapes of URLs, HTML or JSON.
+3. Everywhere: a number run together with its expiry date, or with date and security code; a number in a chip's encoding,
+   after the tags 5A and 57 in hexadecimal; a number whose separators are escapes of URLs, HTML or JSON.
 """
 
 import html
@@ -22,15 +22,15 @@ from urllib.parse import unquote
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """The card numbers of a scheme: how their first four digits read, from and to, and how many digits they have."""
+    """The card numbers of a scheme: the range of their first four digits, and their lengths."""
 
     name: str
     prefixes: tuple[tuple[int, int], ...]
     lengths: tuple[int, ...]
-    odd: bool = False  # Phone and article numbers are that long too: counts in a card's own fields, or in groups.
+    odd: bool = False  # Phone and article numbers have this length too: counts in a card's own fields, or in groups.
 
 
-# Prefix and length must both fit, or honest ids suffer: a tenth of all numbers pass Luhn. Sources: the table of
+# Prefix and length must both fit, or honest ids would be refused: a tenth of all numbers pass Luhn. Sources: the table of
 # braintree/credit-card-type (src/lib/card-types.ts) and Wikipedia's "Payment card number". Where they differ on a length
 # that hardly any card has, it is left out if honest numbers have it: decimal ids have 17 and 18 digits, phone numbers and
 # barcodes 12 and 13.
@@ -74,7 +74,7 @@ def _prefixes(*, odd: bool) -> dict[int, frozenset[str]]:
 
 _PREFIXES, _ALL_PREFIXES = _prefixes(odd=False), _prefixes(odd=True)
 _DOUBLED = {"0": 0, "1": 2, "2": 4, "3": 6, "4": 8, "5": 1, "6": 3, "7": 5, "8": 7, "9": 9}  # less 9 where above 9
-# UTF-8 with its letters made one and all but letters and digits dropped: a run of digits shows in it unbroken.
+# UTF-8 with every letter made the same one, and all but letters and digits dropped: a run of digits is unbroken in it.
 _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _LETTERS_TO_X = bytes.maketrans(_LETTERS, b"x" * len(_LETTERS))
 _SEPARATORS = bytes(set(range(256)) - set(_LETTERS) - set(b"0123456789"))
@@ -82,9 +82,9 @@ _LONG_RUN = re.compile(rb"[0-9]{%d}" % SHORTEST)
 # A character that is not ASCII, or the beginning of an escape.
 _UNUSUAL = re.compile(rb"[\xc2-\xf4][\x80-\xbf]|[%&<\\]")
 _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
-# They stand in a run of digits and cannot be seen: joiners, soft hyphens, variation selectors.
+# Invisible characters that can stand in a run of digits: joiners, soft hyphens, variation selectors.
 _INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]+")
-# What begins an escape of a URL, of HTML or markup itself, of JSON and program text.
+# The first characters of escapes in URLs, in HTML or of markup itself, in JSON and program text.
 _ESCAPES = ("%", "&", "<", "\\")
 _MARKUP = re.compile(r"<[^<>]*>")
 _BACKSLASHED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|[a-zA-Z])")
@@ -98,18 +98,18 @@ _OPAQUE_ID = re.compile(
     r"|(?=(?:[0-9]*+[a-f]){4})(?:[0-9a-f]{24}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}))(?![0-9a-z])",
     re.IGNORECASE | re.ASCII,
 )
-# A bank account's number; its own check digits tell it from anything else.
+# A bank account's number, recognised by its own check digits.
 _IBAN = re.compile(
     r"(?<![0-9A-Za-z])([A-Z]{2}[0-9]{2})((?: ?[0-9A-Z]{4}){2,7}(?: ?[0-9A-Z]{1,3})?)(?![0-9A-Za-z])", re.ASCII
 )
-# A hexadecimal word with letters between its digits: they join with nothing outside of it.
+# A hexadecimal word with letters between its digits, which join with nothing outside of it.
 _HEXADECIMAL_WORD = re.compile(
     r"(?<![0-9a-z])(?=[0-9a-f]*[0-9][a-f]+[0-9])[0-9a-f]{8,}(?![0-9a-z])", re.IGNORECASE | re.ASCII
 )
-# EMV's tags in hexadecimal: 5A, length and number; 57, length and track 2, that is number, D and date.
+# EMV's tags in hexadecimal: 5A, length and number; 57, length and track 2: number, D and date.
 _NO_WORD = re.compile(r"[\W_]+")
 _TAGGED = re.compile(r"5A0[6-9A]([0-9]{12,19})|57(?:0[89A-F]|1[0-3])([0-9]{12,19})D[0-9]{4}", re.IGNORECASE)
-# Month and year or year and month, of two digits or four, and the security code: what is typed and copied after a number.
+# Month and year or year and month, of two digits or four, and the security code, as people type and copy them.
 _EXPIRY = re.compile(r"(?:(?:0[1-9]|1[0-2])(?:20)?[2-4][0-9]|(?:20)?[2-4][0-9](?:0[1-9]|1[0-2]))(?:[0-9]{3,4})?")
 _LONGEST_WITH_EXPIRY = LONGEST + 6 + 4
 # yymmddHHMMSS of these years, and four digits: an order number, though it begins like a Mastercard.
@@ -123,16 +123,16 @@ _MOST_GROUPS = LONGEST // _SHORTEST_GROUP + 1
 
 
 def card_number_in(text: str, *, of_card: bool = False) -> bool:
-    """Say whether a text holds a card number. `of_card`: it stands in a field where a card is typed.
+    """Say whether a text holds a card number. `of_card`: it is the text of a card's own field.
 
     Digits of all scripts count, full-width ones too. A run is written with or without separators, which are anything but
     letters and digits. Whole means that it stands alone, or that it consists of whole groups among others, as in
     "4111 1111 1111 1111 12/27" or on a track: then only the last of its groups may have fewer than three digits, or every
     other time of day would be searched for cards. A longer run of bare digits is a card number only with an expiry date.
 
-    Let through are UUIDs, hexadecimal ids, IBANs, and outside of a card's fields order numbers that begin with a time
-    (yymmddHHMMSS and four digits). What is found and what suffers is measured in tests/core/test_screening.py. Whoever
-    hides a number on purpose, in base64 say, is not found.
+    UUIDs, hexadecimal ids and IBANs pass, and outside of a card's fields order numbers that begin with a time (yymmddHHMMSS
+    and four digits). tests/core/test_screening.py measures the numbers found and the honest ids refused. A number hidden on
+    purpose, for instance in base64, is not found.
 
     It takes 0.3 to 1.5 us where there are no 12 digits in a row, and 4 to 20 us where there are (measured).
     """
@@ -142,7 +142,7 @@ def card_number_in(text: str, *, of_card: bool = False) -> bool:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """Read a text as it stands and unescaped, each with what is invisible as a separator and as nothing."""
+    """Read a text as it stands and unescaped, each with invisible characters as separators and without them."""
     for read in (text, unescaped(text)) if _has_escapes(text) else (text,):
         plain = read if read.isascii() else _FOREIGN_DIGIT.sub(_ascii_digit, read)
         yield plain
@@ -167,7 +167,7 @@ def _has_escapes(text: str) -> bool:
 
 
 def unescaped(text: str) -> str:
-    """Read a text as a browser or a parser would, twice: what was escaped is often escaped once more on its way."""
+    """Read a text as a browser or a parser would, twice: escaped text is often escaped once more on its way."""
     for _ in range(2 if _has_escapes(text) else 0):
         text = _MARKUP.sub(" ", html.unescape(unquote(_BACKSLASHED.sub(_character, text))))
     return text
@@ -179,7 +179,7 @@ def _character(escape: re.Match[str]) -> str:
 
 
 def _written_in(text: str, *, of_card: bool) -> bool:
-    # Most texts hold nothing suspicious, so that ids are looked for only in those that do.
+    # Most texts hold nothing suspicious: only a suspicious one is searched for ids.
     return _tagged_in(text) or (
         _run_in(text, of_card=of_card)
         and _run_in(
@@ -210,7 +210,7 @@ def _run_in(text: str, *, of_card: bool) -> bool:
 
 
 def _runs(groups: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Read a chain of digit groups in all the ways that count: as one run, and as runs of some of its groups."""
+    """Read a chain of digit groups in every way that counts: as one run, and as runs of some of its groups."""
     yield "".join(groups), groups
     for first in range(len(groups)):
         run = ""

@@ -1,4 +1,4 @@
-"""The command server's command line: the server itself, and what an operator does with its journal."""
+"""The command server's command line: the server itself, and the operator's commands on its journal."""
 
 import os
 import signal
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-# Before grpc is loaded: its C core writes to standard error by itself, from threads that serve, and a pipe that is not read
-# would stop these for ever. The server logs what matters of it.
+# Before grpc is loaded: its C core writes to standard error from threads that serve, and a pipe without a reader would block
+# these for ever. The server logs such errors itself.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from chassis import process, settings, telemetry
@@ -30,7 +30,7 @@ def main(
     program: str = PROGRAM,
     make_parts: Callable[[Settings], Parts] = Parts,
 ) -> None:
-    """Run the server, from the parts that are made of its settings, or one of the operator's commands. See --help."""
+    """Run the server, with the parts made from its settings, or one of the operator's commands. See --help."""
     process.open_standard_streams()
     parser = process.server_parser(
         program,
@@ -44,10 +44,10 @@ def main(
     which.add_argument("charge", nargs="?", help="the charge's id")
     which.add_argument("--key", help="the charge's idempotency key")
     commands.add_parser("verify-journal", help="verify all of the journal; exit status 1 if it is damaged")
-    backing_up = commands.add_parser("backup", help="copy the journal, also while the server runs, to a new file")
+    backing_up = commands.add_parser("backup", help="copy the journal to a new file, also while the server runs")
     backing_up.add_argument("to", type=Path)
     restoring = commands.add_parser(
-        "restore", help="put a backup in the journal's place, or accept the file that is there, under a new journal id"
+        "restore", help="put a backup in the journal's place, or accept the file in place, under a new journal id"
     )
     restoring.add_argument("backup", type=Path, nargs="?")
     chosen, unknown = parser.parse_known_args(arguments)
@@ -62,7 +62,7 @@ def main(
         read = _read_settings()
         match chosen.command:
             case "print-journal":
-                # A reader such as `head` may leave before the end: then this ends quietly, as any filter does.
+                # A reader such as `head` may leave early: then this program ends quietly, like any filter.
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 if chosen.key is None:
                     lines = print_journal(read.journal, chosen.charge)

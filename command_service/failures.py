@@ -68,7 +68,7 @@ class JournalFull(NotStored):
 
 
 class JournalBusy(NotStored):
-    """Another program holds the file's write lock, for longer than an append waits."""
+    """Another program holds the file's write lock longer than an append waits."""
 
 
 class Unreadable(CallFailed):
@@ -76,7 +76,7 @@ class Unreadable(CallFailed):
 
 
 class JournalCorrupt(Unreadable):
-    """A stored record does not fit the chain. `position` is the first that cannot be trusted; None if the store cannot say."""
+    """A stored record does not fit the chain. `position` is the first untrusted one; None if the store cannot name it."""
 
     def __init__(self, position: int | None) -> None:
         fault = (

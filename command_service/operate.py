@@ -1,6 +1,6 @@
-"""What an operator does with a journal from the command line: print it, verify it, restore it.
+"""The operator's commands on a journal: print it, verify it, restore it.
 
-Everything is read from the store itself; printing and verifying also beside a running server.
+All read the store itself; printing and verifying work beside a running server too.
 """
 
 import datetime
@@ -35,9 +35,9 @@ def print_journal(at: Location, charge_id: str | None, *, named: str = "") -> It
 
 
 def verify_journal(at: Location) -> str:
-    """Verify every record against the chain, fold every stream, recompute what is unfinished, check tail and indexes.
+    """Verify every record against the chain, fold every stream, recompute the unfinished charges, check tail and indexes.
 
-    A journal without an anchor, as a backup is, is verified as far as it goes. Returns what was found in a line. Raises
+    A journal without an anchor, such as a backup, is verified up to its last record. Returns one line with the result. Raises
     JournalRefused with the first position that cannot be trusted.
     """
     with at.read(at_one_moment=True) as journal:
@@ -60,9 +60,9 @@ def verify_journal(at: Location) -> str:
 def restore_journal(
     at: Location, source: Path | None, *, any_file_system: bool = False, disk: Disk = LOCAL_DISK
 ) -> tuple[str, Place]:
-    """Restore a journal, with every stream folded to see what is unfinished. Returns its id and where it ends.
+    """Restore a journal, and fold every stream to find the unfinished charges. Returns the journal's id and its end.
 
-    Raises JournalRefused, also if an event cannot be read.
+    Raises JournalRefused, also for an event that cannot be read.
     """
     return at.restore(source, lambda records: _unfinished(_fold(records)), any_file_system=any_file_system, disk=disk)
 
@@ -70,8 +70,8 @@ def restore_journal(
 def _fold(records: Iterable[Record]) -> dict[str, State]:
     """Fold every stream. Raises JournalRefused at the first event that cannot be read.
 
-    All charges at rest share the state of the first: nothing may follow any of them, so what it holds is never asked, and
-    of millions only the ids are kept.
+    All charges at rest share the state of the first: nothing may follow any of them, so its contents are never read, and of
+    millions of charges only the ids are kept.
     """
     states: dict[str, State] = {}
     at_rest: State | None = None

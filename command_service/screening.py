@@ -1,15 +1,15 @@
-"""Says what is wrong with a client's request, before anything of it is stored, logged or sent.
+"""Finds the faults of a client's request, before any part of it is stored, logged or sent.
 
 1. `always_refused` counts for every request: an unknown field, a card number in any field, a malformed idempotency key.
-   Nothing else is refused before the key is looked up, or the retry of a charge that was once accepted would not find it.
-   The message is read by its descriptor, so that a field added to the contract is searched without a line here.
+   No other rule applies before the key is looked up, or the retry of an accepted charge would not find it. The message is
+   read by its descriptor, so that a field added to the contract is searched without a line here.
 2. `faults` are today's rules for a new charge. They may get stricter; charges accepted before do not meet them again.
-   Every one of them stands in the comments of the contract.
+   The contract's comments state every one of them.
 3. A fault is a field and a text. Both are fixed and repeat nothing of the input, which may be a card number. A metadata
    key is input too, so an entry's field is "metadata.key" or "metadata.value". Each field is named once.
 4. Nothing is corrected: "usd" is refused, not read as USD, and ids are compared byte for byte.
 
-What cannot be seen: whether 1250 JPY was meant as 12.50. The amount is in minor units, and yen have none smaller.
+One mistake cannot be found: 1250 JPY that was meant as 12.50. The amount is in minor units, and the yen has no smaller unit.
 """
 
 import re
@@ -25,9 +25,9 @@ from command_service.values import Card, Money, Request
 
 Faults = tuple[tuple[str, str], ...]  # (field, text)
 
-# In bytes of UTF-8, so that whatever the contract allows fits the 16 KiB of a command.
+# In bytes of UTF-8, so that every request within the contract's limits fits the 16 KiB of a command.
 MAX_BRAND_BYTES = 64  # "American Express" has 16; the longer full names fit too.
-MAX_TEXT_BYTES = 1_500  # Of a description or metadata value: 500 characters in any script, nearly.
+MAX_TEXT_BYTES = 1_500  # Of a description or metadata value: 500 characters in nearly any script.
 MAX_METADATA_ENTRIES = 20
 MAX_METADATA_BYTES = 10_000  # Of all keys and values together.
 
@@ -51,40 +51,40 @@ METADATA_TOO_LARGE = "must have at most 10,000 bytes of UTF-8 in all its keys an
 METADATA_KEY_MALFORMED = "must be 1 to 40 of A-Z a-z 0-9 _ . : -"
 METADATA_KEY_FORBIDDEN = "must not name a card's security code, PIN or track: these are never sent"
 
-# Clients' own names, of whatever make: "1001", "auth0|x", "jane+x@y". They are compared and stored, and never a part of a path.
+# Clients' own names, of any form: "1001", "auth0|x", "jane+x@y". They are compared and stored, and never part of a path.
 _NAME = re.compile(r"[!-~]{1,255}")
-# What banks and vaults make tokens of: words, UUIDs, JWTs, both kinds of base64. No space, quote, bracket, $, % or \, so
-# that nobody downstream finds markup or a format in it. Stripe promises that no id of its own is longer than 255.
+# The characters of banks' and vaults' tokens: words, UUIDs, JWTs, both kinds of base64. No space, quote, bracket, $, % or \,
+# so that no program downstream reads markup or a format in it. Stripe promises that no id of its own is longer than 255.
 _CARD_TOKEN = re.compile(r"[A-Za-z0-9_.:~+/=-]{1,255}")
 _LAST4 = re.compile(r"[0-9]{4}|")
 _METADATA_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,40}")
-# What PCI DSS 4 forbids to keep (3.3), by every scheme's name for it, whatever the value. A key is compared in lower case and
-# without its punctuation.
+# The security codes that PCI DSS 4 forbids to keep (3.3), by every scheme's name and whatever the value. A key is compared in
+# lower case and without its punctuation.
 _CODE_NAME = r"(?:(?:cvv|cvc|cvn|cav)2?|cvp2)"
 _SENSITIVE_NAME = re.compile(
     rf"(?:(?:credit|debit|payment|billing|cc)?card|cc)?[0-9]*(?:{_CODE_NAME}(?:code|value|number|no)?|cve|cid|csc"
     r"|securitycode|pin|pinblock|magstripe|track[123]?data|track[123]|cardverification(?:code|value))[0-9]*"
 )
-# A security code told in a text: its name, and beside it three or four digits. Names that mean other things too ("CID 123",
-# "PIN 1234") are not looked for in texts.
+# A security code in a text: its name, and beside it three or four digits. Names with other meanings ("CID 123", "PIN 1234")
+# are not looked for in texts.
 _TOLD_CODE = re.compile(
     rf"(?<![a-z0-9])(?:{_CODE_NAME}|(?:card )?security code|card verification (?:code|value|number))"
     r"(?![a-z])[\W_]*+(?:(?:code|value|number|no|nr|is|ist)(?![a-z])[\W_]*+){0,2}[0-9]{3,4}(?![0-9])",
     re.IGNORECASE | re.ASCII,
 )
 _THREE_DIGITS = re.compile(r"[0-9]{3}")
-# Controls, line separators, lone surrogates, and all that is there and cannot be seen: bidi overrides, zero-width
-# characters, soft hyphens, tags. Private and unassigned characters pass: Python knows no emoji newer than itself.
+# Controls, line separators, lone surrogates, and invisible characters: bidi overrides, zero-width characters, soft hyphens,
+# tags. Private and unassigned characters pass: Python knows no emoji newer than itself.
 _UNPRINTABLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # Unicode calls them letters or marks.
-# What a description or metadata value may hold besides: line breaks and tabs; and joiners, of emoji and of Persian and Indic
-# letters, one at a time and only behind what is not ASCII, where they do something.
+# A description or metadata value may also hold line breaks and tabs, and the joiners of emoji and of Persian and Indic
+# letters, one at a time and only after a character beyond ASCII, where they have an effect.
 _LAYOUT = re.compile(r"\r?\n|\t|(?<=[^\x00-\x7f\u200c\u200d])[\u200c\u200d]")
 
 
 # ---------------------------------------------------------------- the rules
 def always_refused(wire: ChargeRequest) -> Faults:
-    """Tell what is refused before the key is looked up: an unknown field, a card number anywhere, a malformed key."""
+    """Find the faults that count before the key is looked up: an unknown field, a card number anywhere, a malformed key."""
     found = {}
     serialised = wire.SerializeToString()
     if may_hold_card_number(serialised):
@@ -97,13 +97,13 @@ def always_refused(wire: ChargeRequest) -> Faults:
         found.setdefault("idempotency_key", malformed)
     wire.DiscardUnknownFields()
     if wire.ByteSize() != len(serialised):
-        # A field that this server does not know might say how much, or whom: money is not moved on half a request.
+        # A field that this server does not know might name the amount or the payer: no money moves on half a request.
         found[""] = UNKNOWN_FIELDS
     return tuple(found.items())
 
 
 def _texts(value: object, field: str = "") -> Iterator[tuple[str, str]]:
-    """Walk a message by its descriptor: every text in it with its field's name, which has no index and no key of a map."""
+    """Walk a message by its descriptor: every text in it with the name of its field, without indexes and keys of maps."""
     match value:
         case str():
             yield field, value
@@ -122,14 +122,14 @@ def _texts(value: object, field: str = "") -> Iterator[tuple[str, str]]:
 
 
 def key_fault(idempotency_key: str) -> str | None:
-    """Tell what is wrong with the form of an idempotency key, or None. Its characters are taken as they are."""
+    """Return the fault in an idempotency key's form, or None. Its characters are taken as they are."""
     return None if _NAME.fullmatch(idempotency_key) else KEY_MALFORMED
 
 
 def faults(request: Request, max_minor_units: Mapping[str, int] = MAX_MINOR_UNITS) -> Faults:
-    """Tell what a request breaks of today's rules. They count for a new charge only.
+    """Find the rules of today that a request breaks. They count for a new charge only.
 
-    A request without an amount comes as Money(0, ""). `max_minor_units` says how much is taken at most, by currency.
+    Money(0, "") stands for a missing amount. `max_minor_units` is the largest amount accepted, by currency.
     """
     found: dict[str, str] = {}
     for field, fault in _all_faults(request, max_minor_units):
@@ -159,7 +159,7 @@ def _card_faults(card: Card) -> Iterator[tuple[str, str | None]]:
 
 
 def _amount_faults(amount: Money, max_minor_units: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:
-    """Judge an amount. A minimum above zero is the bank's to know: it depends on what it settles in, and it declines."""
+    """Judge an amount. The bank declines one below its minimum, which depends on the currency that it settles in."""
     if amount == Money(0, ""):
         yield "amount", REQUIRED
         return
@@ -170,7 +170,7 @@ def _amount_faults(amount: Money, max_minor_units: Mapping[str, int]) -> Iterato
     elif exponent is not None and amount.minor_units > max_minor_units[amount.currency_code]:
         yield "amount.minor_units", AMOUNT_TOO_LARGE
     elif exponent == 3 and amount.minor_units % 10 != 0:
-        # Stripe's rule for its payment partners. It holds for every bank, lest a charge's validity hang on the bank.
+        # Stripe's rule for its payment partners. It holds for every bank: no charge's validity depends on its bank.
         yield "amount.minor_units", AMOUNT_LAST_DIGIT
 
 

@@ -1,4 +1,4 @@
-"""What can be set about the command server, and why."""
+"""The command server's settings, and the reasons for their defaults."""
 
 import re
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ from command_service.currencies import EXPONENTS, MOST_DIGITS
 from command_service.journal.location import DEFAULT, location
 from command_service.journal.store import Location
 
-# Labels that a name may have, or the digits of an IPv6 address; httpx knows the rest.
+# The labels of a host name, or the digits of an IPv6 address; httpx checks the rest.
 _HOST = re.compile(rb"(?:[0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*")
 
 
 def bank_url(value: str) -> str:
-    """An http or https address without a trailing slash, as httpx reads it: what it cannot use would fail with each call."""
+    """Read an http or https URL without a trailing slash. One that httpx cannot use would fail each call."""
     try:
         url = httpx.URL(value)
         fits = (
@@ -36,15 +36,15 @@ def bank_url(value: str) -> str:
             and not url.userinfo
             and not re.search(r"[?#\s]", value)
         )
-    except (httpx.InvalidURL, ValueError):  # reading a host raises a ValueError if IDNA does not know it
+    except (httpx.InvalidURL, ValueError):  # a ValueError: a host that IDNA does not know
         fits = False
-    if not fits:  # in words of our own: httpx quotes the value, which may hold a password
+    if not fits:  # a text of our own: httpx quotes the value, which may hold a password
         raise ValueError("must be http://host:port or https://host, with a path if need be, and nothing else")
     return value.rstrip("/")
 
 
 def max_amounts(value: str) -> Mapping[str, int]:
-    """Caps in minor units by currency, as EUR=500000,IDR=999999999999; nothing for none of one's own."""
+    """Read caps in minor units by currency, as EUR=500000,IDR=999999999999; empty for the built-in caps."""
     caps: dict[str, int] = {}
     for part in value.split(",") if value.strip() else ():
         code, _, units = (each.strip() for each in part.partition("="))
@@ -73,33 +73,36 @@ class Settings:
         "COMMAND_JOURNAL_MUST_EXIST",
         yes_or_no,
         "no",
-        "yes refuses to begin a new journal: a disk that is not mounted is no empty one",
+        "yes refuses to begin a new journal: an empty folder may be a disk that is not mounted",
     )
     journal_any_file_system: bool = setting(
         "COMMAND_JOURNAL_ANY_FILE_SYSTEM",
         yes_or_no,
         "no",
-        "yes allows kinds that are not known to keep locks and syncs, and risks that acknowledged charges are lost",
+        "yes allows file systems that are not known to keep locks and syncs, and risks the loss of acknowledged charges",
     )
     bank_url: str = setting("COMMAND_BANK_URL", bank_url, "http://127.0.0.1:8080", "the bank")
     bank_timeout_seconds: float = setting(
         "COMMAND_BANK_TIMEOUT_SECONDS",
         number(0.05, 120),
         "10",
-        "after it a call counts as unanswered and is made again",
+        "the time after which a call counts as unanswered and is made again",
     )
     bank_calls: int = setting(
-        "COMMAND_BANK_CALLS", whole(1, 10_000), "128", "calls to the bank at once: more only queue there"
+        "COMMAND_BANK_CALLS", whole(1, 10_000), "128", "concurrent calls to the bank: more would only queue there"
     )
-    max_calls: int = setting("COMMAND_MAX_CALLS", whole(1, 100_000), "2000", "commands at once: memory is not endless")
+    max_calls: int = setting("COMMAND_MAX_CALLS", whole(1, 100_000), "2000", "concurrent commands: each takes memory")
     max_unfinished: int = setting(
-        "COMMAND_MAX_UNFINISHED", whole(1, 1_000_000), "20000", "unfinished charges at which no new ones are taken"
+        "COMMAND_MAX_UNFINISHED",
+        whole(1, 1_000_000),
+        "20000",
+        "the number of unfinished charges at which new ones are refused",
     )
     abandon_after_seconds: float = setting(
         "COMMAND_ABANDON_AFTER_SECONDS",
         number(1, 7 * 86_400),
         "3600",
-        "the age at which a charge without a token is given up: nobody waits for it any more",
+        "the age at which a charge without a token is given up: its client waits no longer",
     )
     attention_after_seconds: float = setting(
         "COMMAND_ATTENTION_AFTER_SECONDS",
@@ -111,23 +114,23 @@ class Settings:
         "COMMAND_MAX_AMOUNTS",
         max_amounts,
         "",
-        "the most that one charge takes in these currencies, instead of the built-in cap",
+        "the largest amount of a charge in these currencies, instead of the built-in cap",
     )
     free_bytes: int = setting(
         "COMMAND_FREE_BYTES",
         whole(0, 1 << 50),
         str(16 << 20),
-        "free space below which no new charges are taken, so that those begun can finish",
+        "free space below which new charges are refused, so that those begun can finish",
     )
     drain_seconds: float = setting(
         "COMMAND_DRAIN_SECONDS",
         number(0, 600),
         "10",
-        "how long calls under way may take when the server is asked to stop",
+        "the time that calls under way get to end when the server stops",
     )
     reflection: bool = setting(
         "COMMAND_REFLECTION", yes_or_no, "yes", "lets grpcurl and buf curl work without .proto files"
     )
     metrics_listen: Address | None = setting(
-        "COMMAND_METRICS_LISTEN", optional_address, "", "where Prometheus reads; nothing means nowhere"
+        "COMMAND_METRICS_LISTEN", optional_address, "", "where Prometheus reads the gauges; empty for nowhere"
     )

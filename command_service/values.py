@@ -1,11 +1,11 @@
-"""The values of the core: what clients ask for, what a bank is asked and answers, and what is stored. They decide nothing."""
+"""The values of the core: clients' requests, questions to a bank, its answers, and events. They decide nothing."""
 
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 
-# ---------------------------------------------------------------- what a client asks for
+# ---------------------------------------------------------------- a client's request
 @dataclass(frozen=True, slots=True)
 class Money:
     """An amount in minor units of an ISO 4217 currency: 1250 EUR is 12.50 euros, 1250 JPY is 1250 yen."""
@@ -25,7 +25,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asked for. User, card token and amount are compared on a retry; of the rest the first one wins."""
+    """A client's request. User, card token and amount are compared on a retry; for other fields the first request wins."""
 
     charge_id: str
     tenant: str
@@ -50,7 +50,7 @@ class DeclineReason(Enum):
 
 
 class ReviewReason(Enum):
-    """Why nobody may guess what happened."""
+    """Why the outcome is unknown and must not be guessed."""
 
     FIELDS_DIFFER = "fields_differ"
     EXECUTE_REFUSED = "execute_refused"
@@ -61,7 +61,7 @@ class ReviewReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is kept of an answer that nobody understood: never its body, which may hold a card number."""
+    """The stored part of an answer that was not understood: never its body, which may hold a card number."""
 
     fields: tuple[str, ...] = ()
     status: int = 0
@@ -72,7 +72,7 @@ class Evidence:
 # ---------------------------------------------------------------- effects: what to do next, as a value
 @dataclass(frozen=True, slots=True)
 class RequestToken:
-    """The token step. The count of expired tokens tells a late answer to an earlier request apart."""
+    """The token step. By the count of expired tokens a late answer to an earlier request is recognised."""
 
     charge_id: str
     card_token: str
@@ -82,7 +82,7 @@ class RequestToken:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """The execute step: move the money of this token's transaction, once, however often the bank is told."""
+    """The execute step: move the money of this token's transaction, once, however often the bank is asked."""
 
     charge_id: str
     card_token: str
@@ -137,7 +137,7 @@ class Contradiction:
 
 @dataclass(frozen=True, slots=True)
 class InProgress:
-    """The bank is at it: ask again, after its time if it named one."""
+    """The bank is still working on the request: ask again, after the time that it named, if any."""
 
     retry_after_seconds: float | None = None
 
@@ -194,7 +194,7 @@ class ChargeDeclined:
 
 @dataclass(frozen=True, slots=True)
 class ReviewRequired:
-    """Nobody may guess what happened: a person must look into it."""
+    """The outcome is unknown and must not be guessed: a person must look into it."""
 
     reason: ReviewReason
     evidence: Evidence = Evidence()

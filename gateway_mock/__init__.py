@@ -1,7 +1,7 @@
 """The mock bank: two-step charges over HTTP/1.1 and JSON, a ledger that survives `kill -9`, and faults on order.
 
-It plays the other side of the money. So it shares no code with the services but the chassis, which knows nothing of banks: what
-the services believe about a bank is tested against what this one does.
+It shares no code with the services but the chassis, which knows nothing of banks: the services' assumptions about a bank are
+tested against an independent one.
 
 Running it
 ==========
@@ -68,14 +68,14 @@ Looking
     [{"n": 1, "method": "POST", "path": "/transactions", "reference": "charge-1", "token": "ttok_5b1f...",
       "at": "2026-11-23T10:28:00.001Z", "fault": null, "status": 200}]
 
-`status` is null if no answer was sent, or none yet. The calls of whoever tests (/statement, /calls, /faults) are not listed.
+`status` is null if no answer was sent, or none yet. The tester's calls (/statement, /calls, /faults) are not listed.
 
 Faults
 ======
 
 A fault waits for a step (`on`: token, execute or look_up) and fires `times` times (default 1). `reference` and `card` narrow it
 down. A well-formed call takes the first fault that waits for it, in the order in which they were ordered, and the fault decides
-what becomes of the call. Faults are in memory: a restarted bank has none.
+how the call ends. Faults are in memory: a restarted bank has none.
 
     curl -s localhost:8080/faults -d '{"on": "execute", "fault": "lose_answer", "times": 2, "card": "tok_visa"}'
     200 {"id": 1}                                     400 bad_request · 409 too_many_faults · 409 runs_in_process
@@ -107,16 +107,16 @@ The work is **done** and in the ledger, then:
     huge_body       the answer, padded with blanks to `bytes` (1 MiB; 65,537 to 64 MiB): correct JSON, only too long
     wrong_amount, wrong_currency, wrong_reference, wrong_token   that field of the answer is another (if it has it)
     contradict      an execute step's answer says declined; on execute only
-    extra_answer    the answer, and `seconds` (0.005) later one that nobody asked for, over the same connection: `status`
+    extra_answer    the answer, and `seconds` (0.005) later an unrequested one over the same connection: `status`
                     (409; 200 to 599) and `body` ({"error": "refused"}), a JSON object that is sent as it is
     stop_after      the bank's process kills itself with SIGKILL
 
 The work is done **otherwise**:
 
-    delay           after `seconds` (1), even if nobody waits for the answer any more
+    delay           after `seconds` (1), even if the client has left
     expire_token    after the open transaction of that token or reference was closed as expired: execute answers 410
-    odd_transaction_id  after it was executed under `transaction_id` ("4111111111111111"), which stays its id wherever it is
-                    told; on execute only. An id is taken once: for a second transaction that is executed under it the
+    odd_transaction_id  after it was executed under `transaction_id` ("4111111111111111"), which stays its id in every
+                    answer; on execute only. An id is taken once: for a second transaction that is executed under it the
                     call gets no answer and nothing is done
 
 Limits: bodies 64 KiB (413), heads 16 KiB (431), paths 512 bytes (414), 1,000 connections (more are closed at once),

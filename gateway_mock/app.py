@@ -1,7 +1,7 @@
-"""The bank at its counter: what each request asks for, and what is answered.
+"""The bank's API: from each request to its answer.
 
-Each call goes the same way: it is read strictly, put into the log of calls, and meets the fault that waits for it, if there is
-one; only then is the work done. The work is the ledger's.
+Each call takes the same path: it is read strictly, put into the log of calls, and meets the fault that waits for it, if there
+is one; only then is the work done. The work is the ledger's.
 """
 
 import asyncio
@@ -162,7 +162,7 @@ class Bank:
             order = _object(body)
             said = _amount(order), _text(order, "currency", _CURRENCY)
             _nothing_else(order, "amount", "currency")
-        # Another call may close it before the work is done: the ledger tells.
+        # Another call may close it before the work is done: the ledger decides.
         transaction = await self._ledger.find(token)
         if transaction is not None:
             call.reference = transaction.reference

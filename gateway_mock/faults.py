@@ -1,7 +1,7 @@
-"""The faults that a test can order, and what each makes of an answer.
+"""The faults that a test can order, and the effect of each on an answer.
 
-Pure: no I/O and no clock. A fault is a value, `effect` says what becomes of the call that meets it, and a `Script` hands faults
-out, first in, first out. The package's docstring tells what each means.
+Pure: no I/O and no clock. A fault is a value, `effect` says how the call that meets it ends, and a `Script` hands faults out,
+first in, first out. The package's docstring describes each.
 """
 
 import json
@@ -165,7 +165,7 @@ def _is_allowed(kind: Kind, key: str, value: Any) -> bool:
 
 
 def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
-    """Say what becomes of the call: a reply in place of the work, or a change of the answer once the work is done.
+    """Say how the call ends: with a reply in place of the work, or with a changed answer once the work is done.
 
     `DELAY`, `EXPIRE_TOKEN` and `ODD_TRANSACTION_ID` change the work itself, which is the bank's; here they leave its answer
     alone.

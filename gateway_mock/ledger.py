@@ -19,7 +19,7 @@ from gateway_mock.model import EXPIRY, Closing, Refusal, State, Transaction, clo
 
 SCHEMA_VERSION = 1
 
-# A bank may be started while the one before it, just killed, is still dying, which takes milliseconds.
+# A bank may be started while its predecessor, just killed, is still ending, which takes milliseconds.
 LOCK_TIMEOUT_SECONDS = 1.0
 
 PRAGMAS: Mapping[str, tuple[str, str | int]] = {
@@ -187,7 +187,7 @@ class Ledger:
         return await _transactions(self._database, EXECUTED)
 
     async def finish(self) -> None:
-        """Wait for the changes that no call waits for any more."""
+        """Wait for the changes whose calls have ended."""
         for together in (self._opening, self._closing, self._finding):
             await together.finish()
 

@@ -1,11 +1,11 @@
-"""The bank's rules: what a token step, an execute step, time and a look-up make of a transaction.
+"""The bank's rules: the effects of a token step, an execute step, time and a look-up on a transaction.
 
 Pure: no I/O and no clock. Times come in, in milliseconds from any start, and so do new tokens and ids.
 
 * A transaction is opened once and closed once: executed, declined or expired. Closed is for ever.
 * A reference has at most one open transaction, and at most one that ever moves money: another is opened only after all
   before it have expired. Card, amount and currency of the first bind the reference.
-* A token that is late is closed as expired before anybody hears that it is.
+* A late token is closed as expired before any answer says so.
 
 Three banks keep these rules: the mock bank's ledger in SQLite asks the functions, the simulation's bank and the benchmark's
 hold a `Book`. What goes wrong on the way to a bank, or in its answers, is each one's own.
@@ -40,7 +40,7 @@ CREATED, EXECUTED, DECLINED, EXPIRED = State
 
 
 class Refusal(StrEnum):
-    """Why a bank does not do what it is asked, in its own word."""
+    """Why a bank refuses a request, in its own word."""
 
     CARD_UNKNOWN = "card_unknown"
     REFERENCE_REUSED = "reference_reused"
@@ -107,7 +107,7 @@ def lapses(seen: Transaction, now_ms: float) -> bool:
 
 
 def issued(newest: Transaction | None, wanted: Transaction) -> Transaction | Refusal:
-    """What a token step gets: the reference's newest transaction, or the wanted one, which is then to be opened.
+    """Return the result of a token step: the reference's newest transaction, or the wanted one, which is then to be opened.
 
     A newest one that lapses is to be closed before.
     """

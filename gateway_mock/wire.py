@@ -1,7 +1,7 @@
 """HTTP/1.1 on a socket, answered well or badly.
 
 The server asks a function for the reply to each request, and can reply in ways that no web framework offers: nothing at all
-after the work is done, half an answer, a reset. h11 keeps the protocol, and nothing here knows what a bank is. Bytes,
+after the work is done, half an answer, a reset. h11 keeps the protocol, and this module knows no bank. Bytes,
 connections and waits are limited.
 """
 
@@ -70,7 +70,7 @@ class SlowAnswer:
 
 @dataclass(frozen=True, slots=True)
 class AnswerAndMore:
-    """A proper answer, and `seconds` later another one that nobody asked for, if the connection is still there."""
+    """A proper answer, and `seconds` later an unrequested one, if the connection is still open."""
 
     answer: Answer
     more: Answer
@@ -147,7 +147,7 @@ class _Clients:
                 reply = await self._respond(request)
                 usable = await line.send(reply, last=self._stopping)
         except (TimeoutError, OSError):
-            pass  # The client has gone or is too slow. There is nobody to tell.
+            pass  # The client has gone or is too slow: there is no one to answer.
         except Exception as error:
             telemetry.log_unexpected("a request got no answer", error)
         finally:
@@ -178,7 +178,7 @@ class _Line:
         """Whether it waits for a request, so that nothing is lost if it is ended."""
 
     async def receive(self) -> Request | None:
-        """Wait for the next request. None: there is none, because the client left or sent what was refused here."""
+        """Wait for the next request. None: there is none, because the client left or sent a request that was refused here."""
         self.idle = True
         body = bytearray()
         try:

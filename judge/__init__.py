@@ -1,10 +1,10 @@
-"""The judge: what a history must keep, and whether an observed one kept it.
+"""The judge: the invariants of a history, and their check on an observed one.
 
-    history   what was observed, as values, and what the journal's records mean by the contract
+    history   the observations, as values, and the meaning of the journal's records by the contract
     checker   which invariant broke, and where
-    files     both read from the servers' files and a bank's statement
-    cli       the operator's program: it checks a live system's files and prints what broke
+    files     readers of the servers' files and of a bank's statement
+    cli       the operator's program: it checks a live system's files and prints the violations
 
-It shares nothing with the servers but the contract in protos/, so that they and their judge do not share a mistake. It is
-installed with them, and knows neither the proof nor the tests, which use it.
+It shares nothing with the servers but the contract in protos/, so that servers and judge cannot share a mistake. It is
+installed with them. The proof and the tests use it, and it depends on neither.
 """

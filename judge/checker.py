@@ -1,16 +1,16 @@
-"""The history checker: from what was observed to which invariant broke, and where.
+"""The history checker: from the observations to the invariants that broke, and where.
 
 It is pure. Like `judge.history`, whose values it judges, it shares nothing with the product but the contract in
 protos/. The streams' grammar comes from `judge.grammar`, a file that is made from the core's own table.
 
 `check` takes one `Observed`: clients' histories, the journal, the bank's movements and calls, the view. Parts that were not
-observed are left out, and not checked. docs/invariants.md defines the invariants; in a few words:
+observed are left empty and are not checked. docs/invariants.md defines the invariants; in a few words:
 
     I1 one settlement a key          I6 stable replies         I11 view = fold of the journal
     I2 no Charged without money      I7 acknowledged: durable  I12 the sums agree
     I3 token durable before execute  I8 the streams' grammar   I13 no card number anywhere
     I4 one token is executed         I9 gapless order          I14 an actor and a tenant in each charge
-    I5 what was asked is charged     I10 nothing changes       I15 nothing is told that is not so
+    I5 the request is charged        I10 nothing changes       I15 no answer is untrue
     I18 no advice leads to a second charge
     L1 every charge comes to rest    L2 money that moved is Charged    L3 the view reaches the head
 """
@@ -46,7 +46,7 @@ _NO_MONEY = frozenset({"charge_declined", "charge_abandoned"})
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """An invariant that does not hold: its name, where (a key, a charge, a position), and what was seen."""
+    """A broken invariant: its name, the place (a key, a charge, a position), and the observation."""
 
     invariant: str
     where: str
@@ -57,7 +57,7 @@ class Violation:
 
 
 def check(observed: Observed) -> list[Violation]:
-    """Say which invariants broke and where; nothing if all hold."""
+    """Return the invariants that broke, and where; empty if all hold."""
     found: list[Violation] = []
     charges: dict[str, Stream] = {}
     found += _read(observed.records, charges)
@@ -76,7 +76,7 @@ def check(observed: Observed) -> list[Violation]:
     return found
 
 
-# ---------------------------------------------------------------- the journal, and who read it
+# ---------------------------------------------------------------- the journal, and its readers
 def _read(records: Sequence[Record], charges: dict[str, Stream]) -> Iterator[Violation]:
     """I9, I10: the order and the chain. Fills `charges`."""
     chain = bytes(32)
@@ -134,7 +134,7 @@ def _streams(charges: Mapping[str, Stream]) -> Iterator[Violation]:
 
 
 def _seen(observed: Observed) -> Iterator[Violation]:
-    """I9, I10 for whoever read the feed, and the anchor."""
+    """I9, I10 for the readers of the feed, and the anchor."""
     for number, session in enumerate(observed.sessions, 1):
         for expected, (position, chain) in enumerate(session.seen, session.after_position + 1):
             where = f"feed session {number}, position {position}"
@@ -157,7 +157,7 @@ def _seen(observed: Observed) -> Iterator[Violation]:
 
 # ---------------------------------------------------------------- the clients
 def _calls(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violation]:
-    """I6, I7, I15, I18: what clients were told."""
+    """I6, I7, I15, I18: the clients' answers."""
     first_told: dict[tuple[str, str], tuple[Any, ...]] = {}
     may_be_stored = {(call.tenant, call.key) for call in observed.calls if call.reason not in NOTHING_STORED}
     for call in observed.calls:
@@ -214,7 +214,7 @@ def _terms(call: Call) -> tuple[str, str, int, str]:
 
 # ---------------------------------------------------------------- the bank
 def _settled(movements: Sequence[Movement], charges: Mapping[str, Stream]) -> Iterator[Violation]:
-    """I1, I2, I4, I5, I12 as far as they speak of money that moved."""
+    """I1, I2, I4, I5, I12, as far as they concern money that moved."""
     paid = [movement for movement in movements if movement.kind == "charge"]
     by_reference: dict[str, list[Movement]] = defaultdict(list)
     for movement in paid:
@@ -260,7 +260,7 @@ def _settled(movements: Sequence[Movement], charges: Mapping[str, Stream]) -> It
 
 
 def _asked(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violation]:
-    """I3, I4, I5: what the bank was asked."""
+    """I3, I4, I5: the calls to the bank."""
     reference_of = {token: c.charge_id for c in charges.values() for token in c.tokens("token_issued")}
     settled = {movement.token for movement in observed.movements or ()}
     executed: dict[str, list[str]] = defaultdict(list)
@@ -330,7 +330,7 @@ def _canonical(row: Row) -> str:
 
 # ---------------------------------------------------------------- card numbers, and rest
 def _card_numbers(observed: Observed) -> Iterator[Violation]:
-    """I13: no planted number is found, however it is separated."""
+    """I13: no planted card number is found, with any separators."""
     for name, blob in observed.blobs.items():
         bare = blob.translate(None, b" -._/") if observed.planted else b""
         for number in observed.planted:
@@ -342,7 +342,7 @@ def _card_numbers(observed: Observed) -> Iterator[Violation]:
 
 
 def _at_rest(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violation]:
-    """L1, L2, L3, I12: once everything had time to come to rest."""
+    """L1, L2, L3, I12: once every charge had time to come to rest."""
     for charge in charges.values():
         where = f"charge {charge.charge_id}"
         if charge.ending is None:

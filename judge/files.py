@@ -1,4 +1,4 @@
-"""Readers of the servers' files and of a bank's statement: they give the values that the checker judges."""
+"""Readers of the servers' files and of a bank's statement: they return the values that the checker judges."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def read_view(path: Path) -> View:
 
 
 def view_in(connection: sqlite3.Connection) -> View:
-    """Read all rows of an open view; the caller sees to it that nothing changes meanwhile."""
+    """Read all rows of an open view. The caller keeps it unchanged meanwhile."""
     tables = ("tenant", "charge", "operation", "entry", "summary", "totals", "checkpoint")
     tenants, charges, operations, entries, sums, totals, (checkpoint,) = (
         _rows(connection.execute(f"SELECT * FROM {table}"))  # noqa: S608  # fixed names
@@ -58,7 +58,7 @@ def read_anchor(journal: Path) -> tuple[int, bytes] | None:
 
 
 def movements_of(statement: Mapping[str, object]) -> list[Movement]:
-    """Read a bank's statement; members that the checker does not know are left out."""
+    """Read a bank's statement. Members that the checker does not know are left out."""
     rows = statement["movements"]
     assert isinstance(rows, list)
     names = Movement.__dataclass_fields__

@@ -1,9 +1,9 @@
-"""A history: what was observed of a journal and of all around it, and what the journal's records mean by the contract.
+"""A history: the observations of a journal and its surroundings, and the meaning of the journal's records by the contract.
 
-Clients' calls, the journal's records, the bank's movements and calls, what readers of the feed saw and the view's rows are
-values here, whoever observed them. What the records mean - a charge's id, the chain, the streams, the view - is worked out
-a second time: nothing is shared with the product but the contract in protos/, so that the product and its judge do not
-share a mistake. What must hold of a history is not known here: `judge.checker` says that.
+Clients' calls, the journal's records, the bank's movements and calls, the records that readers of the feed received and the
+view's rows are values here, independent of their observer. The meaning of the records - a charge's id, the chain, the
+streams, the view - is worked out a second time: nothing is shared with the product but the contract in protos/, so that the
+product and its judge cannot share a mistake. The invariants of a history stand in `judge.checker`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
 
-# The contract's words for where a charge stands: before an event that ends it, and after each.
+# The contract's statuses of a charge: before an event that ends it, and after each such event.
 PENDING = ChargeStatus.CHARGE_STATUS_PENDING
 STATUS_AT_REST = {
     "charged": ChargeStatus.CHARGE_STATUS_CHARGED,
@@ -26,27 +26,27 @@ STATUS_AT_REST = {
     "review_required": ChargeStatus.CHARGE_STATUS_IN_REVIEW,
     "charge_abandoned": ChargeStatus.CHARGE_STATUS_ABANDONED,
 }
-# What the contract says of these: nothing was stored.
+# The reasons for which, by the contract, nothing was stored.
 NOTHING_STORED = frozenset(
     {
         *("INVALID_REQUEST", "BANK_UNREACHABLE", "TOO_MANY_UNFINISHED", "TOO_MANY_CALLS", "DEADLINE_PASSED"),
         *("JOURNAL_FULL", "JOURNAL_BUSY"),
     }
 )
-# And these leave nothing open about what their caller asked for.
+# The reasons that leave no doubt about the charge that was asked for.
 DEFINITE = NOTHING_STORED | {"IDEMPOTENCY_KEY_REUSED", "JOURNAL_CORRUPT"}
 _CHAINED = struct.Struct(">32sQ16sQQ32s")
 
 Row = Mapping[str, Any]
 
 
-# ---------------------------------------------------------------- what was observed
+# ---------------------------------------------------------------- observations
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A client's call of Charge and what it came to know.
+    """A client's call of Charge, and how it ended for the client.
 
     ok: an answer, its fields as in ChargeResponse. refused: a definite error, with its reason and advice. unknown: no answer,
-    or one that says that nothing is known (OUTCOME_UNKNOWN, SERVER_STOPPING, UNEXPECTED, a lost connection).
+    or an error that leaves the outcome open (OUTCOME_UNKNOWN, SERVER_STOPPING, UNEXPECTED, a lost connection).
     """
 
     key: str
@@ -64,12 +64,12 @@ class Call:
     reason: str = ""
     advice: str = ""
     durable_position: int | None = None
-    """The journal's durable head when the answer was given; None if nobody looked."""
+    """The journal's durable head when the answer was given; None if it was not observed."""
     tenant: str = "default"
 
     @classmethod
     def answered(cls, request: ChargeRequest, answer: ChargeResponse, durable_position: int | None = None) -> "Call":
-        """A call that was answered."""
+        """Make a call that was answered."""
         return cls(
             *_asked(request),
             "ok",
@@ -84,14 +84,14 @@ class Call:
 
     @classmethod
     def failed(cls, request: ChargeRequest, reason: str = "", advice: str = "") -> "Call":
-        """A call that ended in an error, with the reason and the advice that came with it, if any did."""
+        """Make a call that ended in an error, with the error's reason and advice if it had any."""
         outcome: Literal["refused", "unknown"] = "refused" if reason in DEFINITE else "unknown"
         return cls(*_asked(request), outcome, reason=reason, advice=advice)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record as the journal holds it: `charge_id` as text, `recorded_at` in microseconds since 1970."""
+    """A record in the journal: `charge_id` as text, `recorded_at` in microseconds since 1970."""
 
     position: int
     charge_id: str
@@ -103,7 +103,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """Money that moved, says the bank's statement. `card` is empty where the statement does not name it."""
+    """Money that moved, by the bank's statement. `card` is empty if the statement does not name it."""
 
     transaction_id: str
     token: str
@@ -116,7 +116,7 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class BankCall:
-    """A call that reached the bank, in the order of arrival. What was not sent or not seen is empty or None."""
+    """A call that reached the bank, in the order of arrival. A field that was not sent or not observed is empty or None."""
 
     step: Literal["token", "execute", "look_up"]
     reference: str = ""
@@ -130,7 +130,7 @@ class BankCall:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one subscription of the feed brought: (position, chain) of each record, as received."""
+    """One subscription of the feed: (position, chain) of each record, as received."""
 
     after_position: int
     seen: Sequence[tuple[int, bytes]]
@@ -151,7 +151,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """All that was seen. Only `records` is always needed."""
+    """All observations. Only `records` is always needed."""
 
     records: Sequence[Record]
     calls: Sequence[Call] = ()
@@ -162,11 +162,11 @@ class Observed:
     anchor: tuple[int, bytes] | None = None
     """(position, chain) that the journal is known to have reached."""
     planted: Sequence[str] = ()
-    """Card numbers that somebody tried to bring in."""
+    """Card numbers that a client tried to bring in."""
     blobs: Mapping[str, bytes] = field(default_factory=dict)
-    """Files, logs, replies: where no planted number may be found."""
+    """Files, logs, replies: no planted number may be found in them."""
     is_at_rest: bool = False
-    """Faults have stopped and there was time enough: the liveness invariants must hold."""
+    """The faults have ended and enough time has passed: the liveness invariants must hold."""
 
 
 def _asked(request: ChargeRequest) -> tuple[str, str, str, int, str]:
@@ -174,7 +174,7 @@ def _asked(request: ChargeRequest) -> tuple[str, str, str, int, str]:
     return request.idempotency_key, request.user_id, request.card.token, amount.minor_units, amount.currency_code
 
 
-# ---------------------------------------------------------------- what the records mean
+# ---------------------------------------------------------------- the meaning of the records
 @dataclass(slots=True)
 class Stream:
     """A charge's stream, as far as it can be read."""
@@ -217,7 +217,7 @@ def charge_id_of(tenant: str, key: str) -> str:
 
 
 def chain_after(chain: bytes, record: Record) -> bytes:
-    """The chain that a record must have after a record with this one."""
+    """The chain that a record must have after a record with this chain."""
     event_digest = hashlib.sha256(record.event).digest()
     key = uuid.UUID(record.charge_id).bytes
     packed = _CHAINED.pack(chain, record.position, key, record.version, record.recorded_at, event_digest)
@@ -269,7 +269,7 @@ def fold(records: Iterable[Record]) -> View:
             _count_in(totals, tenant, record.recorded_at)
         charge, operation = charges.get(record.charge_id), operations.get(record.charge_id)
         if charge is None or operation is None:
-            continue  # no stream begins like that: I8 tells of it
+            continue  # no stream begins like that: I8 reports it
         charge["status"] = operation["status"] = STATUS_AT_REST.get(kind, PENDING)
         charge["updated_at"] = operation["updated_at"] = record.recorded_at
         charge["version"], charge["position"] = record.version, position

@@ -1,13 +1,13 @@
-"""The read side: follows the journal's feed, keeps a view of it in SQLite, and answers queries from that.
+"""The read side: follows the journal's feed, keeps a view of it in SQLite, and answers queries from it.
 
 schema       the view's tables: columns, keys, and every statement
-projection   pure: what events say, as rows
-view         rows and checkpoint, written a batch at a time and read by queries; view_file: the file that they are in
-lookup       what queries look up, a tenant's rows only
+projection   pure: from events to rows
+view         rows and checkpoint, written a batch at a time and read by queries; view_file: the file that holds them
+lookup       the queries' reads, of one tenant's rows only
 subscriber   follows the feed, verifies every record, applies it to the view; needs no grpc
 feed         the feed over gRPC
 waiting      calls that wait for a position, or for a charge to change
-api          QueryService; with pages (page tokens) and errors (what clients are told)
-settings     what can be set
+api          QueryService; with pages (page tokens) and errors (of fields)
+settings     the settings
 parts        the parts of a server, one method a part; serving puts them together
 """

@@ -1,6 +1,6 @@
-"""The queries over gRPC: from a request to the view and back, with bounds on how many and how long.
+"""The queries over gRPC: from a request to the view and back, with bounds on their number and their waits.
 
-Each answer is read from one state of the view, and says which position that is and how far behind. Nothing here writes.
+Each answer is read from one state of the view, and names its position and its lag. Nothing here writes.
 """
 
 import json
@@ -30,15 +30,15 @@ from query_service.waiting import Waiting
 
 T = TypeVar("T")
 
-# A view that lives is there in milliseconds: who has waited this long is better told how far it is.
+# A live view arrives in milliseconds: after a longer wait an error that names the view's position serves the client better.
 LONGEST_WAIT_SECONDS = 5.0
-# Of ids, keys and users: what the command server takes at most.
+# The command server's limit on ids, keys and users, in characters.
 LONGEST_NAME = 255
-# Half of the streams that a connection may hold: with all of them, nothing else could be asked over it, and no error said why.
+# Half of the streams that a connection may hold: watches on all of them would block every other call, without an error.
 WATCHES_A_CONNECTION = 500
 DEFAULT_PAGE = 50
 LONGEST_PAGE = 1000
-# A page is cut before this size, and the next one goes on: clients of grpc take 4 MiB unless told otherwise.
+# A page ends before this size, and the next page continues: grpc's clients accept 4 MiB by default.
 PAGE_BYTES = 2 << 20
 
 _STATES = {
@@ -56,7 +56,7 @@ _EVENTS = {
 
 
 class QueryService(query_pb2_grpc.QueryServiceServicer):
-    """Answers queries, so many at once."""
+    """Answers queries, up to a number at once."""
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self._subscriber = subscriber
         self._waiting = waiting
         self._longest_wait_seconds = longest_wait_seconds
-        self._calls = _Places(max_calls)
-        # Of their own: while the view lags, those that wait for it would take every place from those that could be answered.
-        self._waiters = _Places(max_calls)
-        self._watchers = _Places(max_watchers)
+        self._calls = _Limit(max_calls)
+        # A limit of their own: while the view lags, calls that wait for it would keep out calls that could be answered.
+        self._waiters = _Limit(max_calls)
+        self._watchers = _Limit(max_watchers)
         self._watches: Counter[str] = Counter()
 
     async def GetCharge(  # noqa: N802  # the contract's names, here and below
@@ -87,7 +87,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         shown = await self._answer(lambda rows: rows.charge(name), request.min_position, context)
         if shown.found is None:
             raise _not_found(shown)
-        return query_pb2.GetChargeResponse(charge=_charge(shown.found), **self._place(shown))
+        return query_pb2.GetChargeResponse(charge=_charge(shown.found), **self._freshness(shown))
 
     async def ListCharges(  # noqa: N802
         self, request: query_pb2.ListChargesRequest, context: Any
@@ -98,11 +98,11 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         below = position_of(request) if request.page_token else END
         if below is None:
             raise invalid("page_token", "must be a next_page_token, sent with the conditions of the page it came with")
-        # One more than is shown tells whether there is a next page.
+        # One more than the page shows: if it exists, there is a next page.
         shown = await self._answer(
             lambda rows: rows.charges(conditions, below, limit=page_size + 1), request.min_position, context
         )
-        response = query_pb2.ListChargesResponse(**self._place(shown))
+        response = query_pb2.ListChargesResponse(**self._freshness(shown))
         size = 0
         for rows in shown.found[:page_size]:
             charge = _charge(rows)
@@ -118,39 +118,39 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     async def WatchCharge(  # noqa: N802
         self, request: query_pb2.WatchChargeRequest, context: Any
     ) -> AsyncIterator[query_pb2.WatchChargeResponse]:
-        """Show a charge, and again whenever it changed; see the contract."""
+        """Show a charge, and show it again after each change; see the contract."""
         name, tenant = _name(request), caller_of(context).tenant
-        with self._watchers.taken(), self._watching_over(context.peer()):
+        with self._watchers.slot(), self._watching_over(context.peer()):
             await self._reach(request.min_position, context)
             first = await self._view.read(tenant, lambda rows: rows.charge(name))
             if first.found is None:
                 raise _not_found(first)
             charge_id = first.found.charge.charge_id
-            told = 0
-            # Watched before it is read again, so that no change falls between.
+            sent = 0  # the position of the last state sent
+            # The watch begins before the next read, so that no change is missed.
             with self._waiting.watching(charge_id) as changed:
                 while not self._waiting.is_stopping:
                     changed.clear()
                     shown = await self._view.read(tenant, lambda rows: rows.charge(ChargeId(charge_id)))
-                    if shown.found is None or shown.found.charge.position < told:
-                        raise self._behind()  # the view is being built again, and has not got to this charge
-                    if shown.found.charge.position > told:
-                        told = shown.found.charge.position
-                        yield query_pb2.WatchChargeResponse(charge=_charge(shown.found), **self._place(shown))
+                    if shown.found is None or shown.found.charge.position < sent:
+                        raise self._behind()  # the view is being rebuilt and has not reached this charge
+                    if shown.found.charge.position > sent:
+                        sent = shown.found.charge.position
+                        yield query_pb2.WatchChargeResponse(charge=_charge(shown.found), **self._freshness(shown))
                     await changed.wait()
         raise refusal(Reason.SERVER_STOPPING)
 
     async def GetChargeHistory(  # noqa: N802
         self, request: query_pb2.GetChargeHistoryRequest, context: Any
     ) -> query_pb2.GetChargeHistoryResponse:
-        """Tell what happened to a charge; see the contract."""
+        """List the events of a charge; see the contract."""
         name = _name(request)
         shown = await self._answer(lambda rows: rows.history(name), request.min_position, context)
         if shown.found is None:
             raise _not_found(shown)
         rows, entries = shown.found
         return query_pb2.GetChargeHistoryResponse(
-            charge_id=_text_of(rows.charge.charge_id), entries=map(_entry, entries), **self._place(shown)
+            charge_id=_text_of(rows.charge.charge_id), entries=map(_entry, entries), **self._freshness(shown)
         )
 
     async def GetUserSummary(  # noqa: N802
@@ -162,26 +162,26 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         _check_length("user_id", request.user_id)
         shown = await self._answer(lambda rows: rows.sums(request.user_id), request.min_position, context)
         return query_pb2.GetUserSummaryResponse(
-            user_id=request.user_id, currencies=_currencies(shown.found), **self._place(shown)
+            user_id=request.user_id, currencies=_currencies(shown.found), **self._freshness(shown)
         )
 
     async def GetViewStatus(  # noqa: N802
         self, request: query_pb2.GetViewStatusRequest, context: Any
     ) -> query_pb2.GetViewStatusResponse:
-        """Tell how the view is doing; see the contract."""
+        """Report the state of the view; see the contract."""
         shown = await self._answer(Rows.totals, request.min_position, context)
         return query_pb2.GetViewStatusResponse(
             journal_id=shown.checkpoint.journal_id,
             head_position=max(self._subscriber.head_position, shown.checkpoint.position),
             state=_STATES[self._subscriber.state_of(shown.checkpoint.position)],
             charge_count=shown.found.charge_count,
-            **self._place(shown),
+            **self._freshness(shown),
         )
 
     async def _answer(self, find: Callable[[Rows], T], min_position: int, context: Any) -> Shown[T]:
-        # Who has waited keeps its place for the read, and so is not sent away at the end of it.
-        places = self._waiters if min_position > self._waiting.position else self._calls
-        with places.taken():
+        # A call that waits keeps its slot for the read, so that it is not refused after its wait.
+        limit = self._waiters if min_position > self._waiting.position else self._calls
+        with limit.slot():
             await self._reach(min_position, context)
             return await self._view.read(caller_of(context).tenant, find)
 
@@ -209,8 +209,8 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         positions = {"as_of_position": self._waiting.position, "head_position": self._subscriber.head_position}
         return refusal(Reason.VIEW_BEHIND, metadata=positions)
 
-    def _place(self, shown: Shown[Any]) -> dict[str, Any]:
-        """Say which position an answer shows, and how far behind that is."""
+    def _freshness(self, shown: Shown[Any]) -> dict[str, Any]:
+        """Return the fields of the position that an answer shows, and of its lag."""
         position = shown.checkpoint.position
         silence = self._subscriber.silence_seconds
         lag = Lag(
@@ -220,14 +220,14 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         return {"as_of_position": position, "lag": lag}
 
 
-class _Places:
-    """A limit on calls at once: whoever comes when all places are taken is sent away at once."""
+class _Limit:
+    """A limit on concurrent calls: a call beyond it is refused at once."""
 
     def __init__(self, count: int) -> None:
         self._free = count
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def slot(self) -> Iterator[None]:
         if not self._free:
             raise refusal(Reason.TOO_MANY_CALLS)
         self._free -= 1
@@ -257,7 +257,7 @@ def _check_length(field: str, value: str) -> None:
 
 
 def _bytes_of(charge_id: str) -> bytes:
-    """Read an id. What is not the text of an id names no charge, as an id that was never given out does."""
+    """Read an id. A malformed id names no charge, just as an id that was never issued."""
     try:
         named = uuid.UUID(charge_id)
     except ValueError:
@@ -283,7 +283,7 @@ def _conditions(request: query_pb2.ListChargesRequest) -> Conditions:
 
 def _microseconds(request: query_pb2.ListChargesRequest, field: str) -> int | None:
     """Read a bound of a range of times; rounded up, since records are timed to the microsecond."""
-    if not request.HasField(field):  # type: ignore[arg-type]  # the name is one of two of the contract's
+    if not request.HasField(field):  # type: ignore[arg-type]  # one of two names in the contract
         return None
     time: Timestamp = getattr(request, field)
     try:

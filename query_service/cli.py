@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-# Before grpc is loaded: its C core writes to standard error by itself, from threads that serve, which a pipe that nobody
-# reads would stop for ever. What it would say we say ourselves.
+# Before grpc is loaded: its C core writes to standard error from threads that serve, and a pipe without a reader would block
+# these for ever. The server logs such errors itself.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from chassis import process, settings, telemetry
@@ -17,8 +17,8 @@ from query_service.settings import Settings
 from query_service.subscriber import BrokenFeed
 from query_service.view_file import ViewUnusable
 
-# A batch is some forty thousand rows and records, and as many may be received meanwhile, all of which are freed without the
-# collector's help; looking through them every 700 allocations costs a third of the projection's time (measured).
+# A batch is some forty thousand rows and records, and as many may arrive meanwhile. All are freed without the collector;
+# its scan of them every 700 allocations costs a third of the projection's time (measured).
 COLLECTED_AFTER = 100_000
 
 
@@ -41,7 +41,7 @@ async def _serve_until_stopped(stop: process.StopRequest) -> None:
         ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait()), running.view.damage]
         await asyncio.wait([*ends, running.following], return_when=asyncio.FIRST_COMPLETED)
         if running.following.done():
-            running.following.result()  # raises what broke; without that, a stopped projection is served on
+            running.following.result()  # raises what broke; a stopped projection breaks nothing: its view is still served
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if running.view.damage.done():
             raise running.view.damage.result()

@@ -6,5 +6,5 @@ from contract.errors import query_refusal as refusal
 
 
 def invalid(field: str, text: str) -> Refusal:
-    """Make the error of a field that may not be as it is."""
+    """Make the error of a field with an unacceptable value."""
     return refusal(Reason.INVALID_REQUEST, violations=[Violation(field, text)])

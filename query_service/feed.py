@@ -1,8 +1,8 @@
 """The feed over gRPC: from several command servers of one journal, the next one after each loss.
 
-One gate for what grpc may raise: a journal that diverged is told from everything else, and everything else is a feed that is
-lost for now. A journal has diverged when every server says so, one after the other: one that alone says so has another
-journal, by a mistake in QUERY_FEED, and no view is thrown away for that.
+Every error of grpc is sorted here: either the journal diverged, or the feed is lost for now. A journal has diverged when
+every server says so, one after the other. A single server that says so has another journal, by a mistake in QUERY_FEED, and
+the view is kept.
 """
 
 import itertools
@@ -20,17 +20,17 @@ from chassis.server import CHANNEL_OPTIONS
 from chassis.settings import Address
 from query_service.subscriber import FeedLost, ForeignJournal, JournalDiverged, OpenFeed
 
-# Without it a new channel inherits the back-off of the last one to the same address, up to two minutes; the pauses are
-# the subscriber's to make.
+# Without it a new channel inherits the back-off of the last one to the same address, up to two minutes. Pauses are the
+# subscriber's task.
 _OPTIONS = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 _DETAILS_KEY = "grpc-status-details-bin"
-_REASON = re.compile("[A-Z0-9_]{1,63}")  # what else stands there goes into no log
+_REASON = re.compile("[A-Z0-9_]{1,63}")  # no other text is logged
 
 
 def feed_of(servers: Sequence[Address]) -> OpenFeed:
-    """Make what the subscriber opens the feed with."""
+    """Make the function that opens the feed, for the subscriber."""
     turns = itertools.cycle(servers)
-    denials = 0  # in a row: so many servers have said that theirs is not the view's journal
+    denials = 0  # the servers in a row that have another journal than the view's, by their word
 
     async def open_feed(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
         nonlocal denials

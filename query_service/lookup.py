@@ -1,6 +1,6 @@
 """Looks up one tenant's rows in the view, on a connection that is inside a read transaction.
 
-A query is given these rows and no connection: whatever it asks, it is told of its own tenant only.
+A query is given these rows and no connection, so it can read its own tenant's rows only.
 """
 
 import json
@@ -19,7 +19,7 @@ END = 2**63 - 1
 """Beyond every position."""
 
 NO_TENANT = 0
-"""The number of a tenant that the journal does not name: no row has it."""
+"""Stands for a tenant that the journal does not name: no row has this number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ class Rows:
         return Totals(*found) if found else Totals(self._tenant, 0, 0, 0, 0)
 
     def charges(self, conditions: Conditions, below: int, limit: int) -> list[ChargeRows]:
-        """List charges, newest first, those requested at positions below `below`, at most `limit`.
+        """List at most `limit` charges, newest first, requested at positions below `below`.
 
-        The list walks through the user's charges if there is a user, else through those of a rare status, else through all,
-        and only over those positions where the range of times can be.
+        The list walks through the user's charges if the conditions name a user, else through those of a rare status, else
+        through all, and only over the positions that the range of times can cover.
         """
         above, below = self._positions(conditions, below)
         walk = Walk.OF_ALL
@@ -119,7 +119,7 @@ class Rows:
         )
 
     def _positions(self, conditions: Conditions, below: int) -> tuple[int, int]:
-        """Return the positions, both excluded, between which the charges of a range of times are."""
+        """Return the positions, both excluded, between which all charges of a range of times were requested."""
         above, backstep = 0, self.totals().backstep
         if conditions.requested_from is not None:
             above, _ = self._halves(conditions.requested_from - backstep)
@@ -129,11 +129,11 @@ class Rows:
         return above, below
 
     def _halves(self, time: int) -> tuple[int, int]:
-        """Return two positions, found by halving: at or after the first stands a charge that was requested before the time, and
-        the next charge at or after the second, if there is one, was not.
+        """Return two positions, found by halving: the next charge at or after the first was requested before the time, and the
+        next charge at or after the second, if there is one, was not.
 
-        By the meaning of Totals.backstep the one charge speaks for all before it, and the other for all after it, whatever the
-        clock did.
+        By the definition of Totals.backstep the first charge stands for all before it and the second for all after it, however
+        the clock was set.
         """
         above, below = 0, find_checkpoint(self._connection).position + 1
         while below - above > 1:
@@ -168,7 +168,7 @@ def find_checkpoint(connection: sqlite3.Connection) -> Checkpoint:
 
 
 def find_charges_of_records(connection: sqlite3.Connection, charge_ids: Iterable[bytes]) -> dict[bytes, ChargeRows]:
-    """Find charges for the feed, whose records name no tenant. A charge that is not there is left out."""
+    """Find charges for the feed, whose records name no tenant. A missing charge is left out."""
     found = {}
     for charge_id in charge_ids:
         row = connection.execute(schema.SELECT_CHARGE_OF_RECORD, {"charge_id": charge_id}).fetchone()
@@ -179,7 +179,7 @@ def find_charges_of_records(connection: sqlite3.Connection, charge_ids: Iterable
 
 
 class TenantNumbers(dict[str, int]):
-    """The numbers of tenants, read from a writer's connection as they are asked for. A new tenant is given the next one."""
+    """The numbers of tenants, read from a writer's connection on demand. A new tenant gets the next number."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Page tokens: where the next page of a list begins, bound to the conditions of the list.
 
-A token holds the position of the last charge shown and a digest of it and of the conditions. It keeps no secret and is no
-permission; the digest is there so that a token with other conditions, a cut or an invented one is told from a good one.
+A token holds the position of the last charge shown, and a digest of this position and the conditions. It holds no secret and
+grants no permission; by the digest a truncated token, an invented one and a token of other conditions are recognised.
 """
 
 import base64
@@ -22,7 +22,7 @@ def token_after(position: int, request: ListChargesRequest) -> str:
 
 
 def position_of(request: ListChargesRequest) -> int | None:
-    """Read the position out of a request's token. None if it is no token, or none for these conditions."""
+    """Read the position from a request's token. None if the token is malformed or belongs to other conditions."""
     try:
         token = base64.b64decode(request.page_token, altchars=b"-_", validate=True)
     except ValueError:
@@ -31,7 +31,7 @@ def position_of(request: ListChargesRequest) -> int | None:
     if len(token) != _TOKEN_BYTES or token != _sealed(packed, request):
         return None
     position: int = _POSITION.unpack(packed)[0]
-    return position if position <= END else None  # SQLite has no greater numbers to compare it with
+    return position if position <= END else None  # SQLite has no greater integers
 
 
 def _sealed(packed: bytes, request: ListChargesRequest) -> bytes:

@@ -1,7 +1,7 @@
 """The parts of a query server, one method a part.
 
-A server in production, a server of the simulation and one with a planted bug differ in parts only: they override a method
-here, or wrap what it gives. Whatever reaches outside of the process comes from here: the disk, the clock, chance and the feed.
+A server in production, a server of the simulation and a server with a planted bug differ in parts only: they override a
+method here, or wrap its result. Everything outside of the process is reached through here: disk, clock, chance and feed.
 """
 
 import random
@@ -17,13 +17,13 @@ from query_service.waiting import Waiting
 
 
 class Parts:
-    """The parts that a server's settings ask for."""
+    """The parts of a server with these settings."""
 
     def __init__(self, chosen: Settings) -> None:
         self.settings = chosen
 
     def clock(self) -> float:
-        """Return seconds from an arbitrary start. They never go back."""
+        """Return the seconds since an arbitrary start. This clock never goes back."""
         return time.monotonic()
 
     def chance(self) -> random.Random:
@@ -31,15 +31,15 @@ class Parts:
         return random.Random()
 
     def disk(self) -> Disk:
-        """Give the disk on which the view lies."""
+        """Give the disk that holds the view."""
         return LOCAL_DISK
 
     def open_feed(self) -> OpenFeed:
-        """Make what the subscriber opens the feed with."""
+        """Make the function that opens the feed, for the subscriber."""
         return feed_of(self.settings.feed)
 
     async def view(self) -> View:
-        """Open the view. Raises ViewUnusable if it cannot be had."""
+        """Open the view. Raises as `View.open`."""
         return await View.open(self.settings.view, disk=self.disk())
 
     def waiting(self) -> Waiting:
@@ -47,7 +47,7 @@ class Parts:
         return Waiting()
 
     def subscriber(self, view: View, waiting: Waiting) -> Subscriber:
-        """Make what keeps the view up with the journal."""
+        """Make the subscriber, which keeps the view up with the journal."""
         return Subscriber(view, waiting, self.open_feed(), clock=self.clock, chance=self.chance())
 
     def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:

@@ -1,8 +1,8 @@
-"""The projection: what events say, as rows of the view. Pure: no I/O, no clock, no decision.
+"""The projection: from events to rows of the view. Pure: no I/O, no clock, no decision.
 
-However a stream of records is cut into batches, the rows come out the same (tests/core/test_projection.py). A batch is
-folded in memory, so that a charge that begins and ends within it is written once. An unknown event is a loud stop: a view
-that left it out would tell wrong sums for ever after.
+The rows do not depend on how the records are cut into batches (tests/core/test_projection.py). A batch is folded in memory,
+so that a charge that begins and ends within it is written once. An unknown event stops the projection loudly: a view that
+skipped it would show wrong sums for ever.
 """
 
 import json
@@ -34,8 +34,8 @@ _Kind = Literal[
     "charge_abandoned",
 ]
 Follows = Container[tuple[ChargeStatus.ValueType, int, _Kind]]
-# The events that may follow, as (status of the charge, whether the new event's version is odd, its kind): the bank's token is
-# awaited after an odd number of events and the execution after an even one, and nothing follows an outcome.
+# The events that may follow, as (status of the charge, whether the new event's version is odd, its kind): a charge awaits the
+# token after an odd number of events and the execution after an even number, and nothing follows an outcome.
 FOLLOWS: Final[Follows] = frozenset(
     (PENDING, odd, kind)
     for odd, kinds in enumerate[tuple[_Kind, ...]](
@@ -60,7 +60,7 @@ class UnknownEvent(Exception):
 
 
 class StreamBroken(Exception):
-    """A charge's stream skips a version, or has an event that cannot follow the ones before. Names the position."""
+    """A charge's stream skips a version, or an event cannot follow the events before it. Names the position."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the record at position {position} does not follow its charge's stream")
@@ -85,7 +85,7 @@ class ChargeRows(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """What an operation has come to."""
+    """The status of an operation, and the details of its outcome."""
 
     status: ChargeStatus.ValueType
     transaction_id: str = ""
@@ -94,7 +94,7 @@ class _Outcome(NamedTuple):
 
 
 class _Standing(NamedTuple):
-    """The newest event of a charge, and what its operation has come to by it."""
+    """The newest event of a charge, and the outcome of its operation after this event."""
 
     outcome: _Outcome
     recorded_at: int
@@ -102,7 +102,7 @@ class _Standing(NamedTuple):
     position: int
 
 
-# The columns of a charge that its events change, and those after it: see _as_it_stands.
+# The first of the columns that a charge's events change; all columns after it change too: see _as_it_stands.
 _MOVED_FROM = Charge._fields.index("status")
 _UNDER_WAY: Final = _Outcome(PENDING)
 _ABANDONED: Final = _Outcome(ABANDONED)
@@ -110,22 +110,20 @@ _ABANDONED: Final = _Outcome(ABANDONED)
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes that a batch makes: charges, operations and entries to add, charges to write over together with their newest
-    operation, and sums and totals to add to those of the view.
+    """The changes that a batch makes: charges, operations and entries to add, charges to overwrite together with their newest
+    operation, and amounts to add to the view's sums and totals.
     """
 
     charges: Sequence[Charge]
     operations: Sequence[Operation]
     moved: Sequence[ChargeRows]
-    entries: Sequence[
-        tuple[int, ...]
-    ]  # in the order of Entry's columns: a named tuple for each record would take a fifth of all
+    entries: Sequence[tuple[int, ...]]  # in the order of Entry's columns: named tuples would take a fifth of the time
     sums: Sequence[Sum]
     totals: Sequence[Totals]
 
 
 def charges_needed(records: Iterable[Record]) -> set[bytes]:
-    """Name the charges whose rows `project` has to be given: those that did not begin in this batch."""
+    """Name the charges whose rows `project` needs: those that began before this batch."""
     began: set[bytes] = set()
     needed: set[bytes] = set()
     for record in records:
@@ -142,10 +140,10 @@ def project(
     tenants: Mapping[str, int],
     follows: Follows = FOLLOWS,
 ) -> Changes:
-    """Fold a batch onto the rows that it touches. Raises UnknownEvent or StreamBroken, and then there are no changes.
+    """Fold a batch onto the rows that it touches. Raises UnknownEvent or StreamBroken, and then nothing is changed.
 
-    `known` holds the rows of `charges_needed`, as far as there are such, and `tenants` the number of each tenant. `follows`
-    holds the events that a charge may have next.
+    `known` holds the rows of `charges_needed` that the view has, and `tenants` the number of each tenant. `follows` holds the
+    events that a charge may have next.
     """
     charges = {charge_id: rows.charge for charge_id, rows in known.items()}
     standings = {charge_id: _standing(rows) for charge_id, rows in known.items()}
@@ -192,7 +190,7 @@ def project(
 
 
 def _outcome(kind: _Kind, event: journal_pb2.Event, position: int) -> _Outcome:
-    """What the operation under way has come to by an event."""
+    """Return the outcome of the operation under way after an event."""
     match kind:
         case "token_issued" | "token_expired":
             return _UNDER_WAY
@@ -217,7 +215,7 @@ def _standing(rows: ChargeRows) -> _Standing:
 
 
 def _begun(record: Record, request: journal_pb2.ChargeRequested, tenants: Mapping[str, int]) -> Charge:
-    """Make the row of a charge that has only begun: in the order of the columns, since by name takes three times as long."""
+    """Make the row of a charge that has just begun. By position: by name it takes three times as long."""
     card, amount = request.card, request.amount
     return Charge(
         tenants[request.tenant],
@@ -241,7 +239,7 @@ def _begun(record: Record, request: journal_pb2.ChargeRequested, tenants: Mappin
 
 
 def _opening(charge: Charge, outcome: _Outcome) -> Operation:
-    """Make the row of the operation that a charge opens with."""
+    """Make the row of a charge's first operation."""
     at = charge.requested_position
     return Operation(
         charge.tenant,
@@ -260,7 +258,7 @@ def _opening(charge: Charge, outcome: _Outcome) -> Operation:
 
 
 def _moved(rows: ChargeRows, standing: _Standing) -> ChargeRows:
-    """Make the rows of a charge that began in an earlier batch, as its newest event leaves them."""
+    """Make the rows, after its newest event, of a charge that began in an earlier batch."""
     *done, newest = rows.operations
     newest = newest._replace(updated_at=standing.recorded_at, **standing.outcome._asdict())
     return ChargeRows(_as_it_stands(rows.charge, standing), (*done, newest))
@@ -272,7 +270,7 @@ def _as_it_stands(charge: Charge, standing: _Standing) -> Charge:
 
 
 def _sums(added: Iterable[Charge], moved: Iterable[ChargeRows], before: Iterable[ChargeRows]) -> list[Sum]:
-    """Make the changes of sums: charges enter the sum of their status, and those that moved leave that of the one before."""
+    """Make the changes of sums: a charge enters the sum of its status, and a moved one leaves the sum of its former status."""
     sums: dict[tuple[int, str, str, ChargeStatus.ValueType], list[int]] = {}
 
     def count(charge: Charge, times: int) -> None:
@@ -292,7 +290,7 @@ def _sums(added: Iterable[Charge], moved: Iterable[ChargeRows], before: Iterable
 
 
 def _totals(added: Iterable[Charge]) -> list[Totals]:
-    """Make the totals of the charges that began, which are in the order of the journal."""
+    """Make the totals of the charges that began, given in the order of the journal."""
     times: dict[int, list[int]] = {}
     for charge in added:
         times.setdefault(charge.tenant, []).append(charge.requested_at)

@@ -2,12 +2,12 @@
 
 * A row is a named tuple here, and its fields are the table's columns: a column is named once, and every list of columns in a
   statement is made from the fields.
-* The tenant comes first in every key and index, and in the condition of every query. One index is different:
-  `charge_by_id`, by which records of the feed find their charge; see there.
-* A change of a table, or of the rows that the projection makes of an event, raises FORMAT.
+* The tenant comes first in every key and index, and in the condition of every query. The exception is `charge_by_id`, by
+  which the feed's records find their charge; see there.
+* A change of a table, or of the rows that the projection makes from an event, raises FORMAT.
 
-Named tuples and not dataclasses: a row *is* the list of parameters that SQLite takes, and it is made in a third of the time
-(0.25 against 0.69 us, before it would be turned into a tuple).
+Rows are named tuples and not dataclasses: a row *is* SQLite's list of parameters, and is made in a third of the time (0.25
+against 0.69 us, without the conversion to a tuple).
 """
 
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
 
 FORMAT: Final = 2
 GENESIS: Final = bytes(32)  # the chain before position 1
-# The kinds of operations. Every charge opens with one of this kind.
+# The kind of operation that opens every charge.
 CHARGE: Final = "charge"
 
 
 # ---------------------------------------------------------------- rows
 class Tenant(NamedTuple):
-    """The number of a tenant, which stands for its name in every other table: six indexes of each charge have it.
+    """A tenant's number, which stands for its name in every other table: six indexes of each charge hold it.
 
     Numbers begin at 1, in the order in which the journal first names the tenants.
     """
@@ -34,7 +34,7 @@ class Tenant(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """A charge: the client's request, and where the charge stands. Times are microseconds since 1970.
+    """A charge: the client's request and the charge's status. Times are microseconds since 1970.
 
     `requested_position`, the position of its ChargeRequested, names it in the other tables.
     """
@@ -59,9 +59,9 @@ class Charge(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One operation of a charge: its request, and its outcome. It is named by the position of its request.
+    """One operation of a charge: its request and its outcome. The position of its request names it.
 
-    Its key is the client's for this operation, and `updated_at` the time of its newest event.
+    Its key is the client's for this operation, and `updated_at` is the time of its newest event.
     """
 
     tenant: int
@@ -104,8 +104,8 @@ class Sum(NamedTuple):
 class Totals(NamedTuple):
     """The totals of all charges of a tenant.
 
-    No charge was requested more than `backstep` microseconds before a charge that precedes it in the journal: the longest step
-    back of the clock so far. By it a range of times is looked up as a range of positions.
+    `backstep` is the clock's longest step back so far, in microseconds: no charge was requested longer than this before a
+    charge that precedes it in the journal. With it a range of times is looked up as a range of positions.
     """
 
     tenant: int
@@ -132,31 +132,31 @@ def _columns(row: Any) -> str:
 
 
 def _table(name: str, row: Any, *constraints: str) -> str:
-    """STRICT: a sum beyond 64 bits fails loudly, where SQLite would make it a floating-point number.
+    """Make a table. STRICT: a sum beyond 64 bits fails loudly instead of becoming a floating-point number.
 
-    WITHOUT ROWID: rows lie in the order of their key.
+    WITHOUT ROWID: rows are stored in the order of their key.
     """
     columns = [f"{column} {_TYPES[kind]} NOT NULL" for column, kind in row.__annotations__.items()]
     return f"CREATE TABLE {name} ({', '.join([*columns, *constraints])}) STRICT, WITHOUT ROWID"
 
 
-# As SQLite must read it in a condition, word by word, to use the index of this condition.
+# A query must have this condition word for word, or SQLite does not use the index on it.
 NOT_CHARGED: Final = f"status <> {ChargeStatus.CHARGE_STATUS_CHARGED}"
 SCHEMA: Final = (
     _table("tenant", Tenant, "PRIMARY KEY (name)", "UNIQUE (tenant)"),
     # The second key refuses one idempotency key for two charges.
     _table("charge", Charge, "PRIMARY KEY (tenant, requested_position)", "UNIQUE (tenant, idempotency_key)"),
-    # The one index without a tenant: a record of the feed names its charge by the id alone. The id of a charge is made from
-    # its tenant and its key, so no id has two tenants. A query by id names its tenant too, and finds no other tenant's charge.
+    # The only index without a tenant: a record of the feed names its charge by the id alone. A charge's id is made from its
+    # tenant and its key, so no id has two tenants. A query by id names its tenant too, and finds no other tenant's charge.
     "CREATE UNIQUE INDEX charge_by_id ON charge (charge_id)",
-    # A user's charges, among everybody's. This index and the next end in the position, so a walk through one value of it, and
-    # through a range of positions, is newest first.
+    # A user's charges. This index and the next end in the position, so a walk through one value of it, within a range of
+    # positions, is newest first.
     "CREATE INDEX charge_by_user ON charge (tenant, user_id, requested_position)",
-    # The few in review, pending or declined, among all that went well: these are found by a walk through all.
+    # The rare statuses: in review, pending, declined. Charged ones are most, and are found by a walk through all.
     f"CREATE INDEX charge_by_status ON charge (tenant, status, requested_position) WHERE {NOT_CHARGED}",
-    # The operations of a charge are one stretch, in the order of their requests.
+    # The operations of a charge lie side by side, in the order of their requests.
     _table("operation", Operation, "PRIMARY KEY (tenant, charge_position, requested_position)"),
-    # So is its history, near those of its neighbours in time.
+    # So does its history, near the histories of charges of the same time.
     _table("entry", Entry, "PRIMARY KEY (tenant, charge_position, version)"),
     _table("summary", Sum, "PRIMARY KEY (tenant, user_id, currency_code, status)"),
     _table("totals", Totals, "PRIMARY KEY (tenant)"),
@@ -166,8 +166,8 @@ TABLES: Final = ("tenant", "charge", "operation", "entry", "summary", "totals", 
 
 
 # ---------------------------------------------------------------- writing
-# Many rows a statement take half the time of a statement a row, and meanwhile the interpreter is free for the thread that
-# receives. A charge's row, wide and with four indexes, gains nothing by it.
+# Many rows a statement take half the time of a statement a row, and leave the interpreter to the receiving thread. A
+# charge's row, wide and with four indexes, gains nothing.
 ROWS_A_STATEMENT: Final = 500
 
 
@@ -205,7 +205,7 @@ ADD_TO_SUM: Final = f"""
 ON CONFLICT DO UPDATE SET
     charge_count = charge_count + excluded.charge_count, minor_units = minor_units + excluded.minor_units
 """
-# A sum that all charges have left. Without this a view that followed live would differ from one that was built again.
+# A sum that all charges have left. Without this a view that was updated live would differ from a rebuilt one.
 DROP_EMPTY_SUM: Final = """
 DELETE FROM summary WHERE tenant = :tenant AND user_id = :user_id AND currency_code = :currency_code
     AND status = :status AND charge_count = 0
@@ -236,7 +236,7 @@ SELECT_CHARGE_OF_RECORD: Final = _select("charge", Charge, "WHERE charge_id = :c
 
 
 class Walk(Enum):
-    """The rows that a list walks through. SQLite, left to itself, would walk through all of a tenant's for each list."""
+    """The rows that a list walks through. By its own choice SQLite would walk through all of a tenant's rows for each list."""
 
     OF_ALL = "NOT INDEXED"
     OF_USER = "INDEXED BY charge_by_user"
@@ -251,7 +251,7 @@ def select_charges(where: str, walk: Walk | None = None) -> str:
 BY_ID: Final = "charge_id = :charge_id"
 BY_KEY: Final = "idempotency_key = :idempotency_key"
 NEWEST_FIRST: Final = "ORDER BY requested_position DESC LIMIT :limit"
-# The positions are a JSON array: one statement for the charges of a page.
+# The positions are a JSON array: one statement for all charges of a page.
 SELECT_OPERATIONS: Final = _select(
     "operation",
     Operation,
@@ -265,8 +265,8 @@ SELECT_SUMS: Final = _select(
     "summary", Sum, "WHERE tenant = :tenant AND user_id = :user_id ORDER BY currency_code, status"
 )
 SELECT_TOTALS: Final = _select("totals", Totals, "WHERE tenant = :tenant")
-# Times follow positions, but for steps back of the clock: a range of times is looked up as a range of positions, by halving.
-# An index of times would cost a seventh of the time of a rebuild.
+# Times rise with positions, except where the clock steps back: a range of times is looked up as a range of positions, by
+# halving. An index of times would cost a seventh of the time of a rebuild.
 NEXT_REQUEST: Final = """
 SELECT requested_at FROM charge WHERE tenant = :tenant AND requested_position >= :position AND requested_position < :below
 ORDER BY requested_position LIMIT 1

@@ -1,4 +1,4 @@
-"""A query server at work: its parts put together, its gRPC server, its health and its gauges."""
+"""A running query server: its parts put together, its gRPC server, its health and its gauges."""
 
 import asyncio
 import contextlib
@@ -22,18 +22,18 @@ from query_service.waiting import Waiting
 
 log = structlog.get_logger()
 
-# A query fits well; more would only be a way to fill our memory.
+# Far more than a query needs; a higher limit would only let clients fill our memory.
 QUERY_BYTES = 16 << 10
-# The contract with its comments, which reflection serves.
+# The contract with its comments, for reflection.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A query server at work, for whoever started it in this process.
+    """A running query server, for the code that started it in this process.
 
-    It must not serve on when `following` ends with BrokenFeed, since the feed broke its promises, nor when the view is found
-    damaged.
+    This code must end the server when `following` ends with BrokenFeed, since the feed broke its promises, and when the view is
+    found damaged.
     """
 
     listen: settings.Address
@@ -44,9 +44,9 @@ class Serving:
 
 @asynccontextmanager
 async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Parts) -> AsyncIterator[Serving]:
-    """Run a query server; leaving the context drains it. `make_parts` gives the parts that it is put together from.
+    """Run a query server; leaving the context drains it. `make_parts` makes its parts from the settings.
 
-    Raises ViewUnusable if the view cannot be had, OSError if the address cannot be had.
+    Raises as `View.open`, and OSError if the address cannot be bound.
     """
     async with contextlib.AsyncExitStack() as stack:
         parts = make_parts(chosen)
@@ -74,7 +74,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         yield Serving(query_server.address, subscriber, view, following)
         log.info("draining")
         waiting.stop()
-        await query_server.drain(chosen.drain_seconds)  # the view is followed on, so that waiting calls get there
+        await query_server.drain(chosen.drain_seconds)  # the view still advances, so that waiting calls can be answered
         log.info("stopped", position=waiting.position)
 
 
@@ -89,7 +89,7 @@ async def _offer_gauges(subscriber: Subscriber, waiting: Waiting, listen: settin
     for name, text, read in (
         ("view_position", "The journal position that the view shows", lambda: waiting.position),
         ("view_lag_records", "Records not shown yet", lambda: subscriber.head_position - waiting.position),
-        ("feed_silence_seconds", "How long the feed was not heard; -1: never", lambda: _or_never(subscriber)),
+        ("feed_silence_seconds", "Seconds since the feed's last message; -1: none yet", lambda: _or_never(subscriber)),
     ):
         prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
     await metrics.serve(listen)

@@ -1,14 +1,14 @@
 """The subscriber: follows the journal's feed, verifies every record, and applies it to the view.
 
-* It goes on from the view's checkpoint, and the checkpoint never passes a record that was not applied.
-* A record is taken only if its position is the next one and its chain is right. A feed with a gap, a repeat or a broken
-  chain is not lived with: `BrokenFeed`, and the process ends.
-* A lost connection, and a view that cannot be written, are lived with: the view serves on, says how stale it is, and the
+* It continues from the view's checkpoint, and the checkpoint never passes a record that was not applied.
+* A record is taken only if its position is the next one and its chain is right. A gap, a repeat or a broken chain in the
+  feed is fatal: it raises `BrokenFeed`, and the process ends.
+* A lost connection, and a view that cannot be written, are tolerated: the view is still served and shows its lag, and the
   subscriber tries again.
-* An event that is not known stops the projection for good: until the server is updated it serves what it has.
+* An unknown event stops the projection for good: until its update the server serves the view as it is.
 
-While records are applied the next are received and verified, and what has arrived meanwhile is applied as one batch. It
-runs on any event loop: where the feed comes from, the clock and chance are given to it.
+While records are applied, further ones are received and verified, and these make the next batch. The subscriber runs on any
+event loop: feed, clock and chance are passed in.
 """
 
 import asyncio
@@ -34,42 +34,42 @@ from query_service.waiting import Waiting
 
 log = structlog.get_logger()
 
-# Four missed heartbeats: a feed that is silent for so long is taken for lost, whatever its connection says.
+# Four missed heartbeats: after this silence a feed counts as lost, even if its connection is open.
 SILENCE_SECONDS = 20.0
-# The longest pause is what a reader of the view may be left without news once the feed is back.
+# The longest pause is also the longest delay between the feed's return and fresh rows.
 BACKOFF = Backoff(first_seconds=0.1, longest_seconds=5.0)
-# Messages that may wait while others are applied: 16,000 records or 32 MiB. One transaction for so many costs half of what one
-# for each 500 does (measured), since the pages of the indexes, where ids are spread all over, are written less often.
+# Messages that may wait while others are applied: 16,000 records or 32 MiB. One transaction for all of them costs half as
+# much as one for each 500 (measured): ids are spread over all pages of the indexes, which are thus written less often.
 MESSAGES_WAITING = 32
 
 # (after_position, journal_id, chain) -> the messages of the feed. Raises FeedLost or JournalDiverged.
 OpenFeed = Callable[[int, str, bytes], AsyncGenerator[SubscribeResponse, None]]
 SetServing = Callable[[bool], Awaitable[None]]
 
-# What a Timestamp can tell, in microseconds since 1970: the years 1 to 9999.
+# The range of a Timestamp, in microseconds since 1970: the years 1 to 9999.
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 _UUID_BYTES = 16
 
 
 class FeedLost(Exception):
-    """The feed cannot be had now; the text says why. It is tried again."""
+    """The feed is unavailable now; the text says why. The subscriber tries again."""
 
 
 class ForeignJournal(FeedLost):
-    """A server has another journal than the view, and others have not said so: it is not followed."""
+    """One server has another journal than the view, and the others have not said so: it is not followed."""
 
 
 class JournalDiverged(Exception):
-    """The journal is not the one that the view shows: the view must be built again from its start."""
+    """The journal is not the one that the view shows: the view must be rebuilt from the journal's start."""
 
 
 class BrokenFeed(Exception):
-    """The feed is not what was promised: a gap, a repeat, a broken chain. The text names the position."""
+    """The feed breaks its promises: a gap, a repeat, a broken chain. The text names the position."""
 
 
 class State(Enum):
-    """What the view is doing; see ViewState in the contract."""
+    """The state of the view; see ViewState in the contract."""
 
     CATCHING_UP = auto()
     LIVE = auto()
@@ -93,7 +93,7 @@ class Subscriber:
         chance: random.Random | None = None,
         silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
-        """`silence_seconds`: a feed that is silent for so long is taken for lost."""
+        """`silence_seconds`: a feed counts as lost after this long without a message."""
         self._view = view
         self._waiting = waiting
         self._open_feed = open_feed
@@ -111,24 +111,24 @@ class Subscriber:
 
     @property
     def head_position(self) -> int:
-        """The newest head of the journal that was heard of."""
+        """The newest head of the journal that a feed has named."""
         return max(self._head_position, self._waiting.position)
 
     def state_of(self, position: int) -> State:
-        """Say what a view is doing that was read at this position: before it had caught up it was not live."""
+        """Return the state of a view that was read at this position: before it had caught up it was not live."""
         is_early = self.state is State.LIVE and position < self._live_from
         return State.CATCHING_UP if is_early else self.state
 
     @property
     def silence_seconds(self) -> float | None:
-        """How long the feed has not been heard; None if it never was."""
+        """The seconds since the feed's last message; None if there was none."""
         return None if self._heard_at is None else max(0.0, self._clock() - self._heard_at)
 
     async def run(self, set_serving: SetServing) -> None:
         """Follow the feed until cancelled, or until an unknown event stops the projection.
 
-        `set_serving` is told True once the view has first caught up with the head that it met, so that nobody is sent to
-        an empty view, and False when the view is built again or stopped. Raises BrokenFeed.
+        It calls `set_serving` with True once the view has first caught up with the head named at the opening, so that no
+        client is sent to an empty view, and with False when the view is rebuilt or stopped. Raises BrokenFeed.
         """
         checkpoint = await self._view.checkpoint()
         self._waiting.begun_at(checkpoint.position)
@@ -144,7 +144,7 @@ class Subscriber:
                 if self._is_news(error):
                     log.warning("the feed is lost and will be tried again", why=str(error))
             except ViewNotWritten as error:
-                self.state = State.CATCHING_UP  # the feed is there, and the view behind it
+                self.state = State.CATCHING_UP  # the feed is back, and the view behind it
                 if self._is_news(error):
                     log.warning(
                         "the view cannot be written, its disk may be full, and it will be tried again", why=str(error)
@@ -154,7 +154,7 @@ class Subscriber:
                 log.error("the projection is stopped: the view grows stale", why=str(error))
                 await self._serve(set_serving, False)
                 return
-            except (BrokenFeed, StreamBroken, sqlite3.IntegrityError, OverflowError) as error:  # the last: of a sum
+            except (BrokenFeed, StreamBroken, sqlite3.IntegrityError, OverflowError) as error:  # the last one: of a sum
                 log.critical("the feed is broken: the server ends", why=str(error))
                 raise BrokenFeed(str(error)) from error
             self._failures += 1
@@ -180,8 +180,8 @@ class Subscriber:
         except JournalDiverged:
             if not checkpoint.position and not checkpoint.journal_id:
                 raise FeedLost("the journal does not fit even a view of nothing") from None
-            log.warning("the journal has diverged: the view is built again", position=checkpoint.position)
-            self.state = State.CATCHING_UP  # from its start; nobody may take an empty view for a live one
+            log.warning("the journal has diverged: the view will be rebuilt", position=checkpoint.position)
+            self.state = State.CATCHING_UP  # from its start: an empty view must not pass for a live one
             await self._serve(set_serving, False)
             await self._view.reset("")
             self._head_position, self._goal = 0, None
@@ -208,7 +208,7 @@ class Subscriber:
                 assert_never(item)
 
     async def _apply(self, records: list[Record]) -> None:
-        """Write records to the view and wake whoever waits for them; of those before an unknown event, too."""
+        """Write records to the view and wake the calls that wait for them. Records before an unknown event are written too."""
         if not records:
             return
         try:
@@ -216,14 +216,14 @@ class Subscriber:
         except UnknownEvent as error:
             await self._apply([record for record in records if record.position < error.position])
             raise
-        self._failures = 0  # whatever was lost before, this is progress
+        self._failures = 0  # progress, whatever was lost before
         self._waiting.written(records)
 
     async def _receive(self, checkpoint: Checkpoint, items: asyncio.Queue[_Item]) -> None:
-        """Receive and verify, and hand on what came; whatever ends the feed is handed on as the last item."""
+        """Receive and verify messages, and hand them on as items. The last item is the error that ends the feed."""
         position, chain = checkpoint.position, checkpoint.chain
         try:
-            # At the start there is no chain to be compared yet.
+            # At the start there is no chain to compare yet.
             messages = self._open_feed(position, checkpoint.journal_id, chain if position else b"")
             async with contextlib.aclosing(messages):
                 opened = await self._next(messages)
@@ -285,7 +285,7 @@ class Subscriber:
             await set_serving(is_serving)
 
     def _is_news(self, error: Exception) -> bool:
-        """An outage is told when it begins, and not with each try: once for each server and what is wrong with it."""
+        """An outage is logged when it begins, not at each try: once for each error text."""
         is_news = str(error) not in self._losses
         self._losses.add(str(error))
         return is_news
@@ -295,7 +295,7 @@ def verify(batch: Iterable[journal_pb2.Record], position: int, chain: bytes) -> 
     """Check that records follow a position and its chain, one after the other. Raises BrokenFeed."""
     records = []
     first_time, last_time = FIRST_TIME, LAST_TIME
-    from_hex = bytes.fromhex  # looked up once, and not for each of millions of records
+    from_hex = bytes.fromhex  # looked up once, not for each of millions of records
     for wire in batch:
         if wire.position != position + 1:
             raise BrokenFeed(f"after position {position} the feed brought position {wire.position}")

@@ -1,8 +1,8 @@
-"""The view: the rows that the projection makes, and the checkpoint up to which they hold, in one SQLite file.
+"""The view: the projection's rows, and the checkpoint up to which they hold, in one SQLite file.
 
 * Rows and checkpoint are written in one transaction a batch, so each event counts once however often it is delivered.
 * Queries have a connection of their own and run beside the writer. Each reads its tenant's rows and the checkpoint in one
-  read transaction: it sees whole batches only, and the position that it tells is the one that its rows show.
+  read transaction: it sees whole batches only, and the position in its answer is the one that its rows show.
 """
 
 import asyncio
@@ -28,28 +28,28 @@ T = TypeVar("T")
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "application_id": APPLICATION_ID,
     "journal_mode": "wal",  # readers see the last whole batch while the next is written
-    # NORMAL: a power cut may lose the newest batches, never tear one, and the feed brings them again. FULL would pay for a
-    # sync a batch, OFF could leave a damaged file that nobody notices.
+    # NORMAL: a power cut may lose the newest batches, which the feed brings again, but never tears one. FULL would cost a sync
+    # a batch, OFF could leave a damaged file unnoticed.
     "synchronous": 1,
-    # In KiB below zero. Ids and keys are spread over their whole indexes: 64 MiB keeps the leaves of some million charges.
+    # Negative: in KiB. Ids and keys are spread over their whole indexes: 64 MiB holds the leaves of some million charges.
     "cache_size": -65_536,
-    # In pages: 32 MiB. While a view is rebuilt the same pages change in every batch; this copies each back less often.
+    # In pages: 32 MiB. During a rebuild the same pages change in every batch; a higher limit copies each back less often.
     "wal_autocheckpoint": 8_192,
     "journal_size_limit": 67_108_864,  # a WAL that a slow reader let grow is cut back to 64 MiB
 }
 READER_PRAGMAS: Mapping[str, str | int] = {
-    "query_only": 1,  # besides the file's own mode: no statement here may write
+    "query_only": 1,  # beside the file's own mode: no statement here may write
     "cache_size": -16_384,  # 16 MiB; the operating system caches the rest
 }
 
 
 class ViewNotWritten(Exception):
-    """A batch could not be written, to a full disk for instance. Nothing of it shows; it may be tried again."""
+    """A batch could not be written, for instance to a full disk. The view shows nothing of it; it may be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown(Generic[T]):
-    """What a query found, and the checkpoint that it shows."""
+    """The result of a query, and the checkpoint that it shows."""
 
     found: T
     checkpoint: Checkpoint
@@ -64,14 +64,14 @@ class View:
         self._reader = reader
         self._follows = follows
         self.damage: asyncio.Future[ViewUnusable] = asyncio.get_running_loop().create_future()
-        """Done once the file was found damaged: the server is to end with what it says."""
+        """Done once the file is found damaged: the server is to end with this error."""
 
     @classmethod
     async def open(cls, path: Path, *, disk: Disk = LOCAL_DISK, follows: Follows = FOLLOWS) -> "View":
-        """Open the view in a file of a disk; it and its folder are made if missing, for our own user.
+        """Open the view in a file of a disk. A missing file or folder is made, for our own user only.
 
         `follows` holds the events that a charge may have next: see `project`. Raises ViewUnusable if another server has the
-        file or if it is no view, OSError and sqlite3.OperationalError if it cannot be had.
+        file or if it is no view, OSError and sqlite3.OperationalError if it cannot be opened.
         """
         async with contextlib.AsyncExitStack() as stack:
             file = await ViewFile.claim(path, disk)
@@ -84,7 +84,7 @@ class View:
             return cls(file, writer, reader, follows)
 
     async def close(self) -> None:
-        """Close after the work that was sent before. A damaged file is thrown away: to find the damage again takes long."""
+        """Close after all work sent before. A damaged file is removed: to find the damage again would take long."""
         await self._reader.close()
         await self._writer.close()
         if self.damage.done():
@@ -92,20 +92,20 @@ class View:
         self._file.release()
 
     async def checkpoint(self) -> Checkpoint:
-        """Return the position up to which the view holds once all that was sent before is written. Raises ViewUnusable."""
+        """Return the checkpoint after all work sent before. Raises ViewUnusable."""
         with self._telling_damage():
             return await self._writer.run(find_checkpoint)
 
     async def apply(self, records: Sequence[Record]) -> None:
-        """Add the records that follow the checkpoint, all or none. Once begun it happens even if the caller is cancelled.
+        """Add the records that follow the checkpoint, all or none. Once begun it is done even if the caller is cancelled.
 
         Raises UnknownEvent or StreamBroken (see projection), ViewNotWritten, ViewUnusable if the file is damaged, and
-        sqlite3.IntegrityError if the records do not fit the rows that are there.
+        sqlite3.IntegrityError if the records do not fit the rows in the view.
         """
         await self._write(lambda connection: _apply(connection, records, self._follows))
 
     async def reset(self, journal_id: str) -> None:
-        """Empty the view; from now on it follows this journal, from its start. Raises ViewNotWritten, ViewUnusable."""
+        """Empty the view, which then follows this journal from its start. Raises ViewNotWritten, ViewUnusable."""
         await self._write(lambda connection: _reset(connection, journal_id))
 
     async def read(self, tenant: str, find: Callable[[Rows], T]) -> Shown[T]:

@@ -1,9 +1,9 @@
-"""The view's file on the disk: whose it is, whether it is a view at all, and whether it is fit to be one.
+"""The view's file on the disk: which server has it, whether it is a view, and whether it is fit for use.
 
-* One server a file: a lock beside it, under its real name, keeps a second server out, and a lock on the file itself keeps out
-  one that knows the file by another name.
-* The file is disposable. One of another format, and a damaged one, is thrown away and built again from the feed. A file that
-  is no view is never touched.
+* One server a file: a lock beside it, under its real name, keeps a second server out, and a lock on the file itself keeps
+  out a server that knows the file by another name.
+* The file is disposable. A file of another format and a damaged file are removed, and rebuilt from the feed. A file that is
+  no view is never touched.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from query_service.schema import FORMAT
 
 log = structlog.get_logger()
 
-# "CHGV": says that a file is a view of ours, so that no other file is thrown away by a mistyped path.
+# "CHGV": marks a file as a view of ours, so that a mistyped path never removes another file.
 APPLICATION_ID = 0x43484756
-# SQLite's header begins with this, and has the application's id at these places, in the file itself from the start.
+# SQLite's header begins with this, and has the application's id in these bytes, from the file's first write.
 SQLITE_MAGIC = b"SQLite format 3\0"
 APPLICATION_ID_BYTES = slice(68, 72)
 
-# On Linux this lock and those of SQLite, which are fcntl's, do not see each other. Elsewhere they would: there it is none.
+# On Linux this lock and those of SQLite, which are fcntl's, do not see each other. Elsewhere they would, so it is not taken.
 LOCKS_ITSELF = sys.platform == "linux"
 
 
@@ -36,7 +36,7 @@ class ViewUnusable(Exception):
 
 
 class ViewFile:
-    """A file that is held for one server, by `claim`."""
+    """A file that `claim` holds for one server."""
 
     def __init__(self, path: Path, beside: Held, itself: Held) -> None:
         self.path = path
@@ -44,17 +44,17 @@ class ViewFile:
 
     @classmethod
     async def claim(cls, path: Path, disk: Disk) -> "ViewFile":
-        """Hold a file that is a fit view, or empty. The file and its folder are made if missing, for our own user.
+        """Hold a file that is a usable view, or empty. A missing file or folder is made, for our own user only.
 
         Raises ViewUnusable if another server has it or if it is no view, OSError and sqlite3.OperationalError if it cannot
-        be had.
+        be opened.
         """
         with contextlib.ExitStack() as stack:
             path = _real(path)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             beside = _lock(path.with_name(path.name + ".lock"), disk)
             stack.callback(beside.close)
-            # Taken before SQLite opens the file, let go of after: to close any descriptor of it drops SQLite's own locks.
+            # Taken before SQLite opens the file, released after: closing any descriptor of the file drops SQLite's own locks.
             itself = _lock(path, disk, is_taken=LOCKS_ITSELF)
             stack.callback(itself.close)
             if not await _is_fit(path, disk):
@@ -67,12 +67,12 @@ class ViewFile:
             return cls(path, beside, itself)
 
     def throw_away(self) -> None:
-        """Remove the file, whose SQLite connections are closed. A file that took its place meanwhile and is no view stays."""
+        """Remove the file, whose SQLite connections are closed. Another file that has replaced it, and is no view, stays."""
         if not _is_empty(self.path) and _is_ours(self.path):
             _throw_away(self.path)
 
     def release(self) -> None:
-        """Let other servers have the file."""
+        """Release the file to other servers."""
         for held in self._held:
             held.close()
 
@@ -84,7 +84,7 @@ def format_of(connection: sqlite3.Connection) -> int:
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Tell a file that SQLite cannot read any more from every other error."""
+    """Whether an error means that SQLite cannot read the file any more."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -93,10 +93,10 @@ def _real(path: Path) -> Path:
 
 
 def _lock(path: Path, disk: Disk, *, is_taken: bool = True) -> Held:
-    """Keep other servers away from a file for as long as it is held, and so while this process lives.
+    """Lock a file against other servers until it is closed or this process ends.
 
-    It is made if it is missing. Raises ViewUnusable if another server has it, or if it has a second name: SQLite keeps the rest
-    of a file beside the name by which it knows it.
+    A missing file is made. Raises ViewUnusable if another server has it, or if it has a second name: SQLite keeps a file's WAL
+    beside the name by which it opened the file.
     """
     held = disk.hold(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -116,7 +116,7 @@ def _lock(path: Path, disk: Disk, *, is_taken: bool = True) -> Held:
 
 
 async def _is_fit(path: Path, disk: Disk) -> bool:
-    """Tell whether a view of this format can be kept in the file. Raises ViewUnusable if the file is something else."""
+    """Whether the file is empty, or a view of this format. Raises ViewUnusable if it is something else."""
     if _is_empty(path):
         return True
     if not _is_ours(path):
@@ -126,16 +126,16 @@ async def _is_fit(path: Path, disk: Disk) -> bool:
         try:
             version = await found.run(format_of)
             if version == FORMAT:
-                await found.run(find_checkpoint)  # a cheap look; other damage is told by the statement that meets it
+                await found.run(find_checkpoint)  # a cheap look; other damage shows at the statement that meets it
         finally:
             await found.close()
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:
-        log.warning("the view is damaged and is built again", why=str(error))
+        log.warning("the view is damaged and will be rebuilt", why=str(error))
         return False
     if version != FORMAT:
-        log.warning("the view is of another format and is built again", found=version, wanted=FORMAT)
+        log.warning("the view is of another format and will be rebuilt", found=version, wanted=FORMAT)
     return version == FORMAT
 
 
@@ -144,12 +144,12 @@ def _is_empty(path: Path) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """Tell whether a file is a view. Its first bytes tell that of a damaged one too, and a foreign file stays untouched."""
+    """Whether a file is a view. The first bytes show it even of a damaged one, and a foreign file stays untouched."""
     with path.open("rb") as file:
         header = file.read(APPLICATION_ID_BYTES.stop)
     return header.startswith(SQLITE_MAGIC) and header[APPLICATION_ID_BYTES] == APPLICATION_ID.to_bytes(4, "big")
 
 
 def _throw_away(path: Path) -> None:
-    for name in (f"{path}-wal", f"{path}-shm", f"{path}"):  # the file last: while it is there, the rest belongs to it
+    for name in (f"{path}-wal", f"{path}-shm", f"{path}"):  # the file last: while it exists, the others belong to it
         Path(name).unlink(missing_ok=True)

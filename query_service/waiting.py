@@ -1,7 +1,7 @@
-"""Who waits for what: calls that wait for a position, and watchers that wait for a charge to change.
+"""The waiting calls: calls that wait for a position, and watchers that wait for a charge to change.
 
-The subscriber tells what has been written to the view, and exactly those are woken whom it concerns. Whoever waits idly
-costs an entry in a dictionary.
+The subscriber reports each batch that it has written to the view, and only the calls that it concerns wake up. A waiting
+call costs an entry in a dictionary.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from query_service.projection import Record
 
 
 class Waiting:
-    """The calls that wait, and the position that the view has got to."""
+    """The calls that wait, and the position that the view has reached."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -21,7 +21,7 @@ class Waiting:
         self._watchers: dict[bytes, set[asyncio.Event]] = {}
 
     def written(self, records: Sequence[Record]) -> None:
-        """The view shows these records now."""
+        """Take note that the view shows these records now."""
         self.position = records[-1].position
         if self._watchers:
             for record in records:
@@ -30,18 +30,18 @@ class Waiting:
         self._wake_arrived()
 
     def begun_at(self, position: int) -> None:
-        """The view was opened, or emptied, and shows this position: watched charges may be gone."""
+        """Take note that the view was opened or emptied, and shows this position: watched charges may be gone."""
         self.position = position
         self._wake_arrived()
         self._wake_watchers()
 
     def stop(self) -> None:
-        """The server stops: watchers are to end."""
+        """End all watches: the server stops."""
         self.is_stopping = True
         self._wake_watchers()
 
     async def reach(self, position: int, timeout_seconds: float) -> bool:
-        """Wait until the view shows at least this position. False if it does not in time."""
+        """Wait until the view shows at least this position. Returns False after `timeout_seconds`."""
         if position <= self.position:
             return True
         if timeout_seconds <= 0:
@@ -59,7 +59,7 @@ class Waiting:
 
     @contextmanager
     def watching(self, charge_id: bytes) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever the charge may have changed, and when the server stops."""
+        """Give an event that is set after each possible change of the charge, and when the server stops."""
         changed = asyncio.Event()
         watchers = self._watchers.setdefault(charge_id, set())
         watchers.add(changed)

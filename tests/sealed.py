@@ -1,6 +1,6 @@
-"""A journal in memory, sealed as the contract tells it, and the events of a charge's life.
+"""A journal in memory, sealed by the contract's rule, and the events of a charge's life.
 
-It computes the chain for itself, so that the formula in journal.proto has a second witness.
+It computes the chain itself, so that the formula in journal.proto has a second implementation.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def charge_id_of(key: str) -> str:
 
 
 class SealedJournal:
-    """Appends events, and keeps them as the records that a feed brings."""
+    """Appends events, and keeps them as the records of a feed."""
 
     def __init__(self, journal_id: str = "journal-one") -> None:
         self.journal_id = journal_id
@@ -45,7 +45,7 @@ class SealedJournal:
         return self.records[position - 1].chain if position else bytes(32)
 
     def append(self, key: str, event: Event | bytes, *, at: int | None = None) -> int:
-        """Append an event, or bytes in its place, to the charge of a key. Time stands at the position unless given."""
+        """Append an event, or bytes in its place, to the charge of a key. The time is the position by default."""
         self._versions[key] += 1
         position = self.head + 1
         self.records.append(
@@ -63,7 +63,7 @@ class SealedJournal:
     def charge(
         self, key: str, user: str = "user-1", *events: Event, minor_units: int = 1250, currency: str = "EUR"
     ) -> int:
-        """Append a whole charge: requested, and then these events."""
+        """Append a whole charge: its request and then these events."""
         position = self.append(key, requested(key, user, minor_units=minor_units, currency=currency))
         for event in events:
             position = self.append(key, event)
@@ -85,7 +85,7 @@ def sealed(before: bytes, *, position: int, charge_id: str, version: int, record
     record = Record(
         position=position, charge_id=charge_id, version=version, chain=hashlib.sha256(fields).digest(), event=event
     )
-    record.recorded_at.seconds, microseconds = divmod(recorded_at, 1_000_000)  # by hand: any time, one that is none too
+    record.recorded_at.seconds, microseconds = divmod(recorded_at, 1_000_000)  # by hand: even an invalid time
     record.recorded_at.nanos = microseconds * 1_000
     return record
 

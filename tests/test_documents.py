@@ -1,4 +1,4 @@
-"""The pages keep up with the code: whatever they define, name or count is there.
+"""The pages match the code: every thing that they define, name or count exists.
 
 Invariants are defined on one page; paths exist; the README's figures are those of the benchmark's page.
 """
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHECKS = sorted(path for folder in ("prove", "judge", "tests") for path in (ROOT / folder).rglob("*.py"))
 NAME = re.compile(r"\b[IL]\d{1,2}\b")
-# A violation is reported by a text that begins with the name: "I7", or "I7: acknowledged records are lost".
+# The text of a violation begins with its name: "I7", or "I7: acknowledged records are lost".
 REPORTED = re.compile(r"(?<!\")\"([IL]\d{1,2})\b")
 INVARIANTS = (ROOT / "docs" / "invariants.md").read_text()
 
@@ -31,20 +31,20 @@ def _named_in(paths: list[Path]) -> set[str]:
     return {name for path in paths for name in NAME.findall(path.read_text())}
 
 
-def test_every_invariant_that_is_named_anywhere_is_defined_once() -> None:
+def test_every_named_invariant_is_defined_once() -> None:
     """In the code that checks, in the tests and in the decisions."""
     defined = _defined()
     assert len(defined) == len(set(defined))
     assert _named_in([*CHECKS, *(ROOT / "docs").glob("adr/*.md")]) <= set(defined)
 
 
-def test_every_invariant_that_is_defined_can_be_reported_as_broken() -> None:
-    """By the proof: nothing is promised on that page that nothing checks."""
+def test_every_defined_invariant_can_be_reported_as_broken() -> None:
+    """By the proof: the page promises no invariant that is not checked."""
     reported = {name for path in CHECKS if "tests" not in path.parts for name in REPORTED.findall(path.read_text())}
     assert set(_defined()) == reported
 
 
-def test_every_invariant_has_its_promise_what_breaks_it_and_where_it_is_checked() -> None:
+def test_every_invariant_has_its_promise_its_breach_and_its_check() -> None:
     for section in re.split(r"^### ", INVARIANTS, flags=re.MULTILINE)[1:]:
         assert re.findall(r"^\* \*\*(.+?)\.\*\*", section, re.MULTILINE) == ["Promise", "Broken by", "Checked by"]
 
@@ -61,7 +61,7 @@ def test_every_planted_bug_that_the_page_names_can_be_planted() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_path_that_a_page_names_exists(page: Path) -> None:
-    """Links, and what stands in backticks below one of our folders. Folders that are made at work are not looked for."""
+    """Links, and paths in backticks below one of our folders. Folders that are made at run time are not looked for."""
     text = page.read_text()
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)#]+[^)]*)\)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
@@ -70,8 +70,8 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_the_readme_tells_the_benchmarks_figures_and_how_many_targets_were_missed() -> None:
-    """A figure is written by hand in the README, so it is compared with the page that is filled by the benchmark."""
+def test_the_readme_has_the_benchmarks_figures_and_the_number_of_missed_targets() -> None:
+    """The README's figures are written by hand, so they are compared with the page that the benchmark fills."""
     page = (ROOT / "docs" / "benchmark.md").read_text()
     rows = re.findall(r"^\| ([^|]+) \| ([\d.,]+) \| [^|]+ \| (met|missed) \|$", page, re.MULTILINE)
     readme = " ".join((ROOT / "README.md").read_text().split())

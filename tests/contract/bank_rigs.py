@@ -1,8 +1,8 @@
-"""A rig: one adapter with a bank behind it that does as it is told. Every rig in RIGS runs tests/contract/test_bank.py.
+"""A rig: one adapter with a bank behind it that follows orders. Every rig in RIGS runs tests/contract/test_bank.py.
 
-A rig speaks of trouble in the words of gateway_mock ("on execute: lose_answer"), whose docstring says what each means.
-The rig of another bank translates them into what that bank's double can do. A rig's bank is a process of its own; the
-tests of a module share it, each under references of its own.
+A rig names troubles in the words of gateway_mock ("on execute: lose_answer"), whose docstring defines them. The rig of another
+bank translates them into the faults of that bank's double. A rig's bank is a process of its own; the tests of a module share
+it, each under references of its own.
 """
 
 import json
@@ -26,13 +26,13 @@ from command_service.bank.transport import open_transport
 from command_service.values import DeclineReason
 
 PATIENT_SECONDS = 20.0  # Longer than any honest call takes on a busy machine.
-IMPATIENT_SECONDS = 0.2  # For a bank that does not answer: so long a test waits for nothing.
+IMPATIENT_SECONDS = 0.2  # For a bank that does not answer: a test waits this long.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Making the usual one takes longer than a test.
 
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """Money that moved, as the bank's statement says."""
+    """Money that moved, by the bank's statement."""
 
     transaction_id: str
     minor_units: int
@@ -40,48 +40,48 @@ class Movement:
 
 
 class Rig(Protocol):
-    """What the contract's tests need of an adapter and its bank."""
+    """An adapter and its bank, for the contract's tests."""
 
     approved_card: str
     unknown_card: str
     declined_cards: Mapping[str, DeclineReason]
 
     def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AbstractAsyncContextManager[Bank]:
-        """An adapter with connections of its own, as one more process of ours would have."""
+        """Open an adapter with connections of its own, like one more process of ours."""
         ...
 
     def trouble(self, on: str, fault: str, **details: Any) -> None:
-        """The next calls of this step, or the next look-ups, go wrong in this way."""
+        """Order that the next calls of this step, or the next look-ups, go wrong in this way."""
         ...
 
     def unfired(self) -> list[str]:
-        """The trouble that has not come up as often as it was ordered."""
+        """List the troubles that have not come up as often as ordered."""
         ...
 
     def forget_trouble(self) -> None:
-        """No call goes wrong any more."""
+        """Cancel all troubles."""
         ...
 
     def expire(self, charge_id: str) -> None:
-        """The bank closes the charge's open transaction as expired, now."""
+        """Have the bank close the charge's open transaction as expired, now."""
         ...
 
     def movements(self, charge_id: str) -> list[Movement]:
-        """All money that moved under this reference."""
+        """List all money that moved under this reference."""
         ...
 
     def asked(self, charge_id: str) -> list[str]:
-        """What the bank was asked under this reference, in order: token, execute, look_up."""
+        """List the bank's calls under this reference, in order: token, execute, look_up."""
         ...
 
     def quiet(self) -> None:
-        """Wait until the bank is at work on nothing, late requests included."""
+        """Wait until the bank has no work left, late requests included."""
         ...
 
     def restart(self) -> None:
-        """The bank's process dies as by `kill -9`, if it has not yet, and another takes over its ledger.
+        """Kill the bank's process as by `kill -9`, unless it is dead, and start another on its ledger.
 
-        Adapters made before speak to the old address: it is another process of ours that goes on.
+        Earlier adapters have the old address: another process of ours continues.
         """
         ...
 

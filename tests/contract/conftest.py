@@ -1,4 +1,4 @@
-"""The loops: the bank's adapter runs on the one that the servers run on, and its transport on both."""
+"""The loops: the bank's adapter is tested on the servers' loop, and its transport on both loops."""
 
 import asyncio
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """A rig: one store with one journal in it. Every rig in RIGS runs tests/contract/test_journal.py.
 
-Beside opening the journal as a server does, a rig can look at the store as a stranger would: that is how a test sees what
-the journal itself would not show.
+A rig opens the journal as a server does, and can also look at the store from outside: so a test sees facts that the journal
+itself would not show.
 """
 
 import asyncio
@@ -38,25 +38,25 @@ async def add(
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What one moment of a store holds: (position, stream, version) of each record, and the unfinished streams."""
+    """The contents of a store at one moment: (position, stream, version) of each record, and the unfinished streams."""
 
     records: list[tuple[int, str, int]]
     unfinished: set[str]
 
 
 class Rig(Protocol):
-    """What the contract's tests need of a store."""
+    """A store, for the contract's tests."""
 
     def open(self) -> AbstractAsyncContextManager[Journal]:
         """Open the journal, and close it in the end. Opened again, it is the same journal."""
         ...
 
     def moment(self) -> Moment:
-        """What a stranger sees of the store in one transaction, beside the server."""
+        """Read the store from outside in one transaction, beside the server."""
         ...
 
     def commits(self) -> int:
-        """How many commits the store has done, as a stranger counts them."""
+        """Count the store's commits from outside."""
         ...
 
 

@@ -1,9 +1,9 @@
-"""A process that appends to a journal until it has done, is killed, or ends itself; it says what was acknowledged.
+"""A process that appends to a journal until it is finished, is killed, or ends itself; it prints the acknowledged appends.
 
     python -m tests.contract.journal_writer PATH WRITERS APPENDS_A_WRITER
 
-It prints "open", then "POSITION CHAIN" for every append, once that is acknowledged and not before. It exits as the server
-does: 1 if the journal is refused, 74 if the journal ends the process.
+It prints "open", then "POSITION CHAIN" for every append, not before it is acknowledged. Its exit status is the server's:
+1 if the journal is refused, 74 if the journal ends the process.
 """
 
 import asyncio

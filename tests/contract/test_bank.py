@@ -1,4 +1,4 @@
-"""What every bank adapter keeps: the five rules of command_service/bank, and the answer table, over real connections."""
+"""The contract of every bank adapter: the five rules of command_service/bank, and the answer table, over real connections."""
 
 import asyncio
 import uuid
@@ -76,20 +76,20 @@ async def opened(bank: Bank, asked: RequestToken) -> Execute:
     return execution(asked, answer.token)
 
 
-async def told(bank: Bank, effect: Effect) -> Answer:
+async def answer_of(bank: Bank, effect: Effect) -> Answer:
     return await bank.perform(effect, look_up_first=False)
 
 
-async def told_after_looking(bank: Bank, effect: Effect) -> Answer:
+async def answer_after_looking(bank: Bank, effect: Effect) -> Answer:
     return await bank.perform(effect, look_up_first=True)
 
 
 async def at_once(bank: Bank, effect: Effect, times: int = 12) -> list[Answer]:
-    return await asyncio.gather(*[told(bank, effect) for _ in range(times)])
+    return await asyncio.gather(*[answer_of(bank, effect) for _ in range(times)])
 
 
 async def run_to_rest(bank: Bank, asked: RequestToken, *, look_up_first: bool, attempts: int = 60) -> list[Event]:
-    """The charge's events, decided by the core, with no pauses. It may be unfinished after so many attempts."""
+    """The charge's events, decided by the core, without pauses. After `attempts` it may be unfinished."""
     request = Request(asked.charge_id, "default", "key", "us", "user", Card(asked.card_token), asked.amount)
     state: State = Absent()
     events = decide(state, Command(request))
@@ -112,7 +112,7 @@ def outcome(events: list[Event]) -> Outcome:
 
 
 def assert_agreed(rig: Rig, asked: RequestToken, end: Outcome) -> None:
-    """What we say of the money is what the bank's statement says."""
+    """Assert that our outcome and the bank's statement agree."""
     moved = rig.movements(asked.charge_id)
     assert len(moved) <= 1, "charged twice"
     if isinstance(end, Charged):
@@ -129,38 +129,38 @@ async def test_a_known_reference_gives_back_its_transaction(rig: Rig) -> None:
         tokens = set(await at_once(one, asked) + await at_once(other, asked))
         (token,) = tokens
         assert isinstance(token, Token)
-        assert await told_after_looking(one, asked) == token
-        executed = await told(one, execution(asked, token.token))
-        assert await told(other, asked) == await told_after_looking(other, asked) == token
+        assert await answer_after_looking(one, asked) == token
+        executed = await answer_of(one, execution(asked, token.token))
+        assert await answer_of(other, asked) == await answer_after_looking(other, asked) == token
     rig.restart()
     async with rig.adapter() as later:
-        assert await told(later, asked) == await told_after_looking(later, asked) == token
-        assert await told(later, execution(asked, token.token)) == executed
+        assert await answer_of(later, asked) == await answer_after_looking(later, asked) == token
+        assert await answer_of(later, execution(asked, token.token)) == executed
     assert len(rig.movements(asked.charge_id)) == 1
 
 
 async def test_a_token_step_moves_no_money(rig: Rig) -> None:
-    """However often it is taken."""
+    """Not even a repeated one."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         await at_once(bank, asked)
     assert rig.movements(asked.charge_id) == []
 
 
-async def test_looking_up_first_takes_the_token_step_only_for_what_the_bank_does_not_know(rig: Rig) -> None:
-    """A restored journal has forgotten; the bank has not."""
+async def test_looking_up_first_takes_the_token_step_only_for_a_reference_unknown_to_the_bank(rig: Rig) -> None:
+    """A restored journal has lost steps that the bank has not."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
-        first = await told_after_looking(bank, asked)
+        first = await answer_after_looking(bank, asked)
         assert isinstance(first, Token)
         assert rig.asked(asked.charge_id) == ["look_up", "token"]
-        assert await told_after_looking(bank, asked) == first
+        assert await answer_after_looking(bank, asked) == first
         assert rig.asked(asked.charge_id) == ["look_up", "token", "look_up"]
 
 
 # ---------------------------------------------------------------- rule 2: the execute step is idempotent by token
-async def test_money_moves_once_however_many_execute_at_once(rig: Rig) -> None:
-    """And every one of them hears the same transaction id."""
+async def test_concurrent_executes_move_money_once(rig: Rig) -> None:
+    """And every one of them is given the same transaction id."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as one, rig.adapter() as other:
         effect = await opened(one, asked)
@@ -173,59 +173,59 @@ async def test_money_moves_once_however_many_execute_at_once(rig: Rig) -> None:
 @pytest.mark.parametrize("fault", ["stop_before", "stop_after"])
 @pytest.mark.parametrize("look_up_first", [False, True])
 async def test_money_moves_once_if_the_bank_dies_in_the_execute_step(rig: Rig, fault: str, look_up_first: bool) -> None:
-    """Killed before or after the work; the token holds across its restart."""
+    """It is killed before or after the work; the token survives its restart."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", fault)
-        assert await told(bank, effect) == NoAnswer()
-        assert await told(bank, effect) == NoAnswer(), "there is no bank"
+        assert await answer_of(bank, effect) == NoAnswer()
+        assert await answer_of(bank, effect) == NoAnswer(), "there is no bank"
     rig.restart()
     async with rig.adapter() as bank:
         answer = await bank.perform(effect, look_up_first=look_up_first)
         assert isinstance(answer, Executed)
-        assert await told(bank, effect) == answer
+        assert await answer_of(bank, effect) == answer
     assert rig.movements(asked.charge_id) == [Movement(answer.transaction_id, 1250, "EUR")]
 
 
 async def test_money_moves_once_if_the_bank_dies_among_executes(rig: Rig) -> None:
-    """Killed while many are under way."""
+    """It is killed while many are under way."""
     charges = [a_charge(rig.approved_card) for _ in range(12)]
     async with rig.adapter() as bank:
         effects = [await opened(bank, asked) for asked in charges]
-        under_way = [asyncio.create_task(told(bank, effect)) for effect in effects * 2]
+        under_way = [asyncio.create_task(answer_of(bank, effect)) for effect in effects * 2]
         await under_way[0]
         rig.restart()
         first = dict(zip(effects * 2, await asyncio.gather(*under_way), strict=True))
     async with rig.adapter() as bank:
         for asked, effect in zip(charges, effects, strict=True):
-            answer = await told(bank, effect)
+            answer = await answer_of(bank, effect)
             assert isinstance(answer, Executed)
             assert first[effect] in (answer, NoAnswer())
             assert rig.movements(asked.charge_id) == [Movement(answer.transaction_id, 1250, "EUR")]
 
 
-async def test_looking_up_first_does_not_execute_what_is_executed(rig: Rig) -> None:
-    """The bank's word is taken, and nothing else is asked."""
+async def test_looking_up_first_does_not_execute_an_executed_transaction(rig: Rig) -> None:
+    """The bank's answer is taken, and no further question is put."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
-        assert isinstance(executed := await told_after_looking(bank, effect), Executed)
+        assert isinstance(executed := await answer_after_looking(bank, effect), Executed)
         before = rig.asked(asked.charge_id)
         assert before == ["token", "look_up", "execute"]
-        assert await told_after_looking(bank, effect) == executed
+        assert await answer_after_looking(bank, effect) == executed
         assert rig.asked(asked.charge_id) == [*before, "look_up"]
 
 
 # ---------------------------------------------------------------- rule 3: declined and expired are for ever
 async def test_a_declined_token_never_executes(rig: Rig) -> None:
-    """However often and however late it is told to; each card says its reason."""
+    """On any number of calls, however late; each card has its reason."""
     async with rig.adapter() as bank:
         for card, reason in rig.declined_cards.items():
             asked = a_charge(card)
             effect = await opened(bank, asked)
             assert set(await at_once(bank, effect, 4)) == {Declined(reason)}
-            assert await told_after_looking(bank, effect) == Declined(reason)
+            assert await answer_after_looking(bank, effect) == Declined(reason)
             assert rig.movements(asked.charge_id) == []
 
 
@@ -236,8 +236,8 @@ async def test_an_expired_token_never_executes(rig: Rig) -> None:
         expired = await opened(bank, asked)
         rig.expire(asked.charge_id)
         assert set(await at_once(bank, expired)) == {Expired()}
-        assert await told_after_looking(bank, expired) == Expired()
-        executed = await told(bank, await opened(bank, replace(asked, expired_tokens=1)))
+        assert await answer_after_looking(bank, expired) == Expired()
+        executed = await answer_of(bank, await opened(bank, replace(asked, expired_tokens=1)))
         assert isinstance(executed, Executed)
     rig.restart()
     async with rig.adapter() as bank:
@@ -246,21 +246,21 @@ async def test_an_expired_token_never_executes(rig: Rig) -> None:
 
 
 async def test_an_execute_that_arrives_after_expired_was_said_moves_nothing(rig: Rig) -> None:
-    """It was on its way when we stopped waiting, and the token expired meanwhile."""
+    """It was under way when we stopped waiting, and the token expired meanwhile."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
         effect = await opened(bank, asked)
         rig.trouble("execute", "delay", seconds=1)
-        assert await told(impatient, effect) == NoAnswer()
+        assert await answer_of(impatient, effect) == NoAnswer()
         rig.expire(asked.charge_id)
-        assert await told(bank, effect) == Expired()
-        assert isinstance(await told(bank, await opened(bank, replace(asked, expired_tokens=1))), Executed)
+        assert await answer_of(bank, effect) == Expired()
+        assert isinstance(await answer_of(bank, await opened(bank, replace(asked, expired_tokens=1))), Executed)
         rig.quiet()
     assert len(rig.movements(asked.charge_id)) == 1
 
 
 async def test_a_race_between_expiry_and_executes_has_one_winner(rig: Rig) -> None:
-    """Either all hear that it executed, or all hear that it expired and no money moved."""
+    """Either every answer is executed, or every answer is expired and no money moved."""
     async with rig.adapter() as bank:
         for _ in range(8):
             asked = a_charge(rig.approved_card)
@@ -272,13 +272,13 @@ async def test_a_race_between_expiry_and_executes_has_one_winner(rig: Rig) -> No
             assert moved or answer == Expired()
 
 
-async def test_a_decline_that_is_not_true_is_not_believed(rig: Rig) -> None:
-    """The bank executed and says declined: the look-up knows better."""
+async def test_an_untrue_decline_is_not_believed(rig: Rig) -> None:
+    """The bank executed and says declined: the look-up finds the execution."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", "contradict")
-        answer = await told(bank, effect)
+        answer = await answer_of(bank, effect)
     assert isinstance(answer, Executed)
     assert rig.movements(asked.charge_id) == [Movement(answer.transaction_id, 1250, "EUR")]
 
@@ -293,17 +293,17 @@ OTHER_FIELDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("field", OTHER_FIELDS)
 async def test_a_known_reference_with_other_fields_gives_no_token(rig: Rig, field: str) -> None:
-    """Open or executed, told or looked up: and the first charge goes on as it was."""
+    """Open or executed, by a step or a look-up. The first charge continues unchanged."""
     asked = a_charge(rig.approved_card)
     other = replace(asked, **OTHER_FIELDS[field])
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         for _ in range(2):
-            assert isinstance(await told(bank, other), Refused)
-            looked_up = await told_after_looking(bank, other)
+            assert isinstance(await answer_of(bank, other), Refused)
+            looked_up = await answer_after_looking(bank, other)
             assert isinstance(looked_up, Contradiction)
             assert (looked_up.reason, looked_up.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
-            assert isinstance(await told(bank, effect), Executed)
+            assert isinstance(await answer_of(bank, effect), Executed)
     assert len(rig.movements(asked.charge_id)) == 1
 
 
@@ -314,54 +314,54 @@ async def test_a_known_token_with_other_fields_moves_nothing(rig: Rig, field: st
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         other = replace(effect, **OTHER_FIELDS[field])
-        assert isinstance(await told(bank, other), Refused)
-        looked_up = await told_after_looking(bank, other)
+        assert isinstance(await answer_of(bank, other), Refused)
+        looked_up = await answer_after_looking(bank, other)
         assert isinstance(looked_up, Contradiction)
         assert (looked_up.reason, looked_up.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
         assert rig.movements(asked.charge_id) == []
-        assert isinstance(await told(bank, effect), Executed)
+        assert isinstance(await answer_of(bank, effect), Executed)
 
 
 @pytest.mark.parametrize("field", [*OTHER_FIELDS, "reference"])
-async def test_what_executed_with_other_fields_is_never_our_execution(rig: Rig, field: str) -> None:
+async def test_an_execution_with_other_fields_is_never_ours(rig: Rig, field: str) -> None:
     """A token of another charge, or of this one with other fields, is a contradiction, executed or not."""
     asked = a_charge(rig.approved_card)
     change: dict[str, Any] = {**OTHER_FIELDS, "reference": {"charge_id": str(uuid.uuid4())}}[field]
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         other = replace(effect, **change)
-        assert isinstance(await told_after_looking(bank, other), Contradiction)
-        assert isinstance(await told(bank, effect), Executed)
-        assert isinstance(await told(bank, other), Contradiction | Refused)
-        assert isinstance(await told_after_looking(bank, other), Contradiction)
+        assert isinstance(await answer_after_looking(bank, other), Contradiction)
+        assert isinstance(await answer_of(bank, effect), Executed)
+        assert isinstance(await answer_of(bank, other), Contradiction | Refused)
+        assert isinstance(await answer_after_looking(bank, other), Contradiction)
 
 
 # ---------------------------------------------------------------- rule 5: only a definite expiry leads to a new token
 async def test_after_expired_the_token_step_opens_one_more_transaction(rig: Rig) -> None:
-    """One, however many ask; looked up first or not."""
+    """One only, for any number of calls; looked up first or not."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         expired = await opened(bank, asked)
         rig.expire(asked.charge_id)
         again = replace(asked, expired_tokens=1)
-        (token,) = {*await at_once(bank, again), await told_after_looking(bank, again)}
+        (token,) = {*await at_once(bank, again), await answer_after_looking(bank, again)}
         assert isinstance(token, Token)
         assert token.token != expired.token
 
 
 async def test_a_journal_that_forgot_an_expired_token_gets_a_new_one(rig: Rig) -> None:
-    """Looking up first does not give back a token that would only expire again."""
+    """Looking up first never returns a token that would only expire again."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         expired = await opened(bank, asked)
         rig.expire(asked.charge_id)
-        token = await told_after_looking(bank, asked)
+        token = await answer_after_looking(bank, asked)
     assert isinstance(token, Token)
     assert token.token != expired.token
 
 
 async def test_a_token_the_bank_does_not_know_is_a_matter_for_people(rig: Rig) -> None:
-    """Whatever the bank knows under the reference: nothing, an open transaction, an executed one."""
+    """With nothing, an open transaction or an executed one under the reference."""
     asked = a_charge(rig.approved_card)
     unknown = execution(asked, "token-of-nobody")
     async with rig.adapter() as bank:
@@ -369,11 +369,11 @@ async def test_a_token_the_bank_does_not_know_is_a_matter_for_people(rig: Rig) -
             if known == "opened":
                 effect = await opened(bank, asked)
             elif known == "executed":
-                assert isinstance(await told(bank, effect), Executed)
+                assert isinstance(await answer_of(bank, effect), Executed)
             executes = rig.asked(asked.charge_id).count("execute")
-            assert isinstance(await told_after_looking(bank, unknown), Contradiction)
+            assert isinstance(await answer_after_looking(bank, unknown), Contradiction)
             assert rig.asked(asked.charge_id).count("execute") == executes
-            assert isinstance(await told(bank, unknown), Refused)
+            assert isinstance(await answer_of(bank, unknown), Refused)
 
 
 # ---------------------------------------------------------------- the answer table
@@ -393,20 +393,18 @@ NO_ANSWERS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("on", BOTH_STEPS)
 @pytest.mark.parametrize(("fault", "details"), NO_ANSWERS)
-async def test_what_does_not_tell_an_outcome_is_no_answer(
-    rig: Rig, on: str, fault: str, details: dict[str, Any]
-) -> None:
-    """And the same step again gets one; the money has moved once."""
+async def test_a_reply_without_an_outcome_is_no_answer(rig: Rig, on: str, fault: str, details: dict[str, Any]) -> None:
+    """The repeated step is answered, and the money has moved once."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         if on == "token":
             rig.trouble("token", fault, **details)
-            assert await told(bank, asked) == NoAnswer()
+            assert await answer_of(bank, asked) == NoAnswer()
         effect = await opened(bank, asked)
         if on == "execute":
             rig.trouble("execute", fault, **details)
-            assert await told(bank, effect) == NoAnswer()
-        assert isinstance(await told(bank, effect), Executed)
+            assert await answer_of(bank, effect) == NoAnswer()
+        assert isinstance(await answer_of(bank, effect), Executed)
     assert len(rig.movements(asked.charge_id)) == 1
     assert rig.unfired() == []
 
@@ -417,21 +415,21 @@ async def test_a_look_up_without_an_answer_ends_the_step(rig: Rig, fault: str, d
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         rig.trouble("look_up", fault, **details)
-        assert await told_after_looking(bank, asked) == NoAnswer()
+        assert await answer_after_looking(bank, asked) == NoAnswer()
         assert "token" not in rig.asked(asked.charge_id)
         effect = await opened(bank, asked)
         rig.trouble("look_up", fault, **details)
-        assert await told_after_looking(bank, effect) == NoAnswer()
+        assert await answer_after_looking(bank, effect) == NoAnswer()
         assert "execute" not in rig.asked(asked.charge_id)
         rig.trouble("execute", "wrong_amount")
         rig.trouble("look_up", fault, **details)
-        assert await told(bank, effect) == NoAnswer()
+        assert await answer_of(bank, effect) == NoAnswer()
     assert rig.unfired() == []
 
 
 @pytest.mark.parametrize("on", [*BOTH_STEPS, "look_up"])
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_bank_that_does_not_accept_us_says_so_of_our_setup(rig: Rig, on: str, status: int) -> None:
+async def test_a_bank_that_does_not_accept_us_is_a_fault_of_our_set_up(rig: Rig, on: str, status: int) -> None:
     """It is never a decline."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
@@ -439,45 +437,45 @@ async def test_a_bank_that_does_not_accept_us_says_so_of_our_setup(rig: Rig, on:
         rig.trouble(on, "refuse", status=status)
         step = asked if on == "token" else effect
         assert await bank.perform(step, look_up_first=on == "look_up") == NoAnswer(our_setup=True)
-        assert isinstance(await told(bank, effect), Executed)
+        assert isinstance(await answer_of(bank, effect), Executed)
 
 
 @pytest.mark.parametrize("on", BOTH_STEPS)
 @pytest.mark.parametrize("fault", ["hang_before", "hang_after", "slow_body"])
 async def test_a_call_ends_at_its_deadline(rig: Rig, on: str, fault: str) -> None:
-    """Whether the bank is silent or speaks a byte at a time; and the next call is none the worse for it."""
+    """Whether the bank is silent or sends a byte at a time; and the next call is not harmed."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
         effect = await opened(bank, asked)
         rig.trouble(on, fault)
-        assert await told(impatient, asked if on == "token" else effect) == NoAnswer()
-        assert isinstance(await told(bank, effect), Executed)
+        assert await answer_of(impatient, asked if on == "token" else effect) == NoAnswer()
+        assert isinstance(await answer_of(bank, effect), Executed)
     assert len(rig.movements(asked.charge_id)) == 1
 
 
 async def test_the_deadline_is_for_step_and_look_ups_together(rig: Rig) -> None:
-    """The step answers, and the look-up that it calls for does not."""
+    """The step is answered, and the look-up after it is not."""
     asked = a_charge(next(iter(rig.declined_cards)))
     async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
         effect = await opened(bank, asked)
         rig.trouble("look_up", "hang_before")
-        assert await told(impatient, effect) == NoAnswer()
+        assert await answer_of(impatient, effect) == NoAnswer()
     assert rig.asked(asked.charge_id) == ["token", "execute", "look_up"]
 
 
 async def test_cancelling_a_step_is_not_swallowed(rig: Rig) -> None:
-    """Whoever cancels is told that it is cancelled, and connections stay usable."""
+    """The caller gets CancelledError, and connections stay usable."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", "hang_after")
-        under_way = asyncio.create_task(told(bank, effect))
+        under_way = asyncio.create_task(answer_of(bank, effect))
         while "execute" not in rig.asked(asked.charge_id):  # noqa: ASYNC110 - it happens in another process
             await asyncio.sleep(0.01)
         under_way.cancel()
         with pytest.raises(asyncio.CancelledError):
             await under_way
-        assert isinstance(await told(bank, effect), Executed)
+        assert isinstance(await answer_of(bank, effect), Executed)
 
 
 PAUSES = [
@@ -511,11 +509,11 @@ async def test_the_pause_that_the_bank_asks_for_is_kept_within_limits(
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 422])
-async def test_a_definite_refusal_of_the_token_step_is_told(rig: Rig, status: int) -> None:
-    """Once it is said again; with the status and the shape of the answer, and nothing of its text."""
+async def test_a_repeated_refusal_of_the_token_step_is_an_answer(rig: Rig, status: int) -> None:
+    """It carries the status and the shape of the bank's reply, and no part of its text."""
     async with rig.adapter() as bank:
         rig.trouble("token", "refuse", status=status, times=2)
-        answer = await told(bank, a_charge(rig.approved_card))
+        answer = await answer_of(bank, a_charge(rig.approved_card))
     assert isinstance(answer, Refused)
     assert answer.evidence.status == status
     assert answer.evidence.body_length > 0
@@ -524,12 +522,12 @@ async def test_a_definite_refusal_of_the_token_step_is_told(rig: Rig, status: in
 
 @pytest.mark.parametrize("on", BOTH_STEPS)
 @pytest.mark.parametrize("status", [400, 404, 409, 422])
-async def test_a_refusal_that_is_not_said_again_is_not_believed(rig: Rig, on: str, status: int) -> None:
-    """It names nobody, and may have been for somebody else: the step is told once more, and that is the answer."""
+async def test_an_unrepeated_refusal_is_not_believed(rig: Rig, on: str, status: int) -> None:
+    """It names no charge and may concern another one: the step is repeated, and the second reply counts."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         rig.trouble(on, "refuse", status=status)
-        assert isinstance(await told(bank, await opened(bank, asked)), Executed)
+        assert isinstance(await answer_of(bank, await opened(bank, asked)), Executed)
         assert rig.asked(asked.charge_id) == (
             ["token", "token", "execute"] if on == "token" else ["token", "execute", "look_up", "execute"]
         )
@@ -537,27 +535,27 @@ async def test_a_refusal_that_is_not_said_again_is_not_believed(rig: Rig, on: st
 
 
 @pytest.mark.parametrize(("fault", "details"), [*NO_ANSWERS, ("in_progress", {})])
-async def test_a_second_try_of_the_token_step_that_tells_nothing_decides_nothing(
+async def test_a_second_try_of_the_token_step_without_an_outcome_decides_nothing(
     rig: Rig, fault: str, details: dict[str, Any]
 ) -> None:
-    """Nor does one that says something else than the first."""
+    """Nor does a second reply that differs from the first."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         for first in ("refuse", "wrong_amount"):
             rig.trouble("token", first)
             rig.trouble("token", fault, **details)
-            assert isinstance(await told(bank, asked), NoAnswer | InProgress)
+            assert isinstance(await answer_of(bank, asked), NoAnswer | InProgress)
         for first, second in (("refuse", "wrong_amount"), ("wrong_amount", "refuse")):
             rig.trouble("token", first)
             rig.trouble("token", second)
-            assert await told(bank, asked) == NoAnswer()
+            assert await answer_of(bank, asked) == NoAnswer()
     assert rig.unfired() == []
 
 
 async def test_a_card_the_bank_does_not_know_is_refused(rig: Rig) -> None:
     """In the token step: there is nothing to execute."""
     async with rig.adapter() as bank:
-        assert isinstance(await told(bank, a_charge(rig.unknown_card)), Refused)
+        assert isinstance(await answer_of(bank, a_charge(rig.unknown_card)), Refused)
 
 
 EXECUTE_REFUSALS = [("refuse", {"status": status}) for status in (400, 404, 409, 422)] + [("forget_token", {})]
@@ -565,26 +563,26 @@ EXECUTE_REFUSALS = [("refuse", {"status": status}) for status in (400, 404, 409,
 
 @pytest.mark.parametrize(("fault", "details"), EXECUTE_REFUSALS)
 async def test_a_refused_execute_is_settled_by_a_look_up(rig: Rig, fault: str, details: dict[str, Any]) -> None:
-    """If the bank knows how the transaction ended, that counts; if it is open still or unknown, the refusal does."""
+    """If the look-up finds an ended transaction, its end counts; if it is open or unknown, the refusal counts."""
     declined_card = next(iter(rig.declined_cards))
     async with rig.adapter() as bank:
         for card, end in ((rig.approved_card, Executed), (declined_card, Declined), (rig.approved_card, Expired)):
             asked = a_charge(card)
             effect = await opened(bank, asked)
             rig.trouble("execute", fault, times=2, **details)
-            assert isinstance(await told(bank, effect), Refused), "it is open"
+            assert isinstance(await answer_of(bank, effect), Refused), "it is open"
             if end is Expired:
                 rig.expire(asked.charge_id)
-            truth = await told(bank, effect)
+            truth = await answer_of(bank, effect)
             assert isinstance(truth, end)
             rig.trouble("execute", fault, **details)
-            assert await told(bank, effect) == truth
+            assert await answer_of(bank, effect) == truth
             rig.trouble("execute", fault, **details)
             rig.trouble("look_up", "forget_token")
-            assert await told(bank, effect) == truth, "known by reference"
+            assert await answer_of(bank, effect) == truth, "known by reference"
             rig.trouble("execute", fault, **details)
             rig.trouble("look_up", "forget_token", times=2)
-            assert isinstance(await told(bank, effect), Refused), "forgotten altogether"
+            assert isinstance(await answer_of(bank, effect), Refused), "forgotten altogether"
     assert rig.unfired() == []
 
 
@@ -593,18 +591,18 @@ WRONG = ["amount", "currency", "reference", "token"]
 
 @pytest.mark.parametrize("field", WRONG)
 async def test_an_execution_with_other_fields_is_settled_by_a_look_up(rig: Rig, field: str) -> None:
-    """If the look-up is wrong as well, people must look, with the names of the fields and no value."""
+    """If the look-up is wrong too, it goes into review, with the names of the fields and no value."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", f"wrong_{field}", times=2)
-        executed = await told(bank, effect)
+        executed = await answer_of(bank, effect)
         assert isinstance(executed, Executed)
         rig.trouble("look_up", f"wrong_{field}", times=4)
-        answer = await told(bank, effect)
+        answer = await answer_of(bank, effect)
         assert isinstance(answer, Contradiction)
         assert (answer.reason, answer.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
-        looked_up = await told_after_looking(bank, effect)
+        looked_up = await answer_after_looking(bank, effect)
         assert isinstance(looked_up, Contradiction)
         assert looked_up.evidence.fields == (field,)
     assert rig.movements(asked.charge_id) == [Movement(executed.transaction_id, 1250, "EUR")]
@@ -616,8 +614,8 @@ async def test_a_token_with_other_fields_is_settled_by_asking_again(rig: Rig, fi
     """A token that may be another charge's is not taken, and a look-up that may be about another is not believed."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
-        truth = await told(bank, asked)
-        for ask, on in ((told, "token"), (told_after_looking, "look_up")):
+        truth = await answer_of(bank, asked)
+        for ask, on in ((answer_of, "token"), (answer_after_looking, "look_up")):
             rig.trouble(on, f"wrong_{field}")
             assert await ask(bank, asked) == truth
             rig.trouble(on, f"wrong_{field}", times=2)
@@ -626,19 +624,19 @@ async def test_a_token_with_other_fields_is_settled_by_asking_again(rig: Rig, fi
             assert (answer.reason, answer.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
 
 
-async def test_expired_is_said_only_if_the_look_up_says_it_too(rig: Rig) -> None:
-    """If the bank has forgotten the token by then, nobody may guess."""
+async def test_expired_counts_only_if_the_look_up_confirms_it(rig: Rig) -> None:
+    """If the bank has forgotten the token by then, the outcome is not guessed."""
     asked = a_charge(rig.approved_card)
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.expire(asked.charge_id)
         rig.trouble("look_up", "forget_token", times=2)
-        assert isinstance(await told(bank, effect), Contradiction)
+        assert isinstance(await answer_of(bank, effect), Contradiction)
         rig.trouble("look_up", "wrong_reference", times=2)
-        assert isinstance(await told(bank, effect), Contradiction)
+        assert isinstance(await answer_of(bank, effect), Contradiction)
         rig.trouble("look_up", "error_before")
-        assert await told(bank, effect) == NoAnswer()
-        assert await told(bank, effect) == Expired()
+        assert await answer_of(bank, effect) == NoAnswer()
+        assert await answer_of(bank, effect) == Expired()
 
 
 UNUSABLE_IDS = ["4111111111111111", "txn_4111-1111-1111-1111", "1" * 129, "txn/1", "txn 1", ".."]
@@ -648,24 +646,24 @@ UNUSABLE_IDS = ["4111111111111111", "txn_4111-1111-1111-1111", "1" * 129, "txn/1
 async def test_an_execution_under_an_id_that_may_not_be_kept_is_a_matter_for_people(
     rig: Rig, transaction_id: str
 ) -> None:
-    """The money did move; of the id nothing is kept, no hash of what it stood in either."""
+    """The money did move. No part of the id is kept, nor a hash of the reply that held it."""
     asked = a_charge(rig.approved_card)
     unusable = Contradiction(Evidence(("transaction_id",), 200), ReviewReason.TRANSACTION_ID_UNUSABLE)
     async with rig.adapter() as bank:
         effect = await opened(bank, asked)
         rig.trouble("execute", "odd_transaction_id", transaction_id=transaction_id)
-        assert await told(bank, effect) == unusable
+        assert await answer_of(bank, effect) == unusable
         assert rig.asked(asked.charge_id) == ["token", "execute", "look_up", "look_up"]
-        assert await told_after_looking(bank, effect) == unusable
+        assert await answer_after_looking(bank, effect) == unusable
         for look_up_first in (False, True):
             end = outcome(await run_to_rest(bank, asked, look_up_first=look_up_first, attempts=2))
             assert end == ReviewRequired(unusable.reason, unusable.evidence)
         rig.trouble("look_up", "lose_answer")
-        assert await told(bank, effect) == NoAnswer(), "said once"
+        assert await answer_of(bank, effect) == NoAnswer(), "said once"
     assert rig.movements(asked.charge_id) == [Movement(transaction_id, 1250, "EUR")]
 
 
-# ---------------------------------------------------------------- an answer too many
+# ---------------------------------------------------------------- an extra answer
 NAMES_NOBODY: list[tuple[int, dict[str, Any]]] = [
     *[(status, {"error": "refused"}) for status in (400, 404, 409, 422)],
     (404, {"error": "token_unknown"}),
@@ -681,10 +679,10 @@ NAMES_NOBODY: list[tuple[int, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("status", "body"), NAMES_NOBODY)
 @pytest.mark.parametrize("look_up_first", [False, True])
-async def test_an_answer_too_many_changes_no_outcome(
+async def test_an_extra_answer_changes_no_outcome(
     rig: Rig, status: int, body: dict[str, Any], look_up_first: bool
 ) -> None:
-    """Some ms after right answers of every third charge, over connections that are kept: all are charged, and once."""
+    """It comes some ms after the right answer of every third charge, over kept connections: all are charged, once each."""
     charges = [a_charge(rig.approved_card) for _ in range(30)]
     for number, asked in enumerate(charges[::3]):
         for on in ("token", "execute"):
@@ -725,7 +723,7 @@ TROUBLES = [(on, fault) for fault in HARMLESS + LIES for on in ONLY_ON.get(fault
 
 @pytest.mark.parametrize(("on", "fault"), TROUBLES)
 async def test_a_charge_comes_to_rest_in_agreement_with_the_bank(rig: Rig, on: str, fault: str) -> None:
-    """Whatever goes wrong three times over. Where the bank does not lie the card is charged."""
+    """After three faults of any kind. If the bank does not lie the card is charged."""
     asked = a_charge(rig.approved_card)
     rig.trouble(on, fault, times=3, reference=asked.charge_id, **SHORT.get(fault, {}))
     async with rig.adapter() as bank:
@@ -738,7 +736,7 @@ async def test_a_charge_comes_to_rest_in_agreement_with_the_bank(rig: Rig, on: s
 
 
 async def test_a_charge_outlives_tokens_that_expire(rig: Rig) -> None:
-    """Each is closed for ever before the next one is asked for, and the last one moves the money."""
+    """Each is closed for ever before the next one is requested, and the last one moves the money."""
     asked = a_charge(rig.approved_card)
     rig.trouble("execute", "expire_token", times=3)
     async with rig.adapter() as bank:
@@ -764,7 +762,7 @@ def test_no_storm_of_troubles_charges_twice(
     look_up_first: bool,
     processes: int,
 ) -> None:
-    """Troubles in any order, and the same charge run by several processes that know nothing of each other."""
+    """Troubles in any order, and the same charge run by several processes without knowledge of each other."""
     rig = shared_rig
     asked = a_charge(next(iter(rig.declined_cards)) if declined else rig.approved_card)
     for (on, fault), times in troubles:
@@ -782,5 +780,5 @@ def test_no_storm_of_troubles_charges_twice(
         rig.forget_trouble()
     assert len(rig.movements(asked.charge_id)) <= 1
     for end in ends:
-        if processes == 1 or isinstance(end, Charged):  # One alone may be refused what another is given.
+        if processes == 1 or isinstance(end, Charged):  # One of several may be refused while another succeeds.
             assert_agreed(rig, asked, end)

@@ -1,4 +1,4 @@
-"""What a commit comes to that meets a busy file, a full disk under any of its names, or a clock that goes back."""
+"""The end of a commit that meets a busy file, a full disk under any error, or a clock that steps back."""
 
 import asyncio
 import contextlib
@@ -42,22 +42,22 @@ def rig(tmp_path: Path) -> SqliteRig:
 
 @pytest.fixture
 def impatient(rig: SqliteRig) -> None:
-    """A journal that does not wait long, so that the test does not either."""
+    """Shorten the journal's wait for a lock, and so the test."""
     rig.disk = LocalDisk(busy_seconds=0.05)
     rig.rhythm = Rhythm(probe_every_seconds=0.01)
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds that nobody tells us of."""
+    """Wait for a condition that no event announces."""
     async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110  # another program's doing tells no event
+        while not holds():  # noqa: ASYNC110  # another program's work sets no event
             await asyncio.sleep(0.005)
 
 
 # ---------------------------------------------------------------- another program holds the write lock
 @contextlib.contextmanager
 def an_edit(path: Path) -> Iterator[None]:
-    """A person's tool with an edit that is not committed."""
+    """A manual edit that is not committed."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -66,7 +66,7 @@ def an_edit(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def an_exclusive_transaction(path: Path) -> Iterator[None]:
-    """The strongest that a program can take beside a server."""
+    """The strongest lock that a program can take beside a server."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         yield
@@ -75,7 +75,7 @@ def an_exclusive_transaction(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def a_checkpoint_beside_a_reader(path: Path) -> Iterator[None]:
-    """What copying tools do: a RESTART checkpoint keeps the write lock while it waits for a reader to be done."""
+    """The work of copying tools: a RESTART checkpoint keeps the write lock while it waits for a reader."""
     with (
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader,
         contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)) as copying,
@@ -99,10 +99,10 @@ HOLDERS = [an_edit, an_exclusive_transaction, a_checkpoint_beside_a_reader]
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("holding", HOLDERS)
-async def test_a_busy_file_is_a_definite_no_and_is_got_over_without_a_restart(
+async def test_a_busy_file_is_a_definite_no_and_needs_no_restart(
     rig: SqliteRig, holding: Callable[[Path], contextlib.AbstractContextManager[None]]
 ) -> None:
-    """Nothing was begun, so nothing is unknown. What is stored is served meanwhile; then it goes on by itself."""
+    """Nothing was begun, so nothing is unknown. Stored records are served meanwhile; then appends work again by themselves."""
     async with rig.open() as journal:
         await add(journal, stream(1), 0, [b"a"], finished=False)
         before = rig.moment()
@@ -116,7 +116,7 @@ async def test_a_busy_file_is_a_definite_no_and_is_got_over_without_a_restart(
             assert (journal.not_accepting, journal.accepting) == ("busy", False)
             assert (rig.moment(), journal.head.position) == (before, 1)
             assert [record.event for record in await journal.read(stream(1))] == [b"a"]
-            await asyncio.sleep(0.1)  # looks meanwhile find it as busy as before
+            await asyncio.sleep(0.1)  # probes meanwhile find it busy
             assert journal.not_accepting == "busy"
         await until(lambda: journal.accepting)
         (record,) = await add(journal, stream(1), 1, [b"b"], finished=True)
@@ -125,8 +125,8 @@ async def test_a_busy_file_is_a_definite_no_and_is_got_over_without_a_restart(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_begun_stream_that_goes_on_is_enough_to_take_new_ones_again(rig: SqliteRig) -> None:
-    """A commit that succeeds says it, before any probe does."""
+async def test_an_append_to_a_begun_stream_is_enough_to_admit_new_ones_again(rig: SqliteRig) -> None:
+    """A successful commit shows it before any probe."""
     rig.rhythm = Rhythm(probe_every_seconds=3_600.0)
     async with rig.open() as journal:
         await add(journal, stream(1), 0, [b"a"], finished=False)
@@ -137,8 +137,8 @@ async def test_a_begun_stream_that_goes_on_is_enough_to_take_new_ones_again(rig:
         assert journal.accepting
 
 
-async def test_a_lock_that_is_held_for_a_moment_is_waited_for(rig: SqliteRig) -> None:
-    """Nobody is refused for it."""
+async def test_a_commit_waits_for_a_lock_that_is_held_for_a_moment(rig: SqliteRig) -> None:
+    """No append is refused."""
     async with rig.open() as journal:
         with an_edit(rig.path):
             appending = asyncio.create_task(add(journal, stream(1), 0, [b"a"], finished=False))
@@ -149,7 +149,7 @@ async def test_a_lock_that_is_held_for_a_moment_is_waited_for(rig: SqliteRig) ->
 
 
 class ProcessEnded(Exception):
-    """Stands in for the end of the process."""
+    """Stands for the end of the process."""
 
 
 def end_process() -> NoReturn:
@@ -157,11 +157,11 @@ def end_process() -> NoReturn:
 
 
 Commit = Callable[[Callable[[], Any]], Any]
-"""What a connection does for a commit: it is given the real one."""
+"""A connection's commit; its argument is the real one."""
 
 
 class FailingConnection(sqlite3.Connection):
-    """A connection whose commits fail in a way of its own, once that is set."""
+    """A connection whose commits fail once a way is set."""
 
     disk: "FailingDisk"
 
@@ -192,7 +192,7 @@ class FailingDisk:
 
 
 async def append_with(path: Path, commit: Commit) -> tuple[str, int]:
-    """Append once with another commit, and say what came of it, and how many records the file holds then."""
+    """Append once with this commit, and return the result and the number of records in the file."""
     disk, ended = FailingDisk(), asyncio.Event()
 
     def end_process() -> NoReturn:
@@ -225,8 +225,8 @@ CODES = [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_SNAPSHOT, sqlite3.SQLITE_FULL,
 
 
 @pytest.mark.parametrize("code", CODES)
-async def test_a_commit_that_is_there_after_all_is_never_called_not_stored(rig: SqliteRig, code: int) -> None:
-    """Whatever SQLite said: the head, read back, decides. The process ends."""
+async def test_a_stored_commit_is_never_reported_as_not_stored(rig: SqliteRig, code: int) -> None:
+    """After any error of SQLite the head is read back and decides. The process ends."""
 
     def stored_and_failed(commit: Callable[[], Any]) -> NoReturn:
         commit()
@@ -241,15 +241,15 @@ async def test_a_commit_that_is_there_after_all_is_never_called_not_stored(rig: 
         (sqlite3.SQLITE_BUSY, "JournalBusy"),
         (sqlite3.SQLITE_BUSY_SNAPSHOT, "JournalBusy"),
         (sqlite3.SQLITE_FULL, "JournalFull"),
-        (sqlite3.SQLITE_IOERR_WRITE, "unknown"),  # for there is room: it was no full disk
+        (sqlite3.SQLITE_IOERR_WRITE, "unknown"),  # there is room, so it was no full disk
         (sqlite3.SQLITE_IOERR_FSYNC, "unknown"),
         (sqlite3.SQLITE_NOMEM, "unknown"),
     ],
 )
-async def test_a_commit_that_fails_half_way_is_rolled_back_before_it_is_called_not_stored(
+async def test_a_half_done_commit_is_rolled_back_before_it_is_reported_as_not_stored(
     rig: SqliteRig, code: int, came_of_it: str
 ) -> None:
-    """Only what is certain is a "no"."""
+    """Only a certain failure is a "no"."""
 
     def half_way(_commit: Callable[[], Any]) -> NoReturn:
         raise sqlite_error(code)
@@ -259,8 +259,8 @@ async def test_a_commit_that_fails_half_way_is_rolled_back_before_it_is_called_n
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_start_beside_a_program_that_holds_the_lock_is_refused_with_the_way_out(rig: SqliteRig) -> None:
-    """It names another program, and is no more than a wait: once that has gone, the start succeeds."""
+async def test_a_start_beside_a_program_that_holds_the_lock_is_refused_with_a_remedy(rig: SqliteRig) -> None:
+    """The error names another program. Once that has ended, the start succeeds."""
     async with rig.open() as journal:
         await add(journal, stream(1), 0, [b"a"], finished=False)
     with an_edit(rig.path), pytest.raises(JournalRefused, match=r"(close|end) (that|other) program"):
@@ -270,9 +270,9 @@ async def test_a_start_beside_a_program_that_holds_the_lock_is_refused_with_the_
         assert journal.head.position == 1
 
 
-# ---------------------------------------------------------------- a full disk by its other names
+# ---------------------------------------------------------------- a full disk by its other errors
 def charge(listen: str, key: str, seconds: float = 10.0) -> str:
-    """Ask a server for a charge: its status, or the error's code and text."""
+    """Ask a server for a charge; return its status, or the error's code and text."""
     request = ChargeRequest(
         idempotency_key=key,
         user_id="alice",
@@ -303,13 +303,13 @@ needs_strace = pytest.mark.skipif(not can_strace(), reason="strace, which makes 
 
 
 def with_failing_writes(path: Path, error: str, when: str) -> tuple[str, ...]:
-    """The beginning of a command whose writes to a file fail: the first three as 1..3, all as 1+."""
+    """The prefix of a command that makes writes to a file fail: 1..3 the first three, 1+ all."""
     inject = f"inject=pwrite64:error={error}:when={when}"
     return ("strace", "-f", "-qq", "-o", os.devnull, "-P", str(path), "-e", "trace=pwrite64", "-e", inject)
 
 
 async def serving(town: Town) -> None:
-    """Wait until a new charge is taken."""
+    """Wait until a new charge is accepted."""
     async with asyncio.timeout(30):
         number = 0
         while not (await asyncio.to_thread(charge, town.command.listen, f"again-{number:05}")).startswith(CHARGED):
@@ -320,7 +320,7 @@ async def serving(town: Town) -> None:
 @needs_strace
 @pytest.mark.parametrize("error", ["EDQUOT", "EFBIG", "ENOSPC"])
 async def test_a_quota_and_a_limit_on_a_file_are_a_full_disk(tmp_path: Path, error: str) -> None:
-    """The server stays, refuses new charges, answers known ones, and goes on by itself once there is room."""
+    """The server stays up, refuses new charges, answers known ones, and accepts new ones once there is room."""
     async with Town(tmp_path) as town:
         assert await asyncio.to_thread(charge, town.command.listen, "quota-first") == CHARGED
         await town.command.stop()
@@ -338,11 +338,11 @@ async def test_a_quota_and_a_limit_on_a_file_are_a_full_disk(tmp_path: Path, err
 
 
 @needs_strace
-async def test_a_write_that_fails_for_another_reason_ends_the_process_as_ever(tmp_path: Path) -> None:
+async def test_a_write_that_fails_for_any_other_reason_ends_the_process(tmp_path: Path) -> None:
     """EIO is no lack of room."""
     async with Town(tmp_path) as town:
         await town.command.stop()
-        # The first three are the start's: it probes whether the journal can be written.
+        # The start makes the first three: it probes whether the journal can be written.
         town.command.prefix = with_failing_writes(Path(f"{town.journal}-wal"), "EIO", "4+")
         await town.start_command()
         await asyncio.to_thread(charge, town.command.listen, "broken-0001")
@@ -350,7 +350,7 @@ async def test_a_write_that_fails_for_another_reason_ends_the_process_as_ever(tm
 
 
 async def test_a_real_limit_on_file_sizes_ends_no_server(tmp_path: Path) -> None:
-    """Its signal, SIGXFSZ, is ignored, and its EFBIG is a full disk: by the kernel's own doing, with nothing injected."""
+    """Its signal, SIGXFSZ, is ignored, and its EFBIG counts as a full disk. The kernel raises both; nothing is injected."""
     async with Town(tmp_path) as town:
         assert await asyncio.to_thread(charge, town.command.listen, "limit-first") == CHARGED
         assert town.command.process is not None
@@ -372,7 +372,7 @@ async def test_a_real_limit_on_file_sizes_ends_no_server(tmp_path: Path) -> None
 
 @needs_strace
 @pytest.mark.parametrize("error", ["EDQUOT", "ENOSPC"])
-async def test_a_start_that_finds_no_room_says_so_with_the_way_out(tmp_path: Path, error: str) -> None:
+async def test_a_start_without_room_is_refused_with_a_remedy(tmp_path: Path, error: str) -> None:
     """A new journal, whose first page cannot be written."""
     async with Town(tmp_path) as town:
         await town.command.stop()
@@ -383,7 +383,7 @@ async def test_a_start_that_finds_no_room_says_so_with_the_way_out(tmp_path: Pat
             await town.start_command()
 
 
-def test_a_file_that_is_asked_for_room_is_as_it_was(tmp_path: Path) -> None:
+def test_a_test_for_room_leaves_the_file_unchanged(tmp_path: Path) -> None:
     """To the byte."""
     wal = tmp_path / "wal"
     wal.write_bytes(b"frames" * 1_000)
@@ -391,8 +391,8 @@ def test_a_file_that_is_asked_for_room_is_as_it_was(tmp_path: Path) -> None:
     assert wal.read_bytes() == b"frames" * 1_000
 
 
-def test_a_file_that_fits_in_part_only_has_no_room(tmp_path: Path) -> None:
-    """The first part of a write may succeed: it is what comes after that is refused."""
+def test_a_file_has_no_room_if_a_write_fits_in_part_only(tmp_path: Path) -> None:
+    """The first part of a write may succeed, and its rest is refused."""
     wal = tmp_path / "wal"
     wal.write_bytes(b"frames" * 1_000)
     asking = (
@@ -405,8 +405,8 @@ def test_a_file_that_fits_in_part_only_has_no_room(tmp_path: Path) -> None:
     assert wal.read_bytes() == b"frames" * 1_000
 
 
-async def test_zeros_that_were_left_behind_the_last_frame_harm_nobody(rig: SqliteRig) -> None:
-    """Should the process die before it has cut them off: readers, the next commit and the next start."""
+async def test_zeros_left_after_the_last_frame_are_harmless(rig: SqliteRig) -> None:
+    """To readers, the next commit and the next start, if the process dies before the truncation."""
     async with rig.open() as journal:
         await add(journal, stream(1), 0, [b"a"], finished=False)
         wal = Path(f"{rig.path}-wal")
@@ -426,7 +426,7 @@ async def test_zeros_that_were_left_behind_the_last_frame_harm_nobody(rig: Sqlit
 
 # ---------------------------------------------------------------- the clock
 async def record_at(path: Path, *moments: int) -> tuple[list[int], list[str]]:
-    """Append one record at each of these moments, and say which times they got, and what was warned of."""
+    """Append one record at each of these moments, and return their recorded times and the warnings."""
     clock = iter([moments[0], *moments])
     journal = await GroupCommit.open(await SqliteFile(path).open(), now=lambda: next(clock), end_process=end_process)
     times = []
@@ -438,7 +438,7 @@ async def record_at(path: Path, *moments: int) -> tuple[list[int], list[str]]:
     return times, [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]
 
 
-async def test_recorded_times_never_run_backwards_and_the_clock_is_named_once(rig: SqliteRig) -> None:
+async def test_recorded_times_never_run_backwards_and_the_clock_is_reported_once(rig: SqliteRig) -> None:
     """Records get the newest record's time until the clock has caught up."""
     times, warned = await record_at(rig.path, MOMENT, MOMENT - HOUR, MOMENT - HOUR + 5, MOMENT + 7)
     assert times == [MOMENT, MOMENT, MOMENT, MOMENT + 7]
@@ -447,12 +447,12 @@ async def test_recorded_times_never_run_backwards_and_the_clock_is_named_once(ri
     assert "disk" not in warned[0]
 
 
-async def test_a_clock_that_is_corrected_by_a_second_is_no_news(rig: SqliteRig) -> None:
-    """As time servers do all the time."""
+async def test_a_clock_corrected_by_a_second_is_not_reported(rig: SqliteRig) -> None:
+    """Time servers do so all the time."""
     assert await record_at(rig.path, MOMENT, MOMENT - 1_000_000) == ([MOMENT, MOMENT], [])
 
 
-async def test_a_start_with_a_clock_behind_the_journal_says_so_and_goes_on(rig: SqliteRig) -> None:
+async def test_a_start_with_a_clock_behind_the_journal_warns_and_continues(rig: SqliteRig) -> None:
     """The time of the newest record is read from the file."""
     await record_at(rig.path, MOMENT)
     with structlog.testing.capture_logs() as logs:
@@ -464,7 +464,7 @@ async def test_a_start_with_a_clock_behind_the_journal_says_so_and_goes_on(rig: 
 
 
 async def test_a_clock_before_1970_is_no_broken_disk(rig: SqliteRig) -> None:
-    """The records are of 1970 then, which the format can hold; the process goes on."""
+    """The records are dated 1970, which the format can hold, and the process continues."""
     with structlog.testing.capture_logs() as logs:
         times, _ = await record_at(rig.path, -HOUR, -HOUR + 1, MOMENT)
     assert times == [0, 0, MOMENT]
@@ -474,20 +474,20 @@ async def test_a_clock_before_1970_is_no_broken_disk(rig: SqliteRig) -> None:
 
 
 def verify_position(path: Path) -> int:
-    """Where the journal ends, whose chain is verified from its start."""
+    """Verify the chain from its start, and return the journal's end."""
     with SqliteFile(path).read() as reading:
         return len(list(reading.records()))
 
 
 def test_full_and_busy_are_one_kind() -> None:
-    """Who only wants to know that nothing was stored need not know why."""
+    """A caller that only needs to know that nothing was stored catches one kind."""
     assert issubclass(JournalFull, NotStored)
     assert issubclass(JournalBusy, NotStored)
 
 
-# ---------------------------------------------------------------- looking after the files
+# ---------------------------------------------------------------- the regular look at the files
 class SlowLook(LocalDisk):
-    """A disk on which it takes long to look for free space, once `may_go_on` is cleared."""
+    """A disk on which the look for free space is slow, once `may_go_on` is cleared."""
 
     may_go_on = threading.Event()
     is_looking = threading.Event()
@@ -499,7 +499,7 @@ class SlowLook(LocalDisk):
 
 
 async def test_neither_reads_nor_commits_wait_for_the_look_at_the_files(rig: SqliteRig) -> None:
-    """The anchor's sync is part of that look, and the feed reads beside it."""
+    """The anchor's sync is part of this look, and the feed reads beside it."""
     rig.disk, rig.rhythm = SlowLook(), Rhythm(look_every_seconds=0.01)
     SlowLook.may_go_on.set()
     async with rig.open() as journal:

@@ -1,6 +1,6 @@
-"""What only the two-step gateway's adapter has to keep: its words on the wire, and every way an answer can be malformed.
+"""The two-step gateway's own contract: its words on the wire, and every malformed answer.
 
-The bank's double here is a socket that sends the bytes a test gives it.
+The bank's double is a socket that sends a test's bytes.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ Reply = bytes | Callable[[asyncio.StreamWriter], Any]
 
 
 def http(body: object, status: int = 200, *headers: str) -> bytes:
-    """A proper answer; a body that is not bytes goes as JSON."""
+    """Make a proper answer; a body that is not bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", *headers]
     if not any(line.lower().startswith("content-type") for line in headers):
@@ -70,7 +70,7 @@ def http(body: object, status: int = 200, *headers: str) -> bytes:
 
 
 class Wire:
-    """Sends scripted replies, one a connection, whatever is asked; afterwards 503. Keeps the requests."""
+    """Sends scripted replies to any request, one a connection; afterwards 503. Keeps the requests."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -122,9 +122,9 @@ async def answer_from(effect: Effect, *script: Reply, seconds: float = PATIENT_S
         return await answer_to(effect, double.url, seconds=seconds)
 
 
-# ---------------------------------------------------------------- what we send
-async def test_a_token_request_says_the_charge_and_our_own_key() -> None:
-    """The reference is the charge id; the key is ours, and another one after each expired token."""
+# ---------------------------------------------------------------- requests
+async def test_a_token_request_has_the_charge_and_our_own_key() -> None:
+    """The reference is the charge id; the key is ours, and changes after each expired token."""
     async with wire(http(CREATED), http(CREATED)) as double:
         assert await answer_to(ASK, double.url + "/v1/") == Token("ttok_1")
         await answer_to(RequestToken("charge-1", "tok_visa", Money(1250, "EUR"), expired_tokens=3), double.url)
@@ -144,7 +144,7 @@ async def test_a_token_request_says_the_charge_and_our_own_key() -> None:
     assert b"Idempotency-Key: charge-1:token:3\r\n" in double.requests[1]
 
 
-async def test_an_execute_request_says_the_money_for_the_bank_to_compare() -> None:
+async def test_an_execute_request_has_the_amount_for_the_bank_to_compare() -> None:
     """And a key that belongs to the token."""
     async with wire(http(EXECUTED | {"result": "executed"})) as double:
         assert await answer_to(EXECUTE, double.url) == Executed("txn_1")
@@ -165,8 +165,8 @@ async def test_a_look_up_asks_by_token_and_then_by_reference() -> None:
     assert b"idempotency-key" not in (by_token + by_reference).lower()
 
 
-# ---------------------------------------------------------------- what is readable
-async def test_what_an_adapter_need_not_know_does_not_disturb_it() -> None:
+# ---------------------------------------------------------------- readable answers
+async def test_unknown_but_valid_parts_of_an_answer_are_ignored() -> None:
     """More members, a charset, chunks, a body that ends with the connection, a 1xx before the answer."""
     body = json.dumps(CREATED | {"more": {"of": ["it"]}}).encode()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: Application/JSON; charset=utf-8\r\n"
@@ -179,26 +179,26 @@ async def test_what_an_adapter_need_not_know_does_not_disturb_it() -> None:
 
 
 @pytest.mark.parametrize("state", ["created", "executed", "declined", "expired"])
-async def test_a_token_step_takes_the_token_whatever_became_of_it(state: str) -> None:
-    """The execute step will be told."""
+async def test_a_token_step_takes_the_token_in_any_state(state: str) -> None:
+    """The execute step will find its state."""
     ended = {"transaction_id": "txn_1" if state == "executed" else None, "reason": "x" if state == "declined" else None}
     assert await answer_from(ASK, http(OURS | ended | {"state": state})) == Token("ttok_1")
 
 
 @pytest.mark.parametrize("word", ["do_not_honour", "bank_refused", "authentication_required", "", "4111111111111111"])
-async def test_a_reason_that_the_bank_invents_becomes_other(word: str) -> None:
-    """Ours are a closed set, and some of them are not the bank's to say."""
+async def test_an_unknown_reason_of_the_bank_becomes_other(word: str) -> None:
+    """Our reasons are a closed set, and some of them never come from a bank."""
     said = OURS | {"reason": word}
     answer = await answer_from(EXECUTE, http(said | {"result": "declined"}), http(said | {"state": "declined"}))
     assert answer == Declined(DeclineReason.OTHER)
 
 
-# ---------------------------------------------------------------- what is not
+# ---------------------------------------------------------------- unreadable answers
 def without(said: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in said.items() if key != name}
 
 
-CARD = "4111-1111-1111-1111"  # A test number that every scheme's documentation prints.
+CARD = "4111-1111-1111-1111"  # A test number from every scheme's documentation.
 TEXT = json.dumps(CREATED)
 UNREADABLE: dict[str, bytes] = {
     "empty": http(b""),
@@ -271,8 +271,8 @@ UNREADABLE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("reply", UNREADABLE.values(), ids=UNREADABLE)
-async def test_what_is_not_read_whole_and_strictly_is_no_answer(reply: bytes) -> None:
-    """To a token request and to a look-up alike; nothing else is asked."""
+async def test_an_incomplete_or_malformed_reply_is_no_answer(reply: bytes) -> None:
+    """To a token request and to a look-up alike; no further question is put."""
     async with wire(reply, reply) as double:
         assert await answer_to(ASK, double.url) == NoAnswer()
         assert await answer_to(EXECUTE, double.url, look_up_first=True) == NoAnswer()
@@ -283,7 +283,7 @@ async def test_what_is_not_read_whole_and_strictly_is_no_answer(reply: bytes) ->
     "transaction_id", [None, "", "..", "a/b", "a b", "1" * 129, CARD, f"txn_{CARD}", 7, True, ["x"]]
 )
 async def test_an_execution_without_a_proper_transaction_id_is_no_answer(transaction_id: object) -> None:
-    """The id is stored, so it is an id or nothing; and the bank says it once only, then nothing."""
+    """The id is stored, so it must be well formed. The bank sends it once here, and then nothing."""
     said = OURS | {"result": "executed", "transaction_id": transaction_id}
     assert await answer_from(EXECUTE, http(said)) == NoAnswer()
 
@@ -296,8 +296,8 @@ UNUSABLE = Contradiction(Evidence(("transaction_id",), 200), ReviewReason.TRANSA
 
 
 @pytest.mark.parametrize("transaction_id", ["", "..", "a/b", "a b", "1" * 129, CARD, f"txn_{CARD}", 7, True, ["x"]])
-async def test_an_execution_under_an_unusable_id_is_for_people_once_it_is_repeated(transaction_id: object) -> None:
-    """By the step and two look-ups, or by two look-ups. A look-up that has a proper id settles it; one without any, nothing."""
+async def test_a_repeated_execution_under_an_unusable_id_goes_into_review(transaction_id: object) -> None:
+    """Repeated by the step and two look-ups, or by two look-ups. A look-up with a proper id settles it, none else does."""
     step = unusable({"result": "already_executed"}, transaction_id)
     known = unusable({"state": "executed"}, transaction_id)
     proper = http(EXECUTED | {"state": "executed"})
@@ -311,8 +311,8 @@ async def test_an_execution_under_an_unusable_id_is_for_people_once_it_is_repeat
     assert await answer_from(ASK, known) == Token("ttok_1"), "the execute step will hear of it"
 
 
-async def test_what_is_kept_of_an_unusable_id_is_nothing_whatever_else_is_wrong() -> None:
-    """Other fields differ too: their names are kept, and no hash from which a card number could be guessed."""
+async def test_no_part_of_an_unusable_id_is_kept() -> None:
+    """Other fields differ too: their names are kept, but no hash from which a card number could be guessed."""
     other = http(OURS | {"transaction_id": CARD, "result": "executed", "amount": 1})
     look_up = http(OURS | {"transaction_id": CARD, "state": "executed", "amount": 1})
     assert await answer_from(EXECUTE, other, look_up, look_up) == Contradiction(
@@ -320,11 +320,11 @@ async def test_what_is_kept_of_an_unusable_id_is_nothing_whatever_else_is_wrong(
     )
 
 
-# ---------------------------------------------------------------- an answer to somebody else's question
+# ---------------------------------------------------------------- an answer to another question
 class Shifted:
-    """A bank whose connections answer their first question right, and each later one with what is not about it.
+    """A bank whose connections answer their first question right, and each later one with another question's answer.
 
-    It does what it is asked before that, or never. Whoever asks over a fresh connection hears the truth.
+    It does the work before that, or never. A question over a fresh connection gets a true answer.
     """
 
     def __init__(self, too_many: bytes, *, does_it: bool) -> None:
@@ -395,7 +395,7 @@ NOT_OURS: dict[str, bytes] = {
 async def test_no_charge_ends_on_an_answer_that_is_not_about_it(
     effect: Effect, look_up_first: bool, does_it: bool, too_many: bytes
 ) -> None:
-    """Over a connection that served before. It never serves again, and the step told again has its answer."""
+    """Over a connection that served before. It never serves again, and the repeated step gets its answer."""
     right = Token("ttok_1") if isinstance(effect, RequestToken) else Executed("txn_1")
     async with shifted(too_many, does_it=does_it) as bank_double:
         bank = gateway_bank(bank_double.url, open_transport(max_connections=4, verify=NO_TLS), PATIENT_SECONDS)
@@ -421,13 +421,13 @@ async def test_a_410_that_does_not_name_our_expired_token_is_no_answer(said: dic
 
 
 async def test_a_pause_of_thousands_of_digits_is_the_longest_one() -> None:
-    """Python does not turn so many into an int."""
+    """Python does not convert so long a number."""
     assert await answer_from(ASK, http({}, 429, f"Retry-After: {'9' * 5_000}")) == NoAnswer(20.0)
 
 
 @pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"])
 async def test_a_pause_may_be_a_date_in_each_form_of_http(form: str) -> None:
-    """RFC 9110, 5.6.7: the present one, that of RFC 850, and that of asctime. A date in the past asks for no pause at all."""
+    """RFC 9110, 5.6.7: today's, RFC 850's and asctime's. A date in the past means no pause."""
     soon, past = datetime.now(UTC) + timedelta(seconds=15), datetime.now(UTC) - timedelta(days=1)
     answer = await answer_from(ASK, http({}, 503, f"Retry-After: {soon.strftime(form)}"))
     assert isinstance(answer, NoAnswer)
@@ -437,11 +437,11 @@ async def test_a_pause_may_be_a_date_in_each_form_of_http(form: str) -> None:
 
 
 async def test_a_body_of_64_kib_is_read() -> None:
-    """The limit is where it is said to be."""
+    """This is the documented limit."""
     assert await answer_from(ASK, http(TEXT.encode().ljust(65_536))) == Token("ttok_1")
 
 
-# ---------------------------------------------------------------- a bank that plays for time, and memory
+# ---------------------------------------------------------------- a bank that wastes time and memory
 async def forever(writer: asyncio.StreamWriter, part: bytes, pause_seconds: float = 0.0) -> None:
     while not writer.is_closing():
         writer.write(part)
@@ -466,8 +466,8 @@ async def reset(writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.mark.parametrize("reply", [endless_headers, endless_body, reset])
-async def test_a_bank_that_sends_without_end_or_resets_is_no_answer(reply: Reply) -> None:
-    """Long before the deadline: the limits on heads and bodies end it."""
+async def test_an_endless_reply_or_a_reset_is_no_answer(reply: Reply) -> None:
+    """The limits on heads and bodies end it long before the deadline."""
     assert await answer_from(ASK, reply) == NoAnswer()
 
 
@@ -490,8 +490,8 @@ async def silent(writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.mark.parametrize("reply", [slow_loris, promises_much, early_hints, silent])
-async def test_a_bank_that_plays_for_time_is_no_answer_at_the_deadline(reply: Reply) -> None:
-    """The deadline is for the whole, however many bytes trickle in."""
+async def test_a_slow_reply_is_no_answer_at_the_deadline(reply: Reply) -> None:
+    """The deadline is for the whole reply, even if bytes trickle in."""
     assert await answer_from(ASK, reply, seconds=IMPATIENT_SECONDS) == NoAnswer()
 
 
@@ -507,15 +507,15 @@ async def test_a_redirect_is_not_followed() -> None:
 
 
 # ---------------------------------------------------------------- no connection, and a wrong one
-async def test_a_bank_that_is_not_there_is_no_answer() -> None:
+async def test_an_unreachable_bank_is_no_answer() -> None:
     """A closed port."""
     async with wire() as double:
         pass
     assert await answer_to(ASK, double.url) == NoAnswer()
 
 
-async def test_connections_that_the_bank_closed_do_no_harm() -> None:
-    """A call after an idle while may go into a closed connection: then it is no answer, and never two requests."""
+async def test_connections_closed_by_the_bank_are_harmless() -> None:
+    """A call after an idle period may use a closed connection: it gets no answer, and is never sent twice."""
     async with wire(*[http(CREATED)] * 20) as double:
         bank = gateway_bank(double.url, open_transport(max_connections=1, verify=NO_TLS), PATIENT_SECONDS)
         for asked in range(1, 21):
@@ -526,7 +526,7 @@ async def test_connections_that_the_bank_closed_do_no_harm() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate that nobody has signed but itself, for 127.0.0.1, with its key in one file."""
+    """A self-signed certificate for 127.0.0.1, with its key in one file."""
     file = tmp_path_factory.mktemp("tls") / "bank.pem"
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "-"]
     names = ["-subj", "/CN=bank", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -535,8 +535,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-async def test_a_certificate_that_is_not_trusted_is_our_setup_and_nothing_is_sent(certificate: Path) -> None:
-    """The bank does not even hear the card's token; with the right certificate it answers."""
+async def test_an_untrusted_certificate_is_a_fault_of_our_set_up_and_nothing_is_sent(certificate: Path) -> None:
+    """The card's token never reaches the bank; with the right certificate the bank answers."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # The server's side of the failed handshakes.
@@ -554,7 +554,7 @@ async def test_a_certificate_that_is_not_trusted_is_our_setup_and_nothing_is_sen
 
 
 class Failing(httpx.AsyncBaseTransport):
-    """A transport with a failure of its own, before the answer or in the middle of its body."""
+    """A transport that fails before the answer or in the middle of its body."""
 
     def __init__(self, error: BaseException, *, in_body: bool) -> None:
         self._error = error
@@ -599,16 +599,16 @@ CIRCLE.__cause__.__cause__ = CIRCLE
     ],
     ids=repr,
 )
-async def test_no_exception_of_a_transport_means_anything_but_no_answer(error: Exception, in_body: bool) -> None:
-    """Nothing is inferred from its class."""
+async def test_every_exception_of_a_transport_means_no_answer(error: Exception, in_body: bool) -> None:
+    """Its class is no evidence."""
     bank = gateway_bank("http://bank", Failing(error, in_body=in_body), PATIENT_SECONDS)
     assert await bank.perform(ASK, look_up_first=False) == NoAnswer()
     assert await bank.perform(EXECUTE, look_up_first=True) == NoAnswer()
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit()], ids=repr)
-async def test_what_is_no_exception_passes(error: BaseException) -> None:
-    """Cancelling and ending the process are not the bank's answers."""
+async def test_an_error_that_is_no_exception_passes(error: BaseException) -> None:
+    """A cancellation and the end of the process are no answers of the bank."""
     bank = gateway_bank("http://bank", Failing(error, in_body=False), PATIENT_SECONDS)
     with pytest.raises(type(error)):
         await bank.perform(ASK, look_up_first=False)
@@ -619,7 +619,7 @@ ANSWERS = Token | Executed | Declined | Expired | Refused | Contradiction | InPr
 
 
 class Scripted(httpx.AsyncBaseTransport):
-    """Answers without a wire between: thousands of cases a second."""
+    """Answers without a wire: thousands of cases a second."""
 
     def __init__(self, replies: dict[str, tuple[int, bytes]]) -> None:
         self._replies = replies
@@ -654,7 +654,7 @@ anything = st.one_of(
 @given(st.lists(anything, min_size=3, max_size=3), st.sampled_from([200, 202, 400, 404, 409, 410, 422]), st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_no_body_raises_or_executes(bodies: list[bytes], status: int, look_up_first: bool) -> None:
-    """Whatever bytes, whatever JSON: the answer is of the union, and no charge ends on it."""
+    """For any bytes and any JSON the answer is a value of the union, and no charge ends on it."""
     replies = {question: (status, body) for question, body in zip(("step", "token", "reference"), bodies, strict=True)}
     for effect in (ASK, EXECUTE):
         answer, _ = perform(effect, replies, look_up_first=look_up_first)
@@ -664,7 +664,7 @@ def test_no_body_raises_or_executes(bodies: list[bytes], status: int, look_up_fi
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=3), st.booleans(), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_no_bytes_on_the_wire_raise_or_execute(parts: list[bytes], look_up_first: bool, has_head: bool) -> None:
-    """HTTP or not."""
+    """Whether the bytes are HTTP or not."""
 
     async def run() -> list[Answer]:
         head = b"HTTP/1.1 200 OK\r\n" if has_head else b""
@@ -676,8 +676,8 @@ def test_no_bytes_on_the_wire_raise_or_execute(parts: list[bytes], look_up_first
 
 @given(st.text(st.sampled_from("0123456789:,-+ SunMovGTZ"), max_size=40) | st.text(max_size=40))
 @settings(max_examples=300, deadline=None)
-def test_no_wish_for_a_pause_costs_the_answer(wish: str) -> None:
-    """Whatever it says, it is a pause within our limits or none, and the rest of the answer is read."""
+def test_no_requested_pause_spoils_the_answer(wish: str) -> None:
+    """Any value is read as a pause within our limits or as none, and the rest of the answer is read."""
 
     class Wishing(Scripted):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -692,7 +692,7 @@ def test_no_wish_for_a_pause_costs_the_answer(wish: str) -> None:
         assert not isinstance(answer, InProgress) or 0.0 <= (answer.retry_after_seconds or 0.0) <= 20.0
 
 
-# Answers that are nearly right: of each field the right value, or another.
+# Answers that are nearly right: in each field the right value, or another one.
 WORDS = ["created", "executed", "already_executed", "declined", "expired"]
 near = st.fixed_dictionaries(
     {
@@ -719,13 +719,13 @@ def fits(said: dict[str, Any]) -> bool:
 
 @given(reply, reply, reply, st.booleans())
 @settings(max_examples=400, deadline=None)
-def test_an_execute_step_ends_only_on_words_about_our_transaction(
+def test_an_execute_step_ends_only_on_an_answer_about_our_transaction(
     step: tuple[int, dict[str, Any]],
     by_token: tuple[int, dict[str, Any]],
     by_reference: tuple[int, dict[str, Any]],
     look_up_first: bool,
 ) -> None:
-    """Every field is ours, and for an end without money it is a look-up that said so."""
+    """Every field is ours, and an end without money comes from a look-up."""
     said = {"step": step, "token": by_token, "reference": by_reference}
     replies = {question: (status, json.dumps(body).encode()) for question, (status, body) in said.items()}
     answer, asked = perform(EXECUTE, replies, look_up_first=look_up_first)

@@ -1,6 +1,6 @@
-"""What the mock bank promises: money moves once, closed is for ever, and every fault does what its name says.
+"""The mock bank's promises: money moves once, closed is for ever, and every fault has its documented effect.
 
-Over real HTTP against the real server; where a process has to die, against a real process.
+The tests use real HTTP and the real server; where a process has to die, a real process.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from gateway_mock.faults import Kind
 
 ORDER = {"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}
 
-# Long enough that only a call which really gets no answer runs into it, short enough to wait for.
+# Long enough for every answered call, and short enough to wait for.
 NO_ANSWER_SECONDS = 0.2
 
 
 class Client:
-    """A person with curl."""
+    """A client like a person with curl."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -72,7 +72,7 @@ async def running(path: Path, **settings: Any) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def process(path: Path, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """The bank as a process, and its address. It is dead afterwards."""
+    """Run the bank as a process; give it and its address. Afterwards it is dead."""
     settings = {"GATEWAY_MOCK_LISTEN": "127.0.0.1:0", "GATEWAY_MOCK_LEDGER": str(path), **environment}
     bank = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway_mock", env=os.environ | settings, stderr=asyncio.subprocess.PIPE
@@ -88,8 +88,8 @@ async def process(path: Path, **environment: str) -> AsyncIterator[tuple[asyncio
 
 
 async def until(look: Callable[[], Awaitable[Any]], seen: Callable[[Any], bool]) -> None:
-    """Looks until it is seen; pytest's timeout ends it if it never is."""
-    while not seen(await look()):  # noqa: ASYNC110 - what is waited for is in a server, behind HTTP
+    """Look until it is seen; pytest's timeout ends an endless wait."""
+    while not seen(await look()):  # noqa: ASYNC110 - the awaited state is in a server, behind HTTP
         await asyncio.sleep(0.01)
 
 
@@ -139,7 +139,7 @@ async def test_fifty_token_steps_of_one_reference_at_once_open_one_transaction(b
 async def test_a_known_reference_with_other_fields_is_refused(
     path: Path, changed: Mapping[str, object], token_seconds: int
 ) -> None:
-    """Whether its transaction is open or expired; and the transaction stays what it was."""
+    """Whether its transaction is open or expired; and the transaction stays unchanged."""
     async with running(path, token_seconds=token_seconds) as bank:
         token = await bank.token()
         before = await bank.transaction(token)
@@ -149,7 +149,7 @@ async def test_a_known_reference_with_other_fields_is_refused(
 
 
 async def test_only_an_expired_transaction_makes_room_for_another_under_its_reference(bank: Client) -> None:
-    """And then for one only: the newest is what the reference means from then on."""
+    """For one only: from then on the reference means the newest transaction."""
     first = await bank.token()
     await bank.fault("execute", "expire_token")
     assert (await bank.execute(first)).status_code == 410
@@ -162,7 +162,7 @@ async def test_only_an_expired_transaction_makes_room_for_another_under_its_refe
 
 
 async def test_a_token_step_that_finds_its_transaction_late_closes_it_and_opens_another(path: Path) -> None:
-    """Nobody has looked at the first since its time was over; it is closed all the same."""
+    """No call has looked at the first since its time was over; it is closed all the same."""
     async with running(path, token_seconds=0) as bank:
         first = await bank.token()
         assert await bank.token() != first
@@ -171,7 +171,7 @@ async def test_a_token_step_that_finds_its_transaction_late_closes_it_and_opens_
 
 
 async def test_the_ledger_itself_holds_no_second_live_transaction_of_a_reference(path: Path) -> None:
-    """SQLite refuses the row, whatever the code above it believes."""
+    """SQLite refuses the row, even if the code above it does not."""
     async with running(path) as bank:
         await bank.token()
     with (
@@ -209,7 +209,7 @@ async def test_a_malformed_order_is_refused_with_the_name_of_its_field(bank: Cli
     assert refused.status_code == 400
     assert refused.json() in (
         {"error": "bad_request", "field": field},
-        # Python refuses to read a number of five thousand digits; that is no JSON to it.
+        # Python refuses to read a number of five thousand digits: to it that is no JSON.
         {"error": "bad_request", "field": "body"} if len(body) > 5_000 else None,
     )
     assert (await bank.http.get("/transactions?reference=charge-1")).status_code == 404
@@ -233,7 +233,7 @@ async def test_the_largest_amount_is_kept_to_the_last_unit(bank: Client) -> None
 # The execute step
 
 
-async def test_executing_moves_the_money_once_and_says_so_ever_after(bank: Client) -> None:
+async def test_executing_moves_the_money_once_and_always_reports_it(bank: Client) -> None:
     """The second answer differs from the first in its result only."""
     token = await bank.token()
     first = (await bank.execute(token)).json()
@@ -275,8 +275,8 @@ async def test_a_decline_is_for_ever(path: Path, card: str, reason: str) -> None
         assert await bank.movements() == []
 
 
-async def test_a_late_token_is_closed_for_ever_before_anyone_is_told(path: Path) -> None:
-    """A bank restarted with all the time in the world still says expired."""
+async def test_a_late_token_is_closed_for_ever_before_any_answer_says_so(path: Path) -> None:
+    """A bank restarted with the longest lifetime of tokens still says expired."""
     async with running(path, token_seconds=0) as bank:
         token = await bank.token()
         late = await bank.execute(token)
@@ -295,7 +295,7 @@ async def test_a_late_token_is_closed_for_ever_before_anyone_is_told(path: Path)
 
 
 @pytest.mark.parametrize("by", ["token", "reference"])
-async def test_who_is_told_expired_by_a_look_up_can_rely_on_it(path: Path, by: str) -> None:
+async def test_expired_in_a_look_up_is_final(path: Path, by: str) -> None:
     """Looking at a late transaction closes it."""
     async with running(path, token_seconds=0) as bank:
         token = await bank.token()
@@ -305,8 +305,8 @@ async def test_who_is_told_expired_by_a_look_up_can_rely_on_it(path: Path, by: s
         assert ledger.execute("SELECT state FROM transactions").fetchall() == [("expired",)]
 
 
-async def test_what_was_executed_never_expires(path: Path) -> None:
-    """Not even when it is asked about after its time, by any step."""
+async def test_an_executed_transaction_never_expires(path: Path) -> None:
+    """Not even if any step asks after its time."""
     async with running(path) as bank:
         token = await bank.token()
         await bank.execute(token)
@@ -318,7 +318,7 @@ async def test_what_was_executed_never_expires(path: Path) -> None:
         assert (await bank.transaction(token))["state"] == "executed"
 
 
-async def test_amount_and_currency_are_compared_if_they_are_said(bank: Client) -> None:
+async def test_amount_and_currency_are_compared_if_given(bank: Client) -> None:
     """Nothing is executed if they differ, nor if they are malformed."""
     token = await bank.token()
     for other in ({"amount": 1}, {"currency": "USD"}):
@@ -329,7 +329,7 @@ async def test_amount_and_currency_are_compared_if_they_are_said(bank: Client) -
     assert (await bank.execute(token, amount=1250, currency="EUR")).json()["result"] == "executed"
 
 
-async def test_what_is_unknown_is_said_to_be_unknown(bank: Client) -> None:
+async def test_unknown_names_are_answered_as_unknown(bank: Client) -> None:
     """Tokens, references, and paths."""
     assert (await bank.execute("ttok_none")).json() == {"error": "token_unknown"}
     for where, error in (
@@ -348,7 +348,7 @@ async def test_what_is_unknown_is_said_to_be_unknown(bank: Client) -> None:
 
 
 async def test_the_statement_lists_every_movement_in_the_order_of_execution(bank: Client) -> None:
-    """In exactly the fields that the design fixes; what moved no money is not in it."""
+    """In exactly the fields of the design. A transaction that moved no money is not in it."""
     tokens = [await bank.token(reference=f"charge-{n}", amount=n) for n in (1, 2, 3)]
     await bank.execute(await bank.token(reference="charge-4", card="tok_declined"))
     executed = [(await bank.execute(token)).json() for token in reversed(tokens)]
@@ -369,7 +369,7 @@ async def test_the_statement_lists_every_movement_in_the_order_of_execution(bank
 
 
 async def test_executions_in_one_commit_are_all_in_the_statement(bank: Client) -> None:
-    """Fifty at once share commits; each has its movement, and none has another's."""
+    """Fifty concurrent ones share commits; each has its own movement."""
     tokens = await asyncio.gather(*(bank.token(reference=f"charge-{n}") for n in range(50)))
     said = [answer.json() for answer in await asyncio.gather(*(bank.execute(token) for token in tokens))]
     moved = {(m["transaction_id"], m["token"], m["reference"]) for m in await bank.movements()}
@@ -377,8 +377,8 @@ async def test_executions_in_one_commit_are_all_in_the_statement(bank: Client) -
     assert len(moved) == 50
 
 
-async def test_the_log_of_calls_says_what_was_asked_and_answered(bank: Client) -> None:
-    """In order, with the fault that a call met; the referee's own calls are not in it."""
+async def test_the_log_of_calls_has_each_request_and_its_answer(bank: Client) -> None:
+    """In order, with the fault that a call met. The referee's own calls are not in it."""
     token = await bank.token()
     await bank.fault("execute", "lose_answer")
     with pytest.raises(httpx.RemoteProtocolError):
@@ -399,7 +399,7 @@ async def test_the_log_of_calls_says_what_was_asked_and_answered(bank: Client) -
     assert (await bank.http.get("/calls?after=-1")).json() == {"error": "bad_request", "field": "after"}
 
 
-# Faults. For each kind: what its order says beside the kind, and what a client sees of an execute step that meets it.
+# Faults. For each kind: the other fields of its order, and a client's view of an execute step that meets it.
 
 NOT_DONE: Mapping[Kind, tuple[Mapping[str, object], int | None]] = {
     Kind.LOSE_REQUEST: ({}, None),
@@ -447,7 +447,7 @@ async def _meet(bank: Client, token: str, kind: Kind, more: Mapping[str, object]
 
 @pytest.mark.parametrize("kind", NOT_DONE)
 async def test_after_a_fault_before_the_work_nothing_is_done(bank: Client, kind: Kind) -> None:
-    """What is seen is what was ordered, no money has moved, and the next call finds the fault gone."""
+    """The client sees the ordered fault, no money has moved, and the next call finds the fault gone."""
     more, status = NOT_DONE[kind]
     token = await bank.token()
     response = await _meet(bank, token, kind, more)
@@ -460,7 +460,7 @@ async def test_after_a_fault_before_the_work_nothing_is_done(bank: Client, kind:
 
 @pytest.mark.parametrize("kind", DONE)
 async def test_after_a_fault_after_the_work_it_is_done(bank: Client, kind: Kind) -> None:
-    """What is seen is what was ordered, the money has moved, and the next call finds the fault gone."""
+    """The client sees the ordered fault, the money has moved, and the next call finds the fault gone."""
     more, status = DONE[kind]
     token = await bank.token()
     response = await _meet(bank, token, kind, more)
@@ -483,7 +483,7 @@ async def test_after_a_fault_after_the_work_it_is_done(bank: Client, kind: Kind)
 async def test_a_header_is_sent_as_it_was_ordered(
     bank: Client, kind: Kind, parameter: str, value: str, header: str
 ) -> None:
-    """Nonsense included."""
+    """Even a nonsensical one."""
     response = await _meet(bank, await bank.token(), kind, {parameter: value})
     assert response is not None
     assert response.headers[header] == value
@@ -504,9 +504,9 @@ async def test_a_header_is_sent_as_it_was_ordered(
     ],
 )
 async def test_a_fault_of_the_answer_changes_nothing_else_of_it(bank: Client, kind: Kind, changed: set[str]) -> None:
-    """Compared field by field with what the ledger holds."""
+    """Compared field by field with the ledger."""
     token = await bank.token()
-    # The answer too many must not come to the next question here.
+    # The extra answer must not come to the next question here.
     seconds = {Kind.SLOW_BODY: 0, Kind.DELAY: 0, Kind.EXTRA_ANSWER: 3_600}
     response = await _meet(bank, token, kind, {"seconds": seconds[kind]} if kind in seconds else {})
     assert response is not None
@@ -518,7 +518,7 @@ async def test_a_fault_of_the_answer_changes_nothing_else_of_it(bank: Client, ki
 
 
 async def test_an_extra_answer_follows_the_right_one_over_the_same_connection(bank: Client) -> None:
-    """As it was ordered; and the connection answers the next request, if anybody still believes it."""
+    """As ordered; and the connection still answers the next request."""
     token = await bank.token()
     await bank.fault("execute", "extra_answer", seconds=0.01, status=404, body={"error": "token_unknown"})
     request = f"POST /transactions/{token}/execute HTTP/1.1\r\nhost: bank\r\ncontent-length: 0\r\n".encode()
@@ -533,7 +533,7 @@ async def test_an_extra_answer_follows_the_right_one_over_the_same_connection(ba
     assert b"already_executed" in later
 
 
-async def test_an_odd_id_stays_and_is_taken_once(bank: Client) -> None:
+async def test_an_odd_id_stays_and_is_used_once(bank: Client) -> None:
     """In every answer, in the statement, and for one transaction."""
     token, other = await bank.token(), await bank.token(reference="charge-2")
     await bank.fault("execute", "odd_transaction_id", times=3, transaction_id="4111 1111 1111 1111")
@@ -567,7 +567,7 @@ async def test_half_a_body_is_less_than_was_promised(bank: Client) -> None:
 
 
 async def test_a_slow_body_follows_its_head_byte_by_byte(bank: Client) -> None:
-    """The head is there at once; with an hour a byte there is no byte."""
+    """The head comes at once; with an hour a byte no byte comes."""
     token = await bank.token()
     await bank.fault("execute", "slow_body", seconds=3600)
     async with bank.http.stream("POST", f"/transactions/{token}/execute", timeout=NO_ANSWER_SECONDS) as response:
@@ -589,7 +589,7 @@ async def test_a_reset_is_a_reset_and_a_lost_answer_an_orderly_end(bank: Client)
 
 @pytest.mark.parametrize(("kind", "moved"), [(Kind.HANG_BEFORE, 0), (Kind.HANG_AFTER, 1)])
 async def test_a_hanging_bank_says_nothing_until_its_client_leaves(bank: Client, kind: Kind, moved: int) -> None:
-    """With the work done or not; and leaving ends it, though an hour was ordered."""
+    """With the work done or not. The client's leaving ends it, though an hour was ordered."""
     token = await bank.token()
     await bank.fault("execute", kind, seconds=3600, times=2)
     request = f"POST /transactions/{token}/execute HTTP/1.1\r\nhost: bank\r\ncontent-length: 0\r\n\r\n".encode()
@@ -599,8 +599,8 @@ async def test_a_hanging_bank_says_nothing_until_its_client_leaves(bank: Client,
     assert len(await bank.movements()) == moved
 
 
-async def test_a_delayed_work_is_done_though_nobody_waits_for_it_any_more(bank: Client) -> None:
-    """The late execution, which a bank's client must expect."""
+async def test_delayed_work_is_done_even_after_its_client_has_left(bank: Client) -> None:
+    """It is the late execution that a bank's client must expect."""
     token = await bank.token()
     await bank.fault("execute", "delay", seconds=2 * NO_ANSWER_SECONDS)
     with pytest.raises(httpx.ReadTimeout):
@@ -610,7 +610,7 @@ async def test_a_delayed_work_is_done_though_nobody_waits_for_it_any_more(bank: 
     assert len(await bank.movements()) == 1
 
 
-async def test_what_a_delayed_execution_finds_closed_stays_closed(bank: Client) -> None:
+async def test_a_delayed_execution_leaves_a_closed_transaction_closed(bank: Client) -> None:
     """It was open when the call came in, and expired when its work began."""
     token = await bank.token()
     await bank.fault("execute", "delay", seconds=NO_ANSWER_SECONDS)
@@ -624,7 +624,7 @@ async def test_what_a_delayed_execution_finds_closed_stays_closed(bank: Client) 
 
 @pytest.mark.parametrize("on", ["token", "execute", "look_up"])
 async def test_an_expired_token_is_expired_in_the_ledger(path: Path, on: str) -> None:
-    """Whatever step met the fault, that token never moves money, not even after a restart."""
+    """After the fault in any step the token never moves money, not even after a restart."""
     async with running(path) as bank:
         token = await bank.token()
         await bank.fault(on, "expire_token")
@@ -640,7 +640,7 @@ async def test_an_expired_token_is_expired_in_the_ledger(path: Path, on: str) ->
         assert await bank.movements() == []
 
 
-async def test_what_was_executed_cannot_be_made_to_expire(bank: Client) -> None:
+async def test_no_fault_makes_an_executed_transaction_expire(bank: Client) -> None:
     """The fault is used up, and the answer is the truth."""
     token = await bank.token()
     await bank.execute(token)
@@ -649,7 +649,7 @@ async def test_what_was_executed_cannot_be_made_to_expire(bank: Client) -> None:
 
 
 async def test_faults_strike_every_step(bank: Client) -> None:
-    """A token step's answer is lost and the transaction is there; a look-up can be refused, forgotten or wrong."""
+    """A token step's answer is lost and its transaction exists; a look-up can be refused, forgotten or wrong."""
     await bank.fault("token", "lose_answer")
     with pytest.raises(httpx.RemoteProtocolError):
         await bank.order()
@@ -689,7 +689,7 @@ async def test_faults_fire_first_in_first_out_among_those_that_match(bank: Clien
 
 
 async def test_faults_are_listed_as_ordered_and_cleared(bank: Client) -> None:
-    """With the defaults of their parameters; after clearing there is none."""
+    """With the defaults of their parameters; after clearing the list is empty."""
     first = await bank.fault("execute", "hang_after", reference="charge-1")
     second = await bank.fault("token", "throttled", times=3, retry_after="soon")
     both = {"card": None, "fired": 0}
@@ -751,7 +751,7 @@ async def test_a_bank_inside_a_test_does_not_kill_the_test(bank: Client, kind: K
 
 
 async def _raw(bank: Client, sent: bytes, *, leave: bool = False) -> bytes:
-    """All that comes back until the bank closes the connection. `leave`: the client closes its half first."""
+    """Every byte until the bank closes the connection. `leave`: the client closes its half first."""
     url = bank.http.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     try:
@@ -772,16 +772,16 @@ async def _raw(bank: Client, sent: bytes, *, leave: bool = False) -> bytes:
         (b"nonsense\r\n\r\n", b"", b"400"),
     ],
 )
-async def test_what_is_too_large_or_no_http_is_refused_and_the_connection_closed(
+async def test_a_request_that_is_too_large_or_no_http_is_refused_and_its_connection_closed(
     bank: Client, request_head: bytes, body: bytes, status: bytes
 ) -> None:
-    """And others are served on."""
+    """Other connections are still served."""
     assert (await _raw(bank, request_head + body)).startswith(b"HTTP/1.1 " + status)
     assert (await bank.order()).status_code == 200
 
 
 async def test_a_connection_is_used_again(bank: Client) -> None:
-    """Two requests sent at once down one connection get two answers, in order; HEAD gets no body."""
+    """Two requests sent together over one connection get two answers, in order; HEAD gets no body."""
     received = await _raw(
         bank,
         b"GET /nowhere HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -794,7 +794,7 @@ async def test_a_connection_is_used_again(bank: Client) -> None:
 
 
 async def test_a_request_at_work_is_answered_when_the_bank_stops(path: Path) -> None:
-    """And connections on which nothing is asked do not keep it from stopping, though it has an hour for that."""
+    """Idle connections do not delay the stop, though it has an hour."""
     async with AsyncExitStack() as clients:
         async with serve("127.0.0.1:0", path, stop_seconds=3_600.0) as address:
             client = await clients.enter_async_context(client_of(address))
@@ -810,8 +810,8 @@ async def test_a_request_at_work_is_answered_when_the_bank_stops(path: Path) -> 
 # The process
 
 
-async def test_what_was_answered_survives_kill_9(path: Path) -> None:
-    """Open, executed and declined transactions are what they were, and the statement is complete."""
+async def test_answered_work_survives_kill_9(path: Path) -> None:
+    """Open, executed and declined transactions are unchanged, and the statement is complete."""
     async with process(path) as (bank, address), client_of(address) as client:
         tokens = await asyncio.gather(*(client.token(reference=f"charge-{n}") for n in range(20)))
         await asyncio.gather(*(client.execute(token) for token in tokens[:10]))
@@ -827,10 +827,8 @@ async def test_what_was_answered_survives_kill_9(path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "moved", "result"), [("stop_before", 0, "executed"), ("stop_after", 1, "already_executed")]
 )
-async def test_a_bank_can_be_told_to_die_before_or_after_its_work(
-    path: Path, kind: str, moved: int, result: str
-) -> None:
-    """By SIGKILL, at exactly that point: its ledger tells which."""
+async def test_a_bank_dies_on_order_before_or_after_its_work(path: Path, kind: str, moved: int, result: str) -> None:
+    """By SIGKILL, at exactly that point: its ledger shows which."""
     async with process(path) as (bank, address), client_of(address) as client:
         token = await client.token()
         await client.fault("execute", kind)
@@ -843,7 +841,7 @@ async def test_a_bank_can_be_told_to_die_before_or_after_its_work(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_bank_that_is_told_to_stop_exits_with_0(path: Path, number: signal.Signals) -> None:
+async def test_a_bank_that_is_asked_to_stop_exits_with_0(path: Path, number: signal.Signals) -> None:
     """With a client still connected; every line it logged is JSON."""
     async with process(path) as (bank, address), client_of(address) as client:
         await client.token()
@@ -854,8 +852,8 @@ async def test_a_bank_that_is_told_to_stop_exits_with_0(path: Path, number: sign
         assert logged == ["asked to stop", "stopped"]
 
 
-async def test_a_second_bank_is_kept_off_the_ledger(path: Path) -> None:
-    """It says why, and exits with 1; the first serves on."""
+async def test_a_second_bank_on_one_ledger_is_refused(path: Path) -> None:
+    """It says why, and exits with 1. The first is still served."""
     async with process(path) as (_, address), client_of(address) as client:
         async with process(path) as (second, line):
             assert await second.wait() == 1
@@ -863,8 +861,8 @@ async def test_a_second_bank_is_kept_off_the_ledger(path: Path) -> None:
         assert (await client.order()).status_code == 200
 
 
-async def test_all_that_is_wrong_with_the_settings_is_said_at_once(path: Path) -> None:
-    """By the names of the variables; the values are not repeated."""
+async def test_all_faults_of_the_settings_are_reported_together(path: Path) -> None:
+    """By the variables' names; the values are not repeated."""
     wrong = {"GATEWAY_MOCK_LISTEN": "nowhere", "GATEWAY_MOCK_TOKEN_SECONDS": "soon", "GATEWAY_MOCK_LEDGER": ""}
     async with process(path, **wrong) as (bank, line):
         assert await bank.wait() == 2

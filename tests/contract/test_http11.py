@@ -1,6 +1,6 @@
-"""What our HTTP/1.1 transport keeps by itself: nothing is sent twice, no answer goes to another call, nothing grows.
+"""The contract of our HTTP/1.1 transport: no request is sent twice, no answer goes to another call, nothing grows.
 
-The server here is a socket that does what a test tells it, a connection at a time. On both loops.
+The server is a socket under a test's control, one connection at a time. The tests run on both loops.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ class Peer:
         self.reader = reader
         self.writer = writer
         self.asked: list[str] = []
-        self.was_left = asyncio.Event()  # The client went while we waited for a request or wrote.
+        self.was_left = asyncio.Event()  # The client left while we waited for a request or wrote.
 
     async def hear(self) -> str:
-        """The path that is asked for next, once the request is whole."""
+        """Receive the next whole request and return its path."""
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
         length = next((int(line[15:]) for line in head.split("\r\n") if line.startswith("Content-Length:")), 0)
         await self.reader.readexactly(length)
@@ -46,7 +46,7 @@ class Peer:
         await self.writer.drain()
 
     def leave(self, *, reset: bool = False) -> None:
-        """Close: in order, or as a crash does it."""
+        """Close in order, or with a reset, as after a crash."""
         if reset:
             line = self.writer.get_extra_info("socket")
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -105,7 +105,7 @@ async def transport(
 
 
 async def ask(through: httpx.AsyncBaseTransport, url: str, path: str = "/") -> str:
-    """The body of the answer, in which our servers repeat the path."""
+    """Return the body of the answer, in which our servers repeat the path."""
     return (await through.handle_async_request(httpx.Request("POST", url + path, content=b"an order"))).read().decode()
 
 
@@ -142,7 +142,7 @@ async def in_the_middle_of_the_answer(peer: Peer) -> None:
 async def test_a_request_whose_connection_ends_is_not_sent_again(
     ends: Callable[[Peer], Awaitable[None]], used_before: bool, reset: bool
 ) -> None:
-    """The server closes a new or an idle connection as we write, or later: an exception, and no second connection."""
+    """The server closes a new or an idle connection during our write or later: the call raises, without a second connection."""
 
     async def serve(peer: Peer) -> None:
         if used_before:
@@ -159,8 +159,8 @@ async def test_a_request_whose_connection_ends_is_not_sent_again(
         assert server.asked.count("/once") <= 1
 
 
-async def test_a_connection_that_the_server_closed_this_moment_is_not_used() -> None:
-    """Before the loop has had a chance to tell us."""
+async def test_a_connection_that_the_server_has_just_closed_is_not_used() -> None:
+    """Not even before the event loop reports the end."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
@@ -177,13 +177,13 @@ async def test_a_connection_that_the_server_closed_this_moment_is_not_used() -> 
 
 # ---------------------------------------------------------------- never another's answer
 @pytest.mark.parametrize("steps", range(12))
-async def test_a_cancelled_call_leaves_nothing_to_the_next_one(steps: int) -> None:
-    """Wherever it is cancelled: before it is sent, under way, as its answer arrives. Nor is it sent after that."""
+async def test_a_cancelled_call_leaves_no_bytes_to_the_next_one(steps: int) -> None:
+    """Cancelled at any point: before it is sent, under way, or as its answer arrives. It is not sent later either."""
 
     async def serve(peer: Peer) -> None:
         while True:
             path = await peer.hear()
-            await asyncio.sleep(0)  # So that there is a way to cancel between the request and its answer.
+            await asyncio.sleep(0)  # So that a cancellation fits between the request and its answer.
             await peer.say(answer(path))
 
     async with serving(serve) as server, transport(max_connections=1) as through:
@@ -197,7 +197,7 @@ async def test_a_cancelled_call_leaves_nothing_to_the_next_one(steps: int) -> No
 
 
 async def test_the_connection_of_a_cancelled_call_is_closed() -> None:
-    """Its answer may still come, and must find nobody."""
+    """Its answer may still come, and must reach no other call."""
     heard = asyncio.Event()
     left: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -219,8 +219,8 @@ async def test_the_connection_of_a_cancelled_call_is_closed() -> None:
     "after", [answer("/planted"), b"HTTP/1.1 2", b"\0", b"H", b"\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
 )
 @pytest.mark.parametrize("at_once", [False, True])
-async def test_what_follows_an_answer_is_not_the_next_answer(after: bytes, at_once: bool) -> None:
-    """Whether it comes with the answer or while the connection is idle: the next call gets its own."""
+async def test_bytes_after_an_answer_are_not_the_next_answer(after: bytes, at_once: bool) -> None:
+    """Whether they come with the answer or on the idle connection: the next call gets its own answer."""
 
     async def serve(peer: Peer) -> None:
         said = answer(await peer.hear())
@@ -243,8 +243,8 @@ async def test_what_follows_an_answer_is_not_the_next_answer(after: bytes, at_on
 
 
 @pytest.mark.parametrize("after", [answer("/planted"), b"\r\n"])
-async def test_what_comes_this_moment_is_not_the_next_answer(after: bytes) -> None:
-    """Before the loop has had a chance to tell us."""
+async def test_bytes_that_have_just_arrived_are_not_the_next_answer(after: bytes) -> None:
+    """Not even before the event loop reports them."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
@@ -261,7 +261,7 @@ async def test_what_comes_this_moment_is_not_the_next_answer(after: bytes) -> No
 
 
 async def test_a_server_that_speaks_before_it_is_asked_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it said is the answer to nothing."""
+    """Its bytes answer no request."""
     loop = asyncio.get_running_loop()
     connect = loop.create_connection
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -279,7 +279,7 @@ async def test_a_server_that_speaks_before_it_is_asked_is_asked_nothing(monkeypa
                 await ask(through, f"http://127.0.0.1:{listening.getsockname()[1]}", "/1")
         with accepted[0] as line:
             line.setblocking(False)
-            with pytest.raises(ConnectionResetError):  # And no request before that.
+            with pytest.raises(ConnectionResetError):  # No request was sent before.
                 while not await loop.sock_recv(line, 4096):
                     pass
 
@@ -290,8 +290,8 @@ async def ask_afresh(through: httpx.AsyncBaseTransport, url: str, path: str) -> 
     )
 
 
-async def test_a_fresh_connection_has_served_nobody_and_takes_the_place_of_another() -> None:
-    """However many are idle; it serves others afterwards."""
+async def test_a_fresh_connection_is_new_and_replaces_another() -> None:
+    """Even if others are idle; afterwards it serves other calls."""
     async with serving(echo) as server, transport(max_connections=2) as through:
         await asyncio.gather(ask(through, server.url, "/1"), ask(through, server.url, "/2"))
         assert (await ask_afresh(through, server.url, "/3")).read() == b"/3"
@@ -305,8 +305,8 @@ async def test_a_fresh_connection_has_served_nobody_and_takes_the_place_of_anoth
         assert server.peers[2].asked == ["/3", "/4"]
 
 
-async def test_a_connection_that_is_not_trusted_serves_nobody_again() -> None:
-    """Nor does it serve who waits for it already."""
+async def test_a_distrusted_connection_serves_no_further_call() -> None:
+    """Not even a call that already waits for it."""
     async with serving(echo) as server, transport(max_connections=1) as through:
 
         async def ask_and_distrust(path: str) -> None:
@@ -318,7 +318,7 @@ async def test_a_connection_that_is_not_trusted_serves_nobody_again() -> None:
 
 
 async def test_concurrent_calls_each_get_their_own_answer() -> None:
-    """Through fewer connections than calls, with answers that take their time."""
+    """Over fewer connections than calls, with slow answers."""
     chance = random.Random(4)
 
     async def serve(peer: Peer) -> None:
@@ -335,14 +335,14 @@ async def test_concurrent_calls_each_get_their_own_answer() -> None:
 
 # ---------------------------------------------------------------- the pool
 async def test_a_connection_is_used_again() -> None:
-    """Calls one after another need one."""
+    """Successive calls need one connection."""
     async with serving(echo) as server, transport() as through:
         for number in range(5):
             assert await ask(through, server.url, f"/{number}") == f"/{number}"
         assert len(server.peers) == 1
 
 
-async def test_there_are_never_more_connections_than_allowed_and_who_waits_is_served_in_order() -> None:
+async def test_the_number_of_connections_is_limited_and_waiting_calls_are_served_in_order() -> None:
     """Cancelled waiters included."""
     async with serving(echo) as server, transport(max_connections=3) as through:
         assert len(set(await asyncio.gather(*[ask(through, server.url, f"/{n}") for n in range(CROWD)]))) == CROWD
@@ -356,8 +356,8 @@ async def test_there_are_never_more_connections_than_allowed_and_who_waits_is_se
         assert len(server.peers) == 1
 
 
-async def test_a_failed_call_gives_its_turn_back() -> None:
-    """Refused, cut, or cancelled while it waits."""
+async def test_a_failed_call_frees_its_slot() -> None:
+    """A refused call, one that is cut, and one that is cancelled while it waits."""
 
     async def cut(peer: Peer) -> None:
         await peer.hear()
@@ -372,7 +372,7 @@ async def test_a_failed_call_gives_its_turn_back() -> None:
 
 
 async def test_a_connection_goes_to_its_own_server_only() -> None:
-    """And one that is idle makes room for another server's."""
+    """An idle one makes room for a connection to another server."""
     async with serving(echo) as one, serving(echo) as other, transport(max_connections=1) as through:
         await ask(through, one.url, "/one")
         await ask(through, other.url, "/other")
@@ -388,8 +388,8 @@ async def test_a_connection_goes_to_its_own_server_only() -> None:
         b"HTTP/1.1 200 OK\r\n\r\n/1",
     ],
 )
-async def test_an_answer_that_ends_its_connection_ends_it_with_us(said: bytes) -> None:
-    """By a header, by its version, by having no length."""
+async def test_an_answer_that_ends_its_connection_has_us_close_it(said: bytes) -> None:
+    """By a header, by its version, or without a length."""
 
     async def serve(peer: Peer) -> None:
         if await peer.hear() == "/1":
@@ -407,7 +407,7 @@ async def test_an_answer_that_ends_its_connection_ends_it_with_us(said: bytes) -
 
 
 async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
-    """By the age of their idleness, by our clock; closing the transport does it at once."""
+    """After an idle time by our clock; closing the transport closes them at once."""
     asked, held = asyncio.Event(), asyncio.Event()
     left: asyncio.Queue[str] = asyncio.Queue()
 
@@ -424,7 +424,7 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
         await asked.wait()
         await ask(through, server.url, "/1")
         assert await left.get() == "/1"
-        await ask(through, server.url, "/2")  # The timer is set again, and once more for the one that is younger.
+        await ask(through, server.url, "/2")  # The timer is set again, and once more for the younger connection.
         held.set()
         assert await busy == "/held"
         assert [await left.get(), await left.get()] == ["/2", "/held"]
@@ -456,9 +456,9 @@ async def test_closing_lets_a_call_end_and_then_closes_its_connection() -> None:
         await server.peers[0].was_left.wait()
 
 
-# ---------------------------------------------------------------- what is read
+# ---------------------------------------------------------------- reading
 async def test_a_trailer_is_no_header() -> None:
-    """Neither of its own answer nor of the next; and nothing of a skipped 1xx stays."""
+    """Neither of its own answer nor of the next one; and no part of a skipped 1xx stays."""
     skipped = b"HTTP/1.1 103 Early Hints\r\nContent-Type: text/html\r\n\r\n"
     chunked = b"HTTP/1.1 200 OK\r\nX:  one \r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\nRetry-After: 9\r\n\r\n"
 
@@ -485,8 +485,8 @@ async def test_a_trailer_is_no_header() -> None:
     ],
     ids=["head", "body", "1xx", "trailer"],
 )
-async def test_an_answer_is_limited_whatever_it_is_that_grows(before: bytes, after: bytes) -> None:
-    """To the byte: an answer of that size is read, and one with a byte more is an error."""
+async def test_every_part_of_an_answer_is_limited(before: bytes, after: bytes) -> None:
+    """To the byte: an answer of the limit is read, and one byte more is an error."""
 
     async def serve(peer: Peer) -> None:
         size = int((await peer.hear())[1:])
@@ -513,8 +513,8 @@ async def test_an_answer_is_limited_whatever_it_is_that_grows(before: bytes, aft
         b"HTTP/1.1 103 Early Hints\r\n\r\n",
     ],
 )
-async def test_an_answer_whose_end_is_in_doubt_is_none(said: bytes) -> None:
-    """Another protocol, two lengths, a length in an encoding that nobody asked for, no last chunk."""
+async def test_an_answer_with_a_doubtful_end_is_none(said: bytes) -> None:
+    """Another protocol, two lengths, an unrequested encoding, no last chunk."""
 
     async def serve(peer: Peer) -> None:
         await peer.hear()
@@ -527,7 +527,7 @@ async def test_an_answer_whose_end_is_in_doubt_is_none(said: bytes) -> None:
             await ask(through, server.url)
 
 
-# ---------------------------------------------------------------- what is written
+# ---------------------------------------------------------------- writing
 @pytest.mark.parametrize(
     "request_",
     [
@@ -541,8 +541,8 @@ async def test_an_answer_whose_end_is_in_doubt_is_none(said: bytes) -> None:
     ],
     ids=["crlf", "lf", "cr", "name", "method", "head", "stream"],
 )
-async def test_what_would_be_another_request_is_refused(request_: httpx.Request) -> None:
-    """Before there is a connection: the host of these cannot be found."""
+async def test_a_request_that_would_be_read_as_another_is_refused(request_: httpx.Request) -> None:
+    """It is refused before a connection is made: the host of these does not exist."""
     async with transport() as through:
         with pytest.raises(httpx.LocalProtocolError):
             await through.handle_async_request(request_)
@@ -551,7 +551,7 @@ async def test_what_would_be_another_request_is_refused(request_: httpx.Request)
 # ---------------------------------------------------------------- TLS
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For localhost, signed by itself, with its key in one file."""
+    """A self-signed certificate for localhost, with its key in one file."""
     file = tmp_path_factory.mktemp("tls") / "localhost.pem"
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "-"]
     names = ["-subj", "/CN=bank", "-addext", "subjectAltName=DNS:localhost"]
@@ -561,8 +561,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-async def test_what_follows_an_answer_over_tls_is_not_the_next_answer(certificate: Path, at_once: bool) -> None:
-    """As without it."""
+async def test_bytes_after_an_answer_over_tls_are_not_the_next_answer(certificate: Path, at_once: bool) -> None:
+    """The same rule as without TLS."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     planted = asyncio.Event()
@@ -584,7 +584,7 @@ async def test_what_follows_an_answer_over_tls_is_not_the_next_answer(certificat
         assert len(server.peers) == 2
 
 
-async def test_tls_says_whom_it_wants_and_the_connection_is_used_again(certificate: Path) -> None:
+async def test_tls_names_the_server_and_the_connection_is_used_again(certificate: Path) -> None:
     """SNI, keep-alive, and a body that ends with the connection."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)

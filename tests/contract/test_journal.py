@@ -1,4 +1,4 @@
-"""The contract of command_service/journal/__init__.py: every store runs these tests, and has to pass them all."""
+"""The contract of command_service/journal/__init__.py: every store must pass these tests."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,7 @@ async def journal(store: Rig) -> AsyncIterator[Journal]:
 
 
 async def all_of(journal: Journal) -> list[Record]:
-    """Every record, read as a reader of the feed reads."""
+    """Read every record like a reader of the feed."""
     records: list[Record] = []
     place = START
     while more := await journal.read_after(place):
@@ -38,9 +38,9 @@ async def all_of(journal: Journal) -> list[Record]:
     return records
 
 
-# ---------------------------------------------------------------- what is stored
+# ---------------------------------------------------------------- storing
 async def test_a_new_journal_is_empty_and_has_an_id_of_its_own(journal: Journal) -> None:
-    """Nothing in it, nothing to do, and room for more."""
+    """It has no records, no unfinished streams, and room for more."""
     assert uuid.UUID(journal.journal_id)
     assert (journal.head, journal.restored, journal.accepting) == (START, False, True)
     assert list(await journal.read(stream(1))) == []
@@ -51,8 +51,8 @@ async def test_a_new_journal_is_empty_and_has_an_id_of_its_own(journal: Journal)
 EVENTS = [b"first", b"", bytes(range(256)), b"\x00", b"long" * 25_000]
 
 
-async def test_what_is_read_is_what_was_appended(journal: Journal) -> None:
-    """To the byte, by stream and by position, and as the append itself said."""
+async def test_records_are_read_as_they_were_appended(journal: Journal) -> None:
+    """To the byte, by stream and by position, and equal to the append's result."""
     stored = await add(journal, stream(1), 0, EVENTS, finished=False)
     assert [(record.charge_id, record.version, record.event) for record in stored] == [
         (stream(1), version, event) for version, event in enumerate(EVENTS, 1)
@@ -62,7 +62,7 @@ async def test_what_is_read_is_what_was_appended(journal: Journal) -> None:
 
 
 async def test_a_stream_is_read_without_the_records_of_others(journal: Journal) -> None:
-    """Though they lie between its own."""
+    """Even if these lie between its own."""
     for version in range(3):
         for number in (1, 2):
             await add(journal, stream(number), version, [b"%d" % number], finished=False)
@@ -73,8 +73,8 @@ async def test_a_stream_is_read_without_the_records_of_others(journal: Journal) 
     ]
 
 
-async def test_a_journal_that_is_opened_again_is_the_same_and_goes_on_where_it_was(store: Rig) -> None:
-    """Id, head, records and what is unfinished."""
+async def test_a_journal_that_is_opened_again_is_the_same_and_continues_at_its_end(store: Rig) -> None:
+    """The same id, head, records and unfinished streams."""
     async with store.open() as journal:
         await add(journal, stream(1), 0, [b"a", b"b"], finished=False)
         before = (journal.journal_id, journal.head, await all_of(journal), list(await journal.unfinished()))
@@ -85,8 +85,8 @@ async def test_a_journal_that_is_opened_again_is_the_same_and_goes_on_where_it_w
         assert (record.position, record.version) == (3, 3)
 
 
-async def test_closing_finishes_what_was_asked_for(store: Rig) -> None:
-    """Appends that were under way are answered, and stored, be they more than one commit takes."""
+async def test_closing_finishes_the_requested_appends(store: Rig) -> None:
+    """Appends under way are stored and answered, even if one commit cannot take them all."""
     async with store.open() as journal:
         appends = [asyncio.create_task(add(journal, stream(n), 0, [b"x"], finished=False)) for n in range(1_200)]
         await asyncio.sleep(0)  # each has asked
@@ -100,7 +100,7 @@ async def test_closing_finishes_what_was_asked_for(store: Rig) -> None:
 async def test_an_append_to_another_version_is_refused_and_stores_nothing(
     journal: Journal, store: Rig, versions: int, expected: int
 ) -> None:
-    """Neither the records nor the note that the stream is finished."""
+    """Neither the records nor the mark that the stream is finished."""
     if versions:
         await add(journal, stream(1), 0, [b"x"] * versions, finished=False)
     head, moment = journal.head, store.moment()
@@ -110,7 +110,7 @@ async def test_an_append_to_another_version_is_refused_and_stores_nothing(
 
 @pytest.mark.parametrize("version", [0, 3])
 async def test_of_racing_writers_on_one_stream_exactly_one_wins(journal: Journal, version: int) -> None:
-    """The others are told, and the winner's records are the stream's."""
+    """The others get a conflict, and the stream has the winner's records."""
     if version:
         await add(journal, stream(1), 0, [b"x"] * version, finished=False)
     outcomes = await asyncio.gather(
@@ -122,8 +122,8 @@ async def test_of_racing_writers_on_one_stream_exactly_one_wins(journal: Journal
     assert journal.head.position == version + 2
 
 
-async def test_writers_that_read_again_after_a_conflict_all_get_through(journal: Journal) -> None:
-    """Nobody's record is lost or written over."""
+async def test_writers_that_read_again_after_a_conflict_all_succeed(journal: Journal) -> None:
+    """No record is lost or overwritten."""
 
     async def write(name: bytes) -> None:
         outcome: Appended = VersionConflict()
@@ -138,8 +138,8 @@ async def test_writers_that_read_again_after_a_conflict_all_get_through(journal:
     assert [record.version for record in records] == list(range(1, 13))
 
 
-async def test_a_conflict_harms_no_append_beside_it_and_leaves_no_hole(journal: Journal, store: Rig) -> None:
-    """Of one commit, first, middle and last refused."""
+async def test_a_conflict_harms_no_append_beside_it_and_leaves_no_gap(journal: Journal, store: Rig) -> None:
+    """The first, a middle or the last append of one commit is refused."""
     commits = store.commits()
     outcomes = await asyncio.gather(
         journal.append(stream(9), 5, [b"refused"], finished=False),
@@ -177,7 +177,7 @@ async def append_to_many(journal: Journal, streams: int, versions: int, first: i
 
 
 async def test_positions_count_from_one_without_gaps(store: Rig) -> None:
-    """Whoever wrote, conflicts in between, and over a restart."""
+    """With several writers, conflicts in between, and over a restart."""
     for opening in range(2):
         async with store.open() as journal:
             assert await journal.append(stream(99), 9, [b"x"], finished=False) == VersionConflict()
@@ -190,7 +190,7 @@ async def test_positions_count_from_one_without_gaps(store: Rig) -> None:
 
 
 async def test_a_reader_that_tails_sees_every_record_once_in_order_and_none_early(journal: Journal) -> None:
-    """While many append: what it is shown has been acknowledged, and after each wake-up there is something to read."""
+    """While many append: it is shown acknowledged records only, and finds some after each wake-up."""
 
     async def tail() -> list[Record]:
         place, seen = START, list[Record]()
@@ -213,7 +213,7 @@ async def test_a_reader_that_tails_sees_every_record_once_in_order_and_none_earl
 
 
 async def test_every_moment_of_the_store_is_whole(journal: Journal, store: Rig) -> None:
-    """Seen by a stranger while many append: no position is missing, and `unfinished` is that of the same moment."""
+    """Read from outside while many append: no position is missing, and `unfinished` belongs to the same moment."""
     moments: list[Moment] = []
     done = threading.Event()
 
@@ -235,8 +235,8 @@ async def test_every_moment_of_the_store_is_whole(journal: Journal, store: Rig) 
         assert Counter(charge_id for _, charge_id, _ in moment.records) == newest, "versions have no gaps either"
 
 
-async def test_unfinished_streams_are_those_whose_last_append_said_so(journal: Journal) -> None:
-    """A stream may finish at once, finish later, or begin anew."""
+async def test_unfinished_streams_are_those_that_their_last_append_marks(journal: Journal) -> None:
+    """A stream may finish at once, finish later, or begin again."""
     await add(journal, stream(1), 0, [b"a"], finished=False)
     await add(journal, stream(2), 0, [b"a", b"b"], finished=True)
     await add(journal, stream(3), 0, [b"a"], finished=False)
@@ -248,7 +248,7 @@ async def test_unfinished_streams_are_those_whose_last_append_said_so(journal: J
 
 
 # ---------------------------------------------------------------- reading on
-async def test_a_read_is_bounded_and_the_next_one_goes_on_after_it(journal: Journal) -> None:
+async def test_a_read_is_bounded_and_the_next_one_continues_after_it(journal: Journal) -> None:
     """At most 500 records."""
     await add(journal, stream(1), 0, [b"x"] * 1_100, finished=False)
     first = await journal.read_after(START)
@@ -269,8 +269,8 @@ async def test_a_read_of_large_records_is_bounded_by_its_bytes(journal: Journal)
     assert reads == [[400_000, 400_000], [400_000], [3_000_000], [10]]
 
 
-async def test_a_reader_waits_no_longer_once_the_head_is_beyond(journal: Journal) -> None:
-    """And no shorter."""
+async def test_a_reader_waits_exactly_until_the_head_passes_it(journal: Journal) -> None:
+    """No longer and no shorter."""
     await add(journal, stream(1), 0, [b"a", b"b"], finished=False)
     await journal.beyond(0)
     await journal.beyond(1)
@@ -282,7 +282,7 @@ async def test_a_reader_waits_no_longer_once_the_head_is_beyond(journal: Journal
 
 
 async def test_no_wake_up_is_lost(journal: Journal) -> None:
-    """Whoever waits, at whatever moment of an append it begins, and however many wait with it."""
+    """With any number of readers, whose waits begin at any moment of an append."""
     for position in range(100):
         append = asyncio.create_task(add(journal, stream(position), 0, [b"x"], finished=False))
         waits = [asyncio.create_task(journal.beyond(position)) for _ in range(5)]
@@ -293,7 +293,7 @@ async def test_no_wake_up_is_lost(journal: Journal) -> None:
 
 
 async def test_a_reader_that_stops_waiting_takes_no_wake_up_from_others(journal: Journal) -> None:
-    """As a reader of the feed does at each heartbeat."""
+    """A reader of the feed does so at each heartbeat."""
     waits = [asyncio.create_task(journal.beyond(0)) for _ in range(10)]
     await asyncio.sleep(0)
     for wait in waits[::2]:
@@ -304,7 +304,7 @@ async def test_a_reader_that_stops_waiting_takes_no_wake_up_from_others(journal:
 
 # ---------------------------------------------------------------- the chain
 def independent_chain(before: bytes, record: Record) -> bytes:
-    """The rule as journal.proto tells it, and nothing of the program's."""
+    """The formula of journal.proto, without the program's code."""
     fields = [
         before,
         record.position.to_bytes(8, "big"),
@@ -317,7 +317,7 @@ def independent_chain(before: bytes, record: Record) -> bytes:
 
 
 async def test_the_chain_is_the_contracts(journal: Journal) -> None:
-    """Recomputed by another hand, over records of one commit and of many."""
+    """Recomputed independently, over records of one commit and of many."""
     await append_to_many(journal, streams=10, versions=4)
     await add(journal, stream(77), 0, EVENTS, finished=True)
     chain = GENESIS
@@ -329,8 +329,8 @@ async def test_the_chain_is_the_contracts(journal: Journal) -> None:
     assert await journal.chain_at(0) == GENESIS == bytes(32)
 
 
-async def test_a_reader_with_another_chain_is_not_led_on(journal: Journal) -> None:
-    """What follows is verified from the reader's own place on."""
+async def test_a_reader_with_another_chain_gets_no_records(journal: Journal) -> None:
+    """The next records are verified against the reader's own chain."""
     await add(journal, stream(1), 0, [b"a", b"b"], finished=False)
     with pytest.raises(JournalCorrupt) as raised:
         await journal.read_after(Place(1, bytes(32)))
@@ -339,7 +339,7 @@ async def test_a_reader_with_another_chain_is_not_led_on(journal: Journal) -> No
 
 # ---------------------------------------------------------------- commits
 async def test_appends_that_queue_up_share_a_commit(journal: Journal, store: Rig) -> None:
-    """Which is what pays for a durable one."""
+    """So a durable commit is affordable."""
     before = store.commits()
     await append_to_many(journal, streams=60, versions=5)
     commits = store.commits() - before
@@ -348,8 +348,8 @@ async def test_appends_that_queue_up_share_a_commit(journal: Journal, store: Rig
 
 
 @pytest.mark.parametrize("turns", range(1, 6))
-async def test_an_append_whose_caller_has_gone_is_stored_all_the_same(journal: Journal, turns: int) -> None:
-    """Queued or under way, and nobody beside it is harmed: a client's cancel never undoes a charge."""
+async def test_an_append_whose_caller_has_gone_is_still_stored(journal: Journal, turns: int) -> None:
+    """Queued or under way, and no other append is harmed: a client's cancellation never undoes a charge."""
     long = asyncio.create_task(add(journal, stream(9), 0, [b"x"] * 3_000, finished=True))
     for _ in range(3):
         await asyncio.sleep(0)  # its commit has begun, and takes longer than the turns that follow
@@ -369,8 +369,8 @@ async def test_an_append_whose_caller_has_gone_is_stored_all_the_same(journal: J
     assert sorted(await journal.unfinished()) == [stream(1), stream(2), stream(3)]
 
 
-async def test_records_say_when_they_were_appended(journal: Journal) -> None:
-    """In microseconds, by the clock that the journal was given, never backwards while that does not go back."""
+async def test_records_have_the_time_of_their_append(journal: Journal) -> None:
+    """In microseconds, by the journal's clock, and never backwards."""
     await append_to_many(journal, streams=3, versions=3)
     moments = [record.recorded_at for record in await all_of(journal)]
     assert all(before <= after for before, after in itertools.pairwise(moments))

@@ -1,7 +1,6 @@
-"""The journal's files: what happens to a server, its disk and its backups, and that none of it passes unnoticed.
+"""The journal's files: no mishap of a server, its disk or its backups passes unnoticed.
 
-Files are damaged as fate damages them, disks are filled, processes are killed. Nothing here looks into the journal's own
-objects; SQLite and the file are asked.
+Files are damaged, disks are filled, processes are killed. The tests ask SQLite and the file, never the journal's own objects.
 """
 
 import asyncio
@@ -57,7 +56,7 @@ from tests.core.stories import REQUEST
 
 ROOT = Path(__file__).parents[2]
 EX_IOERR = 74
-# Seldom enough to be no load, and often enough that no test waits long.
+# Rare enough to cost nothing, and frequent enough that no test waits long.
 OFTEN = Rhythm(look_every_seconds=0.01)
 
 
@@ -69,7 +68,7 @@ def rig(tmp_path: Path) -> SqliteRig:
 
 @pytest.fixture
 def path(rig: SqliteRig) -> Path:
-    """Where it lies."""
+    """The path of the journal."""
     return rig.path
 
 
@@ -81,7 +80,7 @@ async def fill(rig: SqliteRig, *events: bytes, first: int = 0) -> list[Record]:
 
 
 async def all_of(journal: Journal) -> list[Record]:
-    """Every record, read as a reader of the feed reads."""
+    """Read every record like a reader of the feed."""
     records: list[Record] = []
     place = START
     while more := await journal.read_after(place):
@@ -91,8 +90,8 @@ async def all_of(journal: Journal) -> list[Record]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds that nobody tells us of."""
-    while not holds():  # noqa: ASYNC110  # a file or a disk tells no event
+    """Wait for a condition that no event announces."""
+    while not holds():  # noqa: ASYNC110  # a file or a disk sets no event
         await asyncio.sleep(0.005)
 
 
@@ -109,7 +108,7 @@ def restore(path: Path, source: Path | None, disk: Disk = LOCAL_DISK) -> tuple[s
 # ---------------------------------------------------------------- processes
 @contextlib.contextmanager
 def process(*command: str, environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A process with all that it starts, for as long as the context lasts."""
+    """Run a process, and end it with all its children after the context."""
     started = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -133,13 +132,13 @@ def writer(path: Path, *, writers: int = 1, appends: int = 1_000_000) -> list[st
 
 
 def acknowledged(lines: list[str]) -> list[Place]:
-    """What such a process said was stored. The last line may be cut off by a kill."""
+    """The places that such a process printed as acknowledged. A kill may cut the last line."""
     words = [line.split() for line in lines if re.fullmatch(r"\d+ [0-9a-f]{64}\n", line)]
     return [Place(int(position), bytes.fromhex(chain)) for position, chain in words]
 
 
 def killed_while_appending(path: Path, *, after: int) -> list[Place]:
-    """Have a process append, kill it with -9 when so many appends are acknowledged, and say what was."""
+    """Run a process that appends, kill it with -9 after this number of acknowledgements, and return these."""
     with process(*writer(path, writers=8)) as appending:
         assert appending.stdout is not None
         lines = [appending.stdout.readline() for _ in range(after + 1)]
@@ -165,7 +164,7 @@ def command(path: Path, *words: str, stdout: int | IO[str] = subprocess.PIPE) ->
 
 # ---------------------------------------------------------------- one server at a time
 async def test_a_second_server_is_refused_with_a_clear_message(rig: SqliteRig, path: Path) -> None:
-    """In this process and in another one; it may have the journal once the first has let go of it."""
+    """In this process and in another one; it can open the journal once the first has released it."""
     async with rig.open():
         with pytest.raises(JournalRefused, match=r"another server has the journal .* open: stop it first"):
             async with rig.open():
@@ -180,7 +179,7 @@ async def test_a_second_server_is_refused_with_a_clear_message(rig: SqliteRig, p
 
 
 async def test_a_second_server_by_another_name_of_the_file_is_refused(rig: SqliteRig, path: Path) -> None:
-    """A link to the file or to its folder: there is one lock, and one anchor, for all of them."""
+    """A link to the file or to its folder: all names share one lock and one anchor."""
     by_file, by_folder = path.with_name("by_file.db"), path.parent.with_name(path.parent.name + "-link")
     async with rig.open():
         by_file.symlink_to(path)
@@ -204,8 +203,8 @@ class WithoutLocks(LocalDisk):
         return Unlockable(os.open(path, flags, 0o600))
 
 
-async def test_a_lock_that_cannot_be_had_is_not_blamed_on_another_server(rig: SqliteRig) -> None:
-    """The operator would look for a server that is not there."""
+async def test_a_file_that_cannot_be_locked_is_not_blamed_on_another_server(rig: SqliteRig) -> None:
+    """The operator would look for a server that does not exist."""
     rig.disk = WithoutLocks()
     with pytest.raises(JournalRefused, match=r"the lock .*journal\.db\.lock cannot be taken: No locks available"):
         await fill(rig)
@@ -237,15 +236,15 @@ server:/srv /srv nfs rw 0 0
         ("/srv/journal.db", "nfs"),
     ],
 )
-def test_a_file_lies_where_the_longest_mount_point_says(path: str, kind: str, tmp_path: Path) -> None:
-    """And of two mounts at one point, on the later."""
+def test_a_file_lies_on_the_file_system_of_its_longest_mount_point(path: str, kind: str, tmp_path: Path) -> None:
+    """Of two mounts at one point, on the later one."""
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTED)
     assert kind_of(Path(path), LocalDisk(mounts_file=mounts)) == kind
 
 
 async def test_a_journal_on_a_network_file_system_is_refused(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
-    """Neither served from nor restored there; where the system does not tell, nothing is refused."""
+    """It is neither served nor restored there; if the system does not list its mounts, nothing is refused."""
     mounts = tmp_path / "mounts"
     rig.disk = LocalDisk(mounts_file=mounts)
     await fill(rig, b"a")
@@ -257,8 +256,8 @@ async def test_a_journal_on_a_network_file_system_is_refused(rig: SqliteRig, pat
             await asyncio.to_thread(begin)
 
 
-async def test_a_journal_that_was_refused_is_let_go_of(rig: SqliteRig, path: Path) -> None:
-    """The way out that the message names can be taken at once."""
+async def test_a_refused_journal_is_released(rig: SqliteRig, path: Path) -> None:
+    """The remedy in the message can be applied at once."""
     await fill(rig, b"a")
     anchor.path_beside(path).unlink()
     with pytest.raises(JournalRefused):
@@ -266,15 +265,15 @@ async def test_a_journal_that_was_refused_is_let_go_of(rig: SqliteRig, path: Pat
     restore(path, None)
 
 
-# ---------------------------------------------------------------- settings that the promises rest on
-async def test_the_writers_pragmas_are_taken(path: Path) -> None:
+# ---------------------------------------------------------------- settings that the promises depend on
+async def test_the_writers_pragmas_take_effect(path: Path) -> None:
     """WAL, and FULL: NORMAL lost acknowledged rows in three of four power cuts."""
     with contextlib.closing(open_connection(path, read_only=False, pragmas=table.WRITER_PRAGMAS)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
-async def test_a_wal_that_a_long_reader_let_grow_is_cut_back_when_it_has_gone(rig: SqliteRig, path: Path) -> None:
+async def test_a_wal_that_grew_under_a_long_reader_is_truncated_after_it(rig: SqliteRig, path: Path) -> None:
     """While the server runs. A disk full of WAL would keep new charges out."""
     limit = 64 << 20
     async with rig.open() as journal:
@@ -283,21 +282,21 @@ async def test_a_wal_that_a_long_reader_let_grow_is_cut_back_when_it_has_gone(ri
             table.read_head(reader)
             await add(journal, stream(1), 0, [bytes(1 << 20)] * 66, finished=True)
             assert journal.wal_bytes == beside(path, "-wal").stat().st_size > limit
-        for n in (2, 3):  # the WAL is moved after the one, and begun anew by the other
+        for n in (2, 3):  # the WAL is moved after the first, and restarted by the second
             await add(journal, stream(n), 0, [b"x"], finished=True)
         assert 0 < journal.wal_bytes <= limit
     assert journal.wal_bytes == 0, "it is removed with the last connection"
 
 
 @pytest.mark.parametrize(("pragma", "value"), [("synchronous", 9), ("journal_mode", "wel"), ("page_size", 1_000)])
-def test_a_pragma_that_is_not_taken_is_noticed(path: Path, pragma: str, value: str | int) -> None:
-    """SQLite takes no notice of what it does not understand, and says nothing."""
+def test_a_pragma_without_effect_is_noticed(path: Path, pragma: str, value: str | int) -> None:
+    """SQLite silently ignores a pragma that it does not understand."""
     with pytest.raises(PragmaNotTakenError, match=pragma):
         open_connection(path, read_only=False, pragmas={pragma: value})
 
 
 async def test_readers_cannot_write(rig: SqliteRig, path: Path) -> None:
-    """Nor checkpoint: one connection does both."""
+    """Nor can they checkpoint: one connection does both."""
     await fill(rig, b"a")
     with contextlib.closing(open_connection(path, read_only=True, pragmas=table.READER_PRAGMAS)) as connection:
         for statement in ("DELETE FROM record", "UPDATE journal SET restored = 1"):
@@ -307,7 +306,7 @@ async def test_readers_cannot_write(rig: SqliteRig, path: Path) -> None:
 
 # ---------------------------------------------------------------- damage
 def flip(path: Path, offset: int, bit: int = 0) -> None:
-    """Turn one bit of a file over."""
+    """Flip one bit of a file."""
     with path.open("r+b") as file:
         file.seek(offset)
         (byte,) = file.read(1)
@@ -316,20 +315,20 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
 
 
 def offset_of(path: Path, text: bytes) -> int:
-    """Where some bytes lie in a file, once."""
+    """Find the offset of bytes that a file holds once."""
     stored = path.read_bytes()
     assert stored.count(text) == 1
     return stored.index(text)
 
 
 def integrity_check(path: Path) -> str:
-    """What SQLite says of a file."""
+    """SQLite's verdict on a file."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (said,) = connection.execute("PRAGMA integrity_check").fetchone()
     return str(said)
 
 
-async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_ok(rig: SqliteRig, path: Path) -> None:
+async def test_a_flipped_bit_in_an_event_is_never_served_even_if_sqlite_accepts_it(rig: SqliteRig, path: Path) -> None:
     """Neither to a reader of the stream nor of the feed, and verify-journal names the position."""
     events = [ChargeRequested(replace(REQUEST, description=text)) for text in ("before", "for 1250 EUR", "after")]
     records = await fill(rig, *map(encode, events))
@@ -355,10 +354,10 @@ async def test_a_flipped_bit_in_an_event_is_never_served_though_sqlite_calls_it_
         list(print_journal(SqliteFile(path), None))
 
 
-async def test_a_flipped_bit_in_the_chain_at_which_a_reader_stands_is_damage_and_no_other_journal(
+async def test_a_flipped_bit_in_the_chain_at_a_readers_position_is_damage_and_no_other_journal(
     rig: SqliteRig, path: Path
 ) -> None:
-    """The reader's own chain is the right one: it must not throw away what it made of it."""
+    """The reader's own chain is right: it must not throw its view away."""
     events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
     records = await fill(rig, *map(encode, events))
     async with rig.open() as journal:  # so much follows that the start does not look so far back
@@ -375,10 +374,10 @@ async def test_a_flipped_bit_in_the_chain_at_which_a_reader_stands_is_damage_and
 
 
 @pytest.mark.parametrize("position", [2, 3])
-async def test_a_flipped_bit_in_a_chain_is_damage_to_the_start_and_to_verification(
+async def test_a_flipped_bit_in_a_chain_is_found_at_start_and_by_verification(
     rig: SqliteRig, path: Path, position: int
 ) -> None:
-    """Where the anchor stands or right before it: "run restore" would be no way out, and the first position is named."""
+    """At the anchor's position or right before it: "run restore" would not help, and the first position is named."""
     events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(3)]
     records = await fill(rig, *map(encode, events))
     flip(path, offset_of(path, records[position - 1].chain))
@@ -388,7 +387,7 @@ async def test_a_flipped_bit_in_a_chain_is_damage_to_the_start_and_to_verificati
 
 
 async def test_a_flipped_bit_in_the_tail_is_found_at_start(rig: SqliteRig, path: Path) -> None:
-    """Before anybody acts on it."""
+    """Before any record is acted upon."""
     await fill(rig, b"an event before", b"amount: 1250 EUR", b"an event after")
     flip(path, offset_of(path, b"1250 EUR"))
     with pytest.raises(JournalRefused, match=r"damaged: the record at position 2 .* Restore a backup"):
@@ -399,15 +398,17 @@ def _place(record: Record) -> Place:
     return Place(record.position, record.chain)
 
 
-async def test_whatever_bit_is_flipped_what_is_read_is_what_was_written(rig: SqliteRig, path: Path) -> None:
-    """Or it is refused: by the chain, by SQLite's own check, or, where the tail has become invisible, by the anchor."""
+async def test_after_any_flipped_bit_records_are_read_as_written(rig: SqliteRig, path: Path) -> None:
+    """Or they are refused: by the chain, by SQLite's own check, or, if the tail has become invisible, by the anchor."""
     events = [ChargeRequested(replace(REQUEST, description=f"book {n}")) for n in range(20)]
     written = await fill(rig, *map(encode, events))
     untouched = bytes_of(path)
     row = untouched.rindex(uuid.UUID(stream(9)).bytes, 0, offset_of(path, b"book 9"))
     flips = [
         *((offset, offset % 8) for offset in range(4_096 * 2, len(untouched), 131)),  # past the schema and our own row
-        *((offset, bit) for offset in range(row - 12, row) for bit in (0, 3, 6)),  # what SQLite says of a row's values
+        *(
+            (offset, bit) for offset in range(row - 12, row) for bit in (0, 3, 6)
+        ),  # SQLite's description of a row's values
     ]
     refused = 0
     for offset, bit in flips:
@@ -429,31 +430,31 @@ async def test_whatever_bit_is_flipped_what_is_read_is_what_was_written(rig: Sql
 
 
 def read_all(path: Path) -> list[Record]:
-    """Every record of a file, verified."""
+    """Read every record of a file, verified."""
     with SqliteFile(path).read() as reading:
         return list(reading.records())
 
 
 def read_stream(path: Path, charge_id: str) -> list[Record]:
-    """A stream as a server reads it."""
+    """Read a stream like a server."""
     with SqliteFile(path).read() as reading:
         return list(reading.stream(charge_id))
 
 
 def bytes_of(path: Path) -> bytes:
-    """A file that no server has open: reading one that a server of this process has open would undo its locks."""
+    """Read a file that is not open here: closing a descriptor of an open one would drop its locks."""
     return path.read_bytes()
 
 
 def put_back(path: Path, content: bytes) -> None:
-    """Put a file back as it was, without what was left beside it."""
+    """Restore a file's content, and remove the files beside it."""
     path.write_bytes(content)
 
 
-async def test_a_damaged_index_is_a_damaged_journal_and_what_needs_no_index_is_served(
+async def test_a_damaged_index_is_a_damaged_journal_and_reads_without_an_index_are_served(
     rig: SqliteRig, path: Path
 ) -> None:
-    """It is SQLite that notices, not the chain."""
+    """SQLite finds it, not the chain."""
     async with rig.open() as journal:
         stored = await add(journal, stream(0), 0, [b"x"], finished=False)
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -470,10 +471,10 @@ async def test_a_damaged_index_is_a_damaged_journal_and_what_needs_no_index_is_s
 
 
 @pytest.mark.parametrize("position", [1, 2, 3])
-async def test_a_record_that_is_gone_under_a_running_server_is_missed(
+async def test_a_record_that_disappears_under_a_running_server_is_noticed(
     rig: SqliteRig, path: Path, position: int
 ) -> None:
-    """In the middle or at the end: a reader is told, and is not shown less."""
+    """In the middle or at the end: a reader gets an error, not fewer records."""
     async with rig.open() as journal:
         for n in range(3):
             await add(journal, stream(n), 0, [b"x"], finished=False)
@@ -489,14 +490,14 @@ async def test_a_record_that_is_gone_under_a_running_server_is_missed(
 
 
 async def test_a_file_that_is_no_journal_is_refused(path: Path, rig: SqliteRig) -> None:
-    """With SQLite's own words."""
+    """With SQLite's own text."""
     put_back(path, b"a letter to my mother " * 400)
     with pytest.raises(JournalRefused, match="cannot be used: file is not a database"):
         await fill(rig)
 
 
 async def test_a_journal_of_a_newer_format_is_refused(rig: SqliteRig, path: Path) -> None:
-    """It is not written to by a program that does not know it."""
+    """A program that does not know the format never writes to it."""
     await fill(rig, b"a")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE journal SET format = format + 1")
@@ -512,7 +513,7 @@ WAY_OUT = "If you put it there on purpose, run restore"
 
 
 async def assert_served_again_after_restore(rig: SqliteRig, old_id: str, records: list[Record]) -> None:
-    """The way out that the message names: the same records under another id, marked as restored for good."""
+    """The remedy in the message: the same records under another id, marked as restored for good."""
     new_id, place = restore(rig.path, None)
     assert new_id != old_id
     for _ in range(2):
@@ -523,7 +524,7 @@ async def assert_served_again_after_restore(rig: SqliteRig, old_id: str, records
 
 
 async def test_a_journal_whose_wal_was_deleted_is_refused_until_restore(rig: SqliteRig, path: Path) -> None:
-    """A killed server's newest records are in the WAL, and the chain cannot show that they are missing."""
+    """The newest records of a killed server are in the WAL, and the chain cannot show their loss."""
     records = await fill(rig, b"a", b"b")
     old_id = json.loads(anchor.path_beside(path).read_text())["journal_id"]
     with process(*writer(path, appends=1_000_000)) as appending:
@@ -540,13 +541,13 @@ async def test_a_journal_whose_wal_was_deleted_is_refused_until_restore(rig: Sql
 
 
 def anchored(path: Path) -> Place:
-    """The place that the anchor names."""
+    """The place in the anchor."""
     found = anchor.read(path)
     return found.place if found else START
 
 
 async def test_a_new_journal_whose_wal_was_deleted_is_refused(rig: SqliteRig, path: Path) -> None:
-    """All that it held is gone: nothing but a backup can bring it back, and an empty journal must not take its place."""
+    """All its records are gone: only a backup can bring them back, and an empty journal must not replace it."""
     with process(*writer(path)) as appending:
         await until(lambda: anchored(path) != START)
         appending.kill()
@@ -555,8 +556,8 @@ async def test_a_new_journal_whose_wal_was_deleted_is_refused(rig: SqliteRig, pa
         await fill(rig)
 
 
-async def test_a_journal_that_was_deleted_is_not_begun_anew(rig: SqliteRig, path: Path) -> None:
-    """As long as its anchor is there."""
+async def test_a_deleted_journal_is_not_replaced_by_a_new_one(rig: SqliteRig, path: Path) -> None:
+    """As long as its anchor exists."""
     await fill(rig, b"a")
     beside(path, "").unlink()
     with pytest.raises(
@@ -580,10 +581,10 @@ def _moved_and_made_empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("take_away", [_moved, _moved_and_anchor_lost, _moved_and_made_empty])
-async def test_a_start_without_the_file_leaves_its_wal_alone(
+async def test_a_start_without_the_file_leaves_its_wal_untouched(
     rig: SqliteRig, path: Path, take_away: Callable[[Path], None]
 ) -> None:
-    """A disk that was not mounted, say. The WAL holds what was acknowledged last: the file put back, all is there."""
+    """For instance a disk that is not mounted. The WAL holds the newest records: with the file back, none is missing."""
     promised = await asyncio.to_thread(killed_while_appending, path, after=20)
     anchored = anchor.path_beside(path).read_bytes()
     take_away(path)
@@ -607,7 +608,7 @@ async def test_a_start_without_the_file_leaves_its_wal_alone(
 
 
 async def test_an_older_copy_put_back_is_refused_until_restore(rig: SqliteRig, path: Path) -> None:
-    """Its charges would be charged again, under the eyes of readers that have seen them."""
+    """It would charge again charges that readers have already seen."""
     records = await fill(rig, b"a")
     shutil.copyfile(path, beside(path, ".copy"))
     old_id = anchor_id(path)
@@ -619,12 +620,12 @@ async def test_an_older_copy_put_back_is_refused_until_restore(rig: SqliteRig, p
 
 
 def anchor_id(path: Path) -> str:
-    """The journal's id as its anchor names it."""
+    """The journal's id in its anchor."""
     return str(json.loads(anchor.path_beside(path).read_text())["journal_id"])
 
 
 async def test_verification_notices_a_lost_tail(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
-    """The chain of what is left is whole: only the anchor tells."""
+    """The chain of the rest is whole: only the anchor shows the loss."""
     await fill(rig, encode(ChargeRequested(REQUEST)))
     shutil.copyfile(path, tmp_path / "older.db")
     await fill(rig, encode(ChargeRequested(REQUEST)), first=1)
@@ -634,7 +635,7 @@ async def test_verification_notices_a_lost_tail(rig: SqliteRig, path: Path, tmp_
 
 
 async def test_a_backup_can_be_verified_before_it_is_restored(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
-    """And a journal whose anchor cannot be read: as far as the file itself goes, and that is said."""
+    """And a journal with an unreadable anchor: up to its last record, and the result says so."""
     await fill(rig, encode(ChargeRequested(REQUEST)))
     backup(path, tmp_path / "backup.db")
     anchor.path_beside(path).write_text("garbage")
@@ -644,8 +645,8 @@ async def test_a_backup_can_be_verified_before_it_is_restored(rig: SqliteRig, pa
         assert found.endswith("no anchor can be read beside it, and so a lost tail would not be seen")
 
 
-async def test_a_backup_that_is_damaged_replaces_nothing(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
-    """It is verified before the files that it is to replace are moved."""
+async def test_a_damaged_backup_replaces_no_file(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """It is verified before any file is moved."""
     await fill(rig, b"kept")
     before = path.read_bytes()
     (tmp_path / "backup.db").write_bytes(before.replace(b"kept", b"bent"))
@@ -656,8 +657,8 @@ async def test_a_backup_that_is_damaged_replaces_nothing(rig: SqliteRig, path: P
         assert [record.event for record in await all_of(journal)] == [b"kept"]
 
 
-async def test_a_restore_that_died_half_way_is_no_new_journal(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
-    """The files that it replaces are out of the way, and the backup is not in their place: that is not served from."""
+async def test_an_interrupted_restore_is_no_new_journal(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """The old files are set aside, and the backup is not in place yet: such a journal is not served."""
     async with rig.open() as journal:
         await add(journal, stream(1), 0, [b"x"], finished=False)
     backup(path, tmp_path / "backup.db")
@@ -672,10 +673,8 @@ async def test_a_restore_that_died_half_way_is_no_new_journal(rig: SqliteRig, pa
         assert journal.head.position == 1
 
 
-async def test_a_copy_that_went_its_own_way_is_refused_until_restore(
-    rig: SqliteRig, path: Path, tmp_path: Path
-) -> None:
-    """It is as long, and each of its records fits its chain; but it is not what was acknowledged here."""
+async def test_a_diverged_copy_is_refused_until_restore(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """It has the same length, and its chain is whole; but its records were not acknowledged here."""
     await fill(rig, b"a")
     other = SqliteRig(tmp_path / "elsewhere")
     other.path.parent.mkdir()
@@ -694,7 +693,7 @@ async def test_a_copy_that_went_its_own_way_is_refused_until_restore(
 
 
 async def test_a_journal_without_its_anchor_is_refused_until_restore(rig: SqliteRig, path: Path) -> None:
-    """Nobody knows whether it is whole."""
+    """It may be incomplete."""
     records = await fill(rig, b"a")
     old_id = anchor_id(path)
     anchor.path_beside(path).unlink()
@@ -719,7 +718,7 @@ async def test_a_journal_with_anothers_anchor_is_refused_until_restore(
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"journal_id": "x", "position": 1, "chain": "zz"}'])
 async def test_a_damaged_anchor_is_refused_until_restore(rig: SqliteRig, path: Path, text: str) -> None:
-    """It is replaced durably, so half of one is no crash of ours."""
+    """An anchor is replaced durably, so no crash of ours leaves half of one."""
     records = await fill(rig, b"a")
     old_id = anchor_id(path)
     anchor.path_beside(path).write_text(text)
@@ -729,7 +728,7 @@ async def test_a_damaged_anchor_is_refused_until_restore(rig: SqliteRig, path: P
 
 
 async def test_the_anchor_follows_the_journal_while_it_runs(rig: SqliteRig, path: Path) -> None:
-    """And says where it ended."""
+    """And has its end after a stop."""
     rig.rhythm = OFTEN
     async with rig.open() as journal:
         assert anchor.read(path) == anchor.Anchor(journal.journal_id, START)
@@ -740,8 +739,8 @@ async def test_the_anchor_follows_the_journal_while_it_runs(rig: SqliteRig, path
 
 
 # ---------------------------------------------------------------- crashes
-async def test_what_was_acknowledged_before_a_kill_is_there_after_it(rig: SqliteRig, path: Path) -> None:
-    """In the middle of appends, twice, and the journal goes on."""
+async def test_acknowledged_records_survive_a_kill(rig: SqliteRig, path: Path) -> None:
+    """In the middle of appends, twice, and the journal continues."""
     promised: list[Place] = []
     for _ in range(2):
         promised += await asyncio.to_thread(killed_while_appending, path, after=150)
@@ -766,14 +765,14 @@ needs_strace = pytest.mark.skipif(not can_strace(), reason="strace, which makes 
 
 
 def with_failing(call: str, when: str, *options: str) -> list[str]:
-    """The beginning of a command whose calls of a kind fail with an I/O error: the 3rd as 3, all as 1+."""
+    """The prefix of a command that makes system calls fail with an I/O error: 3 the third, 1+ all."""
     injection = ["-e", f"trace={call}", "-e", f"inject={call}:error=EIO:when={when}"]
     return ["strace", "-f", "-qq", "--seccomp-bpf", "-o", os.devnull, *injection, *options]
 
 
 @needs_strace
-async def test_whichever_sync_fails_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    """The n-th of a new journal and its first appends, for every n: the process ends, or refuses, or nobody was harmed."""
+async def test_no_failed_sync_loses_an_acknowledged_record(tmp_path: Path) -> None:
+    """The n-th sync of a new journal and its first appends, for every n: the process ends, or refuses, or is unharmed."""
 
     def fail(when: int) -> tuple[int, Path, list[Place]]:
         path = tmp_path / str(when) / "journal.db"
@@ -789,7 +788,7 @@ async def test_whichever_sync_fails_nothing_acknowledged_is_lost(tmp_path: Path)
     for status, path, promised in runs:
         statuses.append(status)
         rig = SqliteRig(path.parent)
-        async with rig.open() as journal:  # the next start finds out
+        async with rig.open() as journal:  # the next start finds it
             for place in promised:
                 assert await journal.chain_at(place.position) == place.chain
             assert len(await all_of(journal)) == journal.head.position >= len(promised)
@@ -801,7 +800,7 @@ async def test_whichever_sync_fails_nothing_acknowledged_is_lost(tmp_path: Path)
 @needs_strace
 @pytest.mark.parametrize("call", ["pwrite64", "fsync", "fdatasync"])
 async def test_a_start_that_cannot_make_the_wal_durable_is_refused(rig: SqliteRig, path: Path, call: str) -> None:
-    """What reads back after a failed sync may not be on disk: it is written again, synced and moved, or nobody acts on it."""
+    """Pages that read back after a failed sync may not be on disk: they are rewritten, synced and moved, or not used."""
     promised = await asyncio.to_thread(killed_while_appending, path, after=20)
     wal_only = () if call == "fdatasync" else ("-P", str(beside(path, "-wal")))
     with process(*with_failing(call, "1+", *wal_only), *writer(path, appends=1)) as appending:
@@ -812,8 +811,8 @@ async def test_a_start_that_cannot_make_the_wal_durable_is_refused(rig: SqliteRi
         assert await journal.chain_at(promised[-1].position) == promised[-1].chain
 
 
-async def test_a_wal_that_cannot_be_moved_in_full_is_not_built_upon(rig: SqliteRig, path: Path) -> None:
-    """Because somebody still reads from it: the message says so."""
+async def test_a_start_that_cannot_move_the_whole_wal_is_refused(rig: SqliteRig, path: Path) -> None:
+    """Because another program still reads from it: the message says so."""
     await asyncio.to_thread(killed_while_appending, path, after=20)
     with (
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader,
@@ -832,7 +831,7 @@ async def test_a_wal_that_cannot_be_moved_in_full_is_not_built_upon(rig: SqliteR
 
 @needs_strace
 async def test_a_server_whose_commit_fails_ends_with_status_74_and_a_log_line(rig: SqliteRig, path: Path) -> None:
-    """It tells its client nothing and asks the bank nothing; the next start opens the journal, and it verifies."""
+    """It neither answers its client nor calls the bank; the next start opens the journal, which verifies."""
     await fill(rig)
     with socket.create_server(("127.0.0.1", 0)) as bank:
         environment = {
@@ -841,7 +840,7 @@ async def test_a_server_whose_commit_fails_ends_with_status_74_and_a_log_line(ri
             "COMMAND_JOURNAL": f"sqlite:///{path}",
             "COMMAND_BANK_URL": f"http://127.0.0.1:{bank.getsockname()[1]}",
         }
-        # Three syncs of the writing thread are the start's: it probes whether the journal can be written.
+        # The start makes three syncs in the writing thread: it probes whether the journal can be written.
         command = [*with_failing("fdatasync", "4+"), sys.executable, "-m", "command_service"]
         with process(*command, environment=environment) as server:
             assert server.stderr is not None
@@ -887,8 +886,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-async def test_a_full_disk_stores_nothing_says_so_and_is_got_over(small_disk: Path) -> None:
-    """Definitely nothing: the head read back is unchanged. Once there is room again, appends work without repair."""
+async def test_a_full_disk_is_a_definite_no_and_needs_no_repair(small_disk: Path) -> None:
+    """Nothing is stored: the head, read back, is unchanged. Once there is room again, appends work."""
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(400_000))
     rig = SqliteRig(small_disk)
@@ -920,8 +919,8 @@ async def test_a_full_disk_stores_nothing_says_so_and_is_got_over(small_disk: Pa
     assert len(read_all(rig.path)) == stored + 2
 
 
-async def test_below_a_mark_of_free_space_no_new_charges_are_taken_but_those_begun_can_finish(rig: SqliteRig) -> None:
-    """The room that is kept is for them."""
+async def test_below_the_limit_of_free_space_new_charges_are_refused_and_begun_ones_finish(rig: SqliteRig) -> None:
+    """The reserved room is for the begun ones."""
     rig.rhythm = OFTEN
     async with rig.open(free_bytes=1 << 60) as journal:
         await add(journal, stream(1), 0, [b"a"], finished=False)
@@ -932,7 +931,7 @@ async def test_below_a_mark_of_free_space_no_new_charges_are_taken_but_those_beg
 
 # ---------------------------------------------------------------- backup and restore
 async def test_a_backup_during_appends_is_an_exact_prefix(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
-    """Nobody waits for it, and it verifies."""
+    """No append waits for it, and it verifies."""
     async with rig.open() as journal:
 
         async def append() -> None:
@@ -962,10 +961,10 @@ async def test_a_backup_during_appends_is_an_exact_prefix(rig: SqliteRig, path: 
     assert len({place.position for _, place in copies}) == 4
 
 
-async def test_a_restored_backup_has_another_id_and_what_it_replaced_is_kept(
+async def test_a_restored_backup_has_another_id_and_the_replaced_files_are_kept(
     rig: SqliteRig, path: Path, tmp_path: Path
 ) -> None:
-    """Readers notice the id; the server asks the bank before each step, since the bank may know what was forgotten."""
+    """Readers notice the id; the server asks the bank before each step, since the bank may know lost steps."""
     records = await fill(rig, b"a", b"b")
     copy = tmp_path / "copy.db"
     backup(path, copy)
@@ -988,8 +987,8 @@ async def test_a_restored_backup_has_another_id_and_what_it_replaced_is_kept(
     assert beside(path, ".replaced-2").exists()
 
 
-async def test_backup_and_restore_name_what_keeps_them_from_it(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
-    """And change nothing then."""
+async def test_backup_and_restore_name_their_obstacle(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """And then they change nothing."""
     copy = tmp_path / "copy.db"
     with pytest.raises(JournalRefused, match="there is no journal at"):
         backup(path, copy)
@@ -1012,8 +1011,8 @@ async def test_backup_and_restore_name_what_keeps_them_from_it(rig: SqliteRig, p
     assert len(await fill(rig, b"b", first=1)) == 1
 
 
-async def test_a_restore_takes_what_is_in_its_sources_wal(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
-    """As it is in a journal that was kept beside its replacement: what was acknowledged last is there."""
+async def test_a_restore_includes_the_wal_of_its_source(rig: SqliteRig, path: Path, tmp_path: Path) -> None:
+    """A journal set aside by a restore has one, with the newest acknowledged records."""
     await fill(rig, b"a")
     backup(path, tmp_path / "copy.db")
     promised = await asyncio.to_thread(killed_while_appending, path, after=20)
@@ -1027,10 +1026,10 @@ async def test_a_restore_takes_what_is_in_its_sources_wal(rig: SqliteRig, path: 
             assert await journal.chain_at(place.position) == place.chain
 
 
-async def test_each_restore_keeps_what_it_replaces_under_names_of_its_own(
+async def test_each_restore_keeps_the_replaced_files_under_new_names(
     rig: SqliteRig, path: Path, tmp_path: Path
 ) -> None:
-    """The WAL of a file that was gone is kept without it: it must not come to lie beside another."""
+    """The WAL of a missing file is set aside alone: it must not lie beside another file."""
     await fill(rig, b"a")
     backup(path, tmp_path / "copy.db")
     await asyncio.to_thread(killed_while_appending, path, after=20)
@@ -1059,7 +1058,7 @@ def _another_name(path: Path) -> Path:
 
 @pytest.mark.parametrize("named", [_itself, _a_link, _another_name])
 async def test_a_journal_is_not_restored_from_itself(rig: SqliteRig, path: Path, named: Callable[[Path], Path]) -> None:
-    """By whatever name: that would set it aside from under its own WAL. There is another way to accept it as it is."""
+    """By any name: that would separate it from its own WAL. Another command accepts it as it is."""
     promised = await asyncio.to_thread(killed_while_appending, path, after=20)
     source = named(path)
     with pytest.raises(
@@ -1076,8 +1075,8 @@ async def test_a_journal_is_not_restored_from_itself(rig: SqliteRig, path: Path,
             assert await journal.chain_at(place.position) == place.chain
 
 
-async def test_a_restore_does_not_write_over_what_it_reads(rig: SqliteRig, path: Path) -> None:
-    """The draft of a restore that died is taken for a backup, say: it has the name of the next draft."""
+async def test_a_restore_does_not_overwrite_its_source(rig: SqliteRig, path: Path) -> None:
+    """For instance the draft of an interrupted restore: it has the name of the next draft."""
     await fill(rig, b"a")
     draft = beside(path, ".new")
     shutil.copyfile(path, draft)
@@ -1089,7 +1088,7 @@ async def test_a_restore_does_not_write_over_what_it_reads(rig: SqliteRig, path:
 
 # ---------------------------------------------------------------- the operator's commands
 async def test_the_journal_is_printed_and_verified_from_the_command_line(rig: SqliteRig, path: Path) -> None:
-    """A line a record, beside a running server; of one charge only that charge's."""
+    """One line a record, beside a running server; for one charge only its records."""
     other = stream(7)
     async with rig.open() as journal:
         begun = [encode(ChargeRequested(REQUEST)), encode(TokenIssued("t1"))]
@@ -1118,8 +1117,8 @@ async def test_the_journal_is_printed_and_verified_from_the_command_line(rig: Sq
     assert verified.returncode == 0
 
 
-async def test_whoever_reads_only_the_head_of_a_printed_journal_is_told_of_no_error(rig: SqliteRig, path: Path) -> None:
-    """`print-journal | head` ends as any filter's does."""
+async def test_printing_a_journal_into_a_closed_pipe_is_no_error(rig: SqliteRig, path: Path) -> None:
+    """`print-journal | head` ends like any filter."""
     await fill(rig, encode(ChargeRequested(REQUEST)))
     reader, writer = os.pipe()
     os.close(reader)
@@ -1131,10 +1130,8 @@ async def test_whoever_reads_only_the_head_of_a_printed_journal_is_told_of_no_er
 @pytest.mark.parametrize(
     ("charge_id", "text"), [(stream(1), "the journal holds no charge"), ("no-such-id", "a charge is named by its id")]
 )
-async def test_a_charge_that_cannot_be_printed_is_said_to_be_unknown(
-    rig: SqliteRig, path: Path, charge_id: str, text: str
-) -> None:
-    """Printing nothing would look like an answer."""
+async def test_printing_an_unknown_charge_is_an_error(rig: SqliteRig, path: Path, charge_id: str, text: str) -> None:
+    """Empty output would look like an answer."""
     with pytest.raises(JournalRefused, match="there is no journal at"):
         list(print_journal(SqliteFile(path), charge_id))
     await fill(rig)
@@ -1142,10 +1139,10 @@ async def test_a_charge_that_cannot_be_printed_is_said_to_be_unknown(
         list(print_journal(SqliteFile(path), charge_id))
 
 
-async def test_an_event_of_a_newer_program_is_printed_as_such_and_stops_verification(
+async def test_an_event_of_a_newer_program_is_printed_as_unknown_and_stops_verification(
     rig: SqliteRig, path: Path
 ) -> None:
-    """An operator can see where it is."""
+    """An operator can see its position."""
     await fill(rig, bytes([15 << 3 | 2, 0]))
     (line,) = print_journal(SqliteFile(path), None)
     assert line.endswith(" an event of a newer program")
@@ -1153,8 +1150,8 @@ async def test_an_event_of_a_newer_program_is_printed_as_such_and_stops_verifica
         verify_journal(SqliteFile(path))
 
 
-async def test_verification_finds_a_stream_that_cannot_be(rig: SqliteRig, path: Path) -> None:
-    """The chain is whole; what it says is not."""
+async def test_verification_finds_an_impossible_stream(rig: SqliteRig, path: Path) -> None:
+    """Its chain is whole, its events are not."""
     await fill(rig, encode(TokenIssued("t1")))
     with pytest.raises(JournalRefused, match="position 1 cannot be read: TokenIssued cannot follow"):
         verify_journal(SqliteFile(path))
@@ -1164,8 +1161,8 @@ TOKEN = encode(TokenIssued("t1"))
 CHARGED = encode(Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "bank-77"))
 
 
-async def test_verification_finds_what_follows_a_charge_at_rest(rig: SqliteRig, path: Path) -> None:
-    """Of many that are at rest: which of them it is does not matter."""
+async def test_verification_finds_an_event_after_a_charge_at_rest(rig: SqliteRig, path: Path) -> None:
+    """After any of many charges at rest."""
     story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
     async with rig.open() as journal:
         for n in range(3):
@@ -1176,7 +1173,7 @@ async def test_verification_finds_what_follows_a_charge_at_rest(rig: SqliteRig, 
 
 
 async def test_verification_takes_little_memory_for_charges_at_rest(rig: SqliteRig, path: Path) -> None:
-    """A journal of millions of them can be verified on the machine that serves it."""
+    """A journal of millions of charges can be verified on its server's machine."""
     story = [encode(ChargeRequested(REQUEST)), TOKEN, CHARGED]
     async with rig.open() as journal:
         await asyncio.gather(*(add(journal, stream(n), 0, story, finished=True) for n in range(5_000)))
@@ -1194,8 +1191,10 @@ async def test_verification_takes_little_memory_for_charges_at_rest(rig: SqliteR
         ("INSERT INTO unfinished VALUES (zeroblob(16))", "0 are missing and 1 are at rest"),
     ],
 )
-async def test_verification_recomputes_what_is_unfinished(rig: SqliteRig, path: Path, damage: str, text: str) -> None:
-    """A charge that is missing there would never be gone on with."""
+async def test_verification_recomputes_the_unfinished_charges(
+    rig: SqliteRig, path: Path, damage: str, text: str
+) -> None:
+    """A charge missing in their table would never continue."""
     async with rig.open() as journal:
         await add(journal, REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -1207,10 +1206,10 @@ async def test_verification_recomputes_what_is_unfinished(rig: SqliteRig, path: 
 
 @pytest.mark.parametrize("damage", ["DELETE FROM unfinished", "INSERT INTO unfinished SELECT charge_id FROM record"])
 @pytest.mark.parametrize("is_from_a_copy", [False, True])
-async def test_a_restore_makes_the_table_of_unfinished_charges_anew(
+async def test_a_restore_recomputes_the_table_of_unfinished_charges(
     rig: SqliteRig, path: Path, tmp_path: Path, damage: str, is_from_a_copy: bool
 ) -> None:
-    """By the records, whatever the file says: the way out that verify-journal names."""
+    """From the records, not from the file's table: this is the remedy that verify-journal names."""
     async with rig.open() as journal:
         for n in range(5):
             await add(journal, stream(n), 0, [encode(ChargeRequested(REQUEST)), TOKEN], finished=False)
@@ -1228,7 +1227,7 @@ async def test_a_restore_makes_the_table_of_unfinished_charges_anew(
 
 
 async def test_a_restore_refuses_an_event_that_cannot_be_read_and_changes_nothing(rig: SqliteRig, path: Path) -> None:
-    """Whether its charge is unfinished, nobody can say."""
+    """Its charge may be unfinished or not."""
     await fill(rig, encode(ChargeRequested(REQUEST)), bytes([15 << 3 | 2, 0]))
     before = bytes_of(path)
     with pytest.raises(JournalRefused, match=r"the record at position 2 cannot be read: .*newer program"):

@@ -1,7 +1,7 @@
-"""Where a journal lies, who may have it, and how it begins: files that go away, have two names, are not ours, or are new.
+"""A journal's place, owner and beginning: files that disappear, have two names, belong to others, or are new.
 
-Files are taken away from real processes, mounted twice, given to other users. A journal that is served from holds all that
-was acknowledged; or it is not served from, and says why.
+Files are taken away from real processes, mounted twice, given to other users. A journal either holds every acknowledged
+record, or it is not served and the error says why.
 """
 
 import asyncio
@@ -62,18 +62,18 @@ REQUESTED = encode(ChargeRequested(REQUEST))
 
 @pytest.fixture
 def rig(tmp_path: Path) -> SqliteRig:
-    """A place for a journal, in a folder that may go away."""
+    """A place for a journal, in a folder that may disappear."""
     (tmp_path / "build").mkdir()
     return SqliteRig(tmp_path / "build")
 
 
 @pytest.fixture
 def path(rig: SqliteRig) -> Path:
-    """Where it lies."""
+    """The path of the journal."""
     return rig.path
 
 
-# ---------------------------------------------------------------- files that go away under a running server
+# ---------------------------------------------------------------- files that disappear under a running server
 def _all_removed(path: Path) -> Path:
     for file in path.parent.glob("journal.db*"):
         file.unlink()
@@ -86,7 +86,7 @@ def _file_removed(path: Path) -> Path:
 
 
 def _replaced_by_a_copy(path: Path) -> Path:
-    """As rsync and editors do."""
+    """As by rsync and editors."""
     Path(shutil.copy(path, path.parent / "copy")).rename(path)
     return path
 
@@ -136,17 +136,17 @@ WAYS = [
 
 
 @pytest.mark.parametrize("take_away", WAYS)
-async def test_a_server_whose_files_are_taken_away_ends_and_what_it_acknowledged_is_never_missed_in_silence(
+async def test_a_server_ends_when_its_files_disappear_and_no_acknowledged_record_is_lost_silently(
     rig: SqliteRig, path: Path, take_away: Callable[[Path], Path]
 ) -> None:
-    """Whichever of them. Where it lay, or where it lies now, a start finds all that was acknowledged, or is refused."""
+    """Any of the files. At the old place and at the new one, a start finds every acknowledged record, or is refused."""
 
     def run() -> tuple[int, list[Place], Path]:
         with process(*writer(path, writers=4)) as appending:
             assert appending.stdout is not None
             lines = [appending.stdout.readline() for _ in range(50)]
             lies = take_away(path)
-            lines += appending.stdout.readlines()  # to its end: nobody else stops it
+            lines += appending.stdout.readlines()  # to its end: nothing else stops it
             return appending.wait(), acknowledged(lines), lies
 
     status, promised, rig.path = await asyncio.to_thread(run)
@@ -160,8 +160,8 @@ async def test_a_server_whose_files_are_taken_away_ends_and_what_it_acknowledged
         assert "restore" in str(refused)  # either is right
 
 
-async def test_a_real_server_stops_saying_charged_and_says_why(tmp_path: Path) -> None:
-    """Its log has the reason at the highest level, and it does not start again without a way out being taken."""
+async def test_a_real_server_ends_and_logs_the_reason_when_its_journal_disappears(tmp_path: Path) -> None:
+    """The reason is logged at the highest level, and the server does not start again before the remedy is applied."""
     async with Town(tmp_path) as town:
         await asyncio.to_thread(charge, town.command.listen)
         for file in tmp_path.glob("journal.db*"):
@@ -173,10 +173,10 @@ async def test_a_real_server_stops_saying_charged_and_says_why(tmp_path: Path) -
             await town.start_command()
 
 
-async def test_a_clean_stop_after_the_files_have_gone_is_no_clean_stop(
+async def test_a_stop_after_the_files_have_disappeared_is_no_clean_stop(
     rig: SqliteRig, path: Path, tmp_path: Path
 ) -> None:
-    """The last look comes before the last anchor: a deployment must not go on as if all were stored."""
+    """The last look comes before the last anchor: a deployment must not continue as if every record were stored."""
     with pytest.raises(AssertionError, match="the journal ended the process"):
         async with rig.open() as journal:
             await journal.append(stream(1), 0, [b"x"], finished=True)
@@ -186,8 +186,8 @@ async def test_a_clean_stop_after_the_files_have_gone_is_no_clean_stop(
         assert await town.command.stop() == EX_IOERR
 
 
-async def test_an_anchor_of_another_journal_is_never_written_over(rig: SqliteRig, path: Path) -> None:
-    """Nor one of the same journal that has got further: another server has a copy of it. Each ends the process."""
+async def test_an_anchor_of_another_journal_is_never_overwritten(rig: SqliteRig, path: Path) -> None:
+    """Nor one of the same journal at a later position: another server has a copy of it. Each ends the process."""
     rig.rhythm = OFTEN
     for n, others in enumerate((anchor.Anchor(str(uuid.uuid4()), START), None)):
         async with rig.open() as journal:
@@ -205,10 +205,10 @@ async def test_an_anchor_of_another_journal_is_never_written_over(rig: SqliteRig
 
 
 @pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text("garbage")])
-async def test_an_anchor_that_goes_away_is_written_again(
+async def test_an_anchor_that_disappears_is_written_again(
     rig: SqliteRig, path: Path, harm: Callable[[Path], object]
 ) -> None:
-    """The journal is what it was: it goes on, and starts again."""
+    """The journal is unchanged: it continues, and can be opened again."""
     rig.rhythm = OFTEN
     async with rig.open() as journal:
         await journal.append(stream(1), 0, [b"x"], finished=True)
@@ -225,9 +225,9 @@ async def test_an_anchor_that_goes_away_is_written_again(
     await fill(rig)
 
 
-# ---------------------------------------------------------------- one file by two names
-async def test_a_journal_with_a_second_name_is_refused_by_each_of_them(rig: SqliteRig, path: Path) -> None:
-    """Two servers would each have a WAL of their own, and what one acknowledged the other would write over."""
+# ---------------------------------------------------------------- one file with two names
+async def test_a_journal_with_a_second_name_is_refused_under_both(rig: SqliteRig, path: Path) -> None:
+    """Two servers would have a WAL each, and one would overwrite the acknowledged records of the other."""
     await fill(rig, b"a")
     other = path.parent.parent / "elsewhere.db"
     other.hardlink_to(path)
@@ -243,8 +243,8 @@ async def test_a_journal_with_a_second_name_is_refused_by_each_of_them(rig: Sqli
 
 
 async def test_a_journal_that_is_open_is_locked_under_every_name(rig: SqliteRig, path: Path) -> None:
-    """The file itself is, beside its name: also if it has only the other name by now."""
-    rig.rhythm = Rhythm(look_every_seconds=60.0)  # it would notice, and end itself
+    """The file itself is locked beside its name, so that it is locked under a new name too."""
+    rig.rhythm = Rhythm(look_every_seconds=60.0)  # it would notice and end itself
     other = path.parent.parent / "elsewhere.db"
     async with rig.open() as journal:
         await journal.append(stream(1), 0, [b"x"], finished=True)
@@ -261,7 +261,7 @@ async def test_a_journal_that_is_open_is_locked_under_every_name(rig: SqliteRig,
 
 @pytest.fixture
 def bind() -> Iterator[Callable[[Path, Path, str], None]]:
-    """Mounts one path at another, until the test is over."""
+    """Mount one path at another, until the test ends."""
     mounted: list[Path] = []
 
     def mount(source: Path, target: Path, options: str = "rw") -> None:
@@ -278,7 +278,7 @@ def bind() -> Iterator[Callable[[Path, Path, str], None]]:
 
 @needs_root
 async def test_a_file_that_is_mounted_alone_is_refused(rig: SqliteRig, path: Path, bind: Callable[..., None]) -> None:
-    """As `docker run -v .../journal.db:/data/journal.db` does: its WAL and its anchor would lie in the container."""
+    """As by `docker run -v .../journal.db:/data/journal.db`: its WAL and its anchor would lie in the container."""
     await fill(rig, b"a")
     other = path.parent.parent / "mounted.db"
     other.touch()
@@ -296,7 +296,7 @@ async def test_a_file_that_is_mounted_alone_is_refused(rig: SqliteRig, path: Pat
 async def test_a_journal_in_a_folder_that_is_mounted_twice_has_one_server(
     rig: SqliteRig, path: Path, bind: Callable[..., None]
 ) -> None:
-    """Lock, WAL and anchor are the same files there."""
+    """Lock, WAL and anchor are the same files under both paths."""
     other = path.parent.with_name("other")
     other.mkdir()
     bind(path.parent, other)
@@ -305,12 +305,12 @@ async def test_a_journal_in_a_folder_that_is_mounted_twice_has_one_server(
         assert "another server has the journal" in refused.stderr
 
 
-# ---------------------------------------------------------------- how a journal begins
+# ---------------------------------------------------------------- the beginning of a journal
 @pytest.mark.parametrize("after", [0, 1, 20])
-async def test_a_journal_of_which_only_the_file_was_kept_is_never_begun_anew(
+async def test_a_journal_that_lost_its_wal_and_anchor_is_not_replaced_by_a_new_one(
     rig: SqliteRig, path: Path, after: int
 ) -> None:
-    """However young it is: its WAL held all that was acknowledged."""
+    """Not even a young one: its WAL held the acknowledged records."""
     await asyncio.to_thread(killed_while_appending, path, after=after)
     for suffix in ("-wal", "-shm", ".anchor", ".lock"):
         beside(path, suffix).unlink(missing_ok=True)
@@ -328,7 +328,7 @@ def _nothing_but_a_wal(path: Path) -> None:
 
 
 def _a_header(path: Path) -> None:
-    """What an earlier version left of a young journal, without its WAL."""
+    """An earlier version's young journal without its WAL."""
     open_connection(path, read_only=False, pragmas={"journal_mode": "wal"}).close()
 
 
@@ -339,10 +339,10 @@ def _tables(path: Path) -> None:
 
 
 @pytest.mark.parametrize("left_behind", [_nothing, _nothing_but_a_wal, _a_header, _tables])
-async def test_a_file_that_no_maker_leaves_behind_is_refused_with_the_way_out(
+async def test_a_file_that_no_making_of_a_journal_leaves_is_refused_with_a_remedy(
     rig: SqliteRig, path: Path, left_behind: Callable[[Path], None]
 ) -> None:
-    """It may be what is left of a journal; nobody but the operator can know."""
+    """It may be the rest of a journal; only the operator can know."""
     left_behind(path)
     with pytest.raises(JournalRefused, match="restore"):
         await fill(rig)
@@ -356,8 +356,10 @@ CALLS = ("fchmod", "pwrite64", "write", "fdatasync", "fsync", "rename", "unlink"
 
 @needs_strace
 @pytest.mark.parametrize("call", CALLS)
-async def test_wherever_its_maker_dies_a_journal_is_begun_in_silence(tmp_path: Path, call: str) -> None:
-    """At the n-th call of each kind on its files, for every n: nothing was acknowledged, so nothing can be lost."""
+async def test_after_a_death_at_any_call_of_its_making_a_journal_is_begun_without_an_error(
+    tmp_path: Path, call: str
+) -> None:
+    """At the n-th call of each kind on its files, for every n: no record was acknowledged, so none can be lost."""
 
     def dies(number: int) -> bool:
         folder = tmp_path / str(number)
@@ -381,10 +383,10 @@ async def test_wherever_its_maker_dies_a_journal_is_begun_in_silence(tmp_path: P
     assert number > 1, "nobody died"
 
 
-async def test_what_a_dead_maker_left_is_finished_only_if_it_is_whole_and_its_own(
+async def test_an_interrupted_making_is_finished_only_if_its_files_are_whole_and_belong_together(
     rig: SqliteRig, path: Path, tmp_path: Path
 ) -> None:
-    """A draft with its anchor is the journal that it was to be; any other anchor speaks of a journal that is gone."""
+    """A draft with its own anchor becomes the journal; any other anchor belongs to a lost journal."""
     draft = beside(path, ".making")
     await fill(rig)
     made = anchor_id(path)
@@ -407,7 +409,7 @@ async def test_what_a_dead_maker_left_is_finished_only_if_it_is_whole_and_its_ow
 
 
 async def test_a_journal_that_must_exist_is_not_made(tmp_path: Path) -> None:
-    """A disk that is not mounted, say: nothing is made where it should be, and what is there is served from."""
+    """For instance on a disk that is not mounted: no file is made there, and an existing journal is served."""
     missing = tmp_path / "not-mounted" / "journal.db"
     with pytest.raises(JournalRefused, match=r"there is no journal at .*, and COMMAND_JOURNAL_MUST_EXIST"):
         await open_existing(missing)
@@ -435,13 +437,13 @@ async def open_existing(path: Path) -> None:
 
 # ---------------------------------------------------------------- owners and modes
 def mode_of(file: Path) -> int:
-    """Who may do what with it."""
+    """A file's permissions."""
     return stat.S_IMODE(file.stat().st_mode)
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-async def test_whatever_the_umask_what_is_made_is_for_its_owner_alone(tmp_path: Path, umask: int) -> None:
-    """Every file while a server is at work, its folder, and a backup: they hold every user's history."""
+async def test_new_files_are_for_their_owner_alone_under_any_umask(tmp_path: Path, umask: int) -> None:
+    """Every file of a running server, its folder, and a backup: they hold every user's history."""
     rig = SqliteRig(tmp_path / "made" / "here")
     before = os.umask(umask)
     try:
@@ -461,10 +463,10 @@ async def test_whatever_the_umask_what_is_made_is_for_its_owner_alone(tmp_path: 
 
 @needs_root
 @pytest.mark.parametrize("is_from_a_backup", [False, True])
-async def test_a_restore_by_root_keeps_owner_and_mode_of_what_it_replaces(
+async def test_a_restore_by_root_keeps_owner_and_mode_of_the_replaced_files(
     rig: SqliteRig, path: Path, tmp_path: Path, is_from_a_backup: bool
 ) -> None:
-    """The server, which is somebody else, can write all of it; also if the lock or the anchor is made anew."""
+    """The server, another user, can write them all, even if the lock or the anchor is new."""
     await fill(rig, REQUESTED)
     backup(path, tmp_path / "backup.db")
     for file in path.parent.iterdir():
@@ -478,10 +480,10 @@ async def test_a_restore_by_root_keeps_owner_and_mode_of_what_it_replaces(
 
 
 @needs_root
-async def test_a_restore_by_root_where_nothing_lies_is_for_the_folders_owner(
+async def test_a_restore_by_root_into_an_empty_folder_is_for_the_folders_owner(
     rig: SqliteRig, path: Path, tmp_path: Path
 ) -> None:
-    """A new machine: who is to serve there owns the folder."""
+    """On a new machine the server's user owns the folder."""
     await fill(SqliteRig(tmp_path), REQUESTED)
     os.chown(path.parent, NOBODY, NOBODY)
     restore_journal(SqliteFile(path), tmp_path / "journal.db")
@@ -490,7 +492,7 @@ async def test_a_restore_by_root_where_nothing_lies_is_for_the_folders_owner(
 
 
 def as_nobody(*words: str, path: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a server as a user who may read everything, and write what is his."""
+    """Run a server as a user who may read everything, and write only his own files."""
     can_read = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
     user = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *can_read)
     return subprocess.run(
@@ -510,15 +512,15 @@ needs_setpriv = pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv 
 @needs_root
 @needs_setpriv
 @pytest.mark.parametrize("roots", ["", "-wal", ".lock", "folder"])
-async def test_a_server_that_could_not_write_does_not_start(
+async def test_a_server_without_write_permission_does_not_start(
     rig: SqliteRig, path: Path, tmp_path: Path, roots: str
 ) -> None:
-    """It would say that it serves, and die at its first charge. The text says whose the file is, and what to do."""
+    """It would report that it serves, and die at its first charge. The error names the file's owner and a remedy."""
     await asyncio.to_thread(killed_while_appending, path, after=5)
     for file in [*path.parent.iterdir(), path.parent]:
         os.chown(file, NOBODY, NOBODY)
     for above in path.parents:
-        if above.is_relative_to("/tmp") and above != Path("/tmp"):  # pytest's own are for root alone
+        if above.is_relative_to("/tmp") and above != Path("/tmp"):  # pytest's folders are for root alone
             above.chmod(0o755)
     at_fault = path.parent if roots == "folder" else beside(path, roots)
     os.chown(at_fault, 0, 0)
@@ -539,10 +541,8 @@ async def test_a_server_that_could_not_write_does_not_start(
 
 
 @needs_root
-async def test_a_journal_on_a_disk_that_is_mounted_for_reading_is_refused(
-    rig: SqliteRig, path: Path, bind: Callable[..., None]
-) -> None:
-    """As after an error of the disk, which Linux then mounts so."""
+async def test_a_journal_on_a_read_only_mount_is_refused(rig: SqliteRig, path: Path, bind: Callable[..., None]) -> None:
+    """Linux remounts a disk so after an error."""
     await fill(rig, b"a")
     bind(path.parent, path.parent, "ro")
     with pytest.raises(JournalRefused, match=r"journal\.db\.lock cannot be written \(Read-only file system\)"):
@@ -551,10 +551,10 @@ async def test_a_journal_on_a_disk_that_is_mounted_for_reading_is_refused(
 
 @needs_strace
 @pytest.mark.parametrize(("error", "is_refused"), [("EROFS", True), ("EIO", True), ("ENOSPC", False)])
-async def test_a_start_that_cannot_commit_is_refused_unless_there_may_be_room_later(
+async def test_a_start_that_cannot_commit_is_refused_unless_it_only_lacks_room(
     rig: SqliteRig, path: Path, error: str, is_refused: bool
 ) -> None:
-    """Every file can be opened for writing, and no commit be made: that is seen before anybody is told that it serves."""
+    """Every file can be opened for writing, but no commit succeeds: the start finds this before it reports that it serves."""
     await fill(rig, b"a")
     failing = ["-P", str(beside(path, "-wal")), "-e", "trace=pwrite64", "-e", f"inject=pwrite64:error={error}:when=1+"]
     with process("strace", "-f", "-qq", "-o", os.devnull, *failing, *writer(path, appends=0)) as starting:
@@ -566,14 +566,14 @@ async def test_a_start_that_cannot_commit_is_refused_unless_there_may_be_room_la
 
 # ---------------------------------------------------------------- file systems
 def lies_on(kind: str, folder: Path) -> LocalDisk:
-    """A machine that says that a folder is of a kind."""
+    """A machine on which a folder is on this file system."""
     mounts = folder.parent / "mounts"
     mounts.write_text(f"/dev/vda1 / ext4 rw 0 0\nshare {folder} {kind} rw 0 0\n")
     return LocalDisk(mounts_file=mounts)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay", "tmpfs"])
-async def test_a_kind_that_is_known_to_be_good_is_served_from(rig: SqliteRig, path: Path, kind: str) -> None:
+async def test_a_journal_on_a_known_good_file_system_is_served(rig: SqliteRig, path: Path, kind: str) -> None:
     """On a disk of this machine."""
     rig.disk = lies_on(kind, path.parent)
     await fill(rig, b"a")
@@ -586,10 +586,10 @@ SHARED = (
 
 
 @pytest.mark.parametrize("kind", SHARED)
-async def test_any_other_kind_is_refused_and_the_override_says_what_it_risks(
+async def test_any_other_file_system_is_refused_and_the_override_names_its_risk(
     rig: SqliteRig, path: Path, kind: str
 ) -> None:
-    """Kinds that nobody has thought of too. No file is made there."""
+    """Unknown ones too. No file is made there."""
     disk = lies_on(kind, path.parent)
 
     class Shared(Parts):
@@ -616,8 +616,8 @@ async def test_any_other_kind_is_refused_and_the_override_says_what_it_risks(
     restore_journal(SqliteFile(path), None, any_file_system=True, disk=disk)
 
 
-async def test_where_the_system_does_not_tell_its_mounts_nothing_is_refused(rig: SqliteRig, path: Path) -> None:
-    """As on macOS."""
+async def test_a_system_without_a_list_of_mounts_refuses_no_journal(rig: SqliteRig, path: Path) -> None:
+    """Such as macOS."""
     rig.disk = LocalDisk(mounts_file=path.parent / "no-such-file")
     await fill(rig, b"a")
 
@@ -626,7 +626,7 @@ async def test_where_the_system_does_not_tell_its_mounts_nothing_is_refused(rig:
 async def test_the_operators_commands_refuse_a_journal_of_a_later_format(
     rig: SqliteRig, path: Path, tmp_path: Path
 ) -> None:
-    """What they would say of it is said of something that they do not know; and nothing is changed or made."""
+    """They do not know its meaning. No file is changed or made."""
     await fill(rig, REQUESTED)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE journal SET format = format + 1")

@@ -1,6 +1,6 @@
-"""The arbitration of a step, whatever the dialect: each reply that a bank can give to each question, in every combination.
+"""The arbitration of a step, for every dialect: each possible reply to each question, in every combination.
 
-The bank here is a dialect that replies from a script, so there is no wire and nothing to wait for.
+The bank is a dialect that replies from a script, without a wire and without waits.
 """
 
 # ruff: noqa: ARG002 - the signatures are a dialect's
@@ -57,7 +57,7 @@ UNSETTLED = (InProgress(1.0), NoAnswer())
 
 @dataclass
 class Script:
-    """A dialect that replies to a question as told, and differently where the question is fresh if there is a word on that."""
+    """A dialect that replies to a question by its script, which may have another reply for a fresh question."""
 
     replies: Mapping[tuple[str, bool], Reply]
     asked: list[tuple[str, bool]] = field(default_factory=list)
@@ -90,8 +90,8 @@ def is_ours(reply: Reply, stage: Stage) -> bool:
     return isinstance(reply, Transaction) and reply.stage is stage and not reply.differences(EXECUTE)
 
 
-async def test_an_execute_step_ends_as_the_last_reply_about_it_says() -> None:
-    """Of all combinations of replies to the step, its repetition and the two look-ups."""
+async def test_an_execute_step_ends_by_the_last_reply_about_it() -> None:
+    """For all combinations of replies to the step, its repetition and the two look-ups."""
     for step, again, by_token, by_reference in product(REPLIES.values(), repeat=4):
         script = Script(
             {
@@ -129,8 +129,8 @@ async def test_an_execute_step_ends_as_the_last_reply_about_it_says() -> None:
         assert len(script.asked) <= 6
 
 
-async def test_a_look_up_first_keeps_a_step_from_being_put_twice() -> None:
-    """The step is put only if the bank waits for it; all else is settled by the look-ups, or not at all."""
+async def test_a_look_up_first_keeps_a_step_from_being_taken_twice() -> None:
+    """The step is taken only if the bank waits for it; every other case is settled by the look-ups, or not at all."""
     for by_token, by_reference in product(REPLIES.values(), repeat=2):
         script = Script(
             {
@@ -148,7 +148,7 @@ async def test_a_look_up_first_keeps_a_step_from_being_put_twice() -> None:
 
 
 async def test_a_token_step_ends_on_a_token_of_ours_or_on_two_replies_that_agree() -> None:
-    """Of all combinations of replies to the step and its repetition."""
+    """For all combinations of replies to the step and its repetition."""
     for step, again in product(REPLIES.values(), repeat=2):
         script = Script({("token step", False): step, ("token step", True): again})
         got = await answer(ASK, script)
@@ -172,7 +172,7 @@ async def test_a_token_step_ends_on_a_token_of_ours_or_on_two_replies_that_agree
 
 
 async def test_a_token_step_that_looks_up_first_takes_the_token_that_the_bank_has() -> None:
-    """Another one is requested only if there is none, or none that is alive."""
+    """Another one is requested only if the bank has no live one."""
     for known, again in product(REPLIES.values(), repeat=2):
         script = Script(
             {
@@ -190,7 +190,7 @@ async def test_a_token_step_that_looks_up_first_takes_the_token_that_the_bank_ha
 
 
 def test_only_a_reply_about_our_transaction_leaves_its_connection_in_use() -> None:
-    """Whatever else came over it may have been the answer to another question."""
+    """Any other reply may have been the answer to another question."""
     for reply in REPLIES.values():
         ended: list[bool] = []
         exchange = Exchange(200, "", None, b"", partial(ended.append, True))
@@ -199,15 +199,15 @@ def test_only_a_reply_about_our_transaction_leaves_its_connection_in_use() -> No
 
 
 @pytest.mark.parametrize("bank_id", ["", ".", "..", "a/b", "a b", "a\n", "1" * 129, "4111-1111-1111-1111"])
-def test_an_id_that_would_change_a_path_or_tell_a_card_number_is_not_stored(bank_id: str) -> None:
-    """One of the bank's own form is."""
+def test_an_id_that_would_change_a_path_or_reveal_a_card_number_is_not_stored(bank_id: str) -> None:
+    """An id of the bank's own form is stored."""
     assert not is_storable(bank_id)
     assert is_storable("ttok_5b1f.A:9-z")
 
 
 # ---------------------------------------------------------------- room for a bank of another shape
 class OneStep:
-    """A bank with idempotency keys and no tokens: the token is our own reference, and nothing is asked for it."""
+    """A bank with idempotency keys and no tokens: the token is our own reference, without a call."""
 
     def __init__(self) -> None:
         self.moved: dict[str, int] = {}
@@ -240,7 +240,7 @@ def _at_stage(stage: Stage, effect: Effect, token: str) -> Transaction:
     return replace(reply, transaction_id="txn_1") if stage is Stage.EXECUTED else reply
 
 
-async def test_a_bank_of_one_step_is_a_dialect_too() -> None:
+async def test_a_one_step_bank_is_a_dialect_too() -> None:
     """Its token step makes no call, and a lost answer moves no money twice."""
     bank = OneStep()
     bank.loses_answers = 1

@@ -1,8 +1,8 @@
-"""The table of a stream's grammar in the docstring of `command_service.operation`, read; and what the judge is given of it.
+"""Reads the grammar's table in the docstring of `command_service.operation`, and makes the judge's grammar from it.
 
-    python -m tests.core.diagram        writes judge/grammar.py anew
+    python -m tests.core.diagram        writes judge/grammar.py again
 
-The judge shares no code with the servers, so that it shares no mistake. What it takes from the table is therefore a file.
+The judge shares no code with the servers, so that it shares no mistake. So its grammar is a generated file.
 """
 
 import re
@@ -14,13 +14,13 @@ GRAMMAR = Path(__file__).parents[2] / "judge" / "grammar.py"
 
 
 def diagram() -> dict[tuple[str, str], str]:
-    """From a state and an event to the next state."""
+    """Map a state and an event to the next state."""
     rows = [line.split() for line in (operation.__doc__ or "").splitlines() if line.startswith("    ")]
     return {(row[0], event.rstrip(",")): row[-1] for row in rows[2:] for event in row[1:-1]}
 
 
 def grammar() -> str:
-    """The text of judge/grammar.py: the same by the events' names in the contract."""
+    """Make the text of judge/grammar.py: the same grammar by the events' names in the contract."""
     table = diagram()
     followers: dict[str, list[str]] = {state: [] for state in ("Absent", *table.values())}
     for state, event in table:

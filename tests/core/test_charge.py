@@ -1,4 +1,4 @@
-"""The core: stories first, then laws over every state that can be reached, then random walks."""
+"""The core: stories first, then laws over every reachable state, then random walks."""
 
 from collections import deque
 from collections.abc import Callable
@@ -68,7 +68,7 @@ from tests.core.stories import (
     FIRST_TRY,
     REQUEST,
     REQUESTED_AT,
-    Told,
+    Arrival,
     asked,
     charged,
     contradicted,
@@ -95,12 +95,12 @@ every_review_reason = pytest.mark.parametrize("reason", ReviewReason)
 
 # ================================================================ stories: a client asks
 def test_a_first_request_is_accepted() -> None:
-    """Nobody has asked with this key yet."""
+    """The key is new."""
     given().when(asked()).then(requested)
 
 
 def test_a_first_request_that_breaks_todays_rules_is_refused_with_its_faults() -> None:
-    """Every fault is told, not only the first."""
+    """Every fault is reported, not only the first."""
     given().when(asked(REQUEST, FAULT, ("user_id", "is missing"))).then_refused(
         InvalidCharge, (FAULT, ("user_id", "is missing"))
     )
@@ -121,7 +121,7 @@ def test_a_first_request_that_breaks_todays_rules_is_refused_with_its_faults() -
 def test_a_charge_is_over_without_money_once_declined_or_abandoned_only(
     history: tuple[Event, ...], is_over: bool
 ) -> None:
-    """Only then may its payer be told to try under a new key."""
+    """Only then may its payer be advised to try under a new key."""
     assert is_over_without_money(given(*history).state) == is_over
 
 
@@ -131,10 +131,10 @@ def test_a_charge_is_over_without_money_once_declined_or_abandoned_only(
     ids=["awaiting token", "awaiting execution", "at rest"],
 )
 class TestTheRetryOfAnAcceptedRequest:
-    """Whatever the charge has come to meanwhile."""
+    """At any state that the charge has reached meanwhile."""
 
     def test_finds_its_charge(self, history: tuple[Event, ...]) -> None:
-        """Nothing is appended: the caller joins it, or is told its outcome."""
+        """Nothing is appended: the caller joins it, or is given its outcome."""
         given(*history).when(asked()).then_nothing()
 
     def test_finds_its_charge_though_the_rules_have_become_stricter(self, history: tuple[Event, ...]) -> None:
@@ -152,7 +152,7 @@ class TestTheRetryOfAnAcceptedRequest:
         ids=["user", "card token", "amount", "currency"],
     )
     def test_is_refused_if_it_asks_for_another(self, history: tuple[Event, ...], other: Request) -> None:
-        """User, card token, amount and currency each make it another request; nothing of the first one is told."""
+        """User, card token, amount or currency make it another request; no part of the first one is revealed."""
         given(*history).when(asked(other)).then_refused(KeyReused, given(*history).state)
         given(*history).when(asked(other, FAULT)).then_refused(KeyReused, given(*history).state)
 
@@ -169,13 +169,13 @@ class TestTheRetryOfAnAcceptedRequest:
     def test_may_differ_in_every_other_field_and_the_first_wins(
         self, history: tuple[Event, ...], other: Request
     ) -> None:
-        """They are not compared, and what is stored stays as it is."""
+        """They are not compared, and the stored request stays as it is."""
         assert given(*history).when(asked(other)).then_nothing() == given(*history)
 
 
-# ================================================================ stories: what is next
+# ================================================================ stories: the next step
 def test_the_token_step_follows_a_request() -> None:
-    """With all that it needs."""
+    """With every field that it needs."""
     given(requested).next_step_is(request_token())
 
 
@@ -185,7 +185,7 @@ def test_the_execute_step_follows_a_token() -> None:
 
 
 def test_the_token_step_follows_an_expired_token_and_counts_it() -> None:
-    """The count is what tells a late answer apart."""
+    """By the count a late answer is recognised."""
     given(requested, token_issued, token_expired).next_step_is(request_token(expired_tokens=1))
     given(requested, token_issued, token_expired, TokenIssued("t2")).next_step_is(execute("t2"))
 
@@ -200,7 +200,7 @@ def test_nothing_follows_an_outcome(outcome: Event) -> None:
     given(requested, token_issued, outcome).next_step_is(None)
 
 
-def test_nothing_is_to_be_done_before_anybody_has_asked() -> None:
+def test_there_is_no_next_step_without_a_request() -> None:
     """No events, no effect."""
     given().next_step_is(None)
 
@@ -224,14 +224,14 @@ def test_a_definite_refusal_of_the_token_step_is_a_decline() -> None:
 
 @every_review_reason
 def test_a_contradiction_in_the_token_step_goes_into_review_with_its_evidence(reason: ReviewReason) -> None:
-    """Nobody guesses."""
+    """The outcome is not guessed."""
     given(requested).when(contradicted(reason)).then(ReviewRequired(reason, EVIDENCE)).next_step_is(None)
 
 
-@pytest.mark.parametrize("told", [executed(), expired()], ids=["executed", "expired"])
-def test_the_answer_of_another_step_to_the_token_step_goes_into_review(told: Told) -> None:
-    """Nobody guesses what the bank meant."""
-    given(requested).when(told).then(ReviewRequired(ReviewReason.CONTRADICTION)).next_step_is(None)
+@pytest.mark.parametrize("arrival", [executed(), expired()], ids=["executed", "expired"])
+def test_an_answer_of_the_execute_step_to_the_token_step_goes_into_review(arrival: Arrival) -> None:
+    """The bank's meaning is not guessed."""
+    given(requested).when(arrival).then(ReviewRequired(ReviewReason.CONTRADICTION)).next_step_is(None)
 
 
 # ================================================================ stories: the bank answers the execute step
@@ -254,7 +254,7 @@ def test_an_expired_token_is_followed_by_another_token_step() -> None:
 
 
 def test_tokens_that_keep_expiring_end_in_review() -> None:
-    """The last token that is tried is named as expired too."""
+    """The last token is recorded as expired too."""
     history: list[Event] = [requested]
     for number in range(1, TOKEN_LIMIT):
         issued = TokenIssued(f"t{number}")
@@ -266,7 +266,7 @@ def test_tokens_that_keep_expiring_end_in_review() -> None:
 
 
 def test_a_definite_refusal_of_the_execute_step_goes_into_review_and_never_to_a_new_token() -> None:
-    """Money may have moved, and the bank will not say."""
+    """Money may have moved, and the bank does not say."""
     given(requested, token_issued).when(refused()).then(
         ReviewRequired(ReviewReason.EXECUTE_REFUSED, EVIDENCE)
     ).next_step_is(None)
@@ -274,7 +274,7 @@ def test_a_definite_refusal_of_the_execute_step_goes_into_review_and_never_to_a_
 
 @every_review_reason
 def test_a_contradiction_in_the_execute_step_goes_into_review_with_its_evidence(reason: ReviewReason) -> None:
-    """Nobody guesses, and nobody takes a new token."""
+    """The outcome is not guessed, and no new token is requested."""
     given(requested, token_issued).when(contradicted(reason)).then(ReviewRequired(reason, EVIDENCE)).next_step_is(None)
 
 
@@ -285,18 +285,18 @@ def test_a_token_in_answer_to_the_execute_step_goes_into_review() -> None:
 
 # ================================================================ stories: no answer, late answers, giving up
 @pytest.mark.parametrize(
-    "told",
+    "arrival",
     [in_progress(), not_answered(), not_answered(our_setup=True)],
     ids=["in progress", "no answer", "our set-up"],
 )
-def test_without_an_answer_the_same_step_is_next_again(told: Told) -> None:
+def test_without_an_answer_the_same_step_is_next_again(arrival: Arrival) -> None:
     """The charge does not move, in either step."""
-    given(requested).when(told).then_nothing().next_step_is(request_token())
-    given(requested, token_issued).when(told).then_nothing().next_step_is(execute())
+    given(requested).when(arrival).then_nothing().next_step_is(request_token())
+    given(requested, token_issued).when(arrival).then_nothing().next_step_is(execute())
 
 
 def test_a_late_token_changes_nothing() -> None:
-    """The bank repeats its answer, or two loops asked at once: the first stored token stays."""
+    """The bank repeats its answer, or two loops asked concurrently: the first stored token stays."""
     given(requested, token_issued).when(token("t2", to=request_token())).then_nothing().next_step_is(execute("t1"))
 
 
@@ -317,7 +317,7 @@ def test_a_late_answer_never_changes_an_outcome() -> None:
     given(requested, ChargeAbandoned(5)).when(token(to=request_token())).then_nothing().next_step_is(None)
 
 
-def test_an_answer_about_a_charge_that_nobody_asked_for_changes_nothing() -> None:
+def test_an_answer_about_a_charge_that_was_never_requested_changes_nothing() -> None:
     """It does not begin one."""
     given().when(token(to=request_token())).then_nothing()
 
@@ -329,14 +329,14 @@ def test_the_token_step_is_given_up_after_enough_time_and_attempts() -> None:
     ).next_step_is(None)
 
 
-def test_the_token_step_is_not_given_up_by_a_process_that_has_hardly_tried() -> None:
-    """A server that comes back after a day off must not abandon what it never tried."""
+def test_the_token_step_is_not_given_up_before_enough_attempts_of_one_process() -> None:
+    """A server that returns after a day must not abandon a charge that it never tried."""
     given(requested).when(not_answered(ATTEMPTS_BEFORE_GIVING_UP - 1, age_seconds=DAY_SECONDS)).then_nothing()
 
 
 @pytest.mark.parametrize("age_seconds", [DAY_SECONDS - 1, 0.0, -DAY_SECONDS])
 def test_the_token_step_of_a_young_charge_is_not_given_up(age_seconds: float) -> None:
-    """However often the bank did not answer. A clock that has gone back makes no charge old."""
+    """After any number of unanswered calls. A clock that went back makes no charge old."""
     given(requested).when(not_answered(1_000_000, age_seconds=age_seconds)).then_nothing()
 
 
@@ -345,8 +345,8 @@ def test_nothing_is_given_up_in_a_restored_journal() -> None:
     given(requested).when(not_answered(9, age_seconds=DAY_SECONDS, is_restored=True)).then_nothing()
 
 
-def test_nothing_is_given_up_for_our_own_set_up() -> None:
-    """The bank would serve us as soon as people have mended it."""
+def test_nothing_is_given_up_because_of_our_own_set_up() -> None:
+    """The bank would serve us as soon as people mend the credentials."""
     given(requested).when(not_answered(9, age_seconds=DAY_SECONDS, our_setup=True)).then_nothing()
 
 
@@ -358,7 +358,7 @@ def test_the_token_step_may_be_given_up_after_a_token_has_expired() -> None:
 
 
 def test_the_execute_step_is_never_given_up() -> None:
-    """Money may have moved, however often the bank did not answer."""
+    """Money may have moved, after any number of unanswered calls."""
     given(requested, token_issued).when(
         not_answered(1_000_000, age_seconds=9 * DAY_SECONDS)
     ).then_nothing().next_step_is(execute())
@@ -371,26 +371,26 @@ def test_giving_up_a_step_that_is_behind_changes_nothing() -> None:
     given(requested, token_issued, charged).when(not_answered(9, age_seconds=DAY_SECONDS, to=execute())).then_nothing()
 
 
-# ================================================================ stories: what a key is told
-def test_a_key_is_told_its_outcome_and_where_and_since_when_it_is_decided() -> None:
-    """The position is the deciding event's, the time that of the request."""
+# ================================================================ stories: the outcome of a key
+def test_a_key_is_given_its_outcome_with_position_and_time() -> None:
+    """The position of the deciding event, and the time of the request."""
     assert outcome_of(given(requested, token_issued, charged).state, REQUEST.idempotency_key) == AtRest(
         REQUEST, REQUESTED_AT, charged, position=3
     )
 
 
 @pytest.mark.parametrize("history", [(), (requested,), (requested, token_issued)], ids=["absent", "asked", "token"])
-def test_a_key_is_told_no_outcome_before_it_is_decided(history: tuple[Event, ...]) -> None:
-    """Nobody guesses."""
+def test_a_key_has_no_outcome_before_it_is_decided(history: tuple[Event, ...]) -> None:
+    """The outcome is not guessed."""
     assert outcome_of(given(*history).state, REQUEST.idempotency_key) is None
 
 
-def test_another_key_is_not_told_the_outcome() -> None:
-    """Each key has its own."""
+def test_another_key_is_not_given_the_outcome() -> None:
+    """Each key has its own outcome."""
     assert outcome_of(given(requested, token_issued, charged).state, "another-key") is None
 
 
-# ================================================================ laws over all that can happen
+# ================================================================ laws over every reachable state
 TOKENS = ("t1", "t2")
 ANSWERS: list[Answer] = [
     *map(Token, TOKENS),
@@ -432,7 +432,7 @@ EVENTS: list[Event] = [
 
 
 def every_way() -> dict[State, tuple[Event, ...]]:
-    """Every state that can be reached by these messages, with one shortest stream that leads there."""
+    """Every state that these messages can reach, with a shortest stream that leads to it."""
     ways: dict[State, tuple[Event, ...]] = {Absent(): ()}
     rest = deque(ways)
     while rest:
@@ -471,7 +471,7 @@ def names(stream: tuple[Event, ...]) -> list[str]:
 
 
 def walk(stream: tuple[Event, ...]) -> str:
-    """The state to which the diagram leads. Raises KeyError where it leads nowhere."""
+    """The state to which the diagram leads. Raises KeyError if the diagram has no such way."""
     state = "Absent"
     for name in names(stream):
         state = DIAGRAM[state, name]
@@ -479,12 +479,12 @@ def walk(stream: tuple[Event, ...]) -> str:
 
 
 def test_the_judge_has_the_grammar_of_the_diagram() -> None:
-    """It is made from it; after a change of the diagram: python -m tests.core.diagram."""
+    """It is generated: after a change of the diagram run python -m tests.core.diagram."""
     assert GRAMMAR.read_text() == grammar()
 
 
 def test_the_enumeration_reaches_every_kind_of_state_and_every_outcome() -> None:
-    """Meta: the laws below speak of something."""
+    """The laws below are not empty."""
     operations = [state.operation for state in WAYS if isinstance(state, Charge)]
     assert {type(begun) for begun in operations} == {AwaitingToken, AwaitingExecution, AtRest}
     assert {begun.expired_tokens for begun in operations if isinstance(begun, AwaitingExecution)} == set(
@@ -497,7 +497,7 @@ def test_the_enumeration_reaches_every_kind_of_state_and_every_outcome() -> None
 
 
 def in_every_state(law: Callable[[Any, State], None]) -> Callable[[Any], None]:
-    """Make a test of a law, which holds in every state that can be reached."""
+    """Make a test of a law, which must hold in every reachable state."""
 
     def test(self: Any) -> None:
         for state in WAYS:
@@ -508,25 +508,25 @@ def in_every_state(law: Callable[[Any, State], None]) -> Callable[[Any], None]:
 
 
 class TestInEveryState:
-    """Each law, for every message there is."""
+    """Each law, for every message."""
 
     @in_every_state
     def test_an_answer_never_raises(self, state: State) -> None:
-        """Whatever the bank says."""
+        """For any answer of the bank."""
         for message in TOLD_BY_THE_LOOP:
             decide(state, message)
 
     @in_every_state
-    def test_a_message_told_again_yields_nothing(self, state: State) -> None:
-        """Once applied, a decision is behind us."""
+    def test_a_repeated_message_yields_nothing(self, state: State) -> None:
+        """A decision is made once."""
         for message in MESSAGES:
             events = _decided(state, message)
             if events:
                 assert decide(stored(state, *events), message) == [], message
 
     @in_every_state
-    def test_what_is_decided_can_happen_and_follows_the_diagram(self, state: State) -> None:
-        """And no more than so many tokens are ever requested."""
+    def test_every_decision_can_be_applied_and_follows_the_diagram(self, state: State) -> None:
+        """And no more tokens than the limit are ever requested."""
         for message in MESSAGES:
             events = tuple(_decided(state, message))
             after = stored(state, *events)  # raises ImpossibleEvent if one cannot follow
@@ -535,21 +535,21 @@ class TestInEveryState:
 
     @in_every_state
     def test_only_the_next_steps_answer_counts(self, state: State) -> None:
-        """Whatever is said of another step yields nothing."""
+        """An answer to another step yields nothing."""
         for message in TOLD_BY_THE_LOOP:
             if message.effect != next_step(state):
                 assert decide(state, message) == [], message
 
     @in_every_state
-    def test_only_the_token_of_the_stream_is_executed(self, state: State) -> None:
-        """The newest one, durable before it is used."""
+    def test_only_the_streams_newest_token_is_executed(self, state: State) -> None:
+        """It is durable before it is used."""
         step, stream = next_step(state), WAYS[state]
         if isinstance(step, Execute):
             assert stream[-1] == TokenIssued(step.token)
 
     @in_every_state
     def test_a_new_token_is_asked_for_only_after_the_last_one_has_expired(self, state: State) -> None:
-        """In doubt there is none."""
+        """In doubt no token is requested."""
         step, stream = next_step(state), WAYS[state]
         if isinstance(step, RequestToken):
             assert isinstance(stream[-1], ChargeRequested | TokenExpired)
@@ -557,7 +557,7 @@ class TestInEveryState:
 
     @in_every_state
     def test_every_step_asks_for_the_first_request(self, state: State) -> None:
-        """Card token and amount are those of the stored request, whoever retried with what."""
+        """Card token and amount are those of the stored request, not of a retry."""
         step = next_step(state)
         if step is not None:
             assert (step.charge_id, step.card_token, step.amount) == (
@@ -567,8 +567,8 @@ class TestInEveryState:
             )
 
     @in_every_state
-    def test_at_rest_means_that_there_is_no_next_step_and_nothing_more_happens(self, state: State) -> None:
-        """For ever: no message moves it, and no event can follow."""
+    def test_at_rest_means_no_next_step_and_no_further_event(self, state: State) -> None:
+        """For ever: no message changes it, and no event can follow."""
         assert (next_step(state) is None) == (state == Absent() or is_at_rest(state))
         assert is_at_rest(state) == (outcome_of(state, REQUEST.idempotency_key) is not None)
         if is_at_rest(state):
@@ -579,7 +579,7 @@ class TestInEveryState:
 
     @in_every_state
     def test_exactly_the_events_of_the_diagram_can_follow(self, state: State) -> None:
-        """All other events raise ImpossibleEvent: a journal that cannot be is not read on."""
+        """All other events raise ImpossibleEvent: an impossible journal is not read further."""
         for event in EVENTS:
             follows = DIAGRAM.get((state_name(state), type(event).__name__))
             if follows is None or _of_another_token(state, event):
@@ -637,7 +637,7 @@ requests = st.builds(
 @settings(deadline=None, max_examples=60)
 @given_any(st.data())
 def test_every_walk_keeps_the_laws(data: st.DataObject) -> None:
-    """Whatever is told in whatever order: the stream fits the grammar, and one outcome at most, for ever."""
+    """For any messages in any order: the stream fits the grammar, and has one outcome at most, for ever."""
     first = data.draw(requests)
     stream: list[Event] = decide(Absent(), Command(first))
     seen: list[Effect] = []

@@ -1,4 +1,4 @@
-"""Whatever a call can fail with has a row in the table, and so reaches the client with advice."""
+"""Every failure of a call has a row in the table, and so reaches the client with advice."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from contract.errors import command_refusal
 
 
 def leaves(kind: type[CallFailed]) -> Iterator[type[CallFailed]]:
-    """The kinds of failure that are raised: those without kinds of their own."""
+    """The failures that are raised: the leaves of the tree."""
     kinds = kind.__subclasses__()
     if not kinds:
         yield kind

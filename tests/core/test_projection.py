@@ -1,4 +1,4 @@
-"""What events say, as rows: laws and examples of the pure projection, and of the view that keeps its rows."""
+"""From events to rows: laws and examples of the pure projection, and of the view that keeps its rows."""
 
 import asyncio
 import itertools
@@ -51,7 +51,7 @@ from tests.sealed import (
 )
 from tests.service.query_rig import dump
 
-# Every way that a charge can go, after ChargeRequested.
+# Every course of a charge, after ChargeRequested.
 LIVES: Sequence[Sequence[Event]] = (
     (),
     (abandoned(),),
@@ -64,7 +64,7 @@ LIVES: Sequence[Sequence[Event]] = (
     (token_issued("one"), token_expired("one"), token_issued("two"), charged("transaction-2")),
 )
 
-# The numbers of tenants, as a view gives them.
+# The numbers of tenants, as in a view.
 TENANTS = {"default": 1}
 
 # Each example makes a file or two: fewer of them, and no time limit, since the machine may be busy.
@@ -76,7 +76,7 @@ def verified(journal: SealedJournal) -> list[Record]:
 
 
 def rows_after(batches: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
-    """Apply batches to a view of their own and read every row of it, by the names of its columns."""
+    """Apply batches to a new view and return all its rows, by column name."""
 
     async def apply(path: Path) -> None:
         view = await View.open(path)
@@ -92,7 +92,7 @@ def rows_after(batches: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, 
 
 @st.composite
 def streams_and_cuts(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]:
-    """Some charges of two tenants with interleaved lives, on a clock that may step back, and a way to cut them into batches."""
+    """Interleaved charges of two tenants, on a clock that may step back, and the same records cut into batches."""
     lives = draw(st.lists(st.sampled_from(LIVES), min_size=1, max_size=8))
     journal = SealedJournal()
     left: dict[str, Iterator[Event]] = {}
@@ -115,8 +115,8 @@ def streams_and_cuts(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]
     return records, [records[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def test_the_projection_takes_after_each_event_what_the_core_takes_and_nothing_else() -> None:
-    """Every stream that the core lets be, seven events long, and after each of its prefixes every kind of event."""
+def test_the_projection_accepts_after_each_event_exactly_the_events_that_the_core_accepts() -> None:
+    """For every stream of seven events that the core accepts, every kind of event after each prefix."""
     kinds = [requested("order-0001"), token_issued(), token_expired(), charged(), declined(), in_review(), abandoned()]
     streams: list[tuple[list[Event], State]] = [([], Absent())]
     taken = 0
@@ -154,17 +154,17 @@ def rows_of(records: Sequence[Record]) -> dict[bytes, ChargeRows]:
 
 @LAW
 @given(streams_and_cuts())
-def test_a_stream_gives_the_same_rows_however_it_is_cut_into_batches(
+def test_a_stream_gives_the_same_rows_with_any_cut_into_batches(
     stream: tuple[list[Record], list[list[Record]]],
 ) -> None:
-    """What makes a rebuilt view equal to one that followed live, row for row."""
+    """So a rebuilt view is equal to a live one, row for row."""
     records, batches = stream
     assert rows_after(batches) == rows_after([records])
 
 
 @pytest.mark.parametrize("count", [ROWS_A_STATEMENT - 1, ROWS_A_STATEMENT, 2 * ROWS_A_STATEMENT + 1])
-def test_a_batch_gives_the_same_rows_however_many_statements_it_takes(count: int) -> None:
-    """Entries are added many a statement, and the rest one by one."""
+def test_a_batch_gives_the_same_rows_with_any_number_of_statements(count: int) -> None:
+    """Entries are added many at a time, and the remainder one by one."""
     journal = SealedJournal()
     for number in range(count):
         journal.charge(f"order-{number:04}", f"user-{number % 7}")
@@ -177,8 +177,8 @@ def test_a_batch_gives_the_same_rows_however_many_statements_it_takes(count: int
 
 @LAW
 @given(streams_and_cuts())
-def test_summaries_are_the_sums_of_the_charges_they_sum_up(stream: tuple[list[Record], list[list[Record]]]) -> None:
-    """Each charge is counted once, in the sum of its status, whatever way it went; a sum of none has no row."""
+def test_summaries_are_the_sums_of_their_charges(stream: tuple[list[Record], list[list[Record]]]) -> None:
+    """Each charge is counted once, in the sum of its status. A sum of no charges has no row."""
     _, batches = stream
     rows = rows_after(batches)
     sums: Counter[tuple[object, ...]] = Counter()
@@ -192,10 +192,10 @@ def test_summaries_are_the_sums_of_the_charges_they_sum_up(stream: tuple[list[Re
 
 @LAW
 @given(streams_and_cuts())
-def test_no_charge_was_requested_more_than_the_backstep_before_one_that_precedes_it(
+def test_no_charge_was_requested_longer_than_the_backstep_before_a_preceding_one(
     stream: tuple[list[Record], list[list[Record]]],
 ) -> None:
-    """What lets a range of times be looked up as a range of positions, however the clock behaved."""
+    """By this a range of times is looked up as a range of positions, with any steps of the clock."""
     records, batches = stream
     rows = rows_after(batches)
     names = {row["tenant"]: row["name"] for row in rows["tenant"]}
@@ -212,7 +212,7 @@ def test_no_charge_was_requested_more_than_the_backstep_before_one_that_precedes
 def test_a_range_of_times_holds_the_charges_requested_in_it(
     stream: tuple[list[Record], list[list[Record]]], since: int, until: int
 ) -> None:
-    """Each of them and no other, however the clock behaved: a range of times is looked up as a range of positions."""
+    """Each of them and no other, with any steps of the clock: it is looked up as a range of positions."""
     records, batches = stream
     conditions = Conditions(requested_from=EPOCH_MICROSECONDS + since, requested_before=EPOCH_MICROSECONDS + until)
 
@@ -247,7 +247,7 @@ def test_a_range_of_times_holds_the_charges_requested_in_it(
         ((abandoned(),), ABANDONED, "", 0, 0),
     ],
 )
-def test_a_charge_stands_where_its_newest_event_puts_it(
+def test_a_charge_has_the_status_of_its_newest_event(
     life: Sequence[Event], status: int, transaction_id: str, decline_reason: int, review_reason: int
 ) -> None:
     """One example for every kind of event."""
@@ -265,7 +265,7 @@ def test_a_charge_stands_where_its_newest_event_puts_it(
 
 
 def test_metadata_are_stored_in_an_order_of_their_own() -> None:
-    """A protobuf map has none, and rows must be equal when they are made again."""
+    """A protobuf map has no order, and rebuilt rows must be equal."""
     journal = SealedJournal()
     journal.append("order-0001", requested("order-0001", metadata={"b": "2", "a": "ä", "c": "3"}))
     (charge,) = projected(journal).charges
@@ -273,14 +273,14 @@ def test_metadata_are_stored_in_an_order_of_their_own() -> None:
 
 
 def test_a_charge_that_ends_in_the_batch_that_began_it_is_never_summed_as_pending() -> None:
-    """It is written once, but the sums are what they would be otherwise."""
+    """It is written once, and the sums are the same as with many batches."""
     journal = SealedJournal()
     journal.charge("order-0001", "user-1", token_issued(), charged())
     assert projected(journal).sums == [Sum(1, "user-1", "EUR", CHARGED, charge_count=1, minor_units=1250)]
 
 
 def test_only_charges_that_began_before_a_batch_are_needed_for_it() -> None:
-    """So that catching up reads little."""
+    """So catching up reads few rows."""
     journal = SealedJournal()
     journal.charge("order-0001")
     journal.charge("order-0002", "user-1", token_issued())
@@ -291,8 +291,8 @@ def test_only_charges_that_began_before_a_batch_are_needed_for_it() -> None:
 
 
 @pytest.mark.parametrize("payload", [UNKNOWN_EVENT, b"", b"\xff\xff", b"\x0a\x05ab"])
-def test_an_event_that_is_not_known_or_not_readable_stops_loudly(payload: bytes) -> None:
-    """It names the position, so that all before it can be shown."""
+def test_an_unknown_or_unreadable_event_stops_loudly(payload: bytes) -> None:
+    """The error names the position, so that all records before it can be shown."""
     journal = SealedJournal()
     journal.charge("order-0001")
     journal.append("order-0001", payload)
@@ -318,7 +318,7 @@ def test_a_stream_that_begins_elsewhere_or_skips_a_version_stops_loudly(skipped:
 
 
 def test_a_stream_that_does_not_begin_at_version_one_stops_loudly() -> None:
-    """Whatever its first event is."""
+    """With any first event."""
     journal = SealedJournal()
     journal.charge("order-0001", "user-1")
     (record,) = verified(journal)

@@ -1,7 +1,7 @@
-"""Screening: no card number gets in, honest requests do, and no fault repeats what was sent.
+"""Screening: no card number gets in, honest requests do, and no fault repeats the input.
 
-Both rates, measured over made-up sets of 100,000, in per cent: `.venv/bin/python -m tests.core.test_screening` prints them
-anew, finer, in a few minutes. Real proportions are nobody's to know; the schemes are mixed as _COMMON says.
+Both rates in per cent, measured over generated sets of 100,000: `.venv/bin/python -m tests.core.test_screening` prints them
+again, with more digits, in a few minutes. Real proportions are unknown; the schemes are mixed as in _COMMON.
 
     card numbers found                                              card's fields   other fields
     bare, in a sentence, after a word, track 2                             100          99.97
@@ -27,7 +27,7 @@ anew, finer, in a few minutes. Real proportions are nobody's to know; the scheme
     random numbers of 12 to 19 digits, card's fields:   0.02, 1.1, 0.4, 0.2, 4.0, 0.3, 0.3, 2.7
                                        other fields:    0,    0,   0.4, 0.2, 4.0, 0.3, 0.3, 2.7
 
-What is let through for that, outside of a card's fields: 0.03 % of bare numbers, those Mastercards that read as a time.
+The price, outside of a card's fields: 0.03 % of bare card numbers pass, the Mastercards that read as a time.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ VISA = "4111111111111111"
 
 
 def wire(request: Request) -> ChargeRequest:
-    """The message that a client sends for a request."""
+    """Make the message of a request."""
     return ChargeRequest(
         idempotency_key=request.idempotency_key,
         user_id=request.user_id,
@@ -90,7 +90,7 @@ def always_refused(request: Request) -> Faults:
 
 A_TIME = re.compile(r"2[3-7](0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])[0-5]\d[0-5]\d")
 CARD_PLACES = ("card.brand", "card.last4", "card.token")
-# Where a client's text can stand in a request: the field's name in a fault, and how to put a text there.
+# The places of a client's text in a request: the field's name in a fault, and a function that puts a text there.
 PLACES: dict[str, Callable[[str], Request]] = {
     "idempotency_key": lambda text: dataclasses.replace(GOOD, idempotency_key=text),
     "user_id": lambda text: dataclasses.replace(GOOD, user_id=text),
@@ -105,7 +105,7 @@ PLACES: dict[str, Callable[[str], Request]] = {
 
 
 def with_check_digit(digits: str) -> str:
-    """Append the digit by which a number passes Luhn: an implementation of its own, against which ours is tested."""
+    """Append the Luhn digit, by an independent implementation, against which ours is tested."""
     total = sum(sum(divmod(int(digit) * (2 - i % 2), 10)) for i, digit in enumerate(reversed(digits)))
     return digits + str(-total % 10)
 
@@ -120,13 +120,11 @@ def card_numbers(draw: st.DrawFn) -> str:
 
 
 separators = st.text(st.characters(exclude_categories=("L", "N", "Cs")), max_size=3)
-zeros = st.sampled_from(
-    "0\uff10\u0660\u06f0\u0966\u0e50\U0001d7ce"
-)  # Digits of a script stand in a row from its zero on.
+zeros = st.sampled_from("0\uff10\u0660\u06f0\u0966\u0e50\U0001d7ce")  # The digits of a script follow its zero.
 
 
 def _is_odd(number: str) -> bool:
-    """Whether no scheme has it but those whose numbers count in a card's fields only."""
+    """Whether it fits only schemes whose numbers count in a card's fields only."""
     return not any(
         len(number) in scheme.lengths and low <= int(number[:4]) <= high
         for scheme in SCHEMES
@@ -136,7 +134,7 @@ def _is_odd(number: str) -> bool:
 
 
 def _groupings(number: str) -> list[tuple[int, ...]]:
-    """The sizes of groups in which a card's number is printed or typed; one group is none."""
+    """The group sizes in which a card's number is printed or typed; one group means no grouping."""
     length = len(number)
     found = [(4,) * (length // 4) + ((length % 4,) if length % 4 else ())]
     if not _is_odd(number):
@@ -146,7 +144,7 @@ def _groupings(number: str) -> list[tuple[int, ...]]:
 
 @st.composite
 def written(draw: st.DrawFn, number: str, sizes: tuple[int, ...] | None = None) -> str:
-    """Write a number with any separators, in digits of any scripts, in groups of these sizes or of any."""
+    """Write a number with any separators, in digits of any scripts, in groups of these or of any sizes."""
     breaks = None if sizes is None else {sum(sizes[:n]) for n in range(1, len(sizes))}
     between = separators if breaks is None else separators.filter(bool)
     text = "".join(
@@ -180,28 +178,26 @@ def test_published_test_numbers_of_every_scheme_are_card_numbers(number: str) ->
 
 @settings(max_examples=400, deadline=None)
 @given(st.data(), card_numbers(), st.sampled_from(CARD_PLACES))
-def test_no_way_of_writing_it_gets_a_card_number_past_in_a_cards_field(
-    data: st.DataObject, number: str, field: str
-) -> None:
-    """Separators anywhere, digits of other scripts: refused before the key is looked up."""
+def test_a_cards_field_refuses_a_card_number_in_any_notation(data: st.DataObject, number: str, field: str) -> None:
+    """With separators anywhere and digits of other scripts: it is refused before the key is looked up."""
     found = dict(always_refused(PLACES[field](data.draw(written(number)))))
     assert found[field] == screening.CARD_NUMBER
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.data(), card_numbers().filter(lambda number: not A_TIME.match(number)), st.sampled_from(sorted(PLACES)))
-def test_no_field_takes_a_card_number_bare_or_in_groups_as_on_a_card(
+def test_every_field_refuses_a_card_number_bare_or_in_groups_as_on_a_card(
     data: st.DataObject, number: str, field: str
 ) -> None:
-    """Whatever stands between the groups, in digits of any scripts."""
+    """With any separators, in digits of any scripts."""
     sizes = data.draw(st.sampled_from(_groupings(number)))
     text = data.draw(written(number, sizes))
     assert dict(always_refused(PLACES[field](text)))[field] == screening.CARD_NUMBER
 
 
 @pytest.mark.parametrize("field", sorted(PLACES))
-def test_a_card_number_is_the_only_fault_told_of_its_field_and_told_once(field: str) -> None:
-    """Nor is any other field accused."""
+def test_a_card_number_is_the_only_fault_of_its_field_and_is_named_once(field: str) -> None:
+    """No other field is named."""
     assert always_refused(PLACES[field](VISA)) == ((field, screening.CARD_NUMBER),)
 
 
@@ -225,7 +221,7 @@ def test_a_card_number_is_the_only_fault_told_of_its_field_and_told_once(field: 
     ],
 )
 def test_a_number_in_printed_groups_is_found_among_other_numbers(text: str) -> None:
-    """An expiry date, a security code or a list beside it hides nothing."""
+    """An expiry date, a security code or a list beside it does not hide it."""
     assert card_number_in(text)
 
 
@@ -234,7 +230,7 @@ def test_a_number_in_printed_groups_is_found_among_other_numbers(text: str) -> N
     [
         ";4111111111111111=25121010000012345678?",
         "%B4111111111111111^DOE/JOHN^2512101000001234567890?",
-        "4111111111111111D2512101000001230",  # 32 hexadecimal digits and more are not an id for that
+        "4111111111111111D2512101000001230",  # 32 or more hexadecimal digits that are no id
         "4111111111111111D251210100000123",
         "4111111111111111D25121010000012300000000",
         "4111111111111111d2512101",
@@ -257,8 +253,8 @@ def test_a_track_and_a_chip_hold_a_card_number(text: str) -> None:
     "number", [VISA, "5555555555554444", "378282246310005", "30569309025904", "4000000000000000006"]
 )
 @pytest.mark.parametrize("more", ["1227", "2712", "122027", "202712", "1227123", "27121234", "122027123"])
-def test_a_number_that_runs_on_into_its_expiry_and_code_is_found(number: str, more: str) -> None:
-    """As fields of a form are copied, one behind the other."""
+def test_a_number_run_together_with_its_expiry_and_code_is_found(number: str, more: str) -> None:
+    """So fields of a form are copied, one behind the other."""
     assert card_number_in(number + more)
     assert card_number_in(f"paid with {number}{more}, thanks")
     assert not card_number_in(number + "1399" + more)
@@ -288,7 +284,7 @@ ESCAPED = {
 @pytest.mark.parametrize("escape", ESCAPED.values(), ids=ESCAPED)
 @pytest.mark.parametrize("field", ["user_id", "description", "metadata.value", "card.token"])
 def test_an_escape_between_its_groups_hides_no_card_number(field: str, escape: str) -> None:
-    """Of URLs, of HTML, of JSON: a text is often copied out of one."""
+    """Escapes of URLs, HTML, JSON: a text is often copied from one."""
     for number in ("4111 1111 1111 1111", "3782 822463 10005", "4222 222 222 222"):
         text = number.replace(" ", escape)
         assert dict(always_refused(PLACES[field](text)))[field] == screening.CARD_NUMBER
@@ -310,8 +306,8 @@ def test_escaped_digits_are_digits(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["100%4111111111111111", r"C:\4111111111111111", "a<4111111111111111>b", "&4111111111111111;"]
 )
-def test_what_only_looks_like_an_escape_hides_nothing(text: str) -> None:
-    """A text is read as it stands too."""
+def test_a_false_escape_hides_no_card_number(text: str) -> None:
+    """A text is read unescaped and as it stands."""
     assert card_number_in(text)
 
 
@@ -326,7 +322,7 @@ def test_what_only_looks_like_an_escape_hides_nothing(text: str) -> None:
     ],
 )
 def test_a_brand_that_the_last_four_digits_complete_is_refused(brand: str, last4: str) -> None:
-    """Each alone is none."""
+    """Each alone is honest."""
     split = dataclasses.replace(GOOD, card=Card("tok_visa", brand, last4))
     assert always_refused(split) == (("card.brand", screening.CARD_NUMBER),)
     assert always_refused(dataclasses.replace(GOOD, card=Card("tok_visa", brand))) == ()
@@ -336,7 +332,7 @@ def test_a_brand_that_the_last_four_digits_complete_is_refused(brand: str, last4
     "brand", ["Visa", "Visa 411111", "411111******", "Visa Debit 2027", "girocard 12/27", "Amex 3782"]
 )
 def test_a_brand_beside_the_last_four_digits_is_honest_without_most_of_a_number(brand: str) -> None:
-    """A scheme's name, and the six digits that tell the issuer."""
+    """A scheme's name, and the six digits of the issuer."""
     assert always_refused(dataclasses.replace(GOOD, card=Card("tok_visa", brand, "1111"))) == ()
 
 
@@ -346,7 +342,7 @@ TEXT, MESSAGE = FieldDescriptorProto.TYPE_STRING, FieldDescriptorProto.TYPE_MESS
 
 
 def _each_text(message: Message) -> Iterator[tuple[str, Callable[[Any, str], None]]]:
-    """The fields of a message where a text can stand, and how to put one there."""
+    """The text fields of a message, and a function for each that fills it."""
 
     def filled(field: Any, fill: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
         def into(target: Any, text: str) -> None:
@@ -373,21 +369,21 @@ def _each_text(message: Message) -> Iterator[tuple[str, Callable[[Any, str], Non
 TEXT_FIELDS = dict(_each_text(ChargeRequest()))
 
 
-def test_every_text_of_the_contract_is_a_place_that_these_tests_fill() -> None:
-    """Else a field was added to the contract: give it a place here, and a rule in screening."""
+def test_every_text_field_of_the_contract_is_filled_by_these_tests() -> None:
+    """A field that is added to the contract needs a place here, and a rule in screening."""
     assert set(TEXT_FIELDS) == set(PLACES)
 
 
 @pytest.mark.parametrize("field", TEXT_FIELDS)
 def test_every_text_that_the_descriptor_names_is_searched(field: str) -> None:
-    """Filled in turn."""
+    """Each is filled in turn."""
     request = wire(GOOD)
     TEXT_FIELDS[field](request, VISA)
     assert screening.always_refused(request) == ((field, screening.CARD_NUMBER),)
 
 
 def _request_of_tomorrow() -> Any:
-    """A message as a later contract might have it: a list, bytes, a list of messages, and messages in a map."""
+    """A message of a possible later contract: a list, bytes, a list of messages, and messages in a map."""
     file = descriptor_pb2.FileDescriptorProto(
         name="tomorrow.proto", package="tomorrow", syntax="proto3", dependency=["charging/v1/common.proto"]
     )
@@ -413,7 +409,7 @@ def _request_of_tomorrow() -> Any:
 
 
 def test_a_field_that_is_added_to_the_contract_is_searched_without_a_line_of_code() -> None:
-    """Whatever its shape is."""
+    """Of any shape."""
     tomorrow = _request_of_tomorrow()
     contents: dict[str, dict[str, Any]] = {
         "tags": {"tags": ["a", VISA]},
@@ -430,29 +426,29 @@ def test_a_field_that_is_added_to_the_contract_is_searched_without_a_line_of_cod
     "text",
     [
         "4111111111111112",  # fails Luhn
-        "7111111111111114",  # nobody's prefix
+        "7111111111111114",  # no scheme's prefix
         "411111111111116",  # 15 digits beginning with 4
         "55555555555555557",  # 17 digits beginning with 5
         "411111111111111112",  # a longer run
         "94111111111111111",
         "4111x1111x1111x1111",  # letters are no separators
         "41111111111111111399",  # no month
-        "41111111111111111255",  # no year of these
-        "5A074111111111111112",  # a tag, and not its number
+        "41111111111111111255",  # no plausible year
+        "5A074111111111111112",  # a tag with a wrong length
         "0000000000000000",
         "",
         "9" * 16_000,
     ],
 )
-def test_what_lacks_prefix_length_or_check_digit_is_no_card_number(text: str) -> None:
+def test_digits_without_prefix_length_or_check_digit_are_no_card_number(text: str) -> None:
     """All three must fit a whole run, in a card's field as well."""
     assert not card_number_in(text)
     assert not card_number_in(text, of_card=True)
 
 
 @pytest.mark.parametrize("length", range(10, 21))
-def test_luhn_is_computed_as_iso_7812_says(length: int) -> None:
-    """Against another implementation, number by number: of ten check digits exactly one passes."""
+def test_luhn_is_computed_by_iso_7812(length: int) -> None:
+    """Compared with another implementation: of ten check digits exactly one passes."""
     scheme = next((s for s in SCHEMES if length in s.lengths), None)
     body = (str(scheme.prefixes[0][0]) if scheme else "4000") + "7259136480259137"[: length - 5]
     passing = [digit for digit in string.digits if card_number_in(body + digit, of_card=True)]
@@ -477,7 +473,7 @@ def test_uuids_and_hexadecimal_ids_may_hold_any_digits(text: str) -> None:
 
 
 def test_an_id_beside_it_does_not_hide_a_card_number() -> None:
-    """Only the id's own digits are let through."""
+    """Only the id's own digits pass."""
     some_id = "44444444-4444-4444-8444-444444444444"
     assert card_number_in(f"{some_id}-4111-1111-1111-1111")
     assert card_number_in(f"{VISA}/{some_id}")
@@ -485,7 +481,7 @@ def test_an_id_beside_it_does_not_hide_a_card_number() -> None:
 
 @given(st.text("0123456789abcdef", min_size=16, max_size=16), card_numbers().filter(lambda number: len(number) == 16))
 def test_no_uuid_is_refused(head: str, number: str) -> None:
-    """Not even one that ends in a card number: in either case, and with a prefix or suffix, as keys have them."""
+    """Not even one that ends in a card number: in upper or lower case, with prefix and suffix, as in keys."""
     some_id = str(uuid.UUID(head + number))
     for text in (some_id, some_id.upper(), f"order-{some_id}-1", f"txn_{some_id}"):
         assert not card_number_in(text)
@@ -536,7 +532,7 @@ def test_an_order_number_that_begins_with_a_time_counts_in_a_cards_fields_only(t
     ],
 )
 def test_digits_inside_a_hexadecimal_word_join_with_nothing(text: str) -> None:
-    """In a card's field as well; the run alone is looked at."""
+    """In a card's field too: only the run itself is checked."""
     assert card_number_in("538375723166:1001", of_card=True)
     for of_card in (False, True):
         assert not card_number_in(text, of_card=of_card)
@@ -572,7 +568,7 @@ def _ean(rng: random.Random) -> str:
 
 
 def _mobile(rng: random.Random) -> str:
-    """A German mobile number behind its 0: of 10 or 11 digits."""
+    """A German mobile number without its leading 0: 10 or 11 digits."""
     prefix = rng.choice(
         ["151", "152", "155", "157", "159", "160", "162", "163", "170", "171", "172", "173", "175", "176", "179"]
     )
@@ -589,7 +585,7 @@ def _foreign_phone(rng: random.Random) -> str:
 
 
 def _hexadecimal_key(rng: random.Random) -> str:
-    """A key as our benchmark made it: a process, nanoseconds in hexadecimal, a number."""
+    """A key of our former benchmark: a process, nanoseconds in hexadecimal, a number."""
     return f"bench:{rng.randrange(1000, 99999)}:{_millis(rng) * 10**6 + rng.randrange(10**6):x}:{rng.randrange(10**5)}"
 
 
@@ -599,7 +595,7 @@ def _structured_key(rng: random.Random) -> str:
     return rng.choice("-:._/").join([str(rng.randrange(10 ** rng.randrange(2, 6))), when, f"{rng.randrange(10**4):04}"])
 
 
-# Kinds of honest texts, and the greatest share of them, in per cent, that may be refused outside of a card's fields.
+# Kinds of honest texts, and the largest share in per cent that may be refused outside of a card's fields.
 HONEST: dict[str, tuple[float, Callable[[random.Random], str]]] = {
     "epoch, s": (0, lambda rng: str(_millis(rng) // 1000)),
     "epoch, ms": (0, lambda rng: str(_millis(rng))),
@@ -657,12 +653,12 @@ def _taken_for_cards(kind: str, count: int, *, of_card: bool = False) -> float:
 
 @pytest.mark.parametrize("kind", HONEST)
 def test_honest_numbers_are_seldom_taken_for_card_numbers(kind: str) -> None:
-    """The same numbers in every run, since the seed is the kind's name."""
+    """Every run has the same numbers: the seed is the kind's name."""
     assert _taken_for_cards(kind, 5_000) <= HONEST[kind][0]
 
 
-# ---------------------------------------------------------------- how many card numbers are found
-# Shares of the world's cards, roughly: what is typed by accident is mostly a Visa or a Mastercard.
+# ---------------------------------------------------------------- the share of card numbers found
+# Rough shares of the world's cards: most accidents concern a Visa or a Mastercard.
 _COMMON = (
     "Visa",
     "Visa",
@@ -711,7 +707,7 @@ def _anyhow(rng: random.Random) -> str:
     return "".join(digit + (" " if rng.random() < 0.25 else "") for digit in _card(rng))
 
 
-# How a card number may be written, and the least share that must be found: in a card's fields, and elsewhere.
+# The notations of a card number, and the least share that must be found: in a card's fields, and elsewhere.
 WRITTEN: dict[str, tuple[float, float, Callable[[random.Random], str]]] = {
     "bare": (100, 99.9, _card),
     "old 13 and odd, bare": (100, 0, lambda rng: _card(rng, ("Visa, old", "Maestro, old issuers"))),
@@ -738,8 +734,8 @@ def _found(way: str, count: int, *, of_card: bool) -> float:
 
 
 @pytest.mark.parametrize("way", WRITTEN)
-def test_card_numbers_are_found_however_they_are_written_by_accident(way: str) -> None:
-    """All or nearly all, in every field; what a card's fields alone are searched for is in the table above."""
+def test_card_numbers_are_found_in_every_accidental_notation(way: str) -> None:
+    """All or nearly all, in every field. The table above marks the notations that count in a card's fields only."""
     in_card, elsewhere, _ = WRITTEN[way]
     assert _found(way, 3_000, of_card=True) >= in_card
     assert _found(way, 3_000, of_card=False) >= elsewhere
@@ -751,7 +747,7 @@ def test_card_numbers_are_found_however_they_are_written_by_accident(way: str) -
     ["1", "1001", "k" * 255, "auth0|x", "jane+x@y", str(uuid.UUID(int=7)), "".join(map(chr, range(0x21, 0x7F)))],
 )
 def test_a_key_of_1_to_255_printable_characters_of_ascii_is_well_formed(key: str) -> None:
-    """All but the space."""
+    """Every one but the space."""
     assert key_fault(key) is None
 
 
@@ -777,7 +773,7 @@ def test_any_other_key_is_malformed_and_not_repaired(key: str) -> None:
     )
 
 
-def test_a_known_key_is_found_whatever_else_is_wrong_with_the_request() -> None:
+def test_a_known_key_is_found_despite_any_fault_of_the_request() -> None:
     """Rules get stricter, and the retry of an accepted charge must still find it."""
     broken = Request(
         "", "", GOOD.idempotency_key, "", "", Card("", "\0", "x"), Money(-1, "usd"), "\x1b", (("cvv", "\n"),)
@@ -929,10 +925,10 @@ def _amount(minor_units: int, currency_code: str = "EUR") -> Request:
         ),
     ],
 )
-def test_a_new_charge_that_breaks_a_rule_is_told_its_field_and_the_rule(
+def test_a_new_charge_that_breaks_a_rule_is_refused_with_the_field_and_the_rule(
     request_: Request, field: str, text: str
 ) -> None:
-    """Cases 1 to 26: one fault for one thing wrong, the field named once."""
+    """Cases 1 to 26: one fault for one mistake, the field named once."""
     assert faults(request_) == ((field, text),)
 
 
@@ -988,12 +984,12 @@ def test_a_new_charge_that_breaks_a_rule_is_told_its_field_and_the_rule(
     ],
 )
 def test_a_new_charge_within_the_rules_has_no_faults(request_: Request) -> None:
-    """The bounds themselves are allowed; texts for people are in any language, NFC or not."""
+    """The bounds are allowed; texts for people are in any language, NFC or not."""
     assert faults(request_) == ()
 
 
-def test_all_faults_are_told_together() -> None:
-    """A client corrects its request once."""
+def test_all_faults_are_reported_together() -> None:
+    """So a client corrects its request once."""
     request = dataclasses.replace(_amount(0, "usd"), user_id="", description="\r", metadata=(("", "\0"), ("pin", "1")))
     assert dict(faults(request)) == {
         "user_id": screening.REQUIRED,
@@ -1019,8 +1015,8 @@ def test_caps_are_of_eight_digits_or_of_twelve_and_stand_in_the_contract() -> No
     assert f"{eight:,} minor units" in contract
 
 
-def test_a_cap_of_ones_own_replaces_the_built_in_one() -> None:
-    """Of its currency, up or down."""
+def test_a_configured_cap_replaces_the_built_in_one() -> None:
+    """For its currency, up or down."""
     caps = {**currencies.MAX_MINOR_UNITS, "EUR": 500, "USD": 10**12 - 1}
     assert faults(_amount(500), caps) == ()
     assert faults(_amount(501), caps) == (("amount.minor_units", screening.AMOUNT_TOO_LARGE),)
@@ -1028,7 +1024,7 @@ def test_a_cap_of_ones_own_replaces_the_built_in_one() -> None:
 
 
 def test_the_largest_request_that_the_contract_allows_fits_the_limit_of_a_message() -> None:
-    """Every field as long as its rule lets it be, in bytes."""
+    """Every field as long as its rule allows, in bytes."""
     largest = Request(
         charge_id="",
         tenant="",
@@ -1061,7 +1057,7 @@ def test_currencies_are_the_155_in_use_with_their_iso_exponents() -> None:
     assert {code for code in EXPONENTS if code.startswith("X")} == {"XAF", "XCD", "XCG", "XOF", "XPF"}
 
 
-# ---------------------------------------------------------------- what a fault says
+# ---------------------------------------------------------------- the texts of faults
 texts = (
     st.text()
     | st.text(st.sampled_from("0123456789\u0663\uff14 -.+_a\u200b"))
@@ -1085,8 +1081,8 @@ FIXED_FIELDS = {*PLACES, "amount", "amount.minor_units", "metadata"}
 
 @settings(max_examples=300, deadline=None)
 @given(requests)
-def test_whatever_is_sent_faults_are_fixed_texts_on_fixed_fields(request: Request) -> None:
-    """Nothing raises, and nothing of the input is repeated: neither a value nor a metadata key."""
+def test_faults_are_fixed_texts_on_fixed_fields_for_any_input(request: Request) -> None:
+    """Screening never raises, and repeats no part of the input: neither a value nor a metadata key."""
     for found in (always_refused(request), faults(request)):
         assert {field for field, _ in found} <= FIXED_FIELDS
         assert {text for _, text in found} <= FIXED_TEXTS
@@ -1095,14 +1091,14 @@ def test_whatever_is_sent_faults_are_fixed_texts_on_fixed_fields(request: Reques
 
 @given(st.text(st.characters()))
 def test_a_text_without_faults_is_visible(text: str) -> None:
-    """Nothing that moves a cursor, turns the direction of writing or has no width is left in it."""
+    """It holds no character that moves a cursor, turns the direction of writing or has no width."""
     if not faults(PLACES["description"](text)):
         seen = re.sub("[\n\t\u200c\u200d]", "", text.replace("\r\n", "\n"))
         assert not {unicodedata.category(character) for character in seen} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def main() -> None:
-    """Measure both rates, over 100,000 texts of each kind and way, and in each field of a request."""
+    """Measure both rates, over 100,000 texts of each kind and notation, and in each field of a request."""
     count = 100_000
     print(f"{'card numbers found, %':28}{'card field':>12}{'other':>12}")
     for way in WRITTEN:

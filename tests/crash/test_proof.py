@@ -1,4 +1,4 @@
-"""A small part of what `make prove` does with crashes and storage, at every change."""
+"""A small part of the crashes and storage faults of `make prove`, run at every change."""
 
 import itertools
 import json
@@ -29,10 +29,10 @@ def a_harness() -> Harness:
 
 
 @pytest.mark.parametrize("scenario", crashpoints.SCENARIOS, ids=lambda scenario: str(scenario.name))
-async def test_a_death_at_any_call_of_a_port_leaves_a_charge_that_ends_once(
+async def test_after_a_death_at_any_call_of_a_port_a_charge_ends_once(
     scenario: crashpoints.Scenario, tmp_path: Path
 ) -> None:
-    """Every port call of the first life, before and after."""
+    """Before and after every call of a port in the first life."""
     harness = a_harness()
     async with crashpoints.Walk(harness, tmp_path) as walk:
         async for _ in walk.paths(scenario, 1):
@@ -44,7 +44,7 @@ async def test_a_death_at_any_call_of_a_port_leaves_a_charge_that_ends_once(
 
 
 async def test_a_journal_that_acknowledges_before_it_stores_is_found(tmp_path: Path) -> None:
-    """The control: the harness sees what it is there to see."""
+    """The control: the harness can find a bug."""
     harness = a_harness()
     async with crashpoints.Walk(harness, tmp_path, hasty=True) as walk:
         async for _ in walk.paths(crashpoints.SCENARIOS[0], 1):
@@ -52,8 +52,8 @@ async def test_a_journal_that_acknowledges_before_it_stores_is_found(tmp_path: P
     assert any("I3" in violation for violation in harness.violations)
 
 
-def test_paths_grow_by_a_death_until_none_is_left(tmp_path: Path) -> None:
-    """What has two deaths begins with what had one, and the life that passed its last point is no beginning."""
+def test_paths_grow_by_one_death_until_none_is_left(tmp_path: Path) -> None:
+    """A path of two deaths begins with a path of one, and a life that passed its last point begins none."""
     first = crashpoints.grow(tmp_path, crashpoints.SCENARIOS[0], ())
     assert first.longer == [(point,) for point in range(1, first.walked.tried)]
     last = crashpoints.grow(tmp_path, crashpoints.SCENARIOS[0], first.longer[-1])
@@ -63,7 +63,7 @@ def test_paths_grow_by_a_death_until_none_is_left(tmp_path: Path) -> None:
 
 
 @needs_strace
-async def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+async def test_a_power_cut_loses_no_acknowledged_record(tmp_path: Path) -> None:
     """Also after a restart over a WAL whose sync had failed."""
     harness = a_harness()
     chance = random.Random(1)
@@ -76,8 +76,8 @@ async def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path) -
 
 
 @needs_strace
-async def test_a_sync_of_the_wals_name_that_fails_at_the_start_of_a_journal_loses_nothing(tmp_path: Path) -> None:
-    """SQLite takes no notice of it: unless somebody syncs the folder, all that is stored before a checkpoint has no name."""
+async def test_a_failed_sync_of_the_wals_name_at_the_start_of_a_journal_loses_no_record(tmp_path: Path) -> None:
+    """SQLite ignores the failure: unless the folder is synced, the file of all records before a checkpoint has no name."""
     moments = replay.record(tmp_path, [replay.Life(20, (), "fdatasync:error=EIO:when=6")])
     failed = [moment for moment in moments if moment.is_over and moment.call.name == "fdatasync" and moment.call.result]
     assert len(failed) == 1
@@ -88,7 +88,7 @@ async def test_a_sync_of_the_wals_name_that_fails_at_the_start_of_a_journal_lose
 
 @needs_strace
 @pytest.mark.parametrize("name", powercut.CONTROLS)
-async def test_a_power_cut_loses_something_of_a_journal_made_careless(name: str, tmp_path: Path) -> None:
+async def test_a_power_cut_loses_records_of_a_journal_made_careless(name: str, tmp_path: Path) -> None:
     """The controls."""
     moments = replay.record(tmp_path, powercut.CONTROLS[name].lives)
     cuts, until = powercut.CUTS_A_CONTROL, time.monotonic() + 30
@@ -96,8 +96,8 @@ async def test_a_power_cut_loses_something_of_a_journal_made_careless(name: str,
     assert losses > 0
 
 
-async def test_a_flipped_bit_of_a_record_is_noticed_before_anything_of_it_is_served() -> None:
-    """Some fifty bits of the two thousand, and the control."""
+async def test_a_flipped_bit_of_a_record_is_noticed_before_it_is_served() -> None:
+    """Fifty of the two thousand bits, and the control."""
     harness = a_harness()
     await files.flips(time.monotonic() + 30, lambda _: None, harness, most=50)
     assert harness.violations == []
@@ -106,7 +106,7 @@ async def test_a_flipped_bit_of_a_record_is_noticed_before_anything_of_it_is_ser
 
 
 @needs_strace
-async def test_files_that_are_not_as_they_were_are_refused_or_whole() -> None:
+async def test_changed_files_are_refused_or_complete() -> None:
     """Cut short, swapped, deleted, of another journal, from a backup."""
     harness = a_harness()
     await files.damages(time.monotonic() + 30, lambda _: None, harness)
@@ -115,8 +115,8 @@ async def test_files_that_are_not_as_they_were_are_refused_or_whole() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-async def test_a_disk_that_was_full_and_has_room_again_takes_charges_again() -> None:
-    """Twice, under one server, which is never restarted."""
+async def test_charges_are_accepted_again_after_a_full_disk_has_room() -> None:
+    """Twice, by one server without a restart."""
     harness = a_harness()
     async with disks.small_disk(harness, 0) as disk:
         assert disk is not None
@@ -127,8 +127,8 @@ async def test_a_disk_that_was_full_and_has_room_again_takes_charges_again() -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-async def test_a_journal_that_another_program_held_takes_charges_again() -> None:
-    """Under one server, which is never restarted; and the control."""
+async def test_charges_are_accepted_again_after_another_program_held_the_journal() -> None:
+    """By one server without a restart; and the control."""
     harness = a_harness()
     async with disks.small_disk(harness, 0) as disk:
         assert disk is not None
@@ -139,7 +139,7 @@ async def test_a_journal_that_another_program_held_takes_charges_again() -> None
 
 
 async def test_a_restored_backup_is_noticed_and_a_second_server_is_refused() -> None:
-    """One round of them, and all sides agree at the end."""
+    """One round of each, and all sides agree at the end."""
     harness = a_harness()
     async with restores.restored(harness, 0) as one:
         await one.back_up_and_restore()
@@ -150,7 +150,7 @@ async def test_a_restored_backup_is_noticed_and_a_second_server_is_refused() -> 
 @needs_strace
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EDQUOT"])
 @pytest.mark.parametrize(("call", "number"), [("pwrite64", 40), ("fdatasync", 12)])
-async def test_an_error_of_the_disk_loses_nothing_that_was_acknowledged(
+async def test_an_error_of_the_disk_loses_no_acknowledged_record(
     call: str, number: int, error: str, tmp_path: Path
 ) -> None:
     """One failed operation, in the middle of the work."""
@@ -170,12 +170,12 @@ async def test_servers_killed_under_load_leave_histories_that_agree(tmp_path: Pa
 
 @pytest.mark.parametrize(("bug", "invariant"), kills.CANARIES.items())
 async def test_a_bug_of_the_command_server_is_found_by_a_few_kills(bug: str, invariant: str) -> None:
-    """By the name of what it breaks."""
+    """By the invariant that it breaks."""
     assert await kills.is_found(bug, invariant)
 
 
-def test_killing_is_enough_when_every_kill_had_its_fifty_and_the_charges_are_made() -> None:
-    """One kind that is rarer, or a charge too few, and it goes on."""
+def test_a_run_of_kills_ends_when_each_kind_had_fifty_and_the_charges_are_made() -> None:
+    """With a rarer kind, or a charge too few, it continues."""
     kinds = [kills.QUERY_KILLED, *map(kills.command_killed, kills.MOMENTS), *map(kills.bank_killed, kills.BANK_KILLS)]
     kinds += [kills.PAUSED, kills.UNREAD]
     harness = a_harness()
@@ -188,7 +188,7 @@ def test_killing_is_enough_when_every_kill_had_its_fifty_and_the_charges_are_mad
 
 
 def test_a_recording_is_read_in_the_order_in_which_its_calls_began_and_ended() -> None:
-    """A sync that another thread's write overlaps is over after it."""
+    """A sync that overlaps another thread's write ends after it."""
     lines = [
         r'7 pwrite64(3<\x2f\x61>, "\x01\x02", 2, 0) = 2',
         r"7 fdatasync(3<\x2f\x61> <unfinished ...>",
@@ -207,8 +207,8 @@ def test_a_recording_is_read_in_the_order_in_which_its_calls_began_and_ended() -
     ]
 
 
-def test_a_cut_leaves_any_part_of_what_was_not_synced_and_all_of_what_was() -> None:
-    """The rebuilt disk, file by file."""
+def test_a_power_cut_leaves_all_synced_writes_and_any_part_of_the_others() -> None:
+    """On the rebuilt disk, file by file."""
     file = replay.File()
     file.change(replay.Change(0, b"old" * 400))
     file.syncing = 1
@@ -226,13 +226,13 @@ def test_a_cut_leaves_any_part_of_what_was_not_synced_and_all_of_what_was() -> N
 
 @needs_strace
 async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_path: Path) -> None:
-    """The first calls of the journal's thread; all of them are tried by make prove."""
+    """At the first calls of the journal's thread; make prove tries all of them."""
     async with Town(tmp_path) as town, Referee(town.bank_url) as referee:
         harness = a_harness()
         trial = syscalls.Trial(town, clients.Clients(random.Random(0), "syscall"), clients.Witness(referee), harness)
         for number in (1, 7):
             assert await trial.die_in_charge(syscalls.JOURNAL_PLACE, number)
-        # The pool, which is several threads, has no such call.
+        # The pool of several threads has no such call.
         assert not await trial.die_in_charge(-1, 10_000)
         await trial.reckon("test")
     assert harness.violations == []
@@ -241,12 +241,12 @@ async def test_a_server_killed_at_a_system_call_of_a_charge_charges_once(tmp_pat
 @needs_strace
 @pytest.mark.parametrize("part", [files, errors, disks, gone, restores], ids=lambda part: str(part.__name__))
 async def test_a_sabotaged_run_of_a_storage_harness_fails(part: Any) -> None:
-    """The controls, each by the name of what it breaks. None: this machine cannot have a small disk."""
+    """The controls, each found by the invariant that it breaks. None: this machine cannot have a small disk."""
     assert await part.is_control_found() in (True, None)
 
 
-async def test_a_journal_at_work_whose_files_are_taken_away_acknowledges_no_more() -> None:
-    """Each way once."""
+async def test_a_running_journal_whose_files_disappear_acknowledges_no_further_record() -> None:
+    """Each way of disappearing once."""
     harness = a_harness()
     await gone.take_away(time.monotonic() + 60, lambda _: None, harness)
     assert harness.violations == []
@@ -260,8 +260,8 @@ async def test_a_bug_of_the_command_server_is_found_by_a_death_at_a_system_call(
 
 
 # ---------------------------------------------------------------- the table
-def test_a_part_of_the_proof_that_is_run_again_replaces_its_own_figures_only(tmp_path: Path) -> None:
-    """Even if it fell over, and had no name of its own."""
+def test_a_repeated_part_of_the_proof_replaces_its_own_figures_only(tmp_path: Path) -> None:
+    """Even if it crashed before it had a name."""
     out = tmp_path / "prove.json"
     save(out, {"kills": Harness("kill -9", "kills", tried=3), "storage": Harness("storage", "faults", tried=5)})
     save(out, {"kills": Harness("kills", "nothing", violations=["the harness itself failed"])})
@@ -272,8 +272,8 @@ def test_a_part_of_the_proof_that_is_run_again_replaces_its_own_figures_only(tmp
     ]
 
 
-def test_the_readme_says_what_was_not_tried_and_what_fired_too_seldom(tmp_path: Path) -> None:
-    """And an outcome, or the last of a complete enumeration, is neither."""
+def test_the_readme_names_untried_harms_and_rare_faults(tmp_path: Path) -> None:
+    """An outcome, or the last of a complete enumeration, is neither."""
     out = tmp_path / "prove.json"
     harness = Harness("storage", "faults", tried=5, faults=Counter({"EIO": 49, "ENOSPC": 50, "whole": 1}))
     harness.skipped["every operation"] = "the time was up"

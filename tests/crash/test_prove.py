@@ -1,4 +1,4 @@
-"""`make prove` itself: one table, and one file that says the same."""
+"""`make prove` itself: one table, and one file with the same figures."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from prove.report import RARE, Harness
 ROOT = Path(__file__).parents[2]
 
 
-def test_it_prints_a_table_and_writes_what_it_found(tmp_path: Path) -> None:
-    """With a control that failed as it must, or it would have exited with 1."""
+def test_it_prints_a_table_and_writes_its_results(tmp_path: Path) -> None:
+    """With a control that failed as required; otherwise it would exit with 1."""
     command = [sys.executable, "-m", "prove", "0.03", "--only", "crashpoints"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -27,15 +27,15 @@ def test_it_prints_a_table_and_writes_what_it_found(tmp_path: Path) -> None:
     assert "all tried in" in done.stdout
 
 
-def test_a_harness_that_tried_nothing_is_not_sound() -> None:
-    """Whatever the reason: it has shown nothing."""
+def test_a_harness_without_tries_is_not_sound() -> None:
+    """For any reason: it has shown nothing."""
     harness = Harness("test", "tries", skipped={"all": "strace is not installed"})
     assert not harness.is_sound
     assert "NOTHING TRIED in test" in table([harness])
 
 
 def test_a_full_run_fails_for_a_rare_kind_and_a_small_one_does_not() -> None:
-    """A few minutes cannot have everything fire fifty times."""
+    """In a few minutes not every kind fires fifty times."""
     harness = Harness("test", "tries", tried=1)
     harness.knows(("never",))
     assert passes([harness], is_full=False)
@@ -44,8 +44,8 @@ def test_a_full_run_fails_for_a_rare_kind_and_a_small_one_does_not() -> None:
     assert not is_full_size(59)
 
 
-def test_a_kind_that_fired_seldom_is_told_unless_a_reason_is_given() -> None:
-    """And then the reason is told."""
+def test_a_rare_kind_is_reported_unless_it_has_a_reason() -> None:
+    """And then the reason is reported."""
     harness = Harness("test", "tries", tried=1, faults=Counter({"often": RARE, "seldom": 1, "once": 1}))
     harness.knows(("often", "never"))
     harness.complete["once"] = "there is only one"

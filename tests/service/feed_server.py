@@ -1,4 +1,4 @@
-"""A journal's feed over a real port, as the edge of the query server's world: it does as told, the wrong thing too."""
+"""A journal's feed over a real port, the edge of the query server's world: it follows orders, wrong ones too."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -27,8 +27,8 @@ DIVERGED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "JOURNAL_DIVERGED", "div
 class FeedServer(journal_pb2_grpc.JournalServiceServicer):
     """Serves the records of a journal.
 
-    Between `cut` and `mend` it ends every stream. `held_at` is a position that no stream goes beyond. `forged` replaces
-    the journal's records by others, and `caught_up_at` the position up to which it says that all was sent.
+    Between `cut` and `mend` it ends every stream. `held_at` is a position that no stream passes. `forged` replaces the
+    journal's records by others, and `caught_up_at` the position in its CaughtUp.
     """
 
     def __init__(self, journal: SealedJournal) -> None:
@@ -53,55 +53,55 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
         await self._server.start()
 
     async def stop(self) -> None:
-        """Cut all streams and listen no more."""
+        """Cut all streams and stop listening."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
 
     async def cut(self) -> None:
-        """End all streams, and those to come."""
+        """End all streams, and every later one."""
         self._is_cut = True
         self._cuts += 1
-        await self.tell()
+        await self.notify()
 
     def mend(self) -> None:
         """Serve again."""
         self._is_cut = False
 
-    async def tell(self) -> None:
-        """Send what changed: records appended to the journal, or a hold that was moved."""
+    async def notify(self) -> None:
+        """Have streams notice a change: records appended to the journal, or a moved hold."""
         async with self._changed:
             self._changed.notify_all()
 
     async def asked(self, times: int) -> None:
-        """Wait until there were so many subscriptions."""
+        """Wait until there have been this many subscriptions."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.requests) >= times)
 
     async def hold(self, position: int | None) -> None:
         """Move the hold."""
         self.held_at = position
-        await self.tell()
+        await self.notify()
 
     async def Subscribe(self, request: SubscribeRequest, context: Any) -> AsyncIterator[SubscribeResponse]:  # noqa: N802  # the contract's name
         self.requests.append(request)
-        await self.tell()
+        await self.notify()
         if self._is_cut:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
         if not self._fits(request):
             await context.abort_with_status(DIVERGED.status("charging.v1"))
         yield SubscribeResponse(opened=Opened(journal_id=self.journal.journal_id, head_position=self.journal.head))
-        place, told, cuts = request.after_position, None, self._cuts
+        position, caught_up, cuts = request.after_position, None, self._cuts
         while self._cuts == cuts:
             records = self.journal.records if self.forged is None else self.forged
             end = len(records) if self.held_at is None else min(len(records), self.held_at)
-            if place < end:
-                batch = records[place : min(end, place + self.batch_records)]
+            if position < end:
+                batch = records[position : min(end, position + self.batch_records)]
                 yield SubscribeResponse(batch=RecordBatch(records=batch))
-                place += len(batch)
-            elif place == len(records) and told is None:
-                told = (records[-1].position if records else 0) if self.caught_up_at is None else self.caught_up_at
-                yield SubscribeResponse(caught_up=CaughtUp(position=told))
+                position += len(batch)
+            elif position == len(records) and caught_up is None:
+                caught_up = (records[-1].position if records else 0) if self.caught_up_at is None else self.caught_up_at
+                yield SubscribeResponse(caught_up=CaughtUp(position=caught_up))
             else:
                 seen = self._state()
                 yield SubscribeResponse(heartbeat=Heartbeat(head_position=self.journal.head))

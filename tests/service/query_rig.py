@@ -73,7 +73,7 @@ async def client_of(address: str) -> AsyncIterator[Client]:
 
 
 class KeptDisk(Around[Disk]):
-    """This machine's disk, which keeps the connections that it gave and the threads that they are used in."""
+    """This machine's disk, which keeps the connections that it opened and their threads."""
 
     def __init__(self) -> None:
         super().__init__(LOCAL_DISK)
@@ -101,7 +101,7 @@ class KeptDisk(Around[Disk]):
 
 @asynccontextmanager
 async def process_of(feed: str, view: Path, **more: str) -> AsyncIterator[Server]:
-    """Run a query server in a process of its own, which does not outlive the context."""
+    """Run a query server in a process of its own, which ends with the context."""
     view.parent.mkdir(parents=True, exist_ok=True)
     server = Server("query_service", environment(feed, view, **more), view.with_suffix(".log"))
     with server.log.open("ab") as log:
@@ -113,7 +113,7 @@ async def process_of(feed: str, view: Path, **more: str) -> AsyncIterator[Server
 
 
 def dump(view: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read every row of a view, by the names of its columns."""
+    """Read every row of a view, by column name."""
     with contextlib.closing(sqlite3.connect(view)) as connection:
         connection.row_factory = sqlite3.Row
         return {table: [dict(row) for row in connection.execute(f"SELECT * FROM {table}")] for table in TABLES}

@@ -1,4 +1,4 @@
-"""The caller of an RPC: named by the guard of a real server, and nobody without it."""
+"""The caller of an RPC: the guard of a real server names it, and without the guard there is none."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,19 +24,19 @@ class Asking:
         server.add_registered_method_handlers("test.Asking", {"One": one, "Many": many})
 
     async def one(self, _: bytes, context: Any) -> bytes:
-        return told(context)
+        return described(context)
 
     async def many(self, _: bytes, context: Any) -> AsyncIterator[bytes]:
-        yield told(context)
+        yield described(context)
 
 
-def told(context: Any) -> bytes:
+def described(context: Any) -> bytes:
     caller = caller_of(context)
     return f"{context.method} {caller.tenant} {caller.actor}".encode()
 
 
-async def test_the_guard_tells_every_handler_its_caller_and_its_method() -> None:
-    """Until identities exist it is the same caller for all."""
+async def test_the_guard_gives_every_handler_its_caller_and_its_method() -> None:
+    """Until identities exist, all calls have the same caller."""
     server = await Server.start(
         Address("127.0.0.1", 0),
         Asking().register,
@@ -58,7 +58,7 @@ async def test_the_guard_tells_every_handler_its_caller_and_its_method() -> None
 
 
 async def test_a_handler_that_is_called_without_the_guard_has_no_caller() -> None:
-    """It fails, and takes nobody for the default caller. A context that merely looks so is none either."""
+    """It fails, without a default caller. A context that only looks guarded has none either."""
 
     class Forged:
         caller = ANYBODY
@@ -70,8 +70,8 @@ async def test_a_handler_that_is_called_without_the_guard_has_no_caller() -> Non
     assert caller_of(GuardedCall("/test.Asking/One", shop, None)) == shop
 
 
-async def test_a_guarded_call_offers_what_the_context_of_grpc_offers() -> None:
-    """A handler asks it for its deadline and its peer, as before."""
+async def test_a_guarded_call_offers_every_member_of_grpcs_context() -> None:
+    """A handler asks it for its deadline and its peer."""
 
     class Context:
         def time_remaining(self) -> float:

@@ -1,4 +1,4 @@
-"""How the query server follows the feed: through losses, kills, restored journals, and feeds that break their promises."""
+"""The query server and its feed: losses, kills, restored journals, and feeds that break their promises."""
 
 import asyncio
 import random
@@ -56,13 +56,13 @@ from tests.service.feed_server import FeedServer, feeding
 from tests.service.query_rig import SERVICE, Client, KeptDisk, client_of, dump, process_of, querying
 
 PAGE_BYTES = 4096
-# For loops that ask again and again: far more than they need on a busy machine.
 FORMAT_1 = Path(__file__).parent / "fixtures" / "view_1.sql"
+# For loops that poll: far more than they need on a busy machine.
 PATIENCE_SECONDS = 30
 
 
 def filled(charges: int, journal_id: str = "journal-one") -> SealedJournal:
-    """A journal with some charges of every sort."""
+    """Make a journal with some charges of every kind."""
     journal = SealedJournal(journal_id)
     for number in range(charges):
         ends = ((token_issued(), charged(f"transaction-{number}")), (declined(),), (token_issued(),))
@@ -94,8 +94,8 @@ def remove(view: Path) -> None:
 
 
 # ---------------------------------------------------------------- rebuilding and resuming
-async def test_a_view_that_was_deleted_is_built_again_equal_row_for_row(feed: FeedServer, tmp_path: Path) -> None:
-    """One that followed live, in small batches and over a restart, against one that read all at once."""
+async def test_a_rebuilt_view_equals_the_deleted_one_row_for_row(feed: FeedServer, tmp_path: Path) -> None:
+    """A view that was updated live, in small batches and over a restart, against one that read the journal at once."""
     view = tmp_path / "view.db"
     head, feed.batch_records = feed.journal.head, 3
     await feed.hold(head // 2)
@@ -113,8 +113,8 @@ async def test_a_view_that_was_deleted_is_built_again_equal_row_for_row(feed: Fe
     assert len(followed["charge"]) == 40
 
 
-async def test_it_goes_on_from_its_checkpoint(feed: FeedServer, tmp_path: Path) -> None:
-    """It names the journal, the position and the chain that it knows; nothing at first."""
+async def test_it_continues_from_its_checkpoint(feed: FeedServer, tmp_path: Path) -> None:
+    """It sends the journal's id, the position and the chain of its view; a new view sends none."""
     head = feed.journal.head
     for number in (1, 2):
         async with querying(feed.address, tmp_path / "view.db") as (_, client):
@@ -130,8 +130,8 @@ async def test_it_goes_on_from_its_checkpoint(feed: FeedServer, tmp_path: Path) 
     )
 
 
-async def test_a_call_that_comes_before_the_view_was_read_does_not_wait_for_the_next_record() -> None:
-    """The server listens before it knows how far its view is."""
+async def test_a_call_before_the_first_read_of_the_view_does_not_wait_for_the_next_record() -> None:
+    """The server listens before it knows its view's position."""
     waiting = Waiting()
     early = asyncio.create_task(waiting.reach(7, 60))
     late = asyncio.create_task(waiting.reach(8, 0.01))
@@ -141,8 +141,8 @@ async def test_a_call_that_comes_before_the_view_was_read_does_not_wait_for_the_
     assert not await late
 
 
-async def test_killed_while_it_catches_up_it_goes_on_and_ends_up_equal(feed: FeedServer, tmp_path: Path) -> None:
-    """kill -9, at several places; what is in the file then is whole: the rows of its checkpoint and no others."""
+async def test_a_server_killed_while_it_catches_up_ends_with_an_equal_view(feed: FeedServer, tmp_path: Path) -> None:
+    """kill -9, at several points. The file is whole then: it holds the rows up to its checkpoint and no others."""
     view, other = tmp_path / "view.db", tmp_path / "other.db"
     head, feed.batch_records = feed.journal.head, 1
     for held_at in (head // 4, head // 2):
@@ -151,7 +151,7 @@ async def test_killed_while_it_catches_up_it_goes_on_and_ends_up_equal(feed: Fee
             serving = await process.logged("serving")
             async with client_of(serving["listen"]) as client:
                 await status(client, held_at)
-            await feed.hold(None)  # the kill comes in the middle of what follows
+            await feed.hold(None)  # the kill comes in the middle of the next records
             process.send(signal.SIGKILL)
             assert await process.ended() == -signal.SIGKILL
         found = dump(view)
@@ -212,7 +212,7 @@ async def test_a_query_reads_rows_and_checkpoint_from_one_state_of_the_view(tmp_
 
 
 async def test_records_that_do_not_follow_the_checkpoint_are_refused_whole(tmp_path: Path) -> None:
-    """The last defence of the view, whatever happened to the feed before."""
+    """This is the view's last defence, behind the checks of the feed."""
     journal = SealedJournal()
     for number in range(3):
         journal.charge(f"order-{number:05}")
@@ -266,7 +266,7 @@ def with_unreadable_id(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def with_a_charge_requested_twice(records: Sequence[Record]) -> Sequence[Record]:
-    """A chain that is right over a journal that cannot be: the same charge begins again at version 1."""
+    """A right chain over an impossible journal: the same charge begins again at version 1."""
     twice = sealed(
         records[-1].chain,
         position=len(records) + 1,
@@ -279,7 +279,7 @@ def with_a_charge_requested_twice(records: Sequence[Record]) -> Sequence[Record]
 
 
 def sealed_after(records: Sequence[Record], event: Event, recorded_at: int, number: int = 0) -> Sequence[Record]:
-    """A chain that is right, and at its end one more event of the charge `order-0000n`."""
+    """A right chain, with one more event of the charge `order-0000n` at its end."""
     versions = [record.version for record in records if record.charge_id == charge_id_of(f"order-{number:05}")]
     added = sealed(
         records[-1].chain,
@@ -323,7 +323,7 @@ def with_a_time_beyond_all_numbers(records: Sequence[Record]) -> Sequence[Record
 
 
 def with_nanos_below_zero(records: Sequence[Record]) -> Sequence[Record]:
-    """The same microsecond as a rightful time, and so the same chain."""
+    """The same microsecond as the true time, and so the same chain."""
     *before, last = sealed_after(records, requested("order-00999"), EPOCH_MICROSECONDS, number=999)
     last.recorded_at.seconds, last.recorded_at.nanos = last.recorded_at.seconds + 1, -1_000_000_000
     return [*before, last]
@@ -367,10 +367,10 @@ FORGERIES = [
 
 
 @pytest.mark.parametrize("forge", FORGERIES)
-async def test_a_feed_that_cannot_be_trusted_ends_the_following_and_leaves_the_view_as_it_was(
+async def test_an_untrustworthy_feed_ends_the_subscription_and_leaves_the_view_unchanged(
     feed: FeedServer, tmp_path: Path, forge: Callable[[Sequence[Record]], Sequence[Record]]
 ) -> None:
-    """Nothing of it is applied from the first bad record on."""
+    """No record is applied from the first bad one on."""
     view = tmp_path / "view.db"
     feed.batch_records = 1
     feed.forged = forge(feed.journal.records)
@@ -383,10 +383,10 @@ async def test_a_feed_that_cannot_be_trusted_ends_the_following_and_leaves_the_v
 
 
 @pytest.mark.parametrize("forge", LIES_AT_THE_END)
-async def test_a_batch_with_a_lie_in_it_is_refused_whole(
+async def test_a_batch_with_a_false_record_is_refused_whole(
     feed: FeedServer, tmp_path: Path, forge: Callable[[Sequence[Record]], Sequence[Record]]
 ) -> None:
-    """What stands before the lie came by the same hand."""
+    """The records before the false one came from the same source."""
     view = tmp_path / "view.db"
     feed.forged = forge(feed.journal.records)
     async with querying(feed.address, view) as (running, _):
@@ -399,10 +399,8 @@ async def test_a_batch_with_a_lie_in_it_is_refused_whole(
 
 
 @pytest.mark.parametrize("missing", [-1, 1])
-async def test_a_feed_that_has_less_than_it_says_or_than_the_view_is_not_lived_with(
-    tmp_path: Path, missing: int
-) -> None:
-    """Opened says where the journal ends: to have sent less by CaughtUp, and to end before the view does, are lies."""
+async def test_a_feed_with_fewer_records_than_it_names_or_than_the_view_is_broken(tmp_path: Path, missing: int) -> None:
+    """Opened names the journal's end: a CaughtUp before it is false, and so is an end before the view's position."""
     journal = filled(3)
 
     async def short(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
@@ -420,8 +418,8 @@ async def test_a_feed_that_has_less_than_it_says_or_than_the_view_is_not_lived_w
     await view.close()
 
 
-async def test_an_answer_from_before_the_view_had_caught_up_does_not_call_it_live(tmp_path: Path) -> None:
-    """Rows are read a moment before the state is: the view may have caught up in between."""
+async def test_rows_read_before_the_view_had_caught_up_are_not_called_live(tmp_path: Path) -> None:
+    """Rows are read a moment before the state, and the view may catch up in between."""
     journal = filled(5)
 
     async def whole(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
@@ -446,10 +444,8 @@ async def test_an_answer_from_before_the_view_had_caught_up_does_not_call_it_liv
     await view.close()
 
 
-async def test_a_lost_record_at_the_end_is_noticed_when_the_feed_says_that_all_was_sent(
-    feed: FeedServer, tmp_path: Path
-) -> None:
-    """CaughtUp names the position up to which all was sent."""
+async def test_a_lost_last_record_is_noticed_at_caught_up(feed: FeedServer, tmp_path: Path) -> None:
+    """CaughtUp names the position up to which every record was sent."""
     feed.forged = feed.journal.records[:-1]
     feed.caught_up_at = feed.journal.head
     async with querying(feed.address, tmp_path / "view.db") as (running, _):
@@ -458,7 +454,7 @@ async def test_a_lost_record_at_the_end_is_noticed_when_the_feed_says_that_all_w
 
 
 async def test_a_broken_feed_ends_the_process_loudly(feed: FeedServer, tmp_path: Path) -> None:
-    """It does not serve on: exit code 1, and a line in the log that says why."""
+    """With exit status 1 and a line in the log that says why."""
     feed.forged = with_gap(feed.journal.records)
     async with process_of(feed.address, tmp_path / "view.db") as process:
         line = await process.logged("the feed is broken: the server ends")
@@ -468,8 +464,8 @@ async def test_a_broken_feed_ends_the_process_loudly(feed: FeedServer, tmp_path:
 
 
 # ---------------------------------------------------------------- another journal
-async def test_a_journal_that_diverged_has_the_view_built_again(feed: FeedServer, tmp_path: Path) -> None:
-    """After a restore the journal has a new id and, here, fewer records: nothing of the old one is left."""
+async def test_the_view_is_rebuilt_after_the_journal_has_diverged(feed: FeedServer, tmp_path: Path) -> None:
+    """After a restore the journal has a new id and, here, fewer records: no row of the old one is left."""
     view, other = tmp_path / "view.db", tmp_path / "other.db"
     async with querying(feed.address, view) as (_, client):
         await status(client, feed.journal.head)
@@ -486,8 +482,8 @@ async def test_a_journal_that_diverged_has_the_view_built_again(feed: FeedServer
     assert dump(view) == dump(other)
 
 
-async def test_a_journal_of_the_same_id_with_another_past_diverged_too(feed: FeedServer, tmp_path: Path) -> None:
-    """The chain tells."""
+async def test_a_journal_of_the_same_id_with_another_past_has_diverged_too(feed: FeedServer, tmp_path: Path) -> None:
+    """The chain shows it."""
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
         await status(client, feed.journal.head)
     journal = SealedJournal()
@@ -499,8 +495,8 @@ async def test_a_journal_of_the_same_id_with_another_past_diverged_too(feed: Fee
     assert (answer.charge_count, answer.as_of_position) == (200, 200)
 
 
-async def test_a_watcher_is_told_when_the_view_is_built_again(feed: FeedServer, tmp_path: Path) -> None:
-    """Its charge may be gone, or told anew from its beginning: it has to ask again."""
+async def test_a_rebuild_of_the_view_ends_a_watch(feed: FeedServer, tmp_path: Path) -> None:
+    """The charge may be gone, or may begin again: the watcher has to ask again."""
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
         await status(client, feed.journal.head)
         watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-00000"))
@@ -513,8 +509,8 @@ async def test_a_watcher_is_told_when_the_view_is_built_again(feed: FeedServer, 
     assert (ended.value.code(), read_error(ended.value).reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
 
 
-async def test_a_server_of_another_journal_in_the_list_costs_no_view(feed: FeedServer, tmp_path: Path) -> None:
-    """It is told once an outage, with its address and the way out; and the view goes on when its own journal is back."""
+async def test_one_server_of_another_journal_in_the_list_costs_no_view(feed: FeedServer, tmp_path: Path) -> None:
+    """It is logged once an outage, with its address and a remedy; the view continues when its own journal is back."""
     head = feed.journal.head
     async with feeding(filled(3, "journal-two")) as foreign:
         with structlog.testing.capture_logs() as logs:
@@ -540,10 +536,10 @@ async def test_a_server_of_another_journal_in_the_list_costs_no_view(feed: FeedS
     assert len([entry for entry in logs if entry["event"] == "the feed is lost and will be tried again"]) == 2
 
 
-async def test_when_every_server_in_the_list_has_another_journal_the_view_is_built_again(
+async def test_the_view_is_rebuilt_if_every_server_in_the_list_has_another_journal(
     feed: FeedServer, tmp_path: Path
 ) -> None:
-    """It was restored, and all of them serve what was restored."""
+    """The journal was restored, and all of them serve the restored one."""
     restored = filled(5, "journal-two")
     async with (
         feeding(feed.journal) as other,
@@ -553,7 +549,7 @@ async def test_when_every_server_in_the_list_has_another_journal_the_view_is_bui
         await asyncio.gather(feed.cut(), other.cut())
         feed.journal = other.journal = restored
         feed.mend()
-        await feed.asked(len(feed.requests) + 2)  # it says so, and the other is away, again and again
+        await feed.asked(len(feed.requests) + 2)  # it says so repeatedly, and the other server is away
         assert (await status(client)).journal_id == "journal-one"
         other.mend()
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -563,8 +559,10 @@ async def test_when_every_server_in_the_list_has_another_journal_the_view_is_bui
 
 
 # ---------------------------------------------------------------- an event of a later version
-async def test_at_an_unknown_event_it_serves_on_stale_and_is_not_serving(feed: FeedServer, tmp_path: Path) -> None:
-    """All before the event shows, in the same batch too, and nothing after it."""
+async def test_at_an_unknown_event_the_view_grows_stale_and_health_is_not_serving(
+    feed: FeedServer, tmp_path: Path
+) -> None:
+    """The view shows every record before the event, even of the same batch, and none after it."""
     known = feed.journal.head
     feed.journal.append("order-00000", UNKNOWN_EVENT)
     feed.journal.charge("order-99999")
@@ -578,16 +576,14 @@ async def test_at_an_unknown_event_it_serves_on_stale_and_is_not_serving(feed: F
         assert (shown.charge.version, shown.lag.records) == (3, 2)
 
 
-async def test_an_unknown_event_that_comes_later_takes_the_server_out_of_service(
-    feed: FeedServer, tmp_path: Path
-) -> None:
-    """It was serving, and then it is not; the process stays up and stops in order."""
+async def test_a_later_unknown_event_takes_the_server_out_of_service(feed: FeedServer, tmp_path: Path) -> None:
+    """Its health changes to not serving; the process stays up and stops in order."""
     async with process_of(feed.address, tmp_path / "view.db") as process:
         serving = await process.logged("serving")
         async with client_of(serving["listen"]) as client:
             await client.becomes(HealthCheckResponse.SERVING)
             feed.journal.append("order-00000", UNKNOWN_EVENT)
-            await feed.tell()
+            await feed.notify()
             await client.becomes(HealthCheckResponse.NOT_SERVING)
             assert (await status(client)).state == VIEW_STATE_STOPPED
         process.send(signal.SIGTERM)
@@ -595,8 +591,8 @@ async def test_an_unknown_event_that_comes_later_takes_the_server_out_of_service
 
 
 # ---------------------------------------------------------------- losses
-async def test_it_is_not_serving_until_it_has_caught_up_with_the_head_it_met(feed: FeedServer, tmp_path: Path) -> None:
-    """So that nobody is sent to an empty view."""
+async def test_it_is_not_serving_until_it_has_caught_up_with_the_first_head(feed: FeedServer, tmp_path: Path) -> None:
+    """So no client is sent to an empty view."""
     head = feed.journal.head
     await feed.hold(head - 1)
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
@@ -608,8 +604,8 @@ async def test_it_is_not_serving_until_it_has_caught_up_with_the_head_it_met(fee
         assert (await status(client)).as_of_position == head
 
 
-async def test_while_disconnected_it_serves_on_and_it_comes_back_by_itself(feed: FeedServer, tmp_path: Path) -> None:
-    """Answers say how long nothing was heard; nobody is sent away for that."""
+async def test_a_disconnected_server_still_serves_and_reconnects_by_itself(feed: FeedServer, tmp_path: Path) -> None:
+    """Answers name the feed's silence; no call is refused because of it."""
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
         await client.becomes(HealthCheckResponse.SERVING)
         await feed.cut()
@@ -623,7 +619,7 @@ async def test_while_disconnected_it_serves_on_and_it_comes_back_by_itself(feed:
         assert (await status(client, position)).as_of_position == position
 
 
-async def test_a_server_that_never_heard_a_feed_says_so(tmp_path: Path) -> None:
+async def test_a_server_that_never_had_a_feed_reports_it(tmp_path: Path) -> None:
     """Silence is -1, and the view is empty and disconnected."""
     async with querying("127.0.0.1:1", tmp_path / "view.db") as (_, client):
         answer = await status(client)
@@ -632,7 +628,7 @@ async def test_a_server_that_never_heard_a_feed_says_so(tmp_path: Path) -> None:
 
 
 async def test_when_one_command_server_is_lost_the_next_is_followed(feed: FeedServer, tmp_path: Path) -> None:
-    """Several command servers of one journal, in turn."""
+    """The command servers of one journal are followed in turn."""
     async with (
         feeding(feed.journal) as second,
         querying(f"{feed.address}, {second.address}", tmp_path / "view.db") as (_, client),
@@ -645,21 +641,21 @@ async def test_when_one_command_server_is_lost_the_next_is_followed(feed: FeedSe
 
 
 class Impatient(Parts):
-    """Parts of a server that takes a silent feed for lost after a moment."""
+    """Parts of a server for which a silent feed is lost after a moment."""
 
     def subscriber(self, view: View, waiting: Waiting) -> Subscriber:
         return Subscriber(view, waiting, self.open_feed(), clock=self.clock, silence_seconds=0.05)
 
 
-async def test_a_feed_from_which_nothing_is_heard_counts_as_lost(feed: FeedServer, tmp_path: Path) -> None:
-    """A dead link may look alive for hours: heartbeats are missed after 20 s, shortened here."""
+async def test_a_silent_feed_counts_as_lost(feed: FeedServer, tmp_path: Path) -> None:
+    """A dead link may look alive for hours. The limit is 20 s without a message, and shorter here."""
     async with querying(feed.address, tmp_path / "view.db", Impatient):
         await feed.asked(3)
     assert feed.requests[-1].after_position == feed.journal.head
 
 
-async def test_while_the_disk_is_full_it_serves_what_it_has_and_then_goes_on(feed: FeedServer, tmp_path: Path) -> None:
-    """Nothing of a batch that could not be written shows, and none is left out."""
+async def test_with_a_full_disk_the_old_view_is_served_and_then_continues(feed: FeedServer, tmp_path: Path) -> None:
+    """An unwritten batch does not show, and is not skipped."""
     head, feed.batch_records = feed.journal.head, 5
     await feed.hold(10)
     disk = KeptDisk()
@@ -671,7 +667,7 @@ async def test_while_the_disk_is_full_it_serves_what_it_has_and_then_goes_on(fee
             head = feed.journal.charge(f"more-{number}")
         with structlog.testing.capture_logs() as logs:
             await feed.hold(None)
-            await feed.asked(4)  # it has failed, and tried again, more than once
+            await feed.asked(4)  # it has failed and tried again more than once
         told = [entry["event"] for entry in logs if entry["log_level"] != "info"]
         assert told == ["the view cannot be written, its disk may be full, and it will be tried again"]
         full = await status(client)
@@ -683,7 +679,7 @@ async def test_while_the_disk_is_full_it_serves_what_it_has_and_then_goes_on(fee
 
 
 async def limit(disk: KeptDisk, pages: int) -> None:
-    """Let the view's file have so many pages at most: at the limit SQLite says that the disk is full."""
+    """Limit the pages of the view's file: at the limit SQLite reports a full disk."""
     await disk.by_the_writer(lambda writer: writer.execute(f"PRAGMA max_page_count = {pages}").fetchone())
 
 
@@ -697,8 +693,8 @@ def on(disk: Disk) -> Callable[[Settings], Parts]:
     return OnDisk
 
 
-async def test_pauses_grow_to_five_seconds_and_chance_takes_a_part_of_them(tmp_path: Path) -> None:
-    """Full jitter, the first one short. The feed, the clock and chance are given: nothing here needs grpc."""
+async def test_pauses_grow_to_five_seconds_and_have_full_jitter(tmp_path: Path) -> None:
+    """The first one is short. Feed, clock and chance are passed in: the test needs no grpc."""
 
     class Chance(random.Random):
         longest: list[float]
@@ -726,16 +722,16 @@ async def test_pauses_grow_to_five_seconds_and_chance_takes_a_part_of_them(tmp_p
     assert chance.longest == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
-async def test_a_view_that_is_built_again_is_out_of_service_until_it_has_caught_up(tmp_path: Path) -> None:
-    """Nobody is sent to a view that has just been emptied."""
+async def test_a_view_under_rebuild_is_out_of_service_until_it_has_caught_up(tmp_path: Path) -> None:
+    """No client is sent to a view that has just been emptied."""
     journals = {"journal-one": filled(3), "journal-two": filled(2, "journal-two")}
-    told: list[bool] = []
-    all_told = asyncio.Event()
+    healths: list[bool] = []
+    is_complete = asyncio.Event()
 
-    async def tell(is_serving: bool) -> None:
-        told.append(is_serving)
-        if len(told) == 3:
-            all_told.set()
+    async def set_serving(is_serving: bool) -> None:
+        healths.append(is_serving)
+        if len(healths) == 3:
+            is_complete.set()
 
     async def feed(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
         if after_position:
@@ -748,16 +744,16 @@ async def test_a_view_that_is_built_again_is_out_of_service_until_it_has_caught_
             await asyncio.Event().wait()
 
     view = await View.open(tmp_path / "view.db")
-    following = asyncio.create_task(Subscriber(view, Waiting(), feed).run(tell))
-    await all_told.wait()
+    following = asyncio.create_task(Subscriber(view, Waiting(), feed).run(set_serving))
+    await is_complete.wait()
     following.cancel()
     await asyncio.wait([following])
     await view.close()
-    assert told == [True, False, True]
+    assert healths == [True, False, True]
 
 
-async def test_a_view_that_was_emptied_does_not_say_that_it_is_live(tmp_path: Path) -> None:
-    """It is catching up from its start, also before a feed opens again."""
+async def test_an_emptied_view_is_not_called_live(tmp_path: Path) -> None:
+    """It is catching up from its start, even before a feed opens again."""
     journals = [filled(3)]
     asked_again = asyncio.Event()
 
@@ -769,12 +765,12 @@ async def test_a_view_that_was_emptied_does_not_say_that_it_is_live(tmp_path: Pa
         yield SubscribeResponse(opened=Opened(journal_id=journal.journal_id, head_position=journal.head))
         yield SubscribeResponse(batch=RecordBatch(records=journal.records))
         yield SubscribeResponse(caught_up=CaughtUp(position=journal.head))
-        while follower.state is not State.LIVE:  # noqa: ASYNC110  # the feed looks at what it has brought about
+        while follower.state is not State.LIVE:  # noqa: ASYNC110  # the feed waits for its own effect
             await asyncio.sleep(0)
         raise JournalDiverged
 
     view, waiting = await View.open(tmp_path / "view.db"), Waiting()
-    await view.reset("journal-one")  # so that there is a journal that it can diverge from
+    await view.reset("journal-one")  # so that it has a journal to diverge from
     follower = Subscriber(view, waiting, feed)
     following = asyncio.create_task(follower.run(ignored))
     await asked_again.wait()
@@ -785,20 +781,20 @@ async def test_a_view_that_was_emptied_does_not_say_that_it_is_live(tmp_path: Pa
 
 
 async def ignored(is_serving: bool) -> None:
-    """Takes no notice of health."""
+    """Ignore health."""
 
 
 # ---------------------------------------------------------------- the file and the process
 async def test_a_second_server_on_the_same_view_ends_with_a_clear_message(feed: FeedServer, tmp_path: Path) -> None:
-    """Exit code 1, and what to do."""
+    """With exit status 1 and a remedy."""
     view = tmp_path / "view.db"
     async with querying(feed.address, view), process_of(feed.address, view) as process:
         assert await process.ended() == 1
     assert process.text().splitlines()[-1].startswith("error: another query server has the view")
 
 
-async def test_a_view_of_another_format_is_thrown_away_and_built_again(feed: FeedServer, tmp_path: Path) -> None:
-    """Its rows may mean something else."""
+async def test_a_view_of_another_format_is_removed_and_rebuilt(feed: FeedServer, tmp_path: Path) -> None:
+    """Its rows may have another meaning."""
     view = tmp_path / "view.db"
     async with querying(feed.address, view) as (_, client):
         await status(client, feed.journal.head)
@@ -813,8 +809,8 @@ async def test_a_view_of_another_format_is_thrown_away_and_built_again(feed: Fee
     assert feed.requests[-1].after_position == 0
 
 
-async def test_a_view_of_the_first_format_is_built_again_by_itself(tmp_path: Path) -> None:
-    """The file holds what the version before left: its journal is followed again from the start, to rows of today's shape."""
+async def test_a_view_of_the_first_format_is_rebuilt_by_itself(tmp_path: Path) -> None:
+    """The file is the former version's: its journal is followed again from the start, into rows of today's shape."""
     journal = SealedJournal()
     journal.charge("order-0001", "user-1", token_issued(), charged())
     journal.charge("order-0002", "user-2", declined())
@@ -839,7 +835,7 @@ async def test_a_view_of_the_first_format_is_built_again_by_itself(tmp_path: Pat
 
 @pytest.mark.parametrize("content", ["sqlite", "text"])
 async def test_a_file_that_is_no_view_is_never_touched(feed: FeedServer, tmp_path: Path, content: str) -> None:
-    """A mistyped path must not cost somebody their journal."""
+    """A mistyped path must not cost a journal."""
     path = tmp_path / "journal.db"
     if content == "sqlite":
         connection = sqlite3.connect(path)
@@ -867,7 +863,7 @@ def one_table(content: bytes, page: int) -> bytes:
 
 
 async def damaged(feed: FeedServer, view: Path, damage: Callable[[bytes, int], bytes]) -> dict[str, list[Any]]:
-    """Make a view, tell what it holds, and damage the file; of one table, that of the summaries."""
+    """Make a view, return its rows, and damage the file, or the table of sums in it."""
     async with querying(feed.address, view) as (_, client):
         await status(client, feed.journal.head)
     held = dump(view)
@@ -878,10 +874,10 @@ async def damaged(feed: FeedServer, view: Path, damage: Callable[[bytes, int], b
 
 
 @pytest.mark.parametrize("damage", [all_but_the_first_page, cut_short])
-async def test_a_view_found_damaged_at_the_start_is_thrown_away_and_built_again(
+async def test_a_view_found_damaged_at_the_start_is_removed_and_rebuilt(
     feed: FeedServer, tmp_path: Path, damage: Callable[[bytes, int], bytes]
 ) -> None:
-    """Nobody has to do anything."""
+    """Without an operator's help."""
     held = await damaged(feed, tmp_path / "view.db", damage)
     async with querying(feed.address, tmp_path / "view.db") as (_, client):
         await status(client, feed.journal.head)
@@ -889,10 +885,10 @@ async def test_a_view_found_damaged_at_the_start_is_thrown_away_and_built_again(
 
 
 @pytest.mark.parametrize("met_by", ["a query", "the writer"])
-async def test_damage_met_while_it_runs_ends_the_server_and_the_next_start_builds_the_view_again(
+async def test_damage_found_at_run_time_ends_the_server_and_the_next_start_rebuilds_the_view(
     feed: FeedServer, tmp_path: Path, met_by: str
 ) -> None:
-    """Exit status 1 and a line, for a supervisor to start it again: it would refuse that query for ever."""
+    """With exit status 1 and a line in the log, for its supervisor: a running server would refuse that query for ever."""
     view = tmp_path / "view.db"
     held = await damaged(feed, view, one_table)
     async with process_of(feed.address, view) as process:
@@ -904,7 +900,7 @@ async def test_damage_met_while_it_runs_ends_the_server_and_the_next_start_build
                     await client.queries.GetUserSummary(GetUserSummaryRequest(user_id="user-1"))
             else:
                 feed.journal.charge("order-99999")
-                await feed.tell()
+                await feed.notify()
             assert await process.ended() == 1
     assert process.text().splitlines()[-1].startswith("error: the view is damaged")
     async with querying(feed.address, view) as (_, client):
@@ -912,9 +908,7 @@ async def test_damage_met_while_it_runs_ends_the_server_and_the_next_start_build
     assert len(dump(view)["summary"]) == len(held["summary"])
 
 
-async def test_a_file_that_took_the_views_place_is_not_thrown_away_for_its_damage(
-    feed: FeedServer, tmp_path: Path
-) -> None:
+async def test_a_file_that_replaced_a_damaged_view_is_not_removed(feed: FeedServer, tmp_path: Path) -> None:
     """Only a view is disposable."""
     view = tmp_path / "view.db"
     await damaged(feed, view, one_table)
@@ -923,13 +917,13 @@ async def test_a_file_that_took_the_views_place_is_not_thrown_away_for_its_damag
             view.rename(tmp_path / "moved.db")
             view.write_text("somebody's")
             feed.journal.charge("order-99999")
-            await feed.tell()
+            await feed.notify()
             await running.following
     assert view.read_text() == "somebody's"
 
 
-async def test_asked_to_stop_it_drains_and_exits_with_zero(feed: FeedServer, tmp_path: Path) -> None:
-    """A call that waits for a position still gets it: the view is followed on while calls end."""
+async def test_a_server_that_is_asked_to_stop_drains_and_exits_with_zero(feed: FeedServer, tmp_path: Path) -> None:
+    """A call that waits for a position still gets it: the view advances during the drain."""
     async with process_of(feed.address, tmp_path / "view.db") as process:
         serving = await process.logged("serving")
         assert serving["service"] == "query"
@@ -937,19 +931,19 @@ async def test_asked_to_stop_it_drains_and_exits_with_zero(feed: FeedServer, tmp
             await client.becomes(HealthCheckResponse.SERVING)
             position = feed.journal.head + 1
             waits = asyncio.ensure_future(status(client, position))
-            for _ in range(3):  # these come after it on the same connection: once they are answered, it has come
+            for _ in range(3):  # later calls on the same connection: once they are answered, it has arrived
                 await asyncio.sleep(0)
                 await status(client)
             process.send(signal.SIGTERM)
             await process.logged("draining")
             feed.journal.charge("order-99999")
-            await feed.tell()
+            await feed.notify()
             assert (await waits).as_of_position == position
         assert await process.ended() == 0
 
 
-async def test_settings_that_cannot_be_used_are_told_all_at_once(tmp_path: Path) -> None:
-    """With the variable's name and the reason it exists."""
+async def test_all_faults_of_the_settings_are_reported_together(tmp_path: Path) -> None:
+    """Each with the variable's name and its purpose."""
     async with process_of("nowhere", tmp_path / "view.db", QUERY_MAX_CALLS="many", QUERY_REFLECTION="maybe") as process:
         assert await process.ended() == 1
     text = process.text()

@@ -1,4 +1,4 @@
-"""What clients are told by a real query server that follows a real feed."""
+"""The answers of a real query server that follows a real feed."""
 
 import asyncio
 import contextlib
@@ -77,12 +77,12 @@ def keys(page: ListChargesResponse) -> list[str]:
 
 # ---------------------------------------------------------------- GetCharge
 async def test_a_charge_is_shown_whole_by_its_id_and_by_its_key(feed: FeedServer, client: Client) -> None:
-    """Every field of the contract, and which position the answer shows."""
+    """Every field of the contract, and the position of the answer."""
     wanted = requested("order-0001", "user-7", minor_units=999, description="a book", metadata={"b": "2", "a": "1"})
     feed.journal.append("order-0001", wanted)
     feed.journal.append("order-0001", token_issued())
     position = feed.journal.append("order-0001", charged("transaction-9"))
-    await feed.tell()
+    await feed.notify()
     by_key = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-0001", min_position=position))
     by_id = await client.queries.GetCharge(GetChargeRequest(charge_id=charge_id_of("order-0001")))
     assert by_key.charge == by_id.charge
@@ -106,11 +106,11 @@ async def test_a_charge_is_shown_whole_by_its_id_and_by_its_key(feed: FeedServer
     assert by_key.lag.silence_milliseconds >= 0
 
 
-async def test_a_declined_charge_says_why_and_one_in_review_too(feed: FeedServer, client: Client) -> None:
-    """The reasons travel as they were stored."""
+async def test_a_declined_charge_and_one_in_review_have_their_reason(feed: FeedServer, client: Client) -> None:
+    """The reasons are shown as stored."""
     feed.journal.charge("order-0001", "user-1", declined(DeclineReason.DECLINE_REASON_EXPIRED_CARD))
     position = feed.journal.charge("order-0002", "user-1", in_review(ReviewReason.REVIEW_REASON_FIELDS_DIFFER))
-    await feed.tell()
+    await feed.notify()
     one = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-0001", min_position=position))
     two = await client.queries.GetCharge(GetChargeRequest(idempotency_key="order-0002"))
     assert one.charge.status == ChargeStatus.CHARGE_STATUS_DECLINED
@@ -129,20 +129,20 @@ async def test_a_declined_charge_says_why_and_one_in_review_too(feed: FeedServer
         GetChargeRequest(idempotency_key="'; DROP TABLE charge; --"),
     ],
 )
-async def test_what_is_not_shown_is_not_found_as_of_a_position_and_advises_the_same_key(
+async def test_not_found_names_the_position_and_advises_the_same_key(
     feed: FeedServer, client: Client, request_: GetChargeRequest
 ) -> None:
-    """A view that lags must never be read as "take a new key", and a malformed id is no other case than an unknown one."""
+    """A lagging view must never be read as "take a new key", and a malformed id is the same case as an unknown one."""
     request_.min_position = feed.journal.charge("order-0001")
-    await feed.tell()
+    await feed.notify()
     error = await refused(client.queries.GetCharge(request_))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CHARGE_NOT_FOUND")
     assert error.metadata == {"as_of_position": "1", "advice": "RETRY_SAME_KEY"}
     assert request_.charge_id + request_.idempotency_key not in error.text
 
 
-# ---------------------------------------------------------------- what is refused
-# Its digest is right, for it keeps no secret; its position is beyond all that there can be.
+# ---------------------------------------------------------------- refusals
+# Its digest is right, since it holds no secret; its position is beyond every possible one.
 FORGED_TOKEN = token_after(2**63, ListChargesRequest())
 
 
@@ -178,8 +178,8 @@ FORGED_TOKEN = token_after(2**63, ListChargesRequest())
         (lambda c: c.queries.ListCharges(ListChargesRequest(page_token=FORGED_TOKEN)), "page_token"),
     ],
 )
-async def test_an_invalid_request_is_refused_and_its_field_named(client: Client, call: Call, field: str) -> None:
-    """The field, never its value; and it is not to be sent again."""
+async def test_an_invalid_request_is_refused_and_its_field_is_named(client: Client, call: Call, field: str) -> None:
+    """The field, never its value; and the advice is not to send it again."""
     error = await refused(call(client))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert error.fields == {field}
@@ -187,8 +187,8 @@ async def test_an_invalid_request_is_refused_and_its_field_named(client: Client,
     assert error.text == "the request is invalid: see the field violations"
 
 
-async def test_bytes_that_are_no_request_are_refused_with_our_own_words(feed: FeedServer, tmp_path: Path) -> None:
-    """Not with the decoder's."""
+async def test_bytes_that_are_no_request_are_refused_with_our_own_text(feed: FeedServer, tmp_path: Path) -> None:
+    """Not with the decoder's text."""
     async with (
         querying(feed.address, tmp_path / "view.db") as (running, _),
         grpc.aio.insecure_channel(str(running.listen)) as channel,
@@ -199,8 +199,8 @@ async def test_bytes_that_are_no_request_are_refused_with_our_own_words(feed: Fe
 
 
 # ---------------------------------------------------------------- min_position
-async def test_a_query_waits_until_the_view_shows_the_position_asked_for(feed: FeedServer, client: Client) -> None:
-    """A client reads what it wrote, by passing on the position that the command returned."""
+async def test_a_query_waits_until_the_view_shows_its_position(feed: FeedServer, client: Client) -> None:
+    """A client reads its own writes: it passes on the position that the command returned."""
     position = feed.journal.charge("order-0001", "user-1", token_issued(), charged())
     await feed.hold(2)
     await client.queries.GetViewStatus(GetViewStatusRequest(min_position=2))
@@ -226,23 +226,23 @@ POSITION_99: list[Call] = [
 
 
 @pytest.mark.parametrize("call", POSITION_99)
-async def test_a_view_that_does_not_get_there_says_how_far_it_is_before_the_clients_deadline(
+async def test_a_view_that_does_not_reach_the_position_reports_its_own_before_the_clients_deadline(
     feed: FeedServer, client: Client, call: Call
 ) -> None:
-    """UNAVAILABLE and not DEADLINE_EXCEEDED: the client learns where the view is, and that it may ask again."""
+    """UNAVAILABLE and not DEADLINE_EXCEEDED: the client learns the view's position, and that it may ask again."""
     feed.journal.charge("order-0001", "user-1", token_issued())
     await feed.hold(1)
     await client.queries.GetViewStatus(GetViewStatusRequest(min_position=1))
     error = await refused(call(client))
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
     assert error.metadata["as_of_position"] == "1"
-    assert error.metadata["head_position"] in ("0", "1", "2")  # as the last sign of life said
+    assert error.metadata["head_position"] in ("0", "1", "2")  # from the last message of the feed
     assert error.metadata["advice"] == "ASK_STATUS"
     assert error.retry_after_seconds == 1.0
 
 
 async def test_no_query_waits_longer_than_its_bound_even_without_a_deadline(feed: FeedServer, tmp_path: Path) -> None:
-    """The bound is 5 s; shortened here."""
+    """The bound is 5 s, and shorter here."""
 
     class Impatient(Parts):
         def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
@@ -254,12 +254,12 @@ async def test_no_query_waits_longer_than_its_bound_even_without_a_deadline(feed
 
 
 # ---------------------------------------------------------------- ListCharges
-async def test_pages_bring_every_charge_once_newest_first(feed: FeedServer, client: Client) -> None:
-    """By the order of the journal; the page size is 50 unless given, and at most 1000."""
+async def test_pages_show_every_charge_once_newest_first(feed: FeedServer, client: Client) -> None:
+    """In the order of the journal; the page size is 50 by default, and at most 1000."""
     names = [f"order-{number:04}" for number in range(1060)]
     for name in names:
         position = feed.journal.charge(name)
-    await feed.tell()
+    await feed.notify()
     first = await client.queries.ListCharges(ListChargesRequest(min_position=position))
     assert keys(first) == names[:-51:-1]
     most = await client.queries.ListCharges(ListChargesRequest(page_size=10**9, page_token=first.next_page_token))
@@ -269,13 +269,13 @@ async def test_pages_bring_every_charge_once_newest_first(feed: FeedServer, clie
 
 
 async def test_pages_are_stable_while_charges_are_added(feed: FeedServer, client: Client) -> None:
-    """A charge requested after the first page was read moves no other."""
+    """A charge requested after the first page was read shifts no other."""
     for number in range(4):
         position = feed.journal.charge(f"order-{number:04}")
-    await feed.tell()
+    await feed.notify()
     first = await client.queries.ListCharges(ListChargesRequest(page_size=2, min_position=position))
     position = feed.journal.charge("order-9999")
-    await feed.tell()
+    await feed.notify()
     rest = await client.queries.ListCharges(
         ListChargesRequest(page_size=2, page_token=first.next_page_token, min_position=position)
     )
@@ -283,13 +283,13 @@ async def test_pages_are_stable_while_charges_are_added(feed: FeedServer, client
     assert not rest.next_page_token
 
 
-async def test_a_list_holds_what_meets_all_its_conditions(feed: FeedServer, client: Client) -> None:
+async def test_a_list_holds_the_charges_that_meet_all_its_conditions(feed: FeedServer, client: Client) -> None:
     """User, status and time, alone and together."""
     feed.journal.charge("order-0001", "user-1", token_issued(), charged())  # at 1
     feed.journal.charge("order-0002", "user-2", declined())  # at 4
     feed.journal.charge("order-0003", "user-1", declined())  # at 6
     position = feed.journal.charge("order-0004", "user-1")  # at 8
-    await feed.tell()
+    await feed.notify()
 
     async def listed(**conditions: Any) -> str:
         page = await client.queries.ListCharges(ListChargesRequest(min_position=position, **conditions))
@@ -314,13 +314,13 @@ async def test_a_list_holds_what_meets_all_its_conditions(feed: FeedServer, clie
     assert await listed(requested_before=just_after) == "2 1"
 
 
-async def test_a_range_of_times_is_right_however_the_clock_stepped(feed: FeedServer, client: Client) -> None:
-    """Charges are listed in the journal's order and chosen by their times, which need not agree with it."""
+async def test_a_range_of_times_is_right_with_any_steps_of_the_clock(feed: FeedServer, client: Client) -> None:
+    """Charges are listed in the journal's order and chosen by their times, whose order may differ."""
     times = [5, 6, 2, 3, 9, 1, 7, 8, 4, 10, 0]
     for place, time in enumerate(times):
         key = f"order-{place:04}"
         position = feed.journal.append(key, requested(key), at=EPOCH_MICROSECONDS + time)
-    await feed.tell()
+    await feed.notify()
     for low in range(12):
         for high in range(12):
             page = await client.queries.ListCharges(
@@ -334,11 +334,11 @@ async def test_a_range_of_times_is_right_however_the_clock_stepped(feed: FeedSer
             assert keys(page) == expected[::-1]
 
 
-async def test_a_page_token_is_good_for_its_own_conditions_only(feed: FeedServer, client: Client) -> None:
-    """With other conditions, or changed in any place, it is refused; with another page size it is taken."""
+async def test_a_page_token_is_valid_for_its_own_conditions_only(feed: FeedServer, client: Client) -> None:
+    """With other conditions, or with any changed character, it is refused; with another page size it is accepted."""
     for number in range(3):
         position = feed.journal.charge(f"order-{number:04}")
-    await feed.tell()
+    await feed.notify()
     own = ListChargesRequest(user_id="user-1", requested_from=time_of(0), page_size=1, min_position=position)
     token = (await client.queries.ListCharges(own)).next_page_token
     taken = await client.queries.ListCharges(
@@ -371,14 +371,14 @@ async def test_a_page_token_is_good_for_its_own_conditions_only(feed: FeedServer
         assert (error.reason, set(error.fields)) == ("INVALID_REQUEST", {"page_token"})
 
 
-async def test_a_page_is_cut_before_it_is_too_large_to_be_received(feed: FeedServer, client: Client) -> None:
-    """A client of grpc takes 4 MiB; what a page leaves out the next one brings."""
+async def test_a_page_ends_before_it_is_too_large_for_its_receiver(feed: FeedServer, client: Client) -> None:
+    """grpc's clients accept 4 MiB; the next page continues."""
     names = [f"order-{number:04}" for number in range(400)]
     for name in names:
         metadata = {f"key-{number}": "v" * 500 for number in range(20)}
         position = feed.journal.append(name, requested(name, metadata=metadata))
     feed.batch_records = 50
-    await feed.tell()
+    await feed.notify()
     request, seen, pages = ListChargesRequest(page_size=1000, min_position=position), list[str](), 0
     while pages == 0 or request.page_token:
         page = await client.queries.ListCharges(request)
@@ -390,26 +390,26 @@ async def test_a_page_is_cut_before_it_is_too_large_to_be_received(feed: FeedSer
 
 
 # ---------------------------------------------------------------- WatchCharge
-async def test_a_watcher_is_told_the_present_and_then_each_change(feed: FeedServer, client: Client) -> None:
-    """And nothing of what happens to other charges."""
+async def test_a_watcher_gets_the_present_state_and_then_each_change(feed: FeedServer, client: Client) -> None:
+    """And no change of other charges."""
     position = feed.journal.charge("order-0001")
-    await feed.tell()
+    await feed.notify()
     watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-0001", min_position=position))
     seen = [await read(watch)]
     for event in (token_issued(), charged()):
         feed.journal.charge(f"other-{feed.journal.head}")
         feed.journal.append("order-0001", event)
-        await feed.tell()
+        await feed.notify()
         seen.append(await read(watch))
     watch.cancel()
     assert [(one.charge.version, one.as_of_position) for one in seen] == [(1, 1), (2, 3), (3, 5)]
     assert seen[-1].charge.status == ChargeStatus.CHARGE_STATUS_CHARGED
 
 
-async def test_an_idle_watcher_reads_nothing_and_one_woken_for_nothing_is_told_nothing(
+async def test_an_idle_watcher_reads_nothing_and_an_unchanged_charge_is_not_sent_again(
     feed: FeedServer, tmp_path: Path
 ) -> None:
-    """Ten thousand idle ones cost nothing: a watcher reads the view when its own charge may have changed, and then once."""
+    """Ten thousand idle watchers cost nothing: each reads the view once per possible change of its own charge."""
     position = feed.journal.charge("order-0001")
     statements: list[str] = []
     disk, register = KeptDisk(), Waiting()
@@ -426,27 +426,27 @@ async def test_an_idle_watcher_reads_nothing_and_one_woken_for_nothing_is_told_n
         await read(watch)
         await disk.by_the_reader(lambda reader: reader.set_trace_callback(statements.append))
         position = feed.journal.charge("order-0002", "user-1", token_issued(), charged())
-        await feed.tell()
+        await feed.notify()
         await client.queries.GetViewStatus(GetViewStatusRequest(min_position=position))
         assert not [statement for statement in statements if "FROM charge " in statement]
         register.begun_at(position)  # wakes every watcher
         await client.queries.GetViewStatus(GetViewStatusRequest())
         assert len([statement for statement in statements if "FROM charge " in statement]) == 1
         feed.journal.append("order-0001", token_issued())
-        await feed.tell()
+        await feed.notify()
         assert (await read(watch)).charge.version == 2
         watch.cancel()
 
 
 async def test_watching_an_unknown_charge_is_not_found(client: Client) -> None:
-    """As GetCharge says it."""
+    """With the same error as in GetCharge."""
     error = await refused(client.queries.WatchCharge(WatchChargeRequest(charge_id=charge_id_of("never"))).read())
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CHARGE_NOT_FOUND")
     assert error.metadata == {"as_of_position": "0", "advice": "RETRY_SAME_KEY"}
 
 
-async def test_watchers_are_limited_and_one_that_hangs_up_makes_room(feed: FeedServer, tmp_path: Path) -> None:
-    """Over the limit a call is told at once, and when to try again."""
+async def test_watchers_are_limited_and_one_that_hangs_up_frees_its_slot(feed: FeedServer, tmp_path: Path) -> None:
+    """Beyond the limit a call is refused at once, with the time to retry after."""
     position = feed.journal.charge("order-0001")
     watch = WatchChargeRequest(idempotency_key="order-0001", min_position=position)
     async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_WATCHERS="1") as (_, client):
@@ -463,14 +463,14 @@ async def test_watchers_are_limited_and_one_that_hangs_up_makes_room(feed: FeedS
 
 
 async def watched_or_refused(client: Client, request: WatchChargeRequest) -> WatchChargeResponse | Told:
-    """A stream's first message, or its error."""
+    """Return a stream's first message, or its error."""
     try:
         return await read(client.queries.WatchCharge(request))
     except grpc.aio.AioRpcError as error:
         return told(error)
 
 
-async def test_a_server_that_stops_tells_its_watchers_to_watch_again(feed: FeedServer, tmp_path: Path) -> None:
+async def test_a_stopping_server_advises_its_watchers_to_watch_again(feed: FeedServer, tmp_path: Path) -> None:
     """It ends their streams itself, and does not wait for them."""
     position = feed.journal.charge("order-0001")
     async with contextlib.AsyncExitStack() as server:
@@ -492,13 +492,13 @@ async def read(watch: Any) -> WatchChargeResponse:
 
 
 # ---------------------------------------------------------------- the other queries
-async def test_a_history_tells_event_by_event_where_the_charge_stood(feed: FeedServer, client: Client) -> None:
-    """Oldest first, with the places in the journal and in the stream."""
+async def test_a_history_has_the_status_after_each_event(feed: FeedServer, client: Client) -> None:
+    """Oldest first, with the positions in the journal and the versions in the stream."""
     feed.journal.charge("order-0001")
     feed.journal.charge("order-0002")
     feed.journal.append("order-0001", token_issued())
     position = feed.journal.append("order-0001", charged())
-    await feed.tell()
+    await feed.notify()
     answer = await client.queries.GetChargeHistory(
         GetChargeHistoryRequest(charge_id=charge_id_of("order-0001"), min_position=position)
     )
@@ -513,8 +513,8 @@ async def test_a_history_tells_event_by_event_where_the_charge_stood(feed: FeedS
     assert error.reason == "CHARGE_NOT_FOUND"
 
 
-async def test_a_users_summary_adds_up_each_currency_by_status(feed: FeedServer, client: Client) -> None:
-    """In alphabetical order; other users' charges are not in it, and a user without charges has an empty one."""
+async def test_a_users_summary_sums_up_each_currency_by_status(feed: FeedServer, client: Client) -> None:
+    """In alphabetical order and without other users' charges; a user without charges has an empty summary."""
     feed.journal.charge("order-0001", "user-1", token_issued(), charged(), minor_units=100)
     feed.journal.charge("order-0002", "user-1", token_issued(), charged(), minor_units=20)
     feed.journal.charge("order-0003", "user-1", declined(), minor_units=3)
@@ -523,7 +523,7 @@ async def test_a_users_summary_adds_up_each_currency_by_status(feed: FeedServer,
     feed.journal.charge("order-0006", "user-1", abandoned(), minor_units=6)
     feed.journal.charge("order-0007", "user-1", minor_units=7, currency="CHF")
     position = feed.journal.charge("order-0008", "user-2", token_issued(), charged())
-    await feed.tell()
+    await feed.notify()
     answer = await client.queries.GetUserSummary(GetUserSummaryRequest(user_id="user-1", min_position=position))
     assert list(answer.currencies) == [
         CurrencySummary(currency_code="CHF", pending_minor_units=7, pending_count=1),
@@ -545,18 +545,18 @@ async def test_a_users_summary_adds_up_each_currency_by_status(feed: FeedServer,
     assert not (await client.queries.GetUserSummary(GetUserSummaryRequest(user_id="user-9"))).currencies
 
 
-async def test_the_view_tells_how_it_is_doing(feed: FeedServer, client: Client) -> None:
-    """Of which journal it is, how far, how many charges it holds, and that it is live."""
+async def test_the_view_reports_its_state(feed: FeedServer, client: Client) -> None:
+    """Its journal, its position, the number of its charges, and that it is live."""
     position = feed.journal.charge("order-0001", "user-1", token_issued())
-    await feed.tell()
+    await feed.notify()
     await client.becomes(HealthCheckResponse.SERVING)
     status = await client.queries.GetViewStatus(GetViewStatusRequest(min_position=position))
     assert (status.journal_id, status.as_of_position, status.head_position) == ("journal-one", 2, 2)
     assert (status.charge_count, status.state, status.lag.records) == (1, VIEW_STATE_LIVE, 0)
 
 
-async def test_queries_are_limited_and_the_rest_is_told_to_come_again(feed: FeedServer, tmp_path: Path) -> None:
-    """A query takes a place while it is read. One thread reads, and is kept busy here: the rest queues."""
+async def test_queries_are_limited_and_the_others_are_advised_to_retry(feed: FeedServer, tmp_path: Path) -> None:
+    """A query holds a slot during its read. The one reading thread is kept busy here, so queries queue."""
     gate = threading.Event()
     async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_CALLS="1") as (running, client):
         busy = asyncio.ensure_future(running.view.read("default", lambda _: gate.wait(30)))
@@ -571,18 +571,18 @@ async def test_queries_are_limited_and_the_rest_is_told_to_come_again(feed: Feed
     assert error.retry_after_seconds == 0.5
 
 
-async def test_queries_that_wait_for_a_position_leave_the_others_their_places(feed: FeedServer, tmp_path: Path) -> None:
-    """Of a view that lags the status can still be asked for. Waiting has a limit of its own, of the same size."""
+async def test_queries_that_wait_for_a_position_take_no_slot_from_the_others(feed: FeedServer, tmp_path: Path) -> None:
+    """The status of a lagging view can still be read. Waiting has its own limit, of the same size."""
     async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_CALLS="1") as (_, client):
         one, waits = await first_of_two(client, GetViewStatusRequest(min_position=1))
         error = await one
         watch = client.queries.WatchCharge(WatchChargeRequest(idempotency_key="order-0001", min_position=1))
         assert await shown_or_refused(client, GetViewStatusRequest()) == 0
         feed.journal.charge("order-0001")
-        await feed.tell()
+        await feed.notify()
         assert await waits == 1
         assert await shown_or_refused(client, GetViewStatusRequest(min_position=1)) == 1
-        assert (await read(watch)).charge.version == 1  # watchers have theirs
+        assert (await read(watch)).charge.version == 1  # watchers have a limit of their own
         watch.cancel()
     assert isinstance(error, Told)
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
@@ -591,14 +591,14 @@ async def test_queries_that_wait_for_a_position_leave_the_others_their_places(fe
 async def first_of_two(
     client: Client, request: GetViewStatusRequest
 ) -> "tuple[asyncio.Future[Told | int], asyncio.Future[Told | int]]":
-    """Send a query twice: the one that ends first, and the other."""
+    """Send a query twice; return the call that ends first, and the other."""
     two = [asyncio.ensure_future(shown_or_refused(client, request)) for _ in range(2)]
     (one,), (other,) = await asyncio.wait(two, return_when=asyncio.FIRST_COMPLETED)
     return one, other
 
 
 async def shown_or_refused(client: Client, request: GetViewStatusRequest) -> Told | int:
-    """The position shown, or the error."""
+    """Return the position shown, or the error."""
     try:
         return (await client.queries.GetViewStatus(request)).as_of_position
     except grpc.aio.AioRpcError as error:

@@ -1,4 +1,4 @@
-"""Tenants: a query shows its own tenant's rows, whatever it asks for and whatever others have."""
+"""Tenants: every query shows its own tenant's rows only, even if another tenant has the same names."""
 
 import contextlib
 import sqlite3
@@ -74,7 +74,7 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
 
 
 class Context:
-    """What a call's context offers to a handler."""
+    """The members of a call's context that a handler uses."""
 
     def time_remaining(self) -> float:
         return 5.0
@@ -88,7 +88,7 @@ def by(tenant: str) -> GuardedCall:
 
 
 async def test_each_query_shows_the_callers_tenant_only(town: Town) -> None:
-    """One key, two charges: each tenant is shown its own, by every query."""
+    """One key names two charges: every query shows each tenant its own."""
     ask = town.queries
     for tenant, more, status in (
         ("default", 0, ChargeStatus.CHARGE_STATUS_CHARGED),
@@ -114,7 +114,7 @@ async def test_each_query_shows_the_callers_tenant_only(town: Town) -> None:
 
 
 async def test_a_range_of_times_and_a_page_token_stay_within_the_tenant(town: Town) -> None:
-    """The second page of a tenant brings its own charges, also with a token that another was given."""
+    """The second page of a tenant shows its own charges, even with another tenant's token."""
     since = time_of(EPOCH_MICROSECONDS + 2)
     page = await town.queries.ListCharges(ListChargesRequest(requested_from=since), by("default"))
     assert [charge.amount.minor_units for charge in page.charges] == [200]
@@ -128,7 +128,7 @@ async def test_a_range_of_times_and_a_page_token_stay_within_the_tenant(town: To
 
 @pytest.mark.parametrize("tenant", ["default", "nobody", "Another", ""])
 async def test_another_tenants_charge_is_not_found_by_its_id(town: Town, tenant: str) -> None:
-    """As if it did not exist, and a tenant that has no charges sees none."""
+    """It seems not to exist, and a tenant without charges sees none."""
     theirs = charge_id_of(f"another {KEY}")
     calls: list[Any] = [
         town.queries.GetCharge(GetChargeRequest(charge_id=theirs), by(tenant)),
@@ -145,20 +145,20 @@ async def test_another_tenants_charge_is_not_found_by_its_id(town: Town, tenant:
         assert (await town.queries.GetViewStatus(GetViewStatusRequest(), by(tenant))).charge_count == 0
 
 
-async def test_over_the_network_a_client_is_of_the_default_tenant(town: Town) -> None:
+async def test_a_client_over_the_network_has_the_default_tenant(town: Town) -> None:
     """Until identities exist."""
     page = await town.client.queries.ListCharges(ListChargesRequest())
     assert [charge.amount.minor_units for charge in page.charges] == [200, 100]
 
 
 async def test_a_query_without_the_guard_is_not_answered(town: Town) -> None:
-    """There is no caller then, and no tenant to show rows of."""
+    """Without a caller there is no tenant whose rows it may show."""
     with pytest.raises(NoCaller):
         await town.queries.ListCharges(ListChargesRequest(), Context())
 
 
 async def test_the_tenant_comes_first_in_every_key_and_index_but_one(tmp_path: Path) -> None:
-    """The one is the id, by which a record of the feed names its charge."""
+    """The exception is the index by id, by which a record of the feed names its charge."""
     path = tmp_path / "view.db"
     await (await View.open(path)).close()
     first = {}

@@ -1,4 +1,4 @@
-"""A view's file: one server for it, whatever it is called, and nobody else who reads it."""
+"""A view's file: one server has it, under every name, and no other user can read it."""
 
 import contextlib
 import sqlite3
@@ -61,10 +61,10 @@ NAMES = [same_name, symbolic_link, linked_folder, hard_link, mounted_elsewhere]
 
 
 @pytest.mark.parametrize("naming", NAMES)
-async def test_a_second_server_by_whatever_name_of_the_view_ends_at_its_start(
+async def test_a_second_server_under_any_name_of_the_view_ends_at_its_start(
     tmp_path: Path, naming: Callable[[Path], contextlib.AbstractContextManager[Path]]
 ) -> None:
-    """With a clear line, and before it has touched anything."""
+    """With a clear line in the log, and before it touches any file."""
     path = tmp_path / "view.db"
     view = await View.open(path)
     with naming(path) as other:
@@ -76,8 +76,8 @@ async def test_a_second_server_by_whatever_name_of_the_view_ends_at_its_start(
     await view.close()
 
 
-async def test_a_link_that_was_there_before_the_view_is_another_name_of_it(tmp_path: Path) -> None:
-    """Nothing need exist for two names to be one."""
+async def test_a_link_made_before_the_view_is_another_name_of_it(tmp_path: Path) -> None:
+    """Two names can be one before the file exists."""
     link = tmp_path / "link.db"
     link.symlink_to(tmp_path / "view.db")
     view = await View.open(link)
@@ -88,8 +88,8 @@ async def test_a_link_that_was_there_before_the_view_is_another_name_of_it(tmp_p
     assert link.is_symlink()
 
 
-async def test_a_view_with_two_names_is_refused_though_nobody_has_it(tmp_path: Path) -> None:
-    """SQLite keeps what is not in the file yet beside the name by which it was opened: by the other, it is missing."""
+async def test_a_view_with_two_names_is_refused_even_without_another_server(tmp_path: Path) -> None:
+    """SQLite keeps the newest rows beside the name by which the file was opened: under the other name they are missing."""
     path = tmp_path / "view.db"
     await (await View.open(path)).close()
     with hard_link(path) as other:
@@ -100,8 +100,8 @@ async def test_a_view_with_two_names_is_refused_though_nobody_has_it(tmp_path: P
     await (await View.open(path)).close()
 
 
-async def test_a_view_that_was_made_anew_is_locked_as_the_first_was(tmp_path: Path) -> None:
-    """The lock is on the file that is there now, not on the one that was thrown away."""
+async def test_a_view_that_replaced_another_is_locked_too(tmp_path: Path) -> None:
+    """The lock is on the new file, not on the removed one."""
     path = tmp_path / "view.db"
     await (await View.open(path)).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -112,8 +112,8 @@ async def test_a_view_that_was_made_anew_is_locked_as_the_first_was(tmp_path: Pa
     await view.close()
 
 
-async def test_a_view_that_was_closed_can_be_opened_again_and_leaves_no_descriptor(tmp_path: Path) -> None:
-    """Also after a start that was refused."""
+async def test_a_closed_view_can_be_opened_again_and_leaves_no_descriptor(tmp_path: Path) -> None:
+    """Also after a refused start."""
     (tmp_path / "no.db").write_text("no view at all, and long enough to have a header" * 10)
     before = len(list(OPEN.iterdir()))
     for _ in range(3):
@@ -124,7 +124,7 @@ async def test_a_view_that_was_closed_can_be_opened_again_and_leaves_no_descript
 
 
 async def test_only_our_own_user_can_read_a_view_that_we_made(tmp_path: Path) -> None:
-    """It holds every user's history. Its folder too, if we made that; one that was there is its owner's matter."""
+    """It holds every user's history. A folder that we made is private too; an existing one keeps its mode."""
     path = tmp_path / "made" / "view.db"
     tmp_path.chmod(0o755)
     view = await View.open(path)

@@ -1,4 +1,4 @@
-"""The history checker: a good history passes, and each invariant is named by a history that breaks it and nothing else."""
+"""The history checker: a good history passes, and for each invariant a history that breaks only it is found."""
 
 import contextlib
 import dataclasses
@@ -78,7 +78,7 @@ ABANDON = Event(charge_abandoned=ChargeAbandoned(attempts=5))
 
 
 def journal(*events: tuple[str, Event], versions: dict[str, int] | None = None) -> list[Record]:
-    """Seal events, each with its key, as a journal does: by the contract's words, not by the product's code."""
+    """Seal events, each with its key, like a journal: by the contract, not by the product's code."""
     records: list[Record] = []
     versions = versions or {}
     chain = bytes(32)
@@ -111,7 +111,7 @@ MOVED = Movement("txn-1", "t-1", REFERENCE, 1250, "EUR")
 
 
 def good() -> Observed:
-    """One charge that was charged and one that was declined, seen from every side."""
+    """One charged and one declined charge, observed from every side."""
     records = journal(*EVENTS)
     return Observed(
         records,
@@ -230,38 +230,38 @@ BROKEN: dict[str, Callable[[], Observed]] = {
 
 
 def test_a_good_history_passes() -> None:
-    """Nothing is found where nothing is wrong."""
+    """No violation is found in it."""
     assert check(good()) == []
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_history_that_breaks_one_invariant_is_told_by_that_invariant_only(name: str) -> None:
-    """Each broken history names exactly the invariant that it breaks."""
+def test_a_history_that_breaks_one_invariant_violates_that_one_only(name: str) -> None:
+    """Each broken history has exactly one violation."""
     assert {violation.invariant for violation in check(BROKEN[name]())} == {name.split(maxsplit=1)[0]}
 
 
-def test_money_that_moved_and_is_not_charged_at_rest_breaks_l1_l2_and_the_sums() -> None:
+def test_money_that_moved_without_a_charge_at_rest_breaks_l1_l2_and_the_sums() -> None:
     """L2 never breaks alone: the charge has not come to rest, and the sums differ."""
     broken = bare((KEY, requested(KEY)), (KEY, issued("t-1")), movements=[MOVED], is_at_rest=True)
     assert {violation.invariant for violation in check(broken)} == {"L1", "L2", "I12"}
 
 
-def test_an_outcome_that_changes_is_told() -> None:
-    """I6 brings I15 along: one of two outcomes at least is not the journal's."""
+def test_a_changing_outcome_is_found() -> None:
+    """I6 implies I15: at least one of two outcomes is not the journal's."""
     broken = replace(good(), calls=[call(), call(transaction_id="txn-2")])
     assert {violation.invariant for violation in check(broken)} == {"I6", "I15"}
 
 
-def test_two_charges_under_one_key_are_told() -> None:
-    """A forgotten key scope gives a key two charges: the second one's id is not the key's, and money moves twice."""
+def test_two_charges_under_one_key_are_found() -> None:
+    """Without its scope a key has two charges: the second id is not the key's, and money moves twice."""
     records = journal(*CHARGED_ONCE, (OTHER, requested(KEY)), (OTHER, issued("t-2")), (OTHER, charged("txn-2")))
     moved = [MOVED, Movement("txn-2", "t-2", OTHER_REFERENCE, 1250, "EUR")]
     found = {violation.invariant for violation in check(Observed(records, movements=moved))}
     assert found == {"I1", "I6"}
 
 
-def test_the_streams_that_a_charge_may_take_all_pass() -> None:
-    """Declined, abandoned and in review straight away, after a token, after expired tokens, after eight of them."""
+def test_every_allowed_stream_passes() -> None:
+    """Declined, abandoned and in review at once, after a token, after expired tokens, after eight of them."""
     token_after_token = [(KEY, made(f"t-{n}")) for n in range(8) for made in (issued, expired)]
     begun = (KEY, requested(KEY))
     for rest in (
@@ -280,7 +280,7 @@ def test_the_streams_that_a_charge_may_take_all_pass() -> None:
 
 
 def files(folder: Path, *movements: Movement) -> list[str]:
-    """A journal, a statement and a history in files, as the checker's program is given them."""
+    """Make the checker's arguments: a journal, a statement and a history in files."""
     path, statement, history = (folder / name for name in ("journal.db", "statement.json", "history.jsonl"))
     path.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -299,10 +299,8 @@ def files(folder: Path, *movements: Movement) -> list[str]:
 SOUND = "6 records, 1 movements, 7 calls: no violations\n"
 
 
-def test_the_command_checks_files_and_says_what_it_looked_at(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A user runs it over a journal, a statement and a history; exit status 0 means that all holds, 1 that it does not."""
+def test_the_command_checks_files_and_counts_their_contents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It reads a journal, a statement and a history; exit status 0 means that every invariant holds, 1 that one does not."""
     assert main(files(tmp_path, MOVED)) == 0
     assert capsys.readouterr().out == SOUND
     assert main(files(tmp_path, MOVED, MOVED)) == 1
@@ -311,12 +309,12 @@ def test_the_command_checks_files_and_says_what_it_looked_at(
     assert capsys.readouterr().err.startswith("cannot be read: there is no file")
 
 
-def test_it_is_installed_with_the_servers_and_runs_from_there(tmp_path: Path) -> None:
+def test_the_checker_is_installed_with_the_servers_and_runs_from_the_wheel(tmp_path: Path) -> None:
     """An operator has the wheel, and neither the proof nor the tests. (A second and a half: a wheel is built.)"""
     root, source, installed = Path(__file__).parents[2], tmp_path / "source", tmp_path / "installed"
     build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     packages = set(build["targets"]["wheel"]["packages"])
-    # A copy: the build makes the contract's stubs, and those of this environment are not to change under a test.
+    # A copy: the build makes the contract's stubs, and must not change those of this environment.
     source.mkdir()
     for part in packages - {"charging"} | {"protos"}:
         shutil.copytree(root / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))

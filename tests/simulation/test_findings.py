@@ -1,4 +1,4 @@
-"""What the simulation found in the product, each as a story of its own that stays what it is when plans change."""
+"""Bugs that the simulation found, each as a story of its own, independent of changes in the plans."""
 
 from prove.simulation.plan import Op, Plan, Weather
 from prove.simulation.stories import tell
@@ -8,11 +8,11 @@ def an_op(key: str, pause_seconds: float, tries: int = 1) -> Op:
     return Op(pause_seconds, key, "ada", "tok_visa", 1250, "EUR", 5.0, None, tries)
 
 
-def test_new_charges_are_taken_again_when_the_bank_is_back_and_all_charges_were_given_up() -> None:
-    """Seed 183: the breaker was left open with nobody under way to find out that the bank had come back.
+def test_new_charges_are_accepted_after_an_outage_in_which_all_charges_were_given_up() -> None:
+    """Seed 183: the breaker stayed open, with no charge under way that could find the bank back.
 
-    The bank is away, a dozen charges are asked for in vain until the breaker opens and all of them are given up. A charge
-    that is asked for afterwards must be taken, since none but a new one can try the bank.
+    During an outage of the bank a dozen charges fail until the breaker opens, and all of them are given up. A later charge
+    must be accepted, since only a new one can try the bank.
     """
     waiting = [[an_op(f"order-before-{number}", 0.5)] for number in range(12)]
     later = [an_op("order-after", 415.0)]

@@ -1,7 +1,7 @@
-"""No clock, chance or thread is reached from simulated code: by its source, and while a story runs.
+"""Simulated code reaches no real clock, chance or thread: neither in its source, nor while a story runs.
 
-The source test reads every module that a story runs. What it watches may be used only as EXCEPTIONS say; each has its reason
-there. The guard at run time sees what the source does not show, such as what a library does.
+The source test reads every module that a story runs. Watched names may be used only as in EXCEPTIONS, where each has its
+reason. The guard at run time also sees uses that the source does not show, such as those of a library.
 """
 
 import ast
@@ -24,9 +24,9 @@ from prove.simulation.servers import SimulatedParts
 from prove.simulation.stories import tell
 
 ROOT = Path(__file__).parents[2]
-# What builds a server, or reads its settings, a story replaces by its own.
+# Modules that build a server or read its settings: a story has its own in their place.
 REPLACED = frozenset({"__main__.py", "cli.py", "serving.py", "settings.py"})
-# Modules that tell the time, or make chance, threads, processes or connections. `sys` has `sys.modules`, a way to all of them.
+# Modules of time, chance, threads, processes or connections. `sys` has `sys.modules`, a way to all of them.
 WATCHED = frozenset(
     {
         *(
@@ -57,7 +57,7 @@ WATCHED = frozenset(
         *("importlib", "ctypes", "email", "http", "urllib", "_random", "_datetime", "numpy"),
     }
 )
-# Ways to them that are no modules: what asyncio hands to a thread or a process, and what names a module by a text.
+# Other ways to them: asyncio's functions that use a thread or a process, and functions that import a module by its name.
 WATCHED_NAMES = frozenset(
     {
         *("asyncio.to_thread", "asyncio.run", "asyncio.Runner", "asyncio.new_event_loop"),
@@ -65,12 +65,12 @@ WATCHED_NAMES = frozenset(
         *("__import__", "eval", "exec", "globals", "vars"),
     }
 )
-CHANCE = {"random.Random": "the type of what is handed in"}
-# Files are a story's own: it has real ones.
+CHANCE = {"random.Random": "the type of the chance that is passed in"}
+# Files are allowed: a story has real ones of its own.
 FILES = re.compile(
     r"os\.(open|close|pread|pwrite|fsync|link|replace|fstat|ftruncate|fchmod|fchown|geteuid|getegid|path\.realpath|O_[A-Z]+)"
 )
-SOCKETS = "real connections to the bank, below what a story puts in their place"
+SOCKETS = "real connections to the bank, which a story replaces above them"
 EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
     "chassis/disk.py": {
         "concurrent.futures.Executor": "a type",
@@ -116,7 +116,7 @@ def simulated() -> list[Path]:
 
 
 def reached(source: str) -> Iterator[str]:
-    """Every use of what is watched, by its full name, whatever it was imported as."""
+    """Every use of a watched name, by its full name, under any import."""
     tree = ast.parse(source)
     names: dict[str, str] = {name: name for name in WATCHED_NAMES if "." not in name}
     for node in ast.walk(tree):
@@ -128,7 +128,7 @@ def reached(source: str) -> Iterator[str]:
             names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
             yield from (f"{node.module}.*" for alias in node.names if alias.name == "*" and _is_watched(node.module))
     within: set[ast.AST] = set()
-    for node in ast.walk(tree):  # an attribute comes before what it is an attribute of
+    for node in ast.walk(tree):  # an attribute comes before its object
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from (f"SQL {found}" for found in re.findall(SQL, node.value, re.IGNORECASE))
         if node in within or not isinstance(node, ast.Attribute | ast.Name):
@@ -146,7 +146,7 @@ def reached(source: str) -> Iterator[str]:
                 yield full
 
 
-# What SQLite knows of time and chance by itself.
+# SQLite's own functions of time and chance.
 SQL = r"\brandom(?:blob)?\(|\bcurrent_(?:time|date|timestamp)\b|'now'|\bunixepoch\(\)|\bjulianday\(\)"
 
 
@@ -156,7 +156,7 @@ def _is_watched(full: str) -> bool:
 
 @pytest.mark.parametrize("path", simulated(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_simulated_source_reaches_no_clock_chance_or_thread(path: Path) -> None:
-    """But for what EXCEPTIONS name, and each of these is needed."""
+    """Except for EXCEPTIONS, each of which is needed."""
     allowed = EXCEPTIONS.get(str(path.relative_to(ROOT)), {})
     assert {found for found in reached(path.read_text()) if not FILES.fullmatch(found)} == set(allowed)
 
@@ -197,14 +197,14 @@ def test_each_form_is_found_in_a_source(source: str, found: str) -> None:
     assert found in set(reached(source))
 
 
-def test_what_is_handed_in_may_be_used_freely() -> None:
-    """A clock, a chance, and what only has such a name."""
+def test_a_clock_or_chance_that_is_passed_in_may_be_used() -> None:
+    """And so may a value that only has such a name."""
     source = "def f(chance, clock, time):\n    clock()\n    chance.random()\n    return time.seconds, 'random text'"
     assert not set(reached(source))
 
 
 # ---------------------------------------------------------------- at run time
-# Looked up while the guard is on, as the product does. What a form is told as, if by another name than its own.
+# Looked up while the guard is on, as by the product. The values are the names in the guard's report, if they differ.
 FORMS = {
     "time.time()": "",
     "time.time_ns()": "",
@@ -236,7 +236,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_guard_refuses_real_clocks_chance_and_threads(form: str) -> None:
-    """And remembers it, should somebody swallow what it raises. Afterwards all is as it was."""
+    """It also records the use, in case its exception is swallowed. Afterwards the real ones work again."""
     guard = Guard()
     names: dict[str, Any] = {name: __import__(name) for name in (*WATCHED - {"numpy"}, "secrets")}
     with guard.on(lambda: 0), pytest.raises(Reached):
@@ -245,10 +245,10 @@ def test_the_guard_refuses_real_clocks_chance_and_threads(form: str) -> None:
     eval(form, names)  # as above
 
 
-def test_the_guard_refuses_what_a_module_of_the_product_took_into_a_name_of_its_own(
+def test_the_guard_refuses_a_clock_that_a_module_of_the_product_has_imported_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And tells the story's time by the class that such a module has taken."""
+    """And an imported datetime class gives the story's time."""
     module = types.ModuleType("command_service.names_of_its_own")
     names = vars(module)
     names |= {"monotonic": time.monotonic, "datetime": datetime.datetime, "date": datetime.date}
@@ -264,7 +264,7 @@ def test_the_guard_refuses_what_a_module_of_the_product_took_into_a_name_of_its_
 
 
 @pytest.mark.parametrize("form", ["time.strftime('%Y')", "random.expovariate(1.0)", "secrets.token_hex()"])
-def test_a_story_whose_code_reaches_one_fails(form: str) -> None:
+def test_a_story_whose_code_reaches_a_real_clock_chance_or_thread_fails(form: str) -> None:
     """The guard in place, around a call of the product's own loop."""
     names: dict[str, Any] = {name: __import__(name) for name in ("time", "random", "secrets")}
 

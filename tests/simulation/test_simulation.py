@@ -1,4 +1,4 @@
-"""The simulation: some stories of it, and that it is what it says: exact, guarded, and able to find what is planted."""
+"""The simulation: some of its stories, and its own properties: exact, guarded, and able to find planted bugs."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ QUICK_CANARIES = (
 
 
 def test_the_first_stories_hold() -> None:
-    """Whatever befalls them, nothing is charged twice, nothing is lost, and everything comes to rest."""
+    """After any faults no charge moves money twice, none is lost, and each comes to rest."""
     tried = try_seeds(range(SEEDS))
     assert tried.failures == []
     assert tried.charges > SEEDS
@@ -35,12 +35,12 @@ def test_the_first_stories_hold() -> None:
 
 
 def test_the_seeds_that_once_failed_hold() -> None:
-    """What was found stays mended."""
+    """Found bugs stay mended."""
     assert [(seed, told) for seed, told in corpus() if tell(plan_of(seed)).violations] == []
 
 
 def test_a_seed_repeats_exactly_in_another_process_with_another_hash_seed() -> None:
-    """The digest is of every step with its time: nothing but the seed decides."""
+    """The digest covers every step with its time: only the seed decides."""
     code = """
 from prove.simulation.plan import plan_of
 from prove.simulation.servers import SimulatedParts
@@ -68,8 +68,8 @@ def test_a_planted_bug_is_found_soon(name: str) -> None:
     assert seed_that_finds(name, 20) is not None
 
 
-def test_a_bug_is_in_the_parts_that_it_is_planted_into_and_nowhere_else() -> None:
-    """Parts that are given come back as others, and those that were given still make sound servers."""
+def test_a_planted_bug_is_in_its_own_parts_and_nowhere_else() -> None:
+    """Planting returns new parts, and the original parts still make sound servers."""
     assert len(canaries.NAMES) == len(set(canaries.NAMES)) == 27
     for name in canaries.NAMES:
         assert issubclass(wrong := canaries.planted(name, SimulatedParts), SimulatedParts)
@@ -77,8 +77,8 @@ def test_a_bug_is_in_the_parts_that_it_is_planted_into_and_nowhere_else() -> Non
     assert tell(plan_of(0)).violations == []
 
 
-def test_a_failing_story_is_shrunk_and_told_in_steps() -> None:
-    """What it fails without is left out, and the steps end with what broke."""
+def test_a_failing_story_is_shrunk_and_printed_in_steps() -> None:
+    """Steps that it fails without are left out, and the steps end with the violation."""
     seed = seed_that_finds("key scope is forgotten", 20)
     assert seed is not None
     parts = canaries.planted("key scope is forgotten", SimulatedParts)
@@ -96,7 +96,7 @@ def virtual(main: Any) -> Any:
     return VirtualLoop(random.Random(1)).run(main)
 
 
-def test_virtual_time_jumps_and_nothing_waits_for_real() -> None:
+def test_virtual_time_jumps_without_real_waits() -> None:
     """A day takes no time."""
 
     async def main() -> float:
@@ -108,7 +108,7 @@ def test_virtual_time_jumps_and_nothing_waits_for_real() -> None:
     assert time.monotonic() - began < 60
 
 
-def test_without_chance_what_is_ready_or_due_together_runs_in_its_order() -> None:
+def test_without_chance_callbacks_that_are_due_together_run_in_their_order() -> None:
     """First come, first served, as in asyncio."""
     seen: list[int] = []
 
@@ -123,8 +123,8 @@ def test_without_chance_what_is_ready_or_due_together_runs_in_its_order() -> Non
     assert VirtualLoop(None).run(main()) == list(range(10))
 
 
-def test_waiting_for_what_never_comes_is_told_as_a_deadlock() -> None:
-    """L4: nobody waits with nothing scheduled."""
+def test_an_endless_wait_is_reported_as_a_deadlock() -> None:
+    """L4: no task waits while nothing is scheduled."""
 
     async def main() -> None:
         await asyncio.Event().wait()
@@ -133,15 +133,15 @@ def test_waiting_for_what_never_comes_is_told_as_a_deadlock() -> None:
         virtual(main())
 
 
-def test_a_dead_process_runs_no_line_more() -> None:
-    """Not even its `finally` blocks, as long as the story lasts."""
+def test_a_dead_process_runs_no_further_line() -> None:
+    """Not even its `finally` blocks, until the end of the story."""
     seen: list[str] = []
 
     class Life:
         alive = True
 
         def tick(self) -> bool:
-            """It dies otherwise."""
+            """Return whether it lives."""
             return self.alive
 
     async def work() -> None:
