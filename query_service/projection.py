@@ -88,7 +88,7 @@ class ChargeRows(NamedTuple):
 class _Course:
     """The course of a charge: what its events, as far as they are folded, have made of the operation under way.
 
-    Each event is written over the one before: a value for each event would cost more than all the rest of the event's fold.
+    It is one object a charge, written over with each event: with a value for each event the fold took a fifth longer.
     """
 
     charge: Charge  # as it was requested, or as an earlier batch left it
@@ -120,13 +120,11 @@ class _Course:
                 raise StreamBroken(record.position)
             case _:
                 assert_never(kind)
-        self.position, _, self.version, self.updated_at, _, _ = record
+        self.version, self.position, self.updated_at = record.version, record.position, record.recorded_at
 
     def row(self) -> Charge:
         """Make the row of the charge as it stands now."""
-        return Charge._make(
-            (*self.charge[:_MOVED_FROM], self.status, self.updated_at, self.version, self.position)
-        )
+        return Charge._make((*self.charge[:_MOVED_FROM], self.status, self.updated_at, self.version, self.position))
 
 
 # The columns of a charge from this one on are those that events change: see _Course.row.
@@ -149,16 +147,10 @@ class Changes:
     totals: Sequence[Totals]
 
 
-def charges_needed(records: Iterable[Record]) -> set[bytes]:
+def charges_needed(records: Sequence[Record]) -> set[bytes]:
     """Name the charges whose rows `project` has to be given: those that did not begin in this batch."""
-    began: set[bytes] = set()
-    needed: set[bytes] = set()
-    for record in records:
-        if record.version == 1:
-            began.add(record.charge_id)
-        elif record.charge_id not in began:
-            needed.add(record.charge_id)
-    return needed
+    began = {record.charge_id for record in records if record.version == 1}
+    return {record.charge_id for record in records} - began
 
 
 def project(
@@ -196,8 +188,10 @@ def project(
             if version != course.version + 1 or (course.status, version & 1, kind) not in follows:
                 raise StreamBroken(position)
             course.move(kind, event, record)
-        tenant, charge_position = course.charge[:2]
-        note((tenant, charge_position, version, position, recorded_at, _NUMBER_OF[kind], course.status))
+        charge = course.charge
+        note(
+            (charge.tenant, charge.requested_position, version, position, recorded_at, _NUMBER_OF[kind], course.status)
+        )
 
     charges = [course.row() for course in begun]
     operations = [_opening(course) for course in begun]
