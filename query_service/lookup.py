@@ -88,17 +88,15 @@ class Rows:
     def charges(self, conditions: Conditions, below: int, limit: int) -> list[ChargeRows]:
         """List at most `limit` charges, newest first, requested at positions below `below`.
 
-        The list walks through the user's charges if the conditions name a user, else through those of a rare status, else
+        The list walks through the user's charges if the conditions name a user, else through those of the status, else
         through all, and only over the positions that the range of times can cover.
         """
         above, below = self._positions(conditions, below)
         walk = Walk.OF_ALL
         where = ["requested_position > :above", "requested_position < :below"]
         if conditions.status is not None:
+            walk = Walk.OF_STATUS
             where.append("status = :status")
-            if conditions.status != ChargeStatus.CHARGE_STATUS_CHARGED:
-                walk = Walk.OF_STATUS
-                where.append(schema.NOT_CHARGED)
         if conditions.user_id is not None:
             walk = Walk.OF_USER
             where.append("user_id = :user_id")

@@ -84,28 +84,51 @@ class ChargeRows(NamedTuple):
     operations: Sequence[Operation]
 
 
-class _Outcome(NamedTuple):
-    """The status of an operation, and the details of its outcome."""
+@dataclass(slots=True)
+class _Course:
+    """The course of a charge: what its events, as far as they are folded, have made of the operation under way.
 
-    status: ChargeStatus.ValueType
+    It is one object a charge, written over with each event: with a value for each event the fold took a fifth longer.
+    """
+
+    charge: Charge  # as it was requested, or as an earlier batch left it
+    version: int
+    position: int
+    updated_at: int
+    status: ChargeStatus.ValueType = PENDING
     transaction_id: str = ""
     decline_reason: DeclineReason.ValueType = DeclineReason.DECLINE_REASON_UNSPECIFIED
     review_reason: ReviewReason.ValueType = ReviewReason.REVIEW_REASON_UNSPECIFIED
 
+    def move(self, kind: _Kind, event: journal_pb2.Event, record: Record) -> None:
+        """Write down the outcome that an event tells, if it tells one, and the event's place. Raises StreamBroken."""
+        match kind:
+            case "token_issued" | "token_expired":
+                pass
+            case "charged":
+                self.status = CHARGED
+                self.transaction_id = event.charged.transaction_id
+            case "charge_declined":
+                self.status = DECLINED
+                self.decline_reason = event.charge_declined.reason
+            case "review_required":
+                self.status = IN_REVIEW
+                self.review_reason = event.review_required.reason
+            case "charge_abandoned":
+                self.status = ABANDONED
+            case "charge_requested":
+                raise StreamBroken(record.position)
+            case _:
+                assert_never(kind)
+        self.version, self.position, self.updated_at = record.version, record.position, record.recorded_at
 
-class _Standing(NamedTuple):
-    """The newest event of a charge, and the outcome of its operation after this event."""
-
-    outcome: _Outcome
-    recorded_at: int
-    version: int
-    position: int
+    def row(self) -> Charge:
+        """Make the row of the charge as it stands now."""
+        return Charge._make((*self.charge[:_MOVED_FROM], self.status, self.updated_at, self.version, self.position))
 
 
-# The first of the columns that a charge's events change; all columns after it change too: see _as_it_stands.
-_MOVED_FROM = Charge._fields.index("status")
-_UNDER_WAY: Final = _Outcome(PENDING)
-_ABANDONED: Final = _Outcome(ABANDONED)
+# The columns of a charge from this one on are those that events change: see _Course.row.
+_MOVED_FROM: Final = Charge._fields.index("status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +145,10 @@ class Changes:
     totals: Sequence[Totals]
 
 
-def charges_needed(records: Iterable[Record]) -> set[bytes]:
-    """Name the charges whose rows `project` needs: those that began before this batch."""
-    began: set[bytes] = set()
-    needed: set[bytes] = set()
-    for record in records:
-        if record.version == 1:
-            began.add(record.charge_id)
-        elif record.charge_id not in began:
-            needed.add(record.charge_id)
-    return needed
+def charges_needed(records: Sequence[Record]) -> set[bytes]:
+    """Name the charges whose rows `project` has to be given: those that did not begin in this batch."""
+    began = {record.charge_id for record in records if record.version == 1}
+    return {record.charge_id for record in records} - began
 
 
 def project(
@@ -145,10 +162,10 @@ def project(
     `known` holds the rows of `charges_needed` that the view has, and `tenants` the number of each tenant. `follows` holds the
     events that a charge may have next.
     """
-    charges = {charge_id: rows.charge for charge_id, rows in known.items()}
-    standings = {charge_id: _standing(rows) for charge_id, rows in known.items()}
+    courses = {charge_id: _course(rows) for charge_id, rows in known.items()}
+    begun: list[_Course] = []
     entries: list[tuple[int, ...]] = []
-    read, standing_of, note = journal_pb2.Event.FromString, standings.get, entries.append  # looked up once
+    read, course_of, note = journal_pb2.Event.FromString, courses.get, entries.append  # looked up once
     for record in records:
         position, charge_id, version, recorded_at, _, payload = record
         try:
@@ -158,64 +175,44 @@ def project(
         kind = event.WhichOneof("kind")
         if kind is None:
             raise UnknownEvent(position)
-        before = standing_of(charge_id)
-        if before is None:
+        course = course_of(charge_id)
+        if course is None:
             if kind != "charge_requested" or version != 1:
                 raise StreamBroken(position)
-            charge = charges[charge_id] = _begun(record, event.charge_requested, tenants)
-            outcome = _UNDER_WAY
+            charge = _requested(record, event.charge_requested, tenants)
+            course = courses[charge_id] = _Course(charge, version, position, recorded_at)
+            begun.append(course)
         else:
-            if version != before.version + 1 or (before.outcome.status, version & 1, kind) not in follows:
+            if version != course.version + 1 or (course.status, version & 1, kind) not in follows:
                 raise StreamBroken(position)
-            charge, outcome = charges[charge_id], _outcome(kind, event, position)
-        standings[charge_id] = _Standing(outcome, recorded_at, version, position)
+            course.move(kind, event, record)
+        charge = course.charge
         note(
-            (
-                charge.tenant,
-                charge.requested_position,
-                version,
-                position,
-                recorded_at,
-                _NUMBER_OF[kind],
-                outcome.status,
-            )
+            (charge.tenant, charge.requested_position, version, position, recorded_at, _NUMBER_OF[kind], course.status)
         )
 
-    moved = [_moved(rows, standings[charge_id]) for charge_id, rows in known.items()]
-    added = [
-        _as_it_stands(charge, standings[charge_id]) for charge_id, charge in charges.items() if charge_id not in known
-    ]
-    operations = [_opening(charge, standings[charge.charge_id].outcome) for charge in added]
-    return Changes(added, operations, moved, entries, _sums(added, moved, known.values()), _totals(added))
+    charges = [course.row() for course in begun]
+    operations = [_opening(course) for course in begun]
+    moved = [_moved(rows, courses[charge_id]) for charge_id, rows in known.items()]
+    return Changes(charges, operations, moved, entries, _sums(charges, moved, known.values()), _totals(charges))
 
 
-def _outcome(kind: _Kind, event: journal_pb2.Event, position: int) -> _Outcome:
-    """Return the outcome of the operation under way after an event."""
-    match kind:
-        case "token_issued" | "token_expired":
-            return _UNDER_WAY
-        case "charged":
-            return _Outcome(CHARGED, event.charged.transaction_id)
-        case "charge_declined":
-            return _Outcome(DECLINED, decline_reason=event.charge_declined.reason)
-        case "review_required":
-            return _Outcome(IN_REVIEW, review_reason=event.review_required.reason)
-        case "charge_abandoned":
-            return _ABANDONED
-        case "charge_requested":
-            raise StreamBroken(position)
-        case _:
-            assert_never(kind)
-
-
-def _standing(rows: ChargeRows) -> _Standing:
+def _course(rows: ChargeRows) -> _Course:
     charge, newest = rows.charge, rows.operations[-1]
-    outcome = _Outcome(newest.status, newest.transaction_id, newest.decline_reason, newest.review_reason)
-    return _Standing(outcome, charge.updated_at, charge.version, charge.position)
+    return _Course(
+        charge,
+        charge.version,
+        charge.position,
+        charge.updated_at,
+        newest.status,
+        newest.transaction_id,
+        newest.decline_reason,
+        newest.review_reason,
+    )
 
 
-def _begun(record: Record, request: journal_pb2.ChargeRequested, tenants: Mapping[str, int]) -> Charge:
-    """Make the row of a charge that has just begun. By position: by name it takes three times as long."""
+def _requested(record: Record, request: journal_pb2.ChargeRequested, tenants: Mapping[str, int]) -> Charge:
+    """Make the row of a charge that has only begun: in the order of the columns, since by name takes three times as long."""
     card, amount = request.card, request.amount
     return Charge(
         tenants[request.tenant],
@@ -238,8 +235,9 @@ def _begun(record: Record, request: journal_pb2.ChargeRequested, tenants: Mappin
     )
 
 
-def _opening(charge: Charge, outcome: _Outcome) -> Operation:
-    """Make the row of a charge's first operation."""
+def _opening(course: _Course) -> Operation:
+    """Make the row of the operation that a charge opens with."""
+    charge = course.charge
     at = charge.requested_position
     return Operation(
         charge.tenant,
@@ -249,24 +247,25 @@ def _opening(charge: Charge, outcome: _Outcome) -> Operation:
         charge.idempotency_key,
         charge.minor_units,
         charge.requested_at,
-        outcome.status,
-        outcome.transaction_id,
-        outcome.decline_reason,
-        outcome.review_reason,
-        charge.updated_at,
+        course.status,
+        course.transaction_id,
+        course.decline_reason,
+        course.review_reason,
+        course.updated_at,
     )
 
 
-def _moved(rows: ChargeRows, standing: _Standing) -> ChargeRows:
-    """Make the rows, after its newest event, of a charge that began in an earlier batch."""
+def _moved(rows: ChargeRows, course: _Course) -> ChargeRows:
+    """Make the rows of a charge that began in an earlier batch, as its newest event leaves them."""
     *done, newest = rows.operations
-    newest = newest._replace(updated_at=standing.recorded_at, **standing.outcome._asdict())
-    return ChargeRows(_as_it_stands(rows.charge, standing), (*done, newest))
-
-
-def _as_it_stands(charge: Charge, standing: _Standing) -> Charge:
-    outcome, updated_at, version, position = standing
-    return Charge._make((*charge[:_MOVED_FROM], outcome.status, updated_at, version, position))
+    newest = newest._replace(
+        status=course.status,
+        transaction_id=course.transaction_id,
+        decline_reason=course.decline_reason,
+        review_reason=course.review_reason,
+        updated_at=course.updated_at,
+    )
+    return ChargeRows(course.row(), (*done, newest))
 
 
 def _sums(added: Iterable[Charge], moved: Iterable[ChargeRows], before: Iterable[ChargeRows]) -> list[Sum]:

@@ -145,7 +145,8 @@ class View:
 def _apply(connection: sqlite3.Connection, records: Sequence[Record], follows: Follows) -> None:
     known = find_charges_of_records(connection, charges_needed(records))
     changes = project(records, known, TenantNumbers(connection), follows)
-    connection.executemany(schema.ADD_CHARGE, changes.charges)
+    # As plain tuples: named ones, whose values sqlite3 fetches one by one, make this statement a sixth slower.
+    connection.executemany(schema.ADD_CHARGE, map(tuple, changes.charges))
     _add(connection, schema.ADD_OPERATIONS, changes.operations)
     connection.executemany(schema.MOVE_CHARGE, [rows.charge._asdict() for rows in changes.moved])
     connection.executemany(schema.MOVE_OPERATION, [rows.operations[-1]._asdict() for rows in changes.moved])

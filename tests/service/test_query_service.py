@@ -299,6 +299,7 @@ async def test_a_list_holds_the_charges_that_meet_all_its_conditions(feed: FeedS
     assert await listed() == "4 3 2 1"
     assert await listed(user_id="user-1") == "4 3 1"
     assert await listed(user_id="user-3") == ""
+    assert await listed(status=ChargeStatus.CHARGE_STATUS_CHARGED) == "1"
     assert await listed(status=ChargeStatus.CHARGE_STATUS_DECLINED) == "3 2"
     assert await listed(status=ChargeStatus.CHARGE_STATUS_REFUNDED) == ""
     assert await listed(user_id="user-1", status=ChargeStatus.CHARGE_STATUS_DECLINED) == "3"
