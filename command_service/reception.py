@@ -12,7 +12,8 @@ from command_service.bank.line import Line
 from command_service.charge import Command, State, is_at_rest
 from command_service.failures import BankUnreachable, JournalBusy, JournalFull, NotNow, NotStored, TooManyUnfinished
 from command_service.journal import Journal
-from command_service.runner import Run, Runner
+from command_service.run import Run
+from command_service.runner import Runner
 from command_service.streams import Handled, Snapshot, Streams
 
 

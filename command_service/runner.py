@@ -9,36 +9,21 @@ harm: the journal takes only the first answer to a step, and the bank does each 
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import structlog
 
 from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
 from command_service.bank.line import Line
-from command_service.charge import Absent, Charge, next_step
+from command_service.charge import Absent, next_step
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
-from command_service.operation import Answered, AtRest, Attempts, counts_for_giving_up
+from command_service.operation import Answered, Attempts, counts_for_giving_up
+from command_service.run import Run
 from command_service.streams import KeepsMoving, Snapshot, Streams
-from command_service.values import InProgress, NoAnswer, ReviewRequired
+from command_service.values import InProgress, NoAnswer
 
-log = structlog.get_logger()
 # The number of concurrent reads of streams when the server starts: enough to keep the reading thread busy.
 LOADED_AT_ONCE = 256
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """A charge on its way to rest."""
-
-    snapshot: Snapshot
-    was_in_journal: bool
-    """Not begun by this process: a crash or a stop had interrupted it."""
-    ended: "asyncio.Future[None]"
-    """Done when the loop has ended. Add a callback and do not await it: a caller that is cancelled would cancel it for all."""
-    bank_calls: int = 0
 
 
 class Runner:
@@ -124,7 +109,7 @@ class Runner:
                     pauses += 1
                     wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
                     await asyncio.sleep(PAUSES.seconds(pauses, self._chance, wished_seconds))
-            _log_rest(run)
+            run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
         finally:
@@ -135,24 +120,3 @@ class Runner:
     async def close(self) -> None:
         """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""
         await self._tasks.close()
-
-
-def _log_rest(run: Run) -> None:
-    match run.snapshot.state:
-        case Charge(AtRest(outcome=ReviewRequired(reason, evidence))):
-            log.error(
-                "a charge needs review",
-                charge_id=run.snapshot.charge_id,
-                reason=reason.value,
-                fields=evidence.fields,
-                status=evidence.status,
-            )
-        case Charge(AtRest(outcome=outcome, position=position)):
-            log.info(
-                "charge at rest",
-                charge_id=run.snapshot.charge_id,
-                outcome=type(outcome).__name__,
-                position=position,
-                bank_calls=run.bank_calls,
-                recovered=run.was_in_journal,
-            )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import NoReturn
 
@@ -62,10 +63,8 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(assembled.close)
         runner, commands = assembled.runner, parts.commands(assembled.reception)
         feed = parts.feed(journal)
-        command_server = await server.Server.start(
-            chosen.listen,
-            lambda grpc_server: command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server),
-            services=["charging.v1.CommandService"],
+        listen = partial(
+            server.Server.start,
             domain=DOMAIN,
             unreadable=refusal(Reason.INVALID_REQUEST),
             unexpected=refusal(Reason.UNEXPECTED),
@@ -73,17 +72,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             reflect=chosen.reflection,
             descriptors=DESCRIPTORS,
         )
+        command_server = await listen(
+            chosen.listen,
+            lambda grpc_server: command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server),
+            services=["charging.v1.CommandService"],
+        )
         stack.push_async_callback(command_server.drain, 0.0)
-        feed_server = await server.Server.start(
-            chosen.feed_listen,
-            JournalService(feed).register,
-            services=["charging.v1.JournalService"],
-            domain=DOMAIN,
-            unreadable=refusal(Reason.INVALID_REQUEST),
-            unexpected=refusal(Reason.UNEXPECTED),
-            request_bytes=COMMAND_BYTES,
-            reflect=chosen.reflection,
-            descriptors=DESCRIPTORS,
+        feed_server = await listen(
+            chosen.feed_listen, JournalService(feed).register, services=["charging.v1.JournalService"]
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         try:

@@ -7,7 +7,8 @@ from types import MappingProxyType
 from command_service.bank.line import Line
 from command_service.charge import Charge
 from command_service.journal import Journal
-from command_service.runner import Run, Runner
+from command_service.run import Run
+from command_service.runner import Runner
 
 
 @dataclass(frozen=True, slots=True)
