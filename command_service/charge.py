@@ -1,8 +1,9 @@
-"""A charge as a whole: which operation may follow in it, and the outcome that an idempotency key is told.
+"""A charge as a whole: when a command begins one, and the outcome that an idempotency key is told.
 
 The core is three pure functions. `decide` turns a message into events, `evolve` folds a stored event into a state, and
 `next_step` names the next step. They stand here for the charge, and hand over to the same three in
-`command_service.operation` for the operation under way. So far a charge has one operation, the charging itself.
+`command_service.operation` for the operation under way. So far a charge has one operation, the charging itself; which
+operation may follow another will be said here.
 
 1. One idempotency key names one charge, for ever. Under the same key the same request finds its charge, another is refused.
 2. The rules of screening count for a new charge only: rules get stricter, and the retry of an accepted charge must find it.
@@ -103,7 +104,7 @@ def is_at_rest(state: State) -> bool:
 
 
 def outcome_of(state: State, idempotency_key: str) -> AtRest | None:
-    """Return the outcome that this key is told for ever; None if there is none yet, or the key is another charge's."""
+    """Return the outcome that this key is told for ever; None if there is none yet, or the charge has another key."""
     match state:
         case Charge(AtRest() as rest) if rest.request.idempotency_key == idempotency_key:
             return rest

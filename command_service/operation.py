@@ -2,14 +2,15 @@
 
 An operation is one movement of money; so far there is one kind, the charging itself. After a crash its next step is simply done
 again. That is safe because the bank keeps two promises (`command_service.bank`): a token step that is repeated under the same
-charge id names the same transaction, and an execute step that is repeated with the same transaction token moves money once.
+charge id names the same transaction, unless that one has expired; and an execute step that is repeated with the same
+transaction token moves money once.
 
 1. Money moves in the execute step only, and only by a token that the journal already holds.
 2. A token that the journal holds is replaced only after the bank has closed it for ever, unexecuted. If answers contradict
    each other, the operation goes into review: nobody guesses, and nobody requests another token.
 3. An answer counts only while its step is the next one. A late answer yields no event.
-4. The token step is given up after `abandon_after_seconds` and five unanswered attempts. The execute step never is: money may
-   have moved.
+4. In the token step an operation is given up once it is `abandon_after_seconds` old and five attempts of this run, at
+   whatever step, came to no answer. In the execute step it never is: money may have moved.
 5. No event follows an operation at rest.
 
     state              event                                               next state
@@ -101,9 +102,10 @@ Operation = AwaitingToken | AwaitingExecution | AtRest
 class Attempts(NamedTuple):
     """What the rule of giving up needs to know.
 
-    `unanswered` counts the attempts of this run that came to no answer, this one included. While the breaker is open, a probe
-    for another charge is an attempt for all charges that wait. `now` is in microseconds since 1970. `is_restored`: the
-    journal came from a backup and may lack steps that the bank has done, so nothing is given up.
+    `unanswered` counts the attempts of this run that came to no answer, this one included. While the bank is spared
+    (`bank/breaker.py`), an unanswered probe for one charge counts for each charge that waits. `now` is in microseconds since
+    1970. `is_restored`: the journal came from a backup, once and for all, and may lack steps that the bank has done, so
+    nothing is given up.
     """
 
     unanswered: int
@@ -165,7 +167,7 @@ def _after_token_step(operation: AwaitingToken, answer: Answer, attempts: Attemp
             return [ChargeDeclined(DeclineReason.BANK_REFUSED)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Executed() | Expired():  # These answer the other step.
+        case Executed() | Expired():  # No bank's adapter answers this step so.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case NoAnswer() if counts_for_giving_up(answer) and _is_given_up(operation, attempts):
             return [ChargeAbandoned(attempts.unanswered)]
@@ -191,13 +193,13 @@ def _after_execute_step(operation: AwaitingExecution, answer: Answer) -> list[Ev
             return [ChargeDeclined(reason)]
         case Expired() if operation.expired_tokens + 1 < TOKEN_LIMIT:
             return [TokenExpired(operation.token)]  # The token step follows once more.
-        case Expired():  # The last one: two rows of the table at once.
+        case Expired():  # The last one: TokenExpired, then ReviewRequired in AwaitingToken, in one append.
             return [TokenExpired(operation.token), ReviewRequired(ReviewReason.TOKENS_KEEP_EXPIRING)]
         case Refused(evidence):  # Money may have moved and the bank does not say: never a new token.
             return [ReviewRequired(ReviewReason.EXECUTE_REFUSED, evidence)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Token():  # It answers the other step.
+        case Token():  # No bank's adapter answers this step so.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case InProgress() | NoAnswer():
             return []

@@ -1,6 +1,6 @@
 """The door for commands: one call at a time for each key, and new charges only while there is room for them.
 
-A charge that the journal holds is answered at any load. Only a new one may be refused.
+Within the limit of calls (`api.py`), a charge that the journal holds is answered at any load. Only a new one may be refused.
 """
 
 import asyncio

@@ -49,9 +49,10 @@ class Runner:
         self._tasks = Tasks()
 
     async def recover(self) -> int:
-        """Start a run for every unfinished charge; return their number. Call it once, at the start; clients may come before.
+        """Start a run for every unfinished charge; return their number. Call it once, at the start.
 
-        Raises Unreadable, before any run has started.
+        Clients may come before: a charge that one of them moves meanwhile is found by a conflict. Raises Unreadable, and has
+        started no run then.
         """
         unfinished = await self._journal.unfinished()
         found: list[Snapshot] = []
@@ -102,7 +103,7 @@ class Runner:
                         run.snapshot, Answered(effect, answer, attempts)
                     )
                 except (NotStored, KeepsMoving):
-                    has_stored = False  # nothing is lost: the step can be repeated
+                    has_stored = False  # certainly: if a commit's fate is unknown, the process ends. The step is repeated
                 if has_stored:
                     pauses = 0
                 else:

@@ -9,8 +9,8 @@ from command_service.failures import NotNow
 from command_service.journal import Journal, VersionConflict
 from command_service.values import Recorded
 
-# A stream has two writers at most, a client's call and the loop, and each conflict means that the other one has stored
-# something. More conflicts in a row than this are a fault of the program.
+# After one conflict a command finds its charge, and an answer is late, so that a second conflict in a row is rare. More of
+# them than this are a fault of the program.
 DECISIONS = 5
 
 ABSENT = Absent()

@@ -72,7 +72,7 @@ class Evidence:
 # ---------------------------------------------------------------- effects: what to do next, as a value
 @dataclass(frozen=True, slots=True)
 class RequestToken:
-    """The token step. By the count of expired tokens a late answer to an earlier request is recognised."""
+    """The token step. The count of expired tokens tells this request from the one before, whose answer may come late."""
 
     charge_id: str
     card_token: str

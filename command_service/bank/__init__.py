@@ -1,17 +1,18 @@
-"""The port to a bank: two effects in, an answer out. Whatever a bank is like, the charge does not know it.
+"""The port to a bank: two effects in, an answer out. The charge does not know its bank's ways.
 
-What an adapter must keep, for nothing else keeps a customer from being charged twice:
+An adapter promises these, since nothing else keeps a customer from being charged twice:
 
-1. The token step is idempotent by our reference, the charge id: a known reference gives back its transaction in its
-   present state, never a second one. An adapter whose bank cannot do that looks up first.
+1. The token step is idempotent by our reference, the charge id: a known reference gives back its transaction in its present
+   state. Only if that one has expired, unexecuted, is another opened, so that a reference never has two that can be
+   executed. An adapter whose bank cannot do that looks up first.
 2. The execute step is idempotent by token, under concurrent repeats and across the bank's own restart.
-3. `Declined` and `Expired` mean that the bank has closed the token for ever: an execute that arrives late cannot
-   succeed any more. Where the bank does not close it by itself, the adapter cancels and looks up before it answers.
+3. `Declined` and `Expired` mean that the bank has closed the token for ever: a late execute cannot succeed. If the bank does
+   not close it by itself, the adapter cancels and looks up before it answers.
 4. Another amount, currency or card under a known reference or token is refused.
 5. Only a definite "expired, not executed" leads to a new token.
 
-And no charge ends on one answer that does not name it: that may be the answer to somebody else's question. It is asked
-again in a way in which it cannot be, or it is `NoAnswer`.
+And no charge ends on one answer that does not name it, since that may be the answer to another question. The question is put
+again in a way that excludes this, or the answer is `NoAnswer`.
 
 tests/contract/test_bank.py holds every adapter to them.
 """
