@@ -103,7 +103,9 @@ class Runner:
                         run.snapshot, Answered(effect, answer, attempts)
                     )
                 except (NotStored, KeepsMoving):
-                    has_stored = False  # certainly: if a commit's fate is unknown, the process ends. The step is repeated
+                    has_stored = (
+                        False  # certainly: if a commit's fate is unknown, the process ends. The step is repeated
+                    )
                 if has_stored:
                     pauses = 0
                 else:
