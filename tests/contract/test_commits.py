@@ -329,7 +329,8 @@ async def test_a_quota_and_a_limit_on_a_file_are_a_full_disk(tmp_path: Path, err
         assert (await asyncio.to_thread(charge, town.command.listen, "quota-00001")).startswith(FULL)
         assert await asyncio.to_thread(charge, town.command.listen, "quota-first") == CHARGED
         assert town.command.is_running
-        await town.command.logged("nothing was stored")
+        refused = await town.command.logged("nothing was stored")  # the log is written a little after the answer
+        assert refused == next(entry for entry in town.command.entries() if entry["level"] == "error")
         await serving(town)
         assert await asyncio.to_thread(charge, town.command.listen, "quota-00001") == CHARGED
         await town.command.stop()

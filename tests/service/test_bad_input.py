@@ -152,7 +152,9 @@ def assert_fixed(answer: Told) -> None:
 async def _door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Door]:
     async with Town(tmp_path_factory.mktemp("bad-input")) as town, Referee(town.bank_url) as referee:
         async with grpc.aio.insecure_channel(town.command.listen) as channel:
-            yield Door(town, referee, channel, log_seen=town.command.log.stat().st_size)
+            opened = Door(town, referee, channel, log_seen=town.command.log.stat().st_size)
+            yield opened
+            assert (await opened.knock(a_request())).status == CHARGED  # it looks at the log after the last test
         assert await town.command.stop() == 0
         await assert_books_agree(town.journal, referee)
 
