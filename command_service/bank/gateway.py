@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from command_service.bank.transport import JSON_CONTENT, Exchange, exchange, no_answer
+from command_service.bank.transport import JSON_CONTENT, Endpoint, Exchange, no_answer
 from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
 from command_service.values import DeclineReason, Effect, Execute, InProgress, NoAnswer, RequestToken
 
@@ -70,8 +70,7 @@ class Gateway:
 
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport) -> None:
         """The bank at `url`, http or https."""
-        self._url = httpx.URL(url.rstrip("/") + "/transactions")
-        self._transport = transport
+        self._transactions = Endpoint(transport, url.rstrip("/") + "/transactions")
 
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:
         """Open a transaction under our reference, or hear of the known one."""
@@ -102,7 +101,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Let go of connections."""
-        await self._transport.aclose()
+        await self._transactions.close()
 
     async def _ask(
         self,
@@ -116,7 +115,7 @@ class Gateway:
     ) -> Reply:
         headers = [JSON_CONTENT, (b"Idempotency-Key", key.encode())] if key else [JSON_CONTENT]
         body = json.dumps(order).encode() if order else b""
-        got = await exchange(self._transport, question.method, self._url, path, headers=headers, body=body, fresh=fresh)
+        got = await self._transactions.ask(question.method, path, headers=headers, body=body, fresh=fresh)
         return got if isinstance(got, NoAnswer) else heard(got, _read(got, question), effect)
 
 

@@ -1,5 +1,8 @@
 """HTTP/1.1 over connections that are kept open: the transport under the gate, for a tenth of what httpx's own costs.
 
+It is an `httpx.AsyncBaseTransport`. Beside it has `ask`, which takes and gives bytes: the objects of httpx would cost more than
+the exchange of the bytes (measured).
+
 1. A request is written once, to one connection, and never again, not even if the server closed that connection as we wrote.
    Then an exception is raised, and the caller decides.
 2. A connection serves one exchange at a time. It is used again only after an answer that was whole, that nothing followed, and
@@ -18,12 +21,34 @@ find its way into the next.
 import asyncio
 import select
 import ssl
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, cast
 
 import httptools
 import httpx
 
-_Origin = tuple[str, bytes, int | None]
+
+class Origin(NamedTuple):
+    """Where a connection leads: the scheme, the host as it is looked up, and the port if the URL names one."""
+
+    scheme: str
+    host: bytes
+    port: int | None
+
+    @classmethod
+    def of(cls, url: httpx.URL) -> "Origin":
+        """Take it from a URL."""
+        return cls(url.scheme, url.raw_host, url.port)
+
+
+class Arrived(NamedTuple):
+    """An answer that has arrived whole."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    end_connection: Callable[[], None]
+    """Ends the connection that brought it. It is called before anything else is awaited, or not at all."""
 
 
 class Http11Transport(httpx.AsyncBaseTransport):
@@ -51,16 +76,23 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send it once and read the answer whole. Cancelling ends the connection.
+        """Send it once and read the answer whole; see `ask`. Raises also httpx.LocalProtocolError for a malformed request."""
+        fresh = request.extensions.get("fresh", False)
+        got = await self.ask(Origin.of(request.url), _as_written(request), fresh=fresh)
+        return httpx.Response(
+            got.status,
+            headers=got.headers,
+            stream=httpx.ByteStream(got.body),
+            extensions={"end_connection": got.end_connection},
+        )
 
-        Raises OSError, ssl.SSLError or httpx.ProtocolError, and ValueError for a malformed request.
+    async def ask(self, origin: Origin, message: bytes, *, fresh: bool) -> Arrived:
+        """Send a request, made by `written`, once, and read the answer whole. Cancelling ends the connection.
+
+        Raises OSError, ssl.SSLError or httpx.ProtocolError.
         """
-        message = _as_written(request)
-        url = request.url
         async with self._turns:
-            connection = await self._connection(
-                (url.scheme, url.raw_host, url.port), fresh=request.extensions.get("fresh", False)
-            )
+            connection = await self._connection(origin, fresh=fresh)
             try:
                 return await connection.exchange(message, self._max_answer_bytes)
             finally:
@@ -74,7 +106,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         for connection in list(self._idle):
             connection.end()
 
-    async def _connection(self, origin: _Origin, *, fresh: bool) -> "_Connection":
+    async def _connection(self, origin: Origin, *, fresh: bool) -> "_Connection":
         """Take an idle connection, else a new one. With the turns, there are never more than `max_connections`."""
         if self._closed:
             raise httpx.ConnectError("the transport is closed")
@@ -118,14 +150,14 @@ class Http11Transport(httpx.AsyncBaseTransport):
 class _Connection(asyncio.Protocol):
     """One connection. If it ends while it is in `idle`, it takes itself out."""
 
-    def __init__(self, origin: _Origin, idle: dict["_Connection", float]) -> None:
+    def __init__(self, origin: Origin, idle: dict["_Connection", float]) -> None:
         self.origin = origin
         self.reusable = False
         self._idle = idle
         self._ended = False
         self._answered: asyncio.Future[None] | None = None  # If it is done, or None, no call waits for an answer.
 
-    async def exchange(self, message: bytes, max_answer_bytes: int) -> httpx.Response:
+    async def exchange(self, message: bytes, max_answer_bytes: int) -> Arrived:
         """Write a request and wait for its answer."""
         if self._ended:
             raise httpx.ConnectError("closed before it was used")
@@ -142,12 +174,7 @@ class _Connection(asyncio.Protocol):
             await self._answered
         finally:
             del self._parser  # It refers back to us.
-        return httpx.Response(
-            self._status,
-            headers=self._headers,
-            stream=httpx.ByteStream(b"".join(self._body)),
-            extensions={"end_connection": self.end},
-        )
+        return Arrived(self._status, self._headers, b"".join(self._body), self.end)
 
     def end(self, error: Exception | None = None) -> None:
         """Close at once and drop unsent bytes. A call that waits for the answer fails."""
@@ -230,16 +257,31 @@ class _Connection(asyncio.Protocol):
         self.reusable = self._parser.should_keep_alive()
 
 
+def written(request_line: bytes, prepared: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """Write a request as bytes. `prepared` are lines of the head with their ends, made by `lines`, and trusted.
+
+    Raises httpx.LocalProtocolError for a line within a line: it would be read as another request.
+    """
+    return b"%b\r\n%b%b\r\n%b" % (_line(request_line), prepared, lines(headers), body)
+
+
+def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Write lines of a head with their ends. Raises httpx.LocalProtocolError for a line within a line."""
+    return b"".join([b"%b\r\n" % _line(b"%b: %b" % header) for header in headers])
+
+
+def _line(line: bytes) -> bytes:
+    if b"\r" in line or b"\n" in line:
+        raise httpx.LocalProtocolError("a line within a line")
+    return line
+
+
 def _as_written(request: httpx.Request) -> bytes:
-    """Write a request as bytes. The extension `target` replaces the URL's path, as in httpx's own transport."""
+    """Write a request of httpx. The extension `target` replaces the URL's path, as in httpx's own transport."""
     if request.method in ("HEAD", "CONNECT"):
         raise httpx.LocalProtocolError(f"{request.method} has answers of another form")
     if "transfer-encoding" in request.headers:
         raise httpx.LocalProtocolError("a body is bytes")
     target = request.extensions.get("target", request.url.raw_path)
-    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target)]
-    lines += [b"%b: %b" % header for header in request.headers.raw]
-    head = b"\r\n".join(lines)
-    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
-        raise httpx.LocalProtocolError("a line within a line")
-    return b"%b\r\n\r\n%b" % (head, request.read())
+    line = b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target)
+    return written(line, b"", request.headers.raw, request.read())

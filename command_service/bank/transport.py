@@ -9,7 +9,8 @@
    connection, and the connection of an answer that is not trusted can be ended.
 
 A transport is any `httpx.AsyncBaseTransport` that limits what it reads, or hands over its response before it has read the
-body. It is called directly: `httpx.AsyncClient` on top of it costs three times the CPU of the call (measured).
+body. It is called directly: `httpx.AsyncClient` on top of it costs three times the CPU of the call (measured). Ours is asked
+in bytes, without the objects of httpx.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from typing import Never, cast
 import httpx
 import structlog
 
-from command_service.bank.http11 import Http11Transport
+from command_service.bank.http11 import Arrived, Http11Transport, Origin, lines, written
 from command_service.values import Evidence, NoAnswer
 
 MAX_BODY_BYTES = 64 * 1024  # An honest answer has 300 bytes; this is what a dishonest one may cost us in memory.
@@ -88,29 +89,67 @@ def open_transport(*, max_connections: int, verify: ssl.SSLContext | bool = True
     )
 
 
-async def exchange(
-    transport: httpx.AsyncBaseTransport,
-    method: str,
-    url: httpx.URL,
-    path: str = "",
-    *,
-    headers: Sequence[tuple[bytes, bytes]],
-    body: bytes = b"",
-    fresh: bool = False,
-) -> Exchange | NoAnswer:
-    """Send a request and read its answer. Never raises, whatever comes back or does not; only cancelling passes.
+class Endpoint:
+    """A bank's URL. What all requests to it share is parsed and written once: it would cost more than the rest of a request."""
 
-    With `fresh` the transport of `open_transport` uses a new connection. A body goes with its content type among the headers.
-    `path` is added to the URL's own, in the request's extension `target`: parsing a URL costs more than the rest of the
-    request, so the one that is always the same is parsed once.
-    """
-    try:
-        request = _request(method, url, path, headers, body, fresh)
-        response = await transport.handle_async_request(request)
+    def __init__(self, transport: httpx.AsyncBaseTransport, url: str) -> None:
+        """Use a transport, which is closed with the endpoint, for `url`. Raises httpx.InvalidURL."""
+        self._transport = transport
+        self._url = httpx.URL(url)
+        self._origin = Origin.of(self._url)
+        self._headers = [(b"Host", self._url.netloc), *_HEADERS]
+        self._prepared = lines(self._headers)
+
+    async def ask(
+        self,
+        method: str,
+        path: str = "",
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+        fresh: bool = False,
+    ) -> Exchange | NoAnswer:
+        """Send a request and read its answer. Never raises, whatever comes back or does not; only cancelling passes.
+
+        `path` is added to the URL's own. A body goes with its content type among the headers. With `fresh` the transport of
+        `open_transport` uses a new connection.
+        """
+        try:
+            target = self._url.raw_path + path.encode("ascii")
+            if body:
+                headers = [*headers, (b"Content-Length", b"%d" % len(body))]
+            if isinstance(self._transport, Http11Transport):
+                message = written(b"%b %b HTTP/1.1" % (method.encode("ascii"), target), self._prepared, headers, body)
+                return _read(await self._transport.ask(self._origin, message, fresh=fresh))
+            return _read(await self._through_httpx(method, target, headers, body, fresh))
+        except Exception as error:
+            return no_answer(type(error).__name__, our_setup=_is_about_certificate(error))
+
+    async def _through_httpx(
+        self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes, fresh: bool
+    ) -> Arrived:
+        """Ask over any other transport of httpx. Its body is read as it came, since httpx would decompress, up to a limit."""
+        request = httpx.Request(
+            method,
+            self._url,
+            headers=[*self._headers, *headers],
+            stream=httpx.ByteStream(body),
+            extensions={"target": target, "fresh": fresh},
+        )
+        request.read()  # Now it has its `content`, as one that httpx made.
+        response = await self._transport.handle_async_request(request)
+        got = bytearray()
         async with aclosing(response):
-            return await _read(response)
-    except Exception as error:
-        return no_answer(type(error).__name__, our_setup=_is_about_certificate(error))
+            async for part in cast(httpx.AsyncByteStream, response.stream):
+                got += part
+                if len(got) > MAX_BODY_BYTES:
+                    break
+        end_connection = response.extensions.get("end_connection", _nothing)
+        return Arrived(response.status_code, response.headers.raw, bytes(got), end_connection)
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._transport.aclose()
 
 
 def target_of(request: httpx.Request) -> str:
@@ -119,50 +158,29 @@ def target_of(request: httpx.Request) -> str:
     return target.decode("ascii")
 
 
-def _request(
-    method: str, url: httpx.URL, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, fresh: bool
-) -> httpx.Request:
-    """Make the request that httpx would make, in a quarter of the time."""
-    lengths = [(b"Content-Length", b"%d" % len(body))] if body else []
-    parts = [(b"Host", url.netloc), *_HEADERS, *headers, *lengths]
-    target = url.raw_path + path.encode("ascii")
-    extensions = {"target": target, "fresh": fresh}
-    request = httpx.Request(method, url, headers=parts, stream=httpx.ByteStream(body), extensions=extensions)
-    request.read()  # Now it has its `content`, as one that httpx made.
-    return request
-
-
-async def _read(response: httpx.Response) -> Exchange | NoAnswer:
-    headers = _wanted(response.headers.raw)
+def _read(got: Arrived) -> Exchange | NoAnswer:
+    headers = _wanted(got.headers)
     if headers.get(b"content-encoding", "identity") != "identity":
         return no_answer("compressed")
-    body = bytearray()
-    async for part in cast(httpx.AsyncByteStream, response.stream):  # The raw stream: httpx would decompress.
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            return no_answer("too large")
-    return Exchange(
-        response.status_code,
-        headers.get(b"content-type", ""),
-        _seconds(headers.get(b"retry-after", "")),
-        bytes(body),
-        response.extensions.get("end_connection", _nothing),
-    )
+    if len(got.body) > MAX_BODY_BYTES:
+        return no_answer("too large")
+    retry_after_seconds = _seconds(headers.get(b"retry-after", ""))
+    return Exchange(got.status, headers.get(b"content-type", ""), retry_after_seconds, got.body, got.end_connection)
 
 
 def _nothing() -> None:
     """End no connection: the transport keeps none."""
 
 
-def _wanted(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
+def _wanted(head: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
     """Pick the lines of a head that mean something to us, by their names in lower case. Lines of one name are joined."""
-    head: dict[bytes, str] = {}
-    for name, value in lines:
+    wanted: dict[bytes, str] = {}
+    for name, value in head:
         lower = name.lower()
         if lower in _WANTED:
             text = value.decode("latin-1")
-            head[lower] = f"{head[lower]}, {text}" if lower in head else text
-    return head
+            wanted[lower] = f"{wanted[lower]}, {text}" if lower in wanted else text
+    return wanted
 
 
 def no_answer(why: str, *, retry_after_seconds: float | None = None, our_setup: bool = False) -> NoAnswer:
