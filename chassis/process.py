@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import importlib.metadata
 import os
 import resource
@@ -26,6 +27,9 @@ _ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 _INSIST = (signal.SIGTERM, signal.SIGINT)
 # A process that was started with one of these ignored, as by nohup, is meant to stay.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Python's own values stop a busy server every few hundred objects, and for 16 to 91 ms whenever all objects are looked through
+# (measured). In a server nearly all objects go without a search; gRPC leaves five of a call in a cycle (measured).
+GARBAGE_THRESHOLDS = (20_000, 10, 100)
 
 
 def open_standard_streams() -> None:
@@ -87,8 +91,9 @@ class StopRequest:
         return self._asked.is_set()
 
     def wait(self) -> Coroutine[Any, Any, Any]:
-        """Return, when awaited, once the process is asked to stop."""
+        """Return, when awaited, once the process is asked to stop. The first call says that the server has started."""
         self._starting = None
+        _settle()
         return self._asked.wait()
 
     def _ask(self, number: signal.Signals) -> None:
@@ -102,6 +107,16 @@ class StopRequest:
             signal.signal(insisting, signal.SIG_DFL if os.getpid() != 1 else _end_at_once)
         if self._starting:
             self._starting.cancel()
+
+
+def _settle() -> None:
+    """Have the garbage collector leave alone what the start has made, which stays, and run seldom.
+
+    So its pauses grow with the calls under way only.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def _end_at_once(number: int, _: object) -> NoReturn:
