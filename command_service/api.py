@@ -53,8 +53,8 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
     def stop(self) -> None:
         """Answer every waiting call now, with PENDING where there is no outcome: the next start goes on with it."""
         self._stopping = True
-        for wake in list(self._waiting):
-            wake()
+        for end in list(self._waiting):
+            end()
 
     async def Charge(self, request: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: N802  # the contract's name
         """Charge a card once per idempotency key; see the contract."""
@@ -75,41 +75,62 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         seconds = wait_seconds(remaining_seconds, LONGEST_WAIT_SECONDS)
         if seconds <= 0:
             raise refusal(Reason.DEADLINE_PASSED)  # nobody reads the answer: not even begun
-        until = self._clock() + seconds
-        accepting = self._reception.accept(self._intake(request, caller))
-        if not await self._wait(accepting, until):
-            raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
+        if self._stopping:
+            raise refusal(Reason.SERVER_STOPPING)
+        waiting = _Waiting(seconds)
+        self._waiting[waiting.end] = None
         try:
-            accepted = accepting.result()
-        except KeyReused as error:
-            raise _key_reused(error.charge) from None
-        if accepted.run is not None:
-            await self._wait(accepted.run.ended, until)
+            accepting = self._reception.accept(self._intake(request, caller))
+            await waiting.until(accepting)
+            if not accepting.done():
+                raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
+            try:
+                accepted = accepting.result()
+            except KeyReused as error:
+                raise _key_reused(error.charge) from None
+            if accepted.run is not None:
+                await waiting.until(accepted.run.ended)
+        finally:
+            del self._waiting[waiting.end]
+            waiting.close()
         return _response(accepted, request.idempotency_key)
 
-    async def _wait(self, what: "asyncio.Future[Any]", until: float) -> bool:
-        """Wait for something, a time, or the server's stop, and disturb none of them. True if it is done.
 
-        asyncio.wait would need a future for the stop that all calls share, and look through all their callbacks each time.
-        """
-        loop = asyncio.get_running_loop()
-        if not (what.done() or self._stopping):
-            woken = loop.create_future()
+class _Waiting:
+    """The waiting of a call, which ends at its time or at the server's stop. What it waits for is not disturbed by that.
 
-            def wake(_: object = None) -> None:
-                if not woken.done():
-                    woken.set_result(None)
+    asyncio.wait would need a future for the stop that all calls share, and look through all their callbacks each time.
+    """
 
-            what.add_done_callback(wake)
-            self._waiting[wake] = None
-            timer = loop.call_at(until, wake)
-            try:
-                await woken
-            finally:
-                what.remove_done_callback(wake)
-                del self._waiting[wake]
-                timer.cancel()
-        return what.done()
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(seconds, self.end)
+        self._is_over = False
+        self._woken: asyncio.Future[None] | None = None
+
+    async def until(self, what: "asyncio.Future[Any]") -> None:
+        """Return when it is done, or the waiting is over."""
+        if what.done() or self._is_over:
+            return
+        self._woken = self._loop.create_future()
+        what.add_done_callback(self._wake)
+        try:
+            await self._woken
+        finally:
+            what.remove_done_callback(self._wake)
+
+    def end(self) -> None:
+        """Wait no longer."""
+        self._is_over = True
+        self._wake()
+
+    def close(self) -> None:
+        """Let go of the timer."""
+        self._timer.cancel()
+
+    def _wake(self, _: object = None) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
 
 
 def _key_reused(charge: object) -> Refusal:

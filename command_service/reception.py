@@ -53,12 +53,30 @@ class Reception:
         self._leaders: dict[str, asyncio.Future[Snapshot | None]] = {}
         self._tasks = Tasks()
 
-    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
-        """Take a client's command, in a task that goes on if the client leaves.
+    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
+        """Take a client's command, in a task that goes on if the client leaves. A charge that it begins runs to rest in it.
 
-        The task's result is the charge, durable in the journal. It raises CallFailed, or KeepsMoving.
+        The future's result is the charge, durable in the journal. It raises CallFailed, or KeepsMoving.
         """
-        return self._tasks.start(self._accept(command))
+        accepted: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._tasks.start(self._see_to(command, accepted))
+        return accepted
+
+    async def _see_to(self, command: Command, accepted: "asyncio.Future[Accepted]") -> None:
+        run = None
+        try:
+            result = await self._accept(command)
+            run = result.run
+            if not accepted.done():
+                accepted.set_result(result)
+        except Exception as error:
+            if not accepted.done():
+                accepted.set_exception(error)
+                accepted.exception()  # nobody may be there any more to retrieve it, and asyncio would report that
+        finally:
+            accepted.cancel()
+        if run is not None:
+            await self._runner.drive(run)
 
     async def _accept(self, command: Command) -> Accepted:
         charge_id = command.request.charge_id

@@ -22,6 +22,8 @@ class Run:
     """Not begun by this process: a crash or a stop had interrupted it."""
     ended: "asyncio.Future[None]"
     """Done when the loop has ended. Add a callback and do not await it: a caller that is cancelled would cancel it for all."""
+    is_driven: bool = False
+    """A task brings it to rest: that of the call that began it, or the runner's own after a start."""
     bank_calls: int = 0
 
     def log_rest(self) -> None:

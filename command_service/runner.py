@@ -63,7 +63,7 @@ class Runner:
             if isinstance(snapshot.state, Absent):
                 raise ImpossibleEvent(f"{snapshot.charge_id} is unfinished, and has no events")
         for snapshot in found:
-            self.run(snapshot, was_in_journal=True)
+            self._tasks.start(self.drive(self.run(snapshot, was_in_journal=True)))
         return len(unfinished)
 
     @property
@@ -80,14 +80,17 @@ class Runner:
         return list(self._runs.values())
 
     def run(self, snapshot: Snapshot, *, was_in_journal: bool) -> Run:
-        """Run a charge to rest; if it is on its way already, return its run."""
+        """Return the run of a charge that is on its way; else begin one, which the caller drives."""
         if (run := self._runs.get(snapshot.charge_id)) is None:
             run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future())
             self._runs[snapshot.charge_id] = run
-            self._tasks.start(self._run_to_rest(run))
         return run
 
-    async def _run_to_rest(self, run: Run) -> None:
+    async def drive(self, run: Run) -> None:
+        """Bring a charge to rest, unless it is driven already."""
+        if run.is_driven:
+            return
+        run.is_driven = True
         unanswered = 0  # in this run
         pauses = 0  # since the charge last moved
         try:

@@ -121,7 +121,7 @@ class Impatience(random.Random):
 class ShortKeys(Around[Reception]):
     """A door that looks a charge up by a part of its key."""
 
-    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
+    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
         """Take the command for one with a shorter key."""
         request = command.request
         charge_id = charge_id_of(request.tenant, request.idempotency_key[:-1])
@@ -137,7 +137,7 @@ class FirstBody(Around[Reception]):
         super().__init__(reception)
         self._first: dict[str, Request] = {}
 
-    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
+    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
         """Take the first command under this key instead; an invalid one goes through as it is."""
         if command.faults:
             return self.inner.accept(command)
@@ -153,7 +153,7 @@ class MixedUpJoins(Around[Reception]):
         super().__init__(reception)
         self._under_way: dict[str, Accepted] = {}
 
-    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
+    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
         """Take the command, and hand out the oldest charge under way."""
         accepting = asyncio.ensure_future(self._accept(command))
         accepting.add_done_callback(_seen)
@@ -181,7 +181,7 @@ class TwoDoors(Around[Reception]):
         self._other = other
         self._turn = 0
 
-    def accept(self, command: Command) -> "asyncio.Task[Accepted]":
+    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
         """Have one of the two take the command."""
         self._turn += 1
         return (self.inner if self._turn % 2 else self._other).accept(command)
