@@ -10,7 +10,6 @@ operation may follow another will be said here.
 3. Once an outcome is decided, its key is told this outcome and the position of its event for ever.
 """
 
-from dataclasses import dataclass
 from typing import assert_never
 
 from command_service import operation as operations
@@ -24,11 +23,12 @@ from command_service.values import (
     Event,
     Recorded,
     Request,
+    value,
 )
 
 
 # ---------------------------------------------------------------- messages
-@dataclass(frozen=True, slots=True)
+@value
 class Command:
     """A client asks for a charge. `faults`, pairs of field and text: the rules of screening that the request breaks."""
 
@@ -40,12 +40,12 @@ Message = Command | Answered
 
 
 # ---------------------------------------------------------------- states
-@dataclass(frozen=True, slots=True)
+@value
 class Absent:
     """No events: nobody has asked."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Charge:
     """A charge that was asked for. `position` is that of its newest event."""
 

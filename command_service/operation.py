@@ -26,7 +26,6 @@ hand: a test holds the code to it, and the grammar of the history checker (`judg
 time and the number of attempts come in as data.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
 from command_service.failures import ImpossibleEvent
@@ -56,6 +55,7 @@ from command_service.values import (
     Token,
     TokenExpired,
     TokenIssued,
+    value,
 )
 
 # An operation is given up only after this many unanswered attempts in one run, however old it is: a server that comes back
@@ -66,7 +66,7 @@ TOKEN_LIMIT = 8
 
 
 # ---------------------------------------------------------------- states
-@dataclass(frozen=True, slots=True)
+@value
 class AwaitingToken:
     """The token step is next. `requested_at` is in microseconds since 1970."""
 
@@ -75,7 +75,7 @@ class AwaitingToken:
     expired_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AwaitingExecution:
     """The journal holds the transaction token, and the execute step is next."""
 
@@ -85,7 +85,7 @@ class AwaitingExecution:
     token: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AtRest:
     """The outcome is decided. `position` is that of the deciding event in the journal."""
 
@@ -114,7 +114,7 @@ class Attempts(NamedTuple):
     is_restored: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answered:
     """The bank's answer to a step. `NoAnswer` is one of the answers."""
 

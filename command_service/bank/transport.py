@@ -18,7 +18,6 @@ import json
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Never, cast
@@ -27,7 +26,7 @@ import httpx
 import structlog
 
 from command_service.bank.http11 import Arrived, Http11Transport, Origin, lines, written
-from command_service.values import Evidence, NoAnswer
+from command_service.values import Evidence, NoAnswer, value
 
 MAX_BODY_BYTES = 64 * 1024  # An honest answer has 300 bytes; this is what a dishonest one may cost us in memory.
 MAX_RETRY_AFTER_SECONDS = 20.0  # A pause of the runner is never longer, whatever a bank wishes.
@@ -49,7 +48,7 @@ _WANTED = frozenset({b"content-encoding", b"content-type", b"retry-after"})
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Exchange:
     """An answer that has arrived whole. What it means, and whether it is believed, is for the adapter to say."""
 
@@ -175,10 +174,10 @@ def _nothing() -> None:
 def _wanted(head: Sequence[tuple[bytes, bytes]]) -> dict[bytes, str]:
     """Pick the lines of a head that mean something to us, by their names in lower case. Lines of one name are joined."""
     wanted: dict[bytes, str] = {}
-    for name, value in head:
+    for name, content in head:
         lower = name.lower()
         if lower in _WANTED:
-            text = value.decode("latin-1")
+            text = content.decode("latin-1")
             wanted[lower] = f"{wanted[lower]}, {text}" if lower in wanted else text
     return wanted
 

@@ -31,7 +31,6 @@ execution; a reply is doubtful if it must be heard again before anything rests o
 
 import asyncio
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, assert_never
 
@@ -53,6 +52,7 @@ from command_service.values import (
     RequestToken,
     ReviewReason,
     Token,
+    value,
 )
 
 # The form of a bank's ids that are stored. "." and ".." would turn into another path.
@@ -74,7 +74,7 @@ class Stage(Enum):
     EXPIRED = "expired"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Transaction:
     """What the bank says of a transaction: well formed, and not believed before it is compared with ours."""
 
@@ -114,7 +114,7 @@ class Transaction:
         return Evidence(fields, self.exchange.status) if self.has_unusable_id else self.exchange.evidence(*fields)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refusal:
     """A definite no, in the bank's own words; to a look-up, that there is no such transaction."""
 
