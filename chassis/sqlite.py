@@ -34,7 +34,7 @@ class Database:
 
         Raises sqlite3.Error, or PragmaNotTakenError if a pragma reads back another value than was set.
         """
-        thread = Thread(f"sqlite-{path.name}", disk)
+        thread = disk.thread(f"sqlite-{path.name}")
         try:
             connection = await thread.run(
                 lambda: open_connection(path, read_only=read_only, pragmas=pragmas, disk=disk)

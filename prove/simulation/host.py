@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.journal_pb2 import SubscribeResponse
@@ -19,6 +19,8 @@ from chassis.disk import Held
 from prove.simulation.loop import VirtualLoop
 from prove.simulation.stage import Stage
 from query_service.subscriber import FeedLost
+
+T = TypeVar("T")
 
 # Messages that may be on their way to a reader before it must read.
 MESSAGES_UNREAD = 4
@@ -191,8 +193,15 @@ class Link:
         return message
 
 
-class Thread(Executor):
-    """Stands for a thread of the product's: the loop does its work, so nothing is kept here."""
+class Thread:
+    """Stands for a thread of the product's: the loop does its work."""
+
+    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """Have the loop do it, in this thread's order."""
+        return await asyncio.get_running_loop().run_in_executor(cast("Executor", self), work, *arguments)
+
+    def end(self) -> None:
+        """There is nothing to end."""
 
 
 def silent(*_: Any) -> "Silent":

@@ -1,10 +1,8 @@
 """A real query server, in this process or in one of its own, and a client of it."""
 
-import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis import settings
-from chassis.disk import LOCAL_DISK, Disk
+from chassis.disk import LOCAL_DISK, Disk, Thread
 from query_service.parts import Parts
 from query_service.schema import TABLES
 from query_service.serving import Serving, serve
@@ -77,26 +75,26 @@ class KeptDisk(Around[Disk]):
 
     def __init__(self) -> None:
         super().__init__(LOCAL_DISK)
-        self._threads: list[Executor] = []
-        self._writers: list[tuple[Executor, sqlite3.Connection]] = []
-        self._readers: list[tuple[Executor, sqlite3.Connection]] = []
+        self._threads: list[Thread] = []
+        self._writers: list[tuple[Thread, sqlite3.Connection]] = []
+        self._readers: list[tuple[Thread, sqlite3.Connection]] = []
 
     def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
         connection = LOCAL_DISK.connect(path, read_only=read_only)
         (self._readers if read_only else self._writers).append((self._threads[-1], connection))
         return connection
 
-    def thread(self, name: str) -> Executor:
+    def thread(self, name: str) -> Thread:
         self._threads.append(LOCAL_DISK.thread(name))
         return self._threads[-1]
 
     async def by_the_writer(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do work on the newest connection that writes, in its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._writers[-1][0], work, self._writers[-1][1])
+        return await self._writers[-1][0].run(work, self._writers[-1][1])
 
     async def by_the_reader(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do work on the newest connection that reads, in its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers[-1][0], work, self._readers[-1][1])
+        return await self._readers[-1][0].run(work, self._readers[-1][1])
 
 
 @asynccontextmanager

@@ -113,7 +113,7 @@ class SqliteStore:
             reader = await Database.open(path, read_only=True, pragmas=READER_PRAGMAS, disk=disk)
             opened.push_async_callback(reader.close)
             held.remember()
-            looking = Thread(f"look-{path.name}", disk)
+            looking = disk.thread(f"look-{path.name}")
             opened.pop_all()
             return cls(
                 path,
