@@ -190,7 +190,7 @@ def file_uri(path: Path, *, read_only: bool) -> str:
 
 
 class LocalThread:
-    """A thread of this machine: a queue, and a call that wakes the loop. An executor takes half as much CPU again (measured)."""
+    """A thread of this machine: a queue, and a call that wakes the loop. An executor takes half as much again (measured)."""
 
     def __init__(self, name: str) -> None:
         self._orders: SimpleQueue[_Order | None] = SimpleQueue()
