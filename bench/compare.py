@@ -4,8 +4,11 @@ Several rounds, one service after the other within a round, in another order eac
 ratios are taken within a round, between services measured minutes apart, when the machine's speed has changed little, and the
 result is their median.
 
-`cpu_ms` is the CPU time of the service's own processes for each charge, its database server's included. `memory_mb` is the
-proportional set size of the same processes. Bank, load generator and the product's query server are reported separately.
+A peer may run in several variants: another client for the bank, another database. `rate against the best X` is the ratio to the
+variant of X that was the fastest in that round under that load.
+
+`cpu_ms` is the CPU time of the service's own processes for each charge, with the server of its database or engine. `memory_mb`
+is the proportional set size of the same processes. Bank, load generator and the product's query server are reported separately.
 """
 
 import statistics
@@ -22,6 +25,8 @@ async def compare(names: Sequence[str], in_flight: Sequence[int], size: Size) ->
     for number in range(size.rounds):
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
+            if number and name in sites.ONE_ROUND:
+                continue
             async with sites.open_site(name) as site:
                 yield await measure(site, name, in_flight, size, round_number=number)
 
@@ -53,7 +58,7 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, object]:
 def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
     """The product's ratios to each peer, by figure and in flight: medians of the ratios within each round."""
     by_measurement = {(m.round, m.service, m.in_flight): m for m in measurements}
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = best_ratios(measurements)
     for other, in_flight, theirs in _groups(measurements):
         if other == sites.PRODUCT:
             continue
@@ -65,6 +70,31 @@ def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
             ]
             if each:
                 found.setdefault(f"{figure} against {other}", {})[str(in_flight)] = rounded(statistics.median(each))
+    return found
+
+
+def best_ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
+    """The product's rate against the best variant of each family, by in flight: medians of the ratios within each round.
+
+    Which variant is the best is decided anew in each round and for each load. A round in which one of them was not measured
+    gives no ratio: the best of some is not the best of all.
+    """
+    rates = {(m.round, m.service, m.in_flight): m.rate for m in measurements}
+    found: dict[str, dict[str, float]] = {}
+    for family, variants in sites.FAMILIES.items():
+        by_in_flight: dict[int, list[float]] = {}
+        for (number, service, in_flight), ours in rates.items():
+            theirs = [rates.get((number, variant, in_flight)) for variant in variants]
+            if (
+                service == sites.PRODUCT
+                and None not in theirs
+                and (best := max(rate for rate in theirs if rate is not None))
+            ):
+                by_in_flight.setdefault(in_flight, []).append(ours / best)
+        if by_in_flight:
+            found[f"rate against the best {family}"] = {
+                str(in_flight): rounded(statistics.median(each)) for in_flight, each in sorted(by_in_flight.items())
+            }
     return found
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from bench import sites
 
 LATENCY = "benchmark-latency.svg"
-# Without colour, the order in the legend and the marks distinguish the services.
+# A service with another client for the bank has the colour of its kind, and another mark. Without colour, the order in the
+# legend and the marks distinguish the services.
 COLOURS = {
     sites.PRODUCT: "#0b6e4f",
     sites.ECHO: "#9a9a9a",
@@ -23,9 +24,19 @@ COLOURS = {
     sites.DBOS_POSTGRES: "#98c1d9",
     sites.SOURCED_SQLITE: "#7b2d8b",
     sites.SOURCED_POSTGRES: "#c9a0dc",
+    sites.RESTATE: "#e0a458",
+    sites.TEMPORAL_LOCAL: "#5c4d3c",
+    sites.TEMPORAL: "#b8a88f",
 }
-MARKS = dict(zip(sites.ALL, "os^DdPX", strict=True))
-PARTS = {"service": "#0b6e4f", "database": "#3d5a80", "query": "#e0a458", "bank": "#c8553d", "load": "#cccccc"}
+MARKS = dict(zip(sites.ALL, "os^vDdXPph*<>", strict=True))
+PARTS = {
+    "service": "#0b6e4f",
+    "database": "#3d5a80",
+    "server": "#7b2d8b",
+    "query": "#e0a458",
+    "bank": "#c8553d",
+    "load": "#cccccc",
+}
 
 
 def draw(folder: Path, found: Mapping[str, Any]) -> list[Path]:
@@ -65,7 +76,7 @@ def _latency(path: Path, services: Mapping[str, Any]) -> None:
                 [rate for rate, _ in points],
                 [latency for _, latency in points],
                 marker=MARKS[service],
-                color=COLOURS[service],
+                color=COLOURS[service.removesuffix(sites.AIOHTTP)],
                 label=service,
                 linewidth=2.2 if service == sites.PRODUCT else 1.2,
             )
@@ -81,7 +92,7 @@ def _cpu(path: Path, by_process: Mapping[str, Any]) -> None:
     from matplotlib import pyplot  # noqa: PLC0415
 
     most = max((int(at) for by_in_flight in by_process.values() for at in by_in_flight), default=0)
-    figure, axis = pyplot.subplots(figsize=(9, 3.2))
+    figure, axis = pyplot.subplots(figsize=(9, 4.6))
     names = [name for name, by_in_flight in by_process.items() if str(most) in by_in_flight]
     for row, name in enumerate(reversed(names)):
         begin = 0.0
