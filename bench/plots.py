@@ -25,10 +25,11 @@ COLOURS = {
     sites.SOURCED_SQLITE: "#7b2d8b",
     sites.SOURCED_POSTGRES: "#c9a0dc",
     sites.RESTATE: "#e0a458",
+    sites.RESTATE_LOCAL: "#a8743a",
     sites.TEMPORAL_LOCAL: "#5c4d3c",
     sites.TEMPORAL: "#b8a88f",
 }
-MARKS = dict(zip(sites.ALL, "os^vDdXPph*<>", strict=True))
+MARKS = dict(zip(sites.ALL, "os^vDdXPph*8<>", strict=True))
 PARTS = {
     "service": "#0b6e4f",
     "database": "#3d5a80",

@@ -4,10 +4,12 @@ What is measured is the published server with its defaults, but for what is said
 
 Restate, from npm: https://docs.restate.dev/references/server-config names the settings
 * default-num-partitions 1: all charges share one log and its commits, which is the faster on two cores; the default is 24
+* two logs: `replicated`, the default since 1.4, in which even a single node talks to itself as to others; and `local`
+  (bifrost.default-provider), the default before, which can never be replicated and costs less. The product has one node too
 * logs at WARN, no telemetry, no Unix sockets
-* durability is the default: before an entry is acknowledged it is in the write-ahead log of the log server, synced
-  (`log-server.rocksdb-disable-wal-fsync` is false; `crates/log-server/src/rocksdb_logstore/writer.rs` sets `sync` by it). So it
-  is as durable as the product's journal: a commit of SQLite in WAL mode with synchronous=FULL
+* durability is the default of both: an entry is acknowledged when it is in the write-ahead log and synced
+  (`rocksdb-disable-wal-fsync` is false in the sections `log-server` and `bifrost.local`; the writers of both set RocksDB's
+  `sync` by it). So it is as durable as the product's journal: a commit of SQLite in WAL mode with synchronous=FULL
 
 Temporal, built from its Go module `go.temporal.io/server`, with `config/development-sqlite-file.yaml` of that module as the
 model: one SQLite file, journal_mode=WAL, synchronous=2 (FULL), one connection, one history shard
@@ -57,11 +59,12 @@ def start_postgres(stack: AsyncExitStack, folder: Path) -> tuple[str, int]:
     return str(server.get_postmaster_info().socket_dir), int(server.get_pid())
 
 
-async def start_restate(stack: AsyncExitStack, folder: Path) -> tuple[str, str, int]:
-    """Start a Restate server; return the addresses of its ingress and of its administration, and its process id."""
+async def start_restate(stack: AsyncExitStack, folder: Path, log: str) -> tuple[str, str, int]:
+    """Start a Restate server with this kind of log; return the addresses of ingress and administration, and its process id."""
     ingress, admin = free_listen(), free_listen()
     settings = {
         "RESTATE_DEFAULT_NUM_PARTITIONS": "1",
+        "RESTATE_BIFROST__DEFAULT_PROVIDER": log,
         "RESTATE_DISABLE_TELEMETRY": "true",
         "RESTATE_LOG_FILTER": "warn",
         "RESTATE_LOG_FORMAT": "json",

@@ -20,7 +20,7 @@ ECHO = "echo"
 TUTORIAL = "tutorial"
 DBOS_SQLITE, DBOS_POSTGRES = "dbos-sqlite", "dbos-postgres"
 SOURCED_SQLITE, SOURCED_POSTGRES = "eventsourcing-sqlite", "eventsourcing-postgres"
-RESTATE = "restate"
+RESTATE, RESTATE_LOCAL = "restate", "restate-local-log"
 TEMPORAL, TEMPORAL_LOCAL = "temporal", "temporal-local"
 # With this at its end, a name means the same service with aiohttp for calls to the bank, in place of httpx. Restate's and
 # Temporal's have aiohttp in any case.
@@ -31,6 +31,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     TUTORIAL: (TUTORIAL, TUTORIAL + AIOHTTP),
     "dbos": (DBOS_SQLITE, DBOS_SQLITE + AIOHTTP, DBOS_POSTGRES + AIOHTTP),
     SOURCED_SQLITE: (SOURCED_SQLITE, SOURCED_SQLITE + AIOHTTP),
+    RESTATE: (RESTATE, RESTATE_LOCAL),
 }
 ALL = (
     PRODUCT,
@@ -39,13 +40,14 @@ ALL = (
     *FAMILIES["dbos"],
     *FAMILIES[SOURCED_SQLITE],
     SOURCED_POSTGRES + AIOHTTP,
-    RESTATE,
+    *FAMILIES[RESTATE],
     TEMPORAL_LOCAL,
     TEMPORAL,
 )
 # What a service needs beside Python's packages.
 NEEDS: Mapping[str, Program] = {
     RESTATE: programs.RESTATE,
+    RESTATE_LOCAL: programs.RESTATE,
     TEMPORAL_LOCAL: programs.TEMPORAL,
     TEMPORAL: programs.TEMPORAL,
 }
@@ -202,8 +204,9 @@ async def _backing(name: str, folder: Path, stack: AsyncExitStack) -> _Backing:
                 "POSTGRES_PASSWORD": "none",  # the server trusts every client of its socket, but the library requires one
             }
             return _Backing("sourced", settings, {"database": pid})
-        case "restate":
-            ingress, admin, pid = await rivals.start_restate(stack, folder)
+        case "restate" | "restate-local-log":
+            log = "local" if name == RESTATE_LOCAL else "replicated"
+            ingress, admin, pid = await rivals.start_restate(stack, folder, log)
 
             async def open_ingress(worker: str) -> str:
                 await rivals.register(admin, worker, folder / "service.log")
