@@ -1,6 +1,6 @@
 """The benchmark: python -m bench, or make bench (QUICK=1 for a small one)
 
-    python -m bench                     the whole benchmark, in about three quarters of an hour
+    python -m bench                     the whole benchmark, in some 40 minutes
     python -m bench --only rebuild      a part of it, into the same file; `compare` is the comparison with the peers
 
     build/bench.json          all results; see bench.results
@@ -30,7 +30,7 @@ from bench.scenarios import growth, latency, many, readers, rebuild, start
 from chassis import process
 
 IN_FLIGHT = (1, 16, 128)
-FULL = Size(rounds=3, seconds=3.0, warmup_seconds=1.0)
+FULL = Size(rounds=5, seconds=3.0, warmup_seconds=1.0)
 QUICK = Size(rounds=1, seconds=0.4, warmup_seconds=0.2)
 
 SCENARIOS: Mapping[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
@@ -58,7 +58,7 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
         for m in found:
             errors = f"  errors {dict(m.errors)}" if m.errors else ""
             print(
-                f"  round {m.round + 1} of {size.rounds}  {m.service:<23}{m.in_flight:>5} in flight"
+                f"  round {m.round + 1} of {size.rounds}  {m.service:<30}{m.in_flight:>5} in flight"
                 f"{m.rate:>9,.0f}/s  cpu {m.cpu_ms:.3f} ms{errors}",
                 flush=True,
             )

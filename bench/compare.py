@@ -113,14 +113,14 @@ def rounded(value: float) -> float:
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """The services of bench.json for a terminal."""
-    head = f"{'service':<23}{'in flight':>10}{'rate/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'p99.9':>9}{'cpu ms':>9}{'MB':>7}"
+    head = f"{'service':<30}{'in flight':>10}{'rate/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'p99.9':>9}{'cpu ms':>9}{'MB':>7}"
     lines = [head]
     for in_flight in sorted({int(at) for by_in_flight in found.values() for at in by_in_flight}):
         lines.append("")
         for name, by_in_flight in found.items():
             if (figures := by_in_flight.get(str(in_flight))) is not None:
                 lines.append(
-                    f"{name:<23}{in_flight:>10}{figures['rate']:>9,.0f}{figures['p50_ms']:>9.2f}"
+                    f"{name:<30}{in_flight:>10}{figures['rate']:>9,.0f}{figures['p50_ms']:>9.2f}"
                     f"{figures['p99_ms']:>9.1f}{figures['p999_ms']:>9.1f}{figures['cpu_ms']:>9.3f}"
                     f"{figures['memory_mb']:>7.0f}"
                 )

@@ -5,6 +5,7 @@ tests/test_documents.py compares its table, and the figures that were written in
 """
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from bench.results import BUILD
 from bench.targets import Verdict, shown
 
 PAGE, README = Path("docs/benchmark.md"), Path("README.md")
+# Prose is wrapped like that of the pages around it.
+WIDTH = 124
 BEGIN, END = "<!-- figures: python -m bench.page -->", "<!-- end of figures -->"
+
+_RATE = "rate against "
+_OPEN = (Verdict.MISSED.value, Verdict.UNMEASURED.value)
+_FIGURES = ("charges/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU ms a charge", "MB")
+# The heads of columns that hold words, beside the first column.
+_OF_WORDS = {"target", ""}
 
 
 def fill(text: str, content: str) -> str:
@@ -44,11 +53,6 @@ def targets(found: Mapping[str, Any]) -> str:
     return f"{count}\n\n{_table(('what', 'measured', 'target', ''), rows)}"
 
 
-_OPEN = (Verdict.MISSED.value, Verdict.UNMEASURED.value)
-_FIGURES = ("charges/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU ms a charge", "MB")
-_WORDS = {"target", ""}
-
-
 def _about(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     about = (
@@ -58,7 +62,7 @@ def _about(found: Mapping[str, Any]) -> str:
     )
     if found["quick"]:
         about += " A small run (QUICK=1): it shows that everything works, its figures mean little."
-    return about
+    return "\n".join(textwrap.wrap(about, WIDTH, break_on_hyphens=False))
 
 
 def _services(services: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -88,12 +92,9 @@ def _ratios(ratios: Mapping[str, Mapping[str, float]]) -> str:
     return _table(("peer", *(f"{load} in flight" for load in loads)), rows)
 
 
-_RATE = "rate against "
-
-
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose columns are figures, but for the first and for words."""
-    rule = ["---" if at == 0 or name in _WORDS else "---:" for at, name in enumerate(head)]
+    rule = ["---" if at == 0 or name in _OF_WORDS else "---:" for at, name in enumerate(head)]
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     lines.insert(1, "|" + "|".join(rule) + "|")
     return "\n".join(line.replace("|  |", "| |") for line in lines)
