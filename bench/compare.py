@@ -82,19 +82,16 @@ def best_ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, floa
     rates = {(m.round, m.service, m.in_flight): m.rate for m in measurements}
     found: dict[str, dict[str, float]] = {}
     for family, variants in sites.FAMILIES.items():
-        by_in_flight: dict[int, list[float]] = {}
-        for (number, service, in_flight), ours in rates.items():
-            theirs = [rates.get((number, variant, in_flight)) for variant in variants]
-            if (
-                service == sites.PRODUCT
-                and None not in theirs
-                and (best := max(rate for rate in theirs if rate is not None))
-            ):
-                by_in_flight.setdefault(in_flight, []).append(ours / best)
-        if by_in_flight:
-            found[f"rate against the best {family}"] = {
-                str(in_flight): rounded(statistics.median(each)) for in_flight, each in sorted(by_in_flight.items())
-            }
+        for in_flight in sorted({m.in_flight for m in measurements}):
+            each = []
+            for number in {m.round for m in measurements}:
+                ours = rates.get((number, sites.PRODUCT, in_flight))
+                theirs = [rates[at] for variant in variants if (at := (number, variant, in_flight)) in rates]
+                if ours is not None and len(theirs) == len(variants) and max(theirs):
+                    each.append(ours / max(theirs))
+            if each:
+                ratio = rounded(statistics.median(each))
+                found.setdefault(f"rate against the best {family}", {})[str(in_flight)] = ratio
     return found
 
 
