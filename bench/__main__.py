@@ -48,7 +48,9 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
     for name, reason in skipped.items():
         print(f"  {name} is left out: {reason}", flush=True)
     measurements: list[Measurement] = []
-    async for found in compare([name for name in names if name not in skipped], in_flight, size):
+    if not (measured := [name for name in names if name not in skipped]):
+        return
+    async for found in compare(measured, in_flight, size):
         measurements += found
         results.add(summary(measurements))
         write(
@@ -62,8 +64,6 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
                 f"{m.rate:>9,.0f}/s  cpu {m.cpu_ms:.3f} ms{errors}",
                 flush=True,
             )
-    if not measurements:
-        return
     print(table(results.found["services"]))
     for name, by_in_flight in results.found["ratios"].items():
         print(f"  {name:<42}" + "".join(f"{at:>6}: {ratio:<8.3g}" for at, ratio in by_in_flight.items()))

@@ -3,7 +3,7 @@
 """The plots of a benchmark, from the content of bench.json: latency curves, CPU by process, growth.
 
 benchmark-latency.svg   p50 and p99 against the rate, a point for each number in flight
-benchmark-cpu.svg       CPU time a charge by process, at the most in flight
+benchmark-cpu.svg       CPU time a charge by process, at the most in flight, without Temporal's
 benchmark-growth.svg    CPU a charge against records in the journal
 """
 
@@ -69,7 +69,7 @@ def draw(folder: Path, found: Mapping[str, Any]) -> list[Path]:
 def _latency(path: Path, services: Mapping[str, Any]) -> None:
     from matplotlib import pyplot  # noqa: PLC0415
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4.8), sharey=True)
     for axis, (name, title) in zip(axes, (("p50_ms", "median"), ("p99_ms", "99th percentile")), strict=True):
         for service, by_in_flight in services.items():
             points = [(each["rate"], each[name]) for each in by_in_flight.values() if each["rate"]]
@@ -85,8 +85,8 @@ def _latency(path: Path, services: Mapping[str, Any]) -> None:
         axis.grid(visible=True, which="major", alpha=0.3)
     in_flight = ", ".join(next(iter(services.values())))
     figure.suptitle(f"Latency and rate at {in_flight} in flight, bank without delay")
-    axes[0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False, fontsize=8)
+    _save(figure, path, bottom=0.14)
 
 
 def _cpu(path: Path, by_process: Mapping[str, Any]) -> None:
@@ -94,7 +94,8 @@ def _cpu(path: Path, by_process: Mapping[str, Any]) -> None:
 
     most = max((int(at) for by_in_flight in by_process.values() for at in by_in_flight), default=0)
     figure, axis = pyplot.subplots(figsize=(9, 4.6))
-    names = [name for name, by_in_flight in by_process.items() if str(most) in by_in_flight]
+    # Temporal's bars would leave no room for the others.
+    names = [name for name, loads in by_process.items() if str(most) in loads and name not in sites.ONE_ROUND]
     for row, name in enumerate(reversed(names)):
         begin = 0.0
         for part, colour in PARTS.items():
@@ -118,6 +119,6 @@ def _growth(path: Path, growth: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
+def _save(figure: Any, path: Path, *, bottom: float = 0.0) -> None:
+    figure.tight_layout(rect=(0.0, bottom, 1.0, 1.0))
     figure.savefig(path, metadata={"Date": None})
