@@ -48,7 +48,11 @@ build/bench-venv/installed: bench/requirements.txt
 	@build/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
+# The comparison alone needs the servers of Restate and Temporal, and a small run leaves them out.
+NEEDS_SERVERS = $(if $(QUICK),,$(if $(ONLY),$(filter compare,$(ONLY)),compare))
+
 bench: install build/bench-venv/installed ## measure against the peers (QUICK=1: in about a minute; ONLY=rebuild: a part); see docs/benchmark.md
+	@$(if $(NEEDS_SERVERS),build/bench-venv/bin/python -m bench.programs)
 	@build/bench-venv/bin/python -m bench $(if $(ONLY),--only $(ONLY))
 
 lint: install ## check style, types, the contract and who imports whom

@@ -1,6 +1,6 @@
 """The benchmark: python -m bench, or make bench (QUICK=1 for a small one)
 
-    python -m bench                     the whole benchmark, in less than half an hour
+    python -m bench                     the whole benchmark, in some 40 minutes
     python -m bench --only rebuild      a part of it, into the same file; `compare` is the comparison with the peers
 
     build/bench.json          all results; see bench.results
@@ -43,8 +43,14 @@ class ChargesFailed(Exception):
 
 
 async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[int], size: Size) -> None:
+    skipped = {name: reason for name in names if (reason := sites.missing(name)) is not None}
+    results.add({"skipped": skipped})
+    for name, reason in skipped.items():
+        print(f"  {name} is left out: {reason}", flush=True)
     measurements: list[Measurement] = []
-    async for found in compare(names, in_flight, size):
+    if not (measured := [name for name in names if name not in skipped]):
+        return
+    async for found in compare(measured, in_flight, size):
         measurements += found
         results.add(summary(measurements))
         write(
@@ -54,7 +60,7 @@ async def _compare(results: Results, names: Sequence[str], in_flight: Sequence[i
         for m in found:
             errors = f"  errors {dict(m.errors)}" if m.errors else ""
             print(
-                f"  round {m.round + 1} of {size.rounds}  {m.service:<23}{m.in_flight:>5} in flight"
+                f"  round {m.round + 1} of {size.rounds}  {m.service:<30}{m.in_flight:>5} in flight"
                 f"{m.rate:>9,.0f}/s  cpu {m.cpu_ms:.3f} ms{errors}",
                 flush=True,
             )
@@ -80,8 +86,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     size = QUICK if chosen.quick else FULL
     size = Size(chosen.rounds or size.rounds, size.seconds, size.warmup_seconds)
-    # A small run leaves PostgreSQL out: its servers take longer to start than everything else.
-    services = chosen.services or [name for name in sites.ALL if not (chosen.quick and name in sites.ON_POSTGRES)]
+    services = chosen.services or [name for name in sites.ALL if not (chosen.quick and name in sites.SLOW_TO_START)]
     parts = chosen.only or ["compare", *SCENARIOS]
     results = Results(BUILD / "bench.json", quick=chosen.quick, anew=chosen.only is None)
     begun, failed = time.monotonic(), []

@@ -4,8 +4,11 @@ Several rounds, one service after the other within a round, in another order eac
 ratios are taken within a round, between services measured minutes apart, when the machine's speed has changed little, and the
 result is their median.
 
-`cpu_ms` is the CPU time of the service's own processes for each charge, its database server's included. `memory_mb` is the
-proportional set size of the same processes. Bank, load generator and the product's query server are reported separately.
+A peer may run in several variants: another client for the bank, another database. `rate against the best X` is the ratio to the
+variant of X that was the fastest in that round under that load.
+
+`cpu_ms` is the CPU time of the service's own processes for each charge, with the server of its database or engine. `memory_mb`
+is the proportional set size of the same processes. Bank, load generator and the product's query server are reported separately.
 """
 
 import statistics
@@ -22,6 +25,8 @@ async def compare(names: Sequence[str], in_flight: Sequence[int], size: Size) ->
     for number in range(size.rounds):
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
+            if number and name in sites.ONE_ROUND:
+                continue
             async with sites.open_site(name) as site:
                 yield await measure(site, name, in_flight, size, round_number=number)
 
@@ -53,7 +58,7 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, object]:
 def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
     """The product's ratios to each peer, by figure and in flight: medians of the ratios within each round."""
     by_measurement = {(m.round, m.service, m.in_flight): m for m in measurements}
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = best_ratios(measurements)
     for other, in_flight, theirs in _groups(measurements):
         if other == sites.PRODUCT:
             continue
@@ -65,6 +70,28 @@ def ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
             ]
             if each:
                 found.setdefault(f"{figure} against {other}", {})[str(in_flight)] = rounded(statistics.median(each))
+    return found
+
+
+def best_ratios(measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
+    """The product's rate against the best variant of each family, by in flight: medians of the ratios within each round.
+
+    Which variant is the best is decided anew in each round and for each load. A round in which one of them was not measured
+    gives no ratio: the best of some is not the best of all.
+    """
+    rates = {(m.round, m.service, m.in_flight): m.rate for m in measurements}
+    found: dict[str, dict[str, float]] = {}
+    for family, variants in sites.FAMILIES.items():
+        for in_flight in sorted({m.in_flight for m in measurements}):
+            each = []
+            for number in {m.round for m in measurements}:
+                ours = rates.get((number, sites.PRODUCT, in_flight))
+                theirs = [rates[at] for variant in variants if (at := (number, variant, in_flight)) in rates]
+                if ours is not None and len(theirs) == len(variants) and max(theirs):
+                    each.append(ours / max(theirs))
+            if each:
+                ratio = rounded(statistics.median(each))
+                found.setdefault(f"rate against the best {family}", {})[str(in_flight)] = ratio
     return found
 
 
@@ -83,14 +110,14 @@ def rounded(value: float) -> float:
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """The services of bench.json for a terminal."""
-    head = f"{'service':<23}{'in flight':>10}{'rate/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'p99.9':>9}{'cpu ms':>9}{'MB':>7}"
+    head = f"{'service':<30}{'in flight':>10}{'rate/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'p99.9':>9}{'cpu ms':>9}{'MB':>7}"
     lines = [head]
     for in_flight in sorted({int(at) for by_in_flight in found.values() for at in by_in_flight}):
         lines.append("")
         for name, by_in_flight in found.items():
             if (figures := by_in_flight.get(str(in_flight))) is not None:
                 lines.append(
-                    f"{name:<23}{in_flight:>10}{figures['rate']:>9,.0f}{figures['p50_ms']:>9.2f}"
+                    f"{name:<30}{in_flight:>10}{figures['rate']:>9,.0f}{figures['p50_ms']:>9.2f}"
                     f"{figures['p99_ms']:>9.1f}{figures['p999_ms']:>9.1f}{figures['cpu_ms']:>9.3f}"
                     f"{figures['memory_mb']:>7.0f}"
                 )

@@ -8,6 +8,9 @@
 It prints `begin` and `end` on standard output, each a JSON line, when the measured time begins and ends, so that the driver
 can read clocks at those moments; `end` has the results. Requests are serialised beforehand and of an answer only the status is
 read: the generator competes with the measured service, so it must be cheap.
+
+A target that is a URL is called over HTTP, for a peer whose own door is HTTP: the same messages as bodies, the key in the
+header `Idempotency-Key`.
 """
 
 import argparse
@@ -21,9 +24,11 @@ from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 import grpc
 import grpc.aio
+import httptools
 import uvloop
 
 from bench import DIRECT
@@ -55,7 +60,7 @@ LONGEST_WINDOW = 5.0
 class Order:
     """The load to make, and its duration."""
 
-    target: str
+    target: str  # host:port for gRPC, a URL for HTTP
     in_flight: int  # of a closed loop
     steps: Sequence["Step"]  # of an open loop; none is a closed one
     seconds: float
@@ -106,6 +111,158 @@ class Tally:
         same.append(latency)
 
 
+class Refused(Exception):
+    """A call that ended without an answer to the charge."""
+
+    def __init__(self, reason: str, retry_seconds: float | None = None) -> None:
+        """The reason for people, and the seconds until a retry, if the server advises one."""
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_seconds = retry_seconds
+
+
+class Door(Protocol):
+    """The way to a server: calls with serialised requests and answers."""
+
+    async def open(self) -> None:
+        """Connect."""
+
+    async def call(self, number: int, key: str, request: bytes, seconds: float) -> bytes:
+        """Make a call with a deadline; the number spreads calls over connections. Raises Refused."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+class GrpcDoor:
+    """Several channels to a server of charging.v1.CommandService."""
+
+    def __init__(self, target: str, in_flight: int) -> None:
+        count = max(CHANNELS, -(-in_flight // CALLS_A_CHANNEL))
+        # Without this, channels to one address share one connection.
+        options = [*DIRECT, ("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(count)]
+        self._calls = [channel.unary_unary(METHOD, _unchanged, _unchanged) for channel in self._channels]
+
+    async def open(self) -> None:
+        """Connect."""
+        await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
+
+    async def call(self, number: int, key: str, request: bytes, seconds: float) -> bytes:  # noqa: ARG002  # it is in the request
+        """Make a call."""
+        try:
+            return await self._calls[number % len(self._calls)](request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            refusal, code = told(error), error.code().name
+            # An error without a reason comes from the transport, whose text is the only explanation.
+            reason = f"{code} {refusal.reason}" if refusal.reason else f"{code}: {refusal.text[:80]}"
+            raise Refused(reason, refusal.retry_after_seconds) from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for channel in self._channels:
+            await channel.close()
+
+
+def _unchanged(serialised: bytes) -> bytes:
+    return serialised
+
+
+class HttpDoor:
+    """A URL that takes a request as the body of a POST, over as many connections as there are calls under way."""
+
+    def __init__(self, url: str) -> None:
+        host_and_port, _, path = url.partition("://")[2].partition("/")
+        self._host, _, port = host_and_port.rpartition(":")
+        self._port = int(port)
+        self._head = (
+            f"POST /{path} HTTP/1.1\r\nHost: {host_and_port}\r\nContent-Type: application/x-protobuf\r\n"
+            "Idempotency-Key: {key}\r\nContent-Length: {length}\r\n\r\n"
+        )
+        self._idle: list[_Connection] = []
+
+    async def open(self) -> None:
+        """Connections are made as calls need them."""
+
+    async def call(self, number: int, key: str, request: bytes, seconds: float) -> bytes:  # noqa: ARG002  # any idle connection will do
+        """Make a call."""
+        connection: _Connection | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                connection = self._idle.pop() if self._idle else await self._connect()
+                head = self._head.format(key=key, length=len(request))
+                status, body = await connection.exchange(head.encode("ascii") + request)
+        except (OSError, httptools.HttpParserError) as error:  # TimeoutError is an OSError
+            raise Refused(type(error).__name__) from None
+        finally:
+            if connection is not None and connection.is_reusable:
+                self._idle.append(connection)
+            elif connection is not None:
+                connection.close()
+        if status != 200:
+            raise Refused(f"HTTP {status}: {body[:80].decode(errors='replace')}")
+        return body
+
+    async def _connect(self) -> "_Connection":
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(_Connection, self._host, self._port))[1]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for connection in self._idle:
+            connection.close()
+
+
+class _Connection(asyncio.Protocol):
+    """A connection that is kept open: one exchange after another."""
+
+    is_reusable = False
+    """The last exchange has ended, and both sides keep the connection."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+        self._answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+    async def exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Send a request; the status and the body of its answer. Raises OSError or httptools.HttpParserError."""
+        self._body = bytearray()
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer = asyncio.get_running_loop().create_future()
+        self.is_reusable = False
+        if self._transport.is_closing():
+            raise ConnectionResetError
+        self._transport.write(request)
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(error)
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        self.is_reusable = self._parser.should_keep_alive()
+        if not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), bytes(self._body)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_reusable = False
+        self._fail(exc or ConnectionResetError())
+
+    def _fail(self, error: Exception) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+    def close(self) -> None:
+        """End it."""
+        self._transport.close()
+
+
 class Generator:
     """Makes the load that an order describes."""
 
@@ -113,11 +270,7 @@ class Generator:
         """A refused client waits by `sleep`."""
         self._order = order
         self._sleep = sleep
-        count = max(CHANNELS, -(-order.in_flight // CALLS_A_CHANNEL))
-        # Without this, channels to one address share one connection.
-        options = [*DIRECT, ("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(order.target, options=options) for _ in range(count)]
-        self._calls = [channel.unary_unary(METHOD, _unchanged, _unchanged) for channel in self._channels]
+        self._door: Door = HttpDoor(order.target) if "://" in order.target else GrpcDoor(order.target, order.in_flight)
         self._prefix = key_prefix("bench")
         self._number = 0
         self.tally = Tally()
@@ -127,7 +280,7 @@ class Generator:
 
     async def run(self) -> None:
         """Warm up, measure, print the results, and let the calls under way end."""
-        await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
+        await self._door.open()
         self.until = time.perf_counter() + self._order.warmup_seconds + self._order.seconds * LONGEST_WINDOW
         if self._order.steps:
             loops = [asyncio.create_task(self.open_loop())]
@@ -156,8 +309,7 @@ class Generator:
 
     async def close(self) -> None:
         """Close the connections."""
-        for channel in self._channels:
-            await channel.close()
+        await self._door.close()
 
     async def _closed_loop(self) -> None:
         while time.perf_counter() < self.until:
@@ -190,18 +342,19 @@ class Generator:
         self._number += 1
         self.tally.sent += 1
         number = self._number
-        request, call = self._request(number), self._calls[number % len(self._calls)]
+        key, request = self._request(number)
         while True:
             try:
-                response = ChargeResponse.FromString(await call(request, timeout=self._order.call_seconds))
-            except grpc.aio.AioRpcError as error:
-                retry_seconds, reason = advice(error)
-                if self._order.obey_retry_info and retry_seconds is not None:
+                response = ChargeResponse.FromString(
+                    await self._door.call(number, key, request, self._order.call_seconds)
+                )
+            except Refused as refused:
+                if self._order.obey_retry_info and refused.retry_seconds is not None:
                     self.tally.refusals += 1
-                    await self._sleep(retry_seconds * random.uniform(1.0, 1.5))
+                    await self._sleep(refused.retry_seconds * random.uniform(1.0, 1.5))
                     due = time.perf_counter()
                     continue
-                self.tally.errors[reason] += 1
+                self.tally.errors[refused.reason] += 1
                 return
             break
         now = time.perf_counter()
@@ -212,9 +365,10 @@ class Generator:
             return
         self.tally.add(max(0, int(due - self.begun)), now - due)
 
-    def _request(self, number: int) -> bytes:
-        return ChargeRequest(
-            idempotency_key=f"{self._prefix}{number}",
+    def _request(self, number: int) -> tuple[str, bytes]:
+        key = f"{self._prefix}{number}"
+        return key, ChargeRequest(
+            idempotency_key=key,
             user_id=f"user-{number % USERS}",
             card=Card(token="tok_visa", brand="visa", last4="4242"),  # noqa: S106  # a card's token is no password
             amount=Money(minor_units=1250, currency_code="EUR"),
@@ -225,17 +379,6 @@ class Generator:
 def key_prefix(name: str) -> str:
     """Make the beginning of a run's keys. A number follows; the letters keep a key from looking like a card number."""
     return f"{name}:p{os.getpid()}:t{time.time_ns():x}:n"
-
-
-def _unchanged(serialised: bytes) -> bytes:
-    return serialised
-
-
-def advice(error: grpc.aio.AioRpcError) -> tuple[float | None, str]:
-    """The server's advice: seconds until a retry, if it advises one, and its reason."""
-    refusal, code = told(error), error.code().name
-    # An error without a reason comes from the transport, whose text is the only explanation.
-    return refusal.retry_after_seconds, f"{code} {refusal.reason}" if refusal.reason else f"{code}: {refusal.text[:80]}"
 
 
 def results(tally: Tally, seconds: float) -> dict[str, object]:
@@ -268,7 +411,7 @@ def quantile(ordered: list[float], share: float) -> float:
 def main() -> None:
     """Make the load that the command line orders."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description="Makes charges and measures them.")
-    parser.add_argument("target", help="host:port of a server of charging.v1.CommandService")
+    parser.add_argument("target", help="host:port of a server of charging.v1.CommandService, or a URL")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[16], help="charges in flight, a closed loop each")
     parser.add_argument(
         "--steps", type=step, nargs="+", default=[], metavar="RATE:SECONDS", help="an open loop's steps"

@@ -107,7 +107,7 @@ async def main(in_flight: int, seconds: float) -> None:
         }
         command = await stack.enter_async_context(serve(settings.read(Settings, environment)))
         query = await sites.start(stack, sites.query_server(folder, str(command.feed_listen)))
-        pids = {"service": os.getpid()}, {"bank": sites.pid_of(bank), "query": sites.pid_of(query)}
+        pids = {"service": os.getpid()}, {"bank": bank.pid, "query": query.pid}
         site = sites.Site(str(command.listen), *pids, {}, folder)
         sampler, before = Sampler(), _thread_ticks()
         sampler.start()

@@ -165,7 +165,7 @@ async def rebuild(*, quick: bool) -> Found:
             opened = await _entry(query, "the feed is open")
             caught_up = await _entry(query, "the view has caught up")
             seconds = (_at(caught_up) - _at(opened)).total_seconds()
-            spent = cost(sites.pid_of(query))
+            spent = cost(query.pid)
             command_spent = cost(site.own["service"]).cpu_seconds - command_before
     held = int(caught_up["position"]) - int(opened["position"])
     return {

