@@ -141,6 +141,25 @@ process.run(serve, ())
 """
 
 
+COUNTS_ITS_OBJECTS = """
+import gc
+from chassis import process
+
+async def serve(stop):
+    stop.wait().close()
+    print(gc.get_freeze_count() > 10_000, gc.get_threshold() == process.GARBAGE_THRESHOLDS)
+
+process.run(serve, ())
+"""
+
+
+def test_the_garbage_collector_leaves_alone_what_the_start_has_made() -> None:
+    """A search through all of it would stop a busy server for tens of milliseconds."""
+    with started(COUNTS_ITS_OBJECTS, stdout=subprocess.PIPE) as running:
+        said, _ = running.communicate(timeout=PATIENCE_SECONDS)
+    assert said == b"True True\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_server_that_is_asked_to_stop_while_it_starts_ends_in_order(number: signal.Signals) -> None:
     with started(STARTS_FOR_EVER, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as starting:
