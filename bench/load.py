@@ -39,8 +39,11 @@ from rig.errors import told
 METHOD = "/charging.v1.CommandService/Charge"
 # One connection sends its frames one after another, and more than a few connections gain nothing.
 CHANNELS = 4
-# A server allows 1,000 calls on one connection.
-CALLS_A_CHANNEL = 500
+# Of a closed loop: half of what the product allows, and all peers allow more. A limit of streams is no part of its load.
+CALLS_A_CHANNEL = 125
+# The codes of a server that does not want a call: ours, that of gRPC's core for a call beyond its queue, and UNAVAILABLE, as
+# which a reset stream counts too.
+UNWANTED = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 USERS = 1_000
 # The most calls of an open loop under way: a bound for the generator's own memory. Charges beyond it count as `unsent`.
 MOST_UNDER_WAY = 50_000
@@ -101,6 +104,9 @@ class Tally:
     by_second: "dict[int, array[float]]" = field(default_factory=dict)
     sent: int = 0
     refusals: int = 0
+    """Calls that the server did not want."""
+    advised: int = 0
+    """Those of them that were told, by RetryInfo, when to come again."""
     unsent: int = 0
 
     def add(self, second: int, latency: float) -> None:
@@ -114,11 +120,12 @@ class Tally:
 class Refused(Exception):
     """A call that ended without an answer to the charge."""
 
-    def __init__(self, reason: str, retry_seconds: float | None = None) -> None:
-        """The reason for people, and the seconds until a retry, if the server advises one."""
+    def __init__(self, reason: str, retry_seconds: float | None = None, *, is_unwanted: bool = False) -> None:
+        """The reason for people, the seconds until a retry, if the server advises one, and whether it did not want the call."""
         super().__init__(reason)
         self.reason = reason
         self.retry_seconds = retry_seconds
+        self.is_unwanted = is_unwanted
 
 
 class Door(Protocol):
@@ -156,7 +163,7 @@ class GrpcDoor:
             refusal, code = told(error), error.code().name
             # An error without a reason comes from the transport, whose text is the only explanation.
             reason = f"{code} {refusal.reason}" if refusal.reason else f"{code}: {refusal.text[:80]}"
-            raise Refused(reason, refusal.retry_after_seconds) from None
+            raise Refused(reason, refusal.retry_after_seconds, is_unwanted=error.code() in UNWANTED) from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -349,8 +356,9 @@ class Generator:
                     await self._door.call(number, key, request, self._order.call_seconds)
                 )
             except Refused as refused:
+                self.tally.refusals += refused.is_unwanted
+                self.tally.advised += refused.is_unwanted and refused.retry_seconds is not None
                 if self._order.obey_retry_info and refused.retry_seconds is not None:
-                    self.tally.refusals += 1
                     await self._sleep(refused.retry_seconds * random.uniform(1.0, 1.5))
                     due = time.perf_counter()
                     continue
@@ -396,6 +404,7 @@ def results(tally: Tally, seconds: float) -> dict[str, object]:
         "errors": dict(tally.errors),
         "sent": tally.sent,
         "refusals": tally.refusals,
+        "advised": tally.advised,
         "unsent": tally.unsent,
         "by_second": [len(second) for second in each],
         "p99_ms_by_second": [round(quantile(second, 0.99) * 1000, 1) for second in each],

@@ -43,6 +43,7 @@ async def _over(before: Measurement, limit: int, size: Size) -> dict[str, Any]:
         "limit": limit,
         "peak_rate": before.rate,
         "goodput": over.rate,
+        "advised_share": float(str(over.more["advised"])) / max(1.0, float(str(over.more["refusals"]))),
         "share_of_peak": over.rate / before.rate,
         "refusals_a_charge": float(str(over.more["refusals"])) / max(1.0, over.rate * size.seconds),
         "p99_ms_of_accepted": over.p99_ms,
@@ -75,12 +76,16 @@ async def burst(*, quick: bool) -> dict[str, Any]:
         float(str(measured.more["sent"])) - before.rate * quiet_seconds
     )  # less both quiet times, half of peak each
     worst_ms = quantile(sorted(over_ms), 0.99)
+    refusals, advised = float(str(measured.more["refusals"])), float(str(measured.more["advised"]))
     return {
         "peak_rate": before.rate,
         "ordered_rate": before.rate * TIMES,
         "sent_times_peak": sent_loud / burst_seconds / before.rate,
         "unsent_share": float(str(measured.more["unsent"])) / (before.rate * TIMES * burst_seconds),
+        "refusals": refusals,
+        "advised_share": advised / max(1.0, refusals),  # by RetryInfo
         "accepted_rate": sum(answered[loudest]) / burst_seconds,
+        "accepted_share_of_peak": sum(answered[loudest]) / burst_seconds / before.rate,
         "accepted_p99_ms": worst_ms,
         "p99_share": worst_ms / (LIMIT_OF_CALLS / before.rate * 1000),
         "memory_mb_before": memory[_sample(quiet_seconds + 0.5)],

@@ -49,7 +49,6 @@ _SERVER_OPTIONS = [
     # be lower.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 40_000),
-    ("grpc.max_concurrent_streams", 1_000),  # a connection: one client cannot take every call slot
     # grpc's limit on a message. A service's own limit is far below, and refuses a larger message with details; grpc's own
     # refusal has none, and a code on which clients try again.
     ("grpc.max_receive_message_length", 256 << 10),
@@ -197,13 +196,16 @@ class Server:
         request_bytes: int,
         reflect: bool,
         descriptors: bytes = b"",
+        calls_a_connection: int = 1_000,
     ) -> "Server":
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
 
         Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are refused with
-        `unreadable`'s code and advice. Raises OSError if the address cannot be bound; its text names the remedy.
+        `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client, or grpc
+        refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by themselves).
+        Raises OSError if the address cannot be bound; its text names the remedy.
         """
-        server = grpc.aio.server(options=_SERVER_OPTIONS)
+        server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
         guard = _Guard(server, domain, unreadable, unexpected, request_bytes)
         register(cast("grpc.aio.Server", guard))
         # Guarded too, but by a guard whose calls no drain waits for: a watcher of health never hangs up.

@@ -11,10 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
+from grpc import StatusCode
 
 from bench.load import Generator, Order, Step, Tally, key_prefix, quantile, results, schedule, step
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
+from charging.v1.command_pb2_grpc import CommandServiceServicer, add_CommandServiceServicer_to_server
 from charging.v1.common_pb2 import ChargeStatus
 from command_service.card_numbers import card_number_in
 from rig.world import World, a_request, a_world, until
@@ -86,7 +89,7 @@ def test_a_schedule_gives_the_time_at_which_each_charge_of_each_step_is_due() ->
 
 def test_results_have_rates_latencies_and_seconds() -> None:
     """In milliseconds, and a charge belongs to the second in which it was due."""
-    tally = Tally(sent=5, refusals=2, unsent=1)
+    tally = Tally(sent=5, refusals=2, advised=1, unsent=1)
     for second, latency in ((0, 0.010), (0, 0.020), (2, 0.030), (2, 0.500)):
         tally.add(second, latency)
     tally.errors["UNAVAILABLE"] += 1
@@ -98,7 +101,8 @@ def test_results_have_rates_latencies_and_seconds() -> None:
         500.0,
         500.0,
     )
-    assert (told["sent"], told["refusals"], told["unsent"], told["errors"]) == (5, 2, 1, {"UNAVAILABLE": 1})
+    assert (told["sent"], told["refusals"], told["advised"], told["unsent"]) == (5, 2, 1, 1)
+    assert told["errors"] == {"UNAVAILABLE": 1}
     assert (told["by_second"], told["p99_ms_by_second"]) == ([2, 0, 2, 0], [20.0, 0.0, 500.0, 0.0])
 
 
@@ -144,7 +148,7 @@ async def test_a_refused_client_waits_as_long_as_the_server_says_and_asks_again_
 
         generator = Generator(an_order(world, obey=True), sleep=wait)
         await generator.charge(0.0)
-        assert len(waits) == generator.tally.refusals == 1
+        assert len(waits) == generator.tally.refusals == generator.tally.advised == 1
         assert 0.5 <= waits[0] <= 0.75
         assert not generator.tally.errors
         assert len(generator.tally.latencies) == 1
@@ -161,10 +165,35 @@ async def test_a_refused_client_that_does_not_obey_counts_an_error_by_its_reason
         generator = Generator(an_order(world))
         await generator.charge(0.0)
         assert dict(generator.tally.errors) == {"RESOURCE_EXHAUSTED TOO_MANY_CALLS": 1}
+        assert (generator.tally.refusals, generator.tally.advised) == (1, 1)
         assert not generator.tally.latencies
         await world.referee.no_more_trouble()
         await held
         await generator.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "refusals"),
+    [(StatusCode.UNAVAILABLE, 1), (StatusCode.CANCELLED, 1), (StatusCode.DEADLINE_EXCEEDED, 0)],
+)
+async def test_a_refusal_without_retry_info_counts_as_one_without_advice(code: StatusCode, refusals: int) -> None:
+    """As of gRPC itself, which knows no advice. A charge that was too late was not refused."""
+
+    class Refuser(CommandServiceServicer):
+        async def Charge(self, _: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: N802  # the contract's name
+            await context.abort(code, "no")
+            raise AssertionError("abort always raises")
+
+    server = grpc.aio.server()
+    add_CommandServiceServicer_to_server(Refuser(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    generator = Generator(Order(f"127.0.0.1:{port}", 1, (), 0.2, 0.0, obey_retry_info=True, call_seconds=20.0))
+    await generator.charge(0.0)
+    await generator.close()
+    await server.stop(0)
+    assert dict(generator.tally.errors) == {f"{code.name}: no": 1}
+    assert (generator.tally.refusals, generator.tally.advised) == (refusals, 0)
 
 
 async def test_a_closed_loop_makes_charges_and_prints_begin_and_end(

@@ -20,7 +20,7 @@ import grpc.aio
 import pytest
 
 from charging.v1 import command_pb2_grpc
-from charging.v1.command_pb2 import ChargeResponse
+from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
 from chassis import settings
 from chassis.caller import ANYBODY, GuardedCall
@@ -38,6 +38,7 @@ from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import restore_journal
 from command_service.parts import Parts
+from command_service.serving import CALLS_A_CONNECTION
 from command_service.settings import Settings
 from command_service.values import ChargeRequested
 from rig.errors import Told, refused, told
@@ -808,6 +809,31 @@ async def test_beyond_the_limit_of_calls_even_known_keys_wait_their_turn(tmp_pat
         await world.referee.no_more_trouble()
         await asyncio.gather(*waiting)
         assert (await world.charge(a_request())).status == CHARGED
+
+
+async def test_one_connection_cannot_take_every_slot_of_the_limit_of_calls(tmp_path: Path) -> None:
+    """Its further calls wait in the client, other connections are served at once, and in the end all are.
+
+    For a moment grpc's core still counts a stream that has ended for the client, and may refuse the next one.
+    """
+    async with a_world(tmp_path) as world:
+
+        async def charge(request: ChargeRequest) -> ChargeResponse:
+            while True:
+                try:
+                    return await world.charge(request)
+                except grpc.aio.AioRpcError as error:
+                    assert (error.code(), told(error).reason) == (grpc.StatusCode.UNAVAILABLE, "")
+
+        await world.trouble("token", **HOLD)
+        charges = [asyncio.ensure_future(charge(a_request())) for _ in range(CALLS_A_CONNECTION + 10)]
+        await until(lambda: world.running.vitals().unfinished_charges == CALLS_A_CONNECTION)
+        own_connection = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(str(world.running.listen), options=own_connection) as channel:
+            other = command_pb2_grpc.CommandServiceStub(channel).Charge(a_request(), timeout=PATIENT_SECONDS)
+            await until(lambda: world.running.vitals().unfinished_charges == CALLS_A_CONNECTION + 1)
+            await world.referee.no_more_trouble()
+            assert {answer.status for answer in await asyncio.gather(other, *charges)} == {CHARGED}
 
 
 async def test_without_room_on_the_disk_new_charges_are_refused_and_begun_ones_finish(tmp_path: Path) -> None:
