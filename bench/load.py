@@ -6,8 +6,8 @@
   A charge for which the generator itself is more than a second late is not sent, and counts as `unsent`.
 
 It prints `begin` and `end` on standard output, each a JSON line, when the measured time begins and ends, so that the driver
-can read clocks at those moments; `end` has the results. Requests are serialised beforehand and of an answer only the status is
-read: the generator competes with the measured service, so it must be cheap.
+can read clocks at those moments; `end` has the results. The generator competes with the measured service for two cores, so it
+must be cheap: it writes HTTP/2 itself (bench/http2.py).
 
 A target that is a URL is called over HTTP, for a peer whose own door is HTTP: the same messages as bodies, the key in the
 header `Idempotency-Key`.
@@ -26,24 +26,23 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-import grpc
-import grpc.aio
 import httptools
 import uvloop
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
 
-from bench import DIRECT
+from bench.http2 import CallFailed, Connection
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
-from rig.errors import told
 
 METHOD = "/charging.v1.CommandService/Charge"
 # One connection sends its frames one after another, and more than a few connections gain nothing.
-CHANNELS = 4
+CONNECTIONS = 4
 # Of a closed loop: half of what the product allows, and all peers allow more. A limit of streams is no part of its load.
-CALLS_A_CHANNEL = 125
+CALLS_A_CONNECTION = 125
 # The codes of a server that does not want a call: ours, that of gRPC's core for a call beyond its queue, and UNAVAILABLE, as
 # which a reset stream counts too.
-UNWANTED = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+UNWANTED = (StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
 USERS = 1_000
 # The most calls of an open loop under way: a bound for the generator's own memory. Charges beyond it count as `unsent`.
 MOST_UNDER_WAY = 50_000
@@ -134,51 +133,60 @@ class Door(Protocol):
     async def open(self) -> None:
         """Connect."""
 
-    async def call(self, number: int, key: str, request: bytes, seconds: float) -> bytes:
-        """Make a call with a deadline; the number spreads calls over connections. Raises Refused."""
+    async def call(self, number: int, key: str, request: bytes) -> bytes:
+        """Make a call, within the door's deadline; the number spreads calls over connections. Raises Refused."""
 
     async def close(self) -> None:
         """Close the connections."""
 
 
 class GrpcDoor:
-    """Several channels to a server of charging.v1.CommandService."""
+    """Several connections to a server of charging.v1.CommandService."""
 
-    def __init__(self, target: str, in_flight: int) -> None:
-        count = max(CHANNELS, -(-in_flight // CALLS_A_CHANNEL))
-        # Without this, channels to one address share one connection.
-        options = [*DIRECT, ("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(count)]
-        self._calls = [channel.unary_unary(METHOD, _unchanged, _unchanged) for channel in self._channels]
+    def __init__(self, target: str, in_flight: int, call_seconds: float) -> None:
+        self._target = target
+        self._call_seconds = call_seconds
+        self._count = max(CONNECTIONS, -(-in_flight // CALLS_A_CONNECTION))
+        self._connections: list[Connection] = []
 
     async def open(self) -> None:
         """Connect."""
-        await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
+        for _ in range(self._count):
+            self._connections.append(await Connection.open(self._target, METHOD, self._call_seconds))
 
-    async def call(self, number: int, key: str, request: bytes, seconds: float) -> bytes:  # noqa: ARG002  # it is in the request
+    async def call(self, number: int, key: str, request: bytes) -> bytes:  # noqa: ARG002  # it is in the request
         """Make a call."""
         try:
-            return await self._calls[number % len(self._calls)](request, timeout=seconds)
-        except grpc.aio.AioRpcError as error:
-            refusal, code = told(error), error.code().name
-            # An error without a reason comes from the transport, whose text is the only explanation.
-            reason = f"{code} {refusal.reason}" if refusal.reason else f"{code}: {refusal.text[:80]}"
-            raise Refused(reason, refusal.retry_after_seconds, is_unwanted=error.code() in UNWANTED) from None
+            return await self._connections[number % self._count].call(request)
+        except CallFailed as error:
+            retry_seconds, reason = advice(error)
+            raise Refused(reason, retry_seconds, is_unwanted=error.code in UNWANTED) from None
 
     async def close(self) -> None:
         """Close the connections."""
-        for channel in self._channels:
-            await channel.close()
+        for connection in self._connections:
+            connection.close()
 
 
-def _unchanged(serialised: bytes) -> bytes:
-    return serialised
+def advice(error: CallFailed) -> tuple[float | None, str]:
+    """The server's advice: seconds until a retry, if it advises one, and its reason."""
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    retry_seconds = None
+    for detail in status_pb2.Status.FromString(error.details).details:
+        if detail.Unpack(retry):
+            retry_seconds = retry.retry_delay.ToMilliseconds() / 1000
+        else:
+            detail.Unpack(info)
+    code = error.code.name
+    # An error without a reason comes from the transport, whose text is the only explanation.
+    return retry_seconds, f"{code} {info.reason}" if info.reason else f"{code}: {error.text[:80]}"
 
 
 class HttpDoor:
     """A URL that takes a request as the body of a POST, over as many connections as there are calls under way."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, call_seconds: float) -> None:
+        self._call_seconds = call_seconds
         host_and_port, _, path = url.partition("://")[2].partition("/")
         self._host, _, port = host_and_port.rpartition(":")
         self._port = int(port)
@@ -191,11 +199,11 @@ class HttpDoor:
     async def open(self) -> None:
         """Connections are made as calls need them."""
 
-    async def call(self, number: int, key: str, request: bytes, seconds: float) -> bytes:  # noqa: ARG002  # any idle connection will do
+    async def call(self, number: int, key: str, request: bytes) -> bytes:  # noqa: ARG002  # any idle connection will do
         """Make a call."""
         connection: _Connection | None = None
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._call_seconds):
                 connection = self._idle.pop() if self._idle else await self._connect()
                 head = self._head.format(key=key, length=len(request))
                 status, body = await connection.exchange(head.encode("ascii") + request)
@@ -277,7 +285,10 @@ class Generator:
         """A refused client waits by `sleep`."""
         self._order = order
         self._sleep = sleep
-        self._door: Door = HttpDoor(order.target) if "://" in order.target else GrpcDoor(order.target, order.in_flight)
+        if "://" in order.target:
+            self._door: Door = HttpDoor(order.target, order.call_seconds)
+        else:
+            self._door = GrpcDoor(order.target, order.in_flight, order.call_seconds)
         self._prefix = key_prefix("bench")
         self._number = 0
         self.tally = Tally()
@@ -287,7 +298,7 @@ class Generator:
 
     async def run(self) -> None:
         """Warm up, measure, print the results, and let the calls under way end."""
-        await self._door.open()
+        await self.open()
         self.until = time.perf_counter() + self._order.warmup_seconds + self._order.seconds * LONGEST_WINDOW
         if self._order.steps:
             loops = [asyncio.create_task(self.open_loop())]
@@ -313,6 +324,10 @@ class Generator:
         for loop in left:
             loop.cancel()
         await self.close()
+
+    async def open(self) -> None:
+        """Connect."""
+        await self._door.open()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -352,9 +367,7 @@ class Generator:
         key, request = self._request(number)
         while True:
             try:
-                response = ChargeResponse.FromString(
-                    await self._door.call(number, key, request, self._order.call_seconds)
-                )
+                response = ChargeResponse.FromString(await self._door.call(number, key, request))
             except Refused as refused:
                 self.tally.refusals += refused.is_unwanted
                 self.tally.advised += refused.is_unwanted and refused.retry_seconds is not None

@@ -110,6 +110,7 @@ async def test_latency_in_an_open_loop_counts_from_the_moment_at_which_a_charge_
     """Not from the moment at which it was sent: a delayed generator hides no latency."""
     async with a_world(tmp_path) as world:
         generator = Generator(an_order(world, steps=(Step(10.0, 0.2),)))
+        await generator.open()
         loop = asyncio.get_running_loop()
         due = loop.time() - 3_600.0
         generator.begun = due
@@ -147,6 +148,7 @@ async def test_a_refused_client_waits_as_long_as_the_server_says_and_asks_again_
             await held
 
         generator = Generator(an_order(world, obey=True), sleep=wait)
+        await generator.open()
         await generator.charge(0.0)
         assert len(waits) == generator.tally.refusals == generator.tally.advised == 1
         assert 0.5 <= waits[0] <= 0.75
@@ -163,6 +165,7 @@ async def test_a_refused_client_that_does_not_obey_counts_an_error_by_its_reason
         held = asyncio.ensure_future(world.charge(a_request()))
         await until(lambda: world.running.vitals().unfinished_charges)
         generator = Generator(an_order(world))
+        await generator.open()
         await generator.charge(0.0)
         assert dict(generator.tally.errors) == {"RESOURCE_EXHAUSTED TOO_MANY_CALLS": 1}
         assert (generator.tally.refusals, generator.tally.advised) == (1, 1)
@@ -189,6 +192,7 @@ async def test_a_refusal_without_retry_info_counts_as_one_without_advice(code: S
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     generator = Generator(Order(f"127.0.0.1:{port}", 1, (), 0.2, 0.0, obey_retry_info=True, call_seconds=20.0))
+    await generator.open()
     await generator.charge(0.0)
     await generator.close()
     await server.stop(0)
@@ -251,6 +255,7 @@ async def test_charges_over_http_have_their_key_in_the_header_and_share_a_connec
     """The body is the message that the product gets over gRPC."""
     async with an_ingress(*[an_answer(200, CHARGED)] * 3) as (url, requests, connections):
         generator = Generator(Order(url, 1, (), 0.2, 0.0, obey_retry_info=False, call_seconds=20.0))
+        await generator.open()
         for _ in range(3):
             await generator.charge(time.perf_counter())
         await generator.close()
@@ -278,6 +283,7 @@ async def test_a_charge_over_http_that_fails_counts_as_an_error_and_the_next_one
     """So an error of such a peer fails the comparison like any other. A connection is kept only if both sides keep it."""
     async with an_ingress(answer, an_answer(200, CHARGED, more="Connection: close\r\n"), an_answer(200, CHARGED)) as at:
         generator = Generator(Order(at[0], 1, (), 0.2, 0.0, obey_retry_info=False, call_seconds=20.0))
+        await generator.open()
         for _ in range(3):
             await generator.charge(time.perf_counter())
         await generator.close()
