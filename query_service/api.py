@@ -20,9 +20,8 @@ from chassis.deadlines import wait_seconds
 from contract.errors import Reason
 from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
-from query_service.lookup import END, ChargeId, ChargeName, Conditions, Key, Rows
+from query_service.lookup import END, ChargeId, ChargeName, ChargeRows, Conditions, Key, Rows
 from query_service.pages import position_of, token_after
-from query_service.projection import ChargeRows
 from query_service.schema import Entry, Sum
 from query_service.subscriber import State, Subscriber
 from query_service.view import Shown, View

@@ -8,11 +8,11 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from charging.v1.common_pb2 import ChargeStatus
 from query_service import schema
-from query_service.projection import ChargeRows
+from query_service.projection import Standing
 from query_service.schema import Charge, Checkpoint, Entry, Operation, Sum, Totals, Walk
 
 END = 2**63 - 1
@@ -47,6 +47,13 @@ class Conditions:
     status: ChargeStatus.ValueType | None = None
     requested_from: int | None = None
     requested_before: int | None = None
+
+
+class ChargeRows(NamedTuple):
+    """A charge's row, and those of its operations in the order of their requests."""
+
+    charge: Charge
+    operations: Sequence[Operation]
 
 
 class Rows:
@@ -145,19 +152,14 @@ class Rows:
 
     def _charges(self, where: str, walk: Walk | None = None, **values: object) -> list[ChargeRows]:
         charges = [Charge(*row) for row in self._execute(schema.select_charges(where, walk), **values)]
-        return with_operations(self._connection, self._tenant, charges)
+        positions = json.dumps([charge.requested_position for charge in charges])
+        found = self._execute(schema.SELECT_OPERATIONS, charge_positions=positions)
+        operations = groupby((Operation(*row) for row in found), key=lambda operation: operation.charge_position)
+        of_charge = {position: tuple(group) for position, group in operations}
+        return [ChargeRows(charge, of_charge[charge.requested_position]) for charge in charges]
 
     def _execute(self, statement: str, **values: object) -> sqlite3.Cursor:
         return self._connection.execute(statement, {"tenant": self._tenant, **values})
-
-
-def with_operations(connection: sqlite3.Connection, tenant: int, charges: Sequence[Charge]) -> list[ChargeRows]:
-    """Add the operations to charges of one tenant."""
-    positions = json.dumps([charge.requested_position for charge in charges])
-    found = connection.execute(schema.SELECT_OPERATIONS, {"tenant": tenant, "charge_positions": positions})
-    operations = groupby((Operation(*row) for row in found), key=lambda operation: operation.charge_position)
-    of_charge = {position: tuple(group) for position, group in operations}
-    return [ChargeRows(charge, of_charge[charge.requested_position]) for charge in charges]
 
 
 def find_checkpoint(connection: sqlite3.Connection) -> Checkpoint:
@@ -165,14 +167,13 @@ def find_checkpoint(connection: sqlite3.Connection) -> Checkpoint:
     return Checkpoint(*connection.execute(schema.SELECT_CHECKPOINT).fetchone())
 
 
-def find_charges_of_records(connection: sqlite3.Connection, charge_ids: Iterable[bytes]) -> dict[bytes, ChargeRows]:
-    """Find charges for the feed, whose records name no tenant. A missing charge is left out."""
+def find_standing(connection: sqlite3.Connection, charge_ids: Iterable[bytes]) -> dict[bytes, Standing]:
+    """Find how charges stand, for the feed, whose records name no tenant. A missing charge is left out."""
     found = {}
     for charge_id in charge_ids:
-        row = connection.execute(schema.SELECT_CHARGE_OF_RECORD, {"charge_id": charge_id}).fetchone()
+        row = connection.execute(schema.SELECT_STANDING, (charge_id,)).fetchone()
         if row is not None:
-            charge = Charge(*row)
-            (found[charge_id],) = with_operations(connection, charge.tenant, [charge])
+            found[charge_id] = Standing(Charge(*row[: len(Charge._fields)]), Operation(*row[len(Charge._fields) :]))
     return found
 
 

@@ -77,11 +77,11 @@ class Record(NamedTuple):
     event: bytes
 
 
-class ChargeRows(NamedTuple):
-    """A charge's row, and those of its operations in the order of their requests."""
+class Standing(NamedTuple):
+    """How a charge stands: its row, and that of its newest operation, which alone can change."""
 
     charge: Charge
-    operations: Sequence[Operation]
+    operation: Operation
 
 
 @dataclass(slots=True)
@@ -133,13 +133,13 @@ _MOVED_FROM: Final = Charge._fields.index("status")
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes that a batch makes: charges, operations and entries to add, charges to overwrite together with their newest
-    operation, and amounts to add to the view's sums and totals.
+    """The changes that a batch makes: charges, operations and entries to add, charges and operations to overwrite, and amounts
+    to add to the view's sums and totals.
     """
 
     charges: Sequence[Charge]
     operations: Sequence[Operation]
-    moved: Sequence[ChargeRows]
+    moved: Sequence[Standing]
     entries: Sequence[tuple[int, ...]]  # in the order of Entry's columns: named tuples would take a fifth of the time
     sums: Sequence[Sum]
     totals: Sequence[Totals]
@@ -153,7 +153,7 @@ def charges_needed(records: Sequence[Record]) -> set[bytes]:
 
 def project(
     records: Iterable[Record],
-    known: Mapping[bytes, ChargeRows],
+    known: Mapping[bytes, Standing],
     tenants: Mapping[str, int],
     follows: Follows = FOLLOWS,
 ) -> Changes:
@@ -162,7 +162,7 @@ def project(
     `known` holds the rows of `charges_needed` that the view has, and `tenants` the number of each tenant. `follows` holds the
     events that a charge may have next.
     """
-    courses = {charge_id: _course(rows) for charge_id, rows in known.items()}
+    courses = {charge_id: _course(standing) for charge_id, standing in known.items()}
     begun: list[_Course] = []
     entries: list[tuple[int, ...]] = []
     read, course_of, note = journal_pb2.Event.FromString, courses.get, entries.append  # looked up once
@@ -193,12 +193,12 @@ def project(
 
     charges = [course.row() for course in begun]
     operations = [_opening(course) for course in begun]
-    moved = [_moved(rows, courses[charge_id]) for charge_id, rows in known.items()]
+    moved = [_moved(standing, courses[charge_id]) for charge_id, standing in known.items()]
     return Changes(charges, operations, moved, entries, _sums(charges, moved, known.values()), _totals(charges))
 
 
-def _course(rows: ChargeRows) -> _Course:
-    charge, newest = rows.charge, rows.operations[-1]
+def _course(standing: Standing) -> _Course:
+    charge, newest = standing
     return _Course(
         charge,
         charge.version,
@@ -255,20 +255,19 @@ def _opening(course: _Course) -> Operation:
     )
 
 
-def _moved(rows: ChargeRows, course: _Course) -> ChargeRows:
+def _moved(standing: Standing, course: _Course) -> Standing:
     """Make the rows of a charge that began in an earlier batch, as its newest event leaves them."""
-    *done, newest = rows.operations
-    newest = newest._replace(
+    operation = standing.operation._replace(
         status=course.status,
         transaction_id=course.transaction_id,
         decline_reason=course.decline_reason,
         review_reason=course.review_reason,
         updated_at=course.updated_at,
     )
-    return ChargeRows(course.row(), (*done, newest))
+    return Standing(course.row(), operation)
 
 
-def _sums(added: Iterable[Charge], moved: Iterable[ChargeRows], before: Iterable[ChargeRows]) -> list[Sum]:
+def _sums(added: Iterable[Charge], moved: Iterable[Standing], before: Iterable[Standing]) -> list[Sum]:
     """Make the changes of sums: a charge enters the sum of its status, and a moved one leaves the sum of its former status."""
     sums: dict[tuple[int, str, str, ChargeStatus.ValueType], list[int]] = {}
 

@@ -10,8 +10,10 @@ Rows are named tuples and not dataclasses: a row *is* SQLite's list of parameter
 against 0.69 us, without the conversion to a tuple).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
@@ -127,8 +129,8 @@ class Checkpoint(NamedTuple):
 _TYPES = {str: "TEXT", int: "INTEGER", bytes: "BLOB"}
 
 
-def _columns(row: Any) -> str:
-    return ", ".join(row._fields)
+def _columns(row: Any, prefix: str = "") -> str:
+    return ", ".join(prefix + column for column in row._fields)
 
 
 def _table(name: str, row: Any, *constraints: str) -> str:
@@ -183,21 +185,44 @@ def _insert(table: str, row: Any) -> Insert:
     return Insert(into + values, into + ", ".join([values] * ROWS_A_STATEMENT))
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The statement that overwrites a row, and what picks its parameters from the new row.
+
+    By place: parameters by name, from a dictionary of the whole row, take three times as long (measured).
+    """
+
+    statement: str
+    parameters: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+
+
+def _update(table: str, row: Any, *, changed: tuple[str, ...], key: tuple[str, ...]) -> Update:
+    columns = ", ".join(f"{column} = ?" for column in changed)
+    condition = " AND ".join(f"{column} = ?" for column in key)
+    return Update(
+        f"UPDATE {table} SET {columns} WHERE {condition}",  # noqa: S608  # as above
+        itemgetter(*map(row._fields.index, changed + key)),
+    )
+
+
 ADD_TENANT: Final = (
     "INSERT INTO tenant (name, tenant) SELECT :name, ifnull(max(tenant), 0) + 1 FROM tenant RETURNING tenant"
 )
 ADD_CHARGE: Final = _insert("charge", Charge).one
 ADD_OPERATIONS: Final = _insert("operation", Operation)
 ADD_ENTRIES: Final = _insert("entry", Entry)
-MOVE_CHARGE: Final = """
-UPDATE charge SET status = :status, updated_at = :updated_at, version = :version, position = :position
-WHERE tenant = :tenant AND requested_position = :requested_position
-"""
-MOVE_OPERATION: Final = """
-UPDATE operation SET status = :status, transaction_id = :transaction_id, decline_reason = :decline_reason,
-    review_reason = :review_reason, updated_at = :updated_at
-WHERE tenant = :tenant AND charge_position = :charge_position AND requested_position = :requested_position
-"""
+MOVE_CHARGE: Final = _update(
+    "charge",
+    Charge,
+    changed=("status", "updated_at", "version", "position"),
+    key=("tenant", "requested_position"),
+)
+MOVE_OPERATION: Final = _update(
+    "operation",
+    Operation,
+    changed=("status", "transaction_id", "decline_reason", "review_reason", "updated_at"),
+    key=("tenant", "charge_position", "requested_position"),
+)
 ADD_TO_SUM: Final = f"""
 {_insert("summary", Sum).one}
 ON CONFLICT DO UPDATE SET
@@ -229,8 +254,13 @@ def _select(table: str, row: Any, rest: str = "") -> str:
 
 SELECT_CHECKPOINT: Final = _select("checkpoint", Checkpoint)
 SELECT_TENANT: Final = "SELECT tenant FROM tenant WHERE name = :name"
-# For the feed's records only.
-SELECT_CHARGE_OF_RECORD: Final = _select("charge", Charge, "WHERE charge_id = :charge_id")
+# A charge and its newest operation, in one row: one statement for each charge that a live batch goes on with. For the feed's
+# records only.
+SELECT_STANDING: Final = f"""
+SELECT {_columns(Charge, "charge.")}, {_columns(Operation, "operation.")} FROM charge JOIN operation
+    ON operation.tenant = charge.tenant AND operation.charge_position = charge.requested_position
+WHERE charge.charge_id = ? ORDER BY operation.requested_position DESC LIMIT 1
+"""  # noqa: S608  # as above
 
 
 class Walk(Enum):

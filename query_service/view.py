@@ -18,9 +18,9 @@ from typing import Any, Generic, TypeVar
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.sqlite import Database
 from query_service import schema
-from query_service.lookup import Rows, TenantNumbers, find_charges_of_records, find_checkpoint
+from query_service.lookup import Rows, TenantNumbers, find_checkpoint, find_standing
 from query_service.projection import FOLLOWS, Follows, Record, charges_needed, project
-from query_service.schema import Checkpoint, Insert
+from query_service.schema import Checkpoint, Insert, Update
 from query_service.view_file import APPLICATION_ID, ViewFile, ViewUnusable, format_of, is_damage
 
 T = TypeVar("T")
@@ -143,13 +143,13 @@ class View:
 
 
 def _apply(connection: sqlite3.Connection, records: Sequence[Record], follows: Follows) -> None:
-    known = find_charges_of_records(connection, charges_needed(records))
+    known = find_standing(connection, charges_needed(records))
     changes = project(records, known, TenantNumbers(connection), follows)
     # As plain tuples: named ones, whose values sqlite3 fetches one by one, make this statement a sixth slower.
     connection.executemany(schema.ADD_CHARGE, map(tuple, changes.charges))
     _add(connection, schema.ADD_OPERATIONS, changes.operations)
-    connection.executemany(schema.MOVE_CHARGE, [rows.charge._asdict() for rows in changes.moved])
-    connection.executemany(schema.MOVE_OPERATION, [rows.operations[-1]._asdict() for rows in changes.moved])
+    _overwrite(connection, schema.MOVE_CHARGE, [standing.charge for standing in changes.moved])
+    _overwrite(connection, schema.MOVE_OPERATION, [standing.operation for standing in changes.moved])
     _add(connection, schema.ADD_ENTRIES, changes.entries)
     connection.executemany(schema.ADD_TO_SUM, changes.sums)
     connection.executemany(schema.DROP_EMPTY_SUM, [sum_._asdict() for sum_ in changes.sums if sum_.charge_count < 0])
@@ -165,6 +165,10 @@ def _add(connection: sqlite3.Connection, insert: Insert, rows: Iterable[tuple[An
     while len(batch := list(islice(left, schema.ROWS_A_STATEMENT))) == schema.ROWS_A_STATEMENT:
         connection.execute(insert.many, list(chain.from_iterable(batch)))
     connection.executemany(insert.one, batch)
+
+
+def _overwrite(connection: sqlite3.Connection, update: Update, rows: Iterable[tuple[Any, ...]]) -> None:
+    connection.executemany(update.statement, map(update.parameters, rows))
 
 
 def _reset(connection: sqlite3.Connection, journal_id: str) -> None:

@@ -25,8 +25,8 @@ from query_service.projection import (
     IN_REVIEW,
     PENDING,
     Changes,
-    ChargeRows,
     Record,
+    Standing,
     StreamBroken,
     UnknownEvent,
     charges_needed,
@@ -143,11 +143,11 @@ def test_the_projection_accepts_after_each_event_exactly_the_events_that_the_cor
     assert taken == 25
 
 
-def rows_of(records: Sequence[Record]) -> dict[bytes, ChargeRows]:
+def rows_of(records: Sequence[Record]) -> dict[bytes, Standing]:
     """The rows after a first batch, each charge with one operation."""
     changes = project(records, {}, TENANTS)
     return {
-        charge.charge_id: ChargeRows(charge, (operation,))
+        charge.charge_id: Standing(charge, operation)
         for charge, operation in zip(changes.charges, changes.operations, strict=True)
     }
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import random
+import re
 import signal
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -30,7 +32,7 @@ from charging.v1.query_pb2 import (
     ListChargesRequest,
     WatchChargeRequest,
 )
-from chassis.disk import Disk
+from chassis.disk import Disk, LocalDisk
 from query_service.lookup import END, Conditions, Rows
 from query_service.parts import Parts
 from query_service.schema import FORMAT
@@ -209,6 +211,34 @@ async def test_a_query_reads_rows_and_checkpoint_from_one_state_of_the_view(tmp_
     await view.close()
     assert (shown.found, shown.checkpoint.position) == ([1, 1], 3)
     assert (after.found, after.checkpoint.position) == ([2, 2], journal.head)
+
+
+async def test_to_go_on_with_a_charge_takes_one_statement_to_read_it_and_one_for_each_row_that_changes(
+    tmp_path: Path,
+) -> None:
+    """Most of the work of a live view, whose batches are small: a charge is in up to three of them."""
+    statements: list[str] = []
+
+    class Watched(LocalDisk):
+        def connect(self, path: Path, *, read_only: bool) -> sqlite3.Connection:
+            connection = super().connect(path, read_only=read_only)
+            connection.set_trace_callback(statements.append)
+            return connection
+
+    journal = SealedJournal()
+    keys = [f"order-{number:05}" for number in range(7)]
+    for key in keys:
+        journal.append(key, requested(key))
+    for key in keys:
+        journal.append(key, token_issued())
+    records = verify(journal.records, 0, bytes(32))
+    view = await View.open(tmp_path / "view.db", disk=Watched())
+    await view.apply(records[:7])
+    statements.clear()
+    await view.apply(records[7:])
+    about_charges = Counter(text.split()[0] for text in statements if re.search(r"\b(charge|operation)\b", text))
+    await view.close()
+    assert about_charges == {"SELECT": 7, "UPDATE": 2 * 7}
 
 
 async def test_records_that_do_not_follow_the_checkpoint_are_refused_whole(tmp_path: Path) -> None:
