@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import uvloop
 
+from bench.bank import token_of
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import IDLE_SECONDS, open_transport
 from command_service.values import Execute, Executed, Money, RequestToken, Token
@@ -89,7 +90,7 @@ def performing(transport: httpx.AsyncBaseTransport, url: str, step: str) -> Call
         assert isinstance(await bank.perform(asked, look_up_first=False), Token)
 
     async def execute_step() -> None:
-        effect = Execute("charge-1", "tok_visa", PRICE, "ttok_000000000000")
+        effect = Execute("charge-1", "tok_visa", PRICE, token_of(0))
         assert isinstance(await bank.perform(effect, look_up_first=False), Executed)
 
     return token_step if step == "token" else execute_step
