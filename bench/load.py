@@ -38,7 +38,7 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 METHOD = "/charging.v1.CommandService/Charge"
 # One connection sends its frames one after another, and more than a few connections gain nothing.
 CONNECTIONS = 4
-# Of a closed loop: half of what the product allows, and all peers allow more. A limit of streams is no part of its load.
+# Of a closed loop: a quarter of what the product allows, and all peers allow more. A limit of streams is no part of its load.
 CALLS_A_CONNECTION = 125
 # The codes of a server that does not want a call: ours, that of gRPC's core for a call beyond its queue, and UNAVAILABLE, as
 # which a reset stream counts too.

@@ -45,10 +45,10 @@ _SERVER_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
     ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
-    # grpc itself cancels calls beyond this, without any advice; its default is 1,000 (measured). A service's own limit must
-    # be lower.
-    ("grpc.server.max_pending_requests", 20_000),
-    ("grpc.server.max_pending_requests_hard_limit", 40_000),
+    # grpc.aio takes calls one by one. Under load they wait in grpc, unseen by a service's own limit; beyond these numbers grpc
+    # cancels them itself, at random between the two, without advice and at next to no cost. Reasons: docs/adr/0018.
+    ("grpc.server.max_pending_requests", 1_000),
+    ("grpc.server.max_pending_requests_hard_limit", 1_500),
     # grpc's limit on a message. A service's own limit is far below, and refuses a larger message with details; grpc's own
     # refusal has none, and a code on which clients try again.
     ("grpc.max_receive_message_length", 256 << 10),

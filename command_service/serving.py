@@ -28,12 +28,8 @@ log = structlog.get_logger()
 
 # A charge is far smaller. A larger limit would only let clients fill our memory.
 COMMAND_BYTES = 16 << 10
-# The calls of one connection. grpc.aio takes one call after another, each in some five turns of the event loop, so that under
-# load those of a connection wait in grpc, unseen by the limit of calls, in a queue as long as this. Measured with four
-# connections at five times peak, in turns: with 1,000 they waited for 5 to 8 s, with 250 for 1.3 to 2.3, with 100 for 0.7 to
-# 1.5, while the charges that were taken fell from 1.15 of peak to 0.85 and 0.75. A limit of calls of 2,000 is reached by eight
-# connections. A client that needs more calls than this at once opens a second connection.
-CALLS_A_CONNECTION = 250
+# A client that needs more calls at once opens a second connection: see docs/adr/0018.
+CALLS_A_CONNECTION = 500
 NOT_ACCEPTING = {
     "full": "the journal's disk is full, or a quota or a limit on file sizes is reached",
     "busy": "another program holds the journal's write lock",
