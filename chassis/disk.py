@@ -61,7 +61,7 @@ class Thread(Protocol):
         ...
 
     def end(self) -> None:
-        """End the thread after all work sent before, without waiting for it."""
+        """End the thread after all work sent before, without waiting for it. Work sent later raises RuntimeError."""
         ...
 
 
@@ -194,11 +194,14 @@ class LocalThread:
 
     def __init__(self, name: str) -> None:
         self._orders: SimpleQueue[_Order | None] = SimpleQueue()
+        self._has_ended = False
         # At the process's end nothing waits for it: whoever needs its work done has awaited it.
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Do work; see `Thread`."""
+        if self._has_ended:  # nobody would ever do it, and its caller would wait for ever
+            raise RuntimeError("the thread has ended")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._orders.put((work, arguments, loop, done))
@@ -206,6 +209,7 @@ class LocalThread:
 
     def end(self) -> None:
         """End; see `Thread`."""
+        self._has_ended = True
         self._orders.put(None)
 
     def _work(self) -> None:

@@ -28,7 +28,8 @@ _INSIST = (signal.SIGTERM, signal.SIGINT)
 # A process that was started with one of these ignored, as by nohup, is meant to stay.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Python's own values stop a busy server every few hundred objects, and for 16 to 91 ms whenever all objects are looked through
-# (measured). In a server nearly all objects go without a search; gRPC leaves five of a call in a cycle (measured).
+# (measured). In a server nearly all objects go without a search; gRPC leaves five of a call in a cycle (measured). The units
+# are those of gc.set_threshold: objects more than at the last search, then searches of the younger generation.
 GARBAGE_THRESHOLDS = (20_000, 10, 100)
 
 

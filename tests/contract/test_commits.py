@@ -516,6 +516,18 @@ async def test_the_wait_for_company_is_bounded_in_time(rig: SqliteRig) -> None:
         assert await turns_of(asyncio.gather(*both)) < 50_000
 
 
+async def test_a_thread_that_has_ended_refuses_work() -> None:
+    """Its caller would wait for ever. Work sent before is done."""
+    thread = LOCAL_DISK.thread("ending")
+    done = asyncio.ensure_future(thread.run(int, "7"))
+    await asyncio.sleep(0)
+    thread.end()
+    async with asyncio.timeout(10):
+        assert await done == 7
+        with pytest.raises(RuntimeError):
+            await thread.run(int, "8")
+
+
 # ---------------------------------------------------------------- the regular look at the files
 class SlowLook(LocalDisk):
     """A disk on which the look for free space is slow, once `may_go_on` is cleared."""
