@@ -16,7 +16,8 @@ from command_service.journal.records import key_of
 from command_service.journal.sqlite import anchor
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.sqlite.table import INSERT_RECORD, INSERT_UNFINISHED, read_head
-from command_service.values import Card, Charged, ChargeRequested, Event, Money, Request, TokenIssued
+from command_service.events import ChargeRequested, Charged, Event, TokenIssued
+from command_service.values import Card, Money, Request
 
 RECORDS_A_TRANSACTION = 30_000
 RECORDS_A_CHARGE = 3

@@ -18,11 +18,11 @@ from command_service.appointments import Appointments
 from command_service.charge import Charge, is_over_without_money, outcome_of
 from command_service.codec import decline_reason_out, status_of
 from command_service.errors import refusing
+from command_service.events import Charged, ChargeDeclined
 from command_service.failures import KeyReused
 from command_service.intake import Intake
 from command_service.operation import AtRest
 from command_service.reception import Accepted, Reception, Source
-from command_service.values import Charged, ChargeDeclined
 from contract.errors import Reason
 from contract.errors import command_refusal as refusal
 

@@ -1,42 +1,77 @@
-"""A charge as a whole: when a command begins one, and the outcome that an idempotency key is told.
+"""A charge as a whole: which operation may follow which, for how much, and the outcome that an idempotency key is told.
 
 The core is three pure functions. `decide` turns a message into events, `evolve` folds a stored event into a state, and
 `next_step` names the next step. They stand here for the charge, and hand over to the same three in
-`command_service.operation` for the operation under way. So far a charge has one operation, the charging itself; which
-operation may follow another will be said here.
+`command_service.operation` for the operation under way.
 
-1. One idempotency key names one charge, for ever. Under the same key the same request finds its charge, another is refused.
-2. The rules of screening count for a new charge only: rules get stricter, and the retry of an accepted charge must find it.
+1. One idempotency key names one charge, for ever, and within a charge one operation that follows. Under the same key the same
+   request finds its charge or its operation, another is refused.
+2. The rules of screening count for what is new only: rules get stricter, and the retry of what was accepted must find it.
 3. Once an outcome is decided, its key is told this outcome and the position of its event for ever.
+4. One operation at a time is under way in a charge. The next may begin when it is at rest, unless it is in review.
+5. The charge's `Book` says for how much an operation may follow (`command_service.book`).
+
+A void may also follow while the operation that opens the charge is under way: it calls it off. If the bank has executed an
+authorisation by then, the void goes on and lets the hold go; in all other cases it ends with the charge's outcome.
 """
 
+from dataclasses import replace
 from typing import assert_never
 
 from command_service import operation as operations
-from command_service.failures import InvalidCharge, KeyReused
-from command_service.operation import Answered, AtRest, Operation
-from command_service.values import (
-    ChargeAbandoned,
-    ChargeDeclined,
+from command_service.book import Book
+from command_service.events import (
+    Authorized,
+    Charged,
     ChargeRequested,
-    Effect,
     Event,
+    NotAfterPassed,
+    OperationRequested,
     Recorded,
-    Request,
-    value,
+    ReviewRequired,
 )
+from command_service.failures import (
+    ChargeInReview,
+    ChargeUnknown,
+    DoesNotFit,
+    ImpossibleEvent,
+    InvalidRequest,
+    KeyReused,
+    MoreThanIsLeft,
+    OperationUnderWay,
+)
+from command_service.operation import Answered, AtRest, AwaitingToken, CallingOff, Progress
+from command_service.values import Card, Effect, Kind, Money, Operation, Request, Wish, value
+
+Faults = tuple[tuple[str, str], ...]
+"""The rules of screening that a request breaks: pairs of field and text."""
 
 
 # ---------------------------------------------------------------- messages
 @value
 class Command:
-    """A client asks for a charge. `faults`, pairs of field and text: the rules of screening that the request breaks."""
+    """A client asks for a charge."""
 
     request: Request
-    faults: tuple[tuple[str, str], ...] = ()
+    faults: Faults = ()
 
 
-Message = Command | Answered
+@value
+class Follow:
+    """A client asks for an operation that follows in a charge."""
+
+    wish: Wish
+    faults: Faults = ()
+
+
+@value
+class Due:
+    """Time has passed. `now` is in microseconds since 1970."""
+
+    now: int
+
+
+Message = Command | Follow | Due | Answered
 
 
 # ---------------------------------------------------------------- states
@@ -47,69 +82,227 @@ class Absent:
 
 @value
 class Charge:
-    """A charge that was asked for. `position` is that of its newest event."""
+    """A charge that was asked for. `newest` is the operation under way, or the last one that came to rest.
 
-    operation: Operation
+    `done` are the operations before it, and `void` is a void that waits for the end of the calling off. `position` is that of
+    the newest event.
+    """
+
+    request: Request
+    newest: Progress
     position: int
+    book: Book = Book()
+    done: tuple[AtRest, ...] = ()
+    void: AwaitingToken | None = None
+
+    @property
+    def opening(self) -> Progress:
+        """The operation that opened it."""
+        return self.done[0] if self.done else self.newest
+
+    @property
+    def transaction_id(self) -> str:
+        """The bank's id of the transaction that opened it; empty until that is executed."""
+        match self.opening:
+            case AtRest(outcome=Charged(transaction_id=transaction_id) | Authorized(transaction_id=transaction_id)):
+                return transaction_id
+            case _:
+                return ""
 
 
 State = Absent | Charge
 
 
-# ---------------------------------------------------------------- the three functions
+# ---------------------------------------------------------------- decide
 def decide(state: State, message: Message) -> list[Event]:
     """Say what a message means in a state: the events to append, none if it changes nothing.
 
-    A command may raise InvalidCharge or KeyReused. An answer never raises.
+    A client's message may raise a CommandRefused or OperationUnderWay. The others never raise.
     """
     match message:
-        case Command(request, faults):
-            match state:
-                case Absent() if faults:
-                    raise InvalidCharge(faults)
-                case Absent():
-                    return [ChargeRequested(request)]
-                case Charge(operation) if _intent(request) != _intent(operation.request):
-                    raise KeyReused(state)
-                case Charge():
-                    return []
-                case _:
-                    assert_never(state)
+        case Command():
+            return _asked_for_a_charge(state, message.request, message.faults)
+        case Follow():
+            return _asked_to_follow(state, message.wish, message.faults)
+        case Due(now):
+            return [NotAfterPassed()] if is_overdue(state, now) else []
         case Answered():
-            return operations.decide(state.operation, message) if isinstance(state, Charge) else []
+            return operations.decide(state.newest, message) if isinstance(state, Charge) else []
         case _:
             assert_never(message)
 
 
-def _intent(request: Request) -> tuple[object, ...]:
-    """The fields that make a retry the same request. For every other field the first request wins."""
-    return request.user_id, request.card.token, request.amount
+def _asked_for_a_charge(state: State, request: Request, faults: Faults) -> list[Event]:
+    match state:
+        case Absent() if faults:
+            raise InvalidRequest(faults)
+        case Absent():
+            return [ChargeRequested(request)]
+        case Charge(known) if not _is_same(request, known):
+            raise KeyReused(state, state.opening)
+        case Charge():
+            return []
+        case _:
+            assert_never(state)
 
 
+def _is_same(request: Request, known: Request) -> bool:
+    """Whether a request under a known key is a retry. For every other field the first request wins."""
+    return (
+        (request.user_id, request.amount) == (known.user_id, known.amount)
+        and request.is_held == known.is_held
+        and is_same_card(request.card, known.card)
+    )
+
+
+def is_same_card(card: Card, other: Card) -> bool:
+    """Whether two cards are one: by their fingerprints where both have one, else by their tokens."""
+    if card.fingerprint and other.fingerprint:
+        return card.fingerprint == other.fingerprint
+    return card.token == other.token
+
+
+def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
+    if not isinstance(state, Charge) or state.request.tenant != wish.tenant:
+        raise ChargeUnknown
+    if (known := following(state, wish.idempotency_key)) is not None:
+        if not _is_same_wish(wish, known.operation):
+            raise KeyReused(state, known)
+        return []
+    currency = state.request.amount.currency_code
+    if wish.amount is not None and wish.amount.currency_code != currency:
+        faults = (*faults, ("amount.currency_code", "must be the currency of the charge"))
+    if faults:
+        raise InvalidRequest(faults)
+    if wish.kind is Kind.VOID and _may_be_called_off(state):
+        left = state.request.amount.minor_units
+    elif not isinstance(state.newest, AtRest):
+        raise OperationUnderWay
+    elif isinstance(state.newest.outcome, ReviewRequired):
+        raise ChargeInReview
+    elif not state.book.fits(wish.kind):
+        raise DoesNotFit(state)
+    else:
+        left = state.book.left(wish.kind)
+    minor_units = left if wish.amount is None else wish.amount.minor_units
+    if minor_units > left or left == 0:
+        raise MoreThanIsLeft(left)
+    amount = Money(minor_units, currency)
+    return [
+        OperationRequested(
+            wish.kind, wish.operation_id, wish.idempotency_key, wish.actor, amount, wish.is_final, wish.reason
+        )
+    ]
+
+
+def _is_same_wish(wish: Wish, known: Operation) -> bool:
+    """Whether a wish under a known key is a retry. To leave the amount out means all that was left when it was first asked."""
+    if (wish.kind, wish.is_final) != (known.kind, known.is_final):
+        return False
+    return wish.amount == known.amount if wish.amount is not None else known.takes_all
+
+
+def _may_be_called_off(charge: Charge) -> bool:
+    newest = charge.newest
+    return newest.operation.opens and not isinstance(newest, AtRest) and charge.void is None
+
+
+def is_overdue(state: State, now: int) -> bool:
+    """Whether the charge must be called off: its `not_after` has passed before its end, and nobody has called it off yet."""
+    return (
+        isinstance(state, Charge)
+        and 0 < state.request.not_after < now
+        and state.newest.operation.opens
+        and not isinstance(state.newest, CallingOff | AtRest)
+    )
+
+
+# ---------------------------------------------------------------- evolve, next_step
 def evolve(state: State, recorded: Recorded) -> State:
     """Fold one stored event into the state. Raises ImpossibleEvent if it cannot follow."""
-    before = state.operation if isinstance(state, Charge) else None
-    return Charge(operations.evolve(before, recorded), recorded.position)
+    event = recorded.event
+    match state, event:
+        case Absent(), ChargeRequested(request):
+            kind = Kind.AUTHORIZE if request.is_held else Kind.CHARGE
+            opening = Operation(kind, request.idempotency_key, request.charge_id, request.amount, request)
+            return Charge(request, AwaitingToken(opening, recorded.recorded_at), recorded.position)
+        case Charge(), OperationRequested():
+            return _begun(state, event, recorded)
+        case Charge(), _:
+            newest = operations.evolve(state.newest, recorded)
+            if isinstance(newest, AtRest):
+                return _rested(state, newest)
+            return Charge(state.request, newest, recorded.position, state.book, state.done, state.void)
+    raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {type(state).__name__}")
+
+
+def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Charge:
+    kind, newest, left = event.kind, charge.newest, charge.book.left(event.kind)
+    is_called_off = kind is Kind.VOID and _may_be_called_off(charge)
+    operation = Operation(
+        kind,
+        event.idempotency_key,
+        event.operation_id,
+        event.amount,
+        charge.request,
+        charge.transaction_id,
+        event.is_final,
+        takes_all=is_called_off or event.amount.minor_units == left,
+    )
+    begun = AwaitingToken(operation, recorded.recorded_at)
+    if is_called_off:
+        return replace(charge, newest=operations.call_off(newest), void=begun, position=recorded.position)
+    if not isinstance(newest, AtRest) or isinstance(newest.outcome, ReviewRequired):
+        raise ImpossibleEvent(f"a {kind.value} cannot follow in {type(newest).__name__}")
+    if not charge.book.fits(kind) or event.amount.minor_units > left:
+        raise ImpossibleEvent(f"the book does not allow this {kind.value}")
+    return Charge(charge.request, begun, recorded.position, charge.book, (*charge.done, newest))
+
+
+def _rested(charge: Charge, rest: AtRest) -> Charge:
+    book, void, outcome = charge.book.after(rest.operation, rest.outcome), charge.void, rest.outcome
+    if void is None:
+        return Charge(charge.request, rest, rest.position, book, charge.done)
+    newest: Progress
+    if isinstance(outcome, Authorized):  # Too late to call it off: the void goes on as any other.
+        newest = replace(void, operation=replace(void.operation, on=outcome.transaction_id))
+    else:
+        newest = AtRest(void.operation, void.requested_at, outcome, rest.position, rest.decided_at)
+    return Charge(charge.request, newest, rest.position, book, (rest,))
 
 
 def next_step(state: State) -> Effect | None:
     """Say what to do next, never when. None: there is nothing to do."""
-    return operations.next_step(state.operation) if isinstance(state, Charge) else None
+    return operations.next_step(state.newest) if isinstance(state, Charge) else None
 
 
 # ---------------------------------------------------------------- what is told
 def is_at_rest(state: State) -> bool:
-    """Whether the charge has an outcome, and so no next step."""
-    return isinstance(state, Charge) and isinstance(state.operation, AtRest)
+    """Whether all operations have their outcomes, so that there is no next step."""
+    return isinstance(state, Charge) and isinstance(state.newest, AtRest)
 
 
-def outcome_of(state: State, idempotency_key: str) -> AtRest | None:
-    """Return the outcome that this key is told for ever; None if there is none yet, or the charge has another key."""
-    match state:
-        case Charge(AtRest() as rest) if rest.request.idempotency_key == idempotency_key:
-            return rest
-        case _:
-            return None
+def outcome_of(state: State, operation_key: str | None = None) -> AtRest | None:
+    """Return the outcome that a key is told for ever; None if there is none yet.
+
+    The charge's own key is told that of the opening operation. `operation_key` is the key of one that follows.
+    """
+    if not isinstance(state, Charge):
+        return None
+    progress = state.opening if operation_key is None else following(state, operation_key)
+    return progress if isinstance(progress, AtRest) else None
+
+
+def following(charge: Charge, operation_key: str) -> Progress | None:
+    """Find the operation of a key among those that follow in a charge."""
+    for progress in (*charge.done[1:], charge.newest, charge.void):
+        if (
+            progress is not None
+            and not progress.operation.opens
+            and progress.operation.idempotency_key == operation_key
+        ):
+            return progress
+    return None
 
 
 def is_over_without_money(state: State) -> bool:
@@ -117,8 +310,8 @@ def is_over_without_money(state: State) -> bool:
 
     Not so in review: there money may have moved.
     """
-    match state:
-        case Charge(AtRest(outcome=ChargeDeclined() | ChargeAbandoned())):
-            return True
-        case _:
-            return False
+    if not isinstance(state, Charge) or not isinstance(state.newest, AtRest):
+        return False
+    if isinstance(state.newest.outcome, ReviewRequired):
+        return False
+    return state.book.captured == 0 and not state.book.is_open

@@ -1,4 +1,4 @@
-"""The stored format: events to bytes and back, and the charge id.
+"""The stored format: events to bytes and back, and the ids of charges and operations.
 
 An event is serialised once, when it is appended, and never again: a protobuf map serialises in another order after a round
 trip, so reserialised bytes are never compared or chained.
@@ -9,36 +9,45 @@ from typing import assert_never
 
 from google.protobuf.message import DecodeError
 
-from charging.v1 import common_pb2, journal_pb2
-from command_service.charge import Absent, Charge, State
-from command_service.failures import UnknownEvent
-from command_service.operation import AtRest
-from command_service.values import (
-    Card,
+from charging.v1 import command_pb2, common_pb2, journal_pb2
+from command_service.events import (
+    AuthorizationExpired,
+    Authorized,
+    Captured,
     ChargeAbandoned,
+    ChargeCalledOff,
     Charged,
     ChargeDeclined,
     ChargeRequested,
-    DeclineReason,
     Event,
-    Evidence,
-    Money,
-    Outcome,
-    Request,
-    ReviewReason,
+    NotAfterPassed,
+    OperationAbandoned,
+    OperationDeclined,
+    OperationRequested,
+    Refunded,
     ReviewRequired,
     TokenExpired,
     TokenIssued,
+    Voided,
 )
+from command_service.failures import UnknownEvent
+from command_service.values import Card, DeclineReason, Evidence, Kind, Money, Request, ReviewReason
 
 
 def charge_id_of(tenant: str, idempotency_key: str) -> str:
-    """Make the id of the charge that a tenant's key names: a UUIDv8 of SHA-256 over both, each after its length.
+    """Make the id of the charge that a tenant's key names. Test vectors freeze it, or a retry would not find its charge."""
+    return _id_of(tenant, idempotency_key)
 
-    Test vectors freeze it: after a change, a retry would no longer find its charge.
-    """
+
+def operation_id_of(charge_id: str, kind: Kind, idempotency_key: str) -> str:
+    """Make the id of an operation that follows in a charge, its reference at the bank. Test vectors freeze it."""
+    return _id_of(charge_id, kind.value, idempotency_key)
+
+
+def _id_of(*texts: str) -> str:
+    """Make a UUIDv8 of SHA-256 over texts, each after its length."""
     digest = hashlib.sha256()
-    for text in (tenant, idempotency_key):
+    for text in texts:
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     made = bytearray(digest.digest()[:16])
@@ -63,6 +72,10 @@ def encode(event: Event) -> bytes:
             _set_money(requested.amount, request.amount)
             requested.description = request.description
             requested.metadata.update(request.metadata)
+            if request.is_held:
+                requested.capture = command_pb2.CaptureMode.CAPTURE_MODE_MANUAL
+            if request.not_after:
+                requested.not_after.FromMicroseconds(request.not_after)
         case TokenIssued(token):
             stored.token_issued.token = token
         case TokenExpired(token):
@@ -85,8 +98,80 @@ def encode(event: Event) -> bytes:
         case ChargeAbandoned(attempts):
             stored.charge_abandoned.attempts = attempts
         case _:
-            assert_never(event)
+            _set_later(stored, event)
     return stored.SerializeToString()
+
+
+Later = (
+    OperationRequested
+    | NotAfterPassed
+    | Authorized
+    | Captured
+    | Voided
+    | Refunded
+    | ChargeCalledOff
+    | AuthorizationExpired
+    | OperationDeclined
+    | OperationAbandoned
+)
+
+
+def _set_later(stored: journal_pb2.Event, event: Later) -> None:
+    """Set an event that a plain charge does not have."""
+    match event:
+        case OperationRequested():
+            _set_operation(stored, event)
+        case NotAfterPassed():
+            stored.not_after_passed.SetInParent()
+        case Authorized(user_id, card, amount, transaction_id, expires_at):
+            authorized = stored.authorized
+            authorized.user_id = user_id
+            _set_card(authorized.card, card)
+            _set_money(authorized.amount, amount)
+            authorized.transaction_id = transaction_id
+            if expires_at:
+                authorized.expires_at.FromMicroseconds(expires_at)
+        case Captured(amount, transaction_id):
+            _set_money(stored.captured.amount, amount)
+            stored.captured.transaction_id = transaction_id
+        case Voided(amount, transaction_id):
+            _set_money(stored.voided.amount, amount)
+            stored.voided.transaction_id = transaction_id
+        case Refunded(amount, transaction_id):
+            _set_money(stored.refunded.amount, amount)
+            stored.refunded.transaction_id = transaction_id
+        case OperationDeclined(reason):
+            stored.operation_declined.reason = decline_reason_out(reason)
+        case ChargeCalledOff():
+            stored.charge_called_off.SetInParent()
+        case AuthorizationExpired():
+            stored.authorization_expired.SetInParent()
+        case OperationAbandoned(attempts):
+            stored.operation_abandoned.attempts = attempts
+        case _:
+            assert_never(event)
+
+
+def _set_operation(stored: journal_pb2.Event, event: OperationRequested) -> None:
+    out: journal_pb2.CaptureRequested | journal_pb2.VoidRequested | journal_pb2.RefundRequested
+    match event.kind:
+        case Kind.CAPTURE:
+            out = stored.capture_requested
+            out.final = event.is_final
+        case Kind.VOID:
+            out = stored.void_requested
+            out.reason = event.reason
+        case Kind.REFUND:
+            out = stored.refund_requested
+            out.reason = event.reason
+        case Kind.CHARGE | Kind.AUTHORIZE:
+            raise AssertionError("it opens a charge")
+        case _:
+            assert_never(event.kind)
+    out.operation_id = event.operation_id
+    out.idempotency_key = event.idempotency_key
+    out.actor = event.actor
+    _set_money(out.amount, event.amount)
 
 
 def decode(serialised: bytes) -> Event:
@@ -109,8 +194,18 @@ def decode(serialised: bytes) -> Event:
                     amount=_money_in(requested.amount),
                     description=requested.description,
                     metadata=tuple(sorted(requested.metadata.items())),
+                    is_held=requested.capture == command_pb2.CaptureMode.CAPTURE_MODE_MANUAL,
+                    not_after=requested.not_after.ToMicroseconds() if requested.HasField("not_after") else 0,
                 )
             )
+        case "capture_requested":
+            return _operation_in(Kind.CAPTURE, stored.capture_requested, is_final=stored.capture_requested.final)
+        case "void_requested":
+            return _operation_in(Kind.VOID, stored.void_requested, reason=stored.void_requested.reason)
+        case "refund_requested":
+            return _operation_in(Kind.REFUND, stored.refund_requested, reason=stored.refund_requested.reason)
+        case "not_after_passed":
+            return NotAfterPassed()
         case "token_issued":
             return TokenIssued(stored.token_issued.token)
         case "token_expired":
@@ -118,6 +213,29 @@ def decode(serialised: bytes) -> Event:
         case "charged":
             charged = stored.charged
             return Charged(charged.user_id, _card_in(charged.card), _money_in(charged.amount), charged.transaction_id)
+        case "authorized":
+            authorized = stored.authorized
+            return Authorized(
+                authorized.user_id,
+                _card_in(authorized.card),
+                _money_in(authorized.amount),
+                authorized.transaction_id,
+                authorized.expires_at.ToMicroseconds() if authorized.HasField("expires_at") else 0,
+            )
+        case "captured":
+            return Captured(_money_in(stored.captured.amount), stored.captured.transaction_id)
+        case "voided":
+            return Voided(_money_in(stored.voided.amount), stored.voided.transaction_id)
+        case "refunded":
+            return Refunded(_money_in(stored.refunded.amount), stored.refunded.transaction_id)
+        case "charge_called_off":
+            return ChargeCalledOff()
+        case "authorization_expired":
+            return AuthorizationExpired()
+        case "operation_declined":
+            return OperationDeclined(_decline_reason_in(stored.operation_declined.reason))
+        case "operation_abandoned":
+            return OperationAbandoned(stored.operation_abandoned.attempts)
         case "charge_declined":
             return ChargeDeclined(_decline_reason_in(stored.charge_declined.reason))
         case "review_required":
@@ -132,25 +250,15 @@ def decode(serialised: bytes) -> Event:
             raise UnknownEvent("a newer program wrote it: run that version, or a later one")
 
 
-def status_of(state: State) -> common_pb2.ChargeStatus.ValueType:
-    """Return a state's status in the contract."""
-    match state:
-        case Absent():
-            return common_pb2.ChargeStatus.CHARGE_STATUS_UNSPECIFIED
-        case Charge(AtRest(outcome=outcome)):
-            return _STATUSES[type(outcome)]
-        case Charge():
-            return common_pb2.ChargeStatus.CHARGE_STATUS_PENDING
-        case _:
-            assert_never(state)
-
-
-_STATUSES: dict[type[Outcome], common_pb2.ChargeStatus.ValueType] = {
-    Charged: common_pb2.ChargeStatus.CHARGE_STATUS_CHARGED,
-    ChargeDeclined: common_pb2.ChargeStatus.CHARGE_STATUS_DECLINED,
-    ReviewRequired: common_pb2.ChargeStatus.CHARGE_STATUS_IN_REVIEW,
-    ChargeAbandoned: common_pb2.ChargeStatus.CHARGE_STATUS_ABANDONED,
-}
+def _operation_in(
+    kind: Kind,
+    stored: journal_pb2.CaptureRequested | journal_pb2.VoidRequested | journal_pb2.RefundRequested,
+    *,
+    is_final: bool = False,
+    reason: str = "",
+) -> OperationRequested:
+    amount = _money_in(stored.amount)
+    return OperationRequested(kind, stored.operation_id, stored.idempotency_key, stored.actor, amount, is_final, reason)
 
 
 def decline_reason_out(reason: DeclineReason) -> common_pb2.DeclineReason.ValueType:
@@ -174,10 +282,12 @@ def _review_reason_in(value: common_pb2.ReviewReason.ValueType) -> ReviewReason:
 
 def _set_card(out: common_pb2.Card, card: Card) -> None:
     out.token, out.brand, out.last4 = card.token, card.brand, card.last4
+    if card.fingerprint:
+        out.fingerprint = card.fingerprint
 
 
 def _card_in(card: common_pb2.Card) -> Card:
-    return Card(card.token, card.brand, card.last4)
+    return Card(card.token, card.brand, card.last4, card.fingerprint)
 
 
 def _set_money(out: common_pb2.Money, amount: Money) -> None:

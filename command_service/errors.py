@@ -10,7 +10,7 @@ from command_service.failures import (
     CallFailed,
     CommandRefused,
     ImpossibleEvent,
-    InvalidCharge,
+    InvalidRequest,
     JournalBusy,
     JournalCorrupt,
     JournalFull,
@@ -25,7 +25,7 @@ from contract.errors import command_refusal as refusal
 
 # Every leaf of the tree of failures has a row here.
 _REASONS: Mapping[type[CallFailed], Reason] = {
-    InvalidCharge: Reason.INVALID_REQUEST,
+    InvalidRequest: Reason.INVALID_REQUEST,
     KeyReused: Reason.IDEMPOTENCY_KEY_REUSED,
     BankUnreachable: Reason.BANK_UNREACHABLE,
     TooManyUnfinished: Reason.TOO_MANY_UNFINISHED,
@@ -50,7 +50,7 @@ def refusing() -> Iterator[None]:
     """
     try:
         yield
-    except InvalidCharge as failure:
+    except InvalidRequest as failure:
         raise refusal(reason_of(failure), violations=[Violation(*fault) for fault in failure.faults]) from None
     except CommandRefused as failure:
         raise refusal(reason_of(failure)) from None

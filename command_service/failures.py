@@ -2,11 +2,17 @@
 
     CallFailed
     ├── CommandRefused             the client's: the command cannot be accepted as it is
-    │   ├── InvalidCharge          a new charge breaks the rules of screening
-    │   └── KeyReused              the key belongs to another charge
+    │   ├── InvalidRequest         a new request breaks the rules of screening
+    │   ├── KeyReused              the key belongs to another request
+    │   ├── PossibleDuplicate      it looks like the second charge of one intent
+    │   ├── ChargeUnknown          there is no such charge
+    │   ├── ChargeInReview         people look into the charge first
+    │   ├── DoesNotFit             the operation cannot follow in this charge as it stands
+    │   └── MoreThanIsLeft         the operation is for more than is left
     ├── NotNow                     nobody's: nothing was stored, and a later attempt may succeed
     │   ├── BankUnreachable        the bank does not answer
     │   ├── TooManyUnfinished      too many charges are under way
+    │   ├── OperationUnderWay      another operation of the charge is under way
     │   └── NotStored              the journal stored nothing, definitely
     │       ├── JournalFull        its disk is full
     │       └── JournalBusy        another program holds its write lock
@@ -27,8 +33,8 @@ class CommandRefused(CallFailed):
     """The command cannot be accepted as it is."""
 
 
-class InvalidCharge(CommandRefused):
-    """A new charge breaks the rules of screening. `faults` are pairs of field and text."""
+class InvalidRequest(CommandRefused):
+    """A new request breaks the rules of screening. `faults` are pairs of field and text."""
 
     def __init__(self, faults: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(faults)
@@ -36,11 +42,44 @@ class InvalidCharge(CommandRefused):
 
 
 class KeyReused(CommandRefused):
-    """The idempotency key belongs to a charge of another user, card, amount or currency: `charge` is its state."""
+    """The idempotency key belongs to another request: `charge` is its charge's state, and `progress` its operation's."""
+
+    def __init__(self, charge: object = None, progress: object = None) -> None:
+        super().__init__(charge, progress)
+        self.charge = charge
+        self.progress = progress
+
+
+class PossibleDuplicate(CommandRefused):
+    """Within the operator's window, a charge of the same user, card, amount and currency was requested: `charge_id`."""
+
+    def __init__(self, charge_id: str = "") -> None:
+        super().__init__(charge_id)
+        self.charge_id = charge_id
+
+
+class ChargeUnknown(CommandRefused):
+    """The journal holds no such charge of this tenant."""
+
+
+class ChargeInReview(CommandRefused):
+    """The charge is in review: nothing may follow until people have settled it."""
+
+
+class DoesNotFit(CommandRefused):
+    """The operation cannot follow in this charge as it stands: `charge` is its state."""
 
     def __init__(self, charge: object = None) -> None:
         super().__init__(charge)
         self.charge = charge
+
+
+class MoreThanIsLeft(CommandRefused):
+    """The operation is for more than is left: `left`, in minor units."""
+
+    def __init__(self, left: int = 0) -> None:
+        super().__init__(left)
+        self.left = left
 
 
 class NotNow(CallFailed):
@@ -57,6 +96,10 @@ class BankUnreachable(NotNow):
 
 class TooManyUnfinished(NotNow):
     """Too many charges are under way."""
+
+
+class OperationUnderWay(NotNow):
+    """Another operation of the charge is under way, and one at a time is."""
 
 
 class NotStored(NotNow):

@@ -13,10 +13,10 @@ from charging.v1.journal_pb2 import Event
 from chassis.disk import LOCAL_DISK, Disk
 from command_service.charge import Absent, State, evolve, is_at_rest
 from command_service.codec import decode
+from command_service.events import Recorded
 from command_service.failures import ImpossibleEvent, UnknownEvent
 from command_service.journal import JournalRefused, Place, Record
 from command_service.journal.store import Location
-from command_service.values import Recorded
 
 
 def print_journal(at: Location, charge_id: str | None, *, named: str = "") -> Iterator[str]:

@@ -1,60 +1,91 @@
 """How one operation of a charge comes to rest: its two steps at the bank, and the meaning of each answer.
 
-An operation is one movement of money; so far there is one kind, the charging itself. After a crash its next step is simply done
-again. That is safe because the bank keeps two promises (`command_service.bank`): a token step that is repeated under the same
-charge id names the same transaction, unless that one has expired; and an execute step that is repeated with the same
-transaction token moves money once.
+An operation is one movement of money, of whatever kind: a charge, a hold, a capture, a void, a refund. After a crash its next
+step is simply done again. That is safe because the bank keeps its promises (`command_service.bank`): a token step that is
+repeated under the same reference names the same transaction, unless that one has expired; and an execute step that is repeated
+with the same transaction token is done once.
 
 1. Money moves in the execute step only, and only by a token that the journal already holds.
 2. A token that the journal holds is replaced only after the bank has closed it for ever, unexecuted. If answers contradict
    each other, the operation goes into review: nobody guesses, and nobody requests another token.
 3. An answer counts only while its step is the next one. A late answer yields no event.
-4. In the token step an operation is given up once it is `abandon_after_seconds` old and five attempts of this run, at
-   whatever step, came to no answer. In the execute step it never is: money may have moved.
-5. No event follows an operation at rest.
+4. Without a token an operation is given up once it is `abandon_after_seconds` old and five attempts of this run, at whatever
+   step, came to no answer. With a token it never is: money may have moved.
+5. An operation that opens a charge can be called off: then the bank is asked to close the token instead of executing it. If
+   the bank has executed it already, it is executed.
+6. No event follows an operation at rest.
 
     state              event                                               next state
     -----------------  --------------------------------------------------  -----------------
-    Absent             ChargeRequested                                     AwaitingToken
+    Absent             Requested                                           AwaitingToken
     AwaitingToken      TokenIssued                                         AwaitingExecution
-    AwaitingToken      ChargeDeclined, ReviewRequired, ChargeAbandoned     AtRest
+    AwaitingToken      Declined, ReviewRequired, Abandoned                 AtRest
+    AwaitingToken      NotAfterPassed, VoidRequested                       CallingOff
     AwaitingExecution  TokenExpired                                        AwaitingToken
-    AwaitingExecution  Charged, ChargeDeclined, ReviewRequired             AtRest
+    AwaitingExecution  Moved, Declined, ReviewRequired, CalledOff          AtRest
+    AwaitingExecution  NotAfterPassed, VoidRequested                       CallingOff
+    CallingOff         VoidRequested                                       CallingOff
+    CallingOff         Moved, Declined, ReviewRequired, CalledOff          AtRest
+    CallingOff         Abandoned                                           AtRest
 
-Absent is the state before the first event. This table is the one place where the order of events in a stream is written by
-hand: a test holds the code to it, and the grammar of the history checker (`judge/`) is made from it. Everything here is pure:
-time and the number of attempts come in as data.
+    kind       Requested         Moved       Declined                                 Abandoned           CalledOff
+    ---------  ----------------  ----------  ---------------------------------------  ------------------  ---------------
+    charge     ChargeRequested   Charged     ChargeDeclined                           ChargeAbandoned     ChargeCalledOff
+    authorize  ChargeRequested   Authorized  ChargeDeclined                           ChargeAbandoned     ChargeCalledOff
+    capture    CaptureRequested  Captured    OperationDeclined, AuthorizationExpired  OperationAbandoned  -
+    void       VoidRequested     Voided      OperationDeclined, AuthorizationExpired  OperationAbandoned  -
+    refund     RefundRequested   Refunded    OperationDeclined                        OperationAbandoned  -
+
+Absent is the state before the first event. Only the kinds that can be CalledOff have NotAfterPassed and, before they are at
+rest, VoidRequested. These tables are the one place where the order of events in an operation is written by hand: a test holds
+the code to them, and the grammar of the history checker (`judge/`) is made from them. Everything here is pure: time and the
+number of attempts come in as data.
 """
 
-from typing import NamedTuple, assert_never
+from collections.abc import Mapping
+from typing import NamedTuple, TypeGuard, assert_never
 
+from command_service.events import (
+    AuthorizationExpired,
+    Authorized,
+    Captured,
+    ChargeAbandoned,
+    ChargeCalledOff,
+    Charged,
+    ChargeDeclined,
+    Event,
+    Moved,
+    NotAfterPassed,
+    OperationAbandoned,
+    OperationDeclined,
+    Outcome,
+    Recorded,
+    Refunded,
+    ReviewRequired,
+    TokenExpired,
+    TokenIssued,
+    Voided,
+)
 from command_service.failures import ImpossibleEvent
 from command_service.values import (
     Answer,
-    ChargeAbandoned,
-    Charged,
-    ChargeDeclined,
-    ChargeRequested,
+    CalledOff,
+    CallOff,
     Contradiction,
     Declined,
     DeclineReason,
     Effect,
-    Event,
     Execute,
     Executed,
     Expired,
     InProgress,
+    Kind,
     NoAnswer,
-    Outcome,
-    Recorded,
+    Operation,
     Refused,
-    Request,
     RequestToken,
     ReviewReason,
-    ReviewRequired,
     Token,
-    TokenExpired,
-    TokenIssued,
     value,
 )
 
@@ -70,32 +101,47 @@ TOKEN_LIMIT = 8
 class AwaitingToken:
     """The token step is next. `requested_at` is in microseconds since 1970."""
 
-    request: Request
+    operation: Operation
     requested_at: int
     expired_tokens: int = 0
+
+    @property
+    def token(self) -> None:
+        """The journal holds no token that is open."""
 
 
 @value
 class AwaitingExecution:
     """The journal holds the transaction token, and the execute step is next."""
 
-    request: Request
+    operation: Operation
     requested_at: int
     expired_tokens: int
     token: str
 
 
 @value
-class AtRest:
-    """The outcome is decided. `position` is that of the deciding event in the journal."""
+class CallingOff:
+    """The bank is asked to close the transaction. `token` is None if the journal holds none that is open."""
 
-    request: Request
+    operation: Operation
+    requested_at: int
+    token: str | None
+
+
+@value
+class AtRest:
+    """The outcome is decided. `position` and `decided_at` are those of the deciding event, in microseconds since 1970."""
+
+    operation: Operation
     requested_at: int
     outcome: Outcome
     position: int
+    decided_at: int
 
 
-Operation = AwaitingToken | AwaitingExecution | AtRest
+UnderWay = AwaitingToken | AwaitingExecution | CallingOff
+Progress = UnderWay | AtRest
 
 
 # ---------------------------------------------------------------- the bank's answer to a step
@@ -129,72 +175,70 @@ def counts_for_giving_up(answer: Answer) -> bool:
 
 
 # ---------------------------------------------------------------- what to do, what it means, what follows
-def next_step(operation: Operation) -> Effect | None:
+def next_step(progress: Progress) -> Effect | None:
     """Say what to do next, never when. None: the operation is at rest."""
-    match operation:
-        case AwaitingToken(request, _, expired_tokens):
-            return RequestToken(request.charge_id, request.card.token, request.amount, expired_tokens)
-        case AwaitingExecution(request, _, _, token):
-            return Execute(request.charge_id, request.card.token, request.amount, token)
+    match progress:
+        case AwaitingToken(operation, _, expired_tokens):
+            return RequestToken(operation, expired_tokens)
+        case AwaitingExecution(operation, _, _, token):
+            return Execute(operation, token)
+        case CallingOff(operation, _, token):
+            return CallOff(operation, token)
         case AtRest():
             return None
         case _:
-            assert_never(operation)
+            assert_never(progress)
 
 
-def decide(operation: Operation, message: Answered) -> list[Event]:
+def decide(progress: Progress, message: Answered) -> list[Event]:
     """Say what an answer means: the events to append, none if it changes nothing. Never raises."""
-    if message.effect != next_step(operation):
+    if message.effect != next_step(progress):
         return []  # Late: its step is no longer the next one.
-    match operation:
+    match progress:
         case AwaitingToken():
-            return _after_token_step(operation, message.answer, message.attempts)
+            return _after_token_step(progress, message.answer, message.attempts)
         case AwaitingExecution():
-            return _after_execute_step(operation, message.answer)
+            return _after_execute_step(progress, message.answer)
+        case CallingOff():
+            return _after_calling_off(progress, message.answer, message.attempts)
         case AtRest():
             return []  # Never reached: it has no next step.
         case _:
-            assert_never(operation)
+            assert_never(progress)
 
 
-def _after_token_step(operation: AwaitingToken, answer: Answer, attempts: Attempts) -> list[Event]:
+def _after_token_step(progress: AwaitingToken, answer: Answer, attempts: Attempts) -> list[Event]:
+    operation = progress.operation
     match answer:
         case Token(token):
             return [TokenIssued(token)]
         case Declined(reason):
-            return [ChargeDeclined(reason)]
+            return [_declined(operation, reason)]
         case Refused():  # The bank opened no transaction, so nothing can be executed: a definite no is an outcome.
-            return [ChargeDeclined(DeclineReason.BANK_REFUSED)]
+            return [_declined(operation, DeclineReason.BANK_REFUSED)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Executed() | Expired():  # No bank's adapter answers this step so.
+        case Executed() | Expired() | CalledOff():  # No bank's adapter answers this step so.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
-        case NoAnswer() if counts_for_giving_up(answer) and _is_given_up(operation, attempts):
-            return [ChargeAbandoned(attempts.unanswered)]
         case InProgress() | NoAnswer():
-            return []
+            return _given_up(progress, answer, attempts)
         case _:
             assert_never(answer)
 
 
-def _is_given_up(operation: AwaitingToken, attempts: Attempts) -> bool:
-    """Whether to ask no longer. A clock that went back makes an operation young, never old."""
-    age_seconds = max(0.0, (attempts.now - operation.requested_at) / 1_000_000)
-    is_due = attempts.unanswered >= ATTEMPTS_BEFORE_GIVING_UP and age_seconds >= attempts.abandon_after_seconds
-    return is_due and not attempts.is_restored
-
-
-def _after_execute_step(operation: AwaitingExecution, answer: Answer) -> list[Event]:
+def _after_execute_step(progress: AwaitingExecution, answer: Answer) -> list[Event]:
+    operation = progress.operation
     match answer:
-        case Executed(transaction_id):
-            request = operation.request
-            return [Charged(request.user_id, request.card, request.amount, transaction_id)]
+        case Executed():
+            return [_moved(operation, answer)]
         case Declined(reason):
-            return [ChargeDeclined(reason)]
-        case Expired() if operation.expired_tokens + 1 < TOKEN_LIMIT:
-            return [TokenExpired(operation.token)]  # The token step follows once more.
+            return [_declined(operation, reason)]
+        case CalledOff():  # Not by us, or before the journal was restored: it is closed for ever all the same.
+            return [ChargeCalledOff() if operation.opens else OperationDeclined(DeclineReason.OTHER)]
+        case Expired() if progress.expired_tokens + 1 < TOKEN_LIMIT:
+            return [TokenExpired(progress.token)]  # The token step follows once more.
         case Expired():  # The last one: TokenExpired, then ReviewRequired in AwaitingToken, in one append.
-            return [TokenExpired(operation.token), ReviewRequired(ReviewReason.TOKENS_KEEP_EXPIRING)]
+            return [TokenExpired(progress.token), ReviewRequired(ReviewReason.TOKENS_KEEP_EXPIRING)]
         case Refused(evidence):  # Money may have moved and the bank does not say: never a new token.
             return [ReviewRequired(ReviewReason.EXECUTE_REFUSED, evidence)]
         case Contradiction(evidence, reason):
@@ -207,19 +251,109 @@ def _after_execute_step(operation: AwaitingExecution, answer: Answer) -> list[Ev
             assert_never(answer)
 
 
-def evolve(operation: Operation | None, recorded: Recorded) -> Operation:
-    """Fold one stored event into an operation; None: it has not begun. Raises ImpossibleEvent if the event cannot follow."""
+def _after_calling_off(progress: CallingOff, answer: Answer, attempts: Attempts) -> list[Event]:
+    operation = progress.operation
+    match answer:
+        case CalledOff() | Expired():  # Either way the bank has closed it for ever, unexecuted.
+            return [ChargeCalledOff()]
+        case Executed():  # Too late: it had been executed.
+            return [_moved(operation, answer)]
+        case Declined(reason):
+            return [_declined(operation, reason)]
+        case Refused(evidence):
+            return [ReviewRequired(ReviewReason.CALL_OFF_REFUSED, evidence)]
+        case Contradiction(evidence, reason):
+            return [ReviewRequired(reason, evidence)]
+        case Token():  # No bank's adapter answers this step so.
+            return [ReviewRequired(ReviewReason.CONTRADICTION)]
+        case InProgress() | NoAnswer():
+            return [] if progress.token else _given_up(progress, answer, attempts)
+        case _:
+            assert_never(answer)
+
+
+def _given_up(progress: AwaitingToken | CallingOff, answer: InProgress | NoAnswer, attempts: Attempts) -> list[Event]:
+    """Whether to ask no longer. A clock that went back makes an operation young, never old."""
+    age_seconds = max(0.0, (attempts.now - progress.requested_at) / 1_000_000)
+    is_due = attempts.unanswered >= ATTEMPTS_BEFORE_GIVING_UP and age_seconds >= attempts.abandon_after_seconds
+    if not is_due or attempts.is_restored or not counts_for_giving_up(answer):
+        return []
+    unanswered = attempts.unanswered
+    return [ChargeAbandoned(unanswered) if progress.operation.opens else OperationAbandoned(unanswered)]
+
+
+def _moved(operation: Operation, answer: Executed) -> Moved:
+    request, amount, transaction_id = operation.request, operation.amount, answer.transaction_id
+    match operation.kind:
+        case Kind.CHARGE:
+            return Charged(request.user_id, request.card, amount, transaction_id)
+        case Kind.AUTHORIZE:
+            return Authorized(request.user_id, request.card, amount, transaction_id, answer.expires_at)
+        case Kind.CAPTURE:
+            return Captured(amount, transaction_id)
+        case Kind.VOID:
+            return Voided(amount, transaction_id)
+        case Kind.REFUND:
+            return Refunded(amount, transaction_id)
+        case _:
+            assert_never(operation.kind)
+
+
+def _declined(operation: Operation, reason: DeclineReason) -> ChargeDeclined | OperationDeclined | AuthorizationExpired:
+    if operation.opens:
+        return ChargeDeclined(reason)
+    if reason is DeclineReason.AUTHORIZATION_EXPIRED and operation.kind is not Kind.REFUND:
+        return AuthorizationExpired()
+    return OperationDeclined(reason)
+
+
+_MOVED: Mapping[Kind, type[Moved]] = {
+    Kind.CHARGE: Charged,
+    Kind.AUTHORIZE: Authorized,
+    Kind.CAPTURE: Captured,
+    Kind.VOID: Voided,
+    Kind.REFUND: Refunded,
+}
+
+
+def _may_end(event: Event, progress: UnderWay) -> TypeGuard[Outcome]:
+    operation = progress.operation
+    match event:
+        case ReviewRequired():
+            return True
+        case ChargeDeclined():
+            return operation.opens
+        case OperationDeclined():
+            return not operation.opens
+        case AuthorizationExpired():
+            return operation.kind is Kind.CAPTURE or operation.kind is Kind.VOID
+        case ChargeAbandoned():
+            return operation.opens and progress.token is None
+        case OperationAbandoned():
+            return not operation.opens and progress.token is None
+        case ChargeCalledOff():
+            return operation.opens and not isinstance(progress, AwaitingToken)
+        case _:
+            return isinstance(event, _MOVED[operation.kind]) and not isinstance(progress, AwaitingToken)
+
+
+def call_off(progress: Progress) -> CallingOff:
+    """Fold in that an operation is to be called off. Raises ImpossibleEvent unless it opens a charge and is under way."""
+    if not isinstance(progress, AtRest) and progress.operation.opens:
+        return CallingOff(progress.operation, progress.requested_at, progress.token)
+    raise ImpossibleEvent(f"nothing can be called off in {type(progress).__name__}")
+
+
+def evolve(progress: Progress, recorded: Recorded) -> Progress:
+    """Fold one stored event into an operation. Raises ImpossibleEvent if the event cannot follow."""
     event = recorded.event
-    match operation, event:
-        case None, ChargeRequested(request):
-            return AwaitingToken(request, recorded.recorded_at)
-        case AwaitingToken(request, requested_at, expired), TokenIssued(token):
-            return AwaitingExecution(request, requested_at, expired, token)
-        case AwaitingExecution(request, requested_at, expired, token), TokenExpired(closed) if closed == token:
-            return AwaitingToken(request, requested_at, expired + 1)
-        case AwaitingToken(request, requested_at, _), (ChargeDeclined() | ReviewRequired() | ChargeAbandoned()):
-            return AtRest(request, requested_at, event, recorded.position)
-        case AwaitingExecution(request, requested_at, _, _), (Charged() | ChargeDeclined() | ReviewRequired()):
-            return AtRest(request, requested_at, event, recorded.position)
-    before = type(operation).__name__ if operation else "Absent"
-    raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {before}")
+    match progress, event:
+        case AwaitingToken(operation, requested_at, expired), TokenIssued(token):
+            return AwaitingExecution(operation, requested_at, expired, token)
+        case AwaitingExecution(operation, requested_at, expired, token), TokenExpired(closed) if closed == token:
+            return AwaitingToken(operation, requested_at, expired + 1)
+        case AwaitingToken() | AwaitingExecution(), NotAfterPassed():
+            return call_off(progress)
+    if not isinstance(progress, AtRest) and _may_end(event, progress):
+        return AtRest(progress.operation, progress.requested_at, event, recorded.position, recorded.recorded_at)
+    raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {type(progress).__name__}")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import structlog
 
 from command_service.charge import Charge
+from command_service.events import ReviewRequired
 from command_service.operation import AtRest
 from command_service.streams import Snapshot
-from command_service.values import ReviewRequired
 
 log = structlog.get_logger()
 

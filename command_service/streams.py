@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from command_service.charge import Absent, Message, State, decide, evolve, is_at_rest
 from command_service.codec import decode, encode
+from command_service.events import Recorded
 from command_service.failures import NotNow
 from command_service.journal import Journal, VersionConflict
-from command_service.values import Recorded
 
 # After one conflict a command finds its charge, and an answer is late, so that a second conflict in a row is rare. More of
 # them than this are a fault of the program.

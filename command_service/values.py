@@ -1,8 +1,8 @@
-"""The values of the core: clients' requests, questions to a bank, its answers, and events. They decide nothing."""
+"""The values of the core: clients' requests, questions to a bank, and its answers. They decide nothing."""
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, TypeVar, dataclass_transform
+from typing import TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
@@ -27,16 +27,23 @@ class Money:
 
 @value
 class Card:
-    """A card by the bank's or vault's token; brand and last four digits are for people."""
+    """A card by the bank's or vault's token; brand and last four digits are for people.
+
+    `fingerprint` is the vault's name of the card itself, for vaults whose tokens serve once; empty if the client sent none.
+    """
 
     token: str
     brand: str = ""
     last4: str = ""
+    fingerprint: str = ""
 
 
 @value
 class Request:
-    """A client's request. User, card token and amount are compared on a retry; for other fields the first request wins."""
+    """A client's request for a charge. User, card and amount are compared on a retry; for other fields the first request wins.
+
+    `not_after` is in microseconds since 1970, 0 for none: past it the charge is called off instead of executed.
+    """
 
     charge_id: str
     tenant: str
@@ -47,6 +54,60 @@ class Request:
     amount: Money
     description: str = ""
     metadata: tuple[tuple[str, str], ...] = ()
+    is_held: bool = False
+    not_after: int = 0
+
+
+class Kind(Enum):
+    """The kinds of operation. A charge opens with one of the first two; the others follow, each as often as the book allows."""
+
+    CHARGE = "charge"
+    AUTHORIZE = "authorize"
+    CAPTURE = "capture"
+    VOID = "void"
+    REFUND = "refund"
+
+
+@value
+class Wish:
+    """A client's request for an operation that follows in a charge. No `amount`: all that is left.
+
+    `operation_id` is made from the charge, the kind and the key; `actor` and `reason` are for people.
+    """
+
+    kind: Kind
+    charge_id: str
+    tenant: str
+    idempotency_key: str
+    operation_id: str
+    actor: str
+    amount: Money | None = None
+    is_final: bool = False
+    reason: str = ""
+
+
+@value
+class Operation:
+    """An operation as a bank is asked for it.
+
+    `reference` is our name for it at the bank: the charge id for the operation that opens a charge, else the operation's id.
+    `on` is the bank's id of the transaction that opened the charge, for the operations that follow. `request` is the charge's.
+    `takes_all`: it is for all that was left when it was requested.
+    """
+
+    kind: Kind
+    idempotency_key: str
+    reference: str
+    amount: Money
+    request: Request
+    on: str = ""
+    is_final: bool = False
+    takes_all: bool = False
+
+    @property
+    def opens(self) -> bool:
+        """Whether its charge begins with it."""
+        return self.kind is Kind.CHARGE or self.kind is Kind.AUTHORIZE
 
 
 class DeclineReason(Enum):
@@ -58,6 +119,8 @@ class DeclineReason(Enum):
     BANK_REFUSED = "bank_refused"
     AUTHENTICATION_REQUIRED = "authentication_required"
     OTHER = "other"
+    AUTHORIZATION_EXPIRED = "authorization_expired"
+    ALREADY_CHARGED = "already_charged"  # Told for a void that came too late; no bank's reason.
 
 
 class ReviewReason(Enum):
@@ -68,6 +131,7 @@ class ReviewReason(Enum):
     CONTRADICTION = "contradiction"
     TOKENS_KEEP_EXPIRING = "tokens_keep_expiring"
     TRANSACTION_ID_UNUSABLE = "transaction_id_unusable"  # The money did move.
+    CALL_OFF_REFUSED = "call_off_refused"
 
 
 @value
@@ -85,23 +149,27 @@ class Evidence:
 class RequestToken:
     """The token step. The count of expired tokens tells this request from the one before, whose answer may come late."""
 
-    charge_id: str
-    card_token: str
-    amount: Money
+    operation: Operation
     expired_tokens: int
 
 
 @value
 class Execute:
-    """The execute step: move the money of this token's transaction, once, however often the bank is asked."""
+    """The execute step: do this token's transaction, once, however often the bank is asked."""
 
-    charge_id: str
-    card_token: str
-    amount: Money
+    operation: Operation
     token: str
 
 
-Effect = RequestToken | Execute
+@value
+class CallOff:
+    """Close the token's transaction for ever, unless it is executed. No token: that of our reference, if the bank has one."""
+
+    operation: Operation
+    token: str | None
+
+
+Effect = RequestToken | Execute | CallOff
 
 
 # ---------------------------------------------------------------- answers: the bank's, or none
@@ -114,9 +182,13 @@ class Token:
 
 @value
 class Executed:
-    """The bank has executed the transaction, now or before, and every field it named equals ours."""
+    """The bank has executed the transaction, now or before, and every field it named equals ours.
+
+    `expires_at`: when it lets a hold lapse, in microseconds since 1970; 0 if it does not tell it, or holds nothing.
+    """
 
     transaction_id: str
+    expires_at: int = 0
 
 
 @value
@@ -129,6 +201,11 @@ class Declined:
 @value
 class Expired:
     """The bank has closed the token for ever, and it was definitely not executed."""
+
+
+@value
+class CalledOff:
+    """The bank has closed the token for ever, unexecuted, because it was called off; or it has no token of our reference."""
 
 
 @value
@@ -161,70 +238,4 @@ class NoAnswer:
     our_setup: bool = False
 
 
-Answer = Token | Executed | Declined | Expired | Refused | Contradiction | InProgress | NoAnswer
-
-
-# ---------------------------------------------------------------- events: the stored facts
-@value
-class ChargeRequested:
-    """A client's request was accepted."""
-
-    request: Request
-
-
-@value
-class TokenIssued:
-    """The bank gave a transaction token; no money moved."""
-
-    token: str
-
-
-@value
-class TokenExpired:
-    """The bank closed the token for ever, unexecuted."""
-
-    token: str
-
-
-@value
-class Charged:
-    """The money moved, once."""
-
-    user_id: str
-    card: Card
-    amount: Money
-    transaction_id: str
-
-
-@value
-class ChargeDeclined:
-    """The bank said no; no money moved and none will."""
-
-    reason: DeclineReason
-
-
-@value
-class ReviewRequired:
-    """The outcome is unknown and must not be guessed: a person must look into it."""
-
-    reason: ReviewReason
-    evidence: Evidence = Evidence()
-
-
-@value
-class ChargeAbandoned:
-    """The bank could not be reached for the token step in time; no money moved and none will."""
-
-    attempts: int
-
-
-Outcome = Charged | ChargeDeclined | ReviewRequired | ChargeAbandoned
-Event = ChargeRequested | TokenIssued | TokenExpired | Outcome
-
-
-class Recorded(NamedTuple):
-    """An event with its place in the journal and its time, in microseconds since 1970."""
-
-    event: Event
-    position: int
-    recorded_at: int
+Answer = Token | Executed | Declined | Expired | CalledOff | Refused | Contradiction | InProgress | NoAnswer

@@ -39,7 +39,8 @@ from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from command_service.parts import Assembled, Parts
 from command_service.settings import Settings
-from command_service.values import Card, Charged, ChargeDeclined, Money, Request
+from command_service.events import ChargeDeclined, Charged
+from command_service.values import Card, Money, Request
 from judge.checker import check
 from judge.files import movements_of, read_anchor, read_journal
 from judge.history import BankCall, Call, Movement, Observed, charge_id_of

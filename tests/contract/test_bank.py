@@ -14,33 +14,8 @@ from hypothesis import strategies as st
 from command_service.bank import Bank
 from command_service.charge import Absent, Command, State, decide, is_at_rest, next_step
 from command_service.operation import Answered
-from command_service.values import (
-    Answer,
-    Card,
-    Charged,
-    ChargeDeclined,
-    Contradiction,
-    Declined,
-    DeclineReason,
-    Effect,
-    Event,
-    Evidence,
-    Execute,
-    Executed,
-    Expired,
-    InProgress,
-    Money,
-    NoAnswer,
-    Outcome,
-    Refused,
-    Request,
-    RequestToken,
-    ReviewReason,
-    ReviewRequired,
-    Token,
-    TokenExpired,
-    TokenIssued,
-)
+from command_service.events import ChargeDeclined, Charged, Event, Outcome, ReviewRequired, TokenExpired, TokenIssued
+from command_service.values import Answer, Card, Contradiction, Declined, DeclineReason, Effect, Evidence, Execute, Executed, Expired, InProgress, Money, NoAnswer, Refused, Request, RequestToken, ReviewReason, Token
 from tests.contract.bank_rigs import IMPATIENT_SECONDS, RIGS, Movement, Rig
 from tests.core.stories import FIRST_TRY, stored
 

@@ -50,7 +50,8 @@ from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.sqlite.file_system import kind_of
 from command_service.journal.sqlite.starting import checkpoint
 from command_service.operate import print_journal, restore_journal, verify_journal
-from command_service.values import Charged, ChargeDeclined, ChargeRequested, DeclineReason, TokenIssued
+from command_service.events import ChargeDeclined, ChargeRequested, Charged, TokenIssued
+from command_service.values import DeclineReason
 from tests.contract.journal_rigs import SqliteRig, add, stream
 from tests.core.stories import REQUEST
 

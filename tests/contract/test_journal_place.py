@@ -32,7 +32,7 @@ from command_service.operate import print_journal, restore_journal, verify_journ
 from command_service.parts import Parts
 from command_service.serving import serve
 from command_service.settings import Settings
-from command_service.values import ChargeRequested
+from command_service.events import ChargeRequested
 from rig.processes import DidNotStart, Town
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.contract.test_journal_files import (

@@ -13,32 +13,8 @@ import pytest
 
 from command_service.charge import Absent, Charge, Command, Message, State, decide, evolve, next_step
 from command_service.operation import Answered, Attempts
-from command_service.values import (
-    Answer,
-    Card,
-    Charged,
-    ChargeRequested,
-    Contradiction,
-    Declined,
-    DeclineReason,
-    Effect,
-    Event,
-    Evidence,
-    Execute,
-    Executed,
-    Expired,
-    InProgress,
-    Money,
-    NoAnswer,
-    Recorded,
-    Refused,
-    Request,
-    RequestToken,
-    ReviewReason,
-    Token,
-    TokenExpired,
-    TokenIssued,
-)
+from command_service.events import ChargeRequested, Charged, Event, Recorded, TokenExpired, TokenIssued
+from command_service.values import Answer, Card, Contradiction, Declined, DeclineReason, Effect, Evidence, Execute, Executed, Expired, InProgress, Money, NoAnswer, Refused, Request, RequestToken, ReviewReason, Token
 
 # ---------------------------------------------------------------- the subjects of the stories
 REQUEST = Request(

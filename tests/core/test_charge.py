@@ -23,7 +23,7 @@ from command_service.charge import (
     next_step,
     outcome_of,
 )
-from command_service.failures import ImpossibleEvent, InvalidCharge, KeyReused
+from command_service.failures import ImpossibleEvent, InvalidRequest, KeyReused
 from command_service.operation import (
     ATTEMPTS_BEFORE_GIVING_UP,
     TOKEN_LIMIT,
@@ -33,34 +33,8 @@ from command_service.operation import (
     AwaitingExecution,
     AwaitingToken,
 )
-from command_service.values import (
-    Answer,
-    Card,
-    ChargeAbandoned,
-    Charged,
-    ChargeDeclined,
-    ChargeRequested,
-    Contradiction,
-    Declined,
-    DeclineReason,
-    Effect,
-    Event,
-    Evidence,
-    Execute,
-    Executed,
-    Expired,
-    InProgress,
-    Money,
-    NoAnswer,
-    Refused,
-    Request,
-    RequestToken,
-    ReviewReason,
-    ReviewRequired,
-    Token,
-    TokenExpired,
-    TokenIssued,
-)
+from command_service.events import ChargeAbandoned, ChargeDeclined, ChargeRequested, Charged, Event, ReviewRequired, TokenExpired, TokenIssued
+from command_service.values import Answer, Card, Contradiction, Declined, DeclineReason, Effect, Evidence, Execute, Executed, Expired, InProgress, Money, NoAnswer, Refused, Request, RequestToken, ReviewReason, Token
 from tests.core.diagram import GRAMMAR, diagram, grammar
 from tests.core.stories import (
     DAY_SECONDS,
@@ -102,7 +76,7 @@ def test_a_first_request_is_accepted() -> None:
 def test_a_first_request_that_breaks_todays_rules_is_refused_with_its_faults() -> None:
     """Every fault is reported, not only the first."""
     given().when(asked(REQUEST, FAULT, ("user_id", "is missing"))).then_refused(
-        InvalidCharge, (FAULT, ("user_id", "is missing"))
+        InvalidRequest, (FAULT, ("user_id", "is missing"))
     )
 
 
@@ -449,7 +423,7 @@ def every_way() -> dict[State, tuple[Event, ...]]:
 def _decided(state: State, message: Message) -> list[Event]:
     try:
         return decide(state, message)
-    except (InvalidCharge, KeyReused):
+    except (InvalidRequest, KeyReused):
         assert isinstance(message, Command), "an answer never raises"
         return []
 

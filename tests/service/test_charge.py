@@ -40,7 +40,7 @@ from command_service.operate import restore_journal
 from command_service.parts import Parts
 from command_service.serving import CALLS_A_CONNECTION
 from command_service.settings import Settings
-from command_service.values import ChargeRequested
+from command_service.events import ChargeRequested
 from rig.errors import Told, refused, told
 from rig.processes import Town
 from rig.referee import PATIENT_SECONDS, Referee

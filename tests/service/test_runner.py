@@ -18,7 +18,8 @@ from command_service.parts import Parts
 from command_service.reception import Source
 from command_service.settings import Settings
 from command_service.streams import DECISIONS, KeepsMoving
-from command_service.values import Answer, Effect, Execute, Executed, NoAnswer, RequestToken, Token, TokenIssued
+from command_service.events import TokenIssued
+from command_service.values import Answer, Effect, Execute, Executed, NoAnswer, RequestToken, Token
 from prove.simulation.loop import VirtualLoop
 from rig.around import Around
 from tests.core.stories import REQUEST

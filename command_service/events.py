@@ -1,0 +1,151 @@
+"""The events of the core: the stored facts of a charge's stream. They decide nothing."""
+
+from typing import NamedTuple
+
+from command_service.values import Card, DeclineReason, Evidence, Kind, Money, Request, ReviewReason, value
+
+
+@value
+class ChargeRequested:
+    """A client's request was accepted."""
+
+    request: Request
+
+
+@value
+class OperationRequested:
+    """A client's request for an operation that follows was accepted, with the amount that it moves."""
+
+    kind: Kind
+    operation_id: str
+    idempotency_key: str
+    actor: str
+    amount: Money
+    is_final: bool = False
+    reason: str = ""
+
+
+@value
+class NotAfterPassed:
+    """The time past which the charge was not to be executed has passed."""
+
+
+@value
+class TokenIssued:
+    """The bank gave a transaction token; no money moved."""
+
+    token: str
+
+
+@value
+class TokenExpired:
+    """The bank closed the token for ever, unexecuted."""
+
+    token: str
+
+
+@value
+class Charged:
+    """The money moved, once."""
+
+    user_id: str
+    card: Card
+    amount: Money
+    transaction_id: str
+
+
+@value
+class Authorized:
+    """The bank holds the money. `expires_at`, in microseconds since 1970: when it lets the hold lapse; 0 if it is not told."""
+
+    user_id: str
+    card: Card
+    amount: Money
+    transaction_id: str
+    expires_at: int = 0
+
+
+@value
+class Captured:
+    """Money that was held moved, once."""
+
+    amount: Money
+    transaction_id: str
+
+
+@value
+class Voided:
+    """What was held is let go."""
+
+    amount: Money
+    transaction_id: str
+
+
+@value
+class Refunded:
+    """Money went back, once."""
+
+    amount: Money
+    transaction_id: str
+
+
+@value
+class ChargeCalledOff:
+    """The bank closed the charge's token for ever, unexecuted: no money moved and none will."""
+
+
+@value
+class AuthorizationExpired:
+    """The bank let the hold lapse. It ends the capture or the void that met it, undone."""
+
+
+@value
+class OperationDeclined:
+    """The bank said no to an operation that follows, and it will not be done."""
+
+    reason: DeclineReason
+
+
+@value
+class OperationAbandoned:
+    """The bank could not be reached in time for the token step of an operation that follows; it will not be done."""
+
+    attempts: int
+
+
+@value
+class ChargeDeclined:
+    """The bank said no; no money moved and none will."""
+
+    reason: DeclineReason
+
+
+@value
+class ReviewRequired:
+    """The outcome is unknown and must not be guessed: a person must look into it."""
+
+    reason: ReviewReason
+    evidence: Evidence = Evidence()
+
+
+@value
+class ChargeAbandoned:
+    """The bank could not be reached for the token step in time; no money moved and none will."""
+
+    attempts: int
+
+
+Moved = Charged | Authorized | Captured | Voided | Refunded
+Undone = (
+    ChargeDeclined | ChargeAbandoned | ChargeCalledOff | OperationDeclined | OperationAbandoned | AuthorizationExpired
+)
+Outcome = Moved | Undone | ReviewRequired
+Event = ChargeRequested | OperationRequested | NotAfterPassed | TokenIssued | TokenExpired | Outcome
+
+
+class Recorded(NamedTuple):
+    """An event with its place in the journal and its time, in microseconds since 1970."""
+
+    event: Event
+    position: int
+    recorded_at: int
