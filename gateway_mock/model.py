@@ -31,8 +31,8 @@ class Operation(StrEnum):
 
 CHARGE, AUTHORIZE, CAPTURE, VOID, REFUND = Operation
 
-OPENINGS = frozenset({CHARGE, AUTHORIZE})
-"""The kinds that name a card. The others act on an executed one of these."""
+FOLLOWING = frozenset({CAPTURE, VOID, REFUND})
+"""The kinds that act on an executed opening. The others name a card."""
 
 CARDS: Mapping[str, str | None] = {
     "tok_visa": None,
