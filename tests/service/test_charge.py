@@ -31,6 +31,7 @@ from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
 from command_service.charge import Command
 from command_service.codec import decode
+from command_service.events import ChargeRequested
 from command_service.failures import ImpossibleEvent
 from command_service.intake import screened
 from command_service.journal import Record
@@ -40,7 +41,6 @@ from command_service.operate import restore_journal
 from command_service.parts import Parts
 from command_service.serving import CALLS_A_CONNECTION
 from command_service.settings import Settings
-from command_service.events import ChargeRequested
 from rig.errors import Told, refused, told
 from rig.processes import Town
 from rig.referee import PATIENT_SECONDS, Referee
