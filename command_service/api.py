@@ -9,25 +9,43 @@ from collections.abc import Callable
 from typing import Any
 
 from charging.v1 import command_pb2_grpc
-from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
-from charging.v1.common_pb2 import ChargeStatus
+from charging.v1.command_pb2 import (
+    CaptureRequest,
+    CaptureResponse,
+    ChargeRequest,
+    ChargeResponse,
+    OperationOutcome,
+    OutcomeSource,
+    RefundRequest,
+    RefundResponse,
+    VoidRequest,
+    VoidResponse,
+)
+from charging.v1.common_pb2 import Money
 from chassis.caller import Caller, caller_of
 from chassis.deadlines import wait_seconds
-from chassis.refusals import Refusal
 from command_service.appointments import Appointments
-from command_service.charge import Charge, is_over_without_money, outcome_of
-from command_service.codec import decline_reason_out, status_of
+from command_service.charge import following
 from command_service.errors import refusing
-from command_service.events import Charged, ChargeDeclined
-from command_service.failures import KeyReused
+from command_service.events import Authorized
+from command_service.failures import OperationUnderWay
 from command_service.intake import Intake
 from command_service.operation import AtRest
 from command_service.reception import Accepted, Reception, Source
+from command_service.screening import AnyRequest
+from command_service.statuses import (
+    decline_reason_told,
+    operation_status_told,
+    status_told,
+    transaction_id_told,
+)
 from contract.errors import Reason
 from contract.errors import command_refusal as refusal
 
 # A call without a deadline, or with a very late one, waits no longer.
 LONGEST_WAIT_SECONDS = 30.0
+# An operation takes two calls to the bank, most often well under a second.
+BLOCKED_RETRY_SECONDS = 1.0
 
 _SOURCES = {
     Source.FRESH: OutcomeSource.OUTCOME_SOURCE_FRESH,
@@ -58,6 +76,22 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
 
     async def Charge(self, request: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: N802  # the contract's name
         """Charge a card once per idempotency key; see the contract."""
+        accepted = await self._call(request, context)
+        return _charge_response(accepted)
+
+    async def Capture(self, request: CaptureRequest, context: Any) -> CaptureResponse:  # noqa: N802
+        """Move held money once per idempotency key; see the contract."""
+        return CaptureResponse(outcome=_outcome(await self._call(request, context), request.idempotency_key))
+
+    async def Void(self, request: VoidRequest, context: Any) -> VoidResponse:  # noqa: N802
+        """Let go of a hold, or call a charge off; see the contract."""
+        return VoidResponse(outcome=_outcome(await self._call(request, context), request.idempotency_key))
+
+    async def Refund(self, request: RefundRequest, context: Any) -> RefundResponse:  # noqa: N802
+        """Give money back once per idempotency key; see the contract."""
+        return RefundResponse(outcome=_outcome(await self._call(request, context), request.idempotency_key))
+
+    async def _call(self, request: AnyRequest, context: Any) -> Accepted:
         if self._calls >= self._max_calls:
             raise refusal(Reason.TOO_MANY_CALLS, retry_after_seconds=self._appointments.give_seconds())
         if self._calls < self._max_calls // 2:
@@ -66,12 +100,13 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         began = self._clock()
         try:
             with refusing():
-                return await self._charge(request, caller_of(context), context.time_remaining())
+                return await self._wait(request, caller_of(context), context.time_remaining())
         finally:
             self._calls -= 1
             self._appointments.note_end(self._clock() - began)
 
-    async def _charge(self, request: ChargeRequest, caller: Caller, remaining_seconds: float | None) -> ChargeResponse:
+    async def _wait(self, request: AnyRequest, caller: Caller, remaining_seconds: float | None) -> Accepted:
+        """Hand a command in, and wait for its outcome as long as the call may take."""
         seconds = wait_seconds(remaining_seconds, LONGEST_WAIT_SECONDS)
         if seconds <= 0:
             raise refusal(Reason.DEADLINE_PASSED)  # nobody reads the answer: not even begun
@@ -80,20 +115,22 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         waiting = _Waiting(seconds)
         self._waiting[waiting.end] = None
         try:
-            accepting = self._reception.accept(self._intake(request, caller))
-            await waiting.until(accepting)
-            if not accepting.done():
-                raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
-            try:
+            command = self._intake(request, caller)
+            while True:
+                accepting = self._reception.accept(command)
+                await waiting.until(accepting)
+                if not accepting.done():
+                    raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
                 accepted = accepting.result()
-            except KeyReused as error:
-                raise _key_reused(error.charge) from None
-            if accepted.run is not None:
-                await waiting.until(accepted.run.ended)
+                if accepted.run is not None:
+                    await waiting.until(accepted.run.ended)
+                if not accepted.is_blocked:
+                    return accepted
+                if waiting.is_over:
+                    raise OperationUnderWay(retry_after_seconds=BLOCKED_RETRY_SECONDS)
         finally:
             del self._waiting[waiting.end]
             waiting.close()
-        return _response(accepted, request.idempotency_key)
 
 
 class _Waiting:
@@ -105,12 +142,12 @@ class _Waiting:
     def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(seconds, self.end)
-        self._is_over = False
+        self.is_over = False
         self._woken: asyncio.Future[None] | None = None
 
     async def until(self, what: "asyncio.Future[Any]") -> None:
         """Return when it is done, or the waiting is over."""
-        if what.done() or self._is_over:
+        if what.done() or self.is_over:
             return
         self._woken = self._loop.create_future()
         what.add_done_callback(self._wake)
@@ -121,7 +158,7 @@ class _Waiting:
 
     def end(self) -> None:
         """Wait no longer."""
-        self._is_over = True
+        self.is_over = True
         self._wake()
 
     def close(self) -> None:
@@ -133,30 +170,42 @@ class _Waiting:
             self._woken.set_result(None)
 
 
-def _key_reused(charge: object) -> Refusal:
-    """A new key is advised only where the key's charge moves no money: a client that obeys may charge its order again."""
-    assert isinstance(charge, Charge), "a key that is used has a charge"
-    return refusal(
-        Reason.IDEMPOTENCY_KEY_REUSED,
-        advice="USE_NEW_KEY" if is_over_without_money(charge) else "ASK_STATUS",
-        metadata={"status": ChargeStatus.Name(status_of(charge)).removeprefix("CHARGE_STATUS_")},
-    )
-
-
-def _response(accepted: Accepted, idempotency_key: str) -> ChargeResponse:
-    charge = accepted.state
-    assert isinstance(charge, Charge), "an accepted charge has events"
-    rest = outcome_of(charge, idempotency_key)
+def _charge_response(accepted: Accepted) -> ChargeResponse:
+    charge = accepted.charge
+    opening = charge.opening
     response = ChargeResponse(
-        charge_id=charge.operation.request.charge_id,
-        status=status_of(charge),
-        position=rest.position if rest else charge.position,
+        charge_id=charge.request.charge_id,
+        status=status_told(opening),
+        transaction_id=transaction_id_told(opening),
+        decline_reason=decline_reason_told(opening),
+        position=charge.position,
         outcome_source=_SOURCES[accepted.source],
     )
-    response.requested_at.FromMicroseconds(charge.operation.requested_at)
-    match rest:
-        case AtRest(outcome=Charged(transaction_id=transaction_id)):
-            response.transaction_id = transaction_id
-        case AtRest(outcome=ChargeDeclined(reason)):
-            response.decline_reason = decline_reason_out(reason)
+    response.requested_at.FromMicroseconds(opening.requested_at)
+    if isinstance(opening, AtRest):
+        response.position = opening.position
+        response.decided_at.FromMicroseconds(opening.decided_at)
+        if isinstance(opening.outcome, Authorized) and opening.outcome.expires_at:
+            response.expires_at.FromMicroseconds(opening.outcome.expires_at)
     return response
+
+
+def _outcome(accepted: Accepted, idempotency_key: str) -> OperationOutcome:
+    charge = accepted.charge
+    progress = following(charge, idempotency_key)
+    assert progress is not None, "an accepted operation is in its charge"
+    amount = progress.operation.amount
+    outcome = OperationOutcome(
+        charge_id=charge.request.charge_id,
+        status=operation_status_told(progress),
+        amount=Money(minor_units=amount.minor_units, currency_code=amount.currency_code),
+        transaction_id=transaction_id_told(progress),
+        decline_reason=decline_reason_told(progress),
+        position=charge.position,
+        outcome_source=_SOURCES[accepted.source],
+    )
+    outcome.requested_at.FromMicroseconds(progress.requested_at)
+    if isinstance(progress, AtRest):
+        outcome.position = progress.position
+        outcome.decided_at.FromMicroseconds(progress.decided_at)
+    return outcome

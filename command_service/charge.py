@@ -54,6 +54,7 @@ class Command:
 
     request: Request
     faults: Faults = ()
+    allow_duplicate: bool = False
 
 
 @value
@@ -139,7 +140,7 @@ def _asked_for_a_charge(state: State, request: Request, faults: Faults) -> list[
         case Absent():
             return [ChargeRequested(request)]
         case Charge(known) if not _is_same(request, known):
-            raise KeyReused(state, state.opening)
+            raise KeyReused(state)
         case Charge():
             return []
         case _:
@@ -178,7 +179,7 @@ def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
         left = state.request.amount.minor_units
     elif not isinstance(state.newest, AtRest):
         raise OperationUnderWay
-    elif isinstance(state.newest.outcome, ReviewRequired):
+    elif is_in_review(state):
         raise ChargeInReview
     elif not state.book.fits(wish.kind):
         raise DoesNotFit(state)
@@ -252,7 +253,7 @@ def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Cha
     begun = AwaitingToken(operation, recorded.recorded_at)
     if is_called_off:
         return replace(charge, newest=operations.call_off(newest), void=begun, position=recorded.position)
-    if not isinstance(newest, AtRest) or isinstance(newest.outcome, ReviewRequired):
+    if not isinstance(newest, AtRest) or is_in_review(charge):
         raise ImpossibleEvent(f"a {kind.value} cannot follow in {type(newest).__name__}")
     if not charge.book.fits(kind) or event.amount.minor_units > left:
         raise ImpossibleEvent(f"the book does not allow this {kind.value}")
@@ -280,6 +281,11 @@ def next_step(state: State) -> Effect | None:
 def is_at_rest(state: State) -> bool:
     """Whether all operations have their outcomes, so that there is no next step."""
     return isinstance(state, Charge) and isinstance(state.newest, AtRest)
+
+
+def is_in_review(charge: Charge) -> bool:
+    """Whether nobody may guess the outcome of its newest operation, so that nothing may follow."""
+    return isinstance(charge.newest, AtRest) and isinstance(charge.newest.outcome, ReviewRequired)
 
 
 def outcome_of(state: State, operation_key: str | None = None) -> AtRest | None:
@@ -310,8 +316,6 @@ def is_over_without_money(state: State) -> bool:
 
     Not so in review: there money may have moved.
     """
-    if not isinstance(state, Charge) or not isinstance(state.newest, AtRest):
-        return False
-    if isinstance(state.newest.outcome, ReviewRequired):
+    if not isinstance(state, Charge) or not isinstance(state.newest, AtRest) or is_in_review(state):
         return False
     return state.book.captured == 0 and not state.book.is_open

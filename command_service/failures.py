@@ -24,6 +24,12 @@
 Each leaf has one row in `command_service.errors`, which turns it into the status that a client sees.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from command_service.charge import Charge
+    from command_service.operation import Progress
+
 
 class CallFailed(Exception):
     """A call ends without an answer."""
@@ -42,9 +48,12 @@ class InvalidRequest(CommandRefused):
 
 
 class KeyReused(CommandRefused):
-    """The idempotency key belongs to another request: `charge` is its charge's state, and `progress` its operation's."""
+    """The idempotency key belongs to another request.
 
-    def __init__(self, charge: object = None, progress: object = None) -> None:
+    `charge` is its charge's state. `progress` is that of the operation, if the key belongs to one that follows.
+    """
+
+    def __init__(self, charge: "Charge | None" = None, progress: "Progress | None" = None) -> None:
         super().__init__(charge, progress)
         self.charge = charge
         self.progress = progress
@@ -69,7 +78,7 @@ class ChargeInReview(CommandRefused):
 class DoesNotFit(CommandRefused):
     """The operation cannot follow in this charge as it stands: `charge` is its state."""
 
-    def __init__(self, charge: object = None) -> None:
+    def __init__(self, charge: "Charge | None" = None) -> None:
         super().__init__(charge)
         self.charge = charge
 

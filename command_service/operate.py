@@ -11,7 +11,8 @@ from google.protobuf.json_format import MessageToJson
 
 from charging.v1.journal_pb2 import Event
 from chassis.disk import LOCAL_DISK, Disk
-from command_service.charge import Absent, State, evolve, is_at_rest
+from command_service.book import Book
+from command_service.charge import Absent, Charge, State, evolve, is_at_rest, is_in_review
 from command_service.codec import decode
 from command_service.events import Recorded
 from command_service.failures import ImpossibleEvent, UnknownEvent
@@ -70,11 +71,11 @@ def restore_journal(
 def _fold(records: Iterable[Record]) -> dict[str, State]:
     """Fold every stream. Raises JournalRefused at the first event that cannot be read.
 
-    All charges at rest share the state of the first: nothing may follow any of them, so its contents are never read, and of
-    millions of charges only the ids are kept.
+    Of a charge at rest only that is kept by which the events to come are judged, its book and whether it is in review, and
+    charges that are alike in it share one state: a journal holds millions of charges.
     """
     states: dict[str, State] = {}
-    at_rest: State | None = None
+    at_rest: dict[tuple[Book, bool], State] = {}
     for record in records:
         try:
             state = evolve(
@@ -83,8 +84,8 @@ def _fold(records: Iterable[Record]) -> dict[str, State]:
             )
         except (UnknownEvent, ImpossibleEvent) as error:
             raise JournalRefused(f"the record at position {record.position} cannot be read: {error}") from error
-        if is_at_rest(state):
-            state = at_rest = at_rest or state
+        if isinstance(state, Charge) and is_at_rest(state):
+            state = at_rest.setdefault((state.book, is_in_review(state)), state)
         states[record.charge_id] = state
     return states
 

@@ -22,6 +22,7 @@ from command_service.bank.gateway import Gateway
 from command_service.bank.line import Line
 from command_service.bank.transport import open_transport
 from command_service.bank.two_step import Dialect, TwoStepBank
+from command_service.duplicates import Recent
 from command_service.feed import Feed
 from command_service.intake import Intake, screened
 from command_service.journal import Journal
@@ -128,7 +129,8 @@ class Parts:
 
     def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
         """Make the door for commands."""
-        return Reception(journal, runner, line, max_unfinished=self.settings.max_unfinished)
+        recent = Recent(self.settings.duplicate_window_seconds, self.now)
+        return Reception(journal, runner, line, recent, max_unfinished=self.settings.max_unfinished)
 
     def assemble(self, journal: Journal, bank: Bank) -> "Assembled":
         """Put together the parts that run charges."""
@@ -138,7 +140,7 @@ class Parts:
 
     def intake(self) -> Intake:
         """Make the reader and screening of clients' messages."""
-        return screened(self.settings.max_amounts)
+        return screened(self.settings.max_amounts, self.now)
 
     def commands(self, reception: Reception) -> CommandService:
         """Make the service that clients call."""

@@ -1,7 +1,8 @@
 """A charge on its way to rest, as its loop and the calls that wait for it share it."""
 
 import asyncio
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -25,22 +26,40 @@ class Run:
     is_driven: bool = False
     """A task brings it to rest: that of the call that began it, or the runner's own after a start."""
     bank_calls: int = 0
+    _moved_on: asyncio.Event | None = field(default=None, init=False)
+
+    def move_on(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot that a client's command has made. It ends a pause."""
+        if snapshot.version > self.snapshot.version:
+            self.snapshot = snapshot
+            if self._moved_on is not None:
+                self._moved_on.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, at most until a client's command moves the charge on."""
+        self._moved_on = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._moved_on.wait()
+        self._moved_on = None
 
     def log_rest(self) -> None:
         """Log the outcome."""
         match self.snapshot.state:
-            case Charge(AtRest(outcome=ReviewRequired(reason, evidence))):
+            case Charge(newest=AtRest(operation, outcome=ReviewRequired(reason, evidence))):
                 log.error(
                     "a charge needs review",
                     charge_id=self.snapshot.charge_id,
+                    operation=operation.kind.value,
                     reason=reason.value,
                     fields=evidence.fields,
                     status=evidence.status,
                 )
-            case Charge(AtRest(outcome=outcome, position=position)):
+            case Charge(newest=AtRest(operation, outcome=outcome, position=position)):
                 log.info(
                     "charge at rest",
                     charge_id=self.snapshot.charge_id,
+                    operation=operation.kind.value,
                     outcome=type(outcome).__name__,
                     position=position,
                     bank_calls=self.bank_calls,

@@ -7,6 +7,7 @@ harm: the journal takes only the first answer to a step, and the bank does each 
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 
@@ -14,13 +15,13 @@ from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
 from command_service.bank.line import Line
-from command_service.charge import Absent, next_step
+from command_service.charge import Absent, Due, Message, is_overdue, next_step
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
 from command_service.operation import Answered, Attempts, counts_for_giving_up
 from command_service.run import Run
 from command_service.streams import KeepsMoving, Snapshot, Streams
-from command_service.values import InProgress, NoAnswer
+from command_service.values import Effect, InProgress, NoAnswer
 
 # The number of concurrent reads of streams when the server starts: enough to keep the reading thread busy.
 LOADED_AT_ONCE = 256
@@ -95,26 +96,19 @@ class Runner:
         pauses = 0  # since the charge last moved
         try:
             while (effect := next_step(run.snapshot.state)) is not None:
-                # A restored journal may have lost steps: then the bank is asked what it knows, before anything is done.
-                answer, calls = await self._line.perform(effect, look_up_first=self._journal.restored)
-                run.bank_calls += calls
-                if counts_for_giving_up(answer):
-                    unanswered += 1
-                attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
-                try:
-                    run.snapshot, has_stored = await self._streams.handle(
-                        run.snapshot, Answered(effect, answer, attempts)
-                    )
-                except (NotStored, KeepsMoving):
-                    has_stored = (
-                        False  # certainly: if a commit's fate is unknown, the process ends. The step is repeated
-                    )
-                if has_stored:
+                message = await self._perform(run, effect, unanswered)
+                if isinstance(message, Answered):
+                    unanswered = message.attempts.unanswered
+                with contextlib.suppress(NotStored, KeepsMoving):
+                    # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
+                    run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
+                if next_step(run.snapshot.state) != effect:
                     pauses = 0
-                else:
-                    pauses += 1
-                    wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
-                    await asyncio.sleep(PAUSES.seconds(pauses, self._chance, wished_seconds))
+                    continue
+                pauses += 1
+                answer = message.answer if isinstance(message, Answered) else None
+                wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
+                await run.pause(PAUSES.seconds(pauses, self._chance, wished_seconds))
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
@@ -122,6 +116,22 @@ class Runner:
             del self._runs[run.snapshot.charge_id]
             if not run.ended.done():
                 run.ended.set_result(None)
+
+    async def _perform(self, run: Run, effect: Effect, unanswered: int) -> Message:
+        """Have the bank do a step, unless the charge's time is over: then it is to be called off instead."""
+
+        def is_wanted() -> bool:  # also asked at the last moment, after the wait for the bank's line
+            return not is_overdue(run.snapshot.state, self._now())
+
+        # A restored journal may have lost steps: then the bank is asked what it knows, before anything is done.
+        performed = await self._line.perform(effect, look_up_first=self._journal.restored, is_wanted=is_wanted)
+        if performed is None:
+            return Due(self._now())
+        run.bank_calls += performed.calls
+        if counts_for_giving_up(performed.answer):
+            unanswered += 1
+        attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
+        return Answered(effect, performed.answer, attempts)
 
     async def close(self) -> None:
         """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""

@@ -18,11 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.message import Message
 
-from charging.v1.command_pb2 import ChargeRequest
+from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
 from command_service.card_numbers import card_number_in, may_hold_card_number, unescaped
 from command_service.currencies import EXPONENTS, MAX_MINOR_UNITS
-from command_service.values import Card, Money, Request
+from command_service.values import Card, Money, Request, Wish
 
+AnyRequest = ChargeRequest | CaptureRequest | VoidRequest | RefundRequest
 Faults = tuple[tuple[str, str], ...]  # (field, text)
 
 # In bytes of UTF-8, so that every request within the contract's limits fits the 16 KiB of a command.
@@ -35,6 +36,7 @@ UNKNOWN_FIELDS = "has fields that this server does not know"
 CARD_NUMBER = "looks like a card number: send a card token instead"
 KEY_MALFORMED = "must be 1 to 255 printable ASCII characters without spaces"
 REQUIRED = "is required"
+CHARGE_ID_MALFORMED = "must be a charge's id, as Charge answers it"
 USER_ID_MALFORMED = KEY_MALFORMED
 TOKEN_MALFORMED = "must be 1 to 255 of A-Z a-z 0-9 _ . : ~ + / = -"  # noqa: S105 - a text about tokens, not a token
 LAST4_MALFORMED = "must be empty or exactly four digits 0-9"
@@ -42,6 +44,8 @@ AMOUNT_NOT_POSITIVE = "must be more than zero"
 AMOUNT_TOO_LARGE = "is more than is taken in this currency"
 AMOUNT_LAST_DIGIT = "must end in 0: in a currency of three decimals the last one cannot be charged"
 CURRENCY_UNKNOWN = "must be the ISO 4217 code, in upper case, of a currency in use"
+FINGERPRINT_MALFORMED = "must be empty or at most 255 of A-Z a-z 0-9 _ . : ~ + / = -"
+NOT_AFTER_PASSED = "must be a time to come"
 BRAND_TOO_LONG = "must be at most 64 bytes of UTF-8"
 TEXT_TOO_LONG = "must be at most 1,500 bytes of UTF-8"
 TEXT_UNPRINTABLE = "must not hold control or invisible characters"
@@ -56,6 +60,7 @@ _NAME = re.compile(r"[!-~]{1,255}")
 # The characters of banks' and vaults' tokens: words, UUIDs, JWTs, both kinds of base64. No space, quote, bracket, $, % or \,
 # so that no program downstream reads markup or a format in it. Stripe promises that no id of its own is longer than 255.
 _CARD_TOKEN = re.compile(r"[A-Za-z0-9_.:~+/=-]{1,255}")
+_CHARGE_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _LAST4 = re.compile(r"[0-9]{4}|")
 _METADATA_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,40}")
 # The security codes that PCI DSS 4 forbids to keep (3.3), by every scheme's name and whatever the value. A key is compared in
@@ -83,23 +88,32 @@ _LAYOUT = re.compile(r"\r?\n|\t|(?<=[^\x00-\x7f\u200c\u200d])[\u200c\u200d]")
 
 
 # ---------------------------------------------------------------- the rules
-def always_refused(wire: ChargeRequest) -> Faults:
-    """Find the faults that count before the key is looked up: an unknown field, a card number anywhere, a malformed key."""
+def always_refused(wire: AnyRequest) -> Faults:
+    """Find the faults that count before the key is looked up.
+
+    They are an unknown field, a card number anywhere, a malformed key, and a charge id that no charge can have.
+    """
     found = {}
     serialised = wire.SerializeToString()
     if may_hold_card_number(serialised):
         for field, text in _texts(wire):
             if card_number_in(text, of_card=field.startswith("card.")):
                 found[field] = CARD_NUMBER
-        if "card.last4" not in found and card_number_in(wire.card.brand + wire.card.last4, of_card=True):
+        if isinstance(wire, ChargeRequest) and "card.last4" not in found and _spans_card_fields(wire):
             found["card.brand"] = CARD_NUMBER  # its beginning, where the last four digits stand beside it
     if malformed := key_fault(wire.idempotency_key):
         found.setdefault("idempotency_key", malformed)
+    if not isinstance(wire, ChargeRequest) and not _CHARGE_ID.fullmatch(wire.charge_id):
+        found.setdefault("charge_id", CHARGE_ID_MALFORMED if wire.charge_id else REQUIRED)
     wire.DiscardUnknownFields()
     if wire.ByteSize() != len(serialised):
         # A field that this server does not know might name the amount or the payer: no money moves on half a request.
         found[""] = UNKNOWN_FIELDS
     return tuple(found.items())
+
+
+def _spans_card_fields(wire: ChargeRequest) -> bool:
+    return card_number_in(wire.card.brand + wire.card.last4, of_card=True)
 
 
 def _texts(value: object, field: str = "") -> Iterator[tuple[str, str]]:
@@ -138,6 +152,13 @@ def faults(request: Request, max_minor_units: Mapping[str, int] = MAX_MINOR_UNIT
     return tuple(found.items())
 
 
+def faults_to_follow(wish: Wish, max_minor_units: Mapping[str, int] = MAX_MINOR_UNITS) -> Faults:
+    """Find the rules of today that an operation breaks. They count for a new operation only."""
+    found = dict(_amount_faults(wish.amount, max_minor_units)) if wish.amount is not None else {}
+    found["reason"] = _text_fault(wish.reason)
+    return tuple((field, fault) for field, fault in found.items() if fault)
+
+
 def _all_faults(request: Request, max_minor_units: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:
     yield "user_id", _form_fault(_NAME, request.user_id, USER_ID_MALFORMED)
     yield from _card_faults(request.card)
@@ -156,6 +177,8 @@ def _card_faults(card: Card) -> Iterator[tuple[str, str | None]]:
     yield "card.token", _form_fault(_CARD_TOKEN, card.token, TOKEN_MALFORMED)
     yield "card.brand", BRAND_TOO_LONG if _bytes_of(card.brand) > MAX_BRAND_BYTES else _visible_fault(card.brand)
     yield "card.last4", None if _LAST4.fullmatch(card.last4) else LAST4_MALFORMED
+    if card.fingerprint:
+        yield "card.fingerprint", _form_fault(_CARD_TOKEN, card.fingerprint, FINGERPRINT_MALFORMED)
 
 
 def _amount_faults(amount: Money, max_minor_units: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:

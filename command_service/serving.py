@@ -87,10 +87,9 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(feed_server.drain, 0.0)
         try:
             found = await runner.recover()
+            await assembled.reception.recall()
         except Unreadable as error:
-            raise JournalRefused(
-                f"the journal {chosen.journal} holds an unfinished charge that cannot be read: {error}"
-            ) from error
+            raise JournalRefused(f"the journal {chosen.journal} holds a charge that cannot be read: {error}") from error
         await feed_server.set_serving(True)
         watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)

@@ -110,6 +110,12 @@ class Settings:
         "600",
         "the age at which an unfinished charge is shown as needing attention",
     )
+    duplicate_window_seconds: float = setting(
+        "COMMAND_DUPLICATE_WINDOW_SECONDS",
+        number(0, 7 * 86_400),
+        "0",
+        "the time within which a second charge of the same user, card, amount and currency is refused; 0 for never",
+    )
     max_amounts: Mapping[str, int] = setting(
         "COMMAND_MAX_AMOUNTS",
         max_amounts,

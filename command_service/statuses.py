@@ -3,7 +3,7 @@
 from typing import assert_never
 
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationStatus
-from command_service.charge import Charge
+from command_service.charge import Charge, is_in_review
 from command_service.codec import decline_reason_out
 from command_service.events import (
     AuthorizationExpired,
@@ -25,7 +25,7 @@ from command_service.values import Kind
 
 def status_of(charge: Charge) -> ChargeStatus.ValueType:
     """Return the status of a charge as it stands: what has become of it since it was opened included."""
-    if isinstance(charge.newest, AtRest) and isinstance(charge.newest.outcome, ReviewRequired):
+    if is_in_review(charge):
         return ChargeStatus.CHARGE_STATUS_IN_REVIEW
     book = charge.book
     if not book.authorized:
@@ -78,6 +78,14 @@ def operation_status_told(progress: Progress) -> OperationStatus.ValueType:
             return OperationStatus.OPERATION_STATUS_IN_REVIEW
         case _:
             assert_never(progress.outcome)
+
+
+def is_undone(progress: Progress) -> bool:
+    """Whether an operation that follows was not done and never will be: only then may it be tried again under a new key."""
+    return operation_status_told(progress) in (
+        OperationStatus.OPERATION_STATUS_DECLINED,
+        OperationStatus.OPERATION_STATUS_ABANDONED,
+    )
 
 
 def decline_reason_told(progress: Progress) -> DeclineReason.ValueType:

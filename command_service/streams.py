@@ -6,7 +6,7 @@ from typing import NamedTuple
 from command_service.charge import Absent, Message, State, decide, evolve, is_at_rest
 from command_service.codec import decode, encode
 from command_service.events import Recorded
-from command_service.failures import NotNow
+from command_service.failures import CallFailed
 from command_service.journal import Journal, VersionConflict
 
 # After one conflict a command finds its charge, and an answer is late, so that a second conflict in a row is rare. More of
@@ -47,10 +47,10 @@ class Streams:
         recorded = [Recorded(decode(record.event), record.position, record.recorded_at) for record in records]
         return Snapshot(charge_id, _fold(ABSENT, recorded), len(records))
 
-    async def handle(self, snapshot: Snapshot, message: Message, *, refuse_with: NotNow | None = None) -> Handled:
+    async def handle(self, snapshot: Snapshot, message: Message, *, refuse_with: CallFailed | None = None) -> Handled:
         """Decide about a message and append the events; after a conflict read the charge and decide again.
 
-        `refuse_with` is raised instead of appending events: under load new charges are refused, and known ones answered.
+        `refuse_with` is raised instead of appending events: under load what is new is refused, and what is known answered.
         Raises also the errors of `decide`, NotStored, Unreadable and KeepsMoving.
         """
         for _ in range(DECISIONS):

@@ -52,7 +52,7 @@ def vitals(runner: Runner, line: Line, journal: Journal, *, now: int, attention_
 
 
 def _age_seconds(run: Run, now: int) -> float:
-    """The age of a charge; 0 if the clock has gone back to before its request."""
+    """The age of a charge's operation under way; 0 if the clock has gone back to before its request."""
     state = run.snapshot.state
     assert isinstance(state, Charge), "a charge on its way has events"
-    return max(0.0, (now - state.operation.requested_at) / 1_000_000)
+    return max(0.0, (now - state.newest.requested_at) / 1_000_000)

@@ -15,13 +15,18 @@ class Reason(Enum):
 
     INVALID_REQUEST = auto()
     IDEMPOTENCY_KEY_REUSED = auto()
+    POSSIBLE_DUPLICATE = auto()
     CHARGE_NOT_FOUND = auto()
+    MORE_THAN_IS_LEFT = auto()
+    OPERATION_DOES_NOT_FIT = auto()
+    CHARGE_IN_REVIEW = auto()
     JOURNAL_DIVERGED = auto()
     READER_TOO_SLOW = auto()
     TOO_MANY_CALLS = auto()
     TOO_MANY_WATCHES = auto()
     DEADLINE_PASSED = auto()
     OUTCOME_UNKNOWN = auto()
+    OPERATION_UNDER_WAY = auto()
     BANK_UNREACHABLE = auto()
     TOO_MANY_UNFINISHED = auto()
     JOURNAL_FULL = auto()
@@ -41,7 +46,32 @@ _COMMANDS: Mapping[Reason, Row] = {
     Reason.IDEMPOTENCY_KEY_REUSED: Row(
         StatusCode.ALREADY_EXISTS,
         "ASK_STATUS",
-        "the idempotency key belongs to another charge, whose status the metadata name: do as the advice says",
+        "the idempotency key belongs to another request, whose status the metadata name: do as the advice says",
+    ),
+    Reason.POSSIBLE_DUPLICATE: Row(
+        StatusCode.ALREADY_EXISTS,
+        "ASK_STATUS",
+        "such a charge, which the metadata name, was requested a short time ago, and nothing was stored: ask for its status",
+    ),
+    Reason.CHARGE_NOT_FOUND: Row(
+        StatusCode.NOT_FOUND,
+        "DO_NOT_RETRY",
+        "there is no such charge, and nothing was stored",
+    ),
+    Reason.MORE_THAN_IS_LEFT: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "DO_NOT_RETRY",
+        "the amount is more than is left, which the metadata name, and nothing was stored",
+    ),
+    Reason.OPERATION_DOES_NOT_FIT: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "DO_NOT_RETRY",
+        "the charge, whose status the metadata name, does not allow this operation, and nothing was stored",
+    ),
+    Reason.CHARGE_IN_REVIEW: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "ASK_STATUS",
+        "the charge is in review, and nothing was stored: ask for its status before you try again",
     ),
     Reason.JOURNAL_DIVERGED: Row(
         StatusCode.FAILED_PRECONDITION,
@@ -67,6 +97,11 @@ _COMMANDS: Mapping[Reason, Row] = {
         StatusCode.DEADLINE_EXCEEDED,
         "RETRY_SAME_KEY",
         "the deadline came before it was known whether the charge is stored: retry with the same key",
+    ),
+    Reason.OPERATION_UNDER_WAY: Row(
+        StatusCode.ABORTED,
+        "RETRY_SAME_KEY",
+        "another operation of the charge is under way, and nothing was stored: retry with the same key",
     ),
     Reason.BANK_UNREACHABLE: Row(
         StatusCode.UNAVAILABLE,
