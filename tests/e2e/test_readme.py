@@ -39,7 +39,7 @@ async def run(words: list[str], town: Town) -> Any:
     seconds = ["--connect-timeout", "5"]
     command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *seconds, "-d", str(body)]
     if "-max-time" in moved:
-        command += ["--header", f"grpc-timeout: {moved[moved.index('-max-time') + 1]}S"]
+        command += ["--timeout", f"{moved[moved.index('-max-time') + 1]}s"]
     made = await asyncio.create_subprocess_exec(
         *command,
         f"http://{moved[-2]}/{moved[-1]}",
