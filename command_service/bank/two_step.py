@@ -349,7 +349,8 @@ def _is_doubtful(reply: Reply, effect: Effect) -> bool:
     """Whether a reply must be heard again before anything rests on it."""
     match reply:
         case Transaction():
-            return bool(reply.differences(effect)) or (reply.has_unusable_id and not isinstance(effect, RequestToken))
+            ends_here = not isinstance(effect, RequestToken) and effect.token is not None
+            return bool(reply.differences(effect)) or (reply.has_unusable_id and ends_here)
         case Refusal():
             return True
         case InProgress() | NoAnswer():
