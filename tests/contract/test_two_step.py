@@ -151,8 +151,8 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(token: str
             {
                 ("by reference", False): known,
                 ("by reference", True): again,
-                ("calling off ttok_1", False): NoAnswer(7.0),
-                ("calling off ttok_2", False): NoAnswer(7.0),
+                ("calling off ttok_1", True): NoAnswer(7.0),
+                ("calling off ttok_2", True): NoAnswer(7.0),
             }
         )
         got = await answer(CallOff(CHARGE, token), script, look_up_first=look_up_first)
@@ -163,7 +163,7 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(token: str
         if got == NoAnswer(7.0):
             assert isinstance(looked_up, Transaction)
             assert not looked_up.differences(ASK)
-            assert script.asked[-1] == (f"calling off {looked_up.token}", False)
+            assert script.asked[-1] == (f"calling off {looked_up.token}", True)
             continue
         assert script.asked == [("by reference", False), ("by reference", True)][: 1 + has_asked_twice]
         match got:
