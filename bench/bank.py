@@ -89,7 +89,7 @@ def _members(known: Transaction) -> str:
     transaction_id = f'"{known.transaction_id}"' if known.transaction_id else "null"
     reason = f'"{known.reason}"' if known.reason else "null"
     return (
-        f'"token":"{known.token}","reference":"{known.reference}","card":"{known.card}","amount":{known.amount_minor},'
+        f'"token":"{known.token}","reference":"{known.reference}","kind":"charge","card":"{known.card}","amount":{known.amount_minor},'
         f'"currency":"{known.currency}","transaction_id":{transaction_id},"reason":{reason}'
     )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from chassis.tasks import Tasks
 from command_service.bank.line import Line
-from command_service.charge import Charge, Command, Follow, is_at_rest
+from command_service.charge import Charge, Command, Follow, is_at_rest, outcome_of
 from command_service.duplicates import Recent, recall
 from command_service.failures import (
     BankUnreachable,
@@ -38,7 +38,7 @@ class Source(Enum):
 
 
 class Accepted(NamedTuple):
-    """A charge that the journal holds, with its run if it was not at rest.
+    """A charge that the journal holds, with its run if the outcome that was asked for is not decided.
 
     `is_blocked`: the command is not stored, since another operation is under way. When its run has ended, ask again.
     """
@@ -66,8 +66,8 @@ class Reception:
         self._line = line
         self._recent = recent
         self._max_unfinished = max_unfinished
-        # One call for each key is being handled, the leader. Calls that come meanwhile wait for its result: the charge if it
-        # is at rest, or None, and then one of them leads.
+        # One call for each key is being handled, the leader. Calls that come meanwhile wait for its result: the charge if the
+        # key's outcome is decided, or None, and then one of them leads.
         self._leaders: dict[str, asyncio.Future[Snapshot | None]] = {}
         self._tasks = Tasks()
 
@@ -106,8 +106,8 @@ class Reception:
     async def _accept(self, command: Command | Follow) -> Accepted:
         key = command.request.charge_id if isinstance(command, Command) else command.wish.operation_id
         while (leader := self._leaders.get(key)) is not None:
-            if (rested := await asyncio.shield(leader)) is not None:
-                return self._accepted(await self._streams.handle(rested, command))
+            if (decided := await asyncio.shield(leader)) is not None:
+                return self._accepted(command, await self._streams.handle(decided, command))
         self._leaders[key] = leader = asyncio.get_running_loop().create_future()
         accepted = None
         # Before anything is awaited, so that of two alike charges the second is refused however close they come.
@@ -134,11 +134,12 @@ class Reception:
         except NotStored as error:  # its key was taken for a new one; if it is known, the caller gets an answer
             snapshot = await self._streams.load(snapshot.charge_id)
             handled = await self._streams.handle(snapshot, command, refuse_with=error)
-        return self._accepted(handled)
+        return self._accepted(command, handled)
 
-    def _accepted(self, handled: Handled) -> Accepted:
+    def _accepted(self, command: Command | Follow, handled: Handled) -> Accepted:
         snapshot, has_stored = handled
-        if is_at_rest(snapshot.state):
+        operation_key = command.wish.idempotency_key if isinstance(command, Follow) else None
+        if outcome_of(snapshot.state, operation_key) is not None:  # another operation may be under way since
             return Accepted(Source.REPLAYED, snapshot)
         run = self._runner.run(snapshot, was_in_journal=not has_stored)
         if has_stored:

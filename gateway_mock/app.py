@@ -5,25 +5,23 @@ is one; only then is the work done. The work is the ledger's.
 """
 
 import asyncio
-import json
-import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Never
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
-from gateway_mock import faults
-from gateway_mock.faults import BadField, Kind, Script, Step, answer
+from gateway_mock import faults, reading
+from gateway_mock.faults import Kind, Script, Step, answer
 from gateway_mock.ledger import Ledger, open_ledger
-from gateway_mock.model import CARDS, STATUS, Refusal, Transaction, told
+from gateway_mock.model import CARDS, HOLD_MS, STATUS, Operation, Refusal, Transaction, told
+from gateway_mock.reading import BadField
 from gateway_mock.wire import (
     STOP_SECONDS,
     Answer,
@@ -38,11 +36,8 @@ from gateway_mock.wire import (
 )
 
 TOKEN_SECONDS = 900.0  # A quarter of an hour, as real banks give.
+HOLD_SECONDS = HOLD_MS / 1000
 MAX_CALLS = 100_000  # The log then takes some 30 MiB, and holds more calls than a test makes.
-MAX_AMOUNT = 2**63 - 1  # What SQLite stores.
-
-_REFERENCE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_CURRENCY = re.compile(r"[A-Z]{3}")
 
 Find = Callable[[], Awaitable[Transaction | None]]
 
@@ -53,6 +48,7 @@ async def serve(
     ledger_path: str | Path,
     *,
     token_seconds: float = TOKEN_SECONDS,
+    hold_seconds: float = HOLD_SECONDS,
     stop_seconds: float = STOP_SECONDS,
     own_process: bool = False,
 ) -> AsyncIterator[str]:
@@ -61,7 +57,7 @@ async def serve(
     Calls at work when it stops get `stop_seconds` to end. With `own_process` the faults that kill the process may be ordered.
     Raises `LedgerUnusable`, `sqlite3.Error`, `OSError` and, for a malformed address, `ValueError`.
     """
-    async with open_ledger(ledger_path) as ledger:
+    async with open_ledger(ledger_path, hold_ms=round(hold_seconds * 1000)) as ledger:
         bank = Bank(ledger, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
         async with serving(listen, bank.respond, stop_seconds=stop_seconds) as address:
             yield address
@@ -76,6 +72,7 @@ class Call:
     path: str
     reference: str | None
     token: str | None
+    kind: Operation | None
     at: str
     fault: str | None = None
     status: int | None = None
@@ -120,11 +117,14 @@ class Bank:
                 case "POST", ["transactions", token, "execute"]:
                     call.token = token = unquote(token)
                     return await self._execute_step(token, request.body, call)
+                case "POST", ["transactions", token, "cancel"]:
+                    call.token = token = unquote(token)
+                    return await self._cancel(token, request.body, call)
                 case "GET", ["transactions", token]:
                     call.token = token = unquote(token)
                     return await self._look_up(partial(self._ledger.find, token), Refusal.TOKEN_UNKNOWN, call)
                 case "GET", ["transactions"]:
-                    call.reference = reference = _only(request.query, "reference")
+                    call.reference = reference = reading.only(request.query, "reference")
                     return await self._look_up(partial(self._ledger.newest, reference), Refusal.REFERENCE_UNKNOWN, call)
                 case _:
                     return answer(404, {"error": "not_found"})
@@ -132,40 +132,29 @@ class Bank:
             return answer(400, {"error": "bad_request", "field": str(error)})
 
     async def _token_step(self, body: bytes, call: Call) -> Reply:
-        order = _object(body)
-        reference = _text(order, "reference", _REFERENCE)
-        card = order.get("card")
-        if not isinstance(card, str):
-            raise BadField("card")
-        amount = _amount(order)
-        currency = _text(order, "currency", _CURRENCY)
-        _nothing_else(order, "reference", "card", "amount", "currency")
-        call.reference = reference
+        wanted = reading.order(body)
+        call.reference, call.kind = wanted.reference, wanted.kind
+        if wanted.on is not None and (opening := await self._ledger.opening(wanted.on)) is not None:
+            wanted.card = opening.card  # Faults are ordered by card.
 
         async def work() -> Answer:
-            if card not in CARDS:
+            if wanted.on is None and wanted.card not in CARDS:
                 return _refused(Refusal.CARD_UNKNOWN)
             now_ms = _now_ms()
             token = f"ttok_{secrets.token_hex(16)}"
-            wanted = Transaction(token, reference, card, amount, currency, now_ms + self._lifetime_ms)
-            issued = await self._ledger.issue(wanted, now_ms)
+            issued = await self._ledger.issue(
+                replace(wanted, token=token, expires_at_ms=now_ms + self._lifetime_ms), now_ms
+            )
             if isinstance(issued, Refusal):
                 return _refused(issued)
             call.token = issued.token
             return answer(200, _as_it_is(issued))
 
-        return await self._meet_fault(Step.TOKEN, call, card, partial(self._ledger.newest, reference), work)
+        return await self._meet_fault(Step.TOKEN, call, wanted, partial(self._ledger.newest, wanted.reference), work)
 
     async def _execute_step(self, token: str, body: bytes, call: Call) -> Reply:
-        said: tuple[int, str] | None = None
-        if body:
-            order = _object(body)
-            said = _amount(order), _text(order, "currency", _CURRENCY)
-            _nothing_else(order, "amount", "currency")
-        # Another call may close it before the work is done: the ledger decides.
-        transaction = await self._ledger.find(token)
-        if transaction is not None:
-            call.reference = transaction.reference
+        said = reading.compared(body) if body else None
+        transaction = await self._find(token, call)
 
         async def work() -> Answer:
             if transaction is None:
@@ -174,15 +163,33 @@ class Bank:
                 return _refused(Refusal.FIELDS_DIFFER)
             closed, by_this_call = await self._ledger.execute(transaction, _now_ms())
             status, member, word = told(closed, by_this_call=by_this_call)
-            return answer(status, {member: word, **closed.members()})
+            return answer(status, {member: word, **_members(closed)})
 
-        card = transaction.card if transaction is not None else None
-        return await self._meet_fault(Step.EXECUTE, call, card, partial(self._ledger.find, token), work)
+        return await self._meet_fault(Step.EXECUTE, call, transaction, partial(self._ledger.find, token), work)
+
+    async def _cancel(self, token: str, body: bytes, call: Call) -> Reply:
+        if body:
+            raise BadField("body")
+        transaction = await self._find(token, call)
+
+        async def work() -> Answer:
+            if transaction is None:
+                return _refused(Refusal.TOKEN_UNKNOWN)
+            return answer(200, _as_it_is(await self._ledger.cancel(transaction, _now_ms())))
+
+        return await self._meet_fault(Step.CANCEL, call, transaction, partial(self._ledger.find, token), work)
+
+    async def _find(self, token: str, call: Call) -> Transaction | None:
+        """Find a call's transaction. Another call may close it before the work of this one is done: the ledger decides."""
+        transaction = await self._ledger.find(token)
+        if transaction is not None:
+            call.reference, call.kind = transaction.reference, transaction.kind
+        return transaction
 
     async def _look_up(self, find: Find, unknown: Refusal, call: Call) -> Reply:
         known = await find()
         if known is not None:
-            call.token, call.reference = known.token, known.reference
+            call.token, call.reference, call.kind = known.token, known.reference, known.kind
 
         async def work() -> Answer:
             found = await find()  # Again: a fault may have taken its time, and have changed it.
@@ -190,12 +197,13 @@ class Bank:
                 return _refused(unknown)
             return answer(200, _as_it_is(await self._ledger.close_if_late(found, _now_ms())))
 
-        return await self._meet_fault(Step.LOOK_UP, call, known.card if known is not None else None, find, work)
+        return await self._meet_fault(Step.LOOK_UP, call, known, find, work)
 
     async def _meet_fault(
-        self, step: Step, call: Call, card: str | None, find: Find, work: Callable[[], Awaitable[Answer]]
+        self, step: Step, call: Call, about: Transaction | None, find: Find, work: Callable[[], Awaitable[Answer]]
     ) -> Reply:
-        fault = self._script.take(step, reference=call.reference, card=card)
+        card, on = (about.card, about.on) if about is not None else (None, None)
+        fault = self._script.take(step, reference=call.reference, card=card, operation=call.kind)
         if fault is None:
             return await work()
         call.fault = fault.kind
@@ -206,6 +214,8 @@ class Bank:
             await asyncio.sleep(fault.seconds)
         if fault.kind is Kind.EXPIRE_TOKEN and (transaction := await find()) is not None:
             await self._ledger.expire(transaction, _now_ms())
+        if fault.kind is Kind.EXPIRE_HOLD and on is not None:
+            await self._ledger.expire_hold(on, _now_ms())
         if fault.kind is Kind.ODD_TRANSACTION_ID and (transaction := await find()) is not None:
             await self._ledger.execute(transaction, _now_ms(), transaction_id=fault.transaction_id)
         return effect(await work())
@@ -216,31 +226,30 @@ class Bank:
                 "transaction_id": executed.transaction_id,
                 "token": executed.token,
                 "reference": executed.reference,
-                "kind": "charge",
+                "kind": executed.kind,
                 "minor_units": executed.amount_minor,
                 "currency_code": executed.currency,
                 "executed_at": _rfc3339(executed.closed_at_ms or 0),
             }
+            | ({} if executed.on is None else {"on": executed.on})
             for executed in await self._ledger.executed()
         ]
         return answer(200, {"movements": movements})
 
     def _record(self, request: Request) -> Call:
         n = self._calls[-1].n + 1 if self._calls else 1
-        call = Call(n, request.method, request.path, None, None, _rfc3339(_now_ms()))
+        call = Call(n, request.method, request.path, None, None, None, _rfc3339(_now_ms()))
         self._calls.append(call)
         return call
 
     def _list_calls(self, query: str) -> Answer:
-        after = _only(query, "after") if query else "0"
-        if not re.fullmatch(r"[0-9]{1,18}", after, re.ASCII):
-            raise BadField("after")
+        after = reading.number_after(query)
         first = self._calls[0].n if self._calls else 1
-        later = islice(self._calls, max(0, int(after) + 1 - first), None)
+        later = islice(self._calls, max(0, after + 1 - first), None)
         return answer(200, [vars(call) for call in later])
 
     def _order_fault(self, body: bytes) -> Answer:
-        fault = faults.parse(_object(body))
+        fault = faults.parse(reading.json_object(body))
         if fault.kind in (Kind.STOP_BEFORE, Kind.STOP_AFTER) and not self._may_die:
             return answer(409, {"error": "runs_in_process"})
         number = self._script.add(fault)
@@ -252,7 +261,12 @@ def _refused(why: Refusal) -> Answer:
 
 
 def _as_it_is(known: Transaction) -> dict[str, object]:
-    return known.members() | {"state": known.state, "expires_at": _rfc3339(known.expires_at_ms)}
+    return _members(known) | {"state": known.state, "expires_at": _rfc3339(known.expires_at_ms)}
+
+
+def _members(known: Transaction) -> dict[str, object]:
+    hold = known.hold_expires_at_ms
+    return known.members() | ({} if hold is None else {"hold_expires_at": _rfc3339(hold)})
 
 
 def _status(reply: Reply) -> int | None:
@@ -266,55 +280,6 @@ def _status(reply: Reply) -> int | None:
             return status
         case Silence() | Death():
             return None
-
-
-def _object(body: bytes) -> dict[str, object]:
-    """Read a JSON object strictly: no key twice, no NaN, no depth that Python cannot follow."""
-    try:
-        value = json.loads(body, object_pairs_hook=_each_key_once, parse_constant=_not_json)
-    except (ValueError, RecursionError):
-        raise BadField("body") from None
-    if not isinstance(value, dict):
-        raise BadField("body")
-    return value
-
-
-def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key twice")
-    return value
-
-
-def _not_json(_: str) -> Never:
-    raise ValueError("no JSON number")
-
-
-def _text(order: Mapping[str, object], key: str, pattern: re.Pattern[str]) -> str:
-    value = order.get(key)
-    if not (isinstance(value, str) and pattern.fullmatch(value)):
-        raise BadField(key)
-    return value
-
-
-def _amount(order: Mapping[str, object]) -> int:
-    value = order.get("amount")
-    if not (type(value) is int and 1 <= value <= MAX_AMOUNT):  # `type is`: True is an int too.
-        raise BadField("amount")
-    return value
-
-
-def _nothing_else(order: Mapping[str, object], *known: str) -> None:
-    if len(order) > len(known):
-        raise BadField("body")
-
-
-def _only(query: str, key: str) -> str:
-    match parse_qsl(query, keep_blank_values=True, max_num_fields=1) if query.count("&") == 0 else []:
-        case [(name, value)] if name == key:
-            return value
-        case _:
-            raise BadField(key)
 
 
 def _now_ms() -> int:

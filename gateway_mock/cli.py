@@ -11,10 +11,10 @@ import structlog
 
 from chassis import process, settings, telemetry
 from chassis.settings import Address, address, file_path, number, setting, state_file
-from gateway_mock.app import TOKEN_SECONDS, serve
-from gateway_mock.ledger import LedgerUnusable
+from gateway_mock.app import HOLD_SECONDS, TOKEN_SECONDS, serve
+from gateway_mock.schema import LedgerUnusable
 
-MAX_TOKEN_SECONDS = 366 * 24 * 3600  # More than a year is a mistyped number.
+MAX_SECONDS = 366 * 24 * 3600  # More than a year is a mistyped number.
 
 log = structlog.get_logger()
 
@@ -29,9 +29,15 @@ class Settings:
     )
     token_seconds: float = setting(
         "GATEWAY_MOCK_TOKEN_SECONDS",
-        number(0, MAX_TOKEN_SECONDS),
+        number(0, MAX_SECONDS),
         str(TOKEN_SECONDS),
         "how long a token can be executed; with 0 each is late at once",
+    )
+    hold_seconds: float = setting(
+        "GATEWAY_MOCK_HOLD_SECONDS",
+        number(0, MAX_SECONDS),
+        str(HOLD_SECONDS),
+        "how long an authorized amount can be captured; with 0 each hold has lapsed at once",
     )
 
 
@@ -58,7 +64,19 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
 
 async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> None:
     chosen.ledger.parent.mkdir(parents=True, exist_ok=True)
-    async with serve(str(chosen.listen), chosen.ledger, token_seconds=chosen.token_seconds, own_process=True) as listen:
-        log.info("serving", listen=listen, ledger=str(chosen.ledger), token_seconds=chosen.token_seconds)
+    async with serve(
+        str(chosen.listen),
+        chosen.ledger,
+        token_seconds=chosen.token_seconds,
+        hold_seconds=chosen.hold_seconds,
+        own_process=True,
+    ) as listen:
+        log.info(
+            "serving",
+            listen=listen,
+            ledger=str(chosen.ledger),
+            token_seconds=chosen.token_seconds,
+            hold_seconds=chosen.hold_seconds,
+        )
         await stop.wait()
     log.info("stopped")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, assert_never
 
+from gateway_mock.model import FOLLOWING, Operation
+from gateway_mock.reading import BadField
 from gateway_mock.wire import Answer, AnswerAndMore, Death, HalfAnswer, Reply, Silence, SlowAnswer
 
 MAX_FAULTS = 1_000  # Each call looks through them all; a test orders a handful.
@@ -21,16 +23,13 @@ MAX_SECONDS = 3_600.0  # No test runs so long.
 _HEADER = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)?")
 
 
-class BadField(Exception):
-    """A field of a request is missing, malformed or unknown. The argument is its name, never its value."""
-
-
 class Step(StrEnum):
     """The question that a call puts to the bank."""
 
     TOKEN = "token"  # noqa: S105 - the name of a step, not a secret
     EXECUTE = "execute"
     LOOK_UP = "look_up"
+    CANCEL = "cancel"
 
 
 class Kind(StrEnum):
@@ -65,6 +64,7 @@ class Kind(StrEnum):
     # The work is done otherwise.
     DELAY = "delay"
     EXPIRE_TOKEN = "expire_token"  # noqa: S105 - the name of a fault, not a secret
+    EXPIRE_HOLD = "expire_hold"
     ODD_TRANSACTION_ID = "odd_transaction_id"
 
 
@@ -91,7 +91,7 @@ _REFUSALS = frozenset({400, 401, 403, 404, 409, 422})
 _STEPS: Mapping[Kind, frozenset[Step]] = {
     Kind.CONTRADICT: frozenset({Step.EXECUTE}),
     Kind.ODD_TRANSACTION_ID: frozenset({Step.EXECUTE}),
-    Kind.FORGET_TOKEN: frozenset({Step.EXECUTE, Step.LOOK_UP}),
+    Kind.FORGET_TOKEN: frozenset(Step) - {Step.TOKEN},
 }
 
 
@@ -104,6 +104,8 @@ class Fault:
     times: int = 1
     reference: str | None = None
     card: str | None = None
+    operation: Operation | None = None
+    """The kind of the transactions that it is for; in an order "kind"."""
     seconds: float = 0.0
     status: int = 0
     retry_after: str = ""
@@ -114,7 +116,14 @@ class Fault:
 
     def fields(self) -> dict[str, object]:
         """Give the fields of the order, defaults included."""
-        order = {"on": self.on, "fault": self.kind, "times": self.times, "reference": self.reference, "card": self.card}
+        order = {
+            "on": self.on,
+            "fault": self.kind,
+            "times": self.times,
+            "reference": self.reference,
+            "card": self.card,
+            "kind": self.operation,
+        }
         return order | {name: getattr(self, name) for name in _PARAMETERS.get(self.kind, {})}
 
 
@@ -129,13 +138,14 @@ def parse(order: Mapping[str, object]) -> Fault:
     if step not in _STEPS.get(kind, Step):
         raise BadField("on")
     parameters = _PARAMETERS.get(kind, {})
-    given = {key: value for key, value in order.items() if key not in ("on", "fault")}
+    given: dict[str, Any] = {key: value for key, value in order.items() if key not in ("on", "fault")}
     for key, value in given.items():
-        if key not in ("times", "reference", "card", *parameters):
+        if key not in ("times", "reference", "card", "kind", *parameters):
             raise BadField(key if key in _FIELD_NAMES else "body")
         if not _is_allowed(kind, key, value):
             raise BadField(key)
-    return Fault(step, kind, **{**parameters, **given})
+    operation = Operation(given.pop("kind")) if "kind" in given else None
+    return Fault(step, kind, operation=operation, **{**parameters, **given})
 
 
 _FIELD_NAMES = frozenset(one.name for one in fields(Fault))
@@ -146,6 +156,8 @@ def _is_allowed(kind: Kind, key: str, value: Any) -> bool:
     match key:
         case "times":
             return type(value) is int and 1 <= value <= MAX_TIMES
+        case "kind":
+            return value in list(Operation)
         case "seconds":
             return number and 0 <= value <= MAX_SECONDS
         case "bytes":  # More than the longest body that a client of ours takes, and no more than fits into memory.
@@ -167,8 +179,8 @@ def _is_allowed(kind: Kind, key: str, value: Any) -> bool:
 def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
     """Say how the call ends: with a reply in place of the work, or with a changed answer once the work is done.
 
-    `DELAY`, `EXPIRE_TOKEN` and `ODD_TRANSACTION_ID` change the work itself, which is the bank's; here they leave its answer
-    alone.
+    `DELAY`, `EXPIRE_TOKEN`, `EXPIRE_HOLD` and `ODD_TRANSACTION_ID` change the work itself, which is the bank's; here they leave
+    its answer alone.
     """
     match fault.kind:
         case Kind.LOSE_REQUEST:
@@ -221,7 +233,7 @@ def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
             return lambda _: Death()
         case Kind.EXTRA_ANSWER:
             return lambda said: AnswerAndMore(said, answer(fault.status, fault.body), fault.seconds)
-        case Kind.DELAY | Kind.EXPIRE_TOKEN | Kind.ODD_TRANSACTION_ID:
+        case Kind.DELAY | Kind.EXPIRE_TOKEN | Kind.EXPIRE_HOLD | Kind.ODD_TRANSACTION_ID:
             return lambda said: said
         case _:
             assert_never(fault.kind)
@@ -254,7 +266,7 @@ class Script:
         self._fired[self._last] = 0
         return self._last
 
-    def take(self, step: Step, *, reference: str | None, card: str | None) -> Fault | None:
+    def take(self, step: Step, *, reference: str | None, card: str | None, operation: Operation | None) -> Fault | None:
         """Give the first fault that waits for such a call, and count that it fired."""
         for number, fault in self._faults.items():
             if (
@@ -262,6 +274,8 @@ class Script:
                 and self._fired[number] < fault.times
                 and fault.reference in (None, reference)
                 and fault.card in (None, card)
+                and fault.operation in (None, operation)
+                and (fault.kind is not Kind.EXPIRE_HOLD or operation in FOLLOWING)
             ):
                 self._fired[number] += 1
                 return fault

@@ -15,63 +15,47 @@ from pathlib import Path
 
 import aiosqlite
 
-from gateway_mock.model import EXPIRY, Closing, Refusal, State, Transaction, closing, issued, lapses
-
-SCHEMA_VERSION = 1
+from gateway_mock.model import (
+    CANCELLATION,
+    CREATED,
+    EXPIRY,
+    HOLD_MS,
+    Closing,
+    Operation,
+    Refusal,
+    State,
+    Transaction,
+    closing,
+    funds_of,
+    issued,
+    lapses,
+    objection,
+)
+from gateway_mock.schema import prepare
 
 # A bank may be started while its predecessor, just killed, is still ending, which takes milliseconds.
 LOCK_TIMEOUT_SECONDS = 1.0
 
-PRAGMAS: Mapping[str, tuple[str, str | int]] = {
-    # One bank a ledger: a second process would have its own faults and its own log of calls, and a test would read the
-    # wrong one. It also keeps clear of SQLite's WAL-reset bug, which takes several connections (3.7.0 to 3.51.2).
-    "locking_mode": ("EXCLUSIVE", "exclusive"),
-    # It takes one sync a commit instead of two.
-    "journal_mode": ("WAL", "wal"),
-    # A bank that forgets an execution after a power cut is no bank to test against. NORMAL does (measured).
-    "synchronous": ("FULL", 2),
-}
-
-SCHEMA = (
-    """
-    CREATE TABLE IF NOT EXISTS transactions (
-        number         INTEGER PRIMARY KEY,                                -- the order in which they were opened
-        token          TEXT    NOT NULL UNIQUE,
-        reference      TEXT    NOT NULL,
-        kind           TEXT    NOT NULL CHECK (kind IN ('charge')),        -- refunds will be transactions too
-        card           TEXT    NOT NULL,
-        amount         INTEGER NOT NULL CHECK (amount > 0),                -- in minor units
-        currency       TEXT    NOT NULL,
-        state          TEXT    NOT NULL CHECK (state IN ('created', 'executed', 'declined', 'expired')),
-        opened_at      INTEGER NOT NULL,
-        expires_at     INTEGER NOT NULL,
-        closed_at      INTEGER          CHECK ((closed_at IS NULL) = (state = 'created')),
-        transaction_id TEXT    UNIQUE   CHECK ((transaction_id IS NOT NULL) = (state = 'executed')),
-        movement       INTEGER UNIQUE   CHECK ((movement IS NOT NULL) = (state = 'executed')),  -- order of execution
-        reason         TEXT             CHECK ((reason IS NOT NULL) = (state = 'declined'))
-    ) STRICT
-    """,
-    # The promise of the two steps: never a second open transaction, and never a second execution, under one reference.
-    "CREATE UNIQUE INDEX IF NOT EXISTS one_lives ON transactions (reference) WHERE state <> 'expired'",
-    # Finds the newest of a reference among its expired ones too.
-    "CREATE INDEX IF NOT EXISTS by_reference ON transactions (reference)",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
+_FIELDS = (
+    "token, reference, card, amount, currency, expires_at, state, closed_at, transaction_id, reason, kind, acts_on, final, "
+    "hold_expires_at"
 )
-
-_FIELDS = "token, reference, card, amount, currency, expires_at, state, closed_at, transaction_id, reason"
 
 # Each of the next three is given a JSON array of wishes and grants all of them in one commit: see `_Together`.
 
-# `one_lives` refuses a second one. An expired one does not count there, yet its fields still bind its reference.
+# `one_lives` refuses a second one. An expired one does not count there, yet its order (`order_of`) still binds its reference.
 OPEN = f"""
-    INSERT INTO transactions (token, reference, kind, card, amount, currency, state, opened_at, expires_at)
-    SELECT value ->> 'token', value ->> 'reference', 'charge', value ->> 'card', value ->> 'amount',
-           value ->> 'currency', 'created', value ->> 'now', value ->> 'expires_at'
+    INSERT INTO transactions (token, reference, kind, card, amount, currency, state, opened_at, expires_at, acts_on, final)
+    SELECT value ->> 'token', value ->> 'reference', value ->> 'kind', value ->> 'card', value ->> 'amount',
+           value ->> 'currency', 'created', value ->> 'now', value ->> 'expires_at', value ->> 'on', value ->> 'final'
     FROM json_each(?)
     WHERE NOT EXISTS (
         SELECT 1 FROM transactions AS known
         WHERE known.reference = value ->> 'reference'
-          AND (known.card, known.amount, known.currency) <> (value ->> 'card', value ->> 'amount', value ->> 'currency')
+          AND (known.kind, coalesce(known.acts_on, known.card), known.amount, known.currency, known.final) <> (
+              value ->> 'kind', coalesce(value ->> 'on', value ->> 'card'), value ->> 'amount', value ->> 'currency',
+              value ->> 'final'
+          )
     )
     ORDER BY key
     ON CONFLICT (reference) WHERE state <> 'expired' DO NOTHING
@@ -79,15 +63,32 @@ OPEN = f"""
 """  # noqa: S608 - the one thing put in is a constant of this module
 
 # Of two wishes for one token SQLite grants either. The numbers of movements grow, with gaps.
-CLOSE = f"""
+_CLOSE_IF = """
     UPDATE transactions
-    SET state = value ->> 'state', closed_at = value ->> 'now',
-        transaction_id = value ->> 'transaction_id', reason = value ->> 'reason',
+    SET state = value ->> 'state', closed_at = value ->> 'now', transaction_id = value ->> 'transaction_id',
+        reason = value ->> 'reason', hold_expires_at = value ->> 'hold_expires_at',
         movement = CASE value ->> 'state'
             WHEN 'executed' THEN (SELECT coalesce(max(movement), 0) FROM transactions) + 1 + key
         END
     FROM json_each(?)
     WHERE token = value ->> 'token' AND state = 'created'
+"""
+
+CLOSE = f"{_CLOSE_IF} RETURNING {_FIELDS}"
+
+# What may follow depends on what has followed: it is closed only if nothing more has followed since that was decided. For one
+# wish alone: of several, none would see what the others change.
+CLOSE_FOLLOWING = f"""
+    {_CLOSE_IF}
+      AND value ->> 'followers' = (
+          SELECT count(*) FROM transactions AS done WHERE done.acts_on = value ->> 'on' AND done.state = 'executed'
+      )
+    RETURNING {_FIELDS}
+"""  # noqa: S608 - as above
+
+EXPIRE_HOLD = f"""
+    UPDATE transactions SET hold_expires_at = min(hold_expires_at, ?)
+    WHERE transaction_id = ? AND hold_expires_at IS NOT NULL
     RETURNING {_FIELDS}
 """  # noqa: S608 - as above
 
@@ -95,29 +96,26 @@ FIND = f"SELECT {_FIELDS} FROM json_each(?) CROSS JOIN transactions ON token = v
 
 NEWEST = f"SELECT {_FIELDS} FROM transactions WHERE reference = ? ORDER BY number DESC LIMIT 1"  # noqa: S608 - as above
 
+OPENING = f"SELECT {_FIELDS} FROM transactions WHERE transaction_id = ? AND acts_on IS NULL"  # noqa: S608 - as above
+
+# First the opening: it was executed before all that follow it.
+ACCOUNT = f"""
+    SELECT {_FIELDS} FROM transactions
+    WHERE transaction_id = ?1 OR (acts_on = ?1 AND state = 'executed') ORDER BY movement
+"""  # noqa: S608 - as above
+
 EXECUTED = f"SELECT {_FIELDS} FROM transactions WHERE movement IS NOT NULL ORDER BY movement"  # noqa: S608 - as above
 
 
-class LedgerUnusable(Exception):
-    """The ledger cannot be opened as it must be: of another version, or a pragma that did not take."""
-
-
 @asynccontextmanager
-async def open_ledger(path: str | Path) -> AsyncIterator["Ledger"]:
-    """Open the ledger at `path`, which is made if it is not there, and close it at the end.
+async def open_ledger(path: str | Path, *, hold_ms: int = round(HOLD_MS)) -> AsyncIterator["Ledger"]:
+    """Open the ledger at `path`, which is made if it is not there, and close it at the end. New holds last `hold_ms`.
 
     Raises `LedgerUnusable`, and `sqlite3.Error` for what SQLite finds, another bank's lock on the file among it.
     """
     async with aiosqlite.connect(path, isolation_level=None, timeout=LOCK_TIMEOUT_SECONDS) as database:
-        for name, (wanted, shown) in PRAGMAS.items():
-            await database.execute_fetchall(f"PRAGMA {name} = {wanted}")
-            if [row[0] for row in await database.execute_fetchall(f"PRAGMA {name}")] != [shown]:
-                raise LedgerUnusable(f"SQLite would not set {name} to {wanted}")
-        if [row[0] for row in await database.execute_fetchall("PRAGMA user_version")] not in ([0], [SCHEMA_VERSION]):
-            raise LedgerUnusable("the ledger was written by another version of the mock bank")
-        for statement in SCHEMA:
-            await database.execute_fetchall(statement)
-        ledger = Ledger(database)
+        await prepare(database)
+        ledger = Ledger(database, hold_ms)
         try:
             yield ledger
         finally:
@@ -127,28 +125,41 @@ async def open_ledger(path: str | Path) -> AsyncIterator["Ledger"]:
 class Ledger:
     """An open ledger. A method raises `sqlite3.Error` if SQLite fails; whether the change was made is then unknown."""
 
-    def __init__(self, database: aiosqlite.Connection) -> None:
+    def __init__(self, database: aiosqlite.Connection, hold_ms: int) -> None:
         self._database = database
+        self._hold_ms = hold_ms
         self._opening = _Together(database, OPEN)
         self._closing = _Together(database, CLOSE)
         self._finding = _Together(database, FIND)
 
     async def issue(self, wanted: Transaction, now_ms: int) -> Transaction | Refusal:
-        """Do the token step: give the reference's transaction, which is the wanted one if it is opened now."""
+        """Do the token step: give the reference's transaction, which is the wanted one if it is opened now.
+
+        A wanted one that follows another is given that one's card.
+        """
+        opening = None
+        if wanted.on is not None and (opening := await self.opening(wanted.on)) is not None:
+            wanted.card = opening.card
         wish = {
             "token": wanted.token,
             "reference": wanted.reference,
+            "kind": wanted.kind,
             "card": wanted.card,
             "amount": wanted.amount_minor,
             "currency": wanted.currency,
             "now": now_ms,
             "expires_at": wanted.expires_at_ms,
+            "on": wanted.on,
+            "final": wanted.final,
         }
+        may_be_opened = wanted.on is None or objection(wanted, opening) is None
         while True:  # Each further round has closed a late transaction, and there was one.
-            if (opened := await self._opening.ask(wish)) is not None:
+            if may_be_opened and (opened := await self._opening.ask(wish)) is not None:
                 return opened
-            (newest,) = await _transactions(self._database, NEWEST, wanted.reference)
-            got = issued(await self.close_if_late(newest, now_ms), wanted)
+            newest = await self.newest(wanted.reference)
+            if newest is not None:
+                newest = await self.close_if_late(newest, now_ms)
+            got = issued(newest, wanted, opening)
             if got is not wanted:
                 return got
 
@@ -160,11 +171,22 @@ class Ledger:
         The id is a new one unless one is given.
         """
         transaction_id = transaction_id or f"txn_{secrets.token_hex(16)}"
-        how = closing(seen, now_ms, transaction_id)
+        if seen.on is not None:
+            return await self._execute_following(seen, seen.on, now_ms, transaction_id)
+        how = closing(seen, now_ms, transaction_id, hold_ms=self._hold_ms)
         if how is None:
             return seen, False
         closed = await self._close(seen, how, now_ms)
         return closed, closed.transaction_id == transaction_id
+
+    async def cancel(self, seen: Transaction, now_ms: int) -> Transaction:
+        """Call it off: close an open one for ever. Give it as it is then."""
+        known = await self.close_if_late(seen, now_ms)
+        return await self._close(known, CANCELLATION, now_ms) if known.state is CREATED else known
+
+    async def expire_hold(self, transaction_id: str, now_ms: int) -> None:
+        """Let the hold of an executed authorize lapse before its time. A charge has none."""
+        await self._database.execute_fetchall(EXPIRE_HOLD, (now_ms, transaction_id))
 
     async def close_if_late(self, seen: Transaction, now_ms: int) -> Transaction:
         """Close it as expired if its time is over, and give it as it is then."""
@@ -182,8 +204,12 @@ class Ledger:
         """Look up the reference's transaction that was opened last."""
         return next(iter(await _transactions(self._database, NEWEST, reference)), None)
 
+    async def opening(self, transaction_id: str) -> Transaction | None:
+        """Look up an executed opening by its transaction_id."""
+        return next(iter(await _transactions(self._database, OPENING, transaction_id)), None)
+
     async def executed(self) -> list[Transaction]:
-        """Read the statement: all movements of money in the order of execution. There is no limit: gaps would prove nothing."""
+        """Read the statement: all that was executed, in that order. There is no limit: gaps would prove nothing."""
         return await _transactions(self._database, EXECUTED)
 
     async def finish(self) -> None:
@@ -191,18 +217,36 @@ class Ledger:
         for together in (self._opening, self._closing, self._finding):
             await together.finish()
 
+    async def _execute_following(
+        self, seen: Transaction, on: str, now_ms: int, transaction_id: str
+    ) -> tuple[Transaction, bool]:
+        while True:  # Each further round has met a change to the account, or finds the transaction closed.
+            opening, *followers = await _transactions(self._database, ACCOUNT, on)
+            how = closing(seen, now_ms, transaction_id, funds=funds_of(opening, followers))
+            if how is None:
+                return seen, False
+            wish = _wish(seen, how, now_ms) | {"on": on, "followers": len(followers)}
+            if closed := await _transactions(self._database, CLOSE_FOLLOWING, json.dumps([wish])):
+                return closed[0], closed[0].transaction_id == transaction_id
+            (seen,) = await _transactions(self._database, FIND, json.dumps([wish]))
+
     async def _close(self, seen: Transaction, how: Closing, now_ms: int) -> Transaction:
-        wish = {
-            "token": seen.token,
-            "now": now_ms,
-            "state": how.state,
-            "transaction_id": how.transaction_id,
-            "reason": how.reason,
-        }
+        wish = _wish(seen, how, now_ms)
         if (closed := await self._closing.ask(wish)) is not None:
             return closed
         (known,) = await _transactions(self._database, FIND, json.dumps([wish]))
         return known
+
+
+def _wish(seen: Transaction, how: Closing, now_ms: int) -> dict[str, object]:
+    return {
+        "token": seen.token,
+        "now": now_ms,
+        "state": how.state,
+        "transaction_id": how.transaction_id,
+        "reason": how.reason,
+        "hold_expires_at": how.hold_expires_at_ms,
+    }
 
 
 class _Together:
@@ -257,11 +301,39 @@ def _settle(answers: Iterable[tuple[asyncio.Future[Transaction | None], Transact
 
 async def _transactions(database: aiosqlite.Connection, sql: str, *parameters: str) -> list[Transaction]:
     # Reading all rows runs the statement to its end, and that commits it.
-    return [
-        Transaction(
-            token, reference, card, amount, currency, expires_at, State(state), closed_at, transaction_id, reason
-        )
-        for token, reference, card, amount, currency, expires_at, state, closed_at, transaction_id, reason in (
-            await database.execute_fetchall(sql, parameters)
-        )
-    ]
+    return [_transaction(*row) for row in await database.execute_fetchall(sql, parameters)]
+
+
+def _transaction(
+    token: str,
+    reference: str,
+    card: str,
+    amount: int,
+    currency: str,
+    expires_at: int,
+    state: str,
+    closed_at: int | None,
+    transaction_id: str | None,
+    reason: str | None,
+    kind: str,
+    on: str | None,
+    final: int,
+    hold_expires_at: int | None,
+) -> Transaction:
+    """Read the `_FIELDS` of a row."""
+    return Transaction(
+        token,
+        reference,
+        card,
+        amount,
+        currency,
+        expires_at,
+        State(state),
+        closed_at,
+        transaction_id,
+        reason,
+        Operation(kind),
+        on,
+        bool(final),
+        hold_expires_at,
+    )

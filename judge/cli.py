@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chassis import process
-from judge.checker import Violation, check
+from judge.checker import check
 from judge.files import movements_of, read_anchor, read_history, read_journal, read_view
-from judge.history import Observed
+from judge.history import Observed, Violation
 
 PROGRAM = "python -m judge"
 # Without it the wait for a bank that hangs would never end.

@@ -1,9 +1,10 @@
 """A history: the observations of a journal and its surroundings, and the meaning of the journal's records by the contract.
 
 Clients' calls, the journal's records, the bank's movements and calls, the records that readers of the feed received and the
-view's rows are values here, independent of their observer. The meaning of the records - a charge's id, the chain, the
-streams, the view - is worked out a second time: nothing is shared with the product but the contract in protos/, so that the
-product and its judge cannot share a mistake. The invariants of a history stand in `judge.checker`.
+view's rows are values here, independent of their observer. The meaning of the records - the ids, the chain, the view, and in
+`judge.streams` the operations and the money of a charge - is worked out a second time: nothing is shared with the product but
+the contract in protos/, so that the product and its judge cannot share a mistake. The invariants of a history stand in
+`judge.checker`.
 """
 
 import hashlib
@@ -12,9 +13,19 @@ import struct
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
-from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
+from charging.v1.command_pb2 import (
+    CaptureMode,
+    CaptureRequest,
+    CaptureResponse,
+    ChargeRequest,
+    ChargeResponse,
+    RefundRequest,
+    RefundResponse,
+    VoidRequest,
+    VoidResponse,
+)
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
 
@@ -30,33 +41,52 @@ STATUS_AT_REST = {
 NOTHING_STORED = frozenset(
     {
         *("INVALID_REQUEST", "BANK_UNREACHABLE", "TOO_MANY_UNFINISHED", "TOO_MANY_CALLS", "DEADLINE_PASSED"),
-        *("JOURNAL_FULL", "JOURNAL_BUSY"),
+        *("JOURNAL_FULL", "JOURNAL_BUSY", "POSSIBLE_DUPLICATE", "CHARGE_NOT_FOUND", "MORE_THAN_IS_LEFT"),
+        *("OPERATION_DOES_NOT_FIT", "CHARGE_IN_REVIEW", "OPERATION_UNDER_WAY"),
     }
 )
-# The reasons that leave no doubt about the charge that was asked for.
+# The reasons that leave no doubt about the operation that was asked for.
 DEFINITE = NOTHING_STORED | {"IDEMPOTENCY_KEY_REUSED", "JOURNAL_CORRUPT"}
 _CHAINED = struct.Struct(">32sQ16sQQ32s")
 
 Row = Mapping[str, Any]
+Request = ChargeRequest | CaptureRequest | VoidRequest | RefundRequest
+Response = ChargeResponse | CaptureResponse | VoidResponse | RefundResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A broken invariant: its name, the place (a key, a charge, a position), and the observation."""
+
+    invariant: str
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant} at {self.where}: {self.text}"
 
 
 # ---------------------------------------------------------------- observations
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A client's call of Charge, and how it ended for the client.
+    """A client's call of Charge, Capture, Void or Refund, and how it ended for the client.
 
-    ok: an answer, its fields as in ChargeResponse. refused: a definite error, with its reason and advice. unknown: no answer,
-    or an error that leaves the outcome open (OUTCOME_UNKNOWN, SERVER_STOPPING, UNEXPECTED, a lost connection).
+    ok: an answer, its fields as in ChargeResponse or OperationOutcome. refused: a definite error, with its reason and advice.
+    unknown: no answer, or an error that leaves the outcome open (OUTCOME_UNKNOWN, SERVER_STOPPING, UNEXPECTED, a lost
+    connection).
     """
 
     key: str
     user: str
     card: str
-    amount: int
+    amount: int | None
+    """None: all that is left."""
     currency: str
     outcome: Literal["ok", "refused", "unknown"]
     charge_id: str = ""
+    """By the answer; of an operation that follows in a charge and was not answered, by the request."""
     status: int = 0
+    """A ChargeStatus, or an OperationStatus for an operation that follows."""
     transaction_id: str = ""
     decline_reason: int = 0
     position: int = 0
@@ -66,27 +96,42 @@ class Call:
     durable_position: int | None = None
     """The journal's durable head when the answer was given; None if it was not observed."""
     tenant: str = "default"
+    operation: Literal["charge", "capture", "void", "refund"] = "charge"
+    """The method that was called."""
+    is_final: bool = False
+    """Of a capture: whether the rest was to be let go."""
+    is_held: bool = False
+    """Of a charge: whether it is to be captured later."""
+    fingerprint: str = ""
+    told_amount: int | None = None
+    """The operation's amount by an answer; None in the answers of Charge, which name none."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the call's key names: a tenant's charge, or an operation that follows in a charge."""
+        return (self.tenant, self.key) if self.operation == "charge" else (self.tenant, self.key, self.charge_id)
 
     @classmethod
-    def answered(cls, request: ChargeRequest, answer: ChargeResponse, durable_position: int | None = None) -> "Call":
+    def answered(cls, request: Request, answer: Response, durable_position: int | None = None) -> "Call":
         """Make a call that was answered."""
+        told = answer if isinstance(answer, ChargeResponse) else answer.outcome
         return cls(
-            *_asked(request),
-            "ok",
-            answer.charge_id,
-            answer.status,
-            answer.transaction_id,
-            answer.decline_reason,
-            answer.position,
-            answer.outcome_source,
+            outcome="ok",
+            status=told.status,
+            transaction_id=told.transaction_id,
+            decline_reason=told.decline_reason,
+            position=told.position,
+            outcome_source=told.outcome_source,
             durable_position=durable_position,
+            told_amount=None if isinstance(told, ChargeResponse) else told.amount.minor_units,
+            **{**_asked(request), "charge_id": told.charge_id},
         )
 
     @classmethod
-    def failed(cls, request: ChargeRequest, reason: str = "", advice: str = "") -> "Call":
+    def failed(cls, request: Request, reason: str = "", advice: str = "") -> "Call":
         """Make a call that ended in an error, with the error's reason and advice if it had any."""
         outcome: Literal["refused", "unknown"] = "refused" if reason in DEFINITE else "unknown"
-        return cls(*_asked(request), outcome, reason=reason, advice=advice)
+        return cls(outcome=outcome, reason=reason, advice=advice, **_asked(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +148,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """Money that moved, by the bank's statement. `card` is empty if the statement does not name it."""
+    """A transaction that was executed, by the bank's statement. `card` is empty if the statement does not name it.
+
+    An authorize takes a hold, which captures use up and a void lets go. `on` is the transaction that opened the charge, for a
+    capture, a void and a refund.
+    """
 
     transaction_id: str
     token: str
@@ -112,13 +161,14 @@ class Movement:
     currency_code: str
     kind: str = "charge"
     card: str = ""
+    on: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class BankCall:
     """A call that reached the bank, in the order of arrival. A field that was not sent or not observed is empty or None."""
 
-    step: Literal["token", "execute", "look_up"]
+    step: Literal["token", "execute", "cancel", "look_up"]
     reference: str = ""
     token: str = ""
     card: str = ""
@@ -126,6 +176,8 @@ class BankCall:
     currency: str = ""
     token_was_durable: bool | None = None
     """For an execute: whether the journal's synced image held the token when the call was made."""
+    kind: str = ""
+    on: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,47 +221,39 @@ class Observed:
     """The faults have ended and enough time has passed: the liveness invariants must hold."""
 
 
-def _asked(request: ChargeRequest) -> tuple[str, str, str, int, str]:
-    amount = request.amount
-    return request.idempotency_key, request.user_id, request.card.token, amount.minor_units, amount.currency_code
+def _asked(request: Request) -> dict[str, Any]:
+    """The fields of a call that are its request's."""
+    asked: dict[str, Any] = {"key": request.idempotency_key, "user": "", "card": "", "amount": None, "currency": ""}
+    if not isinstance(request, VoidRequest) and request.HasField("amount"):
+        asked |= {"amount": request.amount.minor_units, "currency": request.amount.currency_code}
+    match request:
+        case ChargeRequest():
+            is_held = request.capture == CaptureMode.CAPTURE_MODE_MANUAL
+            card = {"card": request.card.token, "fingerprint": request.card.fingerprint}
+            return asked | card | {"user": request.user_id, "is_held": is_held}
+        case CaptureRequest():
+            return asked | {"operation": "capture", "charge_id": request.charge_id, "is_final": request.final}
+        case VoidRequest():
+            return asked | {"operation": "void", "charge_id": request.charge_id}
+        case RefundRequest():
+            return asked | {"operation": "refund", "charge_id": request.charge_id}
+        case _:
+            assert_never(request)
 
 
 # ---------------------------------------------------------------- the meaning of the records
-@dataclass(slots=True)
-class Stream:
-    """A charge's stream, as far as it can be read."""
-
-    charge_id: str
-    entries: list[tuple[Record, str, Event]] = field(default_factory=list)
-
-    @property
-    def requested(self) -> Any:
-        """The ChargeRequested, or an empty one."""
-        return self.entries[0][2].charge_requested
-
-    @property
-    def ending(self) -> tuple[Record, str, Event] | None:
-        """The entry with which the charge came to rest; None if it is unfinished."""
-        return next((entry for entry in self.entries if entry[1] in STATUS_AT_REST), None)
-
-    @property
-    def is_in_review(self) -> bool:
-        """Whether the charge waits for a person."""
-        return self.ending is not None and self.ending[1] == "review_required"
-
-    def tokens(self, kind: Literal["token_issued", "token_expired"]) -> list[str]:
-        """The transaction tokens that were issued, or that expired, in their order."""
-        return [getattr(event, kind).token for _, name, event in self.entries if name == kind]
-
-    def terms(self) -> tuple[str, str, int, str]:
-        """User, card, amount, currency."""
-        asked = self.requested
-        return asked.user_id, asked.card.token, asked.amount.minor_units, asked.amount.currency_code
-
-
 def charge_id_of(tenant: str, key: str) -> str:
     """The id that a tenant's key must have: UUIDv8 of SHA-256 over both, each after its length in 8 bytes."""
-    parts = b"".join(len(part).to_bytes(8, "big") + part for part in (tenant.encode(), key.encode()))
+    return _id_of(tenant, key)
+
+
+def operation_id_of(charge_id: str, kind: str, key: str) -> str:
+    """The id that an operation that follows in a charge must have: made of its charge, kind and key by the same rule."""
+    return _id_of(charge_id, kind, key)
+
+
+def _id_of(*texts: str) -> str:
+    parts = b"".join(len(part).to_bytes(8, "big") + part for part in (text.encode() for text in texts))
     raw = bytearray(hashlib.sha256(parts).digest()[:16])
     raw[6] = raw[6] & 0x0F | 0x80
     raw[8] = raw[8] & 0x3F | 0x80

@@ -50,7 +50,7 @@ class Referee:
         return [bank_call(call) for call in await self.calls()]
 
     async def asked(self, charge_id: str) -> list[str]:
-        """The steps that it was asked for about a charge, in order: token, execute, look_up."""
+        """The steps that it was asked for about a charge, in order: token, execute, cancel, look_up."""
         return [
             step_of(call) for call in await self.calls() if call["reference"] == charge_id or charge_id in call["path"]
         ]
@@ -75,12 +75,15 @@ def bank_call(call: Mapping[str, Any]) -> BankCall:
             return BankCall("look_up", reference, call["token"] or "")
         case "execute":
             return BankCall("execute", reference, call["path"].split("/")[2])
+        case "cancel":
+            return BankCall("cancel", reference, call["path"].split("/")[2])
         case _:
             return BankCall("token", reference)  # the token it has is the answer's
 
 
 def step_of(call: Mapping[str, Any]) -> str:
-    """The step that a call asks for: token, execute, look_up."""
+    """The step that a call asks for: token, execute, cancel, look_up."""
     if call["method"] == "GET":
         return "look_up"
-    return "execute" if call["path"].endswith("/execute") else "token"
+    last = call["path"].rsplit("/", 1)[1]
+    return last if last in ("execute", "cancel") else "token"

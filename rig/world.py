@@ -16,8 +16,17 @@ import grpc
 import grpc.aio
 
 from charging.v1 import command_pb2_grpc, journal_pb2_grpc
-from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OutcomeSource
-from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from charging.v1.command_pb2 import (
+    CaptureMode,
+    CaptureRequest,
+    ChargeRequest,
+    ChargeResponse,
+    OperationOutcome,
+    OutcomeSource,
+    RefundRequest,
+    VoidRequest,
+)
+from charging.v1.common_pb2 import Card, ChargeStatus, Money, OperationStatus
 from charging.v1.journal_pb2 import Event
 from command_service.codec import charge_id_of
 from command_service.journal import START, Place
@@ -35,6 +44,13 @@ CHARGED = ChargeStatus.CHARGE_STATUS_CHARGED
 DECLINED = ChargeStatus.CHARGE_STATUS_DECLINED
 IN_REVIEW = ChargeStatus.CHARGE_STATUS_IN_REVIEW
 ABANDONED = ChargeStatus.CHARGE_STATUS_ABANDONED
+AUTHORIZED = ChargeStatus.CHARGE_STATUS_AUTHORIZED
+VOIDED = ChargeStatus.CHARGE_STATUS_VOIDED
+OPERATION_PENDING = OperationStatus.OPERATION_STATUS_PENDING
+OPERATION_EXECUTED = OperationStatus.OPERATION_STATUS_EXECUTED
+OPERATION_DECLINED = OperationStatus.OPERATION_STATUS_DECLINED
+OPERATION_IN_REVIEW = OperationStatus.OPERATION_STATUS_IN_REVIEW
+OPERATION_ABANDONED = OperationStatus.OPERATION_STATUS_ABANDONED
 FRESH = OutcomeSource.OUTCOME_SOURCE_FRESH
 JOINED = OutcomeSource.OUTCOME_SOURCE_JOINED
 REPLAYED = OutcomeSource.OUTCOME_SOURCE_REPLAYED
@@ -61,6 +77,16 @@ def a_request(key: str | None = None, **changed: Any) -> ChargeRequest:
     )
     request.MergeFrom(ChargeRequest(**changed))
     return request
+
+
+def a_hold(key: str | None = None, **changed: Any) -> ChargeRequest:
+    """A valid request for a hold."""
+    return a_request(key, capture=CaptureMode.CAPTURE_MODE_MANUAL, **changed)
+
+
+def money(minor_units: int | None, currency_code: str = "EUR") -> Money | None:
+    """An amount; None for all that is left."""
+    return None if minor_units is None else Money(minor_units=minor_units, currency_code=currency_code)
 
 
 def id_of(request: ChargeRequest) -> str:
@@ -183,6 +209,47 @@ class World:
     async def charge(self, request: ChargeRequest, seconds: float = PATIENT_SECONDS) -> ChargeResponse:
         """Charge, with a deadline in so many seconds."""
         return await self.commands.Charge(request, timeout=seconds)
+
+    async def capture(
+        self,
+        charge_id: str,
+        minor_units: int | None = None,
+        *,
+        key: str | None = None,
+        final: bool = False,
+        seconds: float = PATIENT_SECONDS,
+    ) -> OperationOutcome:
+        """Capture, under a key of its own unless one is given."""
+        request = CaptureRequest(
+            idempotency_key=key or new_key(), charge_id=charge_id, amount=money(minor_units), final=final
+        )
+        return (await self.commands.Capture(request, timeout=seconds)).outcome
+
+    async def void(
+        self, charge_id: str, *, key: str | None = None, seconds: float = PATIENT_SECONDS
+    ) -> OperationOutcome:
+        """Void, under a key of its own unless one is given."""
+        request = VoidRequest(idempotency_key=key or new_key(), charge_id=charge_id)
+        return (await self.commands.Void(request, timeout=seconds)).outcome
+
+    async def refund(
+        self,
+        charge_id: str,
+        minor_units: int | None = None,
+        *,
+        key: str | None = None,
+        currency_code: str = "EUR",
+        seconds: float = PATIENT_SECONDS,
+    ) -> OperationOutcome:
+        """Refund, under a key of its own unless one is given."""
+        request = RefundRequest(
+            idempotency_key=key or new_key(), charge_id=charge_id, amount=money(minor_units, currency_code)
+        )
+        return (await self.commands.Refund(request, timeout=seconds)).outcome
+
+    async def moved(self) -> list[tuple[str, int]]:
+        """The kinds and amounts of all movements, in the order of the bank's statement."""
+        return [(movement.kind, movement.minor_units) for movement in await self.referee.movements()]
 
     async def pending(self, request: ChargeRequest) -> ChargeResponse:
         """Charge, and do not wait for the outcome that does not come."""

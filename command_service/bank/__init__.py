@@ -1,20 +1,29 @@
-"""The port to a bank: two effects in, an answer out. The charge does not know its bank's ways.
+"""The port to a bank: three effects in, an answer out. The charge does not know its bank's ways.
+
+The token step, the execute step and calling off are the same for every kind of operation. "Our reference" is the operation's
+(`Operation.reference`). An operation that follows says in `on` which transaction of the bank opened its charge: that is the one
+that it captures, voids or refunds.
 
 An adapter promises these, since nothing else keeps a customer from being charged twice:
 
-1. The token step is idempotent by our reference, the charge id: a known reference gives back its transaction in its present
-   state. Only if that one has expired, unexecuted, is another opened, so that a reference never has two that can be
-   executed. An adapter whose bank cannot do that looks up first.
+1. The token step is idempotent by our reference: a known reference gives back its transaction in its present state. Only if
+   that one has expired, unexecuted, is another opened, so that a reference never has two that can be executed. An adapter
+   whose bank cannot do that looks up first.
 2. The execute step is idempotent by token, under concurrent repeats and across the bank's own restart.
 3. `Declined` and `Expired` mean that the bank has closed the token for ever: a late execute cannot succeed. If the bank does
-   not close it by itself, the adapter cancels and looks up before it answers.
-4. Another amount, currency or card under a known reference or token is refused.
+   not close it by itself, the adapter cancels and looks up before it answers. `Declined(AUTHORIZATION_EXPIRED)` says why a
+   capture or a void was not done: the bank has let the hold lapse.
+4. Another kind, transaction to act on, amount, currency or card under a known reference or token is refused, and so is
+   another word on whether a capture is final.
 5. Only a definite "expired, not executed" leads to a new token.
+6. `CalledOff` means that the bank has closed the token for ever, unexecuted: a late execute cannot succeed. To a `CallOff`
+   without a token it may also mean that the bank has no transaction of our reference. A late token step may still open one:
+   it moves no money, and nobody will execute it. If the bank has executed the transaction, the answer is `Executed`.
 
 And no charge ends on one answer that does not name it, since that may be the answer to another question. The question is put
 again in a way that excludes this, or the answer is `NoAnswer`.
 
-tests/contract/test_bank.py holds every adapter to them.
+tests/contract/test_bank.py holds every adapter to them, for every kind.
 """
 
 from typing import Protocol

@@ -5,26 +5,38 @@ Here are its paths, members, statuses and words, and no conclusion from them: `t
     the bank says                                                      the dialect replies
     -----------------------------------------------------------------  ------------------------------
     200 and how far the transaction has come, in every member          Transaction
-    410 token_expired to the execute step, in every member             Transaction, expired
-    400, 404, 409 or 422 to a step, in one of the bank's own words     Refusal
+    410 token_expired or token_cancelled to the execute step, likewise Transaction, expired or cancelled
+    400, 404, 409 or 422 to an order, in one of the bank's own words   Refusal
     404 to a look-up, in one of the bank's own words                   Refusal
     202 in_progress                                                    InProgress
     401 or 403, or a certificate that is not trusted                   NoAnswer, our_setup
     anything else                                                      NoAnswer
 
 1. A refusal in other words is not the bank's, but that of a proxy or of a server at a wrong address.
-2. An order goes with an idempotency key of our own, for whatever stands between us and the bank.
+2. An order (a step, or calling off) goes with an idempotency key of our own, for whatever stands between us and the bank.
+3. An answer that says no kind is about a charge: the banks that know nothing else say none.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import httpx
 
 from command_service.bank.transport import JSON_CONTENT, Endpoint, Exchange, no_answer
 from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
-from command_service.values import DeclineReason, Effect, Execute, InProgress, NoAnswer, RequestToken
+from command_service.values import (
+    CallOff,
+    DeclineReason,
+    Effect,
+    Execute,
+    InProgress,
+    Kind,
+    NoAnswer,
+    RequestToken,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +49,42 @@ class _Question:
 
 
 _STATES = {stage.value: stage for stage in Stage}
+_ENDS = {word: stage for word, stage in _STATES.items() if stage is not Stage.CREATED}
 _RESULTS = {"executed": Stage.EXECUTED, "already_executed": Stage.EXECUTED, "declined": Stage.DECLINED}
+_CLOSED = {"token_expired": Stage.EXPIRED, "token_cancelled": Stage.CANCELLED}
 _DEFINITE = frozenset({400, 404, 409, 422})
 # The bank's own words for its refusals.
 _WORDS = {
     "bad_request",
     "card_unknown",
+    "currency_differs",
     "fields_differ",
     "reference_reused",
     "reference_unknown",
     "refused",
     "token_unknown",
+    "transaction_unknown",
 }
 
 _TOKEN_STEP = _Question("POST", {200: ("state", _STATES)}, _DEFINITE)
-_EXECUTE_STEP = _Question(
-    "POST", {200: ("result", _RESULTS), 410: ("error", {"token_expired": Stage.EXPIRED})}, _DEFINITE
-)
+_EXECUTE_STEP = _Question("POST", {200: ("result", _RESULTS), 410: ("error", _CLOSED)}, _DEFINITE)
+# One that is open still was not called off: this is no answer.
+_CANCEL = _Question("POST", {200: ("state", _ENDS)}, _DEFINITE)
 # Any other refusal of a look-up tells nothing of the transaction, and so is no answer.
 _LOOK_UP = _Question("GET", {200: ("state", _STATES)}, frozenset({404}))
 
+_KINDS = {kind.value: kind for kind in Kind}
 # The bank's reasons. All others become OTHER: some words of ours are not the bank's to say.
 _REASONS = {
     "card_declined": DeclineReason.CARD_DECLINED,
     "insufficient_funds": DeclineReason.INSUFFICIENT_FUNDS,
     "expired_card": DeclineReason.EXPIRED_CARD,
+    "authorization_expired": DeclineReason.AUTHORIZATION_EXPIRED,
 }
+# RFC 3339 and nothing else: Python takes other forms too, and times without a zone.
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_BEGIN_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class Gateway:
@@ -74,30 +96,42 @@ class Gateway:
 
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:
         """Open a transaction under our reference, or hear of the known one."""
-        order = {
-            "reference": effect.charge_id,
-            "card": effect.card_token,
-            "amount": effect.amount.minor_units,
-            "currency": effect.amount.currency_code,
-        }
+        operation, amount = effect.operation, effect.operation.amount
+        order: dict[str, object] = {"reference": operation.reference}
+        if operation.opens:
+            order["card"] = operation.request.card.token
+        else:
+            order["on"] = operation.on
+        order["amount"], order["currency"] = amount.minor_units, amount.currency_code
+        if operation.kind is not Kind.CHARGE:
+            order["kind"] = operation.kind.value
+        if operation.kind is Kind.CAPTURE:
+            order["final"] = operation.is_final
         # With the count, the request after an expired token is another one than the request before.
-        key = f"{effect.charge_id}:token:{effect.expired_tokens}"
+        key = f"{operation.reference}:token:{effect.expired_tokens}"
         return await self._ask(_TOKEN_STEP, effect, "", order, key=key, fresh=fresh)
 
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
         """Execute the token's transaction."""
+        amount = effect.operation.amount
         # The bank compares these with what its token stands for, before any money moves.
-        order = {"amount": effect.amount.minor_units, "currency": effect.amount.currency_code}
-        key = f"{effect.charge_id}:execute:{effect.token}"
+        order = {"amount": amount.minor_units, "currency": amount.currency_code}
+        key = f"{effect.operation.reference}:execute:{effect.token}"
         return await self._ask(_EXECUTE_STEP, effect, f"/{effect.token}/execute", order, key=key, fresh=fresh)
 
-    async def find_by_token(self, effect: Execute, *, fresh: bool) -> Reply:
+    async def cancel(self, effect: CallOff, token: str, *, fresh: bool) -> Reply:
+        """Call the token's transaction off."""
+        key = f"{effect.operation.reference}:cancel:{token}"
+        return await self._ask(_CANCEL, effect, f"/{token}/cancel", key=key, fresh=fresh)
+
+    async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
         """Look the token's transaction up."""
-        return await self._ask(_LOOK_UP, effect, f"/{effect.token}", fresh=fresh)
+        return await self._ask(_LOOK_UP, effect, f"/{token}", fresh=fresh)
 
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
         """Look the newest transaction of our reference up."""
-        return await self._ask(_LOOK_UP, effect, f"?{httpx.QueryParams(reference=effect.charge_id)}", fresh=fresh)
+        query = httpx.QueryParams(reference=effect.operation.reference)
+        return await self._ask(_LOOK_UP, effect, f"?{query}", fresh=fresh)
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -115,6 +149,8 @@ class Gateway:
     ) -> Reply:
         headers = [JSON_CONTENT, (b"Idempotency-Key", key.encode())] if key else [JSON_CONTENT]
         body = json.dumps(order).encode() if order else b""
+        if key and not body:
+            headers.append((b"Content-Length", b"0"))  # Some servers wait for the body of a POST that names no length.
         got = await self._transactions.ask(question.method, path, headers=headers, body=body, fresh=fresh)
         return got if isinstance(got, NoAnswer) else heard(got, _read(got, question), effect)
 
@@ -159,7 +195,38 @@ def _transaction(got: Exchange, said: Mapping[str, object], stage: Stage) -> Tra
             and (transaction_id is not None) == (stage is Stage.EXECUTED)
             and (word is not None) == (stage is Stage.DECLINED)
         ):
+            kind = _KINDS.get(str(said.get("kind", "charge")))
+            on, is_final = said.get("on", ""), said.get("final", False)
+            is_hold = kind is Kind.AUTHORIZE and stage is Stage.EXECUTED
+            hold_expires_at = _microseconds(said.get("hold_expires_at")) if is_hold else 0
+            if kind is None or not isinstance(on, str) or not isinstance(is_final, bool) or hold_expires_at is None:
+                return None
             usable_id = transaction_id if isinstance(transaction_id, str) and is_storable(transaction_id) else ""
             reason = None if word is None else _REASONS.get(word, DeclineReason.OTHER)
-            return Transaction(stage, token, reference, card, amount, currency, usable_id, reason, got)
+            return Transaction(
+                stage,
+                token,
+                reference,
+                card,
+                amount,
+                currency,
+                usable_id,
+                reason,
+                got,
+                kind,
+                on,
+                is_final,
+                hold_expires_at,
+            )
     return None
+
+
+def _microseconds(said: object) -> int | None:
+    """Read a time after 1970: microseconds since then, 0 if none is said. None: it is malformed."""
+    if said is None:
+        return 0
+    try:
+        at = datetime.fromisoformat(said) if isinstance(said, str) and _TIME.fullmatch(said) else _BEGIN_OF_TIME
+    except ValueError:  # Of a 13th month.
+        return None
+    return (at - _BEGIN_OF_TIME) // _MICROSECOND if at > _BEGIN_OF_TIME else None

@@ -1,6 +1,7 @@
 """A line to a bank: the bank, the number of calls that it is given at once, and the breaker that spares it."""
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from command_service.bank import Bank
@@ -38,19 +39,24 @@ class Line:
         """When it may be worth coming back while the bank is spared."""
         return self._breaker.retry_after_seconds
 
-    async def perform(self, effect: Effect, *, look_up_first: bool) -> Performed:
+    async def perform(
+        self, effect: Effect, *, look_up_first: bool, is_wanted: Callable[[], bool] | None = None
+    ) -> Performed | None:
         """Have the bank do a step as soon as there is a slot and the breaker admits the call. Never raises.
 
+        `is_wanted` is asked right before the call, after all waiting: if it says no, nothing is sent, and the result is None.
         While the breaker is open, an unanswered probe is the answer to every waiting step.
         """
         while True:
             async with self._slots:  # held during the call only, never through a pause
+                if is_wanted is not None and not is_wanted():
+                    return None
                 if (admitted := self._breaker.admit()) is not None:
                     answer: Answer = NoAnswer()
                     try:
                         answer = await self._bank.perform(effect, look_up_first=look_up_first)
                     finally:  # a bank must not raise; if it does, a probe without an end would admit no call ever again
-                        self._breaker.note(admitted, effect.charge_id, answer)
+                        self._breaker.note(admitted, effect.operation.request.charge_id, answer)
                     return Performed(answer, 1)
             if (unanswered := await self._breaker.pause()) is not None:
                 return Performed(unanswered, 0)

@@ -1,19 +1,25 @@
 """From a bank's replies to the answer of a step, with the look-up that settles it: the same for every bank of two steps.
 
-A `Dialect` puts four questions to its bank and reads the replies. The meaning of a reply for the charge is decided here and
+A `Dialect` puts five questions to its bank and reads the replies. The meaning of a reply for the charge is decided here and
 nowhere else, because this decision keeps money from moving twice. A transaction is open while the bank still waits for its
-execution; a reply is doubtful if it must be heard again before anything rests on it.
+execution; a reply is doubtful if it must be heard again before anything rests on it. *Settling* is the execute step, or the
+calling off of a token: both ask the bank to close a transaction, and read its end in one way.
 
     the bank replies                               the step's answer
     ---------------------------------------------  ---------------------------------------------------------
-    token step: fields equal to ours               Token, even if executed already: the execute step will hear it
+    token step: fields equal to ours               Token, even if it is closed: the execute step will hear how
     token step: a refusal, twice                   Refused
     token step: fields that differ, twice          Contradiction
     token step: a refusal and differing fields     NoAnswer
-    execute step: executed, fields equal to ours   Executed
-    execute step: declined or expired              the look-up's answer, else Contradiction
-    execute step: fields that differ from ours     the look-up's answer; if it is open, the step again, else Contradiction
-    execute step: a refusal                        the look-up's answer; if it is open, the step again, else Refused
+    settling: executed, fields equal to ours       Executed
+    settling: declined, expired or cancelled       the look-up's answer, else Contradiction
+    settling: fields that differ from ours         the look-up's answer; if it is open, the step again, else Contradiction
+    settling: a refusal                            the look-up's answer; if it is open, the step again, else Refused
+    calling off without a token, after a look-up by our reference:
+        fields equal to ours                       what calling off its token settles
+        a refusal, twice                           CalledOff: there is nothing to close
+        fields that differ, twice                  Contradiction
+        a refusal and differing fields             NoAnswer
     executed under an id that may not be stored    the answer of two look-ups; if they agree, Contradiction
     in progress, to a look-up too                  InProgress
     no answer, to a look-up too                    NoAnswer
@@ -23,21 +29,27 @@ execution; a reply is doubtful if it must be heard again before anything rests o
    connection (`heard`), and the next question goes over a fresh one.
 2. A look-up counts only if it equals ours in every field, the token included. A look-up by reference may bring up another
    token: then nobody may guess. A doubtful look-up by token is followed by one by our reference.
-3. An end without money (declined, expired) is believed only if a look-up says it as well. An answer that got mixed up on
-   its way then costs a question, not a second charge.
+3. An end without money (declined, expired, cancelled) is believed only if a look-up says it as well. An answer that got
+   mixed up on its way then costs a question, not a second charge.
 4. A step is repeated only as it was put before: with the same reference or the same token, under which a bank does it once.
 5. Nothing here takes a new token. The core does, after an `Expired`.
+6. A restored journal may hold a token that the bank has replaced. So its calling off goes by our reference, whose newest
+   transaction is the only one that can be open or executed.
 """
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from enum import Enum
+from functools import partial
 from typing import Protocol, assert_never
 
 from command_service.bank.transport import Exchange, no_answer
 from command_service.card_numbers import card_number_in
 from command_service.values import (
     Answer,
+    CalledOff,
+    CallOff,
     Contradiction,
     Declined,
     DeclineReason,
@@ -47,6 +59,7 @@ from command_service.values import (
     Executed,
     Expired,
     InProgress,
+    Kind,
     NoAnswer,
     Refused,
     RequestToken,
@@ -72,6 +85,11 @@ class Stage(Enum):
     EXECUTED = "executed"
     DECLINED = "declined"
     EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+# The fields that are compared, as evidence names them.
+_FIELDS = ("token", "reference", "kind", "on", "card", "amount", "currency", "final")
 
 
 @value
@@ -90,17 +108,40 @@ class Transaction:
     """None unless declined."""
     exchange: Exchange | None = None
     """What brought it. None: the dialect knew it without asking."""
+    kind: Kind = Kind.CHARGE
+    on: str = ""
+    """The id of the transaction that it follows; empty for one that opens a charge."""
+    is_final: bool = False
+    hold_expires_at: int = 0
+    """In microseconds since 1970; 0 unless it is an executed authorize and the bank tells it."""
 
     def differences(self, effect: Effect) -> tuple[str, ...]:
-        """The names of the fields that are not ours. The token step has no token yet to compare."""
-        pairs = {
-            "token": (self.token, effect.token if isinstance(effect, Execute) else self.token),
-            "reference": (self.reference, effect.charge_id),
-            "card": (self.card, effect.card_token),
-            "amount": (self.amount_minor, effect.amount.minor_units),
-            "currency": (self.currency, effect.amount.currency_code),
-        }
-        return tuple(name for name, (theirs, ours) in pairs.items() if theirs != ours)
+        """The names of the fields that are not ours. The token is compared if the effect has one."""
+        wanted = effect.operation
+        token = None if isinstance(effect, RequestToken) else effect.token
+        theirs = (
+            self.token,
+            self.reference,
+            self.kind,
+            self.on,
+            self.card,
+            self.amount_minor,
+            self.currency,
+            self.is_final,
+        )
+        ours = (
+            self.token if token is None else token,
+            wanted.reference,
+            wanted.kind,
+            wanted.on,
+            wanted.request.card.token,
+            wanted.amount.minor_units,
+            wanted.amount.currency_code,
+            wanted.is_final,
+        )
+        if theirs == ours:  # As nearly always, and several times in each step.
+            return ()
+        return tuple(name for name, said, our in zip(_FIELDS, theirs, ours, strict=True) if said != our)
 
     @property
     def has_unusable_id(self) -> bool:
@@ -126,20 +167,23 @@ class Refusal:
 
 
 Reply = Transaction | Refusal | InProgress | NoAnswer
+Question = Callable[..., Awaitable[Reply]]
+"""One of a dialect's questions, ready to be put: it takes `fresh` and nothing else."""
 
 
 class Dialect(Protocol):
-    """The four questions in one bank's own API.
+    """The five questions in one bank's own API.
 
     1. A question is put once. A dialect repeats none, draws no conclusion from a reply, and compares nothing with ours.
     2. A question raises nothing, whatever comes back or does not; only cancelling passes. The deadline is the caller's.
-    3. `request_token` is idempotent by the reference, which is the charge id, and `execute` by the token. A bank that
-       promises less gets its transaction looked up within the question. The look-ups change nothing.
+    3. `request_token` is idempotent by the operation's reference, `execute` and `cancel` by the token. A bank that promises
+       less gets its transaction looked up within the question. The look-ups change nothing.
     4. A reply is read whole and strictly, or it is `NoAnswer`: a proxy's 404 is no refusal by the bank, JSON or not.
     5. A `Refusal` is definite: the bank has not done what it was asked. To a look-up it says that there is no such
        transaction; a look-up refused for any other reason is `NoAnswer`.
-    6. `DECLINED` and `EXPIRED` are for ever. If the bank would still execute the transaction, the dialect calls it off
-       first, and until it knows the outcome of that, it says `InProgress` or `NoAnswer`.
+    6. `DECLINED`, `EXPIRED` and `CANCELLED` are for ever. If the bank would still execute the transaction, the dialect calls
+       it off first, and until it knows the outcome of that, it says `InProgress` or `NoAnswer`. So it does if `cancel`
+       leaves the transaction open.
     7. A `Transaction` has a token that `is_storable`, and a transaction id that is, or none.
     8. With `fresh` the question goes over a connection that has never been used, so that the reply is to this question.
     9. A reply to an HTTP request passes through `heard` before anything else is awaited.
@@ -153,7 +197,11 @@ class Dialect(Protocol):
         """Tell the bank to execute the token's transaction, and say how it ended."""
         ...
 
-    async def find_by_token(self, effect: Execute, *, fresh: bool) -> Reply:
+    async def cancel(self, effect: CallOff, token: str, *, fresh: bool) -> Reply:
+        """Tell the bank to close the token's transaction for ever, unless it is closed, and say how it ended."""
+        ...
+
+    async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
         """Ask what the bank knows of the token's transaction."""
         ...
 
@@ -191,6 +239,8 @@ class TwoStepBank:
                         return await self._token_step(effect, look_up_first)
                     case Execute():
                         return await self._execute_step(effect, look_up_first)
+                    case CallOff():
+                        return await self._calling_off(effect, look_up_first)
                     case _:
                         assert_never(effect)
         except TimeoutError:
@@ -215,37 +265,50 @@ class TwoStepBank:
                     pass  # There is no token, or one that would only expire again: the bank is asked for one.
                 case Transaction():
                     return Token(known.token)
-        said = await dialect.request_token(effect, fresh=False)
-        again = await dialect.request_token(effect, fresh=True) if _is_doubtful(said, effect) else said
-        match said, again:
-            case _, InProgress() | NoAnswer() as unsettled:
-                return unsettled
-            case _, Transaction() as known if not known.differences(effect):
+        match await _heard_twice(partial(dialect.request_token, effect), effect):
+            case Transaction() as known:
                 return Token(known.token)
-            case Refusal(), Refusal() as refusal:
+            case Refusal() as refusal:
                 return Refused(refusal.evidence())
-            case Transaction(), Transaction() as known:
-                return _contradiction(known, effect)
-        return no_answer("two answers that do not agree")
+            case Contradiction() | InProgress() | NoAnswer() as answer:
+                return answer
 
     async def _execute_step(self, effect: Execute, look_up_first: bool) -> Answer:
         if look_up_first:
-            match await self._find(effect, fresh=False):
+            match await self._find(effect, effect.token, fresh=False):
                 case InProgress() | NoAnswer() as unsettled:
                     return unsettled
                 case Transaction(stage=Stage.CREATED) as known if not known.differences(effect):
                     pass  # The bank waits for this step, as we thought.
                 case Transaction() | Refusal() as known:
                     return _end(known, effect) or _contradiction(known, effect)
+        return await self._settled(partial(self._dialect.execute, effect), effect, effect.token)
+
+    async def _calling_off(self, effect: CallOff, look_up_first: bool) -> Answer:
+        token = effect.token
+        if token is None or look_up_first:
+            unnamed = CallOff(effect.operation, None)
+            match await _heard_twice(partial(self._dialect.find_by_reference, unnamed), unnamed):
+                case Transaction() as known:
+                    token = known.token
+                case Refusal() as refusal:  # Nothing is open, unless the bank has forgotten a token that it gave us.
+                    return CalledOff() if token is None else _contradiction(refusal, effect)
+                case Contradiction() | InProgress() | NoAnswer() as answer:
+                    return answer
+        named = CallOff(effect.operation, token)
+        return await self._settled(partial(self._dialect.cancel, named, token), named, token)
+
+    async def _settled(self, question: Question, effect: Execute | CallOff, token: str) -> Answer:
+        """Put the question that closes the token's transaction, and read how it ended; look-ups settle what is doubtful."""
         for is_again in (False, True):  # the second time only after a doubtful reply, and if the transaction is open
-            match await self._dialect.execute(effect, fresh=is_again):
+            match await question(fresh=is_again):
                 case InProgress() | NoAnswer() as unsettled:
                     return unsettled
                 case Transaction(stage=Stage.EXECUTED) as said if not _is_doubtful(said, effect):
-                    return Executed(said.transaction_id)
+                    return Executed(said.transaction_id, said.hold_expires_at)
                 case Transaction() | Refusal() as said:
                     pass
-            match await self._find(effect, fresh=True):
+            match await self._find(effect, token, fresh=True):
                 case InProgress() | NoAnswer() as unsettled:
                     return unsettled
                 case Transaction() | Refusal() as known:
@@ -256,17 +319,37 @@ class TwoStepBank:
             # The bank still waits for this step, and its reply may not have been about it.
         return Refused(said.evidence()) if isinstance(said, Refusal) else _contradiction(said, effect)
 
-    async def _find(self, effect: Execute, *, fresh: bool) -> Reply:
-        """Look up by our token; if the reply is doubtful, by our reference."""
-        known = await self._dialect.find_by_token(effect, fresh=fresh)
+    async def _find(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
+        """Look up by a token; if the reply is doubtful, by our reference."""
+        known = await self._dialect.find_by_token(effect, token, fresh=fresh)
         return await self._dialect.find_by_reference(effect, fresh=True) if _is_doubtful(known, effect) else known
+
+
+async def _heard_twice(question: Question, effect: Effect) -> Reply | Contradiction:
+    """Put a question, and again over a fresh connection if the reply is doubtful: a refusal that is returned was heard twice.
+
+    The fields of a transaction that is returned equal ours.
+    """
+    said = await question(fresh=False)
+    if not _is_doubtful(said, effect):
+        return said
+    again = await question(fresh=True)
+    match said, again:
+        case _, Transaction() if not again.differences(effect):
+            return again
+        case (Refusal(), Transaction()) | (Transaction(), Refusal()):
+            return no_answer("two answers that do not agree")
+        case _, Transaction():
+            return _contradiction(again, effect)
+        case _:
+            return again
 
 
 def _is_doubtful(reply: Reply, effect: Effect) -> bool:
     """Whether a reply must be heard again before anything rests on it."""
     match reply:
         case Transaction():
-            return bool(reply.differences(effect)) or (reply.has_unusable_id and isinstance(effect, Execute))
+            return bool(reply.differences(effect)) or (reply.has_unusable_id and not isinstance(effect, RequestToken))
         case Refusal():
             return True
         case InProgress() | NoAnswer():
@@ -275,7 +358,7 @@ def _is_doubtful(reply: Reply, effect: Effect) -> bool:
             assert_never(reply)
 
 
-def _end(known: Transaction | Refusal, effect: Execute) -> Executed | Declined | Expired | Contradiction | None:
+def _end(known: Transaction | Refusal, effect: Execute | CallOff) -> Answer | None:
     """How our transaction ended. None: it has not, or this is not ours, or there is none."""
     if isinstance(known, Refusal) or known.differences(effect):
         return None
@@ -283,11 +366,13 @@ def _end(known: Transaction | Refusal, effect: Execute) -> Executed | Declined |
         case Stage.EXECUTED if known.has_unusable_id:
             return Contradiction(known.evidence("transaction_id"), ReviewReason.TRANSACTION_ID_UNUSABLE)
         case Stage.EXECUTED:
-            return Executed(known.transaction_id)
+            return Executed(known.transaction_id, known.hold_expires_at)
         case Stage.DECLINED:
             return Declined(known.reason or DeclineReason.OTHER)
         case Stage.EXPIRED:
             return Expired()
+        case Stage.CANCELLED:
+            return CalledOff()
         case Stage.CREATED:
             return None
         case _:

@@ -8,9 +8,9 @@ from typing import Any
 
 from charging.v1.common_pb2 import DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
-from judge.checker import Violation, check
+from judge.checker import check
 from judge.files import read_anchor, read_journal, read_view, records_in, view_in
-from judge.history import Observed, Record, Session, View
+from judge.history import Observed, Record, Session, View, Violation
 from prove.simulation.bank import APPROVED, DECLINES, Bank
 from prove.simulation.callers import Callers
 from prove.simulation.disk import Disk

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from judge.checker import Violation
+from judge.history import Violation
 from prove.simulation.loop import VirtualLoop
 from prove.simulation.plan import Dice, Mask, Plan
 

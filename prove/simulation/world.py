@@ -26,7 +26,7 @@ from typing import Any
 import structlog
 
 from charging.v1.common_pb2 import ChargeStatus
-from judge.checker import Violation
+from judge.history import Violation
 from prove.simulation.bank import Bank
 from prove.simulation.callers import Callers, patient
 from prove.simulation.disk import Disk

@@ -1,4 +1,4 @@
-"""Reads the grammar's table in the docstring of `command_service.operation`, and makes the judge's grammar from it.
+"""Reads the grammar's tables in the docstring of `command_service.operation`, and makes the judge's grammar from them.
 
     python -m tests.core.diagram        writes judge/grammar.py again
 
@@ -6,44 +6,78 @@ The judge shares no code with the servers, so that it shares no mistake. So its 
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from command_service import operation
 
 GRAMMAR = Path(__file__).parents[2] / "judge" / "grammar.py"
+# The rows of these events and of this state are for the kinds that can be called off.
+CALLING_OFF = frozenset({"NotAfterPassed", "VoidRequested", "CallingOff"})
+
+Row = Sequence[Sequence[str]]
+"""A line of a table: its cells, and the names in each."""
 
 
-def diagram() -> dict[tuple[str, str], str]:
-    """Map a state and an event to the next state."""
-    rows = [line.split() for line in (operation.__doc__ or "").splitlines() if line.startswith("    ")]
-    return {(row[0], event.rstrip(",")): row[-1] for row in rows[2:] for event in row[1:-1]}
+def diagram(kind: str) -> dict[tuple[str, str], str]:
+    """Map a state and an event to the next state, for an operation of a kind."""
+    means = kinds()[kind]
+    absent = frozenset() if means["CalledOff"] else CALLING_OFF
+    return {
+        (state, event): after
+        for (state,), names, (after,) in _tables()[0]
+        for name in names
+        if absent.isdisjoint({state, name})
+        for event in means.get(name, [name])
+    }
+
+
+def kinds() -> dict[str, Mapping[str, Sequence[str]]]:
+    """Map each kind of operation to what the states' table calls Requested, Moved, Declined, Abandoned and CalledOff in it."""
+    head, *rows = _tables()[1]
+    return {
+        kind: {name: [] if events == ["-"] else events for (name,), events in zip(head[1:], cells, strict=True)}
+        for (kind,), *cells in rows
+    }
+
+
+def _tables() -> tuple[list[Row], list[Row]]:
+    """Read the states' table without its head, and the kinds' with it."""
+    lines = [line.strip() for line in (operation.__doc__ or "").splitlines() if line.startswith("    ")]
+    rows: list[Row] = [
+        [cell.split(", ") for cell in re.split("  +", line)] for line in lines if not line.startswith("--")
+    ]
+    second = next(number for number, row in enumerate(rows) if row[0] == ["kind"])
+    return rows[1:second], rows[second:]
 
 
 def grammar() -> str:
     """Make the text of judge/grammar.py: the same grammar by the events' names in the contract."""
-    table = diagram()
-    followers: dict[str, list[str]] = {state: [] for state in ("Absent", *table.values())}
-    for state, event in table:
-        followers[state].append(_in_the_contract(event))
-    lines = [_line("None", followers["Absent"])]
-    lines += [
-        _line(f'"{_in_the_contract(event)}"', followers[state])
-        for event, state in dict.fromkeys((event, state) for (_, event), state in table.items())
+    steps = [
+        f'    ("{kind}", "{state}", "{_in_the_contract(event)}"): "{after}",'
+        for kind in kinds()
+        for (state, event), after in diagram(kind).items()
     ]
+    moved = [f'    "{kind}": "{_in_the_contract(means["Moved"][0])}",' for kind, means in kinds().items()]
     return "\n".join(
         [
-            '"""The events that may follow each event in a stream: made from the table in command_service/operation.py.',
+            '"""The order of events in an operation of each kind: made from the tables in command_service/operation.py.',
             "",
             "Make it anew by `python -m tests.core.diagram`.",
             '"""',
             "",
             "from collections.abc import Mapping",
             "",
-            "FOLLOWS: Mapping[str | None, frozenset[str]] = {",
-            *lines,
+            "NEXT: Mapping[tuple[str, str, str], str] = {",
+            *steps,
             "}",
+            '"""The next state, by the kind of operation, its state and an event."""',
+            "MOVED: Mapping[str, str] = {",
+            *moved,
+            "}",
+            '"""The event with which an operation of each kind is executed."""',
             f"TOKEN_LIMIT = {operation.TOKEN_LIMIT}",
-            '"""The expired tokens after which a charge goes into review."""',
+            '"""The expired tokens after which an operation goes into review."""',
             "",
         ]
     )
@@ -51,11 +85,6 @@ def grammar() -> str:
 
 def _in_the_contract(event: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", event).lower()
-
-
-def _line(event: str, followers: list[str]) -> str:
-    names = ", ".join(f'"{name}"' for name in followers)
-    return f"    {event}: frozenset({{{names}}})," if names else f"    {event}: frozenset(),"
 
 
 if __name__ == "__main__":

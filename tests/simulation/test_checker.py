@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import sqlite3
-import struct
 import subprocess
 import sys
 import tomllib
@@ -18,85 +16,25 @@ from pathlib import Path
 
 import pytest
 
-from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
-from charging.v1.journal_pb2 import (
-    ChargeAbandoned,
-    Charged,
-    ChargeDeclined,
-    ChargeRequested,
-    Event,
-    ReviewRequired,
-    TokenExpired,
-    TokenIssued,
-)
 from judge.checker import check
 from judge.cli import main
-from judge.history import BankCall, Call, Movement, Observed, Record, Session, charge_id_of, fold
-
-KEY, OTHER = "order-00001", "order-00002"
-CARD_NUMBER = "4111111111111111"
-CHARGED, DECLINED, PENDING = 2, 3, 1
-
-
-def requested(key: str, amount: int = 1250, actor: str = "anonymous") -> Event:
-    return Event(
-        charge_requested=ChargeRequested(
-            charge_id=charge_id_of("default", key),
-            tenant="default",
-            idempotency_key=key,
-            actor=actor,
-            user_id="ada",
-            card=Card(token="tok_visa", brand="visa", last4="4242"),
-            amount=Money(minor_units=amount, currency_code="EUR"),
-            metadata={"b": "2", "a": "1"},
-        )
-    )
-
-
-def issued(token: str) -> Event:
-    return Event(token_issued=TokenIssued(token=token))
-
-
-def expired(token: str) -> Event:
-    return Event(token_expired=TokenExpired(token=token))
-
-
-def charged(transaction: str = "txn-1", amount: int = 1250) -> Event:
-    return Event(
-        charged=Charged(
-            user_id="ada",
-            card=Card(token="tok_visa", brand="visa", last4="4242"),
-            amount=Money(minor_units=amount, currency_code="EUR"),
-            transaction_id=transaction,
-        )
-    )
-
-
-DECLINE = Event(charge_declined=ChargeDeclined(reason=DeclineReason.DECLINE_REASON_CARD_DECLINED))
-REVIEW = Event(review_required=ReviewRequired(reason=ReviewReason.REVIEW_REASON_CONTRADICTION))
-ABANDON = Event(charge_abandoned=ChargeAbandoned(attempts=5))
-
-
-def journal(*events: tuple[str, Event], versions: dict[str, int] | None = None) -> list[Record]:
-    """Seal events, each with its key, like a journal: by the contract, not by the product's code."""
-    records: list[Record] = []
-    versions = versions or {}
-    chain = bytes(32)
-    for position, (key, event) in enumerate(events, 1):
-        charge_id = charge_id_of("default", key)
-        version = versions[charge_id] = versions.get(charge_id, 0) + 1
-        recorded_at, stored = 1_790_000_000_000_000 + position, event.SerializeToString()
-        head = struct.pack(">32sQ16sQQ", chain, position, uuid.UUID(charge_id).bytes, version, recorded_at)
-        chain = hashlib.sha256(head + hashlib.sha256(stored).digest()).digest()
-        records.append(Record(position, charge_id, version, recorded_at, chain, stored))
-    return records
-
-
-def call(key: str = KEY, **changes: object) -> Call:
-    charge_id = charge_id_of("default", key)
-    answered = Call(key, "ada", "tok_visa", 1250, "EUR", "ok", charge_id, CHARGED, "txn-1", 0, 4, 1, durable_position=4)
-    return replace(answered, **changes)  # type: ignore[arg-type]  # a test names fields and values that fit
-
+from judge.history import BankCall, Movement, Observed, Session, charge_id_of, fold
+from tests.simulation.histories import (
+    ABANDON,
+    CARD_NUMBER,
+    DECLINE,
+    DECLINED,
+    KEY,
+    OTHER,
+    REVIEW,
+    bare,
+    call,
+    charged,
+    expired,
+    issued,
+    journal,
+    requested,
+)
 
 EVENTS = [
     (KEY, requested(KEY)),
@@ -140,10 +78,6 @@ def good() -> Observed:
         blobs={"log": b"nothing to see"},
         is_at_rest=True,
     )
-
-
-def bare(*events: tuple[str, Event], **rest: object) -> Observed:
-    return Observed(journal(*events), **rest)  # type: ignore[arg-type]  # a test names fields and values that fit
 
 
 CHARGED_ONCE = [(KEY, requested(KEY)), (KEY, issued("t-1")), (KEY, charged())]

@@ -1,0 +1,109 @@
+"""Reads requests strictly: what is not exactly as the API says is refused, by the name of its field."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Never
+from urllib.parse import parse_qsl
+
+from gateway_mock.model import CAPTURE, CHARGE, FOLLOWING, Operation, Transaction
+
+MAX_AMOUNT = 2**63 - 1  # What SQLite stores.
+
+_REFERENCE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_TRANSACTION_ID = re.compile(r"[\x20-\x7e]{1,255}")  # With room for ids that a fault made odd.
+
+
+class BadField(Exception):
+    """A field of a request is missing, malformed or unknown. The argument is its name, never its value."""
+
+
+def order(body: bytes) -> Transaction:
+    """Read a token step's order, as a transaction that has no token and no time yet, and no card if it follows another."""
+    said = json_object(body)
+    kind = said.get("kind", CHARGE)
+    if kind not in list(Operation):
+        raise BadField("kind")
+    kind = Operation(str(kind))
+    own = {"on", "final"} if kind is CAPTURE else {"on"} if kind in FOLLOWING else {"card"}
+    for other in ("card", "on", "final"):
+        if other in said and other not in own:
+            raise BadField(other)
+    reference = _text(said, "reference", _REFERENCE)
+    on = _text(said, "on", _TRANSACTION_ID) if kind in FOLLOWING else None
+    card = said.get("card") if on is None else ""
+    if not isinstance(card, str):
+        raise BadField("card")
+    amount, currency = _amount_and_currency(said)
+    final = said.get("final", False)
+    if not isinstance(final, bool):
+        raise BadField("final")
+    _nothing_but(said, {"reference", "kind", "amount", "currency", *own})
+    return Transaction("", reference, card, amount, currency, 0, kind=kind, on=on, final=final)
+
+
+def compared(body: bytes) -> tuple[int, str]:
+    """Read the amount and the currency that an execute step may name."""
+    said = json_object(body)
+    amount, currency = _amount_and_currency(said)
+    _nothing_but(said, {"amount", "currency"})
+    return amount, currency
+
+
+def json_object(body: bytes) -> dict[str, object]:
+    """Read a JSON object: no key twice, no NaN, no depth that Python cannot follow."""
+    try:
+        value = json.loads(body, object_pairs_hook=_each_key_once, parse_constant=_not_json)
+    except (ValueError, RecursionError):
+        raise BadField("body") from None
+    if not isinstance(value, dict):
+        raise BadField("body")
+    return value
+
+
+def only(query: str, key: str) -> str:
+    """Read the one parameter of a query."""
+    match parse_qsl(query, keep_blank_values=True, max_num_fields=1) if query.count("&") == 0 else []:
+        case [(name, value)] if name == key:
+            return value
+        case _:
+            raise BadField(key)
+
+
+def number_after(query: str) -> int:
+    """Read `after`, 0 if there is no query."""
+    after = only(query, "after") if query else "0"
+    if not re.fullmatch(r"[0-9]{1,18}", after, re.ASCII):
+        raise BadField("after")
+    return int(after)
+
+
+def _amount_and_currency(said: Mapping[str, object]) -> tuple[int, str]:
+    amount = said.get("amount")
+    if not (type(amount) is int and 1 <= amount <= MAX_AMOUNT):  # `type is`: True is an int too.
+        raise BadField("amount")
+    return amount, _text(said, "currency", _CURRENCY)
+
+
+def _text(said: Mapping[str, object], key: str, pattern: re.Pattern[str]) -> str:
+    value = said.get(key)
+    if not (isinstance(value, str) and pattern.fullmatch(value)):
+        raise BadField(key)
+    return value
+
+
+def _nothing_but(said: Mapping[str, object], allowed: set[str]) -> None:
+    if said.keys() - allowed:
+        raise BadField("body")
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key twice")
+    return value
+
+
+def _not_json(_: str) -> Never:
+    raise ValueError("no JSON number")
