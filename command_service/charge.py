@@ -182,7 +182,7 @@ def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
     elif is_in_review(state):
         raise ChargeInReview
     elif not state.book.fits(wish.kind):
-        raise DoesNotFit(state)
+        raise DoesNotFit(state, wish.kind)
     else:
         left = state.book.left(wish.kind)
     minor_units = left if wish.amount is None else wish.amount.minor_units
