@@ -172,7 +172,7 @@ def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
         return []
     currency = state.request.amount.currency_code
     if wish.amount is not None and wish.amount.currency_code != currency:
-        faults = (*faults, ("amount.currency_code", "must be the currency of the charge"))
+        faults = tuple({"amount.currency_code": "must be the currency of the charge", **dict(faults)}.items())
     if faults:
         raise InvalidRequest(faults)
     if wish.kind is Kind.VOID and _may_be_called_off(state):
