@@ -19,6 +19,7 @@ CHOSEN = {
     "test_bank_answers.py": ["uvloop"],
     "test_calling_off.py": ["uvloop"],
     "test_gateway.py": ["uvloop"],
+    "test_line.py": ["uvloop"],
 }
 
 
