@@ -41,7 +41,7 @@ _FIELDS = (
     "hold_expires_at"
 )
 
-# Each of the next three is given a JSON array of wishes and grants all of them in one commit: see `_Together`.
+# OPEN, CLOSE and FIND are given a JSON array of wishes and grant all of them in one commit: see `_Together`.
 
 # `one_lives` refuses a second one. An expired one does not count there, yet its order (`order_of`) still binds its reference.
 OPEN = f"""
@@ -76,24 +76,20 @@ _CLOSE_IF = """
 
 CLOSE = f"{_CLOSE_IF} RETURNING {_FIELDS}"
 
-# What may follow depends on what has followed: it is closed only if the account is still as it was when that was decided. For
-# one wish alone: of several, none would see what the others change.
+# What may follow depends on what has followed: it is closed only if nothing more has followed since that was decided. For one
+# wish alone: of several, none would see what the others change.
 CLOSE_FOLLOWING = f"""
     {_CLOSE_IF}
       AND value ->> 'followers' = (
           SELECT count(*) FROM transactions AS done WHERE done.acts_on = value ->> 'on' AND done.state = 'executed'
       )
-      AND value ->> 'hold' IS (
-          SELECT opening.hold_expires_at FROM transactions AS opening WHERE opening.transaction_id = value ->> 'on'
-      )
     RETURNING {_FIELDS}
 """  # noqa: S608 - as above
 
-EXPIRE_HOLD = f"""
+EXPIRE_HOLD = """
     UPDATE transactions SET hold_expires_at = min(hold_expires_at, ?)
     WHERE transaction_id = ? AND hold_expires_at IS NOT NULL
-    RETURNING {_FIELDS}
-"""  # noqa: S608 - as above
+"""
 
 FIND = f"SELECT {_FIELDS} FROM json_each(?) CROSS JOIN transactions ON token = value ->> 'token'"  # noqa: S608 - as above
 
@@ -228,11 +224,7 @@ class Ledger:
             how = closing(seen, now_ms, transaction_id, funds=funds_of(opening, followers))
             if how is None:
                 return seen, False
-            wish = _wish(seen, how, now_ms) | {
-                "on": on,
-                "followers": len(followers),
-                "hold": opening.hold_expires_at_ms,
-            }
+            wish = _wish(seen, how, now_ms) | {"on": on, "followers": len(followers)}
             if closed := await _transactions(self._database, CLOSE_FOLLOWING, json.dumps([wish])):
                 return closed[0], closed[0].transaction_id == transaction_id
             (seen,) = await _transactions(self._database, FIND, json.dumps([wish]))
