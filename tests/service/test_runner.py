@@ -13,12 +13,12 @@ from chassis import settings
 from command_service.bank import Bank
 from command_service.charge import Command
 from command_service.codec import encode
+from command_service.events import TokenIssued
 from command_service.journal import Appended, Journal, Record, VersionConflict
 from command_service.parts import Parts
 from command_service.reception import Source
 from command_service.settings import Settings
 from command_service.streams import DECISIONS, KeepsMoving
-from command_service.events import TokenIssued
 from command_service.values import Answer, Effect, Execute, Executed, NoAnswer, RequestToken, Token
 from prove.simulation.loop import VirtualLoop
 from rig.around import Around
