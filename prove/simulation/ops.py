@@ -1,7 +1,7 @@
 """What the clients of a story want: charges, and what follows in them, each under a key that other wishes may have too."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,9 +12,21 @@ Method = Literal["charge", "capture", "void", "refund"]
 # Visa's, Mastercard's and American Express's well-known test numbers.
 CARD_NUMBERS = ("4111111111111111", "5555555555554444", "378282246310005")
 SALE_CARDS = (
-    *("tok_visa", "tok_visa", "tok_visa", "tok_mastercard", "tok_declined"),
+    *("tok_visa", "tok_visa", "tok_visa", "tok_visa", "tok_mastercard", "tok_declined"),
     *("tok_capture_declined", "tok_void_declined", "tok_refund_declined"),
 )
+# What a key mostly means, so that the operations of a story fit together more often than not.
+METHODS: Sequence[Method] = ("capture", "refund", "void")
+OF_A_HOLD: Mapping[str, Sequence[Method]] = {
+    "one": ("capture",),
+    "two": ("capture", "refund"),
+    "three": ("refund", "void"),
+}
+OF_A_CHARGE: Mapping[str, Sequence[Method]] = {
+    "one": ("refund",),
+    "two": ("refund",),
+    "three": ("refund", "void", "capture"),
+}
 TIMEOUTS_SECONDS = (None, 0.1, 0.25, 1.0, 5.0, 30.0, 1e9)
 
 
@@ -86,9 +98,14 @@ def charge(chance: random.Random, keys: Sequence[str], horizon: float) -> Op:
 
 
 def sales(chance: random.Random, seed: int, horizon: float) -> list[list[Op]]:
-    """Clients that charge or authorise, each, and want more in these charges: their own, and sometimes each other's."""
+    """Clients that charge or authorise, and want more in these charges, their own and each other's; some call theirs off."""
     keys = [f"sale-{seed}-{number}" for number in range(chance.choice((1, 2, 2)))]
-    return [_sale(chance, keys, horizon) for _ in range(chance.choice((1, 2, 3)))]
+    clients = [_sale(chance, keys, horizon) for _ in range(chance.choice((1, 2, 3)))]
+    for key in keys:
+        if chance.random() < 0.25:
+            left = replace(_opening(key), key="left", method="void", charge_key=key, amount=None, user="", card="")
+            clients.append([replace(left, pause_seconds=chance.expovariate(4.0), timeout_seconds=5.0, tries=4)])
+    return clients
 
 
 def _sale(chance: random.Random, keys: Sequence[str], horizon: float) -> list[Op]:
@@ -97,13 +114,15 @@ def _sale(chance: random.Random, keys: Sequence[str], horizon: float) -> list[Op
     wanted = [
         _following(chance, own if chance.random() < 0.8 else chance.choice(keys)) for _ in range(chance.randint(1, 5))
     ]
+    if chance.random() < 0.8:
+        wanted.sort(key=lambda op: op.key != "one")
     return [
         replace(
             op,
             pause_seconds=chance.expovariate(1.0) * chance.choice((0.0, 0.05, 0.3, horizon / 8)),
             timeout_seconds=chance.choice(TIMEOUTS_SECONDS),
             cancel_after_seconds=chance.uniform(0.0, 0.3) if chance.random() < 0.1 else None,
-            tries=chance.choice((1, 2, 4)),
+            tries=chance.choice((2, 4, 8)) if op.method == "charge" else chance.choice((1, 2, 4)),
         )
         for op in (replace(_opening(own), not_after_seconds=late), *wanted)
     ]
@@ -121,13 +140,13 @@ def _following(chance: random.Random, charge_key: str) -> Op:
     """What follows in a charge. Its key has a body of its own in each charge, and sometimes another one."""
     opening = _opening(charge_key)
     assert opening.amount is not None
-    key = chance.choice(("one", "two", "three", charge_key))
+    key = chance.choice(("one", "one", "two", "three", charge_key))
     body = chance if chance.random() < 0.15 else random.Random(f"{charge_key} {key}")
-    of_a_hold: tuple[Method, ...] = ("capture", "capture", "capture", "refund", "refund", "void")
-    of_a_charge: tuple[Method, ...] = ("refund", "refund", "refund", "void", "capture")
-    method = body.choice(of_a_hold if opening.is_held else of_a_charge)
+    method = body.choice((OF_A_HOLD if opening.is_held else OF_A_CHARGE).get(key, METHODS))
     whole = opening.amount
-    amount = body.choice((None, whole, whole // 2, whole // 2, whole // 3, whole + 1, body.randint(1, whole)))
+    amount = body.choice(
+        (None, whole, whole // 2, whole // 2, whole // 3, whole // 3, whole + 1, body.randint(1, whole))
+    )
     return replace(
         opening,
         key=key,

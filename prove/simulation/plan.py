@@ -91,9 +91,9 @@ LATER = {
     "journal_busy": Later("later {seed}", 1 / 8, 0.1),
     "clock_before_1970": Later("later {seed}", 1 / 8, None),
     "wrong_kind": Later("wrong kind {seed}", 1 / 8, 0.2),
-    "wrong_on": Later("wrong on {seed}", 1 / 8, 0.2),
-    "expire_hold": Later("lapsed {seed}", 1 / 4, 0.3),
-    "late_execute": Later("late execute {seed}", 1 / 3, 0.8),
+    "wrong_on": Later("wrong on {seed}", 1 / 4, 0.2),
+    "expire_hold": Later("lapsed {seed}", 1 / 3, 0.4),
+    "late_execute": Later("late execute {seed}", 2 / 3, 0.9),
 }
 KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *CLIENTS, *ENDS)
 
