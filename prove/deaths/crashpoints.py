@@ -33,13 +33,13 @@ from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
 from command_service.charge import Command, outcome_of
+from command_service.events import Charged, ChargeDeclined
 from command_service.journal import Journal, JournalRefused, Record
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from command_service.parts import Assembled, Parts
 from command_service.settings import Settings
-from command_service.events import ChargeDeclined, Charged
 from command_service.values import Card, Money, Request
 from judge.checker import check
 from judge.files import movements_of, read_anchor, read_journal
@@ -234,8 +234,8 @@ class Story:
         accepted = await assembled.reception.accept(Command(self._request))
         if accepted.run is not None:
             await accepted.run.ended
-        rest = outcome_of(accepted.state, self.key)
-        assert rest is not None, f"the charge stopped on its way: {accepted.state}"
+        rest = outcome_of(accepted.charge)
+        assert rest is not None, f"the charge stopped on its way: {accepted.charge}"
         outcome = rest.outcome
         status, transaction, reason = ChargeStatus.CHARGE_STATUS_IN_REVIEW, "", 0
         if isinstance(outcome, Charged):
