@@ -25,7 +25,7 @@ from charging.v1.common_pb2 import Money
 from chassis.caller import Caller, caller_of
 from chassis.deadlines import wait_seconds
 from command_service.appointments import Appointments
-from command_service.charge import following
+from command_service.charge import following, is_at_rest
 from command_service.errors import refusing
 from command_service.events import Authorized
 from command_service.failures import OperationUnderWay
@@ -126,7 +126,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
                     await waiting.until(accepted.run.ended)
                 if not accepted.is_blocked:
                     return accepted
-                if waiting.is_over:
+                if waiting.is_over or not is_at_rest(accepted.charge):
                     raise OperationUnderWay(retry_after_seconds=BLOCKED_RETRY_SECONDS)
         finally:
             del self._waiting[waiting.end]

@@ -172,7 +172,7 @@ def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
         return []
     currency = state.request.amount.currency_code
     if wish.amount is not None and wish.amount.currency_code != currency:
-        faults = (*faults, ("amount.currency_code", "must be the currency of the charge"))
+        faults = tuple({"amount.currency_code": "must be the currency of the charge", **dict(faults)}.items())
     if faults:
         raise InvalidRequest(faults)
     if wish.kind is Kind.VOID and _may_be_called_off(state):
@@ -182,11 +182,11 @@ def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
     elif is_in_review(state):
         raise ChargeInReview
     elif not state.book.fits(wish.kind):
-        raise DoesNotFit(state)
+        raise DoesNotFit(state, wish.kind)
     else:
         left = state.book.left(wish.kind)
     minor_units = left if wish.amount is None else wish.amount.minor_units
-    if minor_units > left or left == 0:
+    if not 0 < minor_units <= left:  # screening has refused zero and less; the book is never written so
         raise MoreThanIsLeft(left)
     amount = Money(minor_units, currency)
     return [
@@ -255,7 +255,7 @@ def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Cha
         return replace(charge, newest=operations.call_off(newest), void=begun, position=recorded.position)
     if not isinstance(newest, AtRest) or is_in_review(charge):
         raise ImpossibleEvent(f"a {kind.value} cannot follow in {type(newest).__name__}")
-    if not charge.book.fits(kind) or event.amount.minor_units > left:
+    if not charge.book.fits(kind) or not 0 < event.amount.minor_units <= left:
         raise ImpossibleEvent(f"the book does not allow this {kind.value}")
     return Charge(charge.request, begun, recorded.position, charge.book, (*charge.done, newest))
 

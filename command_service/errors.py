@@ -90,8 +90,8 @@ def _refused(failure: CommandRefused) -> Refusal:
             return refusal(reason, metadata={"charge_id": failure.charge_id})
         case MoreThanIsLeft():
             return refusal(reason, metadata={"left": failure.left})
-        case DoesNotFit(charge=Charge() as charge):
-            return refusal(reason, metadata={"status": _status(charge), **_instead(charge)})
+        case DoesNotFit(charge=Charge() as charge, kind=kind):
+            return refusal(reason, metadata={"status": _status(charge), **_instead(charge, kind)})
         case _:
             return refusal(reason)
 
@@ -100,8 +100,12 @@ def _status(charge: Charge) -> str:
     return ChargeStatus.Name(status_of(charge)).removeprefix("CHARGE_STATUS_")
 
 
-def _instead(charge: Charge) -> dict[str, str]:
-    """Name the operation by which the money can still go back."""
-    if charge.book.is_open:
-        return {"instead": "VOID"}
-    return {"instead": "REFUND"} if charge.book.left(Kind.REFUND) else {}
+def _instead(charge: Charge, kind: Kind | None) -> dict[str, str]:
+    """Name the operation that does what the client wanted, where another one does: to take money back."""
+    match kind:
+        case Kind.REFUND if charge.book.is_open:
+            return {"instead": "VOID"}
+        case Kind.VOID if charge.book.left(Kind.REFUND):
+            return {"instead": "REFUND"}
+        case _:  # A capture wants the opposite.
+            return {}

@@ -1,5 +1,6 @@
 """The events of the core: the stored facts of a charge's stream. They decide nothing."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from command_service.values import Card, DeclineReason, Evidence, Kind, Money, Request, ReviewReason, value
@@ -136,6 +137,14 @@ class ChargeAbandoned:
 
 
 Moved = Charged | Authorized | Captured | Voided | Refunded
+MOVED: Mapping[Kind, type[Moved]] = {
+    Kind.CHARGE: Charged,
+    Kind.AUTHORIZE: Authorized,
+    Kind.CAPTURE: Captured,
+    Kind.VOID: Voided,
+    Kind.REFUND: Refunded,
+}
+"""The event with which the bank's execution of an operation is stored."""
 Undone = (
     ChargeDeclined | ChargeAbandoned | ChargeCalledOff | OperationDeclined | OperationAbandoned | AuthorizationExpired
 )

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from command_service.charge import Charge
     from command_service.operation import Progress
+    from command_service.values import Kind
 
 
 class CallFailed(Exception):
@@ -76,11 +77,12 @@ class ChargeInReview(CommandRefused):
 
 
 class DoesNotFit(CommandRefused):
-    """The operation cannot follow in this charge as it stands: `charge` is its state."""
+    """An operation of this kind cannot follow in this charge as it stands: `charge` is its state."""
 
-    def __init__(self, charge: "Charge | None" = None) -> None:
-        super().__init__(charge)
+    def __init__(self, charge: "Charge | None" = None, kind: "Kind | None" = None) -> None:
+        super().__init__(charge, kind)
         self.charge = charge
+        self.kind = kind
 
 
 class MoreThanIsLeft(CommandRefused):

@@ -39,7 +39,7 @@ def screened(max_amounts: Mapping[str, int], now: Callable[[], int]) -> Intake:
             command = Command(request, faults, allow_duplicate=wire.allow_duplicate)
         else:
             wish = wish_of(wire, caller)
-            command = Follow(wish, screening.faults_to_follow(wish, caps))
+            command = Follow(wish, screening.faults_to_follow(wish))
         if refused := screening.always_refused(wire):
             # With today's other faults: otherwise a client that mends one would learn of the next only then.
             together = dict(command.faults) | dict(refused)

@@ -42,10 +42,10 @@ the code to them, and the grammar of the history checker (`judge/`) is made from
 number of attempts come in as data.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple, TypeGuard, assert_never
+from typing import ClassVar, NamedTuple, TypeGuard, assert_never
 
 from command_service.events import (
+    MOVED,
     AuthorizationExpired,
     Authorized,
     Captured,
@@ -99,15 +99,12 @@ TOKEN_LIMIT = 8
 # ---------------------------------------------------------------- states
 @value
 class AwaitingToken:
-    """The token step is next. `requested_at` is in microseconds since 1970."""
+    """The token step is next: the journal holds no `token` that is open. `requested_at` is in microseconds since 1970."""
 
     operation: Operation
     requested_at: int
     expired_tokens: int = 0
-
-    @property
-    def token(self) -> None:
-        """The journal holds no token that is open."""
+    token: ClassVar[None] = None
 
 
 @value
@@ -192,7 +189,7 @@ def next_step(progress: Progress) -> Effect | None:
 
 def decide(progress: Progress, message: Answered) -> list[Event]:
     """Say what an answer means: the events to append, none if it changes nothing. Never raises."""
-    if message.effect != next_step(progress):
+    if isinstance(progress, AtRest) or message.effect != next_step(progress):
         return []  # Late: its step is no longer the next one.
     match progress:
         case AwaitingToken():
@@ -201,8 +198,6 @@ def decide(progress: Progress, message: Answered) -> list[Event]:
             return _after_execute_step(progress, message.answer)
         case CallingOff():
             return _after_calling_off(progress, message.answer, message.attempts)
-        case AtRest():
-            return []  # Never reached: it has no next step.
         case _:
             assert_never(progress)
 
@@ -307,15 +302,6 @@ def _declined(operation: Operation, reason: DeclineReason) -> ChargeDeclined | O
     return OperationDeclined(reason)
 
 
-_MOVED: Mapping[Kind, type[Moved]] = {
-    Kind.CHARGE: Charged,
-    Kind.AUTHORIZE: Authorized,
-    Kind.CAPTURE: Captured,
-    Kind.VOID: Voided,
-    Kind.REFUND: Refunded,
-}
-
-
 def _may_end(event: Event, progress: UnderWay) -> TypeGuard[Outcome]:
     operation = progress.operation
     match event:
@@ -334,7 +320,7 @@ def _may_end(event: Event, progress: UnderWay) -> TypeGuard[Outcome]:
         case ChargeCalledOff():
             return operation.opens and not isinstance(progress, AwaitingToken)
         case _:
-            return isinstance(event, _MOVED[operation.kind]) and not isinstance(progress, AwaitingToken)
+            return isinstance(event, MOVED[operation.kind]) and not isinstance(progress, AwaitingToken)
 
 
 def call_off(progress: Progress) -> CallingOff:

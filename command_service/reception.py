@@ -122,19 +122,20 @@ class Reception:
             leader.set_result(accepted.snapshot if accepted and accepted.run is None else None)
 
     async def _lead(self, command: Command | Follow) -> Accepted:
-        refusal = self._refusal(command)
-        snapshot = await self._known(command, refusal)
-        try:
-            handled = await self._streams.handle(snapshot, command, refuse_with=refusal)
-        except OperationUnderWay:
-            snapshot = await self._streams.load(snapshot.charge_id)
-            if is_at_rest(snapshot.state):  # meanwhile
-                return await self._lead(command)
-            return Accepted(Source.JOINED, snapshot, self._runner.run(snapshot, was_in_journal=True), is_blocked=True)
-        except NotStored as error:  # its key was taken for a new one; if it is known, the caller gets an answer
-            snapshot = await self._streams.load(snapshot.charge_id)
-            handled = await self._streams.handle(snapshot, command, refuse_with=error)
-        return self._accepted(command, handled)
+        while True:
+            refusal = self._refusal(command)
+            snapshot = await self._known(command, refusal)
+            try:
+                return self._accepted(command, await self._streams.handle(snapshot, command, refuse_with=refusal))
+            except OperationUnderWay:
+                snapshot = await self._streams.load(snapshot.charge_id)
+                if not is_at_rest(snapshot.state):
+                    run = self._runner.run(snapshot, was_in_journal=True)
+                    return Accepted(Source.JOINED, snapshot, run, is_blocked=True)
+                # It came to rest meanwhile: now the command may have its turn.
+            except NotStored as error:  # its key was taken for a new one; if it is known, the caller gets an answer
+                snapshot = await self._streams.load(snapshot.charge_id)
+                return self._accepted(command, await self._streams.handle(snapshot, command, refuse_with=error))
 
     def _accepted(self, command: Command | Follow, handled: Handled) -> Accepted:
         snapshot, has_stored = handled

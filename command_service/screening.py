@@ -1,10 +1,10 @@
 """Finds the faults of a client's request, before any part of it is stored, logged or sent.
 
-1. `always_refused` counts for every request: an unknown field, a card number in any field, a malformed idempotency key.
-   No other rule applies before the key is looked up, or the retry of an accepted charge would not find it. The message is
-   read by its descriptor, so that a field added to the contract is searched without a line here.
-2. `faults` are today's rules for a new charge. They may get stricter; charges accepted before do not meet them again.
-   The contract's comments state every one of them.
+1. `always_refused` counts for every request: an unknown field, a card number in any field, a malformed idempotency key or
+   charge id. No other rule applies before the key is looked up, or the retry of an accepted charge would not find it. The
+   message is read by its descriptor, so that a field added to the contract is searched without a line here.
+2. `faults` are today's rules for a new charge, `faults_to_follow` for a new operation. They may get stricter; what was
+   accepted before does not meet them again. The contract's comments state every one of them.
 3. A fault is a field and a text. Both are fixed and repeat nothing of the input, which may be a card number. A metadata
    key is input too, so an entry's field is "metadata.key" or "metadata.value". Each field is named once.
 4. Nothing is corrected: "usd" is refused, not read as USD, and ids are compared byte for byte.
@@ -23,7 +23,8 @@ from command_service.card_numbers import card_number_in, may_hold_card_number, u
 from command_service.currencies import EXPONENTS, MAX_MINOR_UNITS
 from command_service.values import Card, Money, Request, Wish
 
-AnyRequest = ChargeRequest | CaptureRequest | VoidRequest | RefundRequest
+RequestToFollow = CaptureRequest | VoidRequest | RefundRequest
+AnyRequest = ChargeRequest | RequestToFollow
 Faults = tuple[tuple[str, str], ...]  # (field, text)
 
 # In bytes of UTF-8, so that every request within the contract's limits fits the 16 KiB of a command.
@@ -89,10 +90,7 @@ _LAYOUT = re.compile(r"\r?\n|\t|(?<=[^\x00-\x7f\u200c\u200d])[\u200c\u200d]")
 
 # ---------------------------------------------------------------- the rules
 def always_refused(wire: AnyRequest) -> Faults:
-    """Find the faults that count before the key is looked up.
-
-    They are an unknown field, a card number anywhere, a malformed key, and a charge id that no charge can have.
-    """
+    """Find the faults that count before the key is looked up: an unknown field, a card number, a malformed key or charge id."""
     found = {}
     serialised = wire.SerializeToString()
     if may_hold_card_number(serialised):
@@ -103,7 +101,7 @@ def always_refused(wire: AnyRequest) -> Faults:
             found["card.brand"] = CARD_NUMBER  # its beginning, where the last four digits stand beside it
     if malformed := key_fault(wire.idempotency_key):
         found.setdefault("idempotency_key", malformed)
-    if not isinstance(wire, ChargeRequest) and not _CHARGE_ID.fullmatch(wire.charge_id):
+    if isinstance(wire, RequestToFollow) and not _CHARGE_ID.fullmatch(wire.charge_id):
         found.setdefault("charge_id", CHARGE_ID_MALFORMED if wire.charge_id else REQUIRED)
     wire.DiscardUnknownFields()
     if wire.ByteSize() != len(serialised):
@@ -152,9 +150,12 @@ def faults(request: Request, max_minor_units: Mapping[str, int] = MAX_MINOR_UNIT
     return tuple(found.items())
 
 
-def faults_to_follow(wish: Wish, max_minor_units: Mapping[str, int] = MAX_MINOR_UNITS) -> Faults:
-    """Find the rules of today that an operation breaks. They count for a new operation only."""
-    found = dict(_amount_faults(wish.amount, max_minor_units)) if wish.amount is not None else {}
+def faults_to_follow(wish: Wish) -> Faults:
+    """Find the rules of today that an operation breaks. They count for a new operation only.
+
+    No cap applies: an amount that was once charged may go back, whatever the cap has become since.
+    """
+    found = dict(_amount_faults(wish.amount)) if wish.amount is not None else {}
     found["reason"] = _text_fault(wish.reason)
     return tuple((field, fault) for field, fault in found.items() if fault)
 
@@ -162,7 +163,10 @@ def faults_to_follow(wish: Wish, max_minor_units: Mapping[str, int] = MAX_MINOR_
 def _all_faults(request: Request, max_minor_units: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:
     yield "user_id", _form_fault(_NAME, request.user_id, USER_ID_MALFORMED)
     yield from _card_faults(request.card)
-    yield from _amount_faults(request.amount, max_minor_units)
+    if request.amount == Money(0, ""):
+        yield "amount", REQUIRED
+    else:
+        yield from _amount_faults(request.amount, max_minor_units)
     yield "description", _text_fault(request.description)
     yield "metadata", METADATA_TOO_MANY if len(request.metadata) > MAX_METADATA_ENTRIES else None
     size = sum(_bytes_of(text) for entry in request.metadata for text in entry)
@@ -181,16 +185,13 @@ def _card_faults(card: Card) -> Iterator[tuple[str, str | None]]:
         yield "card.fingerprint", _form_fault(_CARD_TOKEN, card.fingerprint, FINGERPRINT_MALFORMED)
 
 
-def _amount_faults(amount: Money, max_minor_units: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:
+def _amount_faults(amount: Money, max_minor_units: Mapping[str, int] | None = None) -> Iterator[tuple[str, str | None]]:
     """Judge an amount. The bank declines one below its minimum, which depends on the currency that it settles in."""
-    if amount == Money(0, ""):
-        yield "amount", REQUIRED
-        return
     exponent = EXPONENTS.get(amount.currency_code)
     yield "amount.currency_code", CURRENCY_UNKNOWN if exponent is None else None
     if amount.minor_units <= 0:
         yield "amount.minor_units", AMOUNT_NOT_POSITIVE
-    elif exponent is not None and amount.minor_units > max_minor_units[amount.currency_code]:
+    elif exponent is not None and max_minor_units and amount.minor_units > max_minor_units[amount.currency_code]:
         yield "amount.minor_units", AMOUNT_TOO_LARGE
     elif exponent == 3 and amount.minor_units % 10 != 0:
         # Stripe's rule for its payment partners. It holds for every bank: no charge's validity depends on its bank.

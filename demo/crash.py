@@ -30,7 +30,7 @@ CHARGE = ChargeRequest(
     card=Card(token="tok_visa"),  # noqa: S106  # a token of the mock bank's
     amount=Money(minor_units=4200, currency_code="EUR"),
 )
-Call = Callable[[command_pb2_grpc.CommandServiceAsyncStub], Awaitable[Any]]
+Call = Callable[["command_pb2_grpc.CommandServiceAsyncStub"], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The mock bank: two-step charges over HTTP/1.1 and JSON, a ledger that survives `kill -9`, and faults on order.
+"""The mock bank: two-step operations over HTTP/1.1 and JSON, a ledger that survives `kill -9`, and faults on order.
 
 It shares no code with the services but the chassis, which knows nothing of banks: the services' assumptions about a bank are
 tested against an independent one.
@@ -12,6 +12,7 @@ Running it
 * `GATEWAY_MOCK_LEDGER`         the ledger's SQLite file; its folder is made if need be. By default it is
                                 chargeonce/gateway.db in $XDG_STATE_HOME, or else in ~/.local/state.
 * `GATEWAY_MOCK_TOKEN_SECONDS`  how long a token can be executed, default 900, 0 to a year. With 0 each is late at once.
+* `GATEWAY_MOCK_HOLD_SECONDS`   how long a hold lasts, default 604800 (a week), 0 to a year. With 0 each has lapsed at once.
 
 When it serves it says so in one JSON line on stderr, with the real port: `{"event": "serving", "listen":
 "127.0.0.1:43211", ...}`. SIGTERM, SIGINT and SIGHUP end it with exit status 0. In a test: `async with gateway_mock.serve(
@@ -27,60 +28,97 @@ was closed as expired does the token step open another, with another token.
          -d '{"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}'
 
     {"token": "ttok_5b1f...", "state": "created", "expires_at": "2026-11-23T10:43:00.000Z", "reference": "charge-1",
-     "card": "tok_visa", "amount": 1250, "currency": "EUR", "transaction_id": null, "reason": null}
+     "kind": "charge", "card": "tok_visa", "amount": 1250, "currency": "EUR", "transaction_id": null, "reason": null}
 
-`state` is created, executed, declined or expired. `amount` is in minor units, 1 to 2^63-1. `reference` is 1 to 128 of
-`[A-Za-z0-9_.:-]`, `currency` three capital letters. Content types are not looked at.
+`state` is created, executed, declined, expired or cancelled. `amount` is in minor units, 1 to 2^63-1. `reference` is 1 to 128
+of `[A-Za-z0-9_.:-]`, `currency` three capital letters. Content types are not looked at.
 
-    400 {"error": "bad_request", "field": "amount"}   malformed; "body": no JSON object, a key twice or one too many
-    409 {"error": "reference_reused"}                 the reference is known with another card, amount or currency
+An order may say its `kind`. An opening names a `card`: "charge" (the default) or "authorize". What follows names no card:
+"capture", "void" and "refund" act `on` an executed opening, by its transaction_id, and a capture may be `final` (default
+false).
+
+    curl -s localhost:8080/transactions \\
+         -d '{"reference": "capture-1", "kind": "capture", "on": "txn_90ac...", "amount": 400, "currency": "EUR"}'
+
+The answers about one that follows have `on` and the card of its opening too, those about a capture also `final`, and those
+about an executed authorize `hold_expires_at`, written as `expires_at` is.
+
+    400 {"error": "bad_request", "field": "amount"}   malformed, or not this kind's; "body": no JSON object, a key twice
+                                                      or one too many
+    409 {"error": "reference_reused"}                 the reference is known with another order
     422 {"error": "card_unknown"}
+    422 {"error": "transaction_unknown"}              `on` names no executed charge or authorize
+    422 {"error": "currency_differs"}                 that one's is another
 
-*Execute step.* It moves the money, once, however often and however concurrently it is asked. The body is empty, or says the
-amount and the currency, which are then compared.
+*Execute step.* It executes the transaction, once, however often and however concurrently it is asked. The body is empty, or
+says the amount and the currency, which are then compared.
 
     curl -s -X POST localhost:8080/transactions/ttok_5b1f.../execute
     curl -s localhost:8080/transactions/ttok_5b1f.../execute -d '{"amount": 1250, "currency": "EUR"}'
 
-    200 {"result": "executed", "token": "ttok_5b1f...", "reference": "charge-1", "card": "tok_visa", "amount": 1250,
-         "currency": "EUR", "transaction_id": "txn_90ac...", "reason": null}
+    200 {"result": "executed", "token": "ttok_5b1f...", "reference": "charge-1", "kind": "charge", "card": "tok_visa",
+         "amount": 1250, "currency": "EUR", "transaction_id": "txn_90ac...", "reason": null}
     200 {"result": "already_executed", ...}           the same transaction_id as the first time
     200 {"result": "declined", "transaction_id": null, "reason": "insufficient_funds", ...}   closed for ever
     404 {"error": "token_unknown"}
     409 {"error": "fields_differ"}
     410 {"error": "token_expired", ...}               closed for ever before this is said; the other fields as in a 200
+    410 {"error": "token_cancelled", ...}             called off before
+
+A charge counts as captured whole. An authorize takes a hold, whose time begins when it is executed. A capture takes of what is
+held; the last of it, and a final capture, release the rest, and so does a void, which names all that is still held. A refund
+gives back of what was captured, whatever has become of the hold. What breaks a rule at the moment of its execution is
+declined, with the first of these reasons:
+
+    nothing_held            a capture or void of a charge
+    not_captured            a refund of an authorize of which nothing was captured
+    released                a capture or void when nothing is held any more
+    authorization_expired   a capture or void when the hold's time is over
+    more_than_authorized    a capture of more than is still held
+    amount_differs          a void of another amount than is still held
+    more_than_captured      a refund of more than was captured and not yet refunded
 
 Cards: `tok_visa` and `tok_mastercard` are approved. `tok_declined` (card_declined), `tok_insufficient_funds`
-(insufficient_funds) and `tok_expired_card` (expired_card) are declined by the execute step. Others are unknown.
+(insufficient_funds) and `tok_expired_card` (expired_card) are declined by the execute step of an opening. For
+`tok_capture_declined`, `tok_void_declined` and `tok_refund_declined` that kind is declined (card_declined) if no rule above is
+broken, and all else approved. Others are unknown.
+
+*Calling off.* It closes an open transaction for ever, unexecuted, and changes no other. The body is empty.
+
+    curl -s -X POST localhost:8080/transactions/ttok_5b1f.../cancel
+
+    200 {"state": "cancelled", ...}                   as a look-up answers; or executed, declined or expired, if it was before
+    404 {"error": "token_unknown"}
 
 Looking
 =======
 
     curl -s localhost:8080/transactions/ttok_5b1f...          as the token step answers; 404 token_unknown
     curl -s 'localhost:8080/transactions?reference=charge-1'  the newest of the reference; 404 reference_unknown
-    curl -s localhost:8080/statement                          every movement of money in the order of execution:
+    curl -s localhost:8080/statement                          all that was executed, in that order; "on" as in the answers:
 
     {"movements": [{"transaction_id": "txn_90ac...", "token": "ttok_5b1f...", "reference": "charge-1", "kind": "charge",
                     "minor_units": 1250, "currency_code": "EUR", "executed_at": "2026-11-23T10:28:01.123Z"}]}
 
     curl -s 'localhost:8080/calls?after=0'                    the calls as they came in, newest 100,000, in memory:
 
-    [{"n": 1, "method": "POST", "path": "/transactions", "reference": "charge-1", "token": "ttok_5b1f...",
+    [{"n": 1, "method": "POST", "path": "/transactions", "reference": "charge-1", "token": "ttok_5b1f...", "kind": "charge",
       "at": "2026-11-23T10:28:00.001Z", "fault": null, "status": 200}]
 
-`status` is null if no answer was sent, or none yet. The tester's calls (/statement, /calls, /faults) are not listed.
+`status` is null if no answer was sent, or none yet; `kind` if the transaction is not known. The tester's calls (/statement,
+/calls, /faults) are not listed.
 
 Faults
 ======
 
-A fault waits for a step (`on`: token, execute or look_up) and fires `times` times (default 1). `reference` and `card` narrow it
-down. A well-formed call takes the first fault that waits for it, in the order in which they were ordered, and the fault decides
-how the call ends. Faults are in memory: a restarted bank has none.
+A fault waits for a step (`on`: token, execute, look_up or cancel) and fires `times` times (default 1). `reference`, `card` and
+`kind` narrow it down; what follows an opening has its card. A well-formed call takes the first fault that waits for it, in the
+order in which they were ordered, and the fault decides how the call ends. Faults are in memory: a restarted bank has none.
 
     curl -s localhost:8080/faults -d '{"on": "execute", "fault": "lose_answer", "times": 2, "card": "tok_visa"}'
     200 {"id": 1}                                     400 bad_request · 409 too_many_faults · 409 runs_in_process
     curl -s localhost:8080/faults                     [{"id": 1, "on": "execute", "fault": "lose_answer", "times": 2,
-                                                        "reference": null, "card": "tok_visa", "fired": 0}]
+                                                        "reference": null, "card": "tok_visa", "kind": null, "fired": 0}]
     curl -s -X DELETE localhost:8080/faults           200 {"cleared": 1}
 
 The work is **not done**:
@@ -115,6 +153,7 @@ The work is done **otherwise**:
 
     delay           after `seconds` (1), even if the client has left
     expire_token    after the open transaction of that token or reference was closed as expired: execute answers 410
+    expire_hold     after the hold that the transaction acts on was let lapse; it waits for a capture, void or refund
     odd_transaction_id  after it was executed under `transaction_id` ("4111111111111111"), which stays its id in every
                     answer; on execute only. An id is taken once: for a second transaction that is executed under it the
                     call gets no answer and nothing is done

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -141,10 +141,8 @@ class Bank:
             if wanted.on is None and wanted.card not in CARDS:
                 return _refused(Refusal.CARD_UNKNOWN)
             now_ms = _now_ms()
-            token = f"ttok_{secrets.token_hex(16)}"
-            issued = await self._ledger.issue(
-                replace(wanted, token=token, expires_at_ms=now_ms + self._lifetime_ms), now_ms
-            )
+            wanted.token, wanted.expires_at_ms = f"ttok_{secrets.token_hex(16)}", now_ms + self._lifetime_ms
+            issued = await self._ledger.issue(wanted, now_ms)
             if isinstance(issued, Refusal):
                 return _refused(issued)
             call.token = issued.token

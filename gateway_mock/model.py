@@ -236,7 +236,6 @@ def closing(
     now_ms: float,
     transaction_id: str,
     cards: Mapping[str, str | None] = CARDS,
-    *,
     funds: Funds | None = None,
     hold_ms: float = HOLD_MS,
 ) -> Closing | None:
@@ -255,7 +254,9 @@ def closing(
         reason = broken_rule(seen, funds, now_ms) or no
     if reason is not None:
         return Closing(DECLINED, reason=reason)
-    return Closing(EXECUTED, transaction_id, None, now_ms + hold_ms if seen.kind is AUTHORIZE else None)
+    if seen.kind is AUTHORIZE:
+        return Closing(EXECUTED, transaction_id, hold_expires_at_ms=now_ms + hold_ms)
+    return Closing(EXECUTED, transaction_id)
 
 
 def told(closed: Transaction, *, by_this_call: bool) -> tuple[int, str, str]:
@@ -313,7 +314,7 @@ class Book:
         if compared is not None and compared != (known.amount_minor, known.currency):
             return Refusal.FIELDS_DIFFER
         funds = None if known.on is None else self.funds(known.on)
-        how = closing(known, now_ms, transaction_id, self._cards, funds=funds, hold_ms=self._hold_ms)
+        how = closing(known, now_ms, transaction_id, self._cards, funds, self._hold_ms)
         if how is not None:
             self._close(known, how, now_ms)
         return known, how is not None and how.state is EXECUTED

@@ -14,6 +14,14 @@ _REFERENCE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _TRANSACTION_ID = re.compile(r"[\x20-\x7e]{1,255}")  # With room for ids that a fault made odd.
 
+_KINDS: Mapping[str, Operation] = {kind.value: kind for kind in Operation}
+_COMPARED = frozenset({"amount", "currency"})
+_OF_ALL = _COMPARED | {"reference", "kind"}
+_OF_AN_OPENING = _OF_ALL | {"card"}
+_OF_A_FOLLOWING = _OF_ALL | {"on"}
+_OF_A_CAPTURE = _OF_A_FOLLOWING | {"final"}
+_OF_SOME = ("card", "on", "final")  # In an order of another kind they are refused by name.
+
 
 class BadField(Exception):
     """A field of a request is missing, malformed or unknown. The argument is its name, never its value."""
@@ -22,13 +30,12 @@ class BadField(Exception):
 def order(body: bytes) -> Transaction:
     """Read a token step's order, as a transaction that has no token and no time yet, and no card if it follows another."""
     said = json_object(body)
-    kind = said.get("kind", CHARGE)
-    if kind not in list(Operation):
+    kind = _KINDS.get(str(said.get("kind", CHARGE)))
+    if kind is None:
         raise BadField("kind")
-    kind = Operation(str(kind))
-    own = {"on", "final"} if kind is CAPTURE else {"on"} if kind in FOLLOWING else {"card"}
-    for other in ("card", "on", "final"):
-        if other in said and other not in own:
+    allowed = _OF_A_CAPTURE if kind is CAPTURE else _OF_A_FOLLOWING if kind in FOLLOWING else _OF_AN_OPENING
+    for other in _OF_SOME:
+        if other in said and other not in allowed:
             raise BadField(other)
     reference = _text(said, "reference", _REFERENCE)
     on = _text(said, "on", _TRANSACTION_ID) if kind in FOLLOWING else None
@@ -39,7 +46,7 @@ def order(body: bytes) -> Transaction:
     final = said.get("final", False)
     if not isinstance(final, bool):
         raise BadField("final")
-    _nothing_but(said, {"reference", "kind", "amount", "currency", *own})
+    _nothing_but(said, allowed)
     return Transaction("", reference, card, amount, currency, 0, kind=kind, on=on, final=final)
 
 
@@ -47,7 +54,7 @@ def compared(body: bytes) -> tuple[int, str]:
     """Read the amount and the currency that an execute step may name."""
     said = json_object(body)
     amount, currency = _amount_and_currency(said)
-    _nothing_but(said, {"amount", "currency"})
+    _nothing_but(said, _COMPARED)
     return amount, currency
 
 
@@ -93,7 +100,7 @@ def _text(said: Mapping[str, object], key: str, pattern: re.Pattern[str]) -> str
     return value
 
 
-def _nothing_but(said: Mapping[str, object], allowed: set[str]) -> None:
+def _nothing_but(said: Mapping[str, object], allowed: frozenset[str]) -> None:
     if said.keys() - allowed:
         raise BadField("body")
 

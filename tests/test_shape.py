@@ -13,7 +13,7 @@ PRODUCT = ["chargeonce", "chassis", "contract", "command_service", "query_servic
 HARNESSES = ["judge", "rig", "demo", "bench", "prove"]
 SOURCES = sorted(path for package in PRODUCT for path in (ROOT / package).rglob("*.py"))
 ALL = [*SOURCES, *sorted(path for package in HARNESSES for path in (ROOT / package).rglob("*.py"))]
-CORE = ("values", "failures", "operation", "charge")
+CORE = ("values", "events", "failures", "operation", "book", "charge")
 PURE = {
     "dataclasses",
     "enum",

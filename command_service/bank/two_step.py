@@ -285,23 +285,25 @@ class TwoStepBank:
         return await self._settled(partial(self._dialect.execute, effect), effect, effect.token)
 
     async def _calling_off(self, effect: CallOff, look_up_first: bool) -> Answer:
-        token = effect.token
-        if token is None or look_up_first:
-            unnamed = CallOff(effect.operation, None)
-            match await _heard_twice(partial(self._dialect.find_by_reference, unnamed), unnamed):
-                case Transaction() as known:
-                    token = known.token
-                case Refusal() as refusal:  # Nothing is open, unless the bank has forgotten a token that it gave us.
-                    return CalledOff() if token is None else _contradiction(refusal, effect)
-                case Contradiction() | InProgress() | NoAnswer() as answer:
-                    return answer
-        named = CallOff(effect.operation, token)
-        return await self._settled(partial(self._dialect.cancel, named, token), named, token)
+        if effect.token is not None and not look_up_first:
+            return await self._settled(partial(self._dialect.cancel, effect, effect.token), effect, effect.token)
+        unnamed = CallOff(effect.operation, None)
+        match await _heard_twice(partial(self._dialect.find_by_reference, unnamed), unnamed):
+            case Transaction(token=token):
+                named = CallOff(effect.operation, token)
+                # Fresh: if a bank mixes up its answers on the connection of the look-up, no repetition would get any further.
+                return await self._settled(partial(self._dialect.cancel, named, token), named, token, fresh=True)
+            case Refusal() as refusal:  # Nothing is open, unless the bank has forgotten a token that it gave us.
+                return CalledOff() if effect.token is None else _contradiction(refusal, effect)
+            case Contradiction() | InProgress() | NoAnswer() as answer:
+                return answer
 
-    async def _settled(self, question: Question, effect: Execute | CallOff, token: str) -> Answer:
+    async def _settled(
+        self, question: Question, effect: Execute | CallOff, token: str, *, fresh: bool = False
+    ) -> Answer:
         """Put the question that closes the token's transaction, and read how it ended; look-ups settle what is doubtful."""
         for is_again in (False, True):  # the second time only after a doubtful reply, and if the transaction is open
-            match await question(fresh=is_again):
+            match await question(fresh=fresh or is_again):
                 case InProgress() | NoAnswer() as unsettled:
                     return unsettled
                 case Transaction(stage=Stage.EXECUTED) as said if not _is_doubtful(said, effect):
@@ -349,7 +351,8 @@ def _is_doubtful(reply: Reply, effect: Effect) -> bool:
     """Whether a reply must be heard again before anything rests on it."""
     match reply:
         case Transaction():
-            return bool(reply.differences(effect)) or (reply.has_unusable_id and not isinstance(effect, RequestToken))
+            ends_here = not isinstance(effect, RequestToken) and effect.token is not None
+            return bool(reply.differences(effect)) or (reply.has_unusable_id and ends_here)
         case Refusal():
             return True
         case InProgress() | NoAnswer():

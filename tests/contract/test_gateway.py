@@ -12,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
 from command_service.values import (
     Answer,
+    CalledOff,
+    CallOff,
     Contradiction,
     Declined,
     DeclineReason,
@@ -34,17 +37,23 @@ from command_service.values import (
     Executed,
     Expired,
     InProgress,
+    Kind,
     Money,
     NoAnswer,
+    Operation,
     Refused,
     RequestToken,
     ReviewReason,
     Token,
 )
 from tests.contract.bank_rigs import IMPATIENT_SECONDS, NO_TLS, PATIENT_SECONDS
+from tests.contract.operations import an_operation
 
-ASK = RequestToken("charge-1", "tok_visa", Money(1250, "EUR"), expired_tokens=0)
-EXECUTE = Execute("charge-1", "tok_visa", Money(1250, "EUR"), "ttok_1")
+CHARGE = an_operation(reference="charge-1")
+ASK = RequestToken(CHARGE, expired_tokens=0)
+EXECUTE = Execute(CHARGE, "ttok_1")
+CALL_OFF = CallOff(CHARGE, "ttok_1")
+EFFECTS: list[Effect] = [ASK, EXECUTE, CALL_OFF, CallOff(CHARGE, None)]
 OURS: dict[str, Any] = {
     "token": "ttok_1",
     "reference": "charge-1",
@@ -56,8 +65,14 @@ OURS: dict[str, Any] = {
 }
 CREATED = OURS | {"state": "created"}
 EXECUTED = OURS | {"transaction_id": "txn_1"}
+CANCELLED = OURS | {"state": "cancelled"}
 
 Reply = bytes | Callable[[asyncio.StreamWriter], Any]
+
+
+def follows(kind: Kind) -> Operation:
+    """Make an operation that acts on the transaction txn_0."""
+    return an_operation(kind, amount=Money(7, "EUR"), reference="refund-1", on="txn_0")
 
 
 def http(body: object, status: int = 200, *headers: str) -> bytes:
@@ -127,7 +142,7 @@ async def test_a_token_request_has_the_charge_and_our_own_key() -> None:
     """The reference is the charge id; the key is ours, and changes after each expired token."""
     async with wire(http(CREATED), http(CREATED)) as double:
         assert await answer_to(ASK, double.url + "/v1/") == Token("ttok_1")
-        await answer_to(RequestToken("charge-1", "tok_visa", Money(1250, "EUR"), expired_tokens=3), double.url)
+        await answer_to(RequestToken(CHARGE, expired_tokens=3), double.url)
     head, _, body = double.requests[0].partition(b"\r\n\r\n")
     line, *headers = head.decode().split("\r\n")
     assert line == "POST /v1/transactions HTTP/1.1"
@@ -140,7 +155,7 @@ async def test_a_token_request_has_the_charge_and_our_own_key() -> None:
         "content-length": str(len(body)),
         "idempotency-key": "charge-1:token:0",
     }
-    assert json.loads(body) == {"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}
+    assert body == b'{"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}', "as ever"
     assert b"Idempotency-Key: charge-1:token:3\r\n" in double.requests[1]
 
 
@@ -156,13 +171,57 @@ async def test_an_execute_request_has_the_amount_for_the_bank_to_compare() -> No
 
 async def test_a_look_up_asks_by_token_and_then_by_reference() -> None:
     """It has no body and no key: it changes nothing."""
-    effect = Execute("a b&c", "tok_visa", Money(1250, "EUR"), "ttok_1")
+    effect = Execute(an_operation(reference="a b&c"), "ttok_1")
     async with wire(http({"error": "token_unknown"}, 404), http({"error": "reference_unknown"}, 404)) as double:
         assert isinstance(await answer_to(effect, double.url, look_up_first=True), Contradiction)
     by_token, by_reference = double.requests
     assert by_token.startswith(b"GET /transactions/ttok_1 HTTP/1.1\r\n")
     assert by_reference.startswith(b"GET /transactions?reference=a+b%26c HTTP/1.1\r\n")
     assert b"idempotency-key" not in (by_token + by_reference).lower()
+
+
+FOLLOWING = {"reference": "refund-1", "on": "txn_0", "amount": 7, "currency": "EUR"}
+ORDERS: dict[str, tuple[Operation, dict[str, Any]]] = {
+    "authorize": (
+        an_operation(Kind.AUTHORIZE, reference="charge-1"),
+        {"reference": "charge-1", "kind": "authorize", "card": "tok_visa", "amount": 1250, "currency": "EUR"},
+    ),
+    "capture": (follows(Kind.CAPTURE), FOLLOWING | {"kind": "capture", "final": False}),
+    "final capture": (replace(follows(Kind.CAPTURE), is_final=True), FOLLOWING | {"kind": "capture", "final": True}),
+    "void": (follows(Kind.VOID), FOLLOWING | {"kind": "void"}),
+    "refund": (follows(Kind.REFUND), FOLLOWING | {"kind": "refund"}),
+}
+
+
+@pytest.mark.parametrize(("operation", "order"), ORDERS.values(), ids=ORDERS)
+async def test_each_kind_has_an_order_of_its_own(operation: Operation, order: dict[str, Any]) -> None:
+    """One that opens a charge names the card, one that follows names the transaction that it acts on."""
+    said = OURS | order
+    async with wire(http(said | {"state": "created"}), http(EXECUTED | order | {"result": "executed"})) as double:
+        assert await answer_to(RequestToken(operation, 0), double.url) == Token("ttok_1")
+        assert await answer_to(Execute(operation, "ttok_1"), double.url) == Executed("txn_1")
+    token_step, execute_step = double.requests
+    assert json.loads(token_step.partition(b"\r\n\r\n")[2]) == order
+    assert f"Idempotency-Key: {operation.reference}:token:0\r\n".encode() in token_step
+    assert json.loads(execute_step.partition(b"\r\n\r\n")[2]) == {"amount": order["amount"], "currency": "EUR"}
+    assert f"Idempotency-Key: {operation.reference}:execute:ttok_1\r\n".encode() in execute_step
+
+
+@pytest.mark.parametrize("token", ["ttok_1", None])
+async def test_calling_off_goes_by_the_token_and_has_no_body(token: str | None) -> None:
+    """Without a token the bank is asked for it first. The key is the token's; the look-up that confirms it has none."""
+    script = [http(CREATED), http(CANCELLED), http(CANCELLED)]
+    async with wire(*script[token is not None :]) as double:
+        assert await answer_to(CallOff(CHARGE, token), double.url) == CalledOff()
+    *before, order, look_up = double.requests
+    assert [request.split(b"\r\n")[0] for request in before] == (
+        [] if token else [b"GET /transactions?reference=charge-1 HTTP/1.1"]
+    )
+    assert order.startswith(b"POST /transactions/ttok_1/cancel HTTP/1.1\r\n")
+    assert b"\r\nIdempotency-Key: charge-1:cancel:ttok_1\r\n" in order
+    assert b"\r\nContent-Length: 0\r\n" in order
+    assert order.endswith(b"\r\n\r\n")
+    assert look_up.startswith(b"GET /transactions/ttok_1 HTTP/1.1\r\n")
 
 
 # ---------------------------------------------------------------- readable answers
@@ -178,7 +237,7 @@ async def test_unknown_but_valid_parts_of_an_answer_are_ignored() -> None:
     assert await answer_from(ASK, b"HTTP/1.1 102 Processing\r\n\r\n" + http(CREATED)) == Token("ttok_1")
 
 
-@pytest.mark.parametrize("state", ["created", "executed", "declined", "expired"])
+@pytest.mark.parametrize("state", ["created", "executed", "declined", "expired", "cancelled"])
 async def test_a_token_step_takes_the_token_in_any_state(state: str) -> None:
     """The execute step will find its state."""
     ended = {"transaction_id": "txn_1" if state == "executed" else None, "reason": "x" if state == "declined" else None}
@@ -191,6 +250,62 @@ async def test_an_unknown_reason_of_the_bank_becomes_other(word: str) -> None:
     said = OURS | {"reason": word}
     answer = await answer_from(EXECUTE, http(said | {"result": "declined"}), http(said | {"state": "declined"}))
     assert answer == Declined(DeclineReason.OTHER)
+
+
+@pytest.mark.parametrize("word", ["nothing_held", "released", "more_than_authorized", "amount_differs", "not_captured"])
+async def test_a_hold_that_lapsed_is_a_reason_of_its_own(word: str) -> None:
+    """The other rules of the bank's ledger are ours too, so that none of them is to be heard."""
+    capture = Execute(follows(Kind.CAPTURE), "ttok_1")
+    said = OURS | FOLLOWING | {"kind": "capture", "final": False, "state": "declined", "result": "declined"}
+    for reason, ours in ((word, DeclineReason.OTHER), ("authorization_expired", DeclineReason.AUTHORIZATION_EXPIRED)):
+        assert await answer_from(capture, *[http(said | {"reason": reason})] * 2) == Declined(ours)
+
+
+async def test_an_answer_without_a_kind_is_about_a_charge() -> None:
+    """There are banks that do nothing else."""
+    refund = RequestToken(an_operation(Kind.REFUND, reference="charge-1"), 0)
+    assert await answer_from(ASK, http(CREATED | {"kind": "charge"})) == await answer_from(ASK, http(CREATED))
+    differs = await answer_from(refund, *[http(CREATED)] * 2)
+    assert isinstance(differs, Contradiction)
+    assert differs.evidence.fields == ("kind",)
+
+
+async def test_a_token_that_was_called_off_is_heard_by_the_execute_step() -> None:
+    """If the look-up says so too."""
+    gone = http(OURS | {"error": "token_cancelled"}, 410)
+    assert await answer_from(EXECUTE, gone, http(CANCELLED)) == CalledOff()
+    assert isinstance(await answer_from(EXECUTE, gone, http(CREATED)), Contradiction)
+
+
+async def test_a_transaction_that_is_open_after_calling_off_is_no_answer() -> None:
+    """Nothing is concluded, and the bank is asked again."""
+    async with wire(http(CREATED), http(CANCELLED)) as double:
+        assert await answer_to(CALL_OFF, double.url) == NoAnswer()
+    assert len(double.requests) == 1
+
+
+HOLD = Execute(an_operation(Kind.AUTHORIZE, reference="charge-1"), "ttok_1")
+HELD = EXECUTED | {"kind": "authorize", "result": "executed"}
+TIMES: dict[str, int] = {
+    "1970-01-01T00:00:00.000001Z": 1,
+    "2026-11-30T10:28:01Z": 1_796_034_481_000_000,
+    "2026-11-30T10:28:01.123Z": 1_796_034_481_123_000,
+    "2026-11-30T12:28:01.123456789+02:00": 1_796_034_481_123_456,
+}
+
+
+@pytest.mark.parametrize("said", TIMES)
+async def test_the_time_at_which_a_hold_lapses_is_told_in_microseconds(said: str) -> None:
+    """By the step and by a look-up. A bank that tells none says nothing against the hold."""
+    held = http(HELD | {"hold_expires_at": said, "state": "executed"})
+    async with wire(held, held) as double:
+        for look_up_first in (False, True):
+            answer = await answer_to(HOLD, double.url, look_up_first=look_up_first)
+            assert answer == Executed("txn_1", TIMES[said])
+    assert await answer_from(HOLD, http(HELD)) == await answer_from(HOLD, http(HELD | {"hold_expires_at": None}))
+    assert await answer_from(HOLD, http(HELD)) == Executed("txn_1", 0)
+    charged = http(EXECUTED | {"result": "executed", "hold_expires_at": said})
+    assert await answer_from(EXECUTE, charged) == Executed("txn_1", 0), "a charge holds nothing"
 
 
 # ---------------------------------------------------------------- unreadable answers
@@ -237,6 +352,13 @@ UNREADABLE: dict[str, bytes] = {
         f"token {token!r:.9}": http(CREATED | {"token": token})
         for token in ("", ".", "..", "a/b", "a?b", "a b", "a\n", "ä", "1" * 129, "4111 1111 1111 1111", "\ud800", CARD)
     },
+    "an unknown kind": http(CREATED | {"kind": "gift"}),
+    "a kind that is a list": http(CREATED | {"kind": ["charge"]}),
+    "kind null": http(CREATED | {"kind": None}),
+    "on null": http(CREATED | {"on": None}),
+    "on a number": http(CREATED | {"on": 7}),
+    "final null": http(CREATED | {"final": None}),
+    "final a number": http(CREATED | {"final": 0}),
     "other content type": http(CREATED, 200, "Content-Type: text/html"),
     "two content types": http(CREATED, 200, "Content-Type: application/json", "Content-Type: application/json"),
     "gzip": http(gzip.compress(TEXT.encode()), 200, "Content-Encoding: gzip"),
@@ -288,6 +410,28 @@ async def test_an_execution_without_a_proper_transaction_id_is_no_answer(transac
     assert await answer_from(EXECUTE, http(said)) == NoAnswer()
 
 
+NO_TIMES: list[object] = [
+    *[
+        "",
+        "soon",
+        "2026-11-30",
+        "2026-11-30T10:28:01",
+        "2026-11-30 10:28:01Z",
+        "20261130T102801Z",
+        "2026-W48-1T10:28:01Z",
+    ],
+    *["2026-13-30T10:28:01Z", "2026-11-31T10:28:01Z", "2026-11-30T10:28:01,5Z", "2026-11-30T10:28:01Z\n"],
+    *["1970-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "2026-11-30T10:28:01.Z", "\u0662026-11-30T10:28:01Z"],
+    *[0, 1_796_034_481, True, ["2026-11-30T10:28:01Z"]],
+]
+
+
+@pytest.mark.parametrize("said", NO_TIMES)
+async def test_a_hold_without_a_proper_time_is_no_answer(said: object) -> None:
+    """The time is stored, so it must be well formed."""
+    assert await answer_from(HOLD, http(HELD | {"hold_expires_at": said})) == NoAnswer()
+
+
 def unusable(said: dict[str, Any], transaction_id: object) -> bytes:
     return http(OURS | said | {"transaction_id": transaction_id})
 
@@ -330,6 +474,7 @@ class Shifted:
     def __init__(self, too_many: bytes, *, does_it: bool) -> None:
         self.url = ""
         self.executed = False
+        self.cancelled = False
         self.asked: list[int] = []
         self._too_many = too_many
         self._does_it = does_it
@@ -350,12 +495,12 @@ class Shifted:
             writer.close()
 
     def _do(self, head: bytes) -> bytes:
-        is_execute = b"/execute" in head
+        is_execute, is_cancel = b"/execute" in head, b"/cancel" in head
         result = {"result": "already_executed" if self.executed else "executed"} if is_execute else {}
         self.executed |= is_execute
-        return http(
-            (EXECUTED if self.executed else OURS) | {"state": "executed" if self.executed else "created"} | result
-        )
+        self.cancelled |= is_cancel
+        state = "executed" if self.executed else "cancelled" if self.cancelled else "created"
+        return http((EXECUTED if self.executed else OURS) | {"state": state} | result)
 
 
 @asynccontextmanager
@@ -373,7 +518,8 @@ NOT_OURS: dict[str, bytes] = {
         f"{status} {error}": http({"error": error}, status)
         for status, error in [
             *[(status, "refused") for status in (400, 404, 409, 422)],
-            *[(404, "token_unknown"), (404, "reference_unknown"), (409, "fields_differ"), (410, "token_expired")],
+            *[(404, "token_unknown"), (404, "reference_unknown"), (409, "fields_differ")],
+            *[(410, "token_expired"), (410, "token_cancelled")],
         ]
     },
     "401": http({}, 401),
@@ -384,6 +530,7 @@ NOT_OURS: dict[str, bytes] = {
     "another's execution": http(OTHERS | {"state": "executed", "result": "executed", "transaction_id": "txn_2"}),
     "another's decline": http(OTHERS | {"state": "declined", "result": "declined", "reason": "card_declined"}),
     "another's expiry": http(OTHERS | {"state": "expired", "error": "token_expired"}, 410),
+    "another's calling off": http(OTHERS | {"state": "cancelled", "error": "token_cancelled"}),
     "another's odd id": http(OTHERS | {"state": "executed", "result": "executed", "transaction_id": CARD}),
 }
 
@@ -391,12 +538,20 @@ NOT_OURS: dict[str, bytes] = {
 @pytest.mark.parametrize("too_many", NOT_OURS.values(), ids=NOT_OURS)
 @pytest.mark.parametrize("does_it", [False, True])
 @pytest.mark.parametrize("look_up_first", [False, True])
-@pytest.mark.parametrize("effect", [ASK, EXECUTE], ids=["token", "execute"])
+@pytest.mark.parametrize(
+    ("effect", "right"),
+    [
+        (ASK, Token("ttok_1")),
+        (EXECUTE, Executed("txn_1")),
+        (CALL_OFF, CalledOff()),
+        (CallOff(CHARGE, None), CalledOff()),
+    ],
+    ids=["token", "execute", "call off", "call off by reference"],
+)
 async def test_no_charge_ends_on_an_answer_that_is_not_about_it(
-    effect: Effect, look_up_first: bool, does_it: bool, too_many: bytes
+    effect: Effect, right: Answer, look_up_first: bool, does_it: bool, too_many: bytes
 ) -> None:
     """Over a connection that served before. It never serves again, and the repeated step gets its answer."""
-    right = Token("ttok_1") if isinstance(effect, RequestToken) else Executed("txn_1")
     async with shifted(too_many, does_it=does_it) as bank_double:
         bank = gateway_bank(bank_double.url, open_transport(max_connections=4, verify=NO_TLS), PATIENT_SECONDS)
         assert await bank.perform(ASK, look_up_first=False) == Token("ttok_1")
@@ -413,7 +568,10 @@ async def test_no_charge_ends_on_an_answer_that_is_not_about_it(
 
 @pytest.mark.parametrize(
     "said",
-    [OURS, {"error": "token_expired"}, OURS | {"error": "gone"}, EXECUTED | {"error": "token_expired"}],
+    [
+        *[OURS, {"error": "token_expired"}, {"error": "token_cancelled"}, OURS | {"error": "gone"}],
+        *[EXECUTED | {"error": "token_expired"}, EXECUTED | {"error": "token_cancelled"}],
+    ],
 )
 async def test_a_410_that_does_not_name_our_expired_token_is_no_answer(said: dict[str, Any]) -> None:
     """Rule 5: only a definite expiry leads to a new token."""
@@ -615,9 +773,6 @@ async def test_an_error_that_is_no_exception_passes(error: BaseException) -> Non
 
 
 # ---------------------------------------------------------------- laws over generated answers
-ANSWERS = Token | Executed | Declined | Expired | Refused | Contradiction | InProgress | NoAnswer
-
-
 class Scripted(httpx.AsyncBaseTransport):
     """Answers without a wire: thousands of cases a second."""
 
@@ -656,7 +811,7 @@ anything = st.one_of(
 def test_no_body_raises_or_executes(bodies: list[bytes], status: int, look_up_first: bool) -> None:
     """For any bytes and any JSON the answer is a value of the union, and no charge ends on it."""
     replies = {question: (status, body) for question, body in zip(("step", "token", "reference"), bodies, strict=True)}
-    for effect in (ASK, EXECUTE):
+    for effect in (ASK, EXECUTE, CALL_OFF):
         answer, _ = perform(effect, replies, look_up_first=look_up_first)
         assert isinstance(answer, NoAnswer | InProgress | Refused | Contradiction)
 
@@ -669,7 +824,7 @@ def test_no_bytes_on_the_wire_raise_or_execute(parts: list[bytes], look_up_first
     async def run() -> list[Answer]:
         head = b"HTTP/1.1 200 OK\r\n" if has_head else b""
         async with wire(*[head + part for part in parts]) as double:
-            return [await answer_to(effect, double.url, look_up_first=look_up_first) for effect in (ASK, EXECUTE)]
+            return [await answer_to(effect, double.url, look_up_first=look_up_first) for effect in EFFECTS]
 
     assert set(asyncio.run(run())) == {NoAnswer()}
 
@@ -693,7 +848,7 @@ def test_no_requested_pause_spoils_the_answer(wish: str) -> None:
 
 
 # Answers that are nearly right: in each field the right value, or another one.
-WORDS = ["created", "executed", "already_executed", "declined", "expired"]
+WORDS = ["created", "executed", "already_executed", "declined", "expired", "cancelled"]
 near = st.fixed_dictionaries(
     {
         "token": st.sampled_from(["ttok_1"] * 4 + ["ttok_2"]),
@@ -707,43 +862,45 @@ near = st.fixed_dictionaries(
     optional={
         "state": st.sampled_from(WORDS),
         "result": st.sampled_from([*WORDS, "in_progress"]),
-        "error": st.sampled_from(["token_expired", "token_unknown"]),
+        "error": st.sampled_from(["token_expired", "token_cancelled", "token_unknown"]),
+        "kind": st.sampled_from(["charge"] * 6 + ["authorize"]),
+        "on": st.sampled_from([""] * 6 + ["txn_0"]),
+        "final": st.sampled_from([False] * 6 + [True]),
     },
 )
 reply = st.tuples(st.sampled_from([200] * 6 + [202, 400, 404, 404, 410, 500]), near)
 
 
 def fits(said: dict[str, Any]) -> bool:
-    return all(said[name] == OURS[name] for name in ("token", "reference", "card", "amount", "currency"))
+    ours = OURS | {"kind": "charge", "on": "", "final": False}
+    names = ("token", "reference", "card", "amount", "currency", "kind", "on", "final")
+    return all(said.get(name, ours[name]) == ours[name] for name in names)
 
 
-@given(reply, reply, reply, st.booleans())
-@settings(max_examples=400, deadline=None)
-def test_an_execute_step_ends_only_on_an_answer_about_our_transaction(
+@given(reply, reply, reply, st.booleans(), st.sampled_from([EXECUTE, CALL_OFF]))
+@settings(max_examples=600, deadline=None)
+def test_a_token_is_settled_only_by_an_answer_about_our_transaction(
     step: tuple[int, dict[str, Any]],
     by_token: tuple[int, dict[str, Any]],
     by_reference: tuple[int, dict[str, Any]],
     look_up_first: bool,
+    effect: Effect,
 ) -> None:
     """Every field is ours, and an end without money comes from a look-up."""
     said = {"step": step, "token": by_token, "reference": by_reference}
     replies = {question: (status, json.dumps(body).encode()) for question, (status, body) in said.items()}
-    answer, asked = perform(EXECUTE, replies, look_up_first=look_up_first)
+    answer, asked = perform(effect, replies, look_up_first=look_up_first)
     (status, last) = said[asked[-1]]
     match answer:
         case Executed(transaction_id):
             assert status == 200
             assert fits(last)
             assert last["transaction_id"] == transaction_id
-            assert (last.get("result") if asked[-1] == "step" else last.get("state")) in (
-                "executed",
-                "already_executed",
-            )
-        case Declined():
-            assert (status, asked[-1] != "step", last.get("state")) == (200, True, "declined")
-            assert fits(last)
-        case Expired():
-            assert (status, asked[-1] != "step", last.get("state")) == (200, True, "expired")
+            is_execute = asked[-1] == "step" and effect is EXECUTE
+            assert (last.get("result") if is_execute else last.get("state")) in ("executed", "already_executed")
+        case Declined() | Expired() | CalledOff():
+            word = {Declined: "declined", Expired: "expired", CalledOff: "cancelled"}[type(answer)]
+            assert (status, asked[-1] != "step", last.get("state")) == (200, True, word)
             assert fits(last)
         case Contradiction(evidence, ReviewReason.FIELDS_DIFFER):
             assert evidence.fields
@@ -769,5 +926,5 @@ def test_a_token_step_takes_only_a_token_of_our_transaction(
             assert fits(last | {"token": "ttok_1"})
         case Refused() | Contradiction() | NoAnswer() | InProgress():
             pass
-        case Executed() | Declined() | Expired():
+        case Executed() | Declined() | Expired() | CalledOff():
             pytest.fail("the answer to a question that was not asked")

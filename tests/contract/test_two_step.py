@@ -16,24 +16,30 @@ from command_service.bank.transport import Exchange
 from command_service.bank.two_step import Dialect, Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
 from command_service.values import (
     Answer,
+    CalledOff,
+    CallOff,
     Contradiction,
     Declined,
     DeclineReason,
     Effect,
+    Evidence,
     Execute,
     Executed,
     Expired,
     InProgress,
-    Money,
+    Kind,
     NoAnswer,
     Refused,
     RequestToken,
     ReviewReason,
     Token,
 )
+from tests.contract.operations import KINDS, OWN_FIELDS, an_operation, with_other
 
-ASK = RequestToken("charge-1", "tok_visa", Money(1250, "EUR"), expired_tokens=0)
-EXECUTE = Execute("charge-1", "tok_visa", Money(1250, "EUR"), "ttok_1")
+CHARGE = an_operation(reference="charge-1")
+ASK = RequestToken(CHARGE, expired_tokens=0)
+EXECUTE = Execute(CHARGE, "ttok_1")
+CALL_OFF = CallOff(CHARGE, "ttok_1")
 
 CREATED = Transaction(Stage.CREATED, "ttok_1", "charge-1", "tok_visa", 1250, "EUR")
 EXECUTED = replace(CREATED, stage=Stage.EXECUTED, transaction_id="txn_1")
@@ -43,10 +49,11 @@ REPLIES: Mapping[str, Reply] = {
     "executed, no usable id": replace(EXECUTED, transaction_id=""),
     "declined": replace(CREATED, stage=Stage.DECLINED, reason=DeclineReason.EXPIRED_CARD),
     "expired": replace(CREATED, stage=Stage.EXPIRED),
+    "cancelled": replace(CREATED, stage=Stage.CANCELLED),
     "another's execution": replace(EXECUTED, reference="charge-2", transaction_id="txn_2"),
     "another token": replace(CREATED, token="ttok_2"),
     "another amount, executed": replace(EXECUTED, amount_minor=1),
-    "another currency": replace(CREATED, currency="USD"),
+    "another kind": replace(CREATED, kind=Kind.AUTHORIZE),
     "another card, declined": replace(CREATED, stage=Stage.DECLINED, card="tok_x", reason=DeclineReason.OTHER),
     "refusal": Refusal(),
     "in progress": InProgress(1.0),
@@ -72,7 +79,10 @@ class Script:
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
         return self.reply("execute step", fresh)
 
-    async def find_by_token(self, effect: Execute, *, fresh: bool) -> Reply:
+    async def cancel(self, effect: CallOff, token: str, *, fresh: bool) -> Reply:
+        return self.reply(f"calling off {token}", fresh)
+
+    async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
         return self.reply("by token", fresh)
 
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
@@ -90,18 +100,19 @@ def is_ours(reply: Reply, stage: Stage) -> bool:
     return isinstance(reply, Transaction) and reply.stage is stage and not reply.differences(EXECUTE)
 
 
-async def test_an_execute_step_ends_by_the_last_reply_about_it() -> None:
-    """For all combinations of replies to the step, its repetition and the two look-ups."""
-    for step, again, by_token, by_reference in product(REPLIES.values(), repeat=4):
+@pytest.mark.parametrize(("effect", "question"), [(EXECUTE, "execute step"), (CALL_OFF, "calling off ttok_1")])
+async def test_a_token_is_settled_by_the_last_reply_about_it(effect: Effect, question: str) -> None:
+    """For all combinations of replies to the question, its repetition and the two look-ups."""
+    for first, again, by_token, by_reference in product(REPLIES.values(), repeat=4):
         script = Script(
             {
-                ("execute step", False): step,
-                ("execute step", True): again,
+                (question, False): first,
+                (question, True): again,
                 ("by token", True): by_token,
                 ("by reference", True): by_reference,
             }
         )
-        got = await answer(EXECUTE, script)
+        got = await answer(effect, script)
         last = script.replies[script.asked[-1]]
         match got:
             case Executed(transaction_id):
@@ -110,14 +121,17 @@ async def test_an_execute_step_ends_by_the_last_reply_about_it() -> None:
             case Declined(reason):
                 assert is_ours(last, Stage.DECLINED)
                 assert reason is DeclineReason.EXPIRED_CARD
-                assert script.asked[-1][0] != "execute step", "an end without money is believed of a look-up only"
+                assert script.asked[-1][0] != question, "an end without money is believed of a look-up only"
             case Expired():
                 assert is_ours(last, Stage.EXPIRED)
-                assert script.asked[-1][0] != "execute step"
+                assert script.asked[-1][0] != question
+            case CalledOff():
+                assert is_ours(last, Stage.CANCELLED)
+                assert script.asked[-1][0] != question
             case InProgress() | NoAnswer():
                 assert got == last
             case Refused():
-                assert isinstance(again if script.asked.count(("execute step", True)) else step, Refusal)
+                assert isinstance(again if script.asked.count((question, True)) else first, Refusal)
             case Contradiction(_, ReviewReason.TRANSACTION_ID_UNUSABLE):
                 assert last == REPLIES["executed, no usable id"]
                 assert script.asked[-1] == ("by reference", True), "two look-ups say the same"
@@ -125,8 +139,58 @@ async def test_an_execute_step_ends_by_the_last_reply_about_it() -> None:
                 assert not isinstance(last, InProgress | NoAnswer)
             case Token():
                 pytest.fail("the answer to a question that was not asked")
-        assert script.asked.count(("execute step", False)) == 1
+        assert script.asked.count((question, False)) == 1
         assert len(script.asked) <= 6
+
+
+@pytest.mark.parametrize(("token", "look_up_first"), [(None, False), (None, True), ("ttok_1", True), ("ttok_0", True)])
+async def test_calling_off_by_reference_closes_the_newest_transaction(token: str | None, look_up_first: bool) -> None:
+    """Whatever token our journal holds, if any. That there is none is believed when it is heard twice."""
+    for known, again in product(REPLIES.values(), repeat=2):
+        script = Script(
+            {
+                ("by reference", False): known,
+                ("by reference", True): again,
+                ("calling off ttok_1", True): NoAnswer(7.0),
+                ("calling off ttok_2", True): NoAnswer(7.0),
+            }
+        )
+        got = await answer(CallOff(CHARGE, token), script, look_up_first=look_up_first)
+        has_asked_twice = isinstance(known, Refusal) or (
+            isinstance(known, Transaction) and bool(known.differences(ASK))
+        )
+        looked_up = again if has_asked_twice else known
+        if got == NoAnswer(7.0):
+            assert isinstance(looked_up, Transaction)
+            assert not looked_up.differences(ASK)
+            assert script.asked[-1] == (f"calling off {looked_up.token}", True)
+            continue
+        assert script.asked == [("by reference", False), ("by reference", True)][: 1 + has_asked_twice]
+        match got:
+            case CalledOff():
+                assert (known, again, token) == (Refusal(), Refusal(), None)
+            case Contradiction() if token is not None and known == again == Refusal():
+                pass  # The bank has forgotten the token that it gave us.
+            case Contradiction(_, ReviewReason.FIELDS_DIFFER):
+                assert isinstance(known, Transaction)
+                assert isinstance(again, Transaction)
+                assert known.differences(ASK)
+                assert again.differences(ASK)
+            case _:
+                assert looked_up in UNSETTLED or isinstance(known, Refusal) != isinstance(again, Refusal)
+                assert isinstance(got, InProgress | NoAnswer)
+
+
+@pytest.mark.parametrize(("kind", "name"), OWN_FIELDS)
+def test_every_field_of_every_kind_is_compared(kind: Kind, name: str) -> None:
+    """An order's fields, and for an operation that follows the card that its charge began with."""
+    ours = an_operation(kind, on="" if kind in (Kind.CHARGE, Kind.AUTHORIZE) else "txn_0")
+    for token in ("ttok_1", None):
+        effect = CallOff(ours, token)
+        assert _at_stage(Stage.CREATED, effect, "ttok_1").differences(effect) == ()
+        for other in (name, "card"):
+            theirs = CallOff(with_other(ours, other), token)
+            assert _at_stage(Stage.CREATED, theirs, "ttok_1").differences(effect) == (other,)
 
 
 async def test_a_look_up_first_keeps_a_step_from_being_taken_twice() -> None:
@@ -142,7 +206,7 @@ async def test_a_look_up_first_keeps_a_step_from_being_taken_twice() -> None:
         got = await answer(EXECUTE, script, look_up_first=True)
         known = by_reference if ("by reference", True) in script.asked else by_token
         assert (script.asked[-1] == ("execute step", False)) == is_ours(known, Stage.CREATED)
-        if isinstance(got, Executed | Declined | Expired):
+        if isinstance(got, Executed | Declined | Expired | CalledOff):
             assert isinstance(known, Transaction)
             assert not known.differences(EXECUTE)
 
@@ -167,7 +231,7 @@ async def test_a_token_step_ends_on_a_token_of_ours_or_on_two_replies_that_agree
                 assert again.differences(ASK)
             case InProgress() | NoAnswer():
                 assert last in UNSETTLED or isinstance(step, Refusal) != isinstance(again, Refusal)
-            case Executed() | Declined() | Expired():
+            case Executed() | Declined() | Expired() | CalledOff():
                 pytest.fail("the answer to a question that was not asked")
 
 
@@ -214,39 +278,56 @@ class OneStep:
         self.loses_answers = 0
 
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:
-        return _at_stage(Stage.CREATED, effect, effect.charge_id)
+        return _at_stage(Stage.CREATED, effect, effect.operation.reference)
 
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
-        self.moved.setdefault(effect.token, effect.amount.minor_units)
+        self.moved.setdefault(effect.token, effect.operation.amount.minor_units)
         if self.loses_answers:
             self.loses_answers -= 1
             return NoAnswer()
         return _at_stage(Stage.EXECUTED, effect, effect.token)
 
-    async def find_by_token(self, effect: Execute, *, fresh: bool) -> Reply:
+    async def cancel(self, effect: CallOff, token: str, *, fresh: bool) -> Reply:
+        return Refusal()  # It cannot keep a late execution from being done.
+
+    async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
         return await self.find_by_reference(effect, fresh=fresh)
 
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
-        stage = Stage.EXECUTED if effect.charge_id in self.moved else Stage.CREATED
-        return _at_stage(stage, effect, effect.charge_id)
+        reference = effect.operation.reference
+        return _at_stage(Stage.EXECUTED if reference in self.moved else Stage.CREATED, effect, reference)
 
     async def close(self) -> None:
         pass
 
 
 def _at_stage(stage: Stage, effect: Effect, token: str) -> Transaction:
-    price = effect.amount
-    reply = Transaction(stage, token, effect.charge_id, effect.card_token, price.minor_units, price.currency_code)
-    return replace(reply, transaction_id="txn_1") if stage is Stage.EXECUTED else reply
+    ours = effect.operation
+    return Transaction(
+        stage,
+        token,
+        ours.reference,
+        ours.request.card.token,
+        ours.amount.minor_units,
+        ours.amount.currency_code,
+        "txn_1" if stage is Stage.EXECUTED else "",
+        kind=ours.kind,
+        on=ours.on,
+        is_final=ours.is_final,
+    )
 
 
 async def test_a_one_step_bank_is_a_dialect_too() -> None:
-    """Its token step makes no call, and a lost answer moves no money twice."""
-    bank = OneStep()
-    bank.loses_answers = 1
-    assert await answer(ASK, bank) == Token("charge-1")
-    execute = replace(EXECUTE, token="charge-1")
-    assert await answer(execute, bank) == NoAnswer()
-    assert await answer(execute, bank) == Executed("txn_1")
-    assert await answer(execute, bank, look_up_first=True) == Executed("txn_1")
-    assert bank.moved == {"charge-1": 1250}
+    """Its token step makes no call, a lost answer moves no money twice, and what it cannot call off is told as it is."""
+    for kind in KINDS:
+        bank = OneStep()
+        bank.loses_answers = 1
+        operation = an_operation(kind)
+        assert await answer(RequestToken(operation, 0), bank) == Token(operation.reference)
+        assert await answer(CallOff(operation, operation.reference), bank) == Refused(Evidence())
+        execute = Execute(operation, operation.reference)
+        assert await answer(execute, bank) == NoAnswer()
+        assert await answer(execute, bank) == Executed("txn_1")
+        assert await answer(execute, bank, look_up_first=True) == Executed("txn_1")
+        assert await answer(CallOff(operation, None), bank) == Executed("txn_1")
+        assert bank.moved == {operation.reference: 1250}

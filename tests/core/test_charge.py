@@ -33,8 +33,36 @@ from command_service.operation import (
     AwaitingExecution,
     AwaitingToken,
 )
-from command_service.events import ChargeAbandoned, ChargeDeclined, ChargeRequested, Charged, Event, ReviewRequired, TokenExpired, TokenIssued
-from command_service.values import Answer, Card, Contradiction, Declined, DeclineReason, Effect, Evidence, Execute, Executed, Expired, InProgress, Money, NoAnswer, Refused, Request, RequestToken, ReviewReason, Token
+from command_service.events import (
+    ChargeAbandoned,
+    ChargeDeclined,
+    ChargeRequested,
+    Charged,
+    Event,
+    ReviewRequired,
+    TokenExpired,
+    TokenIssued,
+)
+from command_service.values import (
+    Answer,
+    Card,
+    Contradiction,
+    Declined,
+    DeclineReason,
+    Effect,
+    Evidence,
+    Execute,
+    Executed,
+    Expired,
+    InProgress,
+    Money,
+    NoAnswer,
+    Refused,
+    Request,
+    RequestToken,
+    ReviewReason,
+    Token,
+)
 from tests.core.diagram import GRAMMAR, diagram, grammar
 from tests.core.stories import (
     DAY_SECONDS,

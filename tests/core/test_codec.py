@@ -19,7 +19,16 @@ from command_service.charge import Absent, Charge, State
 from command_service.codec import charge_id_of, decode, encode
 from command_service.failures import ImpossibleEvent, UnknownEvent
 from command_service.operation import AtRest, AwaitingToken
-from command_service.events import ChargeAbandoned, ChargeDeclined, ChargeRequested, Charged, Event, ReviewRequired, TokenExpired, TokenIssued
+from command_service.events import (
+    ChargeAbandoned,
+    ChargeDeclined,
+    ChargeRequested,
+    Charged,
+    Event,
+    ReviewRequired,
+    TokenExpired,
+    TokenIssued,
+)
 from command_service.values import Card, DeclineReason, Evidence, Money, Request, ReviewReason
 from tests.core.stories import REQUESTED_AT
 from tests.core.stories import stored as stored_as

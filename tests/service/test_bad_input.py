@@ -108,6 +108,7 @@ class Door:
             "level": "info",
             "timestamp": "",
             "charge_id": answer.charge_id,
+            "operation": "charge",
             "outcome": "",
             "position": answer.position,
             "bank_calls": 0,

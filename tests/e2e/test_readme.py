@@ -1,0 +1,72 @@
+"""The README's lines on what follows a charge, run as they stand, in their order, against real servers.
+
+`buf curl`, which the set-up installs, stands in for grpcurl: it takes the same message, address and method.
+"""
+
+import asyncio
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rig.processes import Town
+
+README = Path(__file__).parents[2] / "README.md"
+BUF = Path(sys.executable).with_name("buf")
+
+
+def shown() -> list[list[str]]:
+    """The commands in the README's section, split as a shell would."""
+    section = README.read_text().split("<!-- operations -->")[1].split("<!-- end of operations -->")[0]
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
+    return [shlex.split(command) for command in re.split(r"\n(?=grpcurl|curl)", lines.replace("\\\n", ""))]
+
+
+async def run(words: list[str], town: Town) -> Any:
+    """Run a command of the README against these servers, and return the JSON that it prints."""
+    ports = {"50051": town.command.listen, "50052": town.query.listen, "8080": town.bank_url.removeprefix("http://")}
+    moved = [re.sub(r"127\.0\.0\.1:(\d+)", lambda found: ports[found[1]], word) for word in words]
+    body = moved[moved.index("-d") + 1] if "-d" in moved else None
+    if moved[0] == "curl":
+        method = moved[moved.index("-X") + 1] if "-X" in moved else "POST"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return (await client.request(method, moved[-1], content=body)).raise_for_status().json()
+    seconds = ["--connect-timeout", "5"]
+    command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *seconds, "-d", str(body)]
+    if "-max-time" in moved:
+        command += ["--timeout", f"{moved[moved.index('-max-time') + 1]}s"]
+    made = await asyncio.create_subprocess_exec(
+        *command,
+        f"http://{moved[-2]}/{moved[-1]}",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, errors = await made.communicate()
+    assert made.returncode == 0, errors.decode()
+    return json.loads(out)
+
+
+@pytest.mark.timeout(120)
+async def test_the_lines_on_what_follows_a_charge_do_what_the_page_says(tmp_path: Path) -> None:
+    async with Town(tmp_path) as town:
+        await town.start_query()
+        hold, capture, void, refund, charge, _, pending, called_off, _ = [await run(each, town) for each in shown()]
+        again = await run(shown()[6], town)
+    assert hold["status"] == "CHARGE_STATUS_AUTHORIZED"
+    assert [
+        (each["outcome"]["status"], each["outcome"]["amount"]["minorUnits"]) for each in (capture, void, refund)
+    ] == [
+        ("OPERATION_STATUS_EXECUTED", "3000"),
+        ("OPERATION_STATUS_EXECUTED", "2000"),
+        ("OPERATION_STATUS_EXECUTED", "1000"),
+    ]
+    money = {name: value for name, value in charge["charge"].items() if name.endswith("MinorUnits")}
+    assert money == {"authorizedMinorUnits": "5000", "capturedMinorUnits": "3000", "refundedMinorUnits": "1000"}
+    assert pending.get("status") == "CHARGE_STATUS_PENDING"
+    assert called_off["outcome"]["status"] == "OPERATION_STATUS_EXECUTED"
+    assert again["status"] == "CHARGE_STATUS_VOIDED"
