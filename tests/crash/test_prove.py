@@ -22,7 +22,7 @@ def test_it_prints_a_table_and_writes_its_results(tmp_path: Path) -> None:
     (harness,) = json.loads((tmp_path / "build" / "prove.json").read_text())["harnesses"]
     assert harness["tried"] > 0
     assert harness["violations"] == []
-    assert list(harness["controls"].values()) == [True]
+    assert list(harness["controls"].values()) == [True, True]
     assert harness["enumerated"]["paths of 1 deaths"] > 50
     assert "all tried in" in done.stdout
 
