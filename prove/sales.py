@@ -14,7 +14,6 @@ CARDS = ("tok_visa", "tok_visa", "tok_mastercard", "tok_declined", "tok_insuffic
 SALE_CARDS = ("tok_visa",) * 4 + ("tok_capture_declined", "tok_void_declined", "tok_refund_declined")
 # Some of the times that a charge has pass while it is under way.
 LATEST_SECONDS = 0.5
-CURRENCY = "EUR"
 Turns = tuple[tuple[Request, ...], ...]
 """The requests of each turn are sent at once, when those of the turn before are known. The first one is the charge's."""
 
@@ -32,11 +31,11 @@ class Sale:
 
     def capture(self, name: str, minor_units: int | None = None, *, final: bool = False) -> CaptureRequest:
         """Capture so much, or all that is left."""
-        return CaptureRequest(**self._named(name), amount=_money(minor_units), final=final)
+        return CaptureRequest(**self._named(name), amount=self._money(minor_units), final=final)
 
     def refund(self, name: str, minor_units: int | None = None) -> RefundRequest:
         """Give so much back, or all that is left."""
-        return RefundRequest(**self._named(name), amount=_money(minor_units))
+        return RefundRequest(**self._named(name), amount=self._money(minor_units))
 
     def void(self, name: str) -> VoidRequest:
         """Let go of what is held, or call the charge off."""
@@ -46,9 +45,9 @@ class Sale:
         key = self.opening.idempotency_key
         return {"idempotency_key": f"{key}.{name}", "charge_id": charge_id_of("default", key)}
 
-
-def _money(minor_units: int | None) -> Money | None:
-    return None if minor_units is None else Money(minor_units=minor_units, currency_code=CURRENCY)
+    def _money(self, minor_units: int | None) -> Money | None:
+        currency = self.opening.amount.currency_code
+        return None if minor_units is None else Money(minor_units=minor_units, currency_code=currency)
 
 
 # ---------------------------------------------------------------- what may be wanted
@@ -114,7 +113,7 @@ def wanted(chance: random.Random, key: str, *, is_calm: bool = False) -> Turns:
         idempotency_key=key,
         user_id=chance.choice(("alice", "bob", "carol")),
         card=Card(token=chance.choice(CARDS if want is _alone else SALE_CARDS)),
-        amount=_money(chance.randrange(100, 100_000)),
+        amount=Money(minor_units=chance.randrange(100, 100_000), currency_code="EUR"),
     )
     if want in _HELD and (want not in _CHARGED or chance.random() < 0.5):
         opening.capture = CaptureMode.CAPTURE_MODE_MANUAL

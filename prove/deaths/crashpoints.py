@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gateway_mock
-from prove.deaths.lives import PORTS, SCENARIOS, Bug, Scenario, Story
+from prove.deaths.lives import PORTS, Bug, Story
+from prove.deaths.scenarios import SCENARIOS, Scenario, named
 from prove.deaths.writer import folder_in_memory
 from prove.report import Harness, Say
 from prove.workers import AT_ONCE, workers
@@ -88,11 +89,6 @@ class Walk:
             if len(deaths) < depth:
                 async for deeper in self.paths(scenario, depth, deaths):
                     yield deeper
-
-
-def named(name: str) -> Scenario:
-    """Return a scenario by its name."""
-    return next(scenario for scenario in SCENARIOS if scenario.name == name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import httpx
 
-from charging.v1.command_pb2 import CaptureMode, CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
+from charging.v1.command_pb2 import CaptureMode, ChargeRequest
 from charging.v1.common_pb2 import Card, Money
 from charging.v1.journal_pb2 import Event
 from chassis import settings
@@ -36,6 +36,7 @@ from command_service.settings import Settings
 from judge.checker import check
 from judge.files import read_anchor, read_journal
 from judge.history import BankCall, Call, Movement, Observed, Request, charge_id_of
+from prove.deaths.scenarios import AMOUNT, Before, Scenario
 from prove.deaths.writer import end_process, now
 from prove.sabotaged import SentAgain
 from rig.around import Around
@@ -52,78 +53,9 @@ PORTS = {
     "bank": frozenset({"perform"}),
     "transport": frozenset({"handle_async_request"}),
 }
-AMOUNT, PART = 1250, 500
 # Longer than a life: until a command comes, nobody asks the bank again.
 ASK_AGAIN_SECONDS = 30
 HOUR = 3_600_000_000
-
-
-class Before(Enum):
-    """How far the charge is when deaths begin."""
-
-    NOTHING = "nobody has asked for it"
-    AT_REST = "it is charged or authorised"
-    UNDER_WAY = "the bank is at its execution"
-    EXECUTED = "the bank has executed it, and has told nobody"
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """A charge of a card, what follows in it, and what moves at the bank in all, in order.
-
-    `fault`: of the bank's execute step, once, of the operation with which deaths begin. `is_late`: the charge's time is over
-    as soon as the bank was asked for a token.
-    """
-
-    name: str
-    moves: tuple[str, ...]
-    card: str = "tok_visa"
-    fault: str = ""
-    before: Before = Before.NOTHING
-    follows: tuple[CaptureRequest | VoidRequest | RefundRequest, ...] = ()
-    is_held: bool = False
-    is_late: bool = False
-
-
-def _part() -> Money:
-    return Money(minor_units=PART, currency_code="EUR")
-
-
-def _captures() -> tuple[CaptureRequest, ...]:
-    return CaptureRequest(amount=_part()), CaptureRequest(amount=_part(), final=True)
-
-
-SCENARIOS = (
-    Scenario("approved", ("charge",)),
-    Scenario("declined", (), "tok_declined"),
-    Scenario("token expired", ("charge",), fault="expire_token"),
-    Scenario("answer lost", ("charge",), fault="lose_answer"),
-    Scenario("captured", ("authorize", "capture", "capture"), before=Before.AT_REST, follows=_captures(), is_held=True),
-    Scenario("voided", ("authorize", "void"), before=Before.AT_REST, follows=(VoidRequest(),), is_held=True),
-    Scenario(
-        "refunded",
-        ("charge", "refund", "refund"),
-        before=Before.AT_REST,
-        follows=(RefundRequest(amount=_part()), RefundRequest()),
-    ),
-    Scenario("refund declined", ("charge",), "tok_refund_declined", before=Before.AT_REST, follows=(RefundRequest(),)),
-    Scenario(
-        "refund's token expired", ("charge", "refund"), "tok_visa", "expire_token", Before.AT_REST, (RefundRequest(),)
-    ),
-    Scenario(
-        "refund's answer lost", ("charge", "refund"), "tok_visa", "lose_answer", Before.AT_REST, (RefundRequest(),)
-    ),
-    Scenario("called off", (), before=Before.UNDER_WAY, follows=(VoidRequest(),)),
-    Scenario("called off by its time", (), is_late=True),
-    Scenario("called off too late", ("charge",), before=Before.EXECUTED, follows=(VoidRequest(),)),
-    Scenario(
-        "hold called off too late",
-        ("authorize", "void"),
-        before=Before.EXECUTED,
-        follows=(VoidRequest(),),
-        is_held=True,
-    ),
-)
 
 
 # ---------------------------------------------------------------- points
