@@ -194,7 +194,7 @@ def decode(serialised: bytes) -> Event:
                     amount=_money_in(requested.amount),
                     description=requested.description,
                     metadata=tuple(sorted(requested.metadata.items())),
-                    is_held=requested.capture == command_pb2.CaptureMode.CAPTURE_MODE_MANUAL,
+                    is_held=_is_held_in(requested.capture),
                     not_after=requested.not_after.ToMicroseconds() if requested.HasField("not_after") else 0,
                 )
             )
@@ -259,6 +259,16 @@ def _operation_in(
 ) -> OperationRequested:
     amount = _money_in(stored.amount)
     return OperationRequested(kind, stored.operation_id, stored.idempotency_key, stored.actor, amount, is_final, reason)
+
+
+def _is_held_in(value: command_pb2.CaptureMode.ValueType) -> bool:
+    match value:
+        case command_pb2.CAPTURE_MODE_UNSPECIFIED | command_pb2.CAPTURE_MODE_AUTOMATIC:
+            return False
+        case command_pb2.CAPTURE_MODE_MANUAL:
+            return True
+        case _:
+            raise UnknownEvent("its money is to move in a way that only a newer program knows")
 
 
 def decline_reason_out(reason: DeclineReason) -> common_pb2.DeclineReason.ValueType:

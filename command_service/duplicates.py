@@ -6,6 +6,7 @@ money is forgotten: its payer may try again. After a start the journal tells the
 
 from collections import defaultdict, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from command_service.charge import Charge, State, is_over_without_money, is_same_card
 from command_service.codec import decode
@@ -15,6 +16,13 @@ from command_service.streams import Streams
 from command_service.values import Request
 
 
+class _Noted(NamedTuple):
+    """A charge that is kept, and the time of its request in microseconds since 1970."""
+
+    at: int
+    request: Request
+
+
 class Recent:
     """The charges requested in the last `window_seconds`; 0: none is kept, and none is ever found."""
 
@@ -22,8 +30,8 @@ class Recent:
         """`now` gives microseconds since 1970."""
         self._window = round(window_seconds * 1_000_000)
         self._now = now
-        self._alike: dict[tuple[object, ...], dict[str, Request]] = defaultdict(dict)
-        self._in_order: deque[tuple[int, Request]] = deque()
+        self._alike: dict[tuple[object, ...], dict[str, _Noted]] = defaultdict(dict)
+        self._in_order: deque[_Noted] = deque()  # those forgotten meanwhile included
 
     @property
     def begins(self) -> int | None:
@@ -32,12 +40,8 @@ class Recent:
 
     def earlier(self, request: Request) -> str | None:
         """Return the id of another charge like this one; None if there is none."""
-        if (begins := self.begins) is None:
-            return None
-        while self._in_order and self._in_order[0][0] < begins:
-            self.forget(self._in_order.popleft()[1])
-        for known in self._alike.get(_likeness(request), {}).values():
-            if known.charge_id != request.charge_id and is_same_card(known.card, request.card):
+        for at, known in self._alike.get(_likeness(request), {}).values():
+            if known.charge_id != request.charge_id and is_same_card(known.card, request.card) and self._is_recent(at):
                 return known.charge_id
         return None
 
@@ -45,12 +49,24 @@ class Recent:
         """Keep a charge, requested at this time or now; return whether it was not kept before."""
         if not self._window:
             return False
+        self._drop_old()
         alike = self._alike[_likeness(request)]
         if request.charge_id in alike:
             return False
-        alike[request.charge_id] = request
-        self._in_order.append((self._now() if at is None else at, request))
+        alike[request.charge_id] = noted = _Noted(self._now() if at is None else at, request)
+        self._in_order.append(noted)
         return True
+
+    def _drop_old(self) -> None:
+        while self._in_order and not self._is_recent(self._in_order[0].at):
+            old = self._in_order.popleft()
+            # It may have been forgotten, and kept again since: then the later time counts.
+            if self._alike.get(_likeness(old.request), {}).get(old.request.charge_id) is old:
+                self.forget(old.request)
+
+    def _is_recent(self, at: int) -> bool:
+        """Whether a time lies in the window. A clock that went back by more than the window makes all times before it old."""
+        return abs(self._now() - at) <= self._window
 
     def forget(self, request: Request) -> None:
         """Keep it no longer."""

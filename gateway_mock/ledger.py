@@ -41,7 +41,7 @@ _FIELDS = (
     "hold_expires_at"
 )
 
-# Each of the next three is given a JSON array of wishes and grants all of them in one commit: see `_Together`.
+# OPEN, CLOSE and FIND are given a JSON array of wishes and grant all of them in one commit: see `_Together`.
 
 # `one_lives` refuses a second one. An expired one does not count there, yet its order (`order_of`) still binds its reference.
 OPEN = f"""
@@ -86,11 +86,10 @@ CLOSE_FOLLOWING = f"""
     RETURNING {_FIELDS}
 """  # noqa: S608 - as above
 
-EXPIRE_HOLD = f"""
+EXPIRE_HOLD = """
     UPDATE transactions SET hold_expires_at = min(hold_expires_at, ?)
     WHERE transaction_id = ? AND hold_expires_at IS NOT NULL
-    RETURNING {_FIELDS}
-"""  # noqa: S608 - as above
+"""
 
 FIND = f"SELECT {_FIELDS} FROM json_each(?) CROSS JOIN transactions ON token = value ->> 'token'"  # noqa: S608 - as above
 

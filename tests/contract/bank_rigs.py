@@ -1,4 +1,6 @@
-"""A rig: one adapter with a bank behind it that follows orders. Every rig in RIGS runs tests/contract/test_bank.py.
+"""A rig: one adapter with a bank behind it that follows orders. Every rig in RIGS runs the suites of the bank's contract.
+
+These are test_bank.py, test_bank_answers.py and test_calling_off.py.
 
 A rig names troubles in the words of gateway_mock ("on execute: lose_answer"), whose docstring defines them. The rig of another
 bank translates them into the faults of that bank's double. A rig's bank is a process of its own; the tests of a module share
@@ -23,7 +25,7 @@ import httpx
 from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
-from command_service.values import DeclineReason
+from command_service.values import DeclineReason, Kind, Operation
 
 PATIENT_SECONDS = 20.0  # Longer than any honest call takes on a busy machine.
 IMPATIENT_SECONDS = 0.2  # For a bank that does not answer: a test waits this long.
@@ -32,11 +34,22 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Making the usual one takes l
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """Money that moved, by the bank's statement."""
+    """Money that moved, or was held or let go, by the bank's statement. `on` is empty for what opened a charge."""
 
+    reference: str
+    kind: Kind
     transaction_id: str
     minor_units: int
     currency_code: str
+    on: str = ""
+
+
+def movement(operation: Operation, transaction_id: str) -> Movement:
+    """What the bank's statement says of an operation that it has executed."""
+    amount = operation.amount
+    return Movement(
+        operation.reference, operation.kind, transaction_id, amount.minor_units, amount.currency_code, operation.on
+    )
 
 
 class Rig(Protocol):
@@ -44,7 +57,8 @@ class Rig(Protocol):
 
     approved_card: str
     unknown_card: str
-    declined_cards: Mapping[str, DeclineReason]
+    declined_cards: Mapping[Kind, Mapping[str, DeclineReason]]
+    """For each kind the cards for which the bank declines it, and nothing that must be executed before it."""
 
     def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AbstractAsyncContextManager[Bank]:
         """Open an adapter with connections of its own, like one more process of ours."""
@@ -62,16 +76,20 @@ class Rig(Protocol):
         """Cancel all troubles."""
         ...
 
-    def expire(self, charge_id: str) -> None:
-        """Have the bank close the charge's open transaction as expired, now."""
+    def expire(self, reference: str) -> None:
+        """Have the bank close the open transaction of this reference as expired, now."""
         ...
 
-    def movements(self, charge_id: str) -> list[Movement]:
-        """List all money that moved under this reference."""
+    def expire_hold(self, reference: str) -> None:
+        """Have the bank let the hold lapse, now, on which the transaction of this reference acts."""
         ...
 
-    def asked(self, charge_id: str) -> list[str]:
-        """List the bank's calls under this reference, in order: token, execute, look_up."""
+    def movements(self, *references: str) -> list[Movement]:
+        """List what was executed under these references."""
+        ...
+
+    def asked(self, reference: str) -> list[str]:
+        """List the bank's calls under this reference, in order: token, execute, cancel, look_up."""
         ...
 
     def quiet(self) -> None:
@@ -91,10 +109,17 @@ class GatewayRig:
 
     approved_card = "tok_visa"
     unknown_card = "tok_nobody"
-    declined_cards: Mapping[str, DeclineReason] = {
+    _declined_openings: Mapping[str, DeclineReason] = {
         "tok_declined": DeclineReason.CARD_DECLINED,
         "tok_insufficient_funds": DeclineReason.INSUFFICIENT_FUNDS,
         "tok_expired_card": DeclineReason.EXPIRED_CARD,
+    }
+    declined_cards: Mapping[Kind, Mapping[str, DeclineReason]] = {
+        Kind.CHARGE: _declined_openings,
+        Kind.AUTHORIZE: _declined_openings,
+        Kind.CAPTURE: {"tok_capture_declined": DeclineReason.CARD_DECLINED},
+        Kind.VOID: {"tok_void_declined": DeclineReason.CARD_DECLINED},
+        Kind.REFUND: {"tok_refund_declined": DeclineReason.CARD_DECLINED},
     }
 
     def __init__(self, ledger: Path) -> None:
@@ -119,19 +144,28 @@ class GatewayRig:
     def forget_trouble(self) -> None:
         self._ask("DELETE", "/faults")
 
-    def expire(self, charge_id: str) -> None:
-        self.trouble("look_up", "expire_token", reference=charge_id)
-        self._ask("GET", "/transactions", params={"reference": charge_id})
+    def expire(self, reference: str) -> None:
+        self._look_up_with("expire_token", reference)
 
-    def movements(self, charge_id: str) -> list[Movement]:
+    def expire_hold(self, reference: str) -> None:
+        self._look_up_with("expire_hold", reference)
+
+    def movements(self, *references: str) -> list[Movement]:
         return [
-            Movement(movement["transaction_id"], movement["minor_units"], movement["currency_code"])
+            Movement(
+                movement["reference"],
+                Kind(movement["kind"]),
+                movement["transaction_id"],
+                movement["minor_units"],
+                movement["currency_code"],
+                movement.get("on", ""),
+            )
             for movement in self._ask("GET", "/statement")["movements"]
-            if movement["reference"] == charge_id
+            if movement["reference"] in references
         ]
 
-    def asked(self, charge_id: str) -> list[str]:
-        return [_step(call) for call in self._ask("GET", "/calls") if call["reference"] == charge_id]
+    def asked(self, reference: str) -> list[str]:
+        return [_step(call) for call in self._ask("GET", "/calls") if call["reference"] == reference]
 
     def quiet(self) -> None:
         while any(call["fault"] == "delay" and call["status"] is None for call in self._ask("GET", "/calls")):
@@ -159,6 +193,10 @@ class GatewayRig:
         self._process.send_signal(signal.SIGKILL)
         self._process.communicate()
 
+    def _look_up_with(self, fault: str, reference: str) -> None:
+        self.trouble("look_up", fault, reference=reference)
+        self._ask("GET", "/transactions", params={"reference": reference})
+
     def _ask(self, method: str, path: str, **details: Any) -> Any:
         return self._referee.request(method, self._url + path, **details).raise_for_status().json()
 
@@ -166,7 +204,8 @@ class GatewayRig:
 def _step(call: dict[str, Any]) -> str:
     if call["method"] == "GET":
         return "look_up"
-    return "execute" if call["path"].endswith("/execute") else "token"
+    last: str = call["path"].rpartition("/")[2]
+    return last if last in ("execute", "cancel") else "token"
 
 
 @contextmanager

@@ -1,19 +1,42 @@
-"""The loops: the bank's adapter is tested on the servers' loop, and its transport on both loops."""
+"""The loops and the rigs: the bank's adapter is tested on the servers' loop, and its transport on both loops."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import uvloop
+
+from tests.contract.bank_rigs import RIGS, Rig
 
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-CHOSEN = {"test_http11.py": ["asyncio", "uvloop"], "test_bank.py": ["uvloop"], "test_gateway.py": ["uvloop"]}
+CHOSEN = {
+    "test_http11.py": ["asyncio", "uvloop"],
+    "test_bank.py": ["uvloop"],
+    "test_bank_answers.py": ["uvloop"],
+    "test_calling_off.py": ["uvloop"],
+    "test_gateway.py": ["uvloop"],
+    "test_line.py": ["uvloop"],
+}
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {name: LOOPS[name] for name in CHOSEN.get(item.path.name, ["asyncio"])}
+
+
+@pytest.fixture(scope="module", params=RIGS)
+def shared_rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    with RIGS[request.param](folder) as rig:
+        yield rig
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Iterator[Rig]:
+    yield shared_rig
+    shared_rig.forget_trouble()

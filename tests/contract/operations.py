@@ -1,5 +1,6 @@
 """Operations of every kind as the tests of the bank's adapters ask for them, and the way of one to rest."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +18,19 @@ from command_service.events import (
     Voided,
 )
 from command_service.operation import Answered, AtRest, Attempts, AwaitingToken, Progress, decide, evolve, next_step
-from command_service.values import Card, Kind, Money, Operation, Request
+from command_service.values import (
+    Answer,
+    Card,
+    Effect,
+    Execute,
+    Executed,
+    Kind,
+    Money,
+    Operation,
+    Request,
+    RequestToken,
+    Token,
+)
 
 PRICE = Money(1250, "EUR")
 KINDS = list(Kind)
@@ -37,6 +50,50 @@ def an_operation(
     reference = reference or str(uuid.uuid4())
     request = Request(reference, "default", "key", "us", "user", Card(card), amount, is_held=kind is Kind.AUTHORIZE)
     return Operation(kind, "key", reference, amount, request, on)
+
+
+# ---------------------------------------------------------------- steps at a bank
+OPENING = {Kind.CAPTURE: Kind.AUTHORIZE, Kind.VOID: Kind.AUTHORIZE, Kind.REFUND: Kind.CHARGE}
+"""For each kind that follows the kind of opening that it follows at once."""
+
+
+def following(kind: Kind, opening: Operation, on: str, amount: Money = PRICE) -> Operation:
+    """An operation that acts on an opening, which the bank has executed under the id `on`."""
+    return replace(an_operation(kind, amount=amount, on=on), request=opening.request)
+
+
+async def answer_of(bank: Bank, effect: Effect) -> Answer:
+    return await bank.perform(effect, look_up_first=False)
+
+
+async def answer_after_looking(bank: Bank, effect: Effect) -> Answer:
+    return await bank.perform(effect, look_up_first=True)
+
+
+async def at_once(bank: Bank, effect: Effect, times: int = 12) -> list[Answer]:
+    return await asyncio.gather(*[answer_of(bank, effect) for _ in range(times)])
+
+
+async def opened(bank: Bank, asked: RequestToken) -> Execute:
+    """The execute step that follows a token step."""
+    answer = await answer_of(bank, asked)
+    assert isinstance(answer, Token)
+    return Execute(asked.operation, answer.token)
+
+
+async def executed(bank: Bank, operation: Operation) -> str:
+    """Do both steps; return the bank's id of the transaction."""
+    answer = await answer_of(bank, await opened(bank, RequestToken(operation, 0)))
+    assert isinstance(answer, Executed)
+    return answer.transaction_id
+
+
+async def requested(bank: Bank, kind: Kind, card: str, amount: Money = PRICE) -> RequestToken:
+    """The token step of a new operation. The opening of one that follows is executed before."""
+    if kind not in OPENING:
+        return RequestToken(an_operation(kind, card, amount), 0)
+    opening = an_operation(OPENING[kind], card, amount)
+    return RequestToken(following(kind, opening, await executed(bank, opening), amount), 0)
 
 
 # ---------------------------------------------------------------- the same with another field

@@ -234,7 +234,10 @@ def asked(request: Request = REQUEST, *faults: tuple[str, str]) -> Arrival:
     return lambda _: Command(request, faults)
 
 
-def _wishes(wish: Wish, faults: tuple[tuple[str, str], ...]) -> Arrival:
+Asking = Callable[[State], Follow]
+
+
+def _wishes(wish: Wish, faults: tuple[tuple[str, str], ...]) -> Asking:
     return lambda _: Follow(wish, faults)
 
 
@@ -247,31 +250,30 @@ def wish(kind: Kind, key: str, amount: Money | None = None, *, is_final: bool = 
 
 def to_capture(
     minor_units: int | None = None, key: str = "capture-1", *faults: tuple[str, str], is_final: bool = False
-) -> Arrival:
+) -> Asking:
     """A client wants to capture this amount, or all that is left."""
     amount = None if minor_units is None else eur(minor_units)
     return _wishes(wish(Kind.CAPTURE, key, amount, is_final=is_final), faults)
 
 
-def to_void(key: str = "void-1", *faults: tuple[str, str]) -> Arrival:
+def to_void(key: str = "void-1", *faults: tuple[str, str]) -> Asking:
     """A client wants to let go of what is held, or to call the charge off."""
     return _wishes(wish(Kind.VOID, key), faults)
 
 
 def to_refund(
     minor_units: int | None = None, key: str = "refund-1", *faults: tuple[str, str], currency_code: str = "EUR"
-) -> Arrival:
+) -> Asking:
     """A client wants this amount back, or all that is left."""
     amount = None if minor_units is None else Money(minor_units, currency_code)
     return _wishes(wish(Kind.REFUND, key, amount), faults)
 
 
-def of_tenant(tenant: str, arrival: Arrival) -> Arrival:
-    """The wish comes from a client of another tenant."""
+def of_tenant(tenant: str, asking: Asking) -> Asking:
+    """The wish comes from a client of this tenant."""
 
-    def message(state: State) -> Message:
-        follow = arrival(state)
-        assert isinstance(follow, Follow)
+    def message(state: State) -> Follow:
+        follow = asking(state)
         return replace(follow, wish=replace(follow.wish, tenant=tenant))
 
     return message

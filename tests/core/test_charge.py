@@ -1,104 +1,107 @@
-"""The core: stories first, then laws over every reachable state, then random walks."""
+"""A charge as a whole: requests and their retries, what may follow what, calling off, and the outcome that a key is told."""
 
-from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
-from typing import Any
 
 import pytest
-from hypothesis import given as given_any
-from hypothesis import settings
-from hypothesis import strategies as st
 
-from command_service.charge import (
-    Absent,
-    Charge,
-    Command,
-    Message,
-    State,
-    decide,
-    is_at_rest,
-    is_over_without_money,
-    next_step,
-    outcome_of,
-)
-from command_service.failures import ImpossibleEvent, InvalidRequest, KeyReused
-from command_service.operation import (
-    ATTEMPTS_BEFORE_GIVING_UP,
-    TOKEN_LIMIT,
-    Answered,
-    AtRest,
-    Attempts,
-    AwaitingExecution,
-    AwaitingToken,
-)
+from command_service.charge import Command, is_at_rest, is_over_without_money, is_overdue, outcome_of
 from command_service.events import (
+    AuthorizationExpired,
+    Authorized,
+    Captured,
     ChargeAbandoned,
     ChargeDeclined,
     ChargeRequested,
-    Charged,
     Event,
+    OperationDeclined,
+    OperationRequested,
+    Refunded,
     ReviewRequired,
-    TokenExpired,
     TokenIssued,
+    Voided,
 )
-from command_service.values import (
-    Answer,
-    Card,
-    Contradiction,
-    Declined,
-    DeclineReason,
-    Effect,
-    Evidence,
-    Execute,
-    Executed,
-    Expired,
-    InProgress,
-    Money,
-    NoAnswer,
-    Refused,
-    Request,
-    RequestToken,
-    ReviewReason,
-    Token,
+from command_service.failures import (
+    ChargeInReview,
+    ChargeUnknown,
+    DoesNotFit,
+    ImpossibleEvent,
+    InvalidRequest,
+    KeyReused,
+    MoreThanIsLeft,
+    OperationUnderWay,
 )
-from tests.core.diagram import GRAMMAR, diagram, grammar
+from command_service.operation import AtRest
+from command_service.values import Card, DeclineReason, Kind, Money, Request, ReviewReason
 from tests.core.stories import (
+    AUTHORIZED,
+    CHARGED,
     DAY_SECONDS,
     EVIDENCE,
-    FIRST_TRY,
+    HELD,
+    LAPSES_AT,
     REQUEST,
     REQUESTED_AT,
     Arrival,
+    Asking,
     asked,
+    authorized,
+    call_off,
+    called_off,
+    called_off_,
+    capture,
+    capture_requested,
     charged,
+    clock_shows,
     contradicted,
     declined,
+    eur,
     execute,
     executed,
-    expired,
+    following,
     given,
-    in_progress,
+    hold_requested,
+    not_after_passed,
     not_answered,
+    of_tenant,
+    opening,
+    refund,
+    refund_requested,
     refused,
     request_token,
     requested,
-    stored,
+    to_capture,
+    to_refund,
+    to_void,
     token,
     token_expired,
     token_issued,
+    void,
+    void_requested,
 )
 
 FAULT = ("amount", "must be at least 1")
-every_decline_reason = pytest.mark.parametrize("reason", DeclineReason)
-every_review_reason = pytest.mark.parametrize("reason", ReviewReason)
+IN_REVIEW = ReviewRequired(ReviewReason.CONTRADICTION)
+LAPSED = AuthorizationExpired()
+# Where a charge may stand when a client's message comes.
+EVERYWHERE = {
+    "awaiting token": (requested,),
+    "awaiting execution": (requested, token_issued),
+    "calling off": (requested, token_issued, not_after_passed),
+    "a void waits": (requested, token_issued, void_requested()),
+    "charged": CHARGED,
+    "declined": (requested, ChargeDeclined(DeclineReason.OTHER)),
+    "in review": (requested, token_issued, IN_REVIEW),
+    "refund under way": (*CHARGED, refund_requested(500), token_issued),
+    "refunded": (*CHARGED, *refund(500), *refund(750, "refund-2")),
+}
+everywhere = pytest.mark.parametrize("history", EVERYWHERE.values(), ids=EVERYWHERE)
 
 
-# ================================================================ stories: a client asks
+# ================================================================ a client asks for a charge
 def test_a_first_request_is_accepted() -> None:
     """The key is new."""
-    given().when(asked()).then(requested)
+    given().when(asked()).then(requested).next_step_is(request_token())
+    given().when(asked(HELD)).then(hold_requested).next_step_is(request_token(0, opening(HELD)))
 
 
 def test_a_first_request_that_breaks_todays_rules_is_refused_with_its_faults() -> None:
@@ -108,41 +111,25 @@ def test_a_first_request_that_breaks_todays_rules_is_refused_with_its_faults() -
     )
 
 
-@pytest.mark.parametrize(
-    ("history", "is_over"),
-    [
-        ((), False),
-        ((requested,), False),
-        ((requested, token_issued), False),
-        ((requested, token_issued, charged), False),
-        ((requested, token_issued, ReviewRequired(ReviewReason.CONTRADICTION)), False),
-        ((requested, token_issued, ChargeDeclined(DeclineReason.OTHER)), True),
-        ((requested, ChargeAbandoned(5)), True),
-    ],
-)
-def test_a_charge_is_over_without_money_once_declined_or_abandoned_only(
-    history: tuple[Event, ...], is_over: bool
-) -> None:
-    """Only then may its payer be advised to try under a new key."""
-    assert is_over_without_money(given(*history).state) == is_over
+def test_there_is_no_next_step_without_a_request() -> None:
+    """No events, no effect."""
+    given().next_step_is(None)
 
 
-@pytest.mark.parametrize(
-    "history",
-    [(requested,), (requested, token_issued), (requested, token_issued, charged)],
-    ids=["awaiting token", "awaiting execution", "at rest"],
-)
 class TestTheRetryOfAnAcceptedRequest:
     """At any state that the charge has reached meanwhile."""
 
+    @everywhere
     def test_finds_its_charge(self, history: tuple[Event, ...]) -> None:
         """Nothing is appended: the caller joins it, or is given its outcome."""
         given(*history).when(asked()).then_nothing()
 
+    @everywhere
     def test_finds_its_charge_though_the_rules_have_become_stricter(self, history: tuple[Event, ...]) -> None:
         """Faults count for a new charge only."""
         given(*history).when(asked(REQUEST, FAULT)).then_nothing()
 
+    @everywhere
     @pytest.mark.parametrize(
         "other",
         [
@@ -150,14 +137,16 @@ class TestTheRetryOfAnAcceptedRequest:
             replace(REQUEST, card=replace(REQUEST.card, token="tok_mastercard")),
             replace(REQUEST, amount=Money(1251, "EUR")),
             replace(REQUEST, amount=Money(1250, "USD")),
+            HELD,
         ],
-        ids=["user", "card token", "amount", "currency"],
+        ids=["user", "card token", "amount", "currency", "capture"],
     )
     def test_is_refused_if_it_asks_for_another(self, history: tuple[Event, ...], other: Request) -> None:
-        """User, card token, amount or currency make it another request; no part of the first one is revealed."""
-        given(*history).when(asked(other)).then_refused(KeyReused, given(*history).state)
-        given(*history).when(asked(other, FAULT)).then_refused(KeyReused, given(*history).state)
+        """User, card, amount, currency and capture make it another request; no part of the first one is revealed."""
+        given(*history).when(asked(other)).then_refused(KeyReused, given(*history).state, None)
+        given(*history).when(asked(other, FAULT)).then_refused(KeyReused, given(*history).state, None)
 
+    @everywhere
     @pytest.mark.parametrize(
         "other",
         [
@@ -165,8 +154,9 @@ class TestTheRetryOfAnAcceptedRequest:
             replace(REQUEST, description="another book"),
             replace(REQUEST, metadata=()),
             replace(REQUEST, actor="another shop"),
+            replace(REQUEST, not_after=REQUESTED_AT),
         ],
-        ids=["brand and last four", "description", "metadata", "actor"],
+        ids=["brand and last four", "description", "metadata", "actor", "not after"],
     )
     def test_may_differ_in_every_other_field_and_the_first_wins(
         self, history: tuple[Event, ...], other: Request
@@ -174,490 +164,535 @@ class TestTheRetryOfAnAcceptedRequest:
         """They are not compared, and the stored request stays as it is."""
         assert given(*history).when(asked(other)).then_nothing() == given(*history)
 
-
-# ================================================================ stories: the next step
-def test_the_token_step_follows_a_request() -> None:
-    """With every field that it needs."""
-    given(requested).next_step_is(request_token())
-
-
-def test_the_execute_step_follows_a_token() -> None:
-    """With the token that the journal holds."""
-    given(requested, token_issued).next_step_is(execute("t1"))
-
-
-def test_the_token_step_follows_an_expired_token_and_counts_it() -> None:
-    """By the count a late answer is recognised."""
-    given(requested, token_issued, token_expired).next_step_is(request_token(expired_tokens=1))
-    given(requested, token_issued, token_expired, TokenIssued("t2")).next_step_is(execute("t2"))
+    @everywhere
+    def test_may_say_that_duplicates_are_allowed_or_not(self, history: tuple[Event, ...]) -> None:
+        """It finds its own charge, which is no duplicate of itself."""
+        given(*history).when(lambda _: Command(REQUEST, allow_duplicate=True)).then_nothing()
 
 
 @pytest.mark.parametrize(
-    "outcome",
-    [charged, ChargeDeclined(DeclineReason.OTHER), ReviewRequired(ReviewReason.CONTRADICTION)],
-    ids=lambda outcome: type(outcome).__name__,
+    ("first", "retried", "is_same"),
+    [
+        (Card("t1", fingerprint="f1"), Card("t2", fingerprint="f1"), True),
+        (Card("t1", fingerprint="f1"), Card("t1", fingerprint="f2"), False),
+        (Card("t1", fingerprint="f1"), Card("t1"), True),
+        (Card("t1"), Card("t1", fingerprint="f1"), True),
+        (Card("t1", fingerprint="f1"), Card("t2"), False),
+        (Card("t1"), Card("t2", fingerprint="f1"), False),
+        (Card("t1"), Card("t2"), False),
+    ],
+    ids=[
+        *("both have the same one", "both have others", "the retry has none", "the first had none"),
+        *("the retry has none, and another token", "the first had none, and another token", "neither has one"),
+    ],
 )
-def test_nothing_follows_an_outcome(outcome: Event) -> None:
-    """The charge is at rest."""
-    given(requested, token_issued, outcome).next_step_is(None)
+def test_cards_are_compared_by_fingerprint_where_both_requests_have_one(
+    first: Card, retried: Card, is_same: bool
+) -> None:
+    """A vault's tokens may serve once, so that each try has a new one."""
+    known = given(ChargeRequested(replace(REQUEST, card=first)))
+    retry = known.when(asked(replace(REQUEST, card=retried)))
+    if is_same:
+        retry.then_nothing()
+    else:
+        retry.then_refused(KeyReused, known.state, None)
 
 
-def test_there_is_no_next_step_without_a_request() -> None:
-    """No events, no effect."""
-    given().next_step_is(None)
+def test_no_client_is_told_to_take_a_new_key_while_money_may_move() -> None:
+    """Only what is over without money may be tried under a new key."""
+    over = {
+        "declined": (requested, token_issued, ChargeDeclined(DeclineReason.OTHER)),
+        "abandoned": (requested, ChargeAbandoned(5)),
+        "called off": (requested, token_issued, not_after_passed, called_off_),
+        "called off by a void": (requested, token_issued, void_requested(), called_off_),
+        "voided": (*AUTHORIZED, *void()),
+        "lapsed": (*AUTHORIZED, capture_requested(1), token_issued, LAPSED),
+    }
+    other = {
+        "absent": (),
+        "asked": (requested,),
+        "token": (requested, token_issued),
+        "charged": CHARGED,
+        "authorised": AUTHORIZED,
+        "in review": (requested, token_issued, IN_REVIEW),
+        "calling off": (requested, token_issued, not_after_passed),
+        "refunded": (*CHARGED, *refund(1250)),
+        "void under way": (*AUTHORIZED, void_requested()),
+        "void in review": (*AUTHORIZED, void_requested(), token_issued, IN_REVIEW),
+        "void declined": (*AUTHORIZED, void_requested(), OperationDeclined(DeclineReason.OTHER)),
+        "captured, then lapsed": (*AUTHORIZED, *capture(1), void_requested(1249), LAPSED),
+        "a void that came too late": (requested, token_issued, void_requested(), charged),
+    }
+    assert {name for name, events in (over | other).items() if is_over_without_money(given(*events).state)} == set(over)
 
 
-# ================================================================ stories: the bank answers the token step
-def test_a_token_is_stored_before_it_is_used() -> None:
-    """The execute step is next only once the journal holds it."""
-    given(requested).when(token("t1")).then(TokenIssued("t1")).next_step_is(execute("t1"))
-
-
-@every_decline_reason
-def test_a_decline_of_the_token_step_is_an_outcome(reason: DeclineReason) -> None:
-    """The reason is kept."""
-    given(requested).when(declined(reason)).then(ChargeDeclined(reason)).next_step_is(None)
-
-
-def test_a_definite_refusal_of_the_token_step_is_a_decline() -> None:
-    """No token was given, so no money can move."""
-    given(requested).when(refused()).then(ChargeDeclined(DeclineReason.BANK_REFUSED)).next_step_is(None)
-
-
-@every_review_reason
-def test_a_contradiction_in_the_token_step_goes_into_review_with_its_evidence(reason: ReviewReason) -> None:
-    """The outcome is not guessed."""
-    given(requested).when(contradicted(reason)).then(ReviewRequired(reason, EVIDENCE)).next_step_is(None)
-
-
-@pytest.mark.parametrize("arrival", [executed(), expired()], ids=["executed", "expired"])
-def test_an_answer_of_the_execute_step_to_the_token_step_goes_into_review(arrival: Arrival) -> None:
-    """The bank's meaning is not guessed."""
-    given(requested).when(arrival).then(ReviewRequired(ReviewReason.CONTRADICTION)).next_step_is(None)
-
-
-# ================================================================ stories: the bank answers the execute step
-def test_an_executed_transaction_is_a_charge_with_everything_its_readers_need() -> None:
-    """User, card and amount come from the request, the transaction from the bank."""
-    given(requested, token_issued).when(executed("tx9")).then(
-        Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "tx9")
-    ).next_step_is(None)
-
-
-@every_decline_reason
-def test_a_decline_of_the_execute_step_is_an_outcome(reason: DeclineReason) -> None:
-    """The bank has closed the token: no money moved and none will."""
-    given(requested, token_issued).when(declined(reason)).then(ChargeDeclined(reason)).next_step_is(None)
-
-
-def test_an_expired_token_is_followed_by_another_token_step() -> None:
-    """Only a definite 'expired, not executed' leads to a new token."""
-    given(requested, token_issued).when(expired()).then(TokenExpired("t1")).next_step_is(request_token(1))
-
-
-def test_tokens_that_keep_expiring_end_in_review() -> None:
-    """The last token is recorded as expired too."""
-    history: list[Event] = [requested]
-    for number in range(1, TOKEN_LIMIT):
-        issued = TokenIssued(f"t{number}")
-        given(*history, issued).when(expired()).then(TokenExpired(f"t{number}"))
-        history += [issued, TokenExpired(f"t{number}")]
-    given(*history, TokenIssued("last")).when(expired()).then(
-        TokenExpired("last"), ReviewRequired(ReviewReason.TOKENS_KEEP_EXPIRING)
-    ).next_step_is(None)
-
-
-def test_a_definite_refusal_of_the_execute_step_goes_into_review_and_never_to_a_new_token() -> None:
-    """Money may have moved, and the bank does not say."""
-    given(requested, token_issued).when(refused()).then(
-        ReviewRequired(ReviewReason.EXECUTE_REFUSED, EVIDENCE)
-    ).next_step_is(None)
-
-
-@every_review_reason
-def test_a_contradiction_in_the_execute_step_goes_into_review_with_its_evidence(reason: ReviewReason) -> None:
-    """The outcome is not guessed, and no new token is requested."""
-    given(requested, token_issued).when(contradicted(reason)).then(ReviewRequired(reason, EVIDENCE)).next_step_is(None)
-
-
-def test_a_token_in_answer_to_the_execute_step_goes_into_review() -> None:
-    """It answers a question that was not asked."""
-    given(requested, token_issued).when(token("t2")).then(ReviewRequired(ReviewReason.CONTRADICTION)).next_step_is(None)
-
-
-# ================================================================ stories: no answer, late answers, giving up
-@pytest.mark.parametrize(
-    "arrival",
-    [in_progress(), not_answered(), not_answered(our_setup=True)],
-    ids=["in progress", "no answer", "our set-up"],
-)
-def test_without_an_answer_the_same_step_is_next_again(arrival: Arrival) -> None:
-    """The charge does not move, in either step."""
-    given(requested).when(arrival).then_nothing().next_step_is(request_token())
-    given(requested, token_issued).when(arrival).then_nothing().next_step_is(execute())
-
-
-def test_a_late_token_changes_nothing() -> None:
-    """The bank repeats its answer, or two loops asked concurrently: the first stored token stays."""
-    given(requested, token_issued).when(token("t2", to=request_token())).then_nothing().next_step_is(execute("t1"))
-
-
-def test_a_late_answer_about_an_expired_token_changes_nothing() -> None:
-    """It neither ends the charge nor expires the next token."""
-    again = given(requested, token_issued, token_expired)
-    again.when(executed(to=execute("t1"))).then_nothing().next_step_is(request_token(1))
-    again.when(token("t1", to=request_token(0))).then_nothing().next_step_is(request_token(1))
-    second = given(requested, token_issued, token_expired, TokenIssued("t2"))
-    second.when(expired(to=execute("t1"))).then_nothing().next_step_is(execute("t2"))
-
-
-def test_a_late_answer_never_changes_an_outcome() -> None:
-    """Not even when it contradicts the outcome."""
-    given(requested, token_issued, charged).when(
-        declined(DeclineReason.OTHER, to=execute())
-    ).then_nothing().next_step_is(None)
-    given(requested, ChargeAbandoned(5)).when(token(to=request_token())).then_nothing().next_step_is(None)
-
-
-def test_an_answer_about_a_charge_that_was_never_requested_changes_nothing() -> None:
-    """It does not begin one."""
-    given().when(token(to=request_token())).then_nothing()
-
-
-def test_the_token_step_is_given_up_after_enough_time_and_attempts() -> None:
-    """No money can have moved."""
-    given(requested).when(not_answered(ATTEMPTS_BEFORE_GIVING_UP, age_seconds=DAY_SECONDS)).then(
-        ChargeAbandoned(ATTEMPTS_BEFORE_GIVING_UP)
-    ).next_step_is(None)
-
-
-def test_the_token_step_is_not_given_up_before_enough_attempts_of_one_process() -> None:
-    """A server that returns after a day must not abandon a charge that it never tried."""
-    given(requested).when(not_answered(ATTEMPTS_BEFORE_GIVING_UP - 1, age_seconds=DAY_SECONDS)).then_nothing()
-
-
-@pytest.mark.parametrize("age_seconds", [DAY_SECONDS - 1, 0.0, -DAY_SECONDS])
-def test_the_token_step_of_a_young_charge_is_not_given_up(age_seconds: float) -> None:
-    """After any number of unanswered calls. A clock that went back makes no charge old."""
-    given(requested).when(not_answered(1_000_000, age_seconds=age_seconds)).then_nothing()
-
-
-def test_nothing_is_given_up_in_a_restored_journal() -> None:
-    """The bank may know of steps that the journal has lost."""
-    given(requested).when(not_answered(9, age_seconds=DAY_SECONDS, is_restored=True)).then_nothing()
-
-
-def test_nothing_is_given_up_because_of_our_own_set_up() -> None:
-    """The bank would serve us as soon as people mend the credentials."""
-    given(requested).when(not_answered(9, age_seconds=DAY_SECONDS, our_setup=True)).then_nothing()
-
-
-def test_the_token_step_may_be_given_up_after_a_token_has_expired() -> None:
-    """The bank has closed that token, unexecuted."""
-    given(requested, token_issued, token_expired).when(not_answered(9, age_seconds=DAY_SECONDS)).then(
-        ChargeAbandoned(9)
+# ================================================================ an operation follows
+def test_a_client_captures_voids_and_refunds() -> None:
+    """Each operation is known by its own key and has its own steps. The bank is told the transaction that it is on."""
+    given(*AUTHORIZED).when(to_capture(500, is_final=True)).then(capture_requested(500, is_final=True)).next_step_is(
+        request_token(0, following(Kind.CAPTURE, "capture-1", 500, is_final=True))
+    )
+    given(*AUTHORIZED).when(to_void()).then(void_requested(1250)).next_step_is(
+        request_token(0, following(Kind.VOID, "void-1", 1250, takes_all=True))
+    )
+    given(*CHARGED).when(to_refund(500)).then(refund_requested(500)).next_step_is(
+        request_token(0, following(Kind.REFUND, "refund-1", 500, request=REQUEST))
     )
 
 
-def test_the_execute_step_is_never_given_up() -> None:
-    """Money may have moved, after any number of unanswered calls."""
-    given(requested, token_issued).when(
-        not_answered(1_000_000, age_seconds=9 * DAY_SECONDS)
-    ).then_nothing().next_step_is(execute())
+def test_an_amount_left_out_is_all_that_is_left_and_stored_as_the_number_it_was() -> None:
+    given(*CHARGED, *refund(500)).when(to_refund(None, "refund-2")).then(refund_requested(750, "refund-2"))
+    given(*AUTHORIZED, *capture(400)).when(to_capture(None, "capture-2")).then(capture_requested(850, "capture-2"))
 
 
-def test_giving_up_a_step_that_is_behind_changes_nothing() -> None:
-    """An answer came first."""
-    late = not_answered(9, age_seconds=DAY_SECONDS, to=request_token())
-    given(requested, token_issued).when(late).then_nothing()
-    given(requested, token_issued, charged).when(not_answered(9, age_seconds=DAY_SECONDS, to=execute())).then_nothing()
+def test_an_operation_stores_its_key_its_actor_and_its_reason() -> None:
+    """The reference at the bank comes with the wish."""
+    arrival = to_refund(500)(given(*CHARGED).state)
+    told = replace(arrival, wish=replace(arrival.wish, reason="broken", actor="desk"))
+    given(*CHARGED).when(lambda _: told).then(
+        OperationRequested(Kind.REFUND, "refund:refund-1", "refund-1", "desk", eur(500), reason="broken")
+    )
 
 
-# ================================================================ stories: the outcome of a key
+@pytest.mark.parametrize("arrival", [to_capture(1), to_void(), to_refund(1)], ids=["capture", "void", "refund"])
+class TestAnOperationThatCannotFollow:
+    """It is refused with its reason, and nothing is stored."""
+
+    def test_there_is_no_such_charge(self, arrival: Asking) -> None:
+        """Commands read the journal: it is certain."""
+        given().when(arrival).then_refused(ChargeUnknown)
+
+    def test_the_charge_is_another_tenants(self, arrival: Asking) -> None:
+        """Nothing is revealed of it, nor of an operation under the same key."""
+        other = of_tenant("another", arrival)
+        for history in (
+            *(AUTHORIZED, CHARGED, (requested,), (*AUTHORIZED, *capture(1), void_requested(1249))),
+            (*CHARGED, *refund(1)),
+        ):
+            given(*history).when(other).then_refused(ChargeUnknown)
+
+    def test_the_charge_is_in_review(self, arrival: Asking) -> None:
+        """People look into it first."""
+        for history in (
+            (requested, token_issued, IN_REVIEW),
+            (*AUTHORIZED, capture_requested(1, "capture-9"), token_issued, IN_REVIEW),
+            (*CHARGED, refund_requested(1, "refund-9"), IN_REVIEW),
+            (requested, token_issued, void_requested(1250, "void-9"), IN_REVIEW),
+        ):
+            given(*history).when(arrival).then_refused(ChargeInReview)
+
+    def test_another_operation_is_under_way(self, arrival: Asking) -> None:
+        """In either step. It may be tried again when that one is at rest."""
+        for history in (
+            (*AUTHORIZED, capture_requested(1, "capture-9")),
+            (*AUTHORIZED, void_requested(1250, "void-9"), token_issued),
+            (*CHARGED, refund_requested(1, "refund-9"), token_issued, token_expired),
+            (requested, token_issued, void_requested(1250, "void-9")),
+            (hold_requested, void_requested(1250, "void-9"), authorized),
+        ):
+            given(*history).when(arrival).then_refused(OperationUnderWay)
+
+    def test_it_breaks_todays_rules(self, arrival: Asking) -> None:
+        """All faults are told."""
+        faults = (FAULT, ("reason", "is too long"))
+        follow = replace(arrival(given().state), faults=faults)
+        for history in EVERYWHERE.values():
+            given(*history[:1]).when(lambda _: follow).then_refused(InvalidRequest, faults)
+
+    def test_the_charge_is_over_without_money(self, arrival: Asking) -> None:
+        """Nothing was moved that could be moved on."""
+        over = given(requested, ChargeDeclined(DeclineReason.OTHER))
+        kind = arrival(over.state).wish.kind
+        over.when(arrival).then_refused(DoesNotFit, over.state, kind)
+
+
+def test_a_refund_or_capture_of_a_charge_under_way_waits_for_its_end() -> None:
+    for history in ((requested,), (requested, token_issued), (requested, not_after_passed)):
+        given(*history).when(to_refund(1)).then_refused(OperationUnderWay)
+        given(*history).when(to_capture(1)).then_refused(OperationUnderWay)
+
+
+def test_an_amount_in_another_currency_is_a_fault() -> None:
+    """It is told together with the other faults, and its field once."""
+    text = ("amount.currency_code", "must be the currency of the charge")
+    given(*CHARGED).when(to_refund(500, currency_code="USD")).then_refused(InvalidRequest, (text,))
+    given(*CHARGED).when(to_refund(500, "refund-1", FAULT, currency_code="USD")).then_refused(
+        InvalidRequest, (text, FAULT)
+    )
+    unknown = ("amount.currency_code", "must be in use")
+    given(*CHARGED).when(to_refund(500, "refund-1", unknown, currency_code="XXX")).then_refused(
+        InvalidRequest, (unknown,)
+    )
+
+
+def test_the_next_operation_follows_when_the_last_is_at_rest_however_it_ended() -> None:
+    """Unless that was in review."""
+    for end in (
+        (token_issued, Captured(eur(1), "tx2")),
+        (OperationDeclined(DeclineReason.OTHER),),
+        (token_issued, OperationDeclined(DeclineReason.INSUFFICIENT_FUNDS)),
+    ):
+        given(*AUTHORIZED, capture_requested(1), *end).when(to_capture(2, "capture-2")).then(
+            capture_requested(2, "capture-2")
+        )
+
+
+def test_a_hold_that_lapsed_meets_the_capture() -> None:
+    """The bank says so when it is asked: that is an event, it closes the hold, and the client hears it."""
+    for history in ((), (token_issued,)):
+        lapsed = given(*AUTHORIZED, capture_requested(500), *history).when(
+            declined(DeclineReason.AUTHORIZATION_EXPIRED)
+        )
+        over = lapsed.then(LAPSED).next_step_is(None)
+        assert over.charge.book.has_lapsed
+        over.when(to_capture(500, "capture-2")).then_refused(DoesNotFit, over.state, Kind.CAPTURE)
+        over.when(to_capture(500)).then_nothing()  # the retry is told that it lapsed
+
+
+# ================================================================ the retry of an operation
+DONE = {
+    "requested": (*CHARGED, refund_requested(500)),
+    "under way": (*CHARGED, refund_requested(500), token_issued),
+    "executed": (*CHARGED, *refund(500)),
+    "declined": (*CHARGED, refund_requested(500), OperationDeclined(DeclineReason.OTHER)),
+    "in review": (*CHARGED, refund_requested(500), token_issued, IN_REVIEW),
+    "another since": (*CHARGED, *refund(500), *refund(750, "refund-2")),
+    "another under way": (*CHARGED, *refund(500), refund_requested(750, "refund-2")),
+}
+
+
+@pytest.mark.parametrize("history", DONE.values(), ids=DONE)
+class TestTheRetryOfAnOperation:
+    """Its key belongs to it within its charge, for ever."""
+
+    def test_finds_its_operation(self, history: tuple[Event, ...]) -> None:
+        """Though nothing may be left by now, another may be under way, or the rules may have become stricter."""
+        given(*history).when(to_refund(500)).then_nothing()
+        given(*history).when(to_refund(500, "refund-1", FAULT)).then_nothing()
+
+    @pytest.mark.parametrize(
+        "arrival",
+        [
+            *(to_refund(499), to_refund(501), to_refund(500, currency_code="USD"), to_refund()),
+            *(to_capture(500, "refund-1"), to_void("refund-1")),
+        ],
+        ids=["less", "more", "currency", "all that was left", "capture", "void"],
+    )
+    def test_is_refused_if_it_asks_for_another(self, history: tuple[Event, ...], arrival: Arrival) -> None:
+        """Another amount or kind. The refusal has the operation, so that the client can be told how it stands."""
+        story = given(*history)
+        known = next(
+            progress
+            for progress in (*story.charge.done, story.charge.newest)
+            if progress.operation.idempotency_key == "refund-1"
+        )
+        story.when(arrival).then_refused(KeyReused, story.state, known)
+
+
+def test_to_leave_the_amount_out_is_the_same_request_as_all_that_was_left() -> None:
+    """In either order, and whatever is left by now."""
+    for history in ((*CHARGED, *refund(1250)), (*CHARGED, refund_requested(1250), token_issued)):
+        given(*history).when(to_refund()).then_nothing()
+        given(*history).when(to_refund(1250)).then_nothing()
+    rest = (*CHARGED, *refund(500), *refund(750, "refund-2"))
+    given(*rest).when(to_refund(None, "refund-2")).then_nothing()
+    given(*rest).when(to_refund(750, "refund-2")).then_nothing()
+    captured = (*AUTHORIZED, *capture(400), *capture(850, "capture-2"))
+    given(*captured).when(to_capture(None, "capture-2")).then_nothing()
+    given(*captured).when(to_capture(None)).then_refused(
+        KeyReused, given(*captured).state, given(*captured).charge.done[1]
+    )
+
+
+def test_a_final_capture_is_another_request() -> None:
+    story = given(*AUTHORIZED, *capture(400))
+    story.when(to_capture(400, is_final=True)).then_refused(KeyReused, story.state, story.charge.newest)
+    story = given(*AUTHORIZED, *capture(400, is_final=True))
+    story.when(to_capture(400)).then_refused(KeyReused, story.state, story.charge.newest)
+    story.when(to_capture(400, is_final=True)).then_nothing()
+
+
+def test_a_void_twice_under_one_key_is_one_void_and_under_another_key_does_not_fit() -> None:
+    story = given(*AUTHORIZED, *void())
+    story.when(to_void()).then_nothing()
+    story.when(to_void("void-2")).then_refused(DoesNotFit, story.state, Kind.VOID)
+
+
+def test_the_key_of_the_charge_names_no_operation_that_follows() -> None:
+    """A key of an operation is scoped to its charge, and there the charge's own key is free."""
+    key = REQUEST.idempotency_key
+    given(*CHARGED).when(to_refund(500, key)).then(refund_requested(500, key))
+    given(*CHARGED, *refund(500, key)).when(to_refund(500, key)).then_nothing()
+
+
+def test_a_key_of_another_charge_is_a_new_key_here() -> None:
+    """The other charge's operations are not in this one's state."""
+    given(*CHARGED, *refund(500, "a-key")).when(to_refund(500, "a-key")).then_nothing()
+    given(*CHARGED).when(to_refund(500, "a-key")).then(refund_requested(500, "a-key"))
+
+
+def test_two_callers_refund_the_same_half() -> None:
+    """Under one key it goes back once; under two keys twice, and never more than was charged."""
+    half = given(*CHARGED, *refund(625))
+    half.when(to_refund(625)).then_nothing()
+    half.when(to_refund(625, "refund-2")).then(refund_requested(625, "refund-2"))
+    both = given(*CHARGED, *refund(625), *refund(625, "refund-2"))
+    both.when(to_refund(625, "refund-3")).then_refused(MoreThanIsLeft, 0)
+
+
+# ================================================================ calling off by a void
+of_both_openings = pytest.mark.parametrize("first", [requested, hold_requested], ids=["charge", "authorize"])
+UNDER_WAY = {
+    "before the token": (),
+    "with a token": (token_issued,),
+    "after an expired token": (token_issued, token_expired),
+}
+while_under_way = pytest.mark.parametrize("before", UNDER_WAY.values(), ids=UNDER_WAY)
+
+
+@of_both_openings
+@while_under_way
+class TestAVoidOfAChargeUnderWay:
+    """It calls the charge off."""
+
+    def test_asks_the_bank_to_close_the_token(self, first: ChargeRequested, before: tuple[Event, ...]) -> None:
+        """Instead of the next step of the charge. It is for the whole amount."""
+        open_token = "t1" if before == (token_issued,) else None
+        given(first, *before).when(to_void()).then(void_requested(1250)).next_step_is(
+            call_off(open_token, first.request)
+        )
+
+    def test_is_done_once_the_charge_is_called_off(self, first: ChargeRequested, before: tuple[Event, ...]) -> None:
+        """Both keys are told so, of one event. Nothing more can follow."""
+        story = given(first, *before, void_requested()).when(called_off()).then(called_off_).next_step_is(None)
+        opened, voided = outcome_of(story.state), outcome_of(story.state, "void-1")
+        assert opened is not None
+        assert voided is not None
+        assert opened.outcome == voided.outcome == called_off_
+        assert opened.position == voided.position == story.charge.position
+        assert story.charge.book.authorized == 0
+        story.when(to_refund(1)).then_refused(DoesNotFit, story.state, Kind.REFUND)
+        story.when(to_void("void-2")).then_refused(DoesNotFit, story.state, Kind.VOID)
+        story.when(to_void()).then_nothing()
+
+    @pytest.mark.parametrize(
+        ("arrival", "outcome"),
+        [
+            (declined(DeclineReason.CARD_DECLINED), ChargeDeclined(DeclineReason.CARD_DECLINED)),
+            (contradicted(), ReviewRequired(ReviewReason.CONTRADICTION, EVIDENCE)),
+            (refused(), ReviewRequired(ReviewReason.CALL_OFF_REFUSED, EVIDENCE)),
+        ],
+        ids=["declined", "contradicted", "refused"],
+    )
+    def test_shares_every_other_end_of_the_charge_without_money(
+        self, first: ChargeRequested, before: tuple[Event, ...], arrival: Arrival, outcome: Event
+    ) -> None:
+        """Declined, in review: the void's key is told the same event."""
+        story = given(first, *before, void_requested()).when(arrival).then(outcome).next_step_is(None)
+        for told in (outcome_of(story.state), outcome_of(story.state, "void-1")):
+            assert told is not None
+            assert told.outcome == outcome
+
+    def test_is_given_up_with_the_charge_unless_a_token_is_open(
+        self, first: ChargeRequested, before: tuple[Event, ...]
+    ) -> None:
+        arrival = not_answered(9, age_seconds=DAY_SECONDS)
+        story = given(first, *before, void_requested())
+        if before == (token_issued,):
+            story.when(arrival).then_nothing()
+        else:
+            over = story.when(arrival).then(ChargeAbandoned(9)).next_step_is(None)
+            assert outcome_of(over.state, "void-1") is not None
+
+    def test_is_the_only_one(self, first: ChargeRequested, before: tuple[Event, ...]) -> None:
+        """Its retry joins it; under another key, or another operation, somebody waits for its end."""
+        story = given(first, *before, void_requested())
+        story.when(to_void()).then_nothing()
+        story.when(to_void("void-2")).then_refused(OperationUnderWay)
+        story.when(to_refund(1)).then_refused(OperationUnderWay)
+        story.when(to_refund(1250, "void-1")).then_refused(KeyReused, story.state, story.charge.void)
+        with pytest.raises(ImpossibleEvent):
+            given(first, *before, void_requested(), void_requested(1250, "void-2"))
+
+    def test_does_not_change_what_the_charge_is(self, first: ChargeRequested, before: tuple[Event, ...]) -> None:
+        """No outcome is told before the bank has answered."""
+        story = given(first, *before, void_requested())
+        assert outcome_of(story.state) is None
+        assert outcome_of(story.state, "void-1") is None
+        assert not is_at_rest(story.state)
+        assert not is_over_without_money(story.state)
+
+    def test_survives_every_event_of_the_calling_off(self, first: ChargeRequested, before: tuple[Event, ...]) -> None:
+        """It may come after `not_after` has called the charge off already, and then joins that."""
+        story = given(first, *before, not_after_passed).when(to_void()).then(void_requested(1250))
+        story.when(called_off()).then(called_off_).next_step_is(None)
+        story.when(clock_shows(2**62)).then_nothing()
+
+
+def test_a_void_that_came_too_late_for_a_charge_is_told_so() -> None:
+    """The money has moved: the charge is charged, the void ends with that event, and a refund may follow."""
+    story = given(requested, token_issued, void_requested()).when(executed()).then(charged).next_step_is(None)
+    opened, voided = outcome_of(story.state), outcome_of(story.state, "void-1")
+    assert opened is not None
+    assert voided is not None
+    assert opened.outcome == voided.outcome == charged
+    assert (opened.operation.kind, voided.operation.kind) == (Kind.CHARGE, Kind.VOID)
+    assert story.charge.book.captured == 1250
+    story.when(to_void()).then_nothing()
+    story.when(to_refund()).then(refund_requested(1250))
+
+
+def test_a_void_that_came_too_late_for_an_authorisation_goes_on() -> None:
+    """The hold is let go by the void's own steps, on the transaction that holds."""
+    story = given(hold_requested, token_issued, void_requested())
+    story = story.when(executed(expires_at=LAPSES_AT)).then(authorized)
+    opened = outcome_of(story.state)
+    assert opened is not None
+    assert isinstance(opened.outcome, Authorized)
+    assert outcome_of(story.state, "void-1") is None
+    going_on = following(Kind.VOID, "void-1", 1250, takes_all=True)
+    story.next_step_is(request_token(0, going_on))
+    story = story.when(token("t2")).then(TokenIssued("t2")).next_step_is(execute("t2", going_on))
+    story.when(to_capture(1)).then_refused(OperationUnderWay)
+    story.when(to_void()).then_nothing()
+    assert story.charge.book.is_open
+    story = story.when(executed("tx2")).then(Voided(eur(1250), "tx2")).next_step_is(None)
+    assert not story.charge.book.is_open
+    assert outcome_of(story.state) == opened
+
+
+def test_a_void_that_waited_is_as_old_as_its_own_request() -> None:
+    """Its age counts from there when it is given up."""
+    story = given(hold_requested, token_issued, void_requested(), authorized)
+    assert story.charge.newest.requested_at == REQUESTED_AT + 2_000_000
+
+
+# ================================================================ not_after
+NOT_AFTER = REQUESTED_AT + 60_000_000
+LIMITED = ChargeRequested(replace(REQUEST, not_after=NOT_AFTER))
+LIMITED_HOLD = ChargeRequested(replace(HELD, not_after=NOT_AFTER))
+
+
+@pytest.mark.parametrize("first", [LIMITED, LIMITED_HOLD], ids=["charge", "authorize"])
+@pytest.mark.parametrize("before", UNDER_WAY.values(), ids=UNDER_WAY)
+def test_past_its_time_a_charge_is_called_off(first: ChargeRequested, before: tuple[Event, ...]) -> None:
+    """Before it and at it the charge goes on."""
+    story = given(first, *before)
+    for now in (0, NOT_AFTER - 1, NOT_AFTER):
+        story.when(clock_shows(now)).then_nothing()
+        assert not is_overdue(story.state, now)
+    open_token = "t1" if before == (token_issued,) else None
+    assert is_overdue(story.state, NOT_AFTER + 1)
+    story.when(clock_shows(NOT_AFTER + 1)).then(not_after_passed).next_step_is(call_off(open_token, first.request))
+
+
+def test_a_charge_without_such_a_time_goes_on_for_ever() -> None:
+    for history in ((), (requested,), (requested, token_issued)):
+        given(*history).when(clock_shows(2**62)).then_nothing()
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        (not_after_passed,),
+        (void_requested(),),
+        (token_issued, not_after_passed),
+        (token_issued, charged),
+        (token_issued, IN_REVIEW),
+        (token_issued, not_after_passed, called_off_),
+        (token_issued, not_after_passed, charged),
+        (token_issued, charged, refund_requested(500)),
+        (token_issued, charged, refund_requested(500), token_issued),
+    ],
+)
+def test_its_time_does_not_matter_once_it_is_called_off_or_at_rest(history: tuple[Event, ...]) -> None:
+    """An operation that follows has no such time."""
+    given(LIMITED, *history).when(clock_shows(2**62)).then_nothing()
+
+
+def test_a_charge_whose_time_is_over_may_have_been_executed() -> None:
+    """Then it is charged."""
+    given(LIMITED, token_issued, not_after_passed).when(executed()).then(charged).next_step_is(None)
+
+
+def test_a_charge_that_ended_in_time_is_charged_whatever_the_clock_shows_later() -> None:
+    given(LIMITED, token_issued).when(executed()).then(charged).when(clock_shows(2**62)).then_nothing()
+
+
+# ================================================================ the outcome of a key
 def test_a_key_is_given_its_outcome_with_position_and_time() -> None:
-    """The position of the deciding event, and the time of the request."""
-    assert outcome_of(given(requested, token_issued, charged).state, REQUEST.idempotency_key) == AtRest(
-        REQUEST, REQUESTED_AT, charged, position=3
+    """The position and time of the deciding event, and the time of the request."""
+    assert outcome_of(given(*CHARGED).state) == AtRest(
+        opening(), REQUESTED_AT, charged, position=3, decided_at=REQUESTED_AT + 2_000_000
+    )
+    assert outcome_of(given(*CHARGED, *refund(500)).state, "refund-1") == AtRest(
+        following(Kind.REFUND, "refund-1", 500, request=REQUEST),
+        REQUESTED_AT + 3_000_000,
+        Refunded(eur(500), "refund-1"),
+        position=6,
+        decided_at=REQUESTED_AT + 5_000_000,
     )
 
 
 @pytest.mark.parametrize("history", [(), (requested,), (requested, token_issued)], ids=["absent", "asked", "token"])
 def test_a_key_has_no_outcome_before_it_is_decided(history: tuple[Event, ...]) -> None:
     """The outcome is not guessed."""
-    assert outcome_of(given(*history).state, REQUEST.idempotency_key) is None
+    assert outcome_of(given(*history).state) is None
 
 
 def test_another_key_is_not_given_the_outcome() -> None:
-    """Each key has its own outcome."""
-    assert outcome_of(given(requested, token_issued, charged).state, "another-key") is None
+    """Each key has its own outcome, and the charge's own is not that of an operation that follows."""
+    for key in ("another-key", REQUEST.idempotency_key):
+        assert outcome_of(given(*CHARGED).state, key) is None
+        assert outcome_of(given(*CHARGED, *refund(500)).state, key) is None
 
 
-# ================================================================ laws over every reachable state
-TOKENS = ("t1", "t2")
-ANSWERS: list[Answer] = [
-    *map(Token, TOKENS),
-    Executed("tx1"),
-    *map(Declined, DeclineReason),
-    Expired(),
-    Refused(EVIDENCE),
-    *(Contradiction(EVIDENCE, reason) for reason in ReviewReason),
-    InProgress(),
-    InProgress(3.0),
-    NoAnswer(),
-    NoAnswer(our_setup=True),
-]
-EFFECTS: list[Effect] = [*map(request_token, range(TOKEN_LIMIT + 1)), *map(execute, (*TOKENS, "t3"))]
-COMMANDS: list[Message] = [
-    Command(REQUEST),
-    Command(REQUEST, (FAULT,)),
-    Command(replace(REQUEST, description="")),
-    Command(replace(REQUEST, user_id="user-8")),
-]
-OLD = REQUESTED_AT + 2 * int(DAY_SECONDS * 1_000_000)
-TOLD_BY_THE_LOOP: list[Answered] = [
-    *(Answered(effect, answer, FIRST_TRY) for effect, answer in product(EFFECTS, ANSWERS)),
-    *(
-        Answered(effect, NoAnswer(), Attempts(unanswered, OLD, DAY_SECONDS, is_restored))
-        for effect, unanswered, is_restored in product(EFFECTS, (0, 4, 5, 1_000_000), (False, True))
-    ),
-]
-MESSAGES: list[Message] = [*COMMANDS, *TOLD_BY_THE_LOOP]
-EVENTS: list[Event] = [
-    requested,
-    *map(TokenIssued, (*TOKENS, "t3")),
-    *map(TokenExpired, (*TOKENS, "t3")),
-    charged,
-    *map(ChargeDeclined, DeclineReason),
-    *map(ReviewRequired, ReviewReason),
-    ChargeAbandoned(5),
-]
-
-
-def every_way() -> dict[State, tuple[Event, ...]]:
-    """Every state that these messages can reach, with a shortest stream that leads to it."""
-    ways: dict[State, tuple[Event, ...]] = {Absent(): ()}
-    rest = deque(ways)
-    while rest:
-        state = rest.popleft()
-        for message in [COMMANDS[0], *TOLD_BY_THE_LOOP]:
-            events = tuple(decide(state, message))
-            after = stored(state, *events)
-            if after not in ways:
-                ways[after] = ways[state] + events
-                rest.append(after)
-    return ways
-
-
-def _decided(state: State, message: Message) -> list[Event]:
-    try:
-        return decide(state, message)
-    except (InvalidRequest, KeyReused):
-        assert isinstance(message, Command), "an answer never raises"
-        return []
-
-
-WAYS = every_way()
-
-
-DIAGRAM = diagram()
-
-
-def state_name(state: State) -> str:
-    """The state's name in the diagram."""
-    return type(state.operation if isinstance(state, Charge) else state).__name__
-
-
-def names(stream: tuple[Event, ...]) -> list[str]:
-    """A stream as the names of its events."""
-    return [type(event).__name__ for event in stream]
-
-
-def walk(stream: tuple[Event, ...]) -> str:
-    """The state to which the diagram leads. Raises KeyError if the diagram has no such way."""
-    state = "Absent"
-    for name in names(stream):
-        state = DIAGRAM[state, name]
-    return state
-
-
-def test_the_judge_has_the_grammar_of_the_diagram() -> None:
-    """It is generated: after a change of the diagram run python -m tests.core.diagram."""
-    assert GRAMMAR.read_text() == grammar()
-
-
-def test_the_enumeration_reaches_every_kind_of_state_and_every_outcome() -> None:
-    """The laws below are not empty."""
-    operations = [state.operation for state in WAYS if isinstance(state, Charge)]
-    assert {type(begun) for begun in operations} == {AwaitingToken, AwaitingExecution, AtRest}
-    assert {begun.expired_tokens for begun in operations if isinstance(begun, AwaitingExecution)} == set(
-        range(TOKEN_LIMIT)
-    )
-    assert {name for stream in WAYS.values() for name in names(stream)} == {name for _, name in DIAGRAM}
-    assert {event.reason for stream in WAYS.values() for event in stream if isinstance(event, ReviewRequired)} == set(
-        ReviewReason
-    )
-
-
-def in_every_state(law: Callable[[Any, State], None]) -> Callable[[Any], None]:
-    """Make a test of a law, which must hold in every reachable state."""
-
-    def test(self: Any) -> None:
-        for state in WAYS:
-            law(self, state)
-
-    test.__doc__ = law.__doc__
-    return test
-
-
-class TestInEveryState:
-    """Each law, for every message."""
-
-    @in_every_state
-    def test_an_answer_never_raises(self, state: State) -> None:
-        """For any answer of the bank."""
-        for message in TOLD_BY_THE_LOOP:
-            decide(state, message)
-
-    @in_every_state
-    def test_a_repeated_message_yields_nothing(self, state: State) -> None:
-        """A decision is made once."""
-        for message in MESSAGES:
-            events = _decided(state, message)
-            if events:
-                assert decide(stored(state, *events), message) == [], message
-
-    @in_every_state
-    def test_every_decision_can_be_applied_and_follows_the_diagram(self, state: State) -> None:
-        """And no more tokens than the limit are ever requested."""
-        for message in MESSAGES:
-            events = tuple(_decided(state, message))
-            after = stored(state, *events)  # raises ImpossibleEvent if one cannot follow
-            assert walk(WAYS[state] + events) == state_name(after), message
-            assert names(WAYS[state] + events).count("TokenIssued") <= TOKEN_LIMIT
-
-    @in_every_state
-    def test_only_the_next_steps_answer_counts(self, state: State) -> None:
-        """An answer to another step yields nothing."""
-        for message in TOLD_BY_THE_LOOP:
-            if message.effect != next_step(state):
-                assert decide(state, message) == [], message
-
-    @in_every_state
-    def test_only_the_streams_newest_token_is_executed(self, state: State) -> None:
-        """It is durable before it is used."""
-        step, stream = next_step(state), WAYS[state]
-        if isinstance(step, Execute):
-            assert stream[-1] == TokenIssued(step.token)
-
-    @in_every_state
-    def test_a_new_token_is_asked_for_only_after_the_last_one_has_expired(self, state: State) -> None:
-        """In doubt no token is requested."""
-        step, stream = next_step(state), WAYS[state]
-        if isinstance(step, RequestToken):
-            assert isinstance(stream[-1], ChargeRequested | TokenExpired)
-            assert step.expired_tokens == names(stream).count("TokenExpired") == names(stream).count("TokenIssued")
-
-    @in_every_state
-    def test_every_step_asks_for_the_first_request(self, state: State) -> None:
-        """Card token and amount are those of the stored request, not of a retry."""
-        step = next_step(state)
-        if step is not None:
-            assert (step.charge_id, step.card_token, step.amount) == (
-                REQUEST.charge_id,
-                REQUEST.card.token,
-                REQUEST.amount,
-            )
-
-    @in_every_state
-    def test_at_rest_means_no_next_step_and_no_further_event(self, state: State) -> None:
-        """For ever: no message changes it, and no event can follow."""
-        assert (next_step(state) is None) == (state == Absent() or is_at_rest(state))
-        assert is_at_rest(state) == (outcome_of(state, REQUEST.idempotency_key) is not None)
-        if is_at_rest(state):
-            assert all(decide(state, message) == [] for message in TOLD_BY_THE_LOOP)
-            for event in EVENTS:
-                with pytest.raises(ImpossibleEvent):
-                    stored(state, event)
-
-    @in_every_state
-    def test_exactly_the_events_of_the_diagram_can_follow(self, state: State) -> None:
-        """All other events raise ImpossibleEvent: an impossible journal is not read further."""
-        for event in EVENTS:
-            follows = DIAGRAM.get((state_name(state), type(event).__name__))
-            if follows is None or _of_another_token(state, event):
-                with pytest.raises(
-                    ImpossibleEvent, match=f"{type(event).__name__} cannot follow in {state_name(state)}"
-                ):
-                    stored(state, event)
-            else:
-                assert state_name(stored(state, event)) == follows
-
-
-def _of_another_token(state: State, event: Event) -> bool:
-    return (
-        isinstance(state, Charge)
-        and isinstance(state.operation, AwaitingExecution)
-        and isinstance(event, TokenExpired)
-        and event.token != state.operation.token
-    )
-
-
-# ================================================================ random walks
-words = st.text(min_size=1, max_size=5)
-evidence = st.builds(Evidence, st.tuples(words), st.integers(0, 599), st.integers(0, 1 << 16), st.binary(max_size=32))
-seconds = st.none() | st.floats(0, 1e9)
-answers = st.one_of(
-    st.builds(Token, words),
-    st.builds(Executed, words),
-    st.builds(Declined, st.sampled_from(DeclineReason)),
-    st.just(Expired()),
-    st.just(Expired()),  # twice: long walks need many
-    st.builds(Refused, evidence),
-    st.builds(Contradiction, evidence, st.sampled_from(ReviewReason)),
-    st.builds(InProgress, seconds),
-    st.builds(NoAnswer, seconds, st.booleans()),
+@pytest.mark.parametrize(
+    "later",
+    [
+        (refund_requested(500),),
+        (refund_requested(500), token_issued),
+        refund(500),
+        (*refund(500), *refund(750, "refund-2")),
+        (refund_requested(500), token_issued, IN_REVIEW),
+    ],
 )
-tries = st.builds(
-    Attempts,
-    st.integers(0, 9),
-    st.integers(0, 2 * OLD),
-    st.sampled_from([0.0, DAY_SECONDS]),
-    st.booleans(),
-)
-requests = st.builds(
-    Request,
-    charge_id=st.just("c"),
-    tenant=words,
-    idempotency_key=words,
-    actor=words,
-    user_id=st.sampled_from(["u1", "u2"]),
-    card=st.builds(Card, st.sampled_from(["k1", "k2"]), words),
-    amount=st.builds(Money, st.sampled_from([1, 1 << 62]), st.sampled_from(["EUR", "JPY"])),
-)
+def test_a_replayed_charge_is_told_its_outcome_and_position_whatever_follows(later: tuple[Event, ...]) -> None:
+    """Not PENDING while a refund is under way, and not the position of the refund."""
+    before, after = given(*CHARGED), given(*CHARGED, *later)
+    after.when(asked()).then_nothing()
+    assert outcome_of(after.state) == outcome_of(before.state)
+    assert after.charge.opening == before.charge.opening
+    assert after.charge.transaction_id == before.charge.transaction_id == "tx1"
 
 
-@settings(deadline=None, max_examples=60)
-@given_any(st.data())
-def test_every_walk_keeps_the_laws(data: st.DataObject) -> None:
-    """For any messages in any order: the stream fits the grammar, and has one outcome at most, for ever."""
-    first = data.draw(requests)
-    stream: list[Event] = decide(Absent(), Command(first))
-    seen: list[Effect] = []
-    for _ in range(data.draw(st.integers(0, 30))):
-        state = given(*stream).state
-        step = next_step(state)
-        if step is not None:
-            seen.append(step)
-        effect = data.draw(st.sampled_from(seen[-1:] + seen))  # mostly the next step, sometimes a late answer
-        message: Message = data.draw(
-            st.builds(Answered, st.just(effect), answers, tries) | st.builds(Command, requests)
-        )
-        stream += _decided(state, message)
-    after = given(*stream).state
-    assert walk(tuple(stream)) == state_name(after)
-    tokens = [event.token for event in stream if isinstance(event, TokenIssued)]
-    assert {step.token for step in seen if isinstance(step, Execute)} <= set(tokens)
-    assert {(step.card_token, step.amount) for step in seen} <= {(first.card.token, first.amount)}
-    for event in stream:
-        if isinstance(event, Charged):
-            assert (event.user_id, event.card, event.amount) == (first.user_id, first.card, first.amount)
+def test_only_an_executed_charge_has_a_transaction() -> None:
+    for history in ((requested,), (requested, token_issued), (requested, ChargeAbandoned(5))):
+        assert given(*history).charge.transaction_id == ""
+    assert given(*AUTHORIZED, *void()).charge.transaction_id == "tx1"
+
+
+# ================================================================ events that cannot follow
+@pytest.mark.parametrize(
+    "history",
+    [
+        (token_issued,),
+        (refund_requested(1),),
+        (requested, requested),
+        (requested, hold_requested),
+        (requested, refund_requested(1)),
+        (*CHARGED, refund_requested(1), refund_requested(1, "refund-2")),
+        (*CHARGED, token_issued),
+        (*CHARGED, not_after_passed),
+        (*CHARGED, requested),
+        (requested, token_issued, IN_REVIEW, refund_requested(1)),
+        (*AUTHORIZED, capture_requested(1), IN_REVIEW, void_requested(1249)),
+        (requested, void_requested(), charged, charged),
+        (requested, void_requested(), not_after_passed),
+    ],
+)
+def test_an_event_that_cannot_follow_stops_the_reader(history: tuple[Event, ...]) -> None:
+    """Loudly: an impossible journal is not read any further."""
+    given(*history[:-1])
+    with pytest.raises(ImpossibleEvent):
+        given(*history)

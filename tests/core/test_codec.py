@@ -4,6 +4,7 @@ import enum
 import re
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,21 +16,32 @@ from hypothesis import strategies as st
 
 from charging.v1 import common_pb2, journal_pb2
 from command_service import values
+from command_service.book import Book
 from command_service.charge import Absent, Charge, State
-from command_service.codec import charge_id_of, decode, encode
-from command_service.failures import ImpossibleEvent, UnknownEvent
-from command_service.operation import AtRest, AwaitingToken
+from command_service.codec import charge_id_of, decode, encode, operation_id_of
 from command_service.events import (
+    AuthorizationExpired,
+    Authorized,
+    Captured,
     ChargeAbandoned,
+    ChargeCalledOff,
+    Charged,
     ChargeDeclined,
     ChargeRequested,
-    Charged,
     Event,
+    NotAfterPassed,
+    OperationAbandoned,
+    OperationDeclined,
+    OperationRequested,
+    Refunded,
     ReviewRequired,
     TokenExpired,
     TokenIssued,
+    Voided,
 )
-from command_service.values import Card, DeclineReason, Evidence, Money, Request, ReviewReason
+from command_service.failures import ImpossibleEvent, UnknownEvent
+from command_service.operation import AtRest, AwaitingToken
+from command_service.values import Card, DeclineReason, Evidence, Kind, Money, Operation, Request, ReviewReason
 from tests.core.stories import REQUESTED_AT
 from tests.core.stories import stored as stored_as
 
@@ -68,6 +80,38 @@ def test_two_keys_or_tenants_never_share_a_charge(one: tuple[str, str], other: t
     assert one == ("", "") or charge_id_of("".join(one), "") != charge_id_of("", "".join(one))
 
 
+# ---------------------------------------------------------------- the id of an operation that follows
+@pytest.mark.parametrize(("charge_id", "kind", "key", "operation_id"), lines("operation_ids.txt"))
+def test_a_key_names_the_same_operation_of_its_charge_for_ever(
+    charge_id: str, kind: str, key: str, operation_id: str
+) -> None:
+    """If one of these vectors changed, the bank would not know the operation again, and do it twice."""
+    assert operation_id_of(charge_id, Kind(kind), key) == operation_id
+
+
+def test_the_ids_of_operations_and_charges_are_frozen_for_every_kind_that_follows() -> None:
+    """Meta: the vectors leave none out, and no two ids are the same."""
+    frozen = lines("operation_ids.txt")
+    assert {kind for _, kind, _, _ in frozen} == {kind.value for kind in Kind} - {"charge", "authorize"}
+    ids = [line[-1] for line in (*frozen, *lines("charge_ids.txt"))]
+    assert len(set(ids)) == len(ids)
+
+
+operations = st.tuples(st.text(max_size=8), st.sampled_from(Kind), st.text(max_size=8))
+
+
+@settings(deadline=None)
+@given(operations, operations, tenants_and_keys)
+def test_two_operations_never_share_an_id_nor_one_with_a_charge(
+    one: tuple[str, Kind, str], other: tuple[str, Kind, str], of_charge: tuple[str, str]
+) -> None:
+    """Not under the same key in another charge, and not of another kind."""
+    assert (operation_id_of(*one) == operation_id_of(*other)) == (one == other)
+    assert operation_id_of(*one) != charge_id_of(*of_charge)
+    parsed = uuid.UUID(operation_id_of(*one))
+    assert (parsed.version, parsed.variant) == (8, uuid.RFC_4122)
+
+
 # ---------------------------------------------------------------- every past format
 REQUEST = Request(
     charge_id="dc3b52b7-0b46-84f1-a286-10d98bcde820",
@@ -82,6 +126,9 @@ REQUEST = Request(
 )
 EVIDENCE = Evidence(("amount", "currency"), 409, 65_536, bytes(range(32)))
 CHARGED = Charged("user-7", Card("tok_visa", "visa", "4242"), Money(1250, "EUR"), "bank-77")
+FINGERPRINTED = Card("tok_visa", "visa", "4242", "fp_1c7")
+PART = Money(400, "EUR")
+OPERATION_ID = "dbce8f68-32df-8005-ae02-7bcdab2bf48f"
 STORED: dict[str, Event] = {
     "charge_requested": ChargeRequested(REQUEST),
     "charge_requested.bare": ChargeRequested(
@@ -90,13 +137,33 @@ STORED: dict[str, Event] = {
     "charge_requested.largest": ChargeRequested(
         Request(REQUEST.charge_id, "default", "order-1001", "shop", "user-7", Card("tok_visa"), Money(2**63 - 1, "KWD"))
     ),
+    "charge_requested.held": ChargeRequested(
+        replace(REQUEST, card=FINGERPRINTED, is_held=True, not_after=1_800_000_000_000_001)
+    ),
     "token_issued": TokenIssued("tx_5f1c"),
     "token_expired": TokenExpired("tx_5f1c"),
     "charged": CHARGED,
+    "charged.fingerprint": replace(CHARGED, card=FINGERPRINTED),
     **{f"charge_declined.{reason.value}": ChargeDeclined(reason) for reason in DeclineReason},
     **{f"review_required.{reason.value}": ReviewRequired(reason, EVIDENCE) for reason in ReviewReason},
     "review_required.without_evidence": ReviewRequired(ReviewReason.CONTRADICTION),
     "charge_abandoned": ChargeAbandoned(5),
+    "capture_requested": OperationRequested(Kind.CAPTURE, OPERATION_ID, "capture-1", "shop", PART),
+    "capture_requested.final": OperationRequested(Kind.CAPTURE, OPERATION_ID, "capture-1", "shop", PART, is_final=True),
+    "void_requested": OperationRequested(Kind.VOID, OPERATION_ID, "void-1", "shop", PART, reason="zurück"),
+    "void_requested.bare": OperationRequested(Kind.VOID, OPERATION_ID, "void-1", "shop", PART),
+    "refund_requested": OperationRequested(Kind.REFUND, OPERATION_ID, "refund-1", "shop", PART, reason="broken"),
+    "refund_requested.bare": OperationRequested(Kind.REFUND, OPERATION_ID, "refund-1", "shop", PART),
+    "not_after_passed": NotAfterPassed(),
+    "authorized": Authorized("user-7", FINGERPRINTED, Money(1250, "EUR"), "bank-77", 1_800_000_000_000_001),
+    "authorized.without_end": Authorized("user-7", Card("tok_visa", "visa", "4242"), Money(1250, "EUR"), "bank-77"),
+    "captured": Captured(PART, "bank-78"),
+    "voided": Voided(PART, "bank-79"),
+    "refunded": Refunded(PART, "bank-80"),
+    "charge_called_off": ChargeCalledOff(),
+    "authorization_expired": AuthorizationExpired(),
+    **{f"operation_declined.{reason.value}": OperationDeclined(reason) for reason in DeclineReason},
+    "operation_abandoned": OperationAbandoned(5),
 }
 """The events of the fixtures' names. Lines are added to a fixture, never changed; other bytes need another fixture."""
 FORMATS = sorted(path.name for path in FIXTURES.glob("events_*.txt"))
@@ -125,7 +192,7 @@ def test_there_is_a_vector_of_every_kind_of_event_and_every_reason() -> None:
 
 # ---------------------------------------------------------------- there and back
 text = st.text(max_size=20)
-cards = st.builds(Card, text, text, text)
+cards = st.builds(Card, text, text, text, text)
 amounts = st.builds(Money, st.integers(-(2**63), 2**63 - 1), text)
 evidence = st.builds(
     Evidence,
@@ -135,20 +202,44 @@ evidence = st.builds(
     st.binary(max_size=32),
 )
 metadata = st.dictionaries(text, text, max_size=5).map(lambda pairs: tuple(sorted(pairs.items())))
+times = st.just(0) | st.integers(1, 253_402_300_799_999_999)  # microseconds, to the end of the year 9999
+requests = st.builds(
+    Request,
+    text,
+    text,
+    text,
+    text,
+    text,
+    cards,
+    amounts,
+    text,
+    metadata=metadata,
+    is_held=st.booleans(),
+    not_after=times,
+)
 events = st.one_of(
-    st.builds(
-        ChargeRequested, st.builds(Request, text, text, text, text, text, cards, amounts, text, metadata=metadata)
-    ),
+    st.builds(ChargeRequested, requests),
+    st.builds(OperationRequested, st.just(Kind.CAPTURE), text, text, text, amounts, is_final=st.booleans()),
+    st.builds(OperationRequested, st.sampled_from([Kind.VOID, Kind.REFUND]), text, text, text, amounts, reason=text),
+    st.just(NotAfterPassed()),
     st.builds(TokenIssued, text),
     st.builds(TokenExpired, text),
     st.builds(Charged, text, cards, amounts, text),
+    st.builds(Authorized, text, cards, amounts, text, times),
+    st.builds(Captured, amounts, text),
+    st.builds(Voided, amounts, text),
+    st.builds(Refunded, amounts, text),
+    st.just(ChargeCalledOff()),
+    st.just(AuthorizationExpired()),
+    st.builds(OperationDeclined, st.sampled_from(DeclineReason)),
+    st.builds(OperationAbandoned, st.integers(0, 2**31 - 1)),
     st.builds(ChargeDeclined, st.sampled_from(DeclineReason)),
     st.builds(ReviewRequired, st.sampled_from(ReviewReason), evidence),
     st.builds(ChargeAbandoned, st.integers(0, 2**31 - 1)),
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=400)
 @given(events)
 def test_an_event_that_is_stored_and_read_is_the_same_event(event: Event) -> None:
     """Field by field, for any content."""
@@ -172,37 +263,45 @@ ENUMS = [found for found in vars(values).values() if isinstance(found, enum.Enum
 @pytest.mark.parametrize("core", ENUMS)
 def test_the_members_of_every_enum_are_the_same_in_the_core_and_in_the_contract(core: enum.EnumMeta) -> None:
     """The contract's zero stands for no member."""
-    contract = common_pb2.DESCRIPTOR.enum_types_by_name[core.__name__]
-    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", core.__name__).upper() + "_"
+    name = {"Kind": "OperationKind"}.get(core.__name__, core.__name__)
+    contract = common_pb2.DESCRIPTOR.enum_types_by_name[name]
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper() + "_"
     assert set(contract.values_by_name) == {prefix + name for name in ["UNSPECIFIED", *core.__members__]}
     assert contract.values_by_name[prefix + "UNSPECIFIED"].number == 0
 
 
 def test_the_core_has_enums() -> None:
     """Meta: the test above has cases."""
-    assert set(ENUMS) == {DeclineReason, ReviewReason}
+    assert set(ENUMS) == {Kind, DeclineReason, ReviewReason}
+
+
+OPENED_BY_ITS_KIND = (Kind.CAPTURE, Kind.VOID, Kind.REFUND)  # the core has one event, and the contract one for each
 
 
 def test_the_events_are_the_same_in_the_core_and_in_the_contract() -> None:
     """Neither side has an event that the other lacks."""
     kinds = [field.message_type for field in journal_pb2.Event.DESCRIPTOR.oneofs_by_name["kind"].fields]
     in_contract = {kind.name for kind in kinds if kind is not None}
-    assert in_contract == {event.__name__ for event in get_args(Event)}
+    in_core = {event.__name__ for event in get_args(Event)} - {OperationRequested.__name__}
+    assert in_contract == in_core | {f"{kind.value.capitalize()}Requested" for kind in OPENED_BY_ITS_KIND}
     assert len(journal_pb2.Event.DESCRIPTOR.fields) == len(in_contract), "an event is nothing but its kind"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "charge_requested",
-        "token_issued",
-        "token_expired",
-        "charged",
-        "charge_declined.card_declined",
-        "review_required.fields_differ",
-        "charge_abandoned",
-    ],
-)
+WHOLE = [
+    *("charge_requested.held", "token_issued", "token_expired", "charged.fingerprint", "charge_declined.card_declined"),
+    *("review_required.fields_differ", "charge_abandoned", "capture_requested.final", "void_requested"),
+    *("refund_requested", "not_after_passed", "authorized", "captured", "voided", "refunded", "charge_called_off"),
+    *("authorization_expired", "operation_declined.other", "operation_abandoned"),
+]
+
+
+def test_every_kind_has_an_event_with_all_its_fields() -> None:
+    """Meta: the test below leaves none out."""
+    kinds = journal_pb2.Event.DESCRIPTOR.oneofs_by_name["kind"].fields
+    assert {name.partition(".")[0] for name in WHOLE} == {field.name for field in kinds}
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_field_of_the_contract_is_stored(name: str) -> None:
     """A field that the codec omits would stay empty for ever."""
 
@@ -227,6 +326,10 @@ def _in_review(number: int) -> bytes:
     return bytes([6 << 3 | 2, 2, 1 << 3, number])
 
 
+def _moving(number: int) -> bytes:
+    return bytes([1 << 3 | 2, 2, 10 << 3, number])
+
+
 def fold(stream: Sequence[bytes]) -> State:
     """Read a stored stream into its state, as the runner does."""
     return stored_as(Absent(), *map(decode, stream))
@@ -236,11 +339,12 @@ def fold(stream: Sequence[bytes]) -> State:
     "stored",
     [
         pytest.param(b"", id="nothing"),
-        pytest.param(bytes([15 << 3 | 2, 0]), id="a kind that a newer program knows"),
+        pytest.param(bytes([0xA2, 0x06, 0]), id="a kind that a newer program knows"),
         pytest.param(_declined(99), id="a decline for a newer reason"),
         pytest.param(_declined(0), id="a decline without a reason"),
         pytest.param(_in_review(99), id="a review for a newer reason"),
         pytest.param(_in_review(0), id="a review without a reason"),
+        pytest.param(_moving(3), id="a charge whose money is to move in a newer way"),
         pytest.param(b"\xff\xff\xff", id="no protobuf at all"),
         pytest.param(encode(STORED["charged"])[:-1], id="half an event"),
     ],
@@ -257,16 +361,20 @@ def test_a_decline_for_a_known_reason_is_no_stop() -> None:
     """Meta: the unknown reason is the cause of the stop above."""
     assert decode(_declined(1)) == ChargeDeclined(DeclineReason.CARD_DECLINED)
     assert decode(_in_review(1)) == ReviewRequired(ReviewReason.FIELDS_DIFFER)
+    for number, is_held in ((0, False), (1, False), (2, True)):
+        event = decode(_moving(number))
+        assert isinstance(event, ChargeRequested)
+        assert event.request.is_held == is_held
 
 
 def test_a_stream_folds_into_its_state() -> None:
     """From nothing to rest."""
     assert fold([]) == Absent()
-    assert fold([encode(STORED["charge_requested"])]) == Charge(AwaitingToken(REQUEST, REQUESTED_AT), position=1)
+    opening = Operation(Kind.CHARGE, REQUEST.idempotency_key, REQUEST.charge_id, REQUEST.amount, REQUEST)
+    assert fold([encode(STORED["charge_requested"])]) == Charge(REQUEST, AwaitingToken(opening, REQUESTED_AT), 1)
     whole = [STORED[name] for name in ("charge_requested", "token_issued", "charged")]
-    assert fold([encode(event) for event in whole]) == Charge(
-        AtRest(REQUEST, REQUESTED_AT, CHARGED, position=3), position=3
-    )
+    rest = AtRest(opening, REQUESTED_AT, CHARGED, position=3, decided_at=REQUESTED_AT + 2_000_000)
+    assert fold([encode(event) for event in whole]) == Charge(REQUEST, rest, 3, Book(1250, 1250))
 
 
 def test_an_impossible_stream_is_a_loud_stop() -> None:

@@ -203,3 +203,21 @@ def test_an_impossible_cap_is_reported_at_the_start(value: str) -> None:
         settings.SettingsError, match=r"COMMAND_MAX_AMOUNTS: must be like EUR=500000,IDR=999999999999: "
     ):
         max_amounts(value)
+
+
+def duplicate_window(environment: dict[str, str]) -> float:
+    return settings.read(CommandSettings, environment).duplicate_window_seconds
+
+
+def test_duplicates_are_looked_for_where_the_operator_wants_it_only() -> None:
+    """Up to a week."""
+    assert duplicate_window({}) == 0
+    for value, taken in (("0", 0.0), ("0.5", 0.5), ("600", 600.0), ("604800", 604_800.0)):
+        assert duplicate_window({"COMMAND_DUPLICATE_WINDOW_SECONDS": value}) == taken
+
+
+@pytest.mark.parametrize("value", ["", "-1", "604801", "nan", "inf", "1h", "10 s"])
+def test_an_impossible_window_for_duplicates_is_reported_at_the_start(value: str) -> None:
+    """A typing error could switch it off, or refuse honest clients."""
+    with pytest.raises(settings.SettingsError, match=r"COMMAND_DUPLICATE_WINDOW_SECONDS: must be "):
+        duplicate_window({"COMMAND_DUPLICATE_WINDOW_SECONDS": value})
