@@ -91,8 +91,7 @@ def _called_off(sale: Sale) -> Turns:
     return ((sale.opening, sale.void("one")),)
 
 
-_HELD = (_captured_in_parts, _captured_at_last, _voided, _voided_in_part, _called_off)
-_CHARGED = (_refunded_in_parts, _refunded_by_two, _called_off)
+_OF_A_HOLD = (_captured_in_parts, _captured_at_last, _voided, _voided_in_part)
 # How often each is wanted. A charge alone has declined cards too.
 _WANTS: Mapping[Callable[[Sale], Turns], int] = {
     _alone: 6,
@@ -115,7 +114,7 @@ def wanted(chance: random.Random, key: str, *, is_calm: bool = False) -> Turns:
         card=Card(token=chance.choice(CARDS if want is _alone else SALE_CARDS)),
         amount=Money(minor_units=chance.randrange(100, 100_000), currency_code="EUR"),
     )
-    if want in _HELD and (want not in _CHARGED or chance.random() < 0.5):
+    if want in _OF_A_HOLD or (want is _called_off and chance.random() < 0.5):
         opening.capture = CaptureMode.CAPTURE_MODE_MANUAL
     if want is _alone and not is_calm and chance.random() < 0.3:
         opening.not_after.FromNanoseconds(time.time_ns() + int(chance.uniform(0.0, LATEST_SECONDS) * 1e9))
