@@ -1,6 +1,7 @@
 """The judge: the invariants of a history, and their check on an observed one.
 
     history   the observations, as values, and the meaning of the journal's records by the contract
+    charges   of these, a charge: the rows that a view must show of it
     checker   which invariant broke, and where
     files     readers of the servers' files and of a bank's statement
     cli       the operator's program: it checks a live system's files and prints the violations
