@@ -267,7 +267,7 @@ async def test_a_void_joins_a_calling_off_by_time(world: World) -> None:
 @pytest.mark.parametrize("seconds", [-1.0, -1e9])
 async def test_a_time_that_has_passed_is_refused(world: World, seconds: float) -> None:
     told = await refused(world.charge(a_request(not_after=from_now(seconds))))
-    assert (told.reason, told.fields) == ("INVALID_REQUEST", {"not_after"})
+    assert (told.reason, set(told.fields)) == ("INVALID_REQUEST", {"not_after"})
 
 
 async def _moved(world: World) -> bool:

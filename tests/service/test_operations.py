@@ -363,7 +363,7 @@ async def test_an_unknown_charge_is_certainly_not_found(world: World) -> None:
     for call in (world.capture(never), world.void(never), world.refund(never)):
         assert await refusal(call) == ("CHARGE_NOT_FOUND", "DO_NOT_RETRY", {})
     told = await refused(world.refund("order-1"))
-    assert (told.reason, told.fields) == ("INVALID_REQUEST", {"charge_id"})
+    assert (told.reason, set(told.fields)) == ("INVALID_REQUEST", {"charge_id"})
     assert records(world.journal) == []
 
 
@@ -377,9 +377,9 @@ async def test_an_operation_that_breaks_todays_rules_is_refused_with_its_fields(
     ):
         request.charge_id, request.idempotency_key = charge_id, new_key()
         told = await refused(world.commands.Refund(request, timeout=5))
-        assert (told.reason, told.fields) == ("INVALID_REQUEST", fields), request
+        assert (told.reason, set(told.fields)) == ("INVALID_REQUEST", fields), request
     told = await refused(world.commands.Void(VoidRequest(charge_id=charge_id), timeout=5))
-    assert (told.reason, told.fields) == ("INVALID_REQUEST", {"idempotency_key"})
+    assert (told.reason, set(told.fields)) == ("INVALID_REQUEST", {"idempotency_key"})
     assert story(world.journal, charge_id) == ["charge_requested", "token_issued", "charged"]
 
 
