@@ -33,13 +33,13 @@ from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport, target_of
 from command_service.charge import Command, outcome_of
+from command_service.events import Charged, ChargeDeclined
 from command_service.journal import Journal, JournalRefused, Record
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from command_service.parts import Assembled, Parts
 from command_service.settings import Settings
-from command_service.events import ChargeDeclined, Charged
 from command_service.values import Card, Money, Request
 from judge.checker import check
 from judge.files import movements_of, read_anchor, read_journal
