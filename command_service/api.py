@@ -25,13 +25,13 @@ from charging.v1.common_pb2 import Money
 from chassis.caller import Caller, caller_of
 from chassis.deadlines import wait_seconds
 from command_service.appointments import Appointments
-from command_service.charge import following, is_at_rest
+from command_service.charge import following
 from command_service.errors import refusing
 from command_service.events import Authorized
 from command_service.failures import OperationUnderWay
 from command_service.intake import Intake
 from command_service.operation import AtRest
-from command_service.reception import Accepted, Reception, Source
+from command_service.reception import Accepted, Blocked, Reception, Source
 from command_service.screening import AnyRequest
 from command_service.statuses import (
     decline_reason_told,
@@ -121,16 +121,28 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
                 await waiting.until(accepting)
                 if not accepting.done():
                     raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
-                accepted = accepting.result()
-                if accepted.run is not None:
-                    await waiting.until(accepted.run.ended)
-                if not accepted.is_blocked:
-                    return accepted
-                if waiting.is_over or not is_at_rest(accepted.charge):
-                    raise OperationUnderWay(retry_after_seconds=BLOCKED_RETRY_SECONDS)
+                result = accepting.result()
+                if isinstance(result, Blocked):
+                    await self._turn(result, waiting)
+                    continue
+                if result.run is not None:
+                    await waiting.until(result.run.ended)
+                return result
         finally:
             del self._waiting[waiting.end]
             waiting.close()
+
+    async def _turn(self, blocked: Blocked, waiting: "_Waiting") -> None:
+        """Wait for a blocked command's turn. Raises OperationUnderWay if it does not come in time."""
+        has_turn = False
+        try:
+            await waiting.until(blocked.turn)
+            has_turn = blocked.turn.done() and not waiting.is_over
+        finally:  # also if the client leaves
+            if not has_turn:
+                self._reception.pass_on(blocked)
+        if not has_turn:
+            raise OperationUnderWay(retry_after_seconds=BLOCKED_RETRY_SECONDS)
 
 
 class _Waiting:

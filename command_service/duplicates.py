@@ -8,11 +8,11 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from command_service.charge import Charge, State, is_over_without_money, is_same_card
+from command_service.charge import Charge, State, evolve, is_over_without_money, is_same_card
 from command_service.codec import decode
-from command_service.events import ChargeRequested
+from command_service.events import ChargeRequested, Recorded
 from command_service.journal import Journal, Place
-from command_service.streams import Streams
+from command_service.streams import ABSENT
 from command_service.values import Request
 
 
@@ -82,8 +82,11 @@ class Recent:
             self.forget(state.request)
 
 
-async def recall(recent: Recent, journal: Journal, streams: Streams) -> None:
-    """Keep the charges that the journal says were requested in the last while. Raises Unreadable."""
+async def recall(recent: Recent, journal: Journal) -> None:
+    """Keep the charges that the journal says were requested in the last while. Call it before clients come.
+
+    It reads the journal from there to its end. Raises Unreadable.
+    """
     if (begins := recent.begins) is None:
         return
     # Recorded times never run backwards: the first position of the last while is found by halving.
@@ -93,12 +96,18 @@ async def recall(recent: Recent, journal: Journal, streams: Streams) -> None:
         (record, *_) = await journal.read_after(Place(middle - 1, await journal.chain_at(middle - 1)))
         before, beyond = (middle, beyond) if record.recorded_at < begins else (before, middle)
     place = Place(before, await journal.chain_at(before))
+    states: dict[str, State] = {}
     while records := await journal.read_after(place):
         for record in records:
-            if isinstance(event := decode(record.event), ChargeRequested):
+            event = decode(record.event)
+            if isinstance(event, ChargeRequested):
                 recent.note(event.request, record.recorded_at)
-                recent.note_rest((await streams.load(record.charge_id)).state)
+                states[record.charge_id] = ABSENT
+            if (state := states.get(record.charge_id)) is not None:
+                states[record.charge_id] = evolve(state, Recorded(event, record.position, record.recorded_at))
         place = Place(records[-1].position, records[-1].chain)
+    for state in states.values():
+        recent.note_rest(state)
 
 
 def _likeness(request: Request) -> tuple[object, ...]:

@@ -35,13 +35,14 @@ class Run:
             if self._moved_on is not None:
                 self._moved_on.set()
 
-    async def pause(self, seconds: float) -> None:
-        """Wait, at most until a client's command moves the charge on."""
-        self._moved_on = asyncio.Event()
+    async def pause(self, seconds: float) -> bool:
+        """Wait, at most until a client's command moves the charge on; return whether one did."""
+        self._moved_on = moved_on = asyncio.Event()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._moved_on.wait()
+                await moved_on.wait()
         self._moved_on = None
+        return moved_on.is_set()
 
     def log_rest(self) -> None:
         """Log the outcome."""

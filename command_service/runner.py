@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
@@ -47,25 +48,50 @@ class Runner:
         self._now = now
         self._chance = chance
         self._runs: dict[str, Run] = {}
+        self._reads: dict[str, _Read] = {}
         self._tasks = Tasks()
+        self.at_end: Callable[[Snapshot], None] = lambda _: None
+        """Told of each run's end, when it is no longer found."""
 
     async def recover(self) -> int:
         """Start a run for every unfinished charge; return their number. Call it once, at the start.
 
-        Clients may come before: a charge that one of them moves meanwhile is found by a conflict. Raises Unreadable, and has
-        started no run then.
+        Clients may come before: they find the runs of the charges that are read so far. Raises Unreadable.
         """
         unfinished = await self._journal.unfinished()
-        found: list[Snapshot] = []
+        runs: list[Run] = []
         for begin in range(0, len(unfinished), LOADED_AT_ONCE):
-            found += await asyncio.gather(*map(self._streams.load, unfinished[begin : begin + LOADED_AT_ONCE]))
+            runs += await asyncio.gather(*map(self._take_up, unfinished[begin : begin + LOADED_AT_ONCE]))
         # All are read before the first one runs: thousands of running loops would make the reading take ten times as long.
-        for snapshot in found:
-            if isinstance(snapshot.state, Absent):
-                raise ImpossibleEvent(f"{snapshot.charge_id} is unfinished, and has no events")
-        for snapshot in found:
-            self._tasks.start(self.drive(self.run(snapshot, was_in_journal=True)))
+        for run in runs:
+            self._tasks.start(self.drive(run))
         return len(unfinished)
+
+    async def _take_up(self, charge_id: str) -> Run:
+        snapshot = await self.load(charge_id)
+        if isinstance(snapshot.state, Absent):
+            raise ImpossibleEvent(f"{charge_id} is unfinished, and has no events")
+        return self.run(snapshot, was_in_journal=True)
+
+    async def load(self, charge_id: str) -> Snapshot:
+        """Return a charge as it is now: as its run has it, or as the journal has it. Raises Unreadable.
+
+        The caller has to use it before it awaits anything else, or to append to it.
+        """
+        while True:
+            if (run := self._runs.get(charge_id)) is not None:
+                return run.snapshot
+            read = self._reads.setdefault(charge_id, _Read())
+            read.readers += 1
+            try:
+                snapshot = await self._streams.load(charge_id)
+            finally:
+                read.readers -= 1
+                if not read.readers:
+                    del self._reads[charge_id]
+            if not read.is_overtaken:
+                return snapshot
+            # A run has begun and ended meanwhile: what was read may be older than what was told.
 
     @property
     def unfinished(self) -> int:
@@ -81,7 +107,10 @@ class Runner:
         return list(self._runs.values())
 
     def run(self, snapshot: Snapshot, *, was_in_journal: bool) -> Run:
-        """Return the run of a charge that is on its way; else begin one, which the caller drives."""
+        """Return the run of a charge that is on its way; else begin one, which the caller drives.
+
+        A snapshot that is no longer the newest would begin a run that tells less than was told already.
+        """
         if (run := self._runs.get(snapshot.charge_id)) is None:
             run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future())
             self._runs[snapshot.charge_id] = run
@@ -92,36 +121,43 @@ class Runner:
         if run.is_driven:
             return
         run.is_driven = True
-        unanswered = 0  # in this run
+        unanswered = 0  # of the operation under way, in this run
         pauses = 0  # since the charge last moved
         try:
             while (effect := next_step(run.snapshot.state)) is not None:
                 message = await self._perform(run, effect, unanswered)
-                if isinstance(message, Answered):
-                    unanswered = message.attempts.unanswered
                 with contextlib.suppress(NotStored, KeepsMoving):
                     # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
                     run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
-                if next_step(run.snapshot.state) != effect:
+                following = next_step(run.snapshot.state)
+                is_same = following is not None and following.operation.reference == effect.operation.reference
+                unanswered = message.attempts.unanswered if isinstance(message, Answered) and is_same else 0
+                if following != effect:
                     pauses = 0
                     continue
                 pauses += 1
                 answer = message.answer if isinstance(message, Answered) else None
                 wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
-                await run.pause(PAUSES.seconds(pauses, self._chance, wished_seconds))
+                if await run.pause(PAUSES.seconds(pauses, self._chance, wished_seconds)):
+                    pauses = 0
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
         finally:
             del self._runs[run.snapshot.charge_id]
+            if (read := self._reads.get(run.snapshot.charge_id)) is not None:
+                read.is_overtaken = True
             if not run.ended.done():
                 run.ended.set_result(None)
+            self.at_end(run.snapshot)
 
     async def _perform(self, run: Run, effect: Effect, unanswered: int) -> Message:
-        """Have the bank do a step, unless the charge's time is over: then it is to be called off instead."""
+        """Have the bank do a step, unless it is no longer wanted when its turn comes: then only time has passed."""
+        snapshot = run.snapshot
 
-        def is_wanted() -> bool:  # also asked at the last moment, after the wait for the bank's line
-            return not is_overdue(run.snapshot.state, self._now())
+        def is_wanted() -> bool:
+            # A client may have called the charge off during the wait, or its time may have passed.
+            return run.snapshot is snapshot and not is_overdue(snapshot.state, self._now())
 
         # A restored journal may have lost steps: then the bank is asked what it knows, before anything is done.
         performed = await self._line.perform(effect, look_up_first=self._journal.restored, is_wanted=is_wanted)
@@ -136,3 +172,11 @@ class Runner:
     async def close(self) -> None:
         """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""
         await self._tasks.close()
+
+
+@dataclass(slots=True)
+class _Read:
+    """The reads of one stream that are under way, and whether a run of its charge has ended since they began."""
+
+    readers: int = 0
+    is_overtaken: bool = False

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +63,8 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(bank.close)
         assembled = parts.assemble(journal, bank)
         stack.push_async_callback(assembled.close)
+        with _refusing_unreadable(f"the journal {chosen.journal} holds a record that cannot be read"):
+            await assembled.reception.recall()
         runner, commands = assembled.runner, parts.commands(assembled.reception)
         feed = parts.feed(journal)
         listen = partial(
@@ -85,11 +87,8 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             chosen.feed_listen, JournalService(feed).register, services=["charging.v1.JournalService"]
         )
         stack.push_async_callback(feed_server.drain, 0.0)
-        try:
+        with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
             found = await runner.recover()
-            await assembled.reception.recall()
-        except Unreadable as error:
-            raise JournalRefused(f"the journal {chosen.journal} holds a charge that cannot be read: {error}") from error
         await feed_server.set_serving(True)
         watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)
@@ -122,6 +121,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         feed.stop()  # last, so that readers get the last outcomes too
         await feed_server.drain(2.0)
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
+
+
+@contextlib.contextmanager
+def _refusing_unreadable(text: str) -> Iterator[None]:
+    try:
+        yield
+    except Unreadable as error:
+        raise JournalRefused(f"{text}: {error}") from error
 
 
 async def _keep_health(journal: Journal, command_server: server.Server) -> NoReturn:

@@ -1,6 +1,6 @@
 """Reads a charge from its stream and appends to it: load, decide, append, and again if another writer was faster."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from command_service.charge import Absent, Message, State, decide, evolve, is_at_rest
@@ -35,11 +35,16 @@ class Handled(NamedTuple):
     has_stored: bool
 
 
+Reload = Callable[[str], Awaitable[Snapshot]]
+
+
 class Streams:
     """The streams of a journal. It has no state of its own."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, reload: Reload | None = None) -> None:
+        """`reload` finds a charge again after a conflict; by default it is read."""
         self._journal = journal
+        self._reload = reload or self.load
 
     async def load(self, charge_id: str) -> Snapshot:
         """Read a charge. Raises Unreadable."""
@@ -65,7 +70,7 @@ class Streams:
                 snapshot.charge_id, snapshot.version, list(map(encode, events)), finished=is_at_rest(expected)
             )
             if isinstance(stored, VersionConflict):
-                snapshot = await self.load(snapshot.charge_id)
+                snapshot = await self._reload(snapshot.charge_id)
                 continue
             recorded = [
                 Recorded(event, record.position, record.recorded_at)

@@ -10,7 +10,7 @@ again, with more digits, in a few minutes. Real proportions are unknown; the sch
     Visa of 13 digits and rare lengths of Maestro, bare                    100           0
     ... Visa of 13 in groups of 4 3 3 3                                    100         100
     in groups of any sizes                                                 100           1.7
-    in a request, in each of its nine fields                               100    99.98 and more
+    in a request, in each of its ten fields                                100    99.98 and more
 
     honest texts refused                                            card's fields   other fields
     time stamps in s, ms, us, ns; ISO 8601; yyyymmdd and a sequence          0           0
@@ -49,14 +49,15 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charging.v1 import common_pb2
-from charging.v1.command_pb2 import ChargeRequest
+from charging.v1 import command_pb2, common_pb2
+from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
 from command_service import currencies, screening
 from command_service.card_numbers import SCHEMES, card_number_in
 from command_service.currencies import EXPONENTS
-from command_service.screening import Faults, faults, key_fault
+from command_service.intake import LATEST
+from command_service.screening import AnyRequest, Faults, faults, key_fault
 from command_service.serving import COMMAND_BYTES
-from command_service.values import Card, Money, Request
+from command_service.values import Card, Kind, Money, Request, Wish
 
 GOOD = Request(
     charge_id="00000000-0000-8000-8000-000000000000",
@@ -77,7 +78,7 @@ def wire(request: Request) -> ChargeRequest:
     return ChargeRequest(
         idempotency_key=request.idempotency_key,
         user_id=request.user_id,
-        card=common_pb2.Card(token=request.card.token, brand=request.card.brand, last4=request.card.last4),
+        card=common_pb2.Card(**dataclasses.asdict(request.card)),
         amount=common_pb2.Money(minor_units=request.amount.minor_units, currency_code=request.amount.currency_code),
         description=request.description,
         metadata=dict(request.metadata),
@@ -89,7 +90,7 @@ def always_refused(request: Request) -> Faults:
 
 
 A_TIME = re.compile(r"2[3-7](0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])[0-5]\d[0-5]\d")
-CARD_PLACES = ("card.brand", "card.last4", "card.token")
+CARD_PLACES = ("card.brand", "card.fingerprint", "card.last4", "card.token")
 # The places of a client's text in a request: the field's name in a fault, and a function that puts a text there.
 PLACES: dict[str, Callable[[str], Request]] = {
     "idempotency_key": lambda text: dataclasses.replace(GOOD, idempotency_key=text),
@@ -97,6 +98,7 @@ PLACES: dict[str, Callable[[str], Request]] = {
     "card.token": lambda text: dataclasses.replace(GOOD, card=Card(text)),
     "card.brand": lambda text: dataclasses.replace(GOOD, card=Card("tok_visa", brand=text)),
     "card.last4": lambda text: dataclasses.replace(GOOD, card=Card("tok_visa", last4=text)),
+    "card.fingerprint": lambda text: dataclasses.replace(GOOD, card=Card("tok_visa", fingerprint=text)),
     "amount.currency_code": lambda text: dataclasses.replace(GOOD, amount=Money(1250, text)),
     "description": lambda text: dataclasses.replace(GOOD, description=text),
     "metadata.key": lambda text: dataclasses.replace(GOOD, metadata=((text, "1"),)),
@@ -367,11 +369,39 @@ def _each_text(message: Message) -> Iterator[tuple[str, Callable[[Any, str], Non
 
 
 TEXT_FIELDS = dict(_each_text(ChargeRequest()))
+TO_FOLLOW: tuple[AnyRequest, ...] = (
+    CaptureRequest(
+        idempotency_key="capture-1",
+        charge_id=GOOD.charge_id,
+        amount=common_pb2.Money(minor_units=1, currency_code="EUR"),
+        final=True,
+    ),
+    VoidRequest(idempotency_key="void-1", charge_id=GOOD.charge_id, reason="out of stock"),
+    RefundRequest(
+        idempotency_key="refund-1",
+        charge_id=GOOD.charge_id,
+        amount=common_pb2.Money(minor_units=1, currency_code="EUR"),
+        reason="broken",
+    ),
+)
+EVERY_REQUEST = (wire(GOOD), *TO_FOLLOW)
+
+
+def a_copy(message: AnyRequest) -> Any:
+    """Screening drops the unknown fields of the message that it gets."""
+    copied = type(message)()
+    copied.CopyFrom(message)  # type: ignore[arg-type]  # of its own type
+    return copied
 
 
 def test_every_text_field_of_the_contract_is_filled_by_these_tests() -> None:
     """A field that is added to the contract needs a place here, and a rule in screening."""
     assert set(TEXT_FIELDS) == set(PLACES)
+    assert {type(message): set(dict(_each_text(message))) for message in TO_FOLLOW} == {
+        CaptureRequest: {"idempotency_key", "charge_id", "amount.currency_code"},
+        VoidRequest: {"idempotency_key", "charge_id", "reason"},
+        RefundRequest: {"idempotency_key", "charge_id", "amount.currency_code", "reason"},
+    }
 
 
 @pytest.mark.parametrize("field", TEXT_FIELDS)
@@ -380,6 +410,45 @@ def test_every_text_that_the_descriptor_names_is_searched(field: str) -> None:
     request = wire(GOOD)
     TEXT_FIELDS[field](request, VISA)
     assert screening.always_refused(request) == ((field, screening.CARD_NUMBER),)
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [(message, field) for message in TO_FOLLOW for field in dict(_each_text(message))],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_every_text_of_an_operations_request_is_searched(message: AnyRequest, field: str) -> None:
+    """Each field that the descriptor names, in turn; it is named once, whatever else it breaks."""
+    request = a_copy(message)
+    dict(_each_text(message))[field](request, VISA)
+    assert screening.always_refused(request) == ((field, screening.CARD_NUMBER),)
+    assert screening.always_refused(a_copy(message)) == ()
+
+
+def _each_message(descriptor: Any, before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """The message itself and each message in it, by the numbers of the fields that lead to it. An entry of a map is none."""
+    yield before
+    for field in descriptor.fields:
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            yield from _each_message(field.message_type, (*before, field.number))
+
+
+UNKNOWN_FIELD = b"\xc0\x3e\x01"  # number 1000, with the value 1
+
+
+@pytest.mark.parametrize(
+    ("message", "numbers"),
+    [(message, numbers) for message in EVERY_REQUEST for numbers in _each_message(message.DESCRIPTOR)],
+    ids=lambda value: "/".join(map(str, value)) if isinstance(value, tuple) else type(value).__name__,
+)
+def test_an_unknown_field_is_refused_wherever_it_stands(message: AnyRequest, numbers: tuple[int, ...]) -> None:
+    """It might name the amount or the payer: no money moves on half a request."""
+    more = UNKNOWN_FIELD
+    for number in reversed(numbers):
+        more = bytes([number << 3 | 2, len(more)]) + more
+    request = a_copy(message)
+    request.MergeFromString(more)
+    assert screening.always_refused(request) == (("", screening.UNKNOWN_FIELDS),)
 
 
 def _request_of_tomorrow() -> Any:
@@ -773,6 +842,44 @@ def test_any_other_key_is_malformed_and_not_repaired(key: str) -> None:
     )
 
 
+@pytest.mark.parametrize("message", TO_FOLLOW, ids=lambda message: type(message).__name__)
+def test_an_operation_names_its_charge_by_the_id_that_charge_answers(message: AnyRequest) -> None:
+    """No charge can have another, so that it is refused before anything is read. A UUID may hold any digits."""
+    for charge_id in (GOOD.charge_id, "ffffffff-ffff-8fff-bfff-ffffffffffff", "44444444-4444-4444-8444-444444444444"):
+        request = a_copy(message)
+        request.charge_id = charge_id
+        assert screening.always_refused(request) == ()
+    good = GOOD.charge_id
+    for charge_id in (
+        "order-1001",
+        good.upper().replace("0", "A"),
+        good[:-1],
+        good + "0",
+        f" {good}",
+        f"{good}\n",
+        good * 2,
+    ):
+        request = a_copy(message)
+        request.charge_id = charge_id
+        assert screening.always_refused(request) == (("charge_id", screening.CHARGE_ID_MALFORMED),)
+    request = a_copy(message)
+    request.ClearField("charge_id")
+    assert screening.always_refused(request) == (("charge_id", screening.REQUIRED),)
+
+
+@pytest.mark.parametrize("message", TO_FOLLOW, ids=lambda message: type(message).__name__)
+def test_the_key_of_an_operation_has_the_form_of_a_charges(message: AnyRequest) -> None:
+    """Each fault is told, the card number of a malformed key first."""
+    request = a_copy(message)
+    request.idempotency_key = "k" * 256
+    assert screening.always_refused(request) == (("idempotency_key", screening.KEY_MALFORMED),)
+    request.idempotency_key, request.charge_id = f"{VISA} ", VISA
+    assert screening.always_refused(request) == (
+        ("idempotency_key", screening.CARD_NUMBER),
+        ("charge_id", screening.CARD_NUMBER),
+    )
+
+
 def test_a_known_key_is_found_despite_any_fault_of_the_request() -> None:
     """Rules get stricter, and the retry of an accepted charge must still find it."""
     broken = Request(
@@ -848,6 +955,10 @@ def _amount(minor_units: int, currency_code: str = "EUR") -> Request:
         *(
             (PLACES["card.token"](token), "card.token", screening.TOKEN_MALFORMED)
             for token in ["t" * 256, "t" * 10_000, "tok visa", "tok_visa\n", "tök", "${x}", "<x>", "'x'"]
+        ),
+        *(
+            (PLACES["card.fingerprint"](fingerprint), "card.fingerprint", screening.FINGERPRINT_MALFORMED)
+            for fingerprint in ["f" * 256, "fp 1", "fp\n", "f\u0308p", "${x}", "<x>", "'x'", " "]
         ),
         (PLACES["card.brand"]("V" * 65), "card.brand", screening.BRAND_TOO_LONG),
         (PLACES["card.brand"]("银" * 22), "card.brand", screening.BRAND_TOO_LONG),
@@ -946,6 +1057,7 @@ def test_a_new_charge_that_breaks_a_rule_is_refused_with_the_field_and_the_rule(
         PLACES["card.token"]("pm_1MtwBwLkdIwHu7ix28a3tqPa"),
         PLACES["card.token"]("t" * 255),
         PLACES["card.token"]("eyJhbGciOi.J9-_~+/="),
+        *(PLACES["card.fingerprint"](text) for text in ("", "f", "f" * 255, "Xt5EWLLDS7FJjR1c", "fp:9/a+b==~-_.")),
         PLACES["card.brand"]("银" * 21 + "V"),
         PLACES["card.brand"]("Cartes Bancaires 银联"),
         PLACES["description"](""),
@@ -1031,14 +1143,17 @@ def test_the_largest_request_that_the_contract_allows_fits_the_limit_of_a_messag
         idempotency_key="k" * 255,
         actor="",
         user_id="u" * 255,
-        card=Card("t" * 255, "银" * 21 + "V", "4242"),
+        card=Card("t" * 255, "银" * 21 + "V", "4242", "f" * 255),
         amount=Money(10**12 - 1, "IDR"),
         description="猫" * 500,
         metadata=tuple((f"{n:02}" + "k" * 38, "猫" * 153 + "v") for n in range(20)),
     )
     assert (faults(largest), always_refused(largest)) == ((), ())
     assert sum(len(key.encode()) + len(value.encode()) for key, value in largest.metadata) == 10_000
-    assert wire(largest).ByteSize() <= COMMAND_BYTES
+    message = wire(largest)
+    message.capture, message.allow_duplicate = command_pb2.CAPTURE_MODE_MANUAL, True
+    message.not_after.FromMicroseconds(LATEST)
+    assert message.ByteSize() <= COMMAND_BYTES
     for more in ("idempotency_key", "user_id", "description"):
         longer = dataclasses.replace(largest, **{more: getattr(largest, more) + "x"})
         assert {field for field, _ in faults(longer) + always_refused(longer)} == {more}
@@ -1057,6 +1172,64 @@ def test_currencies_are_the_155_in_use_with_their_iso_exponents() -> None:
     assert {code for code in EXPONENTS if code.startswith("X")} == {"XAF", "XCD", "XCG", "XOF", "XPF"}
 
 
+# ---------------------------------------------------------------- a new operation
+def _wish(amount: Money | None = None, reason: str = "") -> Wish:
+    return Wish(Kind.REFUND, GOOD.charge_id, "default", "refund-1", "", "anonymous", amount, reason=reason)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        _wish(),
+        *(_wish(Money(amount, "EUR")) for amount in (1, 1250, 10**8, 2**63 - 1)),
+        *(_wish(Money(10, "KWD")), _wish(Money(1, "JPY")), _wish(Money(1, "EUR"), "d" * 1500)),
+        *(_wish(reason=text) for text in ("zurück, Größe 38\n\tfalsch", "猫" * 500, "👩\u200d🚀", "PIN 1234")),
+    ],
+)
+def test_a_new_operation_within_the_rules_has_no_faults(wish: Wish) -> None:
+    """The amount may be left out. No cap applies: what was once charged may go back, whatever the cap is now."""
+    assert screening.faults_to_follow(wish) == ()
+
+
+@pytest.mark.parametrize(
+    ("wish", "found"),
+    [
+        *((_wish(Money(amount, "EUR")), {"amount.minor_units": screening.AMOUNT_NOT_POSITIVE}) for amount in (0, -1)),
+        (_wish(Money(-(2**63), "EUR")), {"amount.minor_units": screening.AMOUNT_NOT_POSITIVE}),
+        (_wish(Money(1251, "KWD")), {"amount.minor_units": screening.AMOUNT_LAST_DIGIT}),
+        *(
+            (_wish(Money(1, code)), {"amount.currency_code": screening.CURRENCY_UNKNOWN})
+            for code in ("", "eur", "XXX", "EUR ", "HRK")
+        ),
+        (
+            _wish(Money(0, "")),  # there, but empty: it was not left out
+            {"amount.currency_code": screening.CURRENCY_UNKNOWN, "amount.minor_units": screening.AMOUNT_NOT_POSITIVE},
+        ),
+        *((_wish(reason=text), {"reason": screening.TEXT_UNPRINTABLE}) for text in ("a\0", "a\u202eb", "a\u200bb")),
+        *((_wish(reason=text), {"reason": screening.TEXT_TOO_LONG}) for text in ("d" * 1501, "猫" * 501)),
+        (_wish(reason="cvv 123"), {"reason": screening.TEXT_TELLS_CODE}),
+        (
+            _wish(Money(0, "eur"), "\r"),
+            {
+                "amount.currency_code": screening.CURRENCY_UNKNOWN,
+                "amount.minor_units": screening.AMOUNT_NOT_POSITIVE,
+                "reason": screening.TEXT_UNPRINTABLE,
+            },
+        ),
+    ],
+)
+def test_a_new_operation_that_breaks_rules_is_refused_with_all_of_them(wish: Wish, found: dict[str, str]) -> None:
+    """Each field once."""
+    assert screening.faults_to_follow(wish) == tuple(found.items())
+
+
+def test_the_largest_request_of_an_operation_fits_the_limit_of_a_message() -> None:
+    message = RefundRequest(idempotency_key="k" * 255, charge_id=GOOD.charge_id, reason="猫" * 500)
+    message.amount.minor_units, message.amount.currency_code = 2**63 - 1, "IDR"
+    assert screening.always_refused(message) == ()
+    assert message.ByteSize() <= COMMAND_BYTES
+
+
 # ---------------------------------------------------------------- the texts of faults
 texts = (
     st.text()
@@ -1070,7 +1243,7 @@ requests = st.builds(
     idempotency_key=texts,
     actor=st.just(GOOD.actor),
     user_id=texts,
-    card=st.builds(Card, texts, texts, texts),
+    card=st.builds(Card, texts, texts, texts, texts),
     amount=st.builds(Money, st.integers(-(2**63), 2**63 - 1), texts | st.sampled_from(sorted(EXPONENTS))),
     description=texts,
     metadata=st.lists(st.tuples(texts, texts), max_size=25).map(tuple),
@@ -1087,6 +1260,26 @@ def test_faults_are_fixed_texts_on_fixed_fields_for_any_input(request: Request) 
         assert {field for field, _ in found} <= FIXED_FIELDS
         assert {text for _, text in found} <= FIXED_TEXTS
         assert len(dict(found)) == len(found)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(TO_FOLLOW), texts, texts, texts, st.integers(-(2**63), 2**63 - 1))
+def test_faults_of_operations_are_fixed_texts_on_fixed_fields_for_any_input(
+    message: AnyRequest, key: str, charge_id: str, text: str, minor_units: int
+) -> None:
+    request = a_copy(message)
+    request.idempotency_key, request.charge_id = _encodable(key), _encodable(charge_id)
+    if not isinstance(request, CaptureRequest):
+        request.reason = _encodable(text)
+    found = (*screening.always_refused(request), *screening.faults_to_follow(_wish(Money(minor_units, text), text)))
+    assert {field for field, _ in found} <= {
+        *("idempotency_key", "charge_id", "reason", "amount.minor_units", "amount.currency_code")
+    }
+    assert {text for _, text in found} <= FIXED_TEXTS
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 @given(st.text(st.characters()))

@@ -198,7 +198,7 @@ async def test_a_journal_with_an_unfinished_charge_that_cannot_be_read_is_refuse
         COMMAND_FEED_LISTEN="127.0.0.1:0",
         COMMAND_JOURNAL=f"sqlite:///{journal}",
     )
-    assert said.startswith(f"error: the journal {journal} holds a charge that cannot be read: ")
+    assert said.startswith(f"error: the journal {journal} holds an unfinished charge that cannot be read: ")
 
 
 async def store(path: Path, event: bytes, *, finished: bool, key: str = "order-1234") -> None:
