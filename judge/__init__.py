@@ -1,6 +1,7 @@
 """The judge: the invariants of a history, and their check on an observed one.
 
     history     the observations, as values, and the meaning of the journal's records by the contract
+    charges     of these, a charge: the rows that a view must show of it
     streams     the operations of a charge and its money, by the journal
     settlement  what the bank moved and was asked for, against these
     checker     which invariant broke, and where

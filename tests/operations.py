@@ -1,0 +1,163 @@
+"""The events of operations that follow in a charge, and random streams of every kind that the core accepts."""
+
+from collections.abc import Iterator, Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import strategies as st
+
+from charging.v1.command_pb2 import CaptureMode
+from charging.v1.common_pb2 import DeclineReason, Money
+from charging.v1.journal_pb2 import (
+    AuthorizationExpired,
+    Authorized,
+    Captured,
+    CaptureRequested,
+    ChargeCalledOff,
+    Event,
+    NotAfterPassed,
+    OperationAbandoned,
+    OperationDeclined,
+    Refunded,
+    RefundRequested,
+    Voided,
+    VoidRequested,
+)
+from command_service.charge import Absent, State
+from command_service.codec import decode
+from command_service.failures import ImpossibleEvent
+from tests.core.stories import stored
+from tests.sealed import (
+    CARD,
+    EPOCH_MICROSECONDS,
+    abandoned,
+    charged,
+    declined,
+    in_review,
+    requested,
+    token_expired,
+    token_issued,
+)
+
+AMOUNT = 1000
+HOLD_ENDS = EPOCH_MICROSECONDS + 7 * 24 * 3600 * 1_000_000
+
+
+def time_of(microseconds: int) -> Timestamp:
+    time = Timestamp()
+    time.FromMicroseconds(microseconds)
+    return time
+
+
+def held(key: str, user: str = "user-1", *, minor_units: int = AMOUNT, tenant: str = "default") -> Event:
+    """The request of a charge that opens with a hold."""
+    event = requested(key, user, minor_units=minor_units, tenant=tenant)
+    event.charge_requested.capture = CaptureMode.CAPTURE_MODE_MANUAL
+    return event
+
+
+def capture(minor_units: int, key: str = "capture-1", *, final: bool = False) -> Event:
+    return Event(
+        capture_requested=CaptureRequested(
+            operation_id=f"id-{key}", idempotency_key=key, actor="shop", amount=_money(minor_units), final=final
+        )
+    )
+
+
+def void(minor_units: int, key: str = "void-1", *, reason: str = "") -> Event:
+    return Event(
+        void_requested=VoidRequested(
+            operation_id=f"id-{key}", idempotency_key=key, actor="shop", amount=_money(minor_units), reason=reason
+        )
+    )
+
+
+def refund(minor_units: int, key: str = "refund-1", *, reason: str = "") -> Event:
+    return Event(
+        refund_requested=RefundRequested(
+            operation_id=f"id-{key}", idempotency_key=key, actor="shop", amount=_money(minor_units), reason=reason
+        )
+    )
+
+
+def authorized(transaction_id: str = "hold-1", *, expires_at: int = HOLD_ENDS) -> Event:
+    event = Event(authorized=Authorized(card=CARD, transaction_id=transaction_id))
+    if expires_at:
+        event.authorized.expires_at.FromMicroseconds(expires_at)
+    return event
+
+
+def captured(transaction_id: str = "captured-1") -> Event:
+    return Event(captured=Captured(transaction_id=transaction_id))
+
+
+def voided(transaction_id: str = "voided-1") -> Event:
+    return Event(voided=Voided(transaction_id=transaction_id))
+
+
+def refunded(transaction_id: str = "refunded-1") -> Event:
+    return Event(refunded=Refunded(transaction_id=transaction_id))
+
+
+def not_after_passed() -> Event:
+    return Event(not_after_passed=NotAfterPassed())
+
+
+def called_off() -> Event:
+    return Event(charge_called_off=ChargeCalledOff())
+
+
+def lapsed() -> Event:
+    return Event(authorization_expired=AuthorizationExpired())
+
+
+def operation_declined(reason: DeclineReason.ValueType = DeclineReason.DECLINE_REASON_OTHER) -> Event:
+    return Event(operation_declined=OperationDeclined(reason=reason))
+
+
+def operation_abandoned() -> Event:
+    return Event(operation_abandoned=OperationAbandoned(attempts=5))
+
+
+def _money(minor_units: int) -> Money:
+    return Money(minor_units=minor_units, currency_code="EUR")
+
+
+def candidates(amounts: Sequence[int]) -> Iterator[Event]:
+    """Every kind of event that may follow in some charge; requests for each of these amounts."""
+    yield from (token_issued(), token_expired(), charged(), declined(), in_review(), abandoned(), not_after_passed())
+    yield from (authorized(), captured(), voided(), refunded(), called_off(), lapsed())
+    yield from (operation_declined(), operation_abandoned())
+    for minor_units in amounts:
+        yield from (capture(minor_units), capture(minor_units, final=True), void(minor_units), refund(minor_units))
+
+
+def state_after(state: State, event: Event) -> State | None:
+    """The core's state after an event; None if the core does not accept it."""
+    try:
+        return stored(state, decode(event.SerializeToString()))
+    except ImpossibleEvent:
+        return None
+
+
+@st.composite
+def lives(draw: st.DrawFn, first: Event) -> list[Event]:
+    """A charge's events as the core may decide them: its first, and up to 15 more of any kind, drawn one after another."""
+    amount = first.charge_requested.amount.minor_units
+    amounts = sorted({1, (amount + 1) // 2, amount})
+    events, state = [first], state_after(Absent(), first)
+    for _ in range(draw(st.integers(0, 15))):
+        assert state is not None
+        following = [
+            (event, after) for event in candidates(amounts) if (after := state_after(state, event)) is not None
+        ]
+        if not following:
+            break
+        # Requests and executed steps come more often, so that long lives are common.
+        event, state = draw(st.sampled_from([*following, *(each for each in following if _goes_on(each[0]))]))
+        events.append(event)
+    return events
+
+
+def _goes_on(event: Event) -> bool:
+    kind = event.WhichOneof("kind") or ""
+    return kind.endswith("_requested") or kind in ("token_issued", "charged", "authorized", "captured", "refunded")
