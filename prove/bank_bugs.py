@@ -6,11 +6,12 @@ dialect; the arbitration stays as it is, and is told what is not so.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from command_service.bank.two_step import Dialect, Refusal, Reply, Transaction
 from command_service.parts import Parts
-from command_service.values import Effect, Execute, RequestToken
+from command_service.values import CallOff, Effect, Execute, RequestToken
 
 Question = Callable[..., Awaitable[Reply]]
 
@@ -33,9 +34,13 @@ class OverDialect:
         """Execute."""
         return await self.put(self._dialect.execute, effect, fresh)
 
-    async def find_by_token(self, effect: Execute, *, fresh: bool) -> Reply:
+    async def cancel(self, effect: CallOff, token: str, *, fresh: bool) -> Reply:
+        """Call off."""
+        return await self.put(partial(_of_token, self._dialect.cancel, token), effect, fresh)
+
+    async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
         """Look up by token."""
-        return await self.put(self._dialect.find_by_token, effect, fresh)
+        return await self.put(partial(_of_token, self._dialect.find_by_token, token), effect, fresh)
 
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
         """Look up by reference."""
@@ -46,6 +51,10 @@ class OverDialect:
         await self._dialect.close()
 
 
+async def _of_token(question: Question, token: str, effect: Effect, *, fresh: bool) -> Reply:
+    return await question(effect, token, fresh=fresh)
+
+
 class Unchecked(OverDialect):
     """Every transaction equals ours, whatever the bank says of it."""
 
@@ -54,13 +63,17 @@ class Unchecked(OverDialect):
         reply = await super().put(question, effect, fresh)
         if not isinstance(reply, Transaction):
             return reply
+        operation, token = effect.operation, None if isinstance(effect, RequestToken) else effect.token
         return replace(
             reply,
-            token=effect.token if isinstance(effect, Execute) else reply.token,
-            reference=effect.charge_id,
-            card=effect.card_token,
-            amount_minor=effect.amount.minor_units,
-            currency=effect.amount.currency_code,
+            token=token or reply.token,
+            reference=operation.reference,
+            kind=operation.kind,
+            on=operation.on,
+            card=operation.request.card.token,
+            amount_minor=operation.amount.minor_units,
+            currency=operation.amount.currency_code,
+            is_final=operation.is_final,
         )
 
 

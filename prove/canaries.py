@@ -18,7 +18,7 @@ from command_service.journal import Journal
 from command_service.parts import Assembled, Parts
 from command_service.reception import Reception
 from command_service.runner import Runner
-from prove import journal_bugs
+from prove import journal_bugs, operation_bugs
 from prove.bank_bugs import ARefusalIsBelievedAtOnce, ChargedOnAMismatchingAnswer
 from prove.loop_bugs import (
     AnyVersion,
@@ -168,28 +168,27 @@ class ANewKeyIsAdvisedWhileMoneyMayMove(Parts):
         return BadAdvice(super().commands(reception)).as_one()
 
 
-_BUGS: dict[str, type[Parts]] = {
-    re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower(): bug
-    for bug in (
-        ExecuteBeforeTheTokenIsDurable,
-        NewTokenAfterATimeout,
-        InProgressIsTakenForDeclined,
-        NoAnswerIsTakenForDeclined,
-        AbandonedInTheExecuteStep,
-        BankCallsHaveNoLimit,
-        NoPauseAfterAVainCall,
-        KeyScopeIsForgotten,
-        AnotherBodyIsNotNoticed,
-        AJoinReturnsAnothersAnswer,
-        TwoBeginOneCharge,
-        WhatWasFoundIsForgotten,
-        AWakeUpOfTheFeedIsLost,
-        ANewKeyIsAdvisedWhileMoneyMayMove,
-        CardNumbersAreLetIn,
-        ChargedOnAMismatchingAnswer,
-        ARefusalIsBelievedAtOnce,
-    )
-}
+_CLASSES: tuple[type[Parts], ...] = (
+    ExecuteBeforeTheTokenIsDurable,
+    NewTokenAfterATimeout,
+    InProgressIsTakenForDeclined,
+    NoAnswerIsTakenForDeclined,
+    AbandonedInTheExecuteStep,
+    BankCallsHaveNoLimit,
+    NoPauseAfterAVainCall,
+    KeyScopeIsForgotten,
+    AnotherBodyIsNotNoticed,
+    AJoinReturnsAnothersAnswer,
+    TwoBeginOneCharge,
+    WhatWasFoundIsForgotten,
+    AWakeUpOfTheFeedIsLost,
+    ANewKeyIsAdvisedWhileMoneyMayMove,
+    CardNumbersAreLetIn,
+    ChargedOnAMismatchingAnswer,
+    ARefusalIsBelievedAtOnce,
+    *operation_bugs.BUGS,
+)
+_BUGS = {re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower(): bug for bug in _CLASSES}
 OF_THE_VIEW = "checkpoint outside the transaction"
 NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW)
 

@@ -17,12 +17,13 @@ from chassis.caller import Caller
 from chassis.refusals import Refusal
 from command_service.api import CommandService
 from command_service.bank import Bank
-from command_service.charge import Command
+from command_service.charge import Command, Follow
 from command_service.codec import charge_id_of
 from command_service.intake import Intake, request_of
 from command_service.journal import Appended, Journal, VersionConflict
-from command_service.reception import Accepted, Reception
+from command_service.reception import Accepted, Reception, charge_of
 from command_service.runner import Runner
+from command_service.screening import AnyRequest
 from command_service.values import (
     Answer,
     Declined,
@@ -78,8 +79,9 @@ def abandoning() -> Callable[[Effect, Answer], Answer]:
     def abandoned_in_the_execute_step(effect: Effect, answer: Answer) -> Answer:
         if not (isinstance(effect, Execute) and isinstance(answer, NoAnswer)):
             return answer
-        vain[effect.charge_id] += 1
-        return DECLINED if vain[effect.charge_id] >= VAIN_CALLS else answer
+        reference = effect.operation.reference
+        vain[reference] += 1
+        return DECLINED if vain[reference] >= VAIN_CALLS else answer
 
     return abandoned_in_the_execute_step
 
@@ -91,8 +93,8 @@ class Hasty(Around[Bank]):
         """Do a step, and the next one too."""
         answer = await self.inner.perform(effect, look_up_first=look_up_first)
         match effect, answer:
-            case RequestToken(charge_id, card, amount), Token(token):
-                await self.inner.perform(Execute(charge_id, card, amount, token), look_up_first=False)
+            case RequestToken(operation), Token(token):
+                await self.inner.perform(Execute(operation, token), look_up_first=False)
         return answer
 
 
@@ -121,8 +123,10 @@ class Impatience(random.Random):
 class ShortKeys(Around[Reception]):
     """A door that looks a charge up by a part of its key."""
 
-    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
+    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted]":
         """Take the command for one with a shorter key."""
+        if isinstance(command, Follow):
+            return self.inner.accept(command)
         request = command.request
         charge_id = charge_id_of(request.tenant, request.idempotency_key[:-1])
         return self.inner.accept(
@@ -137,9 +141,9 @@ class FirstBody(Around[Reception]):
         super().__init__(reception)
         self._first: dict[str, Request] = {}
 
-    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
+    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted]":
         """Take the first command under this key instead; an invalid one goes through as it is."""
-        if command.faults:
+        if isinstance(command, Follow) or command.faults:
             return self.inner.accept(command)
         first = self._first.setdefault(command.request.charge_id, command.request)
         asked = dataclasses.replace(command.request, user_id=first.user_id, card=first.card, amount=first.amount)
@@ -153,17 +157,17 @@ class MixedUpJoins(Around[Reception]):
         super().__init__(reception)
         self._under_way: dict[str, Accepted] = {}
 
-    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
+    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted]":
         """Take the command, and hand out the oldest charge under way."""
         accepting = asyncio.ensure_future(self._accept(command))
         accepting.add_done_callback(_seen)
         return accepting
 
-    async def _accept(self, command: Command) -> Accepted:
+    async def _accept(self, command: Command | Follow) -> Accepted:
         accepted = await self.inner.accept(command)
         if accepted.run is None:
             return accepted
-        self._under_way[command.request.charge_id] = accepted
+        self._under_way[charge_of(command)] = accepted
         self._under_way = {
             charge_id: one
             for charge_id, one in self._under_way.items()
@@ -181,7 +185,7 @@ class TwoDoors(Around[Reception]):
         self._other = other
         self._turn = 0
 
-    def accept(self, command: Command) -> "asyncio.Future[Accepted]":
+    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted]":
         """Have one of the two take the command."""
         self._turn += 1
         return (self.inner if self._turn % 2 else self._other).accept(command)
@@ -214,9 +218,12 @@ class TwoLoops(Around[Runner]):
 def blind_to_card_numbers(intake: Intake) -> Intake:
     """Make an intake that keeps all rules but one: it takes a card number for a word."""
 
-    def read(wire: ChargeRequest, caller: Caller) -> Command:
+    def read(wire: AnyRequest, caller: Caller) -> Command | Follow:
         in_words = re.sub(rb"\d{13,19}", lambda digits: b"x" * len(digits[0]), wire.SerializeToString())
-        return dataclasses.replace(intake(ChargeRequest.FromString(in_words), caller), request=request_of(wire, caller))
+        screened = intake(type(wire).FromString(in_words), caller)
+        if isinstance(screened, Command) and isinstance(wire, ChargeRequest):
+            return dataclasses.replace(screened, request=request_of(wire, caller))
+        return screened
 
     return read
 

@@ -26,13 +26,10 @@ from prove.simulation.ops import Op
 from prove.simulation.servers import Servers
 from prove.simulation.stage import Stage
 
+# The refusals of what a charge's book does not allow.
+UNFIT = frozenset({"MORE_THAN_IS_LEFT", "OPERATION_DOES_NOT_FIT"})
 # The refusals after which the same request is not sent again.
-FOR_GOOD = frozenset(
-    {
-        *("INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED", "MORE_THAN_IS_LEFT", "OPERATION_DOES_NOT_FIT"),
-        "CHARGE_IN_REVIEW",
-    }
-)
+FOR_GOOD = UNFIT | {"INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED", "CHARGE_IN_REVIEW"}
 
 
 class Callers:

@@ -10,7 +10,8 @@ from charging.v1.common_pb2 import DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
 from judge.checker import check
 from judge.files import read_anchor, read_journal, read_view, records_in, view_in
-from judge.history import Observed, Record, Session, View, Violation
+from judge.history import Call, Observed, Record, Session, View, Violation
+from judge.streams import Stream
 from prove.simulation.bank import APPROVED, DECLINES, Bank
 from prove.simulation.callers import Callers
 from prove.simulation.disk import Disk
@@ -47,6 +48,18 @@ class Judging:
         if unfinished_in(connection):
             self._stage.broke("I16", command.name, "at rest, its journal lists charges as unfinished")
         self._views = [view_in(_newest(process)) for process in self._servers.queries]
+
+    def allows(self, call: Call) -> bool:
+        """Whether a charge at rest allows what a call asked for, by the book of the journal as it is now."""
+        charge = Stream(call.charge_id)
+        for record in records_in(_newest(self._servers.command)):
+            if record.charge_id == call.charge_id:
+                event = Event.FromString(record.event)
+                list(charge.take(record, event.WhichOneof("kind") or "", event))
+        if charge.newest is None or charge.newest.ending is None or charge.is_in_review:
+            return False
+        left = charge.book.left(call.operation)
+        return not charge.book.forbids(call.operation, left if call.amount is None else call.amount)
 
     async def count_tasks(self) -> None:
         """I16: at rest, no task is left but those that a server has for as long as it lives."""

@@ -12,20 +12,22 @@ Method = Literal["charge", "capture", "void", "refund"]
 # Visa's, Mastercard's and American Express's well-known test numbers.
 CARD_NUMBERS = ("4111111111111111", "5555555555554444", "378282246310005")
 SALE_CARDS = (
-    *("tok_visa", "tok_visa", "tok_visa", "tok_visa", "tok_mastercard", "tok_declined"),
+    *("tok_visa", "tok_visa", "tok_mastercard", "tok_declined"),
     *("tok_capture_declined", "tok_void_declined", "tok_refund_declined"),
 )
 # What a key mostly means, so that the operations of a story fit together more often than not.
 METHODS: Sequence[Method] = ("capture", "refund", "void")
 OF_A_HOLD: Mapping[str, Sequence[Method]] = {
     "one": ("capture",),
-    "two": ("capture", "refund"),
-    "three": ("refund", "void"),
+    "two": ("capture",),
+    "three": ("refund",),
+    "four": ("void", "void", "refund"),
 }
 OF_A_CHARGE: Mapping[str, Sequence[Method]] = {
     "one": ("refund",),
     "two": ("refund",),
     "three": ("refund", "void", "capture"),
+    "four": ("refund",),
 }
 TIMEOUTS_SECONDS = (None, 0.1, 0.25, 1.0, 5.0, 30.0, 1e9)
 
@@ -112,7 +114,7 @@ def _sale(chance: random.Random, keys: Sequence[str], horizon: float) -> list[Op
     own = chance.choice(keys)
     late = chance.choice((0.05, 0.3, 2.0, 10.0)) if chance.random() < 0.15 else None
     wanted = [
-        _following(chance, own if chance.random() < 0.8 else chance.choice(keys)) for _ in range(chance.randint(1, 5))
+        _following(chance, own if chance.random() < 0.8 else chance.choice(keys)) for _ in range(chance.randint(2, 6))
     ]
     if chance.random() < 0.8:
         wanted.sort(key=lambda op: op.key != "one")
@@ -140,13 +142,13 @@ def _following(chance: random.Random, charge_key: str) -> Op:
     """What follows in a charge. Its key has a body of its own in each charge, and sometimes another one."""
     opening = _opening(charge_key)
     assert opening.amount is not None
-    key = chance.choice(("one", "one", "two", "three", charge_key))
+    key = chance.choice(("one", "one", "two", "two", "three", "four", charge_key))
     body = chance if chance.random() < 0.15 else random.Random(f"{charge_key} {key}")
     method = body.choice((OF_A_HOLD if opening.is_held else OF_A_CHARGE).get(key, METHODS))
-    whole = opening.amount
-    amount = body.choice(
-        (None, whole, whole // 2, whole // 2, whole // 3, whole // 3, whole + 1, body.randint(1, whole))
-    )
+    whole, part = opening.amount, body.choice((2, 2, 3))
+    amount: int | None = whole // part
+    if key != "one":
+        amount = body.choice((None, None, whole, whole // part, whole // part, whole + 1, body.randint(1, whole)))
     return replace(
         opening,
         key=key,
@@ -155,6 +157,6 @@ def _following(chance: random.Random, charge_key: str) -> Op:
         amount=None if method == "void" else amount,
         method=method,
         charge_key=charge_key,
-        is_final=method == "capture" and body.random() < 0.3,
+        is_final=method == "capture" and body.random() < 0.15,
         is_held=False,
     )

@@ -27,7 +27,7 @@ import structlog
 
 from judge.history import PENDING, Violation
 from prove.simulation.bank import Bank
-from prove.simulation.callers import FOR_GOOD, Callers
+from prove.simulation.callers import FOR_GOOD, UNFIT, Callers
 from prove.simulation.disk import Disk
 from prove.simulation.guard import Guard, Reached
 from prove.simulation.host import Process, ProcessEnded, silent
@@ -144,6 +144,8 @@ class World:
                 self._stage.broke("L5", f"key {op.key}", f"at rest, it is refused: {call.reason}")
             elif call.reason == "CHARGE_NOT_FOUND" and self._callers.knows(call.charge_id):
                 self._stage.broke("I15", f"key {op.key}", "its charge is not found, and another call was answered")
+            elif call.reason in UNFIT and self._judging.allows(call):
+                self._stage.broke("I15", f"key {op.key}", f"refused as {call.reason}, and its charge's book allows it")
 
     async def _comes_to_rest(self, clients: list["asyncio.Task[None]"]) -> bool:
         """Wait for all clients and servers; False if they are not at rest in time, which is told as broken."""
