@@ -37,10 +37,9 @@ step names the same transaction, unless that one has expired, and a repeated exe
 
 Absent is the state before the first event of an operation; `charge.py` folds that event, since it knows what may follow. The
 events are named as the journal stores them: in the code CaptureRequested, VoidRequested and RefundRequested are one event with
-a kind, OperationRequested. Only the kinds that can be CalledOff have NotAfterPassed and, before they are at rest, VoidRequested,
-which also requests the void that waits for their end. These tables are the one place where the order of events is written by
-hand: a test holds the code to them, and the grammar of the history checker (`judge/`) is made from them. Everything here is
-pure: time and the number of attempts come in as data.
+a kind, OperationRequested. Only the kinds that can be CalledOff have NotAfterPassed and, before they are at rest,
+VoidRequested, which also requests the void that waits for their end. These tables are the one place where the order of events
+is written by hand: tests hold the code to them, and the judge's grammar is made from them. All of it is pure.
 """
 
 from typing import ClassVar, NamedTuple, TypeGuard, assert_never
