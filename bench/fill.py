@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from command_service.codec import charge_id_of, encode
+from command_service.events import Charged, ChargeRequested, Event, TokenIssued
 from command_service.journal import chain_after
 from command_service.journal.records import key_of
 from command_service.journal.sqlite import anchor
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.sqlite.table import INSERT_RECORD, INSERT_UNFINISHED, read_head
-from command_service.events import ChargeRequested, Charged, Event, TokenIssued
 from command_service.values import Card, Money, Request
 
 RECORDS_A_TRANSACTION = 30_000

@@ -23,13 +23,15 @@ import uvloop
 from bench.bank import token_of
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import IDLE_SECONDS, open_transport
-from command_service.values import Execute, Executed, Money, RequestToken, Token
+from command_service.values import Card, Execute, Executed, Kind, Money, Operation, Request, RequestToken, Token
 
 ROUNDS, CALLS = 7, 192
 IN_FLIGHT = (1, 32)
 CONNECTIONS = 32
 ORDER = b'{"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}'
 PRICE = Money(1250, "EUR")
+ASKED = Request("charge-1", "default", "key-1", "anonymous", "user-1", Card("tok_visa"), PRICE)
+CHARGE = Operation(Kind.CHARGE, ASKED.idempotency_key, ASKED.charge_id, PRICE, ASKED)
 
 Call = Callable[[], Awaitable[None]]
 
@@ -84,13 +86,13 @@ def posting(transport: httpx.AsyncBaseTransport, url: str) -> Call:
 def performing(transport: httpx.AsyncBaseTransport, url: str, step: str) -> Call:
     """A call that does a step of a charge through the adapter. Both steps are idempotent, so all calls use one charge."""
     bank = gateway_bank(url, transport, call_timeout_seconds=20.0)
-    asked = RequestToken("charge-1", "tok_visa", PRICE, expired_tokens=0)
+    asked = RequestToken(CHARGE, expired_tokens=0)
 
     async def token_step() -> None:
         assert isinstance(await bank.perform(asked, look_up_first=False), Token)
 
     async def execute_step() -> None:
-        effect = Execute("charge-1", "tok_visa", PRICE, token_of(0))
+        effect = Execute(CHARGE, token_of(0))
         assert isinstance(await bank.perform(effect, look_up_first=False), Executed)
 
     return token_step if step == "token" else execute_step

@@ -8,7 +8,6 @@ the contract in protos/, so that the product and its judge cannot share a mistak
 """
 
 import hashlib
-import json
 import struct
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +25,9 @@ from charging.v1.command_pb2 import (
     VoidRequest,
     VoidResponse,
 )
-from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
+from charging.v1.common_pb2 import ChargeStatus
 from charging.v1.journal_pb2 import Event
+from judge.charges import Charge
 
 # The contract's statuses of a charge: before an event that ends it, and after each such event.
 PENDING = ChargeStatus.CHARGE_STATUS_PENDING
@@ -37,6 +37,9 @@ STATUS_AT_REST = {
     "review_required": ChargeStatus.CHARGE_STATUS_IN_REVIEW,
     "charge_abandoned": ChargeStatus.CHARGE_STATUS_ABANDONED,
 }
+# The sums of the contract's CurrencySummary: of money that moved or is held, and of the amounts of charges in a status.
+_SUMS_OF_MONEY = {"charged": "captured", "refunded": "refunded", "held": "held"}
+_SUMS_OF_STATUS = frozenset({"pending", "declined", "in_review", "abandoned", "voided", "authorization_expired"})
 # The reasons for which, by the contract, nothing was stored.
 NOTHING_STORED = frozenset(
     {
@@ -271,8 +274,7 @@ def chain_after(chain: bytes, record: Record) -> bytes:
 def fold(records: Iterable[Record]) -> View:
     """Build the view that these records, the journal's first, must give."""
     tenants: dict[str, int] = {}
-    charges: dict[str, dict[str, Any]] = {}
-    operations: dict[str, dict[str, Any]] = {}
+    charges: dict[str, Charge] = {}
     entries: list[dict[str, Any]] = []
     totals: dict[int, dict[str, Any]] = {}
     position, chain = 0, bytes(32)
@@ -280,66 +282,37 @@ def fold(records: Iterable[Record]) -> View:
         event = Event.FromString(record.event)
         kind = event.WhichOneof("kind") or "unknown"
         position, chain = record.position, record.chain
+        number = 0
         if kind == "charge_requested":
-            asked = event.charge_requested
-            tenant = tenants.setdefault(asked.tenant, len(tenants) + 1)
-            charges[record.charge_id] = {
-                "tenant": tenant,
-                "requested_position": record.position,
-                "charge_id": uuid.UUID(record.charge_id).bytes,
-                "idempotency_key": asked.idempotency_key,
-                "user_id": asked.user_id,
-                "card_token": asked.card.token,
-                "card_brand": asked.card.brand,
-                "card_last4": asked.card.last4,
-                "minor_units": asked.amount.minor_units,
-                "currency_code": asked.amount.currency_code,
-                "description": asked.description,
-                "metadata": json.dumps(dict(asked.metadata), sort_keys=True, ensure_ascii=False),
-                "requested_at": record.recorded_at,
-            }
-            operations[record.charge_id] = {
-                "tenant": tenant,
-                "charge_position": record.position,
-                "requested_position": record.position,
-                "kind": "charge",
-                "idempotency_key": asked.idempotency_key,
-                "minor_units": asked.amount.minor_units,
-                "requested_at": record.recorded_at,
-                "transaction_id": "",
-                "decline_reason": DeclineReason.DECLINE_REASON_UNSPECIFIED,
-                "review_reason": ReviewReason.REVIEW_REASON_UNSPECIFIED,
-            }
+            tenant = tenants.setdefault(event.charge_requested.tenant, len(tenants) + 1)
+            charges[record.charge_id] = Charge.requested(record, event.charge_requested, tenant)
             _count_in(totals, tenant, record.recorded_at)
-        charge, operation = charges.get(record.charge_id), operations.get(record.charge_id)
-        if charge is None or operation is None:
+        elif record.charge_id in charges and kind != "unknown":
+            number = charges[record.charge_id].read(kind, event, record.recorded_at)
+        else:
             continue  # no stream begins like that: I8 reports it
-        charge["status"] = operation["status"] = STATUS_AT_REST.get(kind, PENDING)
-        charge["updated_at"] = operation["updated_at"] = record.recorded_at
-        charge["version"], charge["position"] = record.version, position
-        if kind == "charged":
-            operation["transaction_id"] = event.charged.transaction_id
-        if kind == "charge_declined":
-            operation["decline_reason"] = event.charge_declined.reason
-        if kind == "review_required":
-            operation["review_reason"] = event.review_required.reason
+        charge = charges[record.charge_id]
+        charge.settle()
+        charge.row |= {"updated_at": record.recorded_at, "version": record.version, "position": position}
         entries.append(
             {
-                "tenant": charge["tenant"],
-                "charge_position": charge["requested_position"],
+                "tenant": charge.row["tenant"],
+                "charge_position": charge.row["requested_position"],
                 "version": record.version,
                 "position": record.position,
                 "recorded_at": record.recorded_at,
                 "event": Event.DESCRIPTOR.fields_by_name[kind].number,
-                "status": charge["status"],
+                "status": charge.row["status"],
+                "operation": number,
             }
         )
+    rows = [charge.row for charge in charges.values()]
     return View(
         [{"name": name, "tenant": number} for name, number in tenants.items()],
-        list(charges.values()),
-        list(operations.values()),
+        rows,
+        [operation for charge in charges.values() for operation in charge.operations],
         entries,
-        _sums(charges.values()),
+        _sums(rows),
         list(totals.values()),
         {"position": position, "chain": chain},
     )
@@ -356,12 +329,18 @@ def _count_in(totals: dict[int, dict[str, Any]], tenant: int, requested_at: int)
 
 
 def _sums(charges: Iterable[Row]) -> list[Row]:
-    """Sum up charges, a row a tenant, user, currency and status."""
-    names = ("tenant", "user_id", "currency_code", "status")
+    """Sum up charges, a row a tenant, user, currency and sum of the contract's CurrencySummary."""
+    names = ("tenant", "user_id", "currency_code", "name")
     sums: dict[tuple[object, ...], dict[str, Any]] = {}
     for charge in charges:
-        key = tuple(charge[name] for name in names)
-        row = sums.setdefault(key, dict(zip(names, key, strict=True)) | {"charge_count": 0, "minor_units": 0})
-        row["charge_count"] += 1
-        row["minor_units"] += charge["minor_units"]
+        moved = {name: charge[f"{column}_minor_units"] for name, column in _SUMS_OF_MONEY.items()}
+        amounts = {name: minor_units for name, minor_units in moved.items() if minor_units}
+        status = ChargeStatus.Name(charge["status"]).removeprefix("CHARGE_STATUS_").lower()
+        if status in _SUMS_OF_STATUS:
+            amounts[status] = charge["minor_units"]
+        for name, minor_units in amounts.items():
+            key = charge["tenant"], charge["user_id"], charge["currency_code"], name
+            row = sums.setdefault(key, dict(zip(names, key, strict=True)) | {"charge_count": 0, "minor_units": 0})
+            row["charge_count"] += 1
+            row["minor_units"] += minor_units
     return list(sums.values())

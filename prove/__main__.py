@@ -40,8 +40,8 @@ class Part:
 # are always more seeds.
 PARTS = {
     "network": Part("prove.network", 8),
-    "kills": Part("prove.deaths.kills", 6),
-    "syscalls": Part("prove.deaths.syscalls", 7),
+    "kills": Part("prove.deaths.kills", 7),
+    "syscalls": Part("prove.deaths.syscalls", 6),
     "storage": Part("prove.storage", 9),
     "powercut": Part("prove.deaths.powercut", 3),
     "crashpoints": Part("prove.deaths.crashpoints", 4),

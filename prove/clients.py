@@ -1,23 +1,25 @@
 """Clients of real servers, and what was observed of all sides: for the harnesses that kill processes.
 
-A client asks with one key until it knows how its charge ended, through every death of the server, and remembers each call
-and what came of it. Once the servers stand again, `observe` gathers what the checker needs.
+A client asks with one key until it knows how its charge ended, or what follows in it, through every death of the server, and
+remembers each call and what came of it. Once the servers stand again, `observe` gathers what the checker needs.
 """
 
 import asyncio
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.command_pb2_grpc import CommandServiceStub
-from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from charging.v1.common_pb2 import ChargeStatus
 from charging.v1.journal_pb2 import Event
 from judge.files import read_anchor, read_journal, read_view
-from judge.history import BankCall, Call, Observed
+from judge.history import PENDING, BankCall, Call, Observed, Request
+from prove.sales import wanted
+from rig.asking import FOR_GOOD, send
 from rig.errors import told
 from rig.processes import Town
 from rig.referee import Referee, bank_call
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 # A client is patient with a charge, not with a call: one that was lost is asked again.
 CALL_SECONDS = 5.0
 PAUSE_SECONDS = 0.05
-CARDS = ("tok_visa", "tok_visa", "tok_mastercard", "tok_declined", "tok_insufficient_funds")
+ENDS = ("charges", "charges called off", "captures", "voids", "refunds")
+"""What clients are told the end of."""
 # A dead server is tried again at once: grpc's own pauses, up to two minutes, would be most of a run.
 CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -40,41 +43,57 @@ CHANNEL_OPTIONS = (
 
 @dataclass(eq=False)
 class Clients:
-    """Clients of one command server, wherever it is and however often it dies."""
+    """Clients of one command server, wherever it is and however often it dies.
+
+    What they want is made from their prefix and a number: other clients of the same prefix want the same.
+    """
 
     chance: random.Random
     prefix: str
     """What their keys begin with."""
+    is_calm: bool = False
+    """They want nothing that another try might end otherwise: see `prove.sales`."""
     calls: list[Call] = field(default_factory=list)
     begun: int = 0
-    known: set[str] = field(default_factory=set)
-    """The keys whose outcome was told."""
+    known: set[tuple[str, ...]] = field(default_factory=set)
+    """What the keys name whose outcome was told, or that were refused for good."""
+    ends: Counter[str] = field(default_factory=Counter)
+    """How often each of `ENDS` was told."""
 
     @property
     def done(self) -> int:
-        """How many charges are known to have ended."""
+        """How many charges and operations that follow in them are known to have ended."""
         return len(self.known)
 
-    async def charge(self, stub: "CommandServiceAsyncStub") -> None:
-        """Charge a card, under a key of its own; return when the outcome is known."""
-        self.begun += 1
-        request = ChargeRequest(
-            idempotency_key=f"{self.prefix}-{self.begun:08}",
-            user_id=self.chance.choice(("alice", "bob", "carol")),
-            card=Card(token=self.chance.choice(CARDS)),
-            amount=Money(minor_units=self.chance.randrange(100, 100_000), currency_code="EUR"),
-        )
-        known = await self.ask(stub, request)
-        while known.status in (0, ChargeStatus.CHARGE_STATUS_PENDING):
-            if known.outcome != "ok":
-                await asyncio.sleep(self.chance.uniform(0, PAUSE_SECONDS))
-            known = await self.ask(stub, request, is_again=True)
-        self.known.add(request.idempotency_key)
+    @property
+    def unknown(self) -> list[str]:
+        """The keys of those that are not known to have ended."""
+        return sorted({call.key for call in self.calls if call.names not in self.known})
 
-    async def ask(self, stub: "CommandServiceAsyncStub", request: ChargeRequest, *, is_again: bool = False) -> Call:
+    async def buy(self, stub: "CommandServiceAsyncStub") -> None:
+        """Ask for the next charge, and for what follows in it, under keys of their own; return when all is known."""
+        self.begun += 1
+        key = f"{self.prefix}-{self.begun:08}"
+        for turn in wanted(random.Random(key), key, is_calm=self.is_calm):
+            await asyncio.gather(*(self.until_known(stub, request) for request in turn))
+
+    async def until_known(self, stub: "CommandServiceAsyncStub", request: Request) -> Call:
+        """Ask for one thing until its outcome is told, or it is refused for good."""
+        call = await self.ask(stub, request)
+        while call.status in (0, PENDING) and call.reason not in FOR_GOOD:
+            if call.outcome != "ok":
+                await asyncio.sleep(self.chance.uniform(0, PAUSE_SECONDS))
+            call = await self.ask(stub, request, is_again=True)
+        self.known.add(call.names)
+        if call.outcome == "ok":
+            self.ends[_end(call)] += 1
+        return call
+
+    async def ask(self, stub: "CommandServiceAsyncStub", request: Request, *, is_again: bool = False) -> Call:
         """Ask once, the second time as soon as the server stands, and remember what came of it."""
         try:
-            call = Call.answered(request, await stub.Charge(request, timeout=CALL_SECONDS, wait_for_ready=is_again))
+            answer = await send(stub, request, timeout=CALL_SECONDS, wait_for_ready=is_again)
+            call = Call.answered(request, answer)
         except grpc.aio.AioRpcError as error:
             refusal = told(error)
             call = Call.failed(request, refusal.reason, refusal.advice)
@@ -82,17 +101,23 @@ class Clients:
         return call
 
     async def work(self, town: Town, at_once: int, stop: asyncio.Event) -> None:
-        """Charge, so many at once, until stopped; return when every charge that was begun is known."""
+        """Buy, so many at once, until stopped; return when everything that was begun is known."""
         async with grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel:
             stub = CommandServiceStub(channel)
 
             async def one() -> None:
                 while not stop.is_set():
-                    await self.charge(stub)
+                    await self.buy(stub)
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(at_once):
                     group.create_task(one())
+
+
+def _end(call: Call) -> str:
+    if call.operation == "charge" and call.status == ChargeStatus.CHARGE_STATUS_VOIDED:
+        return "charges called off"
+    return f"{call.operation}s"
 
 
 @dataclass(eq=False)
@@ -126,7 +151,7 @@ class Witness:
         self._seen = 0
 
     async def at_rest(self, clients: Clients, town: Town, *, has_view: bool = False) -> Observed:
-        """What all sides have, once every client knows how its charge ended."""
+        """What all sides have, once every client knows how everything ended."""
         await self.collect()
         return Observed(
             read_journal(town.journal),

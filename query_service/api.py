@@ -22,7 +22,7 @@ from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
 from query_service.lookup import END, ChargeId, ChargeName, ChargeRows, Conditions, Key, Rows
 from query_service.pages import position_of, token_after
-from query_service.schema import Entry, Sum
+from query_service.schema import Entry, Operation, Sum
 from query_service.subscriber import State, Subscriber
 from query_service.view import Shown, View
 from query_service.waiting import Waiting
@@ -147,9 +147,11 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         shown = await self._answer(lambda rows: rows.history(name), request.min_position, context)
         if shown.found is None:
             raise _not_found(shown)
-        rows, entries = shown.found
+        (charge, operations), entries = shown.found
         return query_pb2.GetChargeHistoryResponse(
-            charge_id=_text_of(rows.charge.charge_id), entries=map(_entry, entries), **self._freshness(shown)
+            charge_id=_text_of(charge.charge_id),
+            entries=[_entry(entry, operations[entry.operation]) for entry in entries],
+            **self._freshness(shown),
         )
 
     async def GetUserSummary(  # noqa: N802
@@ -303,44 +305,79 @@ def _not_found(shown: Shown[Any]) -> Exception:
 
 
 def _charge(rows: ChargeRows) -> query_pb2.Charge:
-    charge, opening = rows.charge, rows.operations[0]
-    return query_pb2.Charge(
+    charge, opening, newest = rows.charge, rows.operations[0], rows.operations[-1]
+    shown = query_pb2.Charge(
         charge_id=_text_of(charge.charge_id),
         idempotency_key=charge.idempotency_key,
         user_id=charge.user_id,
-        card=Card(token=charge.card_token, brand=charge.card_brand, last4=charge.card_last4),
+        card=Card(
+            token=charge.card_token,
+            brand=charge.card_brand,
+            last4=charge.card_last4,
+            fingerprint=charge.card_fingerprint,
+        ),
         amount=Money(minor_units=charge.minor_units, currency_code=charge.currency_code),
         description=charge.description,
         metadata=json.loads(charge.metadata),
         status=charge.status,
         transaction_id=opening.transaction_id,
         decline_reason=opening.decline_reason,
-        review_reason=opening.review_reason,
+        review_reason=newest.review_reason,  # nothing follows an operation in review
         requested_at=_time(charge.requested_at),
         updated_at=_time(charge.updated_at),
         version=charge.version,
         position=charge.position,
+        capture=charge.capture,
+        authorized_minor_units=charge.authorized_minor_units,
+        captured_minor_units=charge.captured_minor_units,
+        refunded_minor_units=charge.refunded_minor_units,
+        held_minor_units=charge.held_minor_units,
+        operations=[_operation(operation, charge.currency_code) for operation in rows.operations],
+    )
+    if charge.not_after:
+        shown.not_after.FromMicroseconds(charge.not_after)
+    if charge.hold_expires_at:
+        shown.hold_expires_at.FromMicroseconds(charge.hold_expires_at)
+    return shown
+
+
+def _operation(operation: Operation, currency_code: str) -> query_pb2.Operation:
+    return query_pb2.Operation(
+        kind=operation.kind,
+        idempotency_key=operation.idempotency_key,
+        amount=Money(minor_units=operation.minor_units, currency_code=currency_code),
+        status=operation.status,
+        transaction_id=operation.transaction_id,
+        decline_reason=operation.decline_reason,
+        review_reason=operation.review_reason,
+        requested_at=_time(operation.requested_at),
+        updated_at=_time(operation.updated_at),
+        reason=operation.reason,
+        final=bool(operation.final),
+        actor=operation.actor,
     )
 
 
-def _entry(entry: Entry) -> query_pb2.HistoryEntry:
+def _entry(entry: Entry, operation: Operation) -> query_pb2.HistoryEntry:
     return query_pb2.HistoryEntry(
         position=entry.position,
         version=entry.version,
         recorded_at=_time(entry.recorded_at),
         event=_EVENTS[entry.event],
         status=entry.status,
+        operation=operation.kind,
+        idempotency_key=operation.idempotency_key,
     )
 
 
 def _currencies(sums: Iterable[Sum]) -> Iterator[query_pb2.CurrencySummary]:
-    """Put the sums of each currency into one message, whose fields are named after the statuses."""
+    """Put the sums of each currency into one message, whose fields bear their names."""
     for currency_code, of_currency in groupby(sums, key=lambda sum_: sum_.currency_code):
         summary = query_pb2.CurrencySummary(currency_code=currency_code)
         for sum_ in of_currency:
-            status = ChargeStatus.Name(sum_.status).removeprefix("CHARGE_STATUS_").lower()
-            setattr(summary, f"{status}_minor_units", sum_.minor_units)
-            setattr(summary, f"{status}_count", sum_.charge_count)
+            setattr(summary, f"{sum_.name}_minor_units", sum_.minor_units)
+            setattr(summary, f"{sum_.name}_count", sum_.charge_count)
+        summary.net_minor_units = summary.charged_minor_units - summary.refunded_minor_units
         yield summary
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, assert_never
 
 from charging.v1.common_pb2 import ChargeStatus
 from query_service import schema
-from query_service.projection import Standing
+from query_service.course import Standing
 from query_service.schema import Charge, Checkpoint, Entry, Operation, Sum, Totals, Walk
 
 END = 2**63 - 1
@@ -84,7 +84,7 @@ class Rows:
         return rows, [Entry(*entry) for entry in found]
 
     def sums(self, user_id: str) -> list[Sum]:
-        """Sum up a user's charges, a row a currency and status, currencies in alphabetical order."""
+        """Sum up a user's charges, currencies in alphabetical order."""
         return [Sum(*row) for row in self._execute(schema.SELECT_SUMS, user_id=user_id)]
 
     def totals(self) -> Totals:
@@ -171,10 +171,17 @@ def find_standing(connection: sqlite3.Connection, charge_ids: Iterable[bytes]) -
     """Find how charges stand, for the feed, whose records name no tenant. A missing charge is left out."""
     found = {}
     for charge_id in charge_ids:
-        row = connection.execute(schema.SELECT_STANDING, (charge_id,)).fetchone()
-        if row is not None:
-            found[charge_id] = Standing(Charge(*row[: len(Charge._fields)]), Operation(*row[len(Charge._fields) :]))
+        rows = connection.execute(schema.SELECT_STANDING, (charge_id,)).fetchall()
+        if rows:
+            operations = [Operation(*row[len(Charge._fields) :]) for row in reversed(rows)]
+            found[charge_id] = Standing(Charge(*rows[0][: len(Charge._fields)]), operations)
     return found
+
+
+def count_holds_ending(connection: sqlite3.Connection, before: int) -> int:
+    """Count the open holds of all tenants that end before a time, in microseconds since 1970, for the server's own gauge."""
+    (count,) = connection.execute(schema.COUNT_HOLDS_ENDING, {"before": before}).fetchone()
+    return int(count)
 
 
 class TenantNumbers(dict[str, int]):

@@ -16,12 +16,11 @@ from enum import Enum
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
+from charging.v1.command_pb2 import CaptureMode
+from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 GENESIS: Final = bytes(32)  # the chain before position 1
-# The kind of operation that opens every charge.
-CHARGE: Final = "charge"
 
 
 # ---------------------------------------------------------------- rows
@@ -35,10 +34,19 @@ class Tenant(NamedTuple):
     tenant: int
 
 
-class Charge(NamedTuple):
-    """A charge: the client's request and the charge's status. Times are microseconds since 1970.
+# The stages of a charge: the next step of its operation under way.
+AT_REST: Final = 0
+AWAITING_TOKEN: Final = 1
+AWAITING_EXECUTION: Final = 2
+CALLING_OFF: Final = 3  # before the journal held a token that is open
+CALLING_OFF_TOKEN: Final = 4
 
-    `requested_position`, the position of its ChargeRequested, names it in the other tables.
+
+class Charge(NamedTuple):
+    """A charge: the client's request, the charge's status, and its money. Times are microseconds since 1970, 0 for none.
+
+    `requested_position`, the position of its ChargeRequested, names it in the other tables. `hold_expires_at` is 0 unless
+    something is held.
     """
 
     tenant: int
@@ -49,8 +57,11 @@ class Charge(NamedTuple):
     card_token: str
     card_brand: str
     card_last4: str
+    card_fingerprint: str
     minor_units: int
     currency_code: str
+    capture: CaptureMode.ValueType
+    not_after: int
     description: str
     metadata: str  # a JSON object with sorted keys: a protobuf map has no order of its own
     requested_at: int
@@ -58,30 +69,47 @@ class Charge(NamedTuple):
     updated_at: int
     version: int
     position: int
+    stage: int
+    authorized_minor_units: int
+    captured_minor_units: int
+    refunded_minor_units: int
+    held_minor_units: int
+    hold_expires_at: int
 
 
 class Operation(NamedTuple):
-    """One operation of a charge: its request and its outcome. The position of its request names it.
+    """One operation of a charge: its request and its outcome. Its place among the charge's operations, from 0, names it.
 
     Its key is the client's for this operation, and `updated_at` is the time of its newest event.
     """
 
     tenant: int
     charge_position: int
-    requested_position: int
-    kind: str
+    number: int
+    kind: OperationKind.ValueType
     idempotency_key: str
     minor_units: int
+    actor: str
+    reason: str
+    final: int  # 1: the last capture
     requested_at: int
-    status: ChargeStatus.ValueType
+    status: OperationStatus.ValueType
     transaction_id: str
     decline_reason: DeclineReason.ValueType
     review_reason: ReviewReason.ValueType
     updated_at: int
 
 
+# The columns from these on are those that later events change.
+CHARGE_MOVES_FROM: Final = Charge._fields.index("status")
+OPERATION_MOVES_FROM: Final = Operation._fields.index("status")
+
+
 class Entry(NamedTuple):
-    """An event in a charge's history, and the status of the charge after it. `event` is the kind's number in the contract."""
+    """An event in a charge's history, and the status of the charge after it. `event` is the kind's number in the contract.
+
+    `operation` is the number of the operation that it belongs to.
+    """
 
     tenant: int
     charge_position: int
@@ -90,15 +118,19 @@ class Entry(NamedTuple):
     recorded_at: int
     event: int
     status: ChargeStatus.ValueType
+    operation: int
 
 
 class Sum(NamedTuple):
-    """The sum of a user's charges of one currency and one status. A sum of no charges has no row."""
+    """A sum over a user's charges of one currency. A sum of no charges has no row.
+
+    `name` is its name in the contract's CurrencySummary: "held" for held_minor_units and held_count.
+    """
 
     tenant: int
     user_id: str
     currency_code: str
-    status: ChargeStatus.ValueType
+    name: str
     charge_count: int
     minor_units: int
 
@@ -154,11 +186,13 @@ SCHEMA: Final = (
     "CREATE INDEX charge_by_user ON charge (tenant, user_id, requested_position)",
     # The few in review, among all that went well, and the few that went well while the bank declined all.
     "CREATE INDEX charge_by_status ON charge (tenant, status, requested_position)",
+    # The few that hold something until a known time.
+    "CREATE INDEX charge_by_hold ON charge (tenant, hold_expires_at) WHERE hold_expires_at > 0",
     # The operations of a charge are one stretch, in the order of their requests.
-    _table("operation", Operation, "PRIMARY KEY (tenant, charge_position, requested_position)"),
+    _table("operation", Operation, "PRIMARY KEY (tenant, charge_position, number)"),
     # So does its history, near the histories of charges of the same time.
     _table("entry", Entry, "PRIMARY KEY (tenant, charge_position, version)"),
-    _table("summary", Sum, "PRIMARY KEY (tenant, user_id, currency_code, status)"),
+    _table("summary", Sum, "PRIMARY KEY (tenant, user_id, currency_code, name)"),
     _table("totals", Totals, "PRIMARY KEY (tenant)"),
     _table("checkpoint", Checkpoint, "PRIMARY KEY (journal_id)"),
 )
@@ -214,14 +248,14 @@ ADD_ENTRIES: Final = _insert("entry", Entry)
 MOVE_CHARGE: Final = _update(
     "charge",
     Charge,
-    changed=("status", "updated_at", "version", "position"),
+    changed=Charge._fields[CHARGE_MOVES_FROM:],
     key=("tenant", "requested_position"),
 )
 MOVE_OPERATION: Final = _update(
     "operation",
     Operation,
-    changed=("status", "transaction_id", "decline_reason", "review_reason", "updated_at"),
-    key=("tenant", "charge_position", "requested_position"),
+    changed=Operation._fields[OPERATION_MOVES_FROM:],
+    key=("tenant", "charge_position", "number"),
 )
 ADD_TO_SUM: Final = f"""
 {_insert("summary", Sum).one}
@@ -231,7 +265,7 @@ ON CONFLICT DO UPDATE SET
 # A sum that all charges have left. Without this a view that was updated live would differ from a rebuilt one.
 DROP_EMPTY_SUM: Final = """
 DELETE FROM summary WHERE tenant = :tenant AND user_id = :user_id AND currency_code = :currency_code
-    AND status = :status AND charge_count = 0
+    AND name = :name AND charge_count = 0
 """
 ADD_TO_TOTALS: Final = f"""
 {_insert("totals", Totals).one}
@@ -254,12 +288,12 @@ def _select(table: str, row: Any, rest: str = "") -> str:
 
 SELECT_CHECKPOINT: Final = _select("checkpoint", Checkpoint)
 SELECT_TENANT: Final = "SELECT tenant FROM tenant WHERE name = :name"
-# A charge and its newest operation, in one row: one statement for each charge that a live batch goes on with. For the feed's
-# records only.
+# A charge beside each of its newest two operations: one statement for each charge that a live batch goes on with. For the
+# feed's records only.
 SELECT_STANDING: Final = f"""
 SELECT {_columns(Charge, "charge.")}, {_columns(Operation, "operation.")} FROM charge JOIN operation
     ON operation.tenant = charge.tenant AND operation.charge_position = charge.requested_position
-WHERE charge.charge_id = ? ORDER BY operation.requested_position DESC LIMIT 1
+WHERE charge.charge_id = ? ORDER BY operation.number DESC LIMIT 2
 """  # noqa: S608  # as above
 
 
@@ -284,13 +318,13 @@ SELECT_OPERATIONS: Final = _select(
     "operation",
     Operation,
     "WHERE tenant = :tenant AND charge_position IN (SELECT value FROM json_each(:charge_positions)) "
-    "ORDER BY charge_position, requested_position",
+    "ORDER BY charge_position, number",
 )
 SELECT_ENTRIES: Final = _select(
     "entry", Entry, "WHERE tenant = :tenant AND charge_position = :charge_position ORDER BY version"
 )
 SELECT_SUMS: Final = _select(
-    "summary", Sum, "WHERE tenant = :tenant AND user_id = :user_id ORDER BY currency_code, status"
+    "summary", Sum, "WHERE tenant = :tenant AND user_id = :user_id ORDER BY currency_code, name"
 )
 SELECT_TOTALS: Final = _select("totals", Totals, "WHERE tenant = :tenant")
 # Times rise with positions, except where the clock steps back: a range of times is looked up as a range of positions, by
@@ -298,4 +332,9 @@ SELECT_TOTALS: Final = _select("totals", Totals, "WHERE tenant = :tenant")
 NEXT_REQUEST: Final = """
 SELECT requested_at FROM charge WHERE tenant = :tenant AND requested_position >= :position AND requested_position < :below
 ORDER BY requested_position LIMIT 1
+"""
+# Of all tenants, for the server's own gauge. A range of the partial index for each tenant: CROSS JOIN keeps this order.
+COUNT_HOLDS_ENDING: Final = """
+SELECT count(*) FROM tenant CROSS JOIN charge INDEXED BY charge_by_hold
+    ON charge.tenant = tenant.tenant AND charge.hold_expires_at > 0 AND charge.hold_expires_at < :before
 """

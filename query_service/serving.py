@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,12 +19,17 @@ from query_service.parts import Parts
 from query_service.settings import Settings
 from query_service.subscriber import Subscriber
 from query_service.view import View
+from query_service.view_file import ViewUnusable
 from query_service.waiting import Waiting
 
 log = structlog.get_logger()
 
 # Far more than a query needs; a higher limit would only let clients fill our memory.
 QUERY_BYTES = 16 << 10
+# An operator has this long to capture what a hold near its end secures.
+HOLD_ENDING_MICROSECONDS = 24 * 3600 * 1_000_000
+# Often enough for a gauge that is read a few times a minute; a count reads an index of a few rows.
+COUNT_SECONDS = 2.0
 # The contract with its comments, for reflection.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
 
@@ -69,7 +75,11 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(query_server.drain, 0.0)
         following = asyncio.create_task(subscriber.run(query_server.set_serving))
         stack.push_async_callback(_end, following)
-        await _offer_gauges(subscriber, waiting, chosen.metrics_listen)
+        if chosen.metrics_listen is not None:
+            holds = _Holds(view)
+            counting = asyncio.create_task(holds.keep_counting())
+            stack.push_async_callback(_end, counting)
+            await _offer_gauges(subscriber, waiting, holds, chosen.metrics_listen)
         log.info("serving", service="query", listen=str(query_server.address))
         yield Serving(query_server.address, subscriber, view, following)
         log.info("draining")
@@ -83,13 +93,27 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-async def _offer_gauges(subscriber: Subscriber, waiting: Waiting, listen: settings.Address | None) -> None:
-    if listen is None:
-        return
+class _Holds:
+    """The number of open holds near their end or past it, counted every few seconds: a gauge cannot wait for the view."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.ending = 0
+
+    async def keep_counting(self) -> None:
+        """Count until cancelled, or until the view is found damaged, which ends the server."""
+        with contextlib.suppress(ViewUnusable):
+            while True:
+                self.ending = await self._view.holds_ending(time.time_ns() // 1_000 + HOLD_ENDING_MICROSECONDS)
+                await asyncio.sleep(COUNT_SECONDS)
+
+
+async def _offer_gauges(subscriber: Subscriber, waiting: Waiting, holds: _Holds, listen: settings.Address) -> None:
     for name, text, read in (
         ("view_position", "The journal position that the view shows", lambda: waiting.position),
         ("view_lag_records", "Records not shown yet", lambda: subscriber.head_position - waiting.position),
         ("feed_silence_seconds", "Seconds since the feed's last message; -1: none yet", lambda: _or_never(subscriber)),
+        ("view_holds_ending", "Open holds that the bank lets lapse within a day, or has", lambda: holds.ending),
     ):
         prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
     await metrics.serve(listen)

@@ -27,7 +27,8 @@ from charging.v1 import journal_pb2
 from charging.v1.journal_pb2 import CaughtUp, Opened, SubscribeResponse
 from chassis.backoff import Backoff
 from contract.chain import chain_after
-from query_service.projection import Record, StreamBroken, UnknownEvent
+from query_service.course import Record, StreamBroken
+from query_service.projection import UnknownEvent
 from query_service.schema import Checkpoint
 from query_service.view import View, ViewNotWritten
 from query_service.waiting import Waiting

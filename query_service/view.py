@@ -18,8 +18,9 @@ from typing import Any, Generic, TypeVar
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.sqlite import Database
 from query_service import schema
-from query_service.lookup import Rows, TenantNumbers, find_checkpoint, find_standing
-from query_service.projection import FOLLOWS, Follows, Record, charges_needed, project
+from query_service.course import Record
+from query_service.lookup import Rows, TenantNumbers, count_holds_ending, find_checkpoint, find_standing
+from query_service.projection import FOLLOWS, Follows, charges_needed, project
 from query_service.schema import Checkpoint, Insert, Update
 from query_service.view_file import APPLICATION_ID, ViewFile, ViewUnusable, format_of, is_damage
 
@@ -118,6 +119,11 @@ class View:
         with self._telling_damage():
             return await self._reader.run(read)
 
+    async def holds_ending(self, before: int) -> int:
+        """Count the open holds that end before a time, in microseconds since 1970. Raises ViewUnusable."""
+        with self._telling_damage():
+            return await self._reader.run(lambda connection: count_holds_ending(connection, before))
+
     async def _write(self, change: Callable[[sqlite3.Connection], None]) -> None:
         def write(connection: sqlite3.Connection) -> None:
             with _transaction(connection, "BEGIN IMMEDIATE"):
@@ -145,11 +151,10 @@ class View:
 def _apply(connection: sqlite3.Connection, records: Sequence[Record], follows: Follows) -> None:
     known = find_standing(connection, charges_needed(records))
     changes = project(records, known, TenantNumbers(connection), follows)
-    # As plain tuples: named ones, whose values sqlite3 fetches one by one, make this statement a sixth slower.
-    connection.executemany(schema.ADD_CHARGE, map(tuple, changes.charges))
+    connection.executemany(schema.ADD_CHARGE, changes.charges)
     _add(connection, schema.ADD_OPERATIONS, changes.operations)
-    _overwrite(connection, schema.MOVE_CHARGE, [standing.charge for standing in changes.moved])
-    _overwrite(connection, schema.MOVE_OPERATION, [standing.operation for standing in changes.moved])
+    _overwrite(connection, schema.MOVE_CHARGE, changes.moved_charges)
+    _overwrite(connection, schema.MOVE_OPERATION, changes.moved_operations)
     _add(connection, schema.ADD_ENTRIES, changes.entries)
     connection.executemany(schema.ADD_TO_SUM, changes.sums)
     connection.executemany(schema.DROP_EMPTY_SUM, [sum_._asdict() for sum_ in changes.sums if sum_.charge_count < 0])

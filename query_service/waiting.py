@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from query_service.projection import Record
+from query_service.course import Record
 
 
 class Waiting:

@@ -35,7 +35,7 @@ def serve(prepare: Callable[[], Awaitable[Charge]]) -> None:
     async def main() -> None:
         charge = await prepare()
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", 1_000)])
-        command_pb2_grpc.add_CommandServiceServicer_to_server(_Service(charge), server)
+        command_pb2_grpc.add_CommandServiceServicer_to_server(_Service(charge), server)  # type: ignore[abstract]  # it only charges
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         print(json.dumps({"event": "serving", "listen": f"127.0.0.1:{port}"}), file=sys.stderr, flush=True)

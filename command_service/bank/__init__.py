@@ -23,7 +23,7 @@ An adapter promises these, since nothing else keeps a customer from being charge
 And no charge ends on one answer that does not name it, since that may be the answer to another question. The question is put
 again in a way that excludes this, or the answer is `NoAnswer`.
 
-tests/contract/test_bank.py holds every adapter to them, for every kind.
+tests/contract/test_bank.py and its neighbours hold every adapter to them, for every kind.
 """
 
 from typing import Protocol

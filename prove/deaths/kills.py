@@ -1,8 +1,9 @@
 """`kill -9` of real servers, under load: at random moments, and at moments that the mock bank's faults make long enough to hit.
 
-Clients charge without pause. The command server is killed and started again, time after time; so is the query server, beside
-it, and now and then the bank; and sometimes the command server is paused for seconds and goes on. In the end every client has
-been told how its charge ended, and clients' histories, journal, bank and view must agree. It stops by itself when every fault
+Clients charge, and capture, void, refund and call off, without pause. The command server is killed and started again, time
+after time; so is the query server, beside it, and now and then the bank; and sometimes the command server is paused for seconds
+and goes on. In the end every client has been told how everything ended, and clients' histories, journal, bank and view must
+agree. It stops by itself when every fault
 has been tried often enough.
 
 And sometimes nobody reads the command server's log: it has to go on charging, and to end well when it is asked to.
@@ -24,21 +25,21 @@ from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import verify_journal
 from judge.checker import check
 from judge.files import read_journal, read_view
-from prove.clients import Clients, Witness
+from prove.clients import ENDS, Clients, Witness
 from prove.report import Harness, Say
-from prove.sabotaged import WRITES_ITS_LOG_ITSELF, sabotage
+from prove.sabotaged import SENDS_REFUNDS_AGAIN, WRITES_ITS_LOG_ITSELF, sabotage
 from rig.processes import Server, Town
 from rig.referee import Referee
 
 AT_ONCE = 24
 # Of a round: with so many kills its history stays small enough to be checked in a second.
 KILLS_A_ROUND = 25
-# Enough: every kind of kill so often, and so many charges.
+# Enough: every kind of kill so often, and so many charges and operations that follow in them.
 EACH_KILL = 50
-CHARGES = 20_000
-# Between a start and the kill: from at once, while the server recovers what the last kill left, to long at full work. Five
-# moments, each killed at often enough, are 250 kills, in which these make enough charges.
-CHARGES_BEFORE = (0, 1, 50, 100, 250)
+OPERATIONS = 20_000
+# Between a start and the kill: from at once, while the server recovers what the last kill left, to long at full work. Seven
+# moments, each killed at often enough, are 350 kills, in which these make enough operations.
+OPERATIONS_BEFORE = (0, 1, 50, 100, 150)
 # Of each five kills of the command server, those that are followed by the bank's, whose two kinds are then often enough.
 BANK_AFTER = (1, 3)
 # Long enough for a reader to have begun, and short enough to have many kills in a round.
@@ -53,19 +54,23 @@ MOMENTS = (
     "after the bank gave a token",
     "while the execute step is asked for",
     "after the money moved",
+    "while the bank is asked to call a charge off",
+    "after the bank called a charge off",
 )
 _FAULTS = {
     MOMENTS[1]: ("token", "hang_before"),
     MOMENTS[2]: ("token", "hang_after"),
     MOMENTS[3]: ("execute", "hang_before"),
     MOMENTS[4]: ("execute", "hang_after"),
+    MOMENTS[5]: ("cancel", "hang_before"),
+    MOMENTS[6]: ("cancel", "hang_after"),
 }
 # Of each five kills, the one that is followed by a pause of the command server, as a machine that hangs makes: shorter than
 # a call's deadline, longer than it, and longer than the bank is waited for.
 PAUSE_AFTER, PAUSE_SECONDS = 2, (0.5, 7.0)
 PAUSED = "command server paused"
-# The one after which it is started with a log that nobody reads, and has to make so many charges in so many seconds.
-UNREAD_AFTER, UNREAD_CHARGES, UNREAD_SECONDS = 4, 100, 15.0
+# The one after which it is started with a log that nobody reads, and has to do so many operations in so many seconds.
+UNREAD_AFTER, UNREAD_OPERATIONS, UNREAD_SECONDS = 4, 100, 15.0
 UNREAD = "command server's log unread"
 BANK_KILLS = ("stop_before", "stop_after")
 QUERY_KILLED = "query server killed"
@@ -84,8 +89,9 @@ def bank_killed(fault: str) -> str:
 
 
 def is_enough(harness: Harness) -> bool:
-    """Whether every kind of kill, and the charges, have been tried often enough."""
-    return harness.faults["charges"] >= CHARGES and all(harness.faults[kill] >= EACH_KILL for kill in kinds())
+    """Whether every kind of kill, and all that clients want, have been tried often enough."""
+    is_known = sum(harness.faults[end] for end in ENDS) >= OPERATIONS
+    return is_known and all(harness.faults[kind] >= EACH_KILL for kind in (*kinds(), *ENDS))
 
 
 def kinds() -> tuple[str, ...]:
@@ -98,7 +104,7 @@ async def _kill_command(
 ) -> None:
     """Kill the command server at a moment, and start it again."""
     moment = min(MOMENTS, key=lambda moment: (harness.faults[command_killed(moment)], chance.random()))
-    enough = clients.done + chance.choice(CHARGES_BEFORE)
+    enough = clients.done + chance.choice(OPERATIONS_BEFORE)
     for _ in range(400):
         if clients.done >= enough:
             break
@@ -134,7 +140,7 @@ async def _kill_bank(town: Town, witness: Witness, chance: random.Random, harnes
     """Have the bank kill itself before or after it did a step."""
     fault = min(BANK_KILLS, key=lambda fault: (harness.faults[bank_killed(fault)], chance.random()))
     await witness.collect()
-    await witness.referee.trouble(chance.choice(("token", "execute")), fault)
+    await witness.referee.trouble(chance.choice(("token", "execute", "cancel")), fault)
     await town.bank.ended()
     harness.faults[bank_killed(fault)] += 1
     await town.start_bank()
@@ -165,7 +171,7 @@ async def _leave_log_unread(town: Town, clients: Clients, harness: Harness, wher
     os.set_blocking(writing, True)
     try:
         await town.start_command_unheard(writing, **SETTINGS)
-        enough = clients.done + UNREAD_CHARGES
+        enough = clients.done + UNREAD_OPERATIONS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(UNREAD_SECONDS):
                 while clients.done < enough:  # noqa: ASYNC110  # clients tell nobody of each charge
@@ -227,8 +233,8 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
                 await working
                 await killing_query
         except TimeoutError:
-            open_keys = sorted({call.key for call in clients.calls} - clients.known)
-            harness.violations.append(f"L1: {len(open_keys)} charges did not come to rest, {open_keys[:3]} {where}")
+            unknown = clients.unknown
+            harness.violations.append(f"L1: {len(unknown)} keys have no outcome, {unknown[:3]} {where}")
             working.cancel()
             killing_query.cancel()
             return
@@ -240,7 +246,7 @@ async def a_round(folder: Path, seed: int, kills: int, until: float, harness: Ha
         verify_journal(SqliteFile(town.journal))
         observed = await witness.at_rest(clients, town, has_view=True)
         harness.violations += [f"{violation} {where}" for violation in check(observed)]
-        harness.faults["charges"] += clients.done
+        harness.faults.update(clients.ends)
         harness.faults["calls that died with the server"] += sum(call.outcome == "unknown" for call in clients.calls)
 
 
@@ -261,6 +267,7 @@ CANARIES = {
     "an outcome is told before it is stored": "I7",
     "execute before the token is durable": "I3",
     WRITES_ITS_LOG_ITSELF: "L1",
+    SENDS_REFUNDS_AGAIN: "I17",
 }
 CANARY_KILLS, CANARY_SECONDS = 6, 60.0
 
@@ -276,7 +283,7 @@ async def is_found(bug: str, invariant: str) -> bool:
 async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
     """Kill until it is enough, or the time is used up."""
     harness = Harness("kill -9", "kills of the command server")
-    harness.knows(kinds())
+    harness.knows((*kinds(), *ENDS))
     began = time.monotonic()
     seeds = itertools.count(seed)
 
@@ -285,7 +292,7 @@ async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:
             with tempfile.TemporaryDirectory(prefix="prove-") as folder:
                 await a_round(Path(folder), next(seeds), KILLS_A_ROUND, began + seconds, harness)
             say(
-                f"kill -9: {harness.tried} kills, {harness.faults['charges']} charges, "
+                f"kill -9: {harness.tried} kills, {sum(harness.faults[end] for end in ENDS)} operations, "
                 f"{len(harness.violations)} violations"
             )
 

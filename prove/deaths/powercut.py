@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from command_service.journal import START, JournalCorrupt, JournalRefused, Place, VersionConflict
 from prove.deaths.replay import Disk, Life, Moment, record
-from prove.deaths.writer import folder_in_memory, now
+from prove.deaths.writer import RECORDS_AN_OPERATION, folder_in_memory, now
 from prove.journal_bugs import named, open_journal
 from prove.report import Harness, Say
 from prove.workers import AT_ONCE, workers
@@ -43,15 +43,19 @@ async def lost(folder: Path, told: Iterable[tuple[str, ...]], bug: str = "") -> 
     except JournalRefused as refused:
         return f"the journal is refused after {max(promised, default=0)} acknowledged records: {refused}"
     try:
-        place, chains = START, {0: START.chain}
+        place, chains, versions = START, {0: START.chain}, dict[str, int]()
         while records := await journal.read_after(place):
             chains |= {one.position: one.chain for one in records}
+            versions |= {one.charge_id: one.version for one in records}
             place = Place(records[-1].position, records[-1].chain)
         if place != journal.head:
             return f"the head is {journal.head.position}, but records end at {place.position}"
         missing = [position for position, chain in promised.items() if chains.get(position) != chain]
         if missing:
             return f"I7: acknowledged records are lost: {len(missing)} from position {min(missing)} on"
+        unfinished = {charge_id for charge_id, version in versions.items() if version % RECORDS_AN_OPERATION}
+        if set(await journal.unfinished()) != unfinished:
+            return "L1: the table of unfinished charges is not that of the records"
         appending = asyncio.create_task(journal.append(f"{place.position:032x}", 0, [b"after"], finished=True))
         ending = asyncio.create_task(ended.wait())
         await asyncio.wait((appending, ending), return_when=asyncio.FIRST_COMPLETED)

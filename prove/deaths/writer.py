@@ -38,6 +38,8 @@ EX_REFUSED = 3
 EX_FULL = 75
 # A disk that stays full for so many tries is full for good.
 TRIES = 25
+# A stream that came to rest goes on with the next operation, and is unfinished again.
+RECORDS_AN_OPERATION, RECORDS_A_STREAM = 3, 6
 # A batch takes what queued up during the commit before: so many make batches of all sizes.
 WRITERS_AT_ONCE = 4
 
@@ -86,7 +88,8 @@ async def write(journal_path: Path, told: int, appends: int, seed: int, *, disk:
             event = chance.randbytes(chance.choice((40, 90, 200, 700)))
             for tries in range(TRIES):
                 try:
-                    records = await journal.append(charge_id, version, [event], finished=version == 2)
+                    finished = (version + 1) % RECORDS_AN_OPERATION == 0
+                    records = await journal.append(charge_id, version, [event], finished=finished)
                     break
                 except NotStored:
                     tell("full", charge_id, version)
@@ -96,7 +99,7 @@ async def write(journal_path: Path, told: int, appends: int, seed: int, *, disk:
             assert not isinstance(records, VersionConflict), "each stream has one writer"
             for record in records:
                 tell("stored", record.position, record.chain.hex())
-            version = (version + 1) % 3
+            version = (version + 1) % RECORDS_A_STREAM
 
     await asyncio.gather(*map(stream, range(WRITERS_AT_ONCE)))
     tell("closing")

@@ -25,7 +25,7 @@ from charging.v1.command_pb2 import ChargeResponse
 from command_service.journal import START
 from command_service.journal.sqlite import anchor
 from prove.bank_bugs import ARefusalIsBelievedAtOnce
-from prove.network import bank, clients, feeds, floods, liars, restarts
+from prove.network import bank, calling_off, clients, feeds, floods, liars, restarts
 from prove.network.books import check
 from prove.network.kinds import KINDS, OUTCOMES
 from prove.network.world import Broken, World, a_world, must, within
@@ -76,11 +76,16 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(bank.slow_and_full),
     Scenario(bank.certificates_are_wrong),
     Scenario(bank.names_do_not_resolve),
+    Scenario(calling_off.charges_are_called_off),
+    Scenario(calling_off.times_pass),
+    Scenario(calling_off.voids_meet_executions),
+    Scenario(calling_off.holds_lapse),
     Scenario(clients.deadlines),
     Scenario(clients.cancels_at_each_seam),
     Scenario(clients.links_break),
     Scenario(clients.grpc_retries_by_itself),
     Scenario(clients.a_hundred_at_once_with_one_key),
+    Scenario(clients.a_hundred_refund_at_once),
     Scenario(clients.one_key_for_other_requests_at_once),
     Scenario(clients.hedged),
     Scenario(clients.idle_links_are_dropped),
@@ -195,10 +200,18 @@ async def _pay_behind_our_back(world: World) -> None:
     await bank.post(f"/transactions/{token}/execute")
 
 
+async def _refund_behind_our_back(world: World) -> None:
+    (charge, *_) = await world.referee.movements()
+    order = {"reference": "nobody-asked", "kind": "refund", "on": charge.transaction_id, "amount": 1}
+    bank = world.referee.http
+    token = (await bank.post("/transactions", json={**order, "currency": charge.currency_code})).json()["token"]
+    await bank.post(f"/transactions/{token}/execute")
+
+
 async def _tell_another_outcome(world: World) -> None:
     answer = ChargeResponse()
     told = world.history[-1]
-    assert told.answer is not None
+    assert isinstance(told.answer, ChargeResponse)
     answer.CopyFrom(told.answer)
     answer.transaction_id = "txn_another"
     world.history.append(replace(told, answer=answer))
@@ -232,6 +245,7 @@ async def _believe_what_feeds_say(world: World) -> None:
 # What is tampered with, and the invariant that the check must name.
 CONTROLS: dict[str, tuple[Callable[[World], Awaitable[None]], str]] = {
     "money that moved behind our back is found": (_pay_behind_our_back, "I3"),
+    "money that went back behind our back is found": (_refund_behind_our_back, "I17"),
     "another outcome for the same key is found": (_tell_another_outcome, "I6"),
     "a journal that lost its last record is found": (_forget_a_record, "I7"),
     "a refusal that is believed at once is found": (_believe_at_once, "L1"),

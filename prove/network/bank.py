@@ -13,9 +13,10 @@ from time import time
 from typing import Any
 
 from charging.v1.common_pb2 import Card
+from judge.history import Request
 from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.world import World, must, until
-from rig.world import CHARGED, DECLINED, IN_REVIEW, id_of
+from rig.asking import reference_of
 
 # No pause of ours is longer; a full breaker may add its own to it, and a busy machine a little.
 LONGEST_PAUSE, LATEST_PAUSE = 20.0, 50.0
@@ -26,7 +27,7 @@ TOKEN_STEP = b"POST /transactions HTTP/1.1"
 
 
 # ---------------------------------------------------------------- one charge, and what its bank does to it
-# (what goes wrong, with what): whatever of it befalls a charge, in whatever step, the charge is charged all the same.
+# (what goes wrong, with what): whatever of it befalls an operation, in whatever step, it is executed all the same.
 HARMLESS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("lose_request", {}),
     ("lose_answer", {}),
@@ -57,17 +58,17 @@ LYING = ("wrong_amount", "wrong_currency", "wrong_reference")
 
 
 async def one_call_goes_wrong(world: World) -> None:
-    """Every charge meets one fault or two of its own, in either step; each kind in turn."""
+    """Every operation meets one fault or two of its own, in either step; each kind in turn."""
     for _ in range(3):
         kinds = sorted({fault for fault, _ in HARMLESS})
-        requests = world.requests(len(kinds))
+        requests = await world.wishes(len(kinds))
         for request, kind in zip(requests, kinds, strict=True):
             first = world.chance.choice([one for one in HARMLESS if one[0] == kind])
             more = world.chance.choices(HARMLESS, k=world.chance.randint(0, 1))
             for fault, details in (first, *more):
                 await world.trouble(world.chance.choice(("token", "execute")), fault, request=request, **details)
         for asked in await world.settle_all(requests):
-            must(asked.answer is not None and asked.answer.status == CHARGED, "a fault of a call changes no outcome")
+            must(asked.is_done, "a fault of a call changes no outcome")
 
 
 async def answers_lie(world: World) -> None:
@@ -75,7 +76,7 @@ async def answers_lie(world: World) -> None:
     # A false token cannot be told from a true one before it is executed: see the_bank_lies_for_good.
     lies = [*[(on, fault) for on in ("token", "execute") for fault in LYING]]
     lies += [("execute", fault) for fault in ("wrong_token", "contradict")] * 2
-    requests = world.requests(len(lies))
+    requests = await world.wishes(len(lies))
     for request, (on, fault) in zip(requests, lies, strict=True):
         await world.trouble(on, fault, request=request)
         if world.chance.random() < 0.5:
@@ -83,13 +84,13 @@ async def answers_lie(world: World) -> None:
                 "look_up", world.chance.choice(("lose_answer", "garbage", "error_before")), request=request
             )
     for asked in await world.settle_all(requests):
-        must(asked.answer is not None and asked.answer.status == CHARGED, "a look-up that tells the truth settles it")
+        must(asked.is_done, "a look-up that tells the truth settles it")
 
 
 async def the_bank_lies_for_good(world: World) -> None:
     """When the look-up lies as well, nobody guesses: the charge is for people to look at, and it is asked no more."""
     world.is_bank_true_in_the_end = False
-    requests = world.requests(8)
+    requests = await world.wishes(8)
     for request in requests:
         fault = world.chance.choice(("wrong_amount", "wrong_currency", "wrong_token"))
         if fault == "wrong_token":
@@ -98,13 +99,13 @@ async def the_bank_lies_for_good(world: World) -> None:
             await world.trouble("execute", fault, request=request, times=50)
             await world.trouble("look_up", fault, request=request, times=50)
     asked = await world.settle_all(requests)
-    must(all(a.answer and a.answer.status == IN_REVIEW for a in asked), "a bank that contradicts us is for people")
+    must(all(one.is_in_review for one in asked), "a bank that contradicts us is for people")
 
 
 async def the_bank_refuses(world: World) -> None:
     """A no to the token step that is said again is a decline; to the execute step, with nothing found, it is for people."""
     world.is_bank_true_in_the_end = False
-    early, late = world.requests(5), world.requests(5)
+    early, late = await world.wishes(5), await world.wishes(5)
     for request in early:
         status = world.chance.choice((400, 404, 409, 422))
         await world.trouble("token", "refuse", request=request, status=status, times=2)
@@ -116,11 +117,9 @@ async def the_bank_refuses(world: World) -> None:
             await world.trouble("execute", "forget_token", request=request)
             await world.trouble("look_up", "forget_token", request=request, times=2)
     for asked in await world.settle_all(early):
-        must(asked.answer and asked.answer.status == DECLINED, "a token step that is refused is a decline")
+        must(asked.is_declined, "a token step that is refused is a decline")
     for asked in await world.settle_all(late):
-        must(
-            asked.answer and asked.answer.status == IN_REVIEW, "an execute step that is refused is never guessed about"
-        )
+        must(asked.is_in_review, "an execute step that is refused is never guessed about")
 
 
 async def answers_come_too_many(world: World) -> None:
@@ -128,7 +127,7 @@ async def answers_come_too_many(world: World) -> None:
 
     The bank is true in the end: that a charge goes into review would be told by the check.
     """
-    requests = world.requests(60)
+    requests = await world.wishes(60)
     for request in requests[::3]:
         on = world.chance.choice(("token", "execute", "execute"))
         status, body = world.chance.choice(NAMING_NOBODY)
@@ -139,7 +138,7 @@ async def answers_come_too_many(world: World) -> None:
     async def charge_on() -> None:
         for request in waiting:
             asked = await world.settle(request)
-            must(asked.answer and asked.answer.status == CHARGED, "an answer that names nobody ends no charge")
+            must(asked.is_done, "an answer that names nobody ends no charge")
 
     await asyncio.gather(*(charge_on() for _ in range(4)))
 
@@ -147,52 +146,55 @@ async def answers_come_too_many(world: World) -> None:
 async def the_bank_has_odd_ids(world: World) -> None:
     """What it executed under an id that may not be kept is for people, and does not wait for ever; the others go on."""
     world.is_bank_true_in_the_end = False
-    requests = world.requests(len(ODD_IDS))
+    requests = await world.wishes(len(ODD_IDS))
     for request, odd in zip(requests, ODD_IDS, strict=True):
         await world.trouble("execute", "odd_transaction_id", request=request, transaction_id=odd)
     for asked in await world.settle_all(requests):
-        must(asked.answer and asked.answer.status == IN_REVIEW, "an id that may not be kept is for people")
-    for asked in await world.settle_all(world.requests(2)):
-        must(asked.answer and asked.answer.status == CHARGED, "a bank with odd ids can have others")
+        must(asked.is_in_review, "an id that may not be kept is for people")
+    for asked in await world.settle_all(await world.wishes(2)):
+        must(asked.is_done, "a bank with odd ids can have others")
 
 
 async def the_bank_declines(world: World) -> None:
-    """Declined cards stay declined, whatever happens to the answers."""
+    """What a card is declined for stays declined, of every kind, whatever happens to the answers."""
     cards = ("tok_declined", "tok_insufficient_funds", "tok_expired_card")
-    requests = [world.request(card=Card(token=world.chance.choice(cards))) for _ in range(6)]
+    requests: list[Request] = [world.request(card=Card(token=world.chance.choice(cards))) for _ in range(4)]
+    for kind in ("capture", "void", "refund"):
+        requests += await world.wishes(2, (kind,), card=Card(token=f"tok_{kind}_declined"))
     for request in requests:
         await world.trouble("execute", world.chance.choice(("lose_answer", "garbage", "reset")), request=request)
     for asked in await world.settle_all(requests):
-        must(asked.answer and asked.answer.status == DECLINED, "a declined card is declined")
+        must(asked.is_declined, "a declined card is declined")
 
 
 async def tokens_expire(world: World) -> None:
     """A token that expired unexecuted is followed by another, and a late execute with the old one finds it closed."""
-    requests = world.requests(6)
+    requests = await world.wishes(6)
     for request in requests:
         await world.trouble("execute", "expire_token", request=request, times=world.chance.randint(1, 2))
     world.bank_link.order(*(Fault(Kind.DUPLICATE, when=EXECUTE, seconds=0.3) for _ in range(4)))
     for asked in await world.settle_all(requests):
-        must(asked.answer and asked.answer.status == CHARGED, "an expired token is not the end")
+        must(asked.is_done, "an expired token is not the end")
     await _fired(world, Kind.DUPLICATE, 1)
 
 
 async def requests_come_twice(world: World) -> None:
     """The network delivers token and execute requests a second time, much later, and nothing comes of it."""
-    count = 6
+    requests = await world.wishes(6)
     world.bank_link.order(
         *(Fault(Kind.DUPLICATE, when=EXECUTE, seconds=world.chance.uniform(0.05, 1.0)) for _ in range(3))
     )
     world.bank_link.order(
         *(Fault(Kind.DUPLICATE, when=TOKEN_STEP, seconds=world.chance.uniform(0.05, 1.0)) for _ in range(3))
     )
-    for asked in await world.settle_all(world.requests(count)):
-        must(asked.answer and asked.answer.status == CHARGED, "a repeated request changes no outcome")
+    for asked in await world.settle_all(requests):
+        must(asked.is_done, "a repeated request changes no outcome")
     await _fired(world, Kind.DUPLICATE, 3)
 
 
 async def the_link_breaks(world: World) -> None:
     """The link to the bank is cut, reset, held up or goes silent after any number of bytes, either way."""
+    rounds = [await world.wishes(8) for _ in range(2)]
     kinds = [Kind.CUT, Kind.RESET, Kind.DELAY, Kind.BLACK_HOLE, Kind.THROTTLE] * 3
     world.chance.shuffle(kinds)
     for kind in kinds:
@@ -201,19 +203,19 @@ async def the_link_breaks(world: World) -> None:
         world.bank_link.order(
             Fault(kind, way, when, world.chance.randrange(500), seconds=world.chance.uniform(0.05, 0.5))
         )
-    for _ in range(2):
-        for asked in await world.settle_all(world.requests(8)):
-            must(asked.answer and asked.answer.status == CHARGED, "a broken link changes no outcome")
+    for requests in rounds:
+        for asked in await world.settle_all(requests):
+            must(asked.is_done, "a broken link changes no outcome")
 
 
 async def answers_are_monstrous(world: World) -> None:
     """Instead of the bank's answer comes something endless, compressed, or meant to be misread."""
-    monsters = list(_monsters())
+    monsters, requests = list(_monsters()), await world.wishes(8)
     for _ in range(8):
         forged, seconds = world.chance.choice(monsters)()
         world.bank_link.order(Fault(Kind.FORGE, Way.DOWN, when=b"HTTP/1.1 200", forged=forged, seconds=seconds))
-    for asked in await world.settle_all(world.requests(8)):
-        must(asked.answer and asked.answer.status == CHARGED, "an answer that cannot be read is no answer")
+    for asked in await world.settle_all(requests):
+        must(asked.is_done, "an answer that cannot be read is no answer")
 
 
 def _monsters() -> Iterator[Any]:
@@ -256,20 +258,21 @@ def _monsters() -> Iterator[Any]:
 # ---------------------------------------------------------------- the bank as a whole
 async def the_bank_goes_away(world: World) -> None:
     """The bank goes down amid its work and comes back: charges wait or are not begun, and none is told what is not so."""
-    asking = [asyncio.create_task(world.ask(request, 1.5)) for request in world.requests(4)]
+    early, late = await world.wishes(5), await world.wishes(5)
+    asking = [asyncio.create_task(world.ask(request, 1.5)) for request in early]
     await world.bank_link.has_moved(world.bank_link.moved_bytes + world.chance.randrange(1, 2_500))
     world.bank_link.end_all(reset=True)
     await world.servers.bank_down()
-    asking += [asyncio.create_task(world.ask(request, 1.5)) for request in world.requests(6)]
+    asking += [asyncio.create_task(world.ask(request, 1.5)) for request in late]
     for asked in await asyncio.gather(*asking):
-        must(asked.outcome is None or asked.outcome.status == CHARGED, "what a bank has not said, nobody says")
+        must(asked.outcome is None or asked.is_done, "what a bank has not said, nobody says")
         world.faults["bank: down"] += asked.outcome is None
     await world.servers.bank_up()
 
 
 async def the_bank_is_away_for_long(world: World) -> None:
     """The breaker opens: new keys are refused before anything is stored, known ones are answered, and it closes again."""
-    (known,) = await world.settle_all(world.requests(1))
+    (known,) = await world.settle_all(await world.wishes(1))
     await world.servers.bank_down()
     stuck = await asyncio.gather(*(world.ask(request, 2.0) for request in world.requests(30)))
     world.faults["bank: down for long"] += sum(asked.outcome is None for asked in stuck)
@@ -280,18 +283,18 @@ async def the_bank_is_away_for_long(world: World) -> None:
             break
     must(refused.reason == "BANK_UNREACHABLE", "with the bank away for long, new keys are refused at once")
     again = await world.ask(known.request, 2.0)
-    must(again.answer and again.answer.status == CHARGED, "known keys are answered whatever the bank does")
+    must(again.is_done, "known keys are answered whatever the bank does")
     await world.servers.bank_up()
 
 
 async def the_bank_does_not_know_us(world: World) -> None:
     """401 and 403: nothing is declined for a fault of our set-up, and once it is mended the charges go on."""
-    requests = world.requests(4)
+    requests = await world.wishes(4)
     for request in requests:
         on = world.chance.choice(("token", "execute"))
         await world.trouble(on, "refuse", request=request, status=world.chance.choice((401, 403)))
     for asked in await asyncio.gather(*(world.ask(request, 1.5) for request in requests)):
-        must(asked.outcome is None or asked.outcome.status == CHARGED, "a wrong set-up declines nothing")
+        must(asked.outcome is None or asked.is_done, "a wrong set-up declines nothing")
     await world.no_more_trouble()
     await world.command_again()  # as whoever mends a set-up does
 
@@ -308,15 +311,15 @@ async def throttled_in_a_storm(world: World) -> None:
         (date, 0.0),
         ("-1", 0.0),
     )
-    throttled = list(zip(world.requests(2 * len(wishes)), wishes * 2, strict=True))
+    throttled = list(zip(await world.wishes(2 * len(wishes)), wishes * 2, strict=True))
     for request, (wish, _) in throttled:
         on = world.chance.choice(("token", "execute"))
         await world.trouble(on, "throttled", request=request, retry_after=wish)
     for asked in await world.settle_all([request for request, _ in throttled]):
-        must(asked.answer and asked.answer.status == CHARGED, "a throttled charge is charged in the end")
+        must(asked.is_done, "a throttled charge is charged in the end")
     calls = await world.referee.calls()
     for request, (wish, soonest) in throttled:
-        about = [call for call in calls if call["reference"] == id_of(request)]
+        about = [call for call in calls if call["reference"] == reference_of(request)]
         must(len(about) <= MOST_THROTTLED_CALLS, f"no storm comes, but {len(about)} calls about one charge did")
         for call, following in pairwise(about):
             if call["fault"] == "throttled":
@@ -336,7 +339,7 @@ async def redirected(world: World) -> None:
     trap = await asyncio.start_server(visited, "127.0.0.1", 0)
     async with trap:
         port = trap.sockets[0].getsockname()[1]
-        requests = world.requests(8)
+        requests = await world.wishes(8)
         for request in requests:
             on = world.chance.choice(("token", "execute"))
             where = world.chance.choice(
@@ -344,7 +347,7 @@ async def redirected(world: World) -> None:
             )
             await world.trouble(on, "redirect", request=request, location=where)
         for asked in await world.settle_all(requests):
-            must(asked.answer and asked.answer.status == CHARGED, "a redirect changes no outcome")
+            must(asked.is_done, "a redirect changes no outcome")
     must(not visits, "redirects are not followed")
 
 
@@ -356,7 +359,7 @@ async def slow_and_full(world: World) -> None:
     crowd = [asyncio.create_task(world.ask(request, 10.0)) for request in world.requests(60)]
     await until(lambda: sum(task.done() for task in crowd) >= 40, 20.0, "a full server refuses, it does not queue")
     again = await world.ask(known.request, 5.0)
-    must(again.answer and again.answer.status == CHARGED, "a full server answers for known keys")
+    must(again.is_done, "a full server answers for known keys")
     refused = [task.result() for task in crowd if task.done() and task.result().reason]
     reasons = {asked.reason for asked in refused}
     must(reasons <= {"TOO_MANY_UNFINISHED", "TOO_MANY_CALLS"}, f"a full server says that it is full, not {reasons}")
@@ -365,7 +368,7 @@ async def slow_and_full(world: World) -> None:
     for asked in refused:
         calls = await world.referee.calls()
         must(
-            all(call["reference"] != id_of(asked.request) for call in calls),
+            all(call["reference"] != reference_of(asked.request) for call in calls),
             "what was refused was not begun",
         )
 

@@ -10,7 +10,6 @@ from judge.files import read_anchor, read_journal, read_view
 from prove.network.reader import Reader
 from prove.network.world import REST_SECONDS, Asked, World, within
 from rig.referee import bank_call
-from rig.world import IN_REVIEW
 
 # Far more than the faults of any scenario explain: beyond it somebody retries in a storm.
 CALLS_PER_CHARGE = 100
@@ -45,7 +44,7 @@ async def check(world: World) -> list[str]:
         broken += [
             f"L1: {asked.request.idempotency_key} is in review, and nothing that the bank did for good explains it"
             for asked in world.history
-            if asked.answer is not None and asked.answer.status == IN_REVIEW
+            if asked.is_in_review
         ]
     times = Counter(str(call["reference"]) for call in calls)
     broken += [

@@ -10,7 +10,7 @@ import grpc.aio
 
 from charging.v1 import journal_pb2_grpc
 from charging.v1.journal_pb2 import SubscribeRequest
-from charging.v1.query_pb2 import GetUserSummaryRequest, GetUserSummaryResponse, GetViewStatusRequest
+from charging.v1.query_pb2 import CurrencySummary, GetUserSummaryRequest, GetUserSummaryResponse, GetViewStatusRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis.server import Server
 from chassis.settings import Address
@@ -18,7 +18,7 @@ from command_service.feed import Feed, JournalService
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from judge.files import read_journal
-from judge.history import PENDING, STATUS_AT_REST, fold
+from judge.history import fold
 from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
 from prove.network.world import World, must, until, within
@@ -28,6 +28,8 @@ from rig.servers import InProcess
 if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub
 
+# The names of a user's sums.
+SUMS = [name.removesuffix("_count") for name in CurrencySummary.DESCRIPTOR.fields_by_name if name.endswith("_count")]
 READERS = 100
 STUCK = 10
 # A reader that takes no more than this ahead of what it reads. Without, gRPC measures the link and may take many megabytes.
@@ -36,14 +38,14 @@ SMALL_WINDOW = [*CHANNEL_OPTIONS, ("grpc.http2.bdp_probe", 0), ("grpc.http2.look
 
 async def streams_are_cut(world: World) -> None:
     """Streams are cut, reset, held up and made slow amid a batch: readers and the view go on without a gap."""
-    await world.settle_all(world.requests(60))
+    await world.settle_all(await world.wishes(60))
     for _ in range(10):
         kind = world.chance.choice((Kind.CUT, Kind.RESET, Kind.DELAY))
         world.feed_link.order(Fault(kind, Way.DOWN, after_bytes=world.chance.randrange(20_000)))
     readers = [Reader(world.feed_link.address) for _ in range(5)]
     async with following(*readers):
         for _ in range(6):
-            await asyncio.gather(*(world.ask(request) for request in world.requests(10)))
+            await asyncio.gather(*(world.ask(request) for request in await world.wishes(10)))
             world.feed_link.end_all(reset=world.chance.random() < 0.5)
         await _all_reach_the_head(world, readers)
     must(min(reader.streams for reader in readers) > 1, "every reader was cut")
@@ -55,7 +57,7 @@ async def a_hundred_come_back_at_once(world: World) -> None:
     async with following(*readers):
         await until(lambda: all(reader.streams for reader in readers), 30, "a hundred readers are let in")
         for _ in range(2):
-            asking = [asyncio.create_task(world.ask(request)) for request in world.requests(20)]
+            asking = [asyncio.create_task(world.ask(request)) for request in await world.wishes(20)]
             world.feed_link.end_all(reset=True)
             await asyncio.gather(*asking)
         await world.command_again()
@@ -128,7 +130,7 @@ async def answers_are_whole(world: World) -> None:
     async with world.queries() as queries:
         asking = asyncio.create_task(ask_on(queries))
         for _ in range(6):
-            await asyncio.gather(*(world.ask(request) for request in world.requests(20)))
+            await asyncio.gather(*(world.ask(request) for request in await world.wishes(20)))
             world.feed_link.end_all(reset=True)  # so that it catches up by large batches, too
         asking.cancel()
         await asyncio.wait((asking,))
@@ -138,15 +140,16 @@ async def answers_are_whole(world: World) -> None:
     must(len(at) > 3, "the view was asked while it was written")
     for one in seen:
         true = {
-            (row["currency_code"], row["status"]): (row["charge_count"], row["minor_units"])
+            (row["currency_code"], row["name"]): (row["charge_count"], row["minor_units"])
             for row in at[one.as_of_position]
-            if row["user_id"] == one.user_id and row["status"] in (PENDING, STATUS_AT_REST["charged"])
+            if row["user_id"] == one.user_id
         }
-        said = {}
-        for c in one.currencies:
-            said[c.currency_code, PENDING] = c.pending_count, c.pending_minor_units
-            said[c.currency_code, STATUS_AT_REST["charged"]] = c.charged_count, c.charged_minor_units
-        said = {key: sums for key, sums in said.items() if sums[0]}
+        said = {
+            (currency.currency_code, name): (count, getattr(currency, f"{name}_minor_units"))
+            for currency in one.currencies
+            for name in SUMS
+            if (count := getattr(currency, f"{name}_count"))
+        }
         must(said == true, f"I11: {one.user_id} at position {one.as_of_position} is {true}, and was told as {said}")
     world.faults["query: asked while written"] += len(seen)
 

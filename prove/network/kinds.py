@@ -10,7 +10,7 @@ _KINDS = {
         *("lose_request", "lose_answer", "hang_before", "hang_after", "reset", "delay", "error_before", "error_after"),
         *("garbage", "half_body", "slow_body", "huge_body", "throttled", "in_progress", "redirect", "refuse"),
         *("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "contradict", "forget_token"),
-        *("extra_answer", "odd_transaction_id"),
+        *("extra_answer", "odd_transaction_id", "expire_hold", "executed late"),
         *("expire_token", "down", "down for long", "breaker open", "slow, server full", "killed", "name unknown"),
         "wrong certificate",
     ),
@@ -20,7 +20,7 @@ _KINDS = {
     ),
     "client": (
         *("deadline", "cancel", "hedged", "the same key at once", "key reused at once", "too large"),
-        "idle for a minute",
+        *("refunds at once", "called off", "time passed", "void against execution", "idle for a minute"),
     ),
     "feed": (
         *("a hundred come back at once", "a reader stopped reading", "a reader is lost", IN_THE_LIST),

@@ -5,7 +5,10 @@ A client makes every call with `wait_for_ready` and makes it once more after an 
 
 import asyncio
 
+from judge.history import Request
 from prove.network.world import World, must
+from prove.sales import wanted
+from rig.asking import FOR_GOOD
 
 CLIENTS = 8
 
@@ -23,7 +26,7 @@ async def the_command_server_is_killed(world: World) -> None:
 async def the_query_server_is_killed(world: World) -> None:
     """kill -9 and SIGTERM of the query server while it follows: its view goes on from its checkpoint."""
     for number in range(8):
-        asking = [asyncio.create_task(world.ask(request)) for request in world.requests(20)]
+        asking = [asyncio.create_task(world.ask(request)) for request in await world.wishes(20)]
         await world.feed_link.has_moved(world.feed_link.moved_bytes + world.chance.randrange(1, 4_000))
         kill = number % 2 == 0
         await world.servers.query_down(kill=kill)
@@ -35,9 +38,10 @@ async def the_query_server_is_killed(world: World) -> None:
 async def the_bank_is_killed(world: World) -> None:
     """kill -9 of the bank amid its work: it has what it has done, and each charge is charged once."""
     for _ in range(10):
+        requests = await world.wishes(15)
         for on in ("token", "execute"):
             await world.trouble(on, world.chance.choice(("lose_answer", "delay", "error_after")))
-        asking = [asyncio.create_task(world.ask(request, 3.0)) for request in world.requests(15)]
+        asking = [asyncio.create_task(world.ask(request, 3.0)) for request in requests]
         # A server that spares its bank refuses all that is asked, and then moves nothing more.
         amid = world.bank_link.has_moved(world.bank_link.moved_bytes + world.chance.randrange(1, 10_000))
         moved, answered = asyncio.ensure_future(amid), asyncio.gather(*asking)
@@ -53,20 +57,25 @@ async def _under_load(world: World, *, kill: bool, times: int) -> None:
     running, restarts, gaps = True, 0, 0
 
     async def client() -> None:
-        nonlocal gaps
         while running:
-            request, in_vain = world.request(), 0
-            while True:
-                before = restarts
-                asked = await world.ask(request)
-                if asked.outcome is not None:
-                    break
-                # A call may meet the next restart, too: then that one is what its next retry is for.
-                in_vain = in_vain + 1 if before == restarts else 1
-                gaps += 1
-                # At once, and grpc may put it on the link that has just died, before it takes notice (seen: "Broken pipe").
-                await asyncio.sleep(0.1)
-                must(in_vain == 1, f"one retry cures a restart; instead: {asked.code.name} {asked.reason} {asked.text}")
+            for turn in wanted(world.chance, world.new_key("sale"), is_calm=True):
+                for request in turn:
+                    await ask(request)
+
+    async def ask(request: Request) -> None:
+        nonlocal gaps
+        in_vain = 0
+        while True:
+            before = restarts
+            asked = await world.ask(request)
+            if asked.outcome is not None or asked.reason in FOR_GOOD:
+                return
+            # A call may meet the next restart, too: then that one is what its next retry is for.
+            in_vain = in_vain + 1 if before == restarts else 1
+            gaps += 1
+            # At once, and grpc may put it on the link that has just died, before it takes notice (seen: "Broken pipe").
+            await asyncio.sleep(0.1)
+            must(in_vain == 1, f"one retry cures a restart; instead: {asked.code.name} {asked.reason} {asked.text}")
 
     clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
     try:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +17,30 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
+from charging.v1.command_pb2 import CaptureMode, ChargeRequest, ChargeResponse, OperationOutcome
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, Money
 from charging.v1.journal_pb2 import Event
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from judge.files import read_journal
+from judge.history import Record, Request, Response
+from judge.streams import Stream
 from prove.network.faultproxy import Proxy
 from prove.network.reader import CHANNEL_OPTIONS
+from prove.sales import Sale
+from rig.asking import FOR_GOOD, is_decided, reference_of, send, told_by
 from rig.errors import told
 from rig.referee import PATIENT_SECONDS, Referee
 from rig.servers import Servers
-from rig.world import PENDING, id_of
+from rig.world import (
+    AUTHORIZED,
+    CHARGED,
+    DECLINED,
+    IN_REVIEW,
+    OPERATION_DECLINED,
+    OPERATION_EXECUTED,
+    OPERATION_IN_REVIEW,
+)
 
 if TYPE_CHECKING:
     from charging.v1.command_pb2_grpc import CommandServiceAsyncStub
@@ -36,8 +48,10 @@ if TYPE_CHECKING:
 
 # From the end of all harm on; on an idle machine it takes as long as the longest pause of the runner, some 25 s.
 REST_SECONDS = 60.0
-# After these an honest client does not ask again with the same request and key.
-SAME_KEY_IS_NO_USE = frozenset({"INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED"})
+OF_A_HOLD = ("authorize", "capture", "void")
+MANUAL = CaptureMode.CAPTURE_MODE_MANUAL
+# What a client may want: the two that open a charge, and what follows in one.
+WISHES = ("charge", "authorize", "capture", "void", "refund")
 # A network may do these to a client. Any other error must come from the server, with a reason.
 NETWORK_CODES = frozenset(
     {
@@ -66,17 +80,38 @@ def must(holds: object, promise: str) -> None:
 class Asked:
     """One call of a client and what came of it: an answer, or a code and perhaps a reason."""
 
-    request: ChargeRequest
-    answer: ChargeResponse | None = None
+    request: Request
+    answer: Response | None = None
     code: grpc.StatusCode = grpc.StatusCode.OK
     reason: str = ""
     advice: str = ""
     text: str = ""
 
     @property
-    def outcome(self) -> ChargeResponse | None:
-        """The answer if it says how the charge ended."""
-        return None if self.answer is None or self.answer.status == PENDING else self.answer
+    def outcome(self) -> ChargeResponse | OperationOutcome | None:
+        """What the answer tells if it says how the charge or the operation ended."""
+        return None if self.answer is None or not is_decided(self.answer) else told_by(self.answer)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the bank executed it, by the answer."""
+        return self._ended_as((CHARGED, AUTHORIZED), OPERATION_EXECUTED)
+
+    @property
+    def is_declined(self) -> bool:
+        """Whether it was declined, by the answer."""
+        return self._ended_as((DECLINED,), OPERATION_DECLINED)
+
+    @property
+    def is_in_review(self) -> bool:
+        """Whether it is for people to look at, by the answer."""
+        return self._ended_as((IN_REVIEW,), OPERATION_IN_REVIEW)
+
+    def _ended_as(self, statuses: tuple[int, ...], operation_status: int) -> bool:
+        outcome = self.outcome
+        if isinstance(outcome, ChargeResponse):
+            return outcome.status in statuses
+        return outcome is not None and outcome.status == operation_status
 
 
 @dataclass(eq=False)
@@ -112,9 +147,9 @@ class World:
         """Start the query server, over its view if there is one."""
         await self.servers.query_up({"QUERY_FEED": self.feed_link.address})
 
-    async def trouble(self, on: str, fault: str, *, request: ChargeRequest | None = None, **details: Any) -> None:
+    async def trouble(self, on: str, fault: str, *, request: Request | None = None, **details: Any) -> None:
         """The bank's next calls of a step go wrong; see gateway_mock."""
-        aimed = {"reference": id_of(request)} if request is not None else {}
+        aimed = {"reference": reference_of(request)} if request is not None else {}
         await self.referee.trouble(on, fault, **aimed, **details)
 
     async def no_more_trouble(self) -> None:
@@ -145,14 +180,37 @@ class World:
         """So many different ones."""
         return [self.request() for _ in range(count)]
 
-    async def ask(
-        self, request: ChargeRequest, seconds: float | None = PATIENT_SECONDS, *, call: Any = None, **options: Any
-    ) -> Asked:
-        """Charge once, through the client's link unless another stub's method is given, and note what came of it."""
-        asking = (call or self.commands.Charge)(request, timeout=seconds, **{"wait_for_ready": True, **options})
-        return await self.note(request, asking)
+    async def wishes(self, count: int, kinds: Sequence[str] = WISHES, **changed: Any) -> list[Request]:
+        """So many requests of these kinds in turn, that the bank approves of; charges in which they follow are made first."""
+        begin = self.chance.randrange(len(kinds))
+        wanted = [kinds[(begin + number) % len(kinds)] for number in range(count)]
+        openings = [self.request(capture=MANUAL if kind in OF_A_HOLD else None, **changed) for kind in wanted]
+        following = [kind not in ("charge", "authorize") for kind in wanted]
+        made = await self.settle_all([one for one, follows in zip(openings, following, strict=True) if follows])
+        must(all(asked.is_done for asked in made), "a charge in which something follows is made")
+        return [self._wish(kind, opening) for kind, opening in zip(wanted, openings, strict=True)]
 
-    async def note(self, request: ChargeRequest, asking: Awaitable[ChargeResponse]) -> Asked:
+    def _wish(self, kind: str, opening: ChargeRequest) -> Request:
+        sale, name = Sale(opening), self.new_key("")
+        part = self.chance.choice((None, sale.amount, self.chance.randrange(1, sale.amount)))
+        match kind:
+            case "capture":
+                return sale.capture(name, part, final=self.chance.random() < 0.5)
+            case "void":
+                return sale.void(name)
+            case "refund":
+                return sale.refund(name, part)
+            case _:
+                return opening
+
+    async def ask(
+        self, request: Request, seconds: float | None = PATIENT_SECONDS, *, stub: Any = None, **options: Any
+    ) -> Asked:
+        """Ask once, as this client unless another's stub is given, and note what came of it."""
+        options = {"timeout": seconds, "wait_for_ready": True, **options}
+        return await self.note(request, send(stub or self.commands, request, **options))
+
+    async def note(self, request: Request, asking: Awaitable[Response]) -> Asked:
         """Wait for a call and note what came of it."""
         try:
             asked = Asked(request, await asking)
@@ -169,20 +227,22 @@ class World:
         self.history.append(asked)
         return asked
 
-    async def settle(self, request: ChargeRequest, seconds: float = REST_SECONDS) -> Asked:
+    async def settle(self, request: Request, seconds: float = REST_SECONDS) -> Asked:
         """Ask again with the same key until there is an outcome or a definite no, as a good client does."""
         last = None
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     last = await self.ask(request, 5.0)
-                    if last.outcome is not None or last.reason in SAME_KEY_IS_NO_USE:
+                    if last.outcome is not None or last.reason in FOR_GOOD:
                         return last
                     await asyncio.sleep(self.chance.uniform(0.05, 0.3))
         except TimeoutError:
-            raise Broken(f"L1: {id_of(request)} is not at rest after {seconds:g} s; last heard: {last}") from None
+            raise Broken(
+                f"L1: {reference_of(request)} is not at rest after {seconds:g} s; last heard: {last}"
+            ) from None
 
-    async def settle_all(self, requests: list[ChargeRequest]) -> list[Asked]:
+    async def settle_all(self, requests: Sequence[Request]) -> list[Asked]:
         """Settle many at once."""
         return list(await asyncio.gather(*(self.settle(request) for request in requests)))
 
@@ -208,14 +268,14 @@ class World:
                 self.faults[f"link: {kind}"] += times
             link.fired.clear()
         await self._rests_by_itself()
-        open_requests: dict[bytes, ChargeRequest] = {}
+        open_requests: dict[tuple[type, bytes], Request] = {}
         for asked in self.history:
-            name = asked.request.SerializeToString(deterministic=True)
-            if asked.outcome is None and asked.reason not in SAME_KEY_IS_NO_USE:
+            name = type(asked.request), asked.request.SerializeToString(deterministic=True)
+            if asked.outcome is None and asked.reason not in FOR_GOOD:
                 open_requests[name] = asked.request
         limit = asyncio.Semaphore(64)
 
-        async def settle(request: ChargeRequest) -> None:
+        async def settle(request: Request) -> None:
             async with limit:
                 await self.settle(request)
 
@@ -227,22 +287,22 @@ class World:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REST_SECONDS):
                 while True:
-                    newest = {record.charge_id: record.event for record in read_journal(self.folder / "journal.db")}
-                    unfinished = {name for name, event in newest.items() if not _ends(event)}
-                    if not unfinished:
+                    if not (unfinished := _unfinished(read_journal(self.folder / "journal.db"))):
                         return
                     await asyncio.sleep(pause_seconds)
                     pause_seconds = min(1.0, pause_seconds * 1.5)
         raise Broken(f"L1: after {REST_SECONDS:g} s {len(unfinished)} charges are unfinished: {sorted(unfinished)[:3]}")
 
 
-def _ends(event: bytes) -> bool:
-    return Event.FromString(event).WhichOneof("kind") in (
-        "charged",
-        "charge_declined",
-        "review_required",
-        "charge_abandoned",
-    )
+def _unfinished(records: Sequence[Record]) -> set[str]:
+    """The charges of a journal in which something is under way."""
+    streams: dict[str, Stream] = {}
+    for record in records:
+        event = Event.FromString(record.event)
+        stream = streams.setdefault(record.charge_id, Stream(record.charge_id))
+        for _ in stream.take(record, event.WhichOneof("kind") or "", event):
+            pass  # what it breaks is for the check
+    return {name for name, stream in streams.items() if stream.newest is None or stream.newest.ending is None}
 
 
 @asynccontextmanager

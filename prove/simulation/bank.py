@@ -1,61 +1,28 @@
-"""A simulated two-step bank: the API of the mock bank's docstring, its rules, and a transport to it.
+"""A simulated two-step bank: the API of the mock bank's docstring, and its rules.
 
 The transactions are a `gateway_mock.model.Book`, which is never wrong. What goes wrong goes wrong around it, on the way and in
-the answers, as the story's chance decides. Where an answer lies, the charge's reference is noted, since only then may a charge
-end in review.
+the answers (`prove.simulation.wire`).
 """
 
-import asyncio
-import contextvars
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
-
-from command_service.bank.transport import target_of
 from gateway_mock import model
-from gateway_mock.model import STATUS, Book, Refusal, State, Transaction, told
+from gateway_mock.model import AUTHORIZE, STATUS, Book, Operation, Refusal, State, Transaction, told
 from judge.history import BankCall, Movement
-from prove.simulation.pressure import Pressure
 
 CARDS = {**model.CARDS, "tok_odd": "a reason of the bank's own"}
 APPROVED = tuple(card for card, reason in CARDS.items() if reason is None)
 DECLINES = {card: reason for card, reason in CARDS.items() if reason is not None}
-# Longer than any pause of ours, negative, and nonsense.
-RETRY_AFTERS = ("1", "1000000000", "-5", "soon", "Wed, 21 Oct 2076 07:28:00 GMT", "9" * 400)
 # A token of the simulation lives through the instant in which its time is over: so it did when the corpus's seeds were found.
 LAST_INSTANT_MS = 1e-6
-BEFORE = (
-    *("lose_request", "hang_before", "error_before", "throttled", "redirect", "refuse", "in_progress"),
-    "forget_token",  # the last of them, and no fault of a token step
-)
-AFTER = ("lose_answer", "hang_after", "error_after", "garbage", "half_body", "huge_body", "slow_body")
-LIES = ("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "wrong_card", "contradict", "mixed_up")
-OTHERWISE = ("delay_request", "duplicate", "late_duplicate", "expire_token")
-
-# Answers to somebody else's question. They come over a connection that served before, and over no other.
-STRAYS: tuple[tuple[int, dict[str, object]], ...] = (
-    (409, {"error": "refused"}),
-    (404, {"error": "token_unknown"}),
-    (404, {"error": "reference_unknown"}),
-    (410, {"error": "token_expired"}),
-    (202, {"result": "in_progress"}),
-    (200, {"result": "declined", "reason": "card_declined", "transaction_id": None}),
-)
-
+BEGAN = datetime(2026, 9, 21, tzinfo=UTC)
+"""When the bank's clock began, for the times that it tells."""
 Reply = tuple[int, dict[str, str], bytes]
-
-
-class Chaos(Protocol):
-    """Whether a fault happens now. Each asking is a draw of the seed's; a yes counts as fired."""
-
-    def fires(self, kind: str) -> bool: ...  # noqa: D102  # the class says it
-    def met(self, kind: str) -> None: ...  # noqa: D102
-    def uniform(self, low: float, high: float) -> float: ...  # noqa: D102
-    def pick(self, things: Any) -> Any: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -63,16 +30,21 @@ class Bank:
     """The bank: its transactions, and how it is doing."""
 
     token_seconds: float
+    hold_seconds: float
     clock: Callable[[], float]
-    book: Book = field(default_factory=lambda: Book(CARDS))
+    book: Book = field(init=False)
     calls: list[BankCall] = field(default_factory=list)
     lied_about: set[str] = field(default_factory=set)
+    """The charges about which an answer lied: only these may end in review."""
     is_down: bool = False
     is_unauthorized: bool = False
     lives: int = 0
     late_factor: float = 1.0
     expects_until: float = 0.0
     """When the last of the requests comes that are late, or copies."""
+
+    def __post_init__(self) -> None:
+        self.book = Book(CARDS, hold_ms=self.hold_seconds * 1_000)
 
     def answer(self, method: str, target: str, body: bytes, *, token_was_durable: bool | None) -> Reply:
         """Do what a request asks for, and answer honestly."""
@@ -87,20 +59,25 @@ class Bank:
                     BankCall("execute", "", token, "", said.get("amount"), said.get("currency", ""), token_was_durable)
                 )
                 return self._execute(token, said)
+            case "POST", ["transactions", token, "cancel"]:
+                self.calls.append(BankCall("cancel", self.reference_of(target, body), token))
+                return _shown(self.book.cancel(token, self.now_ms()))
             case "GET", ["transactions"]:
                 reference = parse_qs(query)["reference"][0]
                 return _shown(self.book.newest(reference, self.now_ms()) or Refusal.REFERENCE_UNKNOWN)
             case "GET", ["transactions", token]:
                 return _shown(self.book.find(token, self.now_ms()) or Refusal.TOKEN_UNKNOWN)
-        return _json(404, {"error": "not_found"})
+        return as_reply(404, {"error": "not_found"})
 
     def _request_token(self, said: dict[str, Any]) -> Reply:
-        reference, card, amount, currency = (said[name] for name in ("reference", "card", "amount", "currency"))
-        self.calls.append(BankCall("token", reference, "", card, amount, currency))
+        reference, amount, currency = (said[name] for name in ("reference", "amount", "currency"))
+        card, kind, on = said.get("card", ""), Operation(said.get("kind", "charge")), said.get("on")
+        self.calls.append(BankCall("token", reference, "", card, amount, currency, kind=kind, on=on or ""))
         token, now_ms = f"ttok_{len(self.book.by_token) + 1}", self.now_ms()
         wanted = Transaction(
             token, reference, card, amount, currency, now_ms + self.token_seconds * 1_000 + LAST_INSTANT_MS
         )
+        wanted.kind, wanted.on, wanted.final = kind, on, said.get("final", False)
         return _shown(self.book.issue(wanted, now_ms))
 
     def _execute(self, token: str, said: dict[str, Any]) -> Reply:
@@ -111,7 +88,7 @@ class Bank:
             return _shown(got)
         closed, by_this_call = got
         status, member, word = told(closed, by_this_call=by_this_call)
-        return _json(status, {member: word, **closed.members()})
+        return as_reply(status, {member: word, **_members(closed)})
 
     def now_ms(self) -> float:
         """Tell the time that the rules count in."""
@@ -121,7 +98,9 @@ class Bank:
     def movements(self) -> list[Movement]:
         """The statement."""
         return [
-            Movement(t.transaction_id or "", t.token, t.reference, t.amount_minor, t.currency, card=t.card)
+            Movement(
+                t.transaction_id or "", t.token, t.reference, t.amount_minor, t.currency, t.kind, t.card, t.on or ""
+            )
             for t in self.book.executed
         ]
 
@@ -135,6 +114,29 @@ class Bank:
             return parse_qs(split.query)["reference"][0]
         return str(json.loads(body).get("reference", "")) if body else ""
 
+    def charge_of(self, target: str, body: bytes) -> str:
+        """The charge that a request is about: the reference of the transaction that opened it; empty if nobody knows."""
+        reference, on = self.reference_of(target, body), self._acts_on(target, body)
+        opening = self.book.opening(on) if on else None
+        return reference if opening is None else opening.reference
+
+    def _acts_on(self, target: str, body: bytes) -> str | None:
+        """The transaction on which that acts, if it is one that follows."""
+        if (known := self.book.by_reference.get(self.reference_of(target, body))) is not None:
+            return known.on
+        return json.loads(body).get("on") if body else None
+
+    def has_hold(self, target: str, body: bytes) -> bool:
+        """Whether a request is about an operation on a hold that has not lapsed."""
+        on = self._acts_on(target, body)
+        opening = self.book.opening(on) if on else None
+        ends_ms = None if opening is None else opening.hold_expires_at_ms
+        return ends_ms is not None and ends_ms > self.now_ms()
+
+    def expire_hold(self, target: str, body: bytes) -> None:
+        """Let that hold lapse."""
+        self.book.expire_hold(self._acts_on(target, body) or "", self.now_ms())
+
     def has_open(self, target: str, body: bytes) -> bool:
         """Whether whom a request is about has a transaction that can still be executed."""
         known = self.book.newest(self.reference_of(target, body), self.now_ms())
@@ -147,224 +149,18 @@ class Bank:
 
 def _shown(known: Transaction | Refusal) -> Reply:
     if isinstance(known, Refusal):
-        return _json(STATUS[known], {"error": known})
-    return _json(200, {"state": known.state, **known.members()})
+        return as_reply(STATUS[known], {"error": known})
+    return as_reply(200, {"state": known.state, **_members(known)})
 
 
-def _json(status: int, said: dict[str, object]) -> Reply:
+def _members(known: Transaction) -> dict[str, object]:
+    members = known.members()
+    if known.kind is AUTHORIZE and known.hold_expires_at_ms is not None:
+        ends = BEGAN + timedelta(milliseconds=known.hold_expires_at_ms)
+        members["hold_expires_at"] = ends.isoformat().replace("+00:00", "Z")
+    return members
+
+
+def as_reply(status: int, said: dict[str, object]) -> Reply:
+    """Make a reply of a status and its members."""
     return status, {"content-type": "application/json"}, json.dumps(said).encode()
-
-
-class Wire(httpx.AsyncBaseTransport):
-    """The way to the bank and back: an honest bank, told of by a dishonest network.
-
-    Everything that the bank does, it does in the world's own context, so that the caller's death does not stop it.
-    """
-
-    def __init__(
-        self,
-        bank: Bank,
-        chaos: Chaos,
-        world: contextvars.Context,
-        is_durable: Callable[[str], bool],
-        note: Callable[..., None],
-        pressure: Pressure,
-    ) -> None:
-        self._pressure = pressure
-        self._bank = bank
-        self._chaos = chaos
-        self._world = world
-        self._is_durable = is_durable
-        self._note = note
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; its answer comes, or does not."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Reply | Exception] = loop.create_future()
-        call = _OneCall(self, request, answer, self._bank.lives)
-        loop.call_later(self._chaos.uniform(0.001, 0.03), call.arrive, context=self._world)
-        with self._pressure.call(self._bank.reference_of(call._target, call._body)):
-            reply = await answer
-        if isinstance(reply, Exception):
-            raise reply
-        status, headers, body = reply
-        if headers.pop("x-half", ""):
-            return httpx.Response(status, headers=headers, stream=_Half(body))
-        return httpx.Response(status, headers=headers, stream=httpx.ByteStream(body))
-
-
-class _Half(httpx.AsyncByteStream):
-    """A body of which half comes."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._body[: len(self._body) // 2]
-        raise httpx.ReadError("the connection was closed")
-
-    async def aclose(self) -> None:
-        """There is nothing to close."""
-
-
-class _OneCall:
-    """One request on its way. Its faults are drawn when it arrives, so that they are about what it meets there."""
-
-    def __init__(
-        self, wire: Wire, request: httpx.Request, answer: "asyncio.Future[Reply | Exception]", life: int
-    ) -> None:
-        self._wire = wire
-        self._bank, self._chaos, self._note = wire._bank, wire._chaos, wire._note
-        self._method = request.method
-        self._target = target_of(request)
-        self._body = request.content
-        self._is_fresh = bool(request.extensions.get("fresh"))
-        self._answer = answer
-        self._life = life
-        path = self._target.split("?")[0].strip("/").split("/")
-        self._step = "look_up" if request.method == "GET" else "execute" if path[-1] == "execute" else "token"
-        # Asked when the request leaves: later the journal may have caught up.
-        self._durable = wire._is_durable(path[1]) if self._step == "execute" else None
-
-    def _later(self, seconds: float, what: Callable[..., None], *args: object) -> None:
-        asyncio.get_running_loop().call_later(seconds, what, *args, context=self._wire._world)
-
-    def _late(self, seconds: float, what: Callable[..., None], *args: object) -> None:
-        """Later, so much later that the story must not end before."""
-        self._bank.expects_until = max(self._bank.expects_until, self._bank.clock() + seconds)
-        self._later(seconds, what, *args)
-
-    def arrive(self, is_again: bool = False) -> None:
-        """The request reaches the bank, if it does."""
-        bank, chaos = self._bank, self._chaos
-        if is_again:
-            self._do("done late")
-            return None
-        if bank.is_down:
-            chaos.met("bank_down")
-            self._note("bank", self._step, "nobody is there")
-            return self._end(httpx.ConnectError("refused"))
-        if bank.is_unauthorized:
-            chaos.met("unauthorized")
-            return self._reply((401, {}, b'{"error": "unauthorized"}'), "401")
-        possible = BEFORE[:-1] if self._step == "token" else BEFORE  # there is no token yet to be forgotten
-        fault = next((kind for kind in possible if chaos.fires(kind)), None)
-        match fault:
-            case "lose_request":
-                return self._end(httpx.ReadError("closed"), fault)
-            case "hang_before":
-                self._note("bank", self._step, fault)
-                return None  # until the caller's own deadline
-            case "error_before":
-                return self._reply((chaos.pick((500, 502, 503, 504)), {}, b"<html>sorry</html>"), fault)
-            case "throttled":
-                return self._reply((429, {"retry-after": chaos.pick(RETRY_AFTERS)}, b"{}"), fault)
-            case "redirect":
-                return self._reply((302, {"location": "http://elsewhere/"}, b""), fault)
-            case "refuse":
-                self._lie()
-                status = 404 if self._step == "look_up" else chaos.pick((400, 404, 409, 422))
-                return self._reply(_json(status, {"error": "refused"}), fault)
-            case "forget_token":
-                self._lie()
-                return self._reply(_json(404, {"error": "token_unknown"}), fault)
-            case "in_progress":
-                said: dict[str, object] = {"result": "in_progress"}
-                if chaos.uniform(0.0, 1.0) < 0.5:  # it really is at it
-                    self._late(chaos.uniform(0.05, 3.0), self.arrive, True)
-                status, headers, body = _json(202, said)
-                return self._reply((status, {**headers, "retry-after": chaos.pick(RETRY_AFTERS)}, body), fault)
-        if not self._is_fresh and chaos.fires("stray"):  # No lie: it is not about us. What we asked for is done later.
-            self._late(chaos.uniform(0.0, 1.0), self.arrive, True)
-            return self._reply(_json(*chaos.pick(STRAYS)), "stray")
-        if self._step != "look_up" and chaos.fires("late_duplicate"):
-            self._late(chaos.uniform(1.0, 40.0) * bank.late_factor, self.arrive, True)
-        if self._step != "look_up" and chaos.fires("duplicate"):
-            self._do("a copy arrives first")
-        if chaos.fires("delay_request"):
-            return self._late(chaos.uniform(0.1, 15.0), self._process)
-        return self._process()
-
-    def _process(self) -> None:
-        chaos = self._chaos
-        if self._bank.lives != self._life or self._bank.is_down:  # it restarted, and forgot who was connected
-            chaos.met("bank_down" if self._bank.is_down else "bank_restart")
-            return self._end(httpx.ReadError("reset"), "cut by the bank's restart")
-        if self._bank.has_open(self._target, self._body) and chaos.fires("expire_token"):
-            self._bank.expire(self._target, self._body)
-            self._note("bank", self._step, "the token expires")
-        reply = self._do("done")
-        fault = next((kind for kind in AFTER if chaos.fires(kind)), None)
-        match fault:
-            case "lose_answer":
-                return self._end(httpx.ReadError("closed"), fault)
-            case "hang_after":
-                return self._note("bank", self._step, fault)
-            case "error_after":
-                reply = (chaos.pick((500, 502, 503, 504)), {}, b"oops")
-            case "garbage":
-                bodies = (b'{"token": ', b"\xff\xfe", b"[]", b'{"amount": 1e3}', b'{"token": "a", "token": "b"}', b"")
-                reply = (200, reply[1], chaos.pick(bodies))
-            case "half_body":
-                reply = (reply[0], {**reply[1], "x-half": "1"}, reply[2])
-            case "huge_body":
-                reply = (reply[0], reply[1], reply[2] + b" " * 70_000)
-            case "slow_body":
-                return self._later(chaos.uniform(1.0, 20.0), self._reply, reply, fault)
-            case None:
-                reply, fault = self._bent(reply)
-        return self._reply(reply, fault or "")
-
-    def _bent(self, reply: Reply) -> tuple[Reply, str]:
-        """An answer that lies, if the story wants one."""
-        said = json.loads(reply[2])
-        mine = said.get("reference", "")
-        others = [t for t in self._bank.book.by_token.values() if t.transaction_id and t.reference != mine]
-        fault = next((kind for kind in LIES if self._can_lie(kind, said, others) and self._chaos.fires(kind)), "")
-        field_name = fault.removeprefix("wrong_")
-        match fault:
-            case "":
-                return reply, ""
-            case "contradict":
-                said.update({"result": "declined", "transaction_id": None, "reason": "card_declined"})
-            case "mixed_up":  # the answer to somebody else's call
-                said = {"result": "executed", **self._chaos.pick(others).members()}
-            case "wrong_amount":
-                said["amount"] += 1
-            case "wrong_currency":
-                said["currency"] = "ZZZ"
-            case _:
-                said[field_name] += "-x"
-        self._lie()
-        return _json(reply[0], said), fault
-
-    def _can_lie(self, kind: str, said: dict[str, Any], others: list[Transaction]) -> bool:
-        """In a look-up only single fields: one that lied as the step did would be a bank that breaks its contract."""
-        match kind:
-            case "contradict":
-                return self._step == "execute" and bool(said.get("transaction_id"))
-            case "mixed_up":
-                return self._step == "execute" and bool(others)
-        return kind.removeprefix("wrong_") in said
-
-    def _do(self, how: str) -> Reply:
-        """The bank does what it is asked, answer or no answer."""
-        before = len(self._bank.book.executed)
-        reply = self._bank.answer(self._method, self._target, self._body, token_was_durable=self._durable)
-        moved = "the money moves" if len(self._bank.book.executed) > before else ""
-        self._note("bank", self._step, how, self._target.rpartition("/transactions")[2], reply[0], moved)
-        return reply
-
-    def _lie(self) -> None:
-        self._bank.lied_about.add(self._bank.reference_of(self._target, self._body))
-
-    def _reply(self, reply: Reply, fault: str = "") -> None:
-        if fault:
-            self._note("bank", self._step, "answers", fault)
-        self._later(self._chaos.uniform(0.001, 0.03), self._end, reply)
-
-    def _end(self, reply: Reply | Exception, fault: str = "") -> None:
-        if fault:
-            self._note("bank", self._step, fault)
-        if not self._answer.done():
-            self._answer.set_result(reply)

@@ -1,19 +1,38 @@
 """The clients of a story: what they ask for, over a network that loses and delays, and what they come to know."""
 
 import asyncio
+import dataclasses
 from typing import Any
 
-from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
-from charging.v1.common_pb2 import ChargeStatus
+from charging.v1.command_pb2 import (
+    CaptureMode,
+    CaptureRequest,
+    CaptureResponse,
+    ChargeRequest,
+    ChargeResponse,
+    RefundRequest,
+    RefundResponse,
+    VoidRequest,
+    VoidResponse,
+)
+from charging.v1.common_pb2 import ChargeStatus, OperationStatus
 from chassis.caller import ANYBODY, GuardedCall
 from chassis.refusals import Refusal
-from judge.history import Call
+from judge.history import PENDING, Call, Request, charge_id_of
 from prove.simulation.disk import Disk
 from prove.simulation.feeds import cancel
 from prove.simulation.host import Process, Rpc
-from prove.simulation.plan import Op
+from prove.simulation.ops import Op
 from prove.simulation.servers import Servers
 from prove.simulation.stage import Stage
+
+# The refusals after which the same request is not sent again.
+FOR_GOOD = frozenset(
+    {
+        *("INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED", "MORE_THAN_IS_LEFT", "OPERATION_DOES_NOT_FIT"),
+        "CHARGE_IN_REVIEW",
+    }
+)
 
 
 class Callers:
@@ -25,15 +44,21 @@ class Callers:
         self._disk = disk
         self._servers = servers
         self.history: list[Call] = []
-        self.known_bodies: dict[tuple[object, ...], Op] = {}
+        self.known_bodies: dict[Op, None] = {}
+        """Sound requests, each as a patient client sends it, in the order of their first calls."""
 
-    async def call(self, who: str, op: Op) -> Call:
-        """Call Charge once, and note what the client came to know."""
+    def knows(self, charge_id: str) -> bool:
+        """Whether a client was ever told that a charge is stored."""
+        return any(call.outcome == "ok" and call.charge_id == charge_id for call in self.history)
+
+    async def call(self, who: str, op: Op, not_after: int = 0) -> Call:
+        """Call the op's method once, and note what the client came to know. `not_after`: microseconds since 1970; 0: none."""
         dice, loop = self._dice, self._stage.loop
-        request = _request(op)
+        request = _request(op, not_after)
         deadline = None if op.timeout_seconds is None else loop.time() + op.timeout_seconds
         rpc = Rpc(request, deadline, loop.create_future(), loop)
-        self._stage.note(who, "asks", op.key, f"{op.amount} {op.currency}", op.card, op.spoiled)
+        method = "" if op.method == "charge" else f"{op.method} in {op.charge_key}"
+        self._stage.note(who, "asks", method, op.key, f"{op.amount} {op.currency}", op.card, op.spoiled)
         delay = dice.uniform(0.1, 3.0) if dice.fires("rpc_delay") else dice.uniform(0.0005, 0.005)
         if dice.fires("rpc_lose_request"):
             self._stage.later(delay, rpc.answer, None)
@@ -52,16 +77,18 @@ class Callers:
             rpc.is_over = True
             self._stage.later(dice.uniform(0.0, 0.005), cancel, rpc.task)
         match told:
-            case (ChargeResponse() as answer, int() as durable_position):
+            case (
+                ChargeResponse() | CaptureResponse() | VoidResponse() | RefundResponse() as answer,
+                int() as durable_position,
+            ):
                 call = Call.answered(request, answer, durable_position)
             case Refusal():
                 call = Call.failed(request, told.reason, told.advice)
             case _:
                 call = Call.failed(request)
         self.history.append(call)
-        self._stage.note(
-            who, "hears", op.key, call.outcome, _status(call.status) if call.status else call.reason, call.position
-        )
+        heard = _status(call) if call.status else call.reason
+        self._stage.note(who, "hears", op.key, call.outcome, heard, call.position)
         return call
 
     def _arrive(self, rpc: Rpc) -> None:
@@ -78,8 +105,9 @@ class Callers:
         """What grpc and the guard around it do with a call."""
         outcome: Any
         try:
-            call = GuardedCall("/charging.v1.CommandService/Charge", ANYBODY, rpc)
-            response = await server.commands.Charge(rpc.request, call)
+            method = type(rpc.request).__name__.removesuffix("Request")
+            call = GuardedCall(f"/charging.v1.CommandService/{method}", ANYBODY, rpc)
+            response = await getattr(server.commands, method)(rpc.request, call)
             outcome = (response, self._disk.durable_position)
         except Refusal as refused:
             outcome = refused
@@ -106,29 +134,42 @@ class Callers:
             elif op.spoiled:
                 self._dice.fired["invalid_request"] += 1
             else:
-                self.known_bodies[op.key, op.user, op.card, op.amount, op.currency] = op
+                self.known_bodies.setdefault(patient(op))
+            not_after = 0
+            if op.not_after_seconds is not None:
+                not_after = self._stage.now() + int(op.not_after_seconds * 1_000_000)
             for _ in range(op.tries):
-                call = await self.call(who, op)
+                call = await self.call(who, op, not_after)
                 if call.reason == "IDEMPOTENCY_KEY_REUSED":
                     self._dice.fired["other_body"] += 1
-                is_settled = call.status not in (0, ChargeStatus.CHARGE_STATUS_PENDING)
-                if is_settled or call.reason in ("INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED") or self._dice.is_over:
+                elif call.reason in FOR_GOOD and call.reason != "INVALID_REQUEST":
+                    self._dice.fired["other_refusal"] += 1
+                if call.status not in (0, PENDING) or call.reason in FOR_GOOD or self._dice.is_over:
                     break
                 await asyncio.sleep(self._dice.uniform(0.0, 2.0))
 
 
-def _status(status: int) -> str:
-    return ChargeStatus.Name(status).removeprefix("CHARGE_STATUS_")  # type: ignore[arg-type]  # an enum's number
+def _status(call: Call) -> str:
+    statuses: Any = ChargeStatus if call.operation == "charge" else OperationStatus
+    return str(statuses.Name(call.status)).rpartition("STATUS_")[2]
 
 
 def patient(op: Op) -> Op:
     """The same, with all the time in the world."""
-    return Op(0.0, op.key, op.user, op.card, op.amount, op.currency, 31.0, None, 1)
+    return dataclasses.replace(
+        op, pause_seconds=0.0, timeout_seconds=31.0, cancel_after_seconds=None, tries=1, not_after_seconds=None
+    )
 
 
-def _request(op: Op) -> ChargeRequest:
+def _request(op: Op, not_after: int) -> Request:
+    if op.method != "charge":
+        return _following(op)
     request = ChargeRequest(idempotency_key=op.key, user_id=op.user)
-    request.card.token, request.amount.minor_units, request.amount.currency_code = op.card, op.amount, op.currency
+    request.card.token, request.amount.minor_units, request.amount.currency_code = op.card, op.amount or 0, op.currency
+    if op.is_held:
+        request.capture = CaptureMode.CAPTURE_MODE_MANUAL
+    if not_after:
+        request.not_after.FromMicroseconds(not_after)
     match op.spoiled:
         case "amount":
             request.amount.minor_units = -1
@@ -144,4 +185,19 @@ def _request(op: Op) -> ChargeRequest:
             request.description = f"card {op.planted}"
         case "unknown_field":
             request.MergeFromString(b"\xfa\x01\x01x")
+    return request
+
+
+def _following(op: Op) -> Request:
+    charge_id = charge_id_of("default", op.charge_key)
+    request: CaptureRequest | VoidRequest | RefundRequest
+    match op.method:
+        case "capture":
+            request = CaptureRequest(idempotency_key=op.key, charge_id=charge_id, final=op.is_final)
+        case "refund":
+            request = RefundRequest(idempotency_key=op.key, charge_id=charge_id)
+        case _:
+            return VoidRequest(idempotency_key=op.key, charge_id=charge_id)
+    if op.amount is not None:
+        request.amount.minor_units, request.amount.currency_code = op.amount, op.currency
     return request

@@ -18,7 +18,13 @@ from chassis.disk import LOCAL_DISK, Held, file_uri
 from prove.simulation.host import Connection, Process, ProcessEnded, Thread
 from prove.simulation.stage import Stage
 
-AT_REST = frozenset({"charged", "charge_declined", "review_required", "charge_abandoned"})
+# The events with which an operation comes to rest.
+AT_REST = frozenset(
+    {
+        *("charged", "authorized", "charge_declined", "charge_abandoned", "charge_called_off", "review_required"),
+        *("captured", "voided", "refunded", "operation_declined", "operation_abandoned", "authorization_expired"),
+    }
+)
 SELECT_NEW = "SELECT position, charge_id, chain, event FROM record WHERE position > ? ORDER BY position"
 
 
@@ -34,6 +40,8 @@ class Disk:
         self.durable: list[tuple[int, bytes]] = []
         self.durable_tokens: set[str] = set()
         self.unfinished: set[bytes] = set()
+        self._voids: set[bytes] = set()
+        """The charges of which a void waits for the end of the calling off."""
         self.committed_at: dict[int, float] = {}
 
     def of(self, process: Process) -> "DiskOf":
@@ -105,10 +113,14 @@ class Disk:
             kind = event.WhichOneof("kind")
             if kind == "token_issued":
                 self.durable_tokens.add(event.token_issued.token)
-            if kind in AT_REST:
+            if kind == "void_requested" and key in self.unfinished:
+                self._voids.add(key)
+            if kind in AT_REST and not (kind == "authorized" and key in self._voids):  # then the void goes on
                 self.unfinished.discard(key)
             else:
                 self.unfinished.add(key)
+            if kind in AT_REST:
+                self._voids.discard(key)
             self._stage.note("journal", position, uuid.UUID(bytes=key), kind)
 
     @property

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.journal_pb2 import SubscribeResponse
 from chassis.disk import Held
+from judge.history import Request
 from prove.simulation.loop import VirtualLoop
 from prove.simulation.stage import Stage
 from query_service.subscriber import FeedLost
@@ -107,9 +107,9 @@ class Connection(sqlite3.Connection):
 
 @dataclass(eq=False)
 class Rpc:
-    """A call of Charge on its way: also the context that the servicer sees."""
+    """A client's call on its way: also the context that the servicer sees."""
 
-    request: ChargeRequest
+    request: Request
     deadline: float | None
     reply: "asyncio.Future[Any]"
     loop: VirtualLoop

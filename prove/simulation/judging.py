@@ -15,12 +15,15 @@ from prove.simulation.bank import APPROVED, DECLINES, Bank
 from prove.simulation.callers import Callers
 from prove.simulation.disk import Disk
 from prove.simulation.host import Connection, Process
+from prove.simulation.plan import ENDS
 from prove.simulation.servers import Servers, unfinished_in
 from prove.simulation.stage import Stage
 
 # The tasks that a server has for as long as it lives: one that syncs the journal's anchor; the query server's own, and the
 # one that reads the feed. Beside these, the command server has one for each reader of the feed.
 STANDING = {"command": 1, "query": 2}
+# Why an honest bank declines what follows in a charge.
+OF_A_CARD = (DeclineReason.DECLINE_REASON_CARD_DECLINED,)
 
 
 class Judging:
@@ -105,21 +108,27 @@ class Judging:
     def _unfair_ends(self) -> list[Violation]:
         """A charge goes into review only if the bank lied about it, or its tokens kept expiring.
 
-        Nor is it refused for good unless the bank lied about it, or knows no such card.
+        Nor is it refused for good unless the bank lied about it, or knows no such card. And we ask for nothing that the bank's
+        own book does not allow, but that its hold may have lapsed.
         """
         found, cards = [], {}
         for record in self._records:
             event = Event.FromString(record.event)
-            if event.HasField("charge_requested"):
+            kind = event.WhichOneof("kind")
+            if kind == "charge_requested":
                 cards[record.charge_id] = event.charge_requested.card.token
+            if kind in ENDS:
+                self._stage.dice.met(str(kind))
             if record.charge_id in self._bank.lied_about:
                 continue
             where = f"charge {record.charge_id}, position {record.position}"
             is_refused = event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED
             if is_refused and cards[record.charge_id] in (*APPROVED, *DECLINES):
                 found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
+            if kind == "operation_declined" and event.operation_declined.reason not in OF_A_CARD:
+                found.append(Violation("I17", where, "the bank refused it, and not because of the card"))
             kept_expiring = event.review_required.reason == ReviewReason.REVIEW_REASON_TOKENS_KEEP_EXPIRING
-            if event.HasField("review_required") and not kept_expiring:
+            if kind == "review_required" and not kept_expiring:
                 found.append(Violation("L1", where, "in review, though the bank never lied about it"))
         return found
 

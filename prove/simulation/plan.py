@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from prove.simulation.bank import AFTER, BEFORE, DECLINES, LIES, OTHERWISE
+from prove.simulation import ops
+from prove.simulation.ops import Op
+from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE
 
 T = TypeVar("T")
 
@@ -59,8 +61,15 @@ WEATHER = (
 MET = frozenset({"bank_down", "bank_restart", "unauthorized", "disk_full"})
 # In a few stories the bank is away for hours, beyond the age at which charges are given up, and late deliveries are as late.
 LONG_STORIES, LONG_SECONDS, LONG_LATE_FACTOR = 1 / 80, (600.0, 3 * 3_600.0), 200.0
+# In these stories clients want more than charges: by a chance of its own, so that all other stories stay what they were.
+STORIES_WITH_SALES = 0.6
 # What clients do that is no fault of ours, counted as well.
-CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number")
+CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number", "other_refusal")
+# What came of it in the end, by the journal.
+ENDS = (
+    *("authorized", "captured", "voided", "refunded", "charge_called_off", "not_after_passed", "authorization_expired"),
+    *("operation_declined", "operation_abandoned"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,30 +90,12 @@ LATER = {
     "stray": Later("stray {seed}, its weight", 1 / 4, 0.3, 0.1),
     "journal_busy": Later("later {seed}", 1 / 8, 0.1),
     "clock_before_1970": Later("later {seed}", 1 / 8, None),
+    "wrong_kind": Later("wrong kind {seed}", 1 / 8, 0.2),
+    "wrong_on": Later("wrong on {seed}", 1 / 4, 0.2),
+    "expire_hold": Later("lapsed {seed}", 1 / 3, 0.4),
+    "late_execute": Later("late execute {seed}", 2 / 3, 0.9),
 }
-KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *CLIENTS)
-
-# Visa's, Mastercard's and American Express's well-known test numbers.
-CARD_NUMBERS = ("4111111111111111", "5555555555554444", "378282246310005")
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One thing that a client wants, with retries: which key, what body, how patiently."""
-
-    pause_seconds: float
-    key: str
-    user: str
-    card: str
-    amount: int
-    currency: str
-    timeout_seconds: float | None
-    cancel_after_seconds: float | None
-    tries: int
-    spoiled: str = ""
-    """What is wrong with the request: the field; "" for nothing."""
-    planted: str = ""
-    """A card number that is put into the spoiled field."""
+KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *CLIENTS, *ENDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +137,7 @@ class Plan:
     views: int
     shuffles: bool
     grid_seconds: float
+    hold_seconds: float = 604_800.0
     late_factor: float = 1.0
     """How much later than usual what is late comes."""
 
@@ -186,9 +178,14 @@ def plan_of(seed: int) -> Plan:
     weather.sort(key=lambda event: event.at)
     keys = [f"order-{seed}-{number}" for number in range(chance.choice((1, 2, 4, 8)))]
     clients = [
-        [_op(chance, keys, begun) for _ in range(chance.randint(1, 5))]
+        [ops.charge(chance, keys, begun) for _ in range(chance.randint(1, 5))]
         for _ in range(chance.choice((1, 2, 3, 4, 6, 8)))
     ]
+    sales = random.Random(f"sales {seed}")
+    hold_seconds = 604_800.0
+    if sales.random() < STORIES_WITH_SALES:
+        clients += ops.sales(sales, seed, begun)
+        hold_seconds = sales.choice((604_800.0, 604_800.0, 604_800.0, 10.0, 1.0))
     return Plan(
         seed,
         horizon,
@@ -205,46 +202,8 @@ def plan_of(seed: int) -> Plan:
         views=chance.choice((1, 1, 1, 2)),
         shuffles=chance.random() < 0.8,
         grid_seconds=chance.choice((0.0, 0.01, 0.05)),
+        hold_seconds=hold_seconds,
         late_factor=LONG_LATE_FACTOR if is_long else 1.0,
-    )
-
-
-def _op(chance: random.Random, keys: list[str], horizon: float) -> Op:
-    key = chance.choice(keys)
-    body = random.Random(key)  # a key has its own body, so that retries are retries
-    user, card = (
-        body.choice(("ada", "bob")),
-        body.choice(("tok_visa", "tok_visa", "tok_mastercard", *DECLINES, "tok_unknown")),
-    )
-    amount, currency = body.randint(1, 99_999), body.choice(("EUR", "EUR", "USD", "JPY"))
-    spoiled = planted = ""
-    roll = chance.random()
-    if roll < 0.12:  # another body under the same key
-        match chance.randrange(4):
-            case 0:
-                user = "eve"
-            case 1:
-                card = "tok_mastercard" if card == "tok_visa" else "tok_visa"
-            case 2:
-                amount += 1
-            case _:
-                currency = "GBP"
-    elif roll < 0.2:
-        spoiled = chance.choice(("amount", "currency", "key", "user", "unknown_field"))
-    elif roll < 0.26:
-        spoiled, planted = chance.choice(("description", "user", "card", "key")), chance.choice(CARD_NUMBERS)
-    return Op(
-        pause_seconds=chance.expovariate(1.0) * chance.choice((0.0, 0.0, 0.2, horizon / 6)),
-        key=key,
-        user=user,
-        card=card,
-        amount=amount,
-        currency=currency,
-        timeout_seconds=chance.choice((None, 0.1, 0.25, 1.0, 5.0, 30.0, 1e9)),
-        cancel_after_seconds=chance.uniform(0.0, 0.3) if chance.random() < 0.15 else None,
-        tries=chance.choice((1, 2, 4)),
-        spoiled=spoiled,
-        planted=planted,
     )
 
 

@@ -20,8 +20,11 @@ class Pressure:
         self._newest: dict[str, deque[float]] = {}
 
     @contextmanager
-    def call(self, charge: str) -> Iterator[None]:
-        """A call about a charge, from its beginning to its end; "" if the bank does not know whom it is about."""
+    def call(self, charge: str, operation: str) -> Iterator[None]:
+        """A call about an operation of a charge, from its beginning to its end; "" if the bank does not know whom it is about.
+
+        At once there is one about a charge. So soon again, each of its operations may have as many.
+        """
         self._under_way[charge] += 1
         try:
             if self._under_way.total() > self._most_at_once:
@@ -29,15 +32,15 @@ class Pressure:
                     "I16", "the bank", f"{self._under_way.total()} calls at once, allowed are {self._most_at_once}"
                 )
             if charge:
-                self._judge(charge)
+                self._judge(charge, operation)
             yield
         finally:
             self._under_way[charge] -= 1
 
-    def _judge(self, charge: str) -> None:
+    def _judge(self, charge: str, operation: str) -> None:
         if self._under_way[charge] > 1:
             self._broke("I16", f"charge {charge}", f"{self._under_way[charge]} calls about it at once")
-        newest = self._newest.setdefault(charge, deque(maxlen=CALLS_A_WINDOW))
+        newest = self._newest.setdefault(operation, deque(maxlen=CALLS_A_WINDOW))
         now = self._clock()
         if len(newest) == CALLS_A_WINDOW and now - newest[0] < WINDOW_SECONDS:
             self._broke("I16", f"charge {charge}", f"more than {CALLS_A_WINDOW} calls in {now - newest[0]:.1f} s")

@@ -16,13 +16,14 @@ from command_service.journal.commits import Rhythm
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.parts import Parts
 from command_service.settings import Settings
-from prove.simulation.bank import Bank, Wire
+from prove.simulation.bank import Bank
 from prove.simulation.disk import Disk
 from prove.simulation.feeds import Feeds
 from prove.simulation.host import Process, ProcessEnded
 from prove.simulation.loop import PROCESS
 from prove.simulation.pressure import Pressure
 from prove.simulation.stage import Stage
+from prove.simulation.wire import Wire
 from query_service.parts import Parts as QueryParts
 from query_service.settings import Settings as QuerySettings
 from query_service.subscriber import BrokenFeed, FeedLost, OpenFeed
@@ -153,6 +154,7 @@ class Servers:
         process.journal, process.assembled, process.commands, process.feed = journal, assembled, commands, feed
         process.feed_service = JournalService(feed)
         found = await assembled.runner.recover()
+        await assembled.reception.recall()
         process.is_up = process.has_started = True
         stage.note(process.name, "serves", f"{found} unfinished")
 

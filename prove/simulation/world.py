@@ -25,10 +25,9 @@ from typing import Any
 
 import structlog
 
-from charging.v1.common_pb2 import ChargeStatus
-from judge.history import Violation
+from judge.history import PENDING, Violation
 from prove.simulation.bank import Bank
-from prove.simulation.callers import Callers, patient
+from prove.simulation.callers import FOR_GOOD, Callers
 from prove.simulation.disk import Disk
 from prove.simulation.guard import Guard, Reached
 from prove.simulation.host import Process, ProcessEnded, silent
@@ -72,7 +71,7 @@ class World:
         self._guard = Guard()
         self._logs: list[dict[str, Any]] = []
         self._stage = Stage(plan, mask)
-        self._bank = Bank(plan.token_seconds, self._stage.loop.time, late_factor=plan.late_factor)
+        self._bank = Bank(plan.token_seconds, plan.hold_seconds, self._stage.loop.time, late_factor=plan.late_factor)
         self._disk = Disk(self._stage, folder)
         self._servers = Servers(self._stage, self._disk, self._bank, parts)
         self._callers = Callers(self._stage, self._disk, self._servers)
@@ -134,15 +133,17 @@ class World:
     async def _audit(self) -> None:
         """Ask again for everything that was ever asked for: by now each has an outcome, and says so."""
         loop, until = self._stage.loop, self._plan.horizon_seconds + REST_SECONDS
-        for op in self._callers.known_bodies.values():
-            call = await self._callers.call("auditor", patient(op))
+        for op in self._callers.known_bodies:
+            call = await self._callers.call("auditor", op)
             while call.outcome == "refused" and call.advice == "RETRY_SAME_KEY" and loop.time() < until:
                 await asyncio.sleep(4.0)  # a bank that was spared is tried again within 20 s
-                call = await self._callers.call("auditor", patient(op))
-            if call.outcome == "unknown" or call.status == ChargeStatus.CHARGE_STATUS_PENDING:
-                self._stage.broke("L1", f"key {op.key}", f"at rest, its charge is {call.outcome} {call.reason}")
-            elif call.outcome == "refused" and call.reason != "IDEMPOTENCY_KEY_REUSED":
-                self._stage.broke("L5", f"key {op.key}", f"at rest, its charge is refused: {call.reason}")
+                call = await self._callers.call("auditor", op)
+            if call.outcome == "unknown" or call.status == PENDING:
+                self._stage.broke("L1", f"key {op.key}", f"at rest, it is {call.outcome} {call.reason}")
+            elif call.outcome == "refused" and call.reason not in (*FOR_GOOD, "CHARGE_NOT_FOUND"):
+                self._stage.broke("L5", f"key {op.key}", f"at rest, it is refused: {call.reason}")
+            elif call.reason == "CHARGE_NOT_FOUND" and self._callers.knows(call.charge_id):
+                self._stage.broke("I15", f"key {op.key}", "its charge is not found, and another call was answered")
 
     async def _comes_to_rest(self, clients: list["asyncio.Task[None]"]) -> bool:
         """Wait for all clients and servers; False if they are not at rest in time, which is told as broken."""

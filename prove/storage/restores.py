@@ -148,23 +148,23 @@ class Restored:
         What was charged after a backup is not in the restored journal: those clients ask again, with their keys, and the
         bank, looked up first, knows. What they were told of positions before is of the journal that is gone.
         """
-        again = Clients(random.Random(seed), self.clients.prefix)
+        again = Clients(random.Random(seed), self.clients.prefix, is_calm=True)
         async with grpc.aio.insecure_channel(self.town.command.listen, options=CHANNEL_OPTIONS) as channel:
             stub, limit = CommandServiceStub(channel), asyncio.Semaphore(16)
 
-            async def charge() -> None:
-                async with limit:  # who waits first is first: so each draws the same charge again
-                    await again.charge(stub)
+            async def buy() -> None:
+                async with limit:
+                    await again.buy(stub)
 
-            await asyncio.gather(*(charge() for _ in range(self.clients.begun)))
+            await asyncio.gather(*(buy() for _ in range(self.clients.begun)))
         await self._until_equal()
         await self._judge_look_ups()
         found = check(await self.witness.at_rest(again, self.town, has_view=True))
         self.harness.violations += [f"{violation} (restore, seed {seed})" for violation in found]
-        before = {call.key: call.transaction_id for call in self.clients.calls if call.transaction_id}
+        before = {call.names: call.transaction_id for call in self.clients.calls if call.transaction_id}
         for call in again.calls:
-            if call.transaction_id != before.get(call.key, call.transaction_id):
-                text = f"I6: the charge {call.key} was told another transaction after a restore"
+            if call.transaction_id != before.get(call.names, call.transaction_id):
+                text = f"I6: the key {call.key} was told another transaction after a restore"
                 self.harness.violations.append(text)
         verify_journal(SqliteFile(self.town.journal))
 
@@ -177,7 +177,8 @@ async def restored(harness: Harness, seed: int, *, bug: str = "") -> AsyncIterat
             sabotage(kept.command, bug)
         async with kept as town, Referee(town.bank_url) as referee:
             await town.start_query()
-            one = Restored(town, Clients(random.Random(seed), f"restore-{seed}"), harness, Witness(referee))
+            clients = Clients(random.Random(seed), f"restore-{seed}", is_calm=True)
+            one = Restored(town, clients, harness, Witness(referee))
             yield one
             await one.reckon(seed)
 

@@ -1,6 +1,6 @@
 """A rig: one adapter with a bank behind it that follows orders. Every rig in RIGS runs the suites of the bank's contract.
 
-These are test_bank.py, test_bank_answers.py and test_calling_off.py.
+These are test_bank.py, test_bank_answers.py and test_bank_calling_off.py.
 
 A rig names troubles in the words of gateway_mock ("on execute: lose_answer"), whose docstring defines them. The rig of another
 bank translates them into the faults of that bank's double. A rig's bank is a process of its own; the tests of a module share

@@ -17,7 +17,7 @@ CHOSEN = {
     "test_http11.py": ["asyncio", "uvloop"],
     "test_bank.py": ["uvloop"],
     "test_bank_answers.py": ["uvloop"],
-    "test_calling_off.py": ["uvloop"],
+    "test_bank_calling_off.py": ["uvloop"],
     "test_gateway.py": ["uvloop"],
     "test_line.py": ["uvloop"],
 }

@@ -1,6 +1,6 @@
 """The contract of every bank adapter for every kind of operation: rules 1 to 5 of command_service/bank, over real connections.
 
-Rule 6 is in test_calling_off.py, the answers in test_bank_answers.py.
+Rule 6 is in test_bank_calling_off.py, the answers in test_bank_answers.py.
 """
 
 import asyncio

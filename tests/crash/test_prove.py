@@ -7,13 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 from prove.__main__ import is_full_size, passes, table
+from prove.deaths.scenarios import SCENARIOS
 from prove.report import RARE, Harness
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_it_prints_a_table_and_writes_its_results(tmp_path: Path) -> None:
-    """With a control that failed as required; otherwise it would exit with 1."""
+    """With controls that failed as required; otherwise it would exit with 1."""
     command = [sys.executable, "-m", "prove", "0.03", "--only", "crashpoints"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -22,8 +23,8 @@ def test_it_prints_a_table_and_writes_its_results(tmp_path: Path) -> None:
     (harness,) = json.loads((tmp_path / "build" / "prove.json").read_text())["harnesses"]
     assert harness["tried"] > 0
     assert harness["violations"] == []
-    assert list(harness["controls"].values()) == [True]
-    assert harness["enumerated"]["paths of 1 deaths"] > 50
+    assert list(harness["controls"].values()) == [True, True]
+    assert harness["enumerated"]["paths of 1 deaths"] > 14 * len(SCENARIOS)
     assert "all tried in" in done.stdout
 
 

@@ -1,6 +1,7 @@
 """Bugs that the simulation found, each as a story of its own, independent of changes in the plans."""
 
-from prove.simulation.plan import Op, Plan, Weather
+from prove.simulation.ops import Op
+from prove.simulation.plan import Plan, Weather
 from prove.simulation.stories import tell
 
 
