@@ -192,7 +192,7 @@ def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
     else:
         left = state.book.left(wish.kind)
     minor_units = left if wish.amount is None else wish.amount.minor_units
-    if not 0 < minor_units <= left:  # screening has refused zero and less; the book is never written so
+    if not 0 < minor_units <= left:  # screening refuses less than one, and the book must not rest on that
         raise MoreThanIsLeft(left)
     amount = Money(minor_units, currency)
     return [
