@@ -27,7 +27,7 @@ from judge.checker import check
 from judge.files import read_journal, read_view
 from prove.clients import ENDS, Clients, Witness
 from prove.report import Harness, Say
-from prove.sabotaged import SENDS_REFUNDS_AGAIN, WRITES_ITS_LOG_ITSELF, sabotage
+from prove.sabotaged import WRITES_ITS_LOG_ITSELF, sabotage
 from rig.processes import Server, Town
 from rig.referee import Referee
 
@@ -267,7 +267,7 @@ CANARIES = {
     "an outcome is told before it is stored": "I7",
     "execute before the token is durable": "I3",
     WRITES_ITS_LOG_ITSELF: "L1",
-    SENDS_REFUNDS_AGAIN: "I17",
+    "a refund is sent again under a new reference after a crash": "I17",
 }
 CANARY_KILLS, CANARY_SECONDS = 6, 60.0
 

@@ -38,7 +38,7 @@ from judge.files import read_anchor, read_journal
 from judge.history import BankCall, Call, Movement, Observed, Request, charge_id_of
 from prove.deaths.scenarios import AMOUNT, Before, Scenario
 from prove.deaths.writer import end_process, now
-from prove.sabotaged import SentAgain
+from prove.operation_bugs import Renaming, Unfinished
 from rig.around import Around
 from rig.asking import FOR_GOOD, is_decided, reference_of, send
 from rig.referee import Referee
@@ -244,7 +244,10 @@ class Story:
         beneath: Journal = Hasty(journal).as_one() if self.bug is Bug.HASTY else journal
         seen = cast("httpx.AsyncBaseTransport", Port("transport", transport, points, self._sees))
         adapter: Bank = gateway_bank(str(self.referee.http.base_url), seen, 10.0)
-        bank = Port("bank", SentAgain(adapter) if self.bug is Bug.SENT_AGAIN else adapter, points)
+        if self.bug is Bug.SENT_AGAIN:
+            found = set[str]()
+            beneath, adapter = Unfinished(journal, found).as_one(), Renaming(adapter, found).as_one()
+        bank = Port("bank", adapter, points)
         parts = Clocked(lambda: self.scenario.is_late and any(call.step == "token" for call in self.bank_calls))
         assembled = parts.assemble(cast("Journal", Port("journal", beneath, points)), cast("Bank", bank))
         service = parts.commands(assembled.reception)
