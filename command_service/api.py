@@ -1,7 +1,7 @@
 """The commands over gRPC: from a request to the reception and back, with bounds on the number of calls and their time.
 
-An RPC only waits for a charge; the charge runs in the runner's tasks. A deadline, a cancel or a cut connection ends the
-call and never reaches the charge.
+An RPC only waits for a charge, which runs in a task of the reception's or the runner's. A deadline, a cancel or a cut
+connection ends the call and never reaches the charge.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
 """The book of a charge: which operation its money allows, and for how much. Pure.
 
-Only what the bank has executed is written into it, and refunded <= captured <= authorised holds at every moment.
+Only what the bank has executed, or has let lapse, is written into it. refunded <= captured <= authorised holds at every moment.
 
-    operation  fits if                leaves at most             once executed
+    operation  fits if                largest amount             once executed
     ---------  ---------------------  -------------------------  --------------------------------------------------
-    charge     nothing precedes it    -                          the amount is authorised and captured
-    authorize  nothing precedes it    -                          the amount is authorised, and the hold is open
+    charge     it opens the charge    -                          the amount is authorised and captured
+    authorize  it opens the charge    -                          the amount is authorised, and the hold is open
     capture    the hold is open       authorised less captured   it is captured; a final one, or the last money, closes the hold
     void       the hold is open       authorised less captured   the hold is closed
     refund     something is captured  captured less refunded     it is refunded
@@ -45,7 +45,7 @@ class Book:
     has_lapsed: bool = False
 
     def fits(self, kind: Kind) -> bool:
-        """Whether an operation of this kind may follow, if its amount is right."""
+        """Whether a capture, a void or a refund may follow, if its amount is right."""
         return self.captured > 0 if kind is Kind.REFUND else self.is_open
 
     def left(self, kind: Kind) -> int:

@@ -85,8 +85,14 @@ class Absent:
 class Charge:
     """A charge that was asked for. `newest` is the operation under way, or the last one that came to rest.
 
-    `done` are the operations before it, and `void` is a void that waits for the end of the calling off. `position` is that of
-    the newest event.
+    `done` are the operations before `newest`. `void` is a void that waits for the end of the opening operation, which it calls
+    off. `position` is that of the newest event. For example:
+
+                               done                 newest                  void
+        charged                -                    opening, at rest        -
+        a refund under way     opening              refund, awaiting ...    -
+        called off by a void   -                    opening, calling off    void, awaiting token
+        the void goes on       opening, authorised  void, awaiting token    -
     """
 
     request: Request
@@ -186,7 +192,7 @@ def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
     else:
         left = state.book.left(wish.kind)
     minor_units = left if wish.amount is None else wish.amount.minor_units
-    if not 0 < minor_units <= left:  # screening has refused zero and less; the book is never written so
+    if not 0 < minor_units <= left:  # screening refuses less than one, and the book must not rest on that
         raise MoreThanIsLeft(left)
     amount = Money(minor_units, currency)
     return [
@@ -239,7 +245,7 @@ def evolve(state: State, recorded: Recorded) -> State:
 
 def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Charge:
     kind, newest, left = event.kind, charge.newest, charge.book.left(event.kind)
-    is_called_off = kind is Kind.VOID and _may_be_called_off(charge)
+    calls_off = kind is Kind.VOID and _may_be_called_off(charge)
     operation = Operation(
         kind,
         event.idempotency_key,
@@ -248,10 +254,10 @@ def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Cha
         charge.request,
         charge.transaction_id,
         event.is_final,
-        takes_all=is_called_off or event.amount.minor_units == left,
+        takes_all=calls_off or event.amount.minor_units == left,
     )
     begun = AwaitingToken(operation, recorded.recorded_at)
-    if is_called_off:
+    if calls_off:
         return replace(charge, newest=operations.call_off(newest), void=begun, position=recorded.position)
     if not isinstance(newest, AtRest) or is_in_review(charge):
         raise ImpossibleEvent(f"a {kind.value} cannot follow in {type(newest).__name__}")

@@ -1,16 +1,15 @@
 """How one operation of a charge comes to rest: its two steps at the bank, and the meaning of each answer.
 
-An operation is one movement of money, of whatever kind: a charge, a hold, a capture, a void, a refund. After a crash its next
-step is simply done again. That is safe because the bank keeps its promises (`command_service.bank`): a token step that is
-repeated under the same reference names the same transaction, unless that one has expired; and an execute step that is repeated
-with the same transaction token is done once.
+An operation is one use of the bank's two steps, of whatever kind: a charge, a hold, a capture, a void, a refund. After a crash
+its next step is simply done again. That is safe because the bank keeps its promises (`command_service.bank`): a repeated token
+step names the same transaction, unless that one has expired, and a repeated execute step does its transaction once.
 
 1. Money moves in the execute step only, and only by a token that the journal already holds.
 2. A token that the journal holds is replaced only after the bank has closed it for ever, unexecuted. If answers contradict
    each other, the operation goes into review: nobody guesses, and nobody requests another token.
 3. An answer counts only while its step is the next one. A late answer yields no event.
-4. Without a token an operation is given up once it is `abandon_after_seconds` old and five attempts of this run, at whatever
-   step, came to no answer. With a token it never is: money may have moved.
+4. Without a token an operation is given up once it is `abandon_after_seconds` old and five attempts at it in this run, at
+   whatever step, came to no answer. With a token it never is: money may have moved.
 5. An operation that opens a charge can be called off: then the bank is asked to close the token instead of executing it. If
    the bank has executed it already, it is executed.
 6. No event follows an operation at rest.
@@ -36,10 +35,11 @@ with the same transaction token is done once.
     void       VoidRequested     Voided      OperationDeclined, AuthorizationExpired  OperationAbandoned  -
     refund     RefundRequested   Refunded    OperationDeclined                        OperationAbandoned  -
 
-Absent is the state before the first event. Only the kinds that can be CalledOff have NotAfterPassed and, before they are at
-rest, VoidRequested. These tables are the one place where the order of events in an operation is written by hand: a test holds
-the code to them, and the grammar of the history checker (`judge/`) is made from them. Everything here is pure: time and the
-number of attempts come in as data.
+Absent is the state before the first event of an operation; `charge.py` folds that event, since it knows what may follow. The
+events are named as the journal stores them: in the code CaptureRequested, VoidRequested and RefundRequested are one event with
+a kind, OperationRequested. Only the kinds that can be CalledOff have NotAfterPassed and, before they are at rest,
+VoidRequested, which also requests the void that waits for their end. These tables are the one place where the order of events
+is written by hand: tests hold the code to them, and the judge's grammar is made from them. All of it is pure.
 """
 
 from typing import ClassVar, NamedTuple, TypeGuard, assert_never
@@ -128,7 +128,7 @@ class CallingOff:
 
 @value
 class AtRest:
-    """The outcome is decided. `position` and `decided_at` are those of the deciding event, in microseconds since 1970."""
+    """The outcome is decided: by the event at `position`, stored at `decided_at`, in microseconds since 1970."""
 
     operation: Operation
     requested_at: int
@@ -145,10 +145,10 @@ Progress = UnderWay | AtRest
 class Attempts(NamedTuple):
     """What the rule of giving up needs to know.
 
-    `unanswered` counts the attempts of this run that came to no answer, this one included. While the bank is spared
-    (`bank/breaker.py`), an unanswered probe for one charge counts for each charge that waits. `now` is in microseconds since
-    1970. `is_restored`: the journal came from a backup, once and for all, and may lack steps that the bank has done, so
-    nothing is given up.
+    `unanswered` counts the attempts at this operation, in this run, that came to no answer, this one included. While the bank
+    is spared, an unanswered probe for one charge counts for each charge that waits. `now` is in microseconds since 1970.
+    `is_restored`: the journal came from a backup and may lack steps that the bank has done, so nothing is given up. That mark
+    of a journal is never removed.
     """
 
     unanswered: int
@@ -213,9 +213,11 @@ def _after_token_step(progress: AwaitingToken, answer: Answer, attempts: Attempt
             return [_declined(operation, DeclineReason.BANK_REFUSED)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Executed() | Expired() | CalledOff():  # No bank's adapter answers this step so.
+        case Executed() | Expired() | CalledOff():  # No adapter gives this answer to this step.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
-        case InProgress() | NoAnswer():
+        case InProgress():  # It answers, so it is not given up.
+            return []
+        case NoAnswer():
             return _given_up(progress, answer, attempts)
         case _:
             assert_never(answer)
@@ -228,7 +230,7 @@ def _after_execute_step(progress: AwaitingExecution, answer: Answer) -> list[Eve
             return [_moved(operation, answer)]
         case Declined(reason):
             return [_declined(operation, reason)]
-        case CalledOff():  # Not by us, or before the journal was restored: it is closed for ever all the same.
+        case CalledOff():  # Somebody else called it off, or we did before the journal was restored.
             return [ChargeCalledOff() if operation.opens else OperationDeclined(DeclineReason.OTHER)]
         case Expired() if progress.expired_tokens + 1 < TOKEN_LIMIT:
             return [TokenExpired(progress.token)]  # The token step follows once more.
@@ -238,7 +240,7 @@ def _after_execute_step(progress: AwaitingExecution, answer: Answer) -> list[Eve
             return [ReviewRequired(ReviewReason.EXECUTE_REFUSED, evidence)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Token():  # No bank's adapter answers this step so.
+        case Token():  # No adapter gives this answer to this step.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case InProgress() | NoAnswer():
             return []
@@ -259,16 +261,18 @@ def _after_calling_off(progress: CallingOff, answer: Answer, attempts: Attempts)
             return [ReviewRequired(ReviewReason.CALL_OFF_REFUSED, evidence)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Token():  # No bank's adapter answers this step so.
+        case Token():  # No adapter gives this answer to this step.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
-        case InProgress() | NoAnswer():
+        case InProgress():
+            return []
+        case NoAnswer():
             return [] if progress.token else _given_up(progress, answer, attempts)
         case _:
             assert_never(answer)
 
 
-def _given_up(progress: AwaitingToken | CallingOff, answer: InProgress | NoAnswer, attempts: Attempts) -> list[Event]:
-    """Whether to ask no longer. A clock that went back makes an operation young, never old."""
+def _given_up(progress: AwaitingToken | CallingOff, answer: NoAnswer, attempts: Attempts) -> list[Event]:
+    """Ask no longer, if it is time for that. A clock that went back makes an operation young, never old."""
     age_seconds = max(0.0, (attempts.now - progress.requested_at) / 1_000_000)
     is_due = attempts.unanswered >= ATTEMPTS_BEFORE_GIVING_UP and age_seconds >= attempts.abandon_after_seconds
     if not is_due or attempts.is_restored or not counts_for_giving_up(answer):

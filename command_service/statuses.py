@@ -71,7 +71,8 @@ def operation_status_told(progress: Progress) -> OperationStatus.ValueType:
         case Captured() | Voided() | Refunded() | ChargeCalledOff():
             return OperationStatus.OPERATION_STATUS_EXECUTED
         case OperationDeclined() | AuthorizationExpired() | ChargeDeclined() | Charged() | Authorized():
-            return OperationStatus.OPERATION_STATUS_DECLINED  # Charged: the void that came too late to call it off.
+            # Charged: a void that came too late to call it off. No operation that follows ends Authorized.
+            return OperationStatus.OPERATION_STATUS_DECLINED
         case OperationAbandoned() | ChargeAbandoned():
             return OperationStatus.OPERATION_STATUS_ABANDONED
         case ReviewRequired():

@@ -9,8 +9,8 @@ from command_service.events import Recorded
 from command_service.failures import CallFailed
 from command_service.journal import Journal, VersionConflict
 
-# After one conflict a command finds its charge, and an answer is late, so that a second conflict in a row is rare. More of
-# them than this are a fault of the program.
+# After one conflict a command finds its charge or another operation under way, and an answer is late, so that a second conflict
+# in a row is rare. More of them than this are a fault of the program.
 DECISIONS = 5
 
 ABSENT = Absent()

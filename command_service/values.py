@@ -40,7 +40,7 @@ class Card:
 
 @value
 class Request:
-    """A client's request for a charge. User, card and amount are compared on a retry; for other fields the first request wins.
+    """A client's request for a charge. User, card, amount and `is_held` are compared on a retry.
 
     `not_after` is in microseconds since 1970, 0 for none: past it the charge is called off instead of executed.
     """

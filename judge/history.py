@@ -303,7 +303,7 @@ def fold(records: Iterable[Record]) -> View:
                 "recorded_at": record.recorded_at,
                 "event": Event.DESCRIPTOR.fields_by_name[kind].number,
                 "status": charge.row["status"],
-                "operation": number,
+                "operation_number": number,
             }
         )
     rows = [charge.row for charge in charges.values()]

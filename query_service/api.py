@@ -150,7 +150,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         (charge, operations), entries = shown.found
         return query_pb2.GetChargeHistoryResponse(
             charge_id=_text_of(charge.charge_id),
-            entries=[_entry(entry, operations[entry.operation]) for entry in entries],
+            entries=[_entry(entry, operations[entry.operation_number]) for entry in entries],
             **self._freshness(shown),
         )
 

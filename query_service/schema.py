@@ -108,7 +108,7 @@ OPERATION_MOVES_FROM: Final = Operation._fields.index("status")
 class Entry(NamedTuple):
     """An event in a charge's history, and the status of the charge after it. `event` is the kind's number in the contract.
 
-    `operation` is the number of the operation that it belongs to.
+    `operation_number` is that of the operation that it belongs to.
     """
 
     tenant: int
@@ -118,7 +118,7 @@ class Entry(NamedTuple):
     recorded_at: int
     event: int
     status: ChargeStatus.ValueType
-    operation: int
+    operation_number: int
 
 
 class Sum(NamedTuple):

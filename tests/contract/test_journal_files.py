@@ -33,6 +33,7 @@ from charging.v1.journal_pb2 import SubscribeRequest
 from chassis.disk import LOCAL_DISK, Disk, Held, LocalDisk
 from chassis.sqlite import PragmaNotTakenError, open_connection
 from command_service.codec import encode
+from command_service.events import Charged, ChargeDeclined, ChargeRequested, TokenIssued
 from command_service.feed import Feed
 from command_service.journal import (
     START,
@@ -50,7 +51,6 @@ from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.sqlite.file_system import kind_of
 from command_service.journal.sqlite.starting import checkpoint
 from command_service.operate import print_journal, restore_journal, verify_journal
-from command_service.events import ChargeDeclined, ChargeRequested, Charged, TokenIssued
 from command_service.values import DeclineReason
 from tests.contract.journal_rigs import SqliteRig, add, stream
 from tests.core.stories import REQUEST

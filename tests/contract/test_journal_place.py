@@ -23,6 +23,7 @@ from chassis import settings
 from chassis.disk import LocalDisk
 from chassis.sqlite import open_connection
 from command_service.codec import encode
+from command_service.events import ChargeRequested
 from command_service.journal import START, JournalRefused, Place
 from command_service.journal.commits import Rhythm
 from command_service.journal.sqlite import anchor, table
@@ -32,7 +33,6 @@ from command_service.operate import print_journal, restore_journal, verify_journ
 from command_service.parts import Parts
 from command_service.serving import serve
 from command_service.settings import Settings
-from command_service.events import ChargeRequested
 from rig.processes import DidNotStart, Town
 from tests.contract.journal_rigs import SqliteRig, stream
 from tests.contract.test_journal_files import (

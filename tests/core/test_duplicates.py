@@ -4,13 +4,17 @@ import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 from command_service.charge import State
-from command_service.duplicates import Recent
-from command_service.events import ChargeDeclined, Event, ReviewRequired
+from command_service.codec import encode
+from command_service.duplicates import Recent, recall
+from command_service.events import ChargeDeclined, ChargeRequested, Event, ReviewRequired, TokenIssued
+from command_service.failures import UnknownEvent
 from command_service.values import Card, DeclineReason, Money, Request, ReviewReason
+from tests.contract.journal_rigs import SqliteRig, add, stream
 from tests.core.stories import (
     AUTHORIZED,
     CHARGED,
@@ -248,3 +252,36 @@ def test_a_charge_that_is_over_without_money_is_forgotten(recent: Recent, state:
     recent.note(REQUEST)
     recent.note_rest(state)
     assert (recent.earlier(another()) == REQUEST.charge_id) == is_kept
+
+
+# ================================================================ after a start
+async def test_the_journal_tells_the_charges_of_the_last_while(tmp_path: Path) -> None:
+    """Wherever the window begins: those requested in it, but those that are over without money."""
+    async with SqliteRig(tmp_path).open() as journal:
+        await recall(Recent(WINDOW_SECONDS, Clock()), journal)  # an empty one
+        at: list[int] = []
+        for number in range(5):
+            request = replace(REQUEST, charge_id=stream(number), user_id=f"user-{number}")
+            events: list[Event] = [ChargeRequested(request), TokenIssued("t1")]
+            if number == 3:
+                events.append(ChargeDeclined(DeclineReason.OTHER))
+            first, *_ = await add(journal, stream(number), 0, list(map(encode, events)), finished=False)
+            at.append(first.recorded_at)
+        for begins in sorted({time + step for time in at for step in (-1, 0, 1)}):
+            clock = Clock()
+            clock.now = begins + 60 * SECOND
+            recent = Recent(WINDOW_SECONDS, clock)
+            await recall(recent, journal)
+            found = [number for number in range(5) if recent.earlier(another(user_id=f"user-{number}")) is not None]
+            assert found == [number for number in (0, 1, 2, 4) if at[number] >= begins]
+            clock.goes(1)  # Their window is as old as their records.
+            assert not any(recent.earlier(another(user_id=f"user-{number}")) for number in range(5))
+
+
+async def test_without_a_window_the_journal_is_not_read(tmp_path: Path) -> None:
+    """Not even one with an event of a newer program."""
+    async with SqliteRig(tmp_path).open() as journal:
+        await add(journal, stream(1), 0, [b"\xa2\x06\x00"], finished=False)
+        await recall(Recent(0, Clock()), journal)
+        with pytest.raises(UnknownEvent):
+            await recall(Recent(10 * 365 * 86_400, Clock()), journal)

@@ -524,7 +524,7 @@ def test_an_entry_belongs_to_the_operation_that_its_event_is_of() -> None:
     """While a void calls a charge off, the bank's answer is of the charge; once that is held, the answers are the void's."""
     events = (held("order-0001"), token_issued(), void(AMOUNT), authorized(), token_issued(), voided())
     changes = changes_of(*events)
-    assert [entry[Entry._fields.index("operation")] for entry in changes.entries] == [0, 0, 1, 0, 1, 1]
+    assert [entry[Entry._fields.index("operation_number")] for entry in changes.entries] == [0, 0, 1, 0, 1, 1]
     assert [Operation(*row).updated_at - EPOCH_MICROSECONDS for row in changes.operations] == [4, 6]
 
 

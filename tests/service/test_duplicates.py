@@ -18,12 +18,10 @@ from charging.v1.common_pb2 import Card, Money
 from rig.errors import refused
 from rig.world import AUTHORIZED, CHARGED, DECLINED, REPLAYED, World, a_hold, a_request, a_world, id_of, new_key
 
-WINDOW = {"COMMAND_DUPLICATE_WINDOW_SECONDS": "600"}
-
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with a_world(tmp_path, **WINDOW) as world:
+    async with a_world(tmp_path, COMMAND_DUPLICATE_WINDOW_SECONDS="600") as world:
         yield world
 
 

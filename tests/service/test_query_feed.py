@@ -42,6 +42,18 @@ from query_service.view import View
 from query_service.view_file import ViewUnusable
 from query_service.waiting import Waiting
 from rig.errors import told as read_error
+from tests.operations import (
+    authorized,
+    called_off,
+    capture,
+    captured,
+    held,
+    lapsed,
+    refund,
+    refunded,
+    void,
+    voided,
+)
 from tests.sealed import (
     EPOCH_MICROSECONDS,
     UNKNOWN_EVENT,
@@ -58,9 +70,30 @@ from tests.service.feed_server import FeedServer, feeding
 from tests.service.query_rig import SERVICE, Client, KeptDisk, client_of, dump, process_of, querying
 
 PAGE_BYTES = 4096
-FORMAT_1 = Path(__file__).parent / "fixtures" / "view_1.sql"
+FIXTURES = Path(__file__).parent / "fixtures"
 # For loops that poll: far more than they need on a busy machine.
 PATIENCE_SECONDS = 30
+
+
+HOLD = (token_issued(), authorized())
+# Of charges of 1000 that open with a hold.
+HELD_LIVES = (
+    HOLD,
+    (
+        *HOLD,
+        capture(400),
+        token_issued(),
+        captured(),
+        refund(300),
+        token_issued(),
+        refunded(),
+        void(600),
+        token_issued(),
+    ),
+    (token_issued(), void(1000), called_off()),
+    (token_issued(), void(1000), authorized(), token_issued(), voided()),
+    (*HOLD, capture(1000), token_issued(), lapsed()),
+)
 
 
 def filled(charges: int, journal_id: str = "journal-one") -> SealedJournal:
@@ -68,7 +101,13 @@ def filled(charges: int, journal_id: str = "journal-one") -> SealedJournal:
     journal = SealedJournal(journal_id)
     for number in range(charges):
         ends = ((token_issued(), charged(f"transaction-{number}")), (declined(),), (token_issued(),))
-        journal.charge(f"order-{number:05}", f"user-{number % 7}", *ends[number % 3], minor_units=number + 1)
+        key, user = f"order-{number:05}", f"user-{number % 7}"
+        if number % 4 == 3:
+            journal.append(key, held(key, user))
+            for event in HELD_LIVES[number % len(HELD_LIVES)]:
+                journal.append(key, event)
+        else:
+            journal.charge(key, user, *ends[number % 3], minor_units=number + 1)
     return journal
 
 
@@ -839,15 +878,16 @@ async def test_a_view_of_another_format_is_removed_and_rebuilt(feed: FeedServer,
     assert feed.requests[-1].after_position == 0
 
 
-async def test_a_view_of_the_first_format_is_rebuilt_by_itself(tmp_path: Path) -> None:
-    """The file is the former version's: its journal is followed again from the start, into rows of today's shape."""
+@pytest.mark.parametrize("former", [1, 2])
+async def test_a_view_of_a_former_format_is_rebuilt_by_itself(tmp_path: Path, former: int) -> None:
+    """The file is a former version's: its journal is followed again from the start, into rows of today's shape."""
     journal = SealedJournal()
     journal.charge("order-0001", "user-1", token_issued(), charged())
     journal.charge("order-0002", "user-2", declined())
     journal.charge("order-0003", "user-1", token_issued())
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     with closing(sqlite3.connect(old)) as connection:
-        connection.executescript(FORMAT_1.read_text())
+        connection.executescript((FIXTURES / f"view_{former}.sql").read_text())
         assert connection.execute("SELECT journal_id, position FROM checkpoint").fetchone() == (
             "journal-one",
             journal.head,
@@ -858,7 +898,7 @@ async def test_a_view_of_the_first_format_is_rebuilt_by_itself(tmp_path: Path) -
                 async with querying(feed.address, view) as (_, client):
                     await status(client, journal.head)
             told = [entry for entry in logs if "another format" in entry["event"]]
-            assert [(entry["found"], entry["wanted"]) for entry in told] == ([(1, FORMAT)] if view == old else [])
+            assert [(entry["found"], entry["wanted"]) for entry in told] == ([(former, FORMAT)] if view == old else [])
         assert [request.after_position for request in feed.requests] == [0, 0]
     assert dump(old) == dump(new)
 

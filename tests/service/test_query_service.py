@@ -13,7 +13,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from charging.v1.common_pb2 import ChargeStatus, DeclineReason, ReviewReason
+from charging.v1.command_pb2 import CaptureMode
+from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
 from charging.v1.query_pb2 import (
     VIEW_STATE_LIVE,
     Charge,
@@ -24,6 +25,7 @@ from charging.v1.query_pb2 import (
     GetViewStatusRequest,
     ListChargesRequest,
     ListChargesResponse,
+    Operation,
     WatchChargeRequest,
     WatchChargeResponse,
 )
@@ -100,6 +102,21 @@ async def test_a_charge_is_shown_whole_by_its_id_and_by_its_key(feed: FeedServer
         updated_at=time_of(EPOCH_MICROSECONDS + 3),
         version=3,
         position=3,
+        capture=CaptureMode.CAPTURE_MODE_AUTOMATIC,
+        authorized_minor_units=999,
+        captured_minor_units=999,
+        operations=[
+            Operation(
+                kind=OperationKind.OPERATION_KIND_CHARGE,
+                idempotency_key="order-0001",
+                amount=wanted.charge_requested.amount,
+                status=OperationStatus.OPERATION_STATUS_EXECUTED,
+                transaction_id="transaction-9",
+                requested_at=time_of(EPOCH_MICROSECONDS + 1),
+                updated_at=time_of(EPOCH_MICROSECONDS + 3),
+                actor="anonymous",
+            )
+        ],
     )
     assert by_key.as_of_position == 3
     assert by_key.lag.records == 0
@@ -532,6 +549,7 @@ async def test_a_users_summary_sums_up_each_currency_by_status(feed: FeedServer,
             currency_code="EUR",
             charged_minor_units=120,
             charged_count=2,
+            net_minor_units=120,
             declined_minor_units=3,
             declined_count=1,
             pending_minor_units=400,
