@@ -26,8 +26,8 @@ from chassis.caller import Caller, caller_of
 from chassis.deadlines import wait_seconds
 from command_service.appointments import Appointments
 from command_service.charge import following
-from command_service.errors import refusing
 from command_service.events import Authorized
+from command_service.explaining import explaining
 from command_service.failures import OperationUnderWay
 from command_service.intake import Intake
 from command_service.operation import AtRest
@@ -99,7 +99,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         self._calls += 1
         began = self._clock()
         try:
-            with refusing():
+            with explaining():
                 return await self._wait(request, caller_of(context), context.time_remaining())
         finally:
             self._calls -= 1

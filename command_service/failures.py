@@ -24,13 +24,6 @@
 Each leaf has one row in `command_service.errors`, which turns it into the status that a client sees.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from command_service.charge import Charge
-    from command_service.operation import Progress
-    from command_service.values import Kind
-
 
 class CallFailed(Exception):
     """A call ends without an answer."""
@@ -54,7 +47,7 @@ class KeyReused(CommandRefused):
     `charge` is its charge's state. `progress` is that of the operation, if the key belongs to one that follows.
     """
 
-    def __init__(self, charge: "Charge | None" = None, progress: "Progress | None" = None) -> None:
+    def __init__(self, charge: object = None, progress: object = None) -> None:
         super().__init__(charge, progress)
         self.charge = charge
         self.progress = progress
@@ -79,7 +72,7 @@ class ChargeInReview(CommandRefused):
 class DoesNotFit(CommandRefused):
     """An operation of this kind cannot follow in this charge as it stands: `charge` is its state."""
 
-    def __init__(self, charge: "Charge | None" = None, kind: "Kind | None" = None) -> None:
+    def __init__(self, charge: object = None, kind: object = None) -> None:
         super().__init__(charge, kind)
         self.charge = charge
         self.kind = kind

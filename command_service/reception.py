@@ -133,8 +133,7 @@ class Reception:
             return result
         finally:
             del self._leaders[charge_id]
-            is_decided = isinstance(result, Accepted) and result.run is None
-            leader.set_result(result.snapshot if is_decided and isinstance(result, Accepted) else None)
+            leader.set_result(result.snapshot if isinstance(result, Accepted) and result.run is None else None)
 
     async def _open(self, command: Command) -> Accepted:
         refusal = self._refusal() or await self._duplicate(command)
@@ -155,7 +154,9 @@ class Reception:
         try:
             accepted = await self._decide(command, await self._runner.load(charge_id), refusal)
         except OperationUnderWay:
-            if self._runner.find(charge_id) is None:  # its loop has stopped: this call goes on with it
+            if (
+                self._runner.find(charge_id) is None
+            ):  # its loop has stopped, or ended just now: this call goes on with it
                 run = self._runner.run(await self._runner.load(charge_id), was_in_journal=True)
                 self._tasks.start(self._runner.drive(run))
             return Blocked(charge_id, self._turns.wait(charge_id))

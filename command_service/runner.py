@@ -16,7 +16,7 @@ from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
 from command_service.bank.line import Line
-from command_service.charge import Absent, Due, Message, is_overdue, next_step
+from command_service.charge import Absent, Due, Message, is_at_rest, is_overdue, next_step
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
 from command_service.operation import Answered, Attempts, counts_for_giving_up
@@ -59,19 +59,21 @@ class Runner:
         Clients may come before: they find the runs of the charges that are read so far. Raises Unreadable.
         """
         unfinished = await self._journal.unfinished()
-        runs: list[Run] = []
+        found: list[Run | None] = []
         for begin in range(0, len(unfinished), LOADED_AT_ONCE):
-            runs += await asyncio.gather(*map(self._take_up, unfinished[begin : begin + LOADED_AT_ONCE]))
+            found += await asyncio.gather(*map(self._take_up, unfinished[begin : begin + LOADED_AT_ONCE]))
         # All are read before the first one runs: thousands of running loops would make the reading take ten times as long.
-        for run in runs:
-            self._tasks.start(self.drive(run))
+        for run in found:
+            if run is not None:
+                self._tasks.start(self.drive(run))
         return len(unfinished)
 
-    async def _take_up(self, charge_id: str) -> Run:
+    async def _take_up(self, charge_id: str) -> Run | None:
         snapshot = await self.load(charge_id)
         if isinstance(snapshot.state, Absent):
             raise ImpossibleEvent(f"{charge_id} is unfinished, and has no events")
-        return self.run(snapshot, was_in_journal=True)
+        # None: a client has brought it to rest meanwhile.
+        return None if is_at_rest(snapshot.state) else self.run(snapshot, was_in_journal=True)
 
     async def load(self, charge_id: str) -> Snapshot:
         """Return a charge as it is now: as its run has it, or as the journal has it. Raises Unreadable.

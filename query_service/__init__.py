@@ -1,6 +1,7 @@
 """The read side: follows the journal's feed, keeps a view of it in SQLite, and answers queries from it.
 
 schema       the view's tables: columns, keys, and every statement
+words        the contract's words, looked up once
 course       pure: what its events make of a charge
 projection   pure: from a batch of events to the rows that change
 view         rows and checkpoint, written a batch at a time and read by queries; view_file: the file that holds them

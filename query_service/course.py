@@ -8,12 +8,11 @@ for that end: after an authorisation it goes on by itself, and else it ends with
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1 import journal_pb2
-from charging.v1.command_pb2 import CaptureMode
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
 from query_service.schema import (
     AT_REST,
@@ -26,61 +25,38 @@ from query_service.schema import (
     Charge,
     Operation,
 )
-
-PENDING: Final = ChargeStatus.CHARGE_STATUS_PENDING
-CHARGED: Final = ChargeStatus.CHARGE_STATUS_CHARGED
-DECLINED: Final = ChargeStatus.CHARGE_STATUS_DECLINED
-IN_REVIEW: Final = ChargeStatus.CHARGE_STATUS_IN_REVIEW
-PARTIALLY_REFUNDED: Final = ChargeStatus.CHARGE_STATUS_PARTIALLY_REFUNDED
-REFUNDED: Final = ChargeStatus.CHARGE_STATUS_REFUNDED
-ABANDONED: Final = ChargeStatus.CHARGE_STATUS_ABANDONED
-AUTHORIZED: Final = ChargeStatus.CHARGE_STATUS_AUTHORIZED
-VOIDED: Final = ChargeStatus.CHARGE_STATUS_VOIDED
-AUTHORIZATION_EXPIRED: Final = ChargeStatus.CHARGE_STATUS_AUTHORIZATION_EXPIRED
-
-CHARGE: Final = OperationKind.OPERATION_KIND_CHARGE
-AUTHORIZE: Final = OperationKind.OPERATION_KIND_AUTHORIZE
-CAPTURE: Final = OperationKind.OPERATION_KIND_CAPTURE
-VOID: Final = OperationKind.OPERATION_KIND_VOID
-REFUND: Final = OperationKind.OPERATION_KIND_REFUND
-
-# The names of events in the contract: of those that end an operation executed, or otherwise, and of all.
-Moved = Literal["charged", "authorized", "captured", "voided", "refunded"]
-Undone = Literal[
-    "charge_declined",
-    "review_required",
-    "charge_abandoned",
-    "charge_called_off",
-    "authorization_expired",
-    "operation_declined",
-    "operation_abandoned",
-]
-EventName = (
-    Literal[
-        "charge_requested",
-        "capture_requested",
-        "void_requested",
-        "refund_requested",
-        "not_after_passed",
-        "token_issued",
-        "token_expired",
-    ]
-    | Moved
-    | Undone
+from query_service.words import (
+    ABANDONED,
+    AUTHORIZATION_EXPIRED,
+    AUTHORIZE,
+    AUTHORIZED,
+    AUTOMATIC,
+    CALLED_OFF,
+    CAPTURE,
+    CHARGE,
+    CHARGED,
+    DECLINED,
+    EXECUTED,
+    GIVEN_UP,
+    IN_REVIEW,
+    MANUAL,
+    NOT_DECLINED,
+    NOT_DONE,
+    NOT_IN_REVIEW,
+    PARTIALLY_REFUNDED,
+    PENDING,
+    REFUND,
+    REFUNDED,
+    UNDER_WAY,
+    UNKNOWN,
+    VOID,
+    VOIDED,
+    EventName,
+    Moved,
+    Undone,
 )
-Requested = journal_pb2.CaptureRequested | journal_pb2.VoidRequested | journal_pb2.RefundRequested
 
-# Looked up once: the contract's enums look each name up in Python.
-MANUAL: Final = CaptureMode.CAPTURE_MODE_MANUAL
-AUTOMATIC: Final = CaptureMode.CAPTURE_MODE_AUTOMATIC
-_UNDER_WAY: Final = OperationStatus.OPERATION_STATUS_PENDING
-_EXECUTED: Final = OperationStatus.OPERATION_STATUS_EXECUTED
-_NOT_DONE: Final = OperationStatus.OPERATION_STATUS_DECLINED
-_UNKNOWN: Final = OperationStatus.OPERATION_STATUS_IN_REVIEW
-_GIVEN_UP: Final = OperationStatus.OPERATION_STATUS_ABANDONED
-_CALLED_OFF: Final = OperationStatus.OPERATION_STATUS_CALLED_OFF
-_NOT_DECLINED: Final = DeclineReason.DECLINE_REASON_UNSPECIFIED
-_NOT_IN_REVIEW: Final = ReviewReason.REVIEW_REASON_UNSPECIFIED
+Requested = journal_pb2.CaptureRequested | journal_pb2.VoidRequested | journal_pb2.RefundRequested
 
 
 class StreamBroken(Exception):
@@ -121,10 +97,10 @@ class OperationCourse:
     minor_units: int
     updated_at: int
     is_final: bool = False
-    status: OperationStatus.ValueType = _UNDER_WAY
+    status: OperationStatus.ValueType = UNDER_WAY
     transaction_id: str = ""
-    decline_reason: DeclineReason.ValueType = _NOT_DECLINED
-    review_reason: ReviewReason.ValueType = _NOT_IN_REVIEW
+    decline_reason: DeclineReason.ValueType = NOT_DECLINED
+    review_reason: ReviewReason.ValueType = NOT_IN_REVIEW
 
     @classmethod
     def resumed(cls, row: Operation) -> "OperationCourse":
@@ -144,14 +120,8 @@ class OperationCourse:
 
     def row(self) -> tuple[Any, ...]:
         """Make the row of the operation as it stands now."""
-        return (
-            *self.asked,
-            self.status,
-            self.transaction_id,
-            self.decline_reason,
-            self.review_reason,
-            self.updated_at,
-        )
+        asked, updated_at = self.asked, self.updated_at
+        return *asked, self.status, self.transaction_id, self.decline_reason, self.review_reason, updated_at
 
 
 @dataclass(slots=True)
@@ -192,12 +162,8 @@ class Course:
         """Begin a charge."""
         position, charge_id, version, at, _, _ = record
         tenant, card, amount = tenants[request.tenant], request.card, request.amount
-        key, user_id, minor_units, currency_code = (
-            request.idempotency_key,
-            request.user_id,
-            amount.minor_units,
-            amount.currency_code,
-        )
+        key, user_id = request.idempotency_key, request.user_id
+        minor_units, currency_code = amount.minor_units, amount.currency_code
         kind, capture = (AUTHORIZE, MANUAL) if request.capture == MANUAL else (CHARGE, AUTOMATIC)
         columns = (
             tenant,
@@ -219,20 +185,8 @@ class Course:
         )
         asked = (tenant, position, 0, kind, key, minor_units, request.actor, "", 0, at)
         opening = OperationCourse(asked, 0, kind, minor_units, at)
-        return cls(
-            columns,
-            tenant,
-            position,
-            user_id,
-            currency_code,
-            minor_units,
-            at,
-            opening,
-            [opening],
-            version,
-            position,
-            at,
-        )
+        place = version, position, at
+        return cls(columns, tenant, position, user_id, currency_code, minor_units, at, opening, [opening], *place)
 
     @classmethod
     def resumed(cls, standing: Standing) -> "Course":
@@ -351,7 +305,7 @@ class Course:
         """The bank has executed the operation under way: note its transaction, and the money."""
         operation = self.operation
         minor_units = operation.minor_units
-        self.stage, operation.status = AT_REST, _EXECUTED
+        self.stage, operation.status = AT_REST, EXECUTED
         match name:
             case "charged":
                 operation.transaction_id = event.charged.transaction_id
@@ -384,24 +338,24 @@ class Course:
         self.stage = AT_REST
         match name:
             case "charge_declined":
-                self.status, operation.status = DECLINED, _NOT_DONE
+                self.status, operation.status = DECLINED, NOT_DONE
                 operation.decline_reason = event.charge_declined.reason
             case "review_required":
-                self.status, operation.status = IN_REVIEW, _UNKNOWN
+                self.status, operation.status = IN_REVIEW, UNKNOWN
                 operation.review_reason = event.review_required.reason
             case "charge_abandoned":
-                self.status, operation.status = ABANDONED, _GIVEN_UP
+                self.status, operation.status = ABANDONED, GIVEN_UP
             case "charge_called_off":
-                self.status, operation.status = VOIDED, _CALLED_OFF
+                self.status, operation.status = VOIDED, CALLED_OFF
             case "authorization_expired":
-                operation.status = _NOT_DONE
+                operation.status = NOT_DONE
                 operation.decline_reason = DeclineReason.DECLINE_REASON_AUTHORIZATION_EXPIRED
                 self._let_go(AUTHORIZATION_EXPIRED)
             case "operation_declined":
-                operation.status = _NOT_DONE
+                operation.status = NOT_DONE
                 operation.decline_reason = event.operation_declined.reason
             case "operation_abandoned":
-                operation.status = _GIVEN_UP
+                operation.status = GIVEN_UP
             case _:
                 assert_never(name)
 
@@ -420,9 +374,9 @@ class Course:
                 self.stage = AWAITING_TOKEN
                 return
             case ChargeStatus.CHARGE_STATUS_VOIDED:
-                void.status = _EXECUTED
+                void.status = EXECUTED
             case ChargeStatus.CHARGE_STATUS_CHARGED:
-                void.status = _NOT_DONE
+                void.status = NOT_DONE
                 void.decline_reason = DeclineReason.DECLINE_REASON_ALREADY_CHARGED
             case _:  # Declined, abandoned or in review: so is the void.
                 void.status, void.decline_reason = opening.status, opening.decline_reason

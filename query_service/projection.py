@@ -14,7 +14,18 @@ from google.protobuf.message import DecodeError
 
 from charging.v1 import journal_pb2
 from charging.v1.common_pb2 import ChargeStatus, OperationKind
-from query_service.course import (
+from query_service.course import Course, Record, Standing, StreamBroken
+from query_service.schema import (
+    AT_REST,
+    AWAITING_EXECUTION,
+    AWAITING_TOKEN,
+    CALLING_OFF,
+    CALLING_OFF_TOKEN,
+    Charge,
+    Sum,
+    Totals,
+)
+from query_service.words import (
     ABANDONED,
     AUTHORIZATION_EXPIRED,
     AUTHORIZE,
@@ -26,22 +37,8 @@ from query_service.course import (
     REFUND,
     VOID,
     VOIDED,
-    Course,
     EventName,
     Moved,
-    Record,
-    Standing,
-    StreamBroken,
-)
-from query_service.schema import (
-    AT_REST,
-    AWAITING_EXECUTION,
-    AWAITING_TOKEN,
-    CALLING_OFF,
-    CALLING_OFF_TOKEN,
-    Charge,
-    Sum,
-    Totals,
 )
 
 _NUMBER_OF = {field.name: field.number for field in journal_pb2.Event.DESCRIPTOR.oneofs_by_name["kind"].fields}

@@ -181,7 +181,7 @@ def plan_of(seed: int) -> Plan:
         [ops.charge(chance, keys, begun) for _ in range(chance.randint(1, 5))]
         for _ in range(chance.choice((1, 2, 3, 4, 6, 8)))
     ]
-    sales = random.Random(f"sales {seed}")
+    sales = random.Random(f"what follows {seed}")
     hold_seconds = 604_800.0
     if sales.random() < STORIES_WITH_SALES:
         clients += ops.sales(sales, seed, begun)

@@ -8,7 +8,7 @@ from grpc import StatusCode
 from chassis.refusals import Refusal
 from command_service import failures
 from command_service.charge import following
-from command_service.errors import reason_of, refusing
+from command_service.errors import reason_of
 from command_service.events import (
     AuthorizationExpired,
     ChargeAbandoned,
@@ -18,6 +18,7 @@ from command_service.events import (
     OperationDeclined,
     ReviewRequired,
 )
+from command_service.explaining import explaining
 from command_service.failures import (
     CallFailed,
     ChargeInReview,
@@ -84,7 +85,7 @@ def test_the_picture_of_the_tree_is_the_tree() -> None:
 
 # ---------------------------------------------------------------- what the client is told besides
 def refusal_of(failure: CallFailed) -> Refusal:
-    with pytest.raises(Refusal) as told, refusing():
+    with pytest.raises(Refusal) as told, explaining():
         raise failure
     return told.value
 
@@ -225,5 +226,5 @@ def test_faults_are_told_as_violations() -> None:
 
 def test_other_exceptions_pass() -> None:
     """They are faults of the program, and the server's own interceptor tells the client so."""
-    with pytest.raises(ZeroDivisionError), refusing():
+    with pytest.raises(ZeroDivisionError), explaining():
         raise ZeroDivisionError

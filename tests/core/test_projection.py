@@ -27,7 +27,13 @@ from command_service.statuses import (
     transaction_id_told,
 )
 from judge import history
-from query_service.course import (
+from query_service.course import Record, Standing, StreamBroken
+from query_service.lookup import END, Conditions
+from query_service.projection import Changes, UnknownEvent, charges_needed, project
+from query_service.schema import ROWS_A_STATEMENT, Charge, Entry, Operation, Sum
+from query_service.subscriber import verify
+from query_service.view import View
+from query_service.words import (
     ABANDONED,
     AUTHORIZATION_EXPIRED,
     AUTHORIZED,
@@ -38,15 +44,7 @@ from query_service.course import (
     PENDING,
     REFUNDED,
     VOIDED,
-    Record,
-    Standing,
-    StreamBroken,
 )
-from query_service.lookup import END, Conditions
-from query_service.projection import Changes, UnknownEvent, charges_needed, project
-from query_service.schema import ROWS_A_STATEMENT, Charge, Entry, Operation, Sum
-from query_service.subscriber import verify
-from query_service.view import View
 from tests.operations import (
     AMOUNT,
     HOLD_ENDS,

@@ -170,6 +170,14 @@ BROKEN: dict[str, Callable[[], Observed]] = {
     "I5 on another transaction": lambda: replace(
         good(), bank_calls=[BankCall("token", MOVED[2].reference, "", "", 200, "EUR", kind="refund", on="txn-2")]
     ),
+    "I5 the bank acted on another transaction": lambda: bare(
+        *((KEY, event) for event in [*CHARGED_ONCE, refund("back", 200), issued("t-2")]),
+        *((OTHER, event) for event in [requested(OTHER), issued("t-9"), charged("txn-9")]),
+        movements=[
+            *[*BY_A_CHARGE, moved("charge", "", 9, 1250, reference=charge_id_of("default", OTHER))],
+            moved("refund", "back", 2, 200, on="txn-9"),
+        ],
+    ),
     "I5 called off, and nobody wanted it": lambda: replace(good(), bank_calls=[BankCall("cancel", ID, "t-1")]),
     "I6 two of one key": lambda: of(*CHARGED_ONCE, *BACK, refund("back", 100)),
     "I6 another id": lambda: of(*CHARGED_ONCE, refund("back", 100, operation_id=ID)),
@@ -193,6 +201,7 @@ BROKEN: dict[str, Callable[[], Observed]] = {
     "I8 a refund does not lapse": lambda: of(*CHARGED_ONCE, refund("back", 100), LAPSED),
     "I8 a capture is not called off": lambda: of(*HELD, capture("one", 500), TOO_LATE),
     "I8 given up with a token": lambda: of(*CHARGED_ONCE, refund("back", 100), issued("t-2"), GIVEN_UP),
+    "I8 given up while it is called off, with a token": lambda: of(*CHARGED_ONCE[:2], void("away", 1250), ABANDON),
     "I12 money of a declined refund": lambda: of(
         *CHARGED_ONCE, *VAIN, movements=[*BY_A_CHARGE, moved("refund", "vain", 5, 1000)]
     ),
@@ -222,6 +231,12 @@ BROKEN: dict[str, Callable[[], Observed]] = {
     ),
     "I15 not reused": lambda: replace(
         good(), calls=[following("capture", "one", 500, outcome="refused", reason="IDEMPOTENCY_KEY_REUSED")]
+    ),
+    "I18 a new key beside a refund that was done": lambda: replace(
+        good(),
+        calls=[
+            following("refund", "back", 7, outcome="refused", reason="IDEMPOTENCY_KEY_REUSED", advice="USE_NEW_KEY")
+        ],
     ),
     "I17 more than was held": lambda: of(*HELD, *PART, capture("two", 751)),
     "I17 more than came in": lambda: of(*HELD, *PART, refund("back", 501)),

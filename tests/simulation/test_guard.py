@@ -96,6 +96,10 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "ssl.SSLContext": SOCKETS,
         "ssl.SSLCertVerificationError": SOCKETS,
     },
+    "command_service/bank/gateway.py": dict.fromkeys(
+        ("datetime.datetime", "datetime.datetime.fromisoformat", "datetime.timedelta", "datetime.UTC"),
+        "a time from its text",
+    ),
     "command_service/bank/http11.py": dict.fromkeys(("select.poll", "select.POLLIN", "ssl.SSLContext"), SOCKETS),
     "command_service/card_numbers.py": {"urllib.parse.unquote": "text from its escapes: no connection is made"},
     "command_service/journal/store.py": {"uuid.uuid4": "a new journal's id: a story hands in its own"},
