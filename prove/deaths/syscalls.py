@@ -64,7 +64,7 @@ LIVES = 3
 OPERATION_SECONDS = 60.0
 STOP_SECONDS = 30.0
 # The parts of the time, as they end: the two charges, what follows in charges, and what is left for the starts.
-FIRST_SHARE, LATER_SHARE, FOLLOWING_SHARE = 0.35, 0.55, 0.8
+FIRST_SHARE, LATER_SHARE, FOLLOWING_SHARE = 0.35, 0.55, 0.75
 # What may follow in a charge. A death at each call of each would take four times as long as those of a charge: each call is
 # died at in one of them, in turn.
 FOLLOWING = ("capture", "void", "refund", "calling off")
