@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from prove import clients
 from prove.__main__ import save
 from prove.deaths import crashpoints, kills, lives, powercut, replay, scenarios, syscalls
+from prove.deaths.writer import folder_in_memory
 from prove.page import BEGIN, END, fill, table
 from prove.report import Harness
 from prove.storage import disks, errors, files, gone, restores
@@ -28,11 +30,18 @@ def a_harness() -> Harness:
     return Harness("test", "tried")
 
 
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder for hundreds of journals: on a busy disk each costs a tenth of a second."""
+    with folder_in_memory() as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("name", ["approved", "answer lost", "refunded", "called off", "hold called off too late"])
-async def test_after_a_death_at_any_call_of_a_port_each_operation_ends_once(name: str, tmp_path: Path) -> None:
+async def test_after_a_death_at_any_call_of_a_port_each_operation_ends_once(name: str, in_memory: Path) -> None:
     """Before and after every call of a port in the first life. The other scenarios' turn comes in test_prove.py."""
     harness, scenario = a_harness(), scenarios.named(name)
-    async with crashpoints.Walk(harness, tmp_path) as walk:
+    async with crashpoints.Walk(harness, in_memory) as walk:
         async for _ in walk.paths(scenario, 1):
             pass
     assert harness.violations == []
@@ -43,21 +52,21 @@ async def test_after_a_death_at_any_call_of_a_port_each_operation_ends_once(name
 
 
 @pytest.mark.parametrize("bug", crashpoints.CONTROLS, ids=lambda bug: str(bug.value))
-async def test_a_control_of_the_crash_points_is_found(bug: lives.Bug, tmp_path: Path) -> None:
+async def test_a_control_of_the_crash_points_is_found(bug: lives.Bug, in_memory: Path) -> None:
     """By the invariant that it breaks."""
     name, invariant = crashpoints.CONTROLS[bug]
     harness = a_harness()
-    async with crashpoints.Walk(harness, tmp_path, bug=bug) as walk:
+    async with crashpoints.Walk(harness, in_memory, bug=bug) as walk:
         async for _ in walk.paths(scenarios.named(name), 1):
             pass
     assert harness.found(invariant)
 
 
-def test_paths_grow_by_one_death_until_none_is_left(tmp_path: Path) -> None:
+def test_paths_grow_by_one_death_until_none_is_left(in_memory: Path) -> None:
     """A path of two deaths begins with a path of one, and a life that passed its last point begins none."""
-    first = crashpoints.grow(tmp_path, scenarios.SCENARIOS[0], ())
+    first = crashpoints.grow(in_memory, scenarios.SCENARIOS[0], ())
     assert first.longer == [(point,) for point in range(1, first.walked.tried)]
-    last = crashpoints.grow(tmp_path, scenarios.SCENARIOS[0], first.longer[-1])
+    last = crashpoints.grow(in_memory, scenarios.SCENARIOS[0], first.longer[-1])
     assert last.longer == [(*first.longer[-1], point) for point in range(1, last.walked.tried)]
     assert last.longer
     assert first.walked.violations + last.walked.violations == []
