@@ -54,6 +54,7 @@ from command_service.operate import print_journal, restore_journal, verify_journ
 from command_service.values import DeclineReason
 from tests.contract.journal_rigs import SqliteRig, add, stream
 from tests.core.stories import REQUEST
+from tests.sealed import UNKNOWN_EVENT
 
 ROOT = Path(__file__).parents[2]
 EX_IOERR = 74
@@ -1144,7 +1145,7 @@ async def test_an_event_of_a_newer_program_is_printed_as_unknown_and_stops_verif
     rig: SqliteRig, path: Path
 ) -> None:
     """An operator can see its position."""
-    await fill(rig, bytes([15 << 3 | 2, 0]))
+    await fill(rig, UNKNOWN_EVENT)
     (line,) = print_journal(SqliteFile(path), None)
     assert line.endswith(" an event of a newer program")
     with pytest.raises(JournalRefused, match=r"the record at position 1 cannot be read: .*newer program"):
@@ -1229,7 +1230,7 @@ async def test_a_restore_recomputes_the_table_of_unfinished_charges(
 
 async def test_a_restore_refuses_an_event_that_cannot_be_read_and_changes_nothing(rig: SqliteRig, path: Path) -> None:
     """Its charge may be unfinished or not."""
-    await fill(rig, encode(ChargeRequested(REQUEST)), bytes([15 << 3 | 2, 0]))
+    await fill(rig, encode(ChargeRequested(REQUEST)), UNKNOWN_EVENT)
     before = bytes_of(path)
     with pytest.raises(JournalRefused, match=r"the record at position 2 cannot be read: .*newer program"):
         restore_journal(SqliteFile(path), None)

@@ -11,15 +11,15 @@ import pytest
 from charging.v1.journal_pb2 import Event
 from chassis import settings
 from command_service.bank import Bank
-from command_service.charge import Command
+from command_service.charge import Command, Follow
 from command_service.codec import encode
-from command_service.events import TokenIssued
+from command_service.events import ChargeRequested, TokenIssued
 from command_service.journal import Appended, Journal, Record, VersionConflict
 from command_service.parts import Parts
 from command_service.reception import Accepted, Source
 from command_service.settings import Settings
 from command_service.streams import DECISIONS, KeepsMoving
-from command_service.values import Answer, Effect, Execute, Executed, NoAnswer, RequestToken, Token
+from command_service.values import Answer, CallOff, Effect, Execute, Executed, Kind, NoAnswer, RequestToken, Token, Wish
 from prove.simulation.loop import VirtualLoop
 from rig.around import Around
 from tests.core.stories import REQUEST
@@ -196,3 +196,72 @@ class Counted(Around[Journal]):
         self.appends += 1
         await asyncio.sleep(0.01)
         return await self.inner.append(*arguments, finished=finished)
+
+
+class Overtaken(InMemory):
+    """A journal whose first read answers late, with what it found when it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = asyncio.Event()
+        self.reads = 0
+
+    async def unfinished(self) -> list[str]:
+        return [REQUEST.charge_id]
+
+    async def read(self, _charge_id: str) -> list[Record]:
+        found = list(self.stored)
+        self.reads += 1
+        if self.reads == 1:
+            await self.may_answer.wait()
+        return found
+
+
+def test_a_read_that_a_runs_end_has_overtaken_begins_no_run() -> None:
+    """At a start, a client brings a charge to rest while it is being read: its key is told the same, and no bank is asked."""
+    journal, bank, loop = Overtaken(), Scripted(), VirtualLoop(None)
+
+    async def main() -> None:
+        await InMemory.append(journal, REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
+        assembled = Timed(loop).assemble(cast("Journal", journal), cast("Bank", bank))
+        recovering = asyncio.ensure_future(assembled.runner.recover())
+        await asyncio.sleep(0.1)
+        accepted = await assembled.reception.accept(Command(REQUEST))
+        assert isinstance(accepted, Accepted)
+        assert accepted.run is not None
+        await accepted.run.ended
+        asked = len(bank.asked)
+        journal.may_answer.set()
+        assert await recovering == 1
+        assert assembled.runner.unfinished == 0
+        again = await assembled.reception.accept(Command(REQUEST))
+        assert isinstance(again, Accepted)
+        assert (again.source, len(bank.asked)) == (Source.REPLAYED, asked)
+
+    loop.run(main())
+
+
+def test_attempts_count_for_the_operation_that_they_were_made_for() -> None:
+    """A hold that could not be called off for long is made, and the void that goes on then is a new operation: one vain attempt
+    does not give it up."""
+    held = dataclasses.replace(REQUEST, is_held=True)
+    wish = Wish(Kind.VOID, held.charge_id, held.tenant, "void-1", "an-operation", "shop")
+    unanswered = NoAnswer(0.5)
+    bank = Scripted(Token("ours"), *[unanswered] * 8, Executed("txn_1"), unanswered)
+    journal, loop = InMemory(), VirtualLoop(None)
+
+    async def main() -> None:
+        reception = Timed(loop).assemble(cast("Journal", journal), cast("Bank", bank)).reception
+        charging = await reception.accept(Command(held))
+        await asyncio.sleep(0.2)
+        voiding = await reception.accept(Follow(wish))
+        assert isinstance(charging, Accepted)
+        assert isinstance(voiding, Accepted)
+        assert charging.run is not None
+        await charging.run.ended
+
+    loop.run(main())
+    assert journal.kinds() == [
+        *("charge_requested", "token_issued", "void_requested", "authorized", "token_issued", "voided"),
+    ]
+    assert sum(isinstance(effect, CallOff) for effect in bank.asked) > 5
