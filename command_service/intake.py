@@ -24,18 +24,15 @@ LATEST = 253_402_300_799_999_999
 """The last microsecond that a Timestamp may name, that of the year 9999."""
 
 
-def screened(max_amounts: Mapping[str, int], now: Callable[[], int]) -> Intake:
-    """Make an intake that screens.
-
-    `max_amounts` replaces the cap, in minor units, of the currencies that it names. `now` gives microseconds since 1970.
-    """
+def screened(max_amounts: Mapping[str, int]) -> Intake:
+    """Make an intake that screens. `max_amounts` replaces the cap, in minor units, of the currencies that it names."""
     caps = {**MAX_MINOR_UNITS, **max_amounts}
 
     def read(wire: AnyRequest, caller: Caller) -> Command | Follow:
         command: Command | Follow
         if isinstance(wire, ChargeRequest):
             request = request_of(wire, caller)
-            faults = (*screening.faults(request, caps), *_faults_beside(wire, request, now))
+            faults = (*screening.faults(request, caps), *_faults_beside(wire, request))
             command = Command(request, faults, allow_duplicate=wire.allow_duplicate)
         else:
             wish = wish_of(wire, caller)
@@ -87,13 +84,14 @@ def wish_of(wire: CaptureRequest | VoidRequest | RefundRequest, caller: Caller) 
     )
 
 
-def _faults_beside(wire: ChargeRequest, request: Request, now: Callable[[], int]) -> Faults:
+def _faults_beside(wire: ChargeRequest, request: Request) -> Faults:
     """Find the faults of the fields that a plain charge leaves out."""
     faults: Faults = ()
     if wire.capture not in CaptureMode.values():
         faults = (*faults, ("capture", "must be automatic or manual"))
-    if wire.HasField("not_after") and not now() < request.not_after <= LATEST:
-        faults = (*faults, ("not_after", screening.NOT_AFTER_PASSED))
+    # A time that has passed is none: a restored journal may have lost the charge, and the bank may have executed it in time.
+    if wire.HasField("not_after") and not 0 < request.not_after <= LATEST:
+        faults = (*faults, ("not_after", screening.NOT_AFTER_MALFORMED))
     return faults
 
 

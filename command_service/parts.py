@@ -140,7 +140,7 @@ class Parts:
 
     def intake(self) -> Intake:
         """Make the reader and screening of clients' messages."""
-        return screened(self.settings.max_amounts, self.now)
+        return screened(self.settings.max_amounts)
 
     def commands(self, reception: Reception) -> CommandService:
         """Make the service that clients call."""

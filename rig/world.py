@@ -146,7 +146,8 @@ async def assert_books_agree(journal: Path, referee: Referee, *, apart_from: Con
         bank_calls=await referee.bank_calls(),
         anchor=read_anchor(journal),
     )
-    assert [violation for violation in check(observed) if violation.invariant not in apart_from] == []
+    violations = [violation for violation in check(observed) if violation.invariant not in apart_from]
+    assert violations == [], "\n".join(map(str, violations))
 
 
 # ---------------------------------------------------------------- the world

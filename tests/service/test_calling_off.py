@@ -14,6 +14,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1.common_pb2 import Card, DeclineReason
+from command_service.journal.sqlite.file import SqliteFile
+from command_service.operate import restore_journal
 from rig.errors import refused
 from rig.world import (
     AUTHORIZED,
@@ -265,9 +267,30 @@ async def test_a_void_joins_a_calling_off_by_time(world: World) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, -1e9])
-async def test_a_time_that_has_passed_is_refused(world: World, seconds: float) -> None:
-    told = await refused(world.charge(a_request(not_after=from_now(seconds))))
-    assert (told.reason, set(told.fields)) == ("INVALID_REQUEST", {"not_after"})
+async def test_a_charge_whose_time_has_passed_already_is_called_off_at_once(world: World, seconds: float) -> None:
+    """The bank gets look-ups only."""
+    request = a_request(not_after=from_now(seconds))
+    assert (await world.charge(request)).status == VOIDED
+    assert world.story(request) == ["charge_requested", "not_after_passed", "charge_called_off"]
+    assert set(await world.asked(request)) <= {"look_up"}
+
+
+async def test_a_charge_that_a_restored_journal_has_lost_is_found_at_the_bank_past_its_time(
+    world: World, tmp_path: Path
+) -> None:
+    """Its money moved in time, and its client hears so."""
+    await world.charge(a_request())
+    SqliteFile(world.journal).backup(tmp_path / "backup.db")
+    request = a_request(not_after=from_now(1.0))
+    charged = await world.charge(request)
+    assert charged.status == CHARGED
+    await world.stop()
+    restore_journal(SqliteFile(world.journal), tmp_path / "backup.db")
+    await asyncio.sleep(max(0.0, request.not_after.ToMicroseconds() / 1e6 - time.time()) + 0.05)
+    await world.start()
+    world.broken = {"I2", "I3"}  # the journal that held its token is gone
+    again = await world.charge(request)
+    assert (again.status, again.transaction_id) == (CHARGED, charged.transaction_id)
 
 
 async def _moved(world: World) -> bool:

@@ -692,7 +692,7 @@ async def test_a_deadline_of_less_than_200_ms_can_succeed(world: World) -> None:
 
 async def test_a_call_that_is_read_after_its_deadline_is_told_that_nothing_was_stored(world: World) -> None:
     """The charge is not begun. A client whose clock is behind may still read the reason."""
-    service = CommandService(screened({}, lambda: 0), world.running.reception, max_calls=1)
+    service = CommandService(screened({}), world.running.reception, max_calls=1)
 
     class Late:
         def time_remaining(self) -> float:
