@@ -31,7 +31,7 @@ from command_service.explaining import explaining
 from command_service.failures import OperationUnderWay
 from command_service.intake import Intake
 from command_service.operation import AtRest
-from command_service.reception import Accepted, Blocked, Reception, Source
+from command_service.reception import Accepted, Reception, Source
 from command_service.screening import AnyRequest
 from command_service.statuses import (
     decline_reason_told,
@@ -69,7 +69,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         self._waiting: dict[Callable[[], None], None] = {}  # in order, so that a simulation repeats
 
     def stop(self) -> None:
-        """Answer every waiting call now, with PENDING where there is no outcome: the next start goes on with it."""
+        """End every waiting call now: with PENDING where the journal holds the operation, which the next start goes on with."""
         self._stopping = True
         for end in list(self._waiting):
             end()
@@ -115,34 +115,24 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         waiting = _Waiting(seconds)
         self._waiting[waiting.end] = None
         try:
-            command = self._intake(request, caller)
-            while True:
-                accepting = self._reception.accept(command)
-                await waiting.until(accepting)
-                if not accepting.done():
-                    raise refusal(Reason.SERVER_STOPPING if self._stopping else Reason.OUTCOME_UNKNOWN)
-                result = accepting.result()
-                if isinstance(result, Blocked):
-                    await self._turn(result, waiting)
-                    continue
-                if result.run is not None:
-                    await waiting.until(result.run.ended)
-                return result
+            entry = self._reception.accept(self._intake(request, caller))
+            try:
+                await waiting.until(entry.accepted)
+                if not entry.accepted.done():
+                    if self._stopping:
+                        raise refusal(Reason.SERVER_STOPPING)
+                    if entry.withdraw():
+                        raise OperationUnderWay(retry_after_seconds=BLOCKED_RETRY_SECONDS)
+                    raise refusal(Reason.OUTCOME_UNKNOWN)
+                accepted = entry.accepted.result()
+                if accepted.run is not None:
+                    await waiting.until(accepted.run.ended)
+                return accepted
+            finally:
+                entry.withdraw()  # if nobody is there any more, its turn is not waited for
         finally:
             del self._waiting[waiting.end]
             waiting.close()
-
-    async def _turn(self, blocked: Blocked, waiting: "_Waiting") -> None:
-        """Wait for a blocked command's turn. Raises OperationUnderWay if it does not come in time."""
-        has_turn = False
-        try:
-            await waiting.until(blocked.turn)
-            has_turn = blocked.turn.done() and not waiting.is_over
-        finally:  # also if the client leaves
-            if not has_turn:
-                self._reception.pass_on(blocked)
-        if not has_turn:
-            raise OperationUnderWay(retry_after_seconds=BLOCKED_RETRY_SECONDS)
 
 
 class _Waiting:

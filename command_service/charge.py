@@ -216,12 +216,18 @@ def _may_be_called_off(charge: Charge) -> bool:
 
 def is_overdue(state: State, now: int) -> bool:
     """Whether the charge must be called off: its `not_after` has passed before its end, and nobody has called it off yet."""
-    return (
-        isinstance(state, Charge)
-        and 0 < state.request.not_after < now
-        and state.newest.operation.opens
-        and not isinstance(state.newest, CallingOff | AtRest)
-    )
+    return isinstance(state, Charge) and 0 < state.request.not_after < now and _may_be_overdue(state)
+
+
+def seconds_to_its_end(state: State, now: int) -> float:
+    """The seconds after which the charge is overdue, if it is still being opened; infinity if it never is."""
+    if not isinstance(state, Charge) or not state.request.not_after or not _may_be_overdue(state):
+        return float("inf")
+    return max(0.0, (state.request.not_after + 1 - now) / 1_000_000)
+
+
+def _may_be_overdue(charge: Charge) -> bool:
+    return charge.newest.operation.opens and not isinstance(charge.newest, CallingOff | AtRest)
 
 
 # ---------------------------------------------------------------- evolve, next_step

@@ -90,7 +90,8 @@ def _faults_beside(wire: ChargeRequest, request: Request) -> Faults:
     if wire.capture not in CaptureMode.values():
         faults = (*faults, ("capture", "must be automatic or manual"))
     # A time that has passed is none: a restored journal may have lost the charge, and the bank may have executed it in time.
-    if wire.HasField("not_after") and not 0 < request.not_after <= LATEST:
+    is_time = 0 < request.not_after <= LATEST and 0 <= wire.not_after.nanos < 1_000_000_000
+    if wire.HasField("not_after") and not is_time:
         faults = (*faults, ("not_after", screening.NOT_AFTER_MALFORMED))
     return faults
 

@@ -1,12 +1,14 @@
-"""The door for commands: one call at a time for each key, and what is new only while there is room for it.
+"""The door for commands: one call at a time for each charge, and what is new only while there is room for it.
 
 Within the limit of calls (`api.py`), what the journal holds is answered at any load. Only a new charge or operation may be
 refused.
 """
 
 import asyncio
+from collections.abc import Generator
+from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chassis.tasks import Tasks
 from command_service.bank.line import Line
@@ -27,6 +29,9 @@ from command_service.run import Run
 from command_service.runner import Runner
 from command_service.streams import Handled, Snapshot, Streams
 from command_service.turns import Turn, Turns
+
+# The time after which a charge's loop that has stopped by a fault is started again, if a call waits for its turn.
+STOPPED_LOOP_SECONDS = 1.0
 
 
 class Source(Enum):
@@ -53,11 +58,24 @@ class Accepted(NamedTuple):
         return state
 
 
-class Blocked(NamedTuple):
-    """A command that is not stored, since another operation is under way in its charge: send it again at its turn."""
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A command at the door. `accepted` becomes the charge, durable in the journal; it raises CallFailed, or KeepsMoving."""
 
-    charge_id: str
-    turn: Turn
+    command: Command | Follow
+    accepted: "asyncio.Future[Accepted]"
+    turn: Turn | None = None
+    """While another operation is under way in its charge, and nothing of the command is stored."""
+
+    def __await__(self) -> Generator[Any, None, Accepted]:
+        return self.accepted.__await__()
+
+    def withdraw(self) -> bool:
+        """Take the command back if it waits for its turn; return whether it did, so that nothing was and will be stored."""
+        if self.turn is None or self.turn.done():
+            return False
+        self.turn.set_result(False)
+        return True
 
 
 class Reception:
@@ -70,9 +88,10 @@ class Reception:
         self._line = line
         self._recent = recent
         self._max_unfinished = max_unfinished
-        # One call for each charge is being handled, the leader. Calls that come meanwhile wait for its result: the charge if
-        # its own outcome is decided, or None, and then one of them leads.
+        # One call for each charge is being handled, the leader. Calls that come meanwhile wait for its end. If it finds an
+        # outcome that is decided, a retry of the charge is answered from what it found; else one of them leads.
         self._leaders: dict[str, asyncio.Future[Snapshot | None]] = {}
+        self._hesitating: set[str] = set()  # charges whose leader waits for that of another charge, which looks alike
         self._turns = Turns()
         self._tasks = Tasks()
         runner.at_end = self._note_end
@@ -81,28 +100,17 @@ class Reception:
         """Learn from the journal which charges were requested in the last while. Call it before clients come."""
         await recall(self._recent, self._journal)
 
-    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted | Blocked]":
-        """Take a client's command, in a task that goes on if the client leaves. What it begins runs to rest in that task.
+    def accept(self, command: Command | Follow) -> Entry:
+        """Take a client's command, in a task that goes on if the client leaves. What it begins runs to rest in that task."""
+        entry = Entry(command, asyncio.get_running_loop().create_future())
+        self._tasks.start(self._see_to(entry))
+        return entry
 
-        The future's result is the charge, durable in the journal, or the turn to wait for. It raises CallFailed, or
-        KeepsMoving.
-        """
-        accepted: asyncio.Future[Accepted | Blocked] = asyncio.get_running_loop().create_future()
-        self._tasks.start(self._see_to(command, accepted))
-        return accepted
-
-    def pass_on(self, blocked: Blocked) -> None:
-        """Give up the turn of a call that no longer waits for it."""
-        if not blocked.turn.done():
-            blocked.turn.cancel()
-        else:
-            self._turns.next(blocked.charge_id)
-
-    async def _see_to(self, command: Command | Follow, accepted: "asyncio.Future[Accepted | Blocked]") -> None:
-        run = None
+    async def _see_to(self, entry: Entry) -> None:
+        run, accepted = None, entry.accepted
         try:
-            result = await self._handle(command)
-            run = result.run if isinstance(result, Accepted) else None
+            result = await (self._in_turn(entry) if isinstance(entry.command, Follow) else self._handle(entry.command))
+            run = result.run
             if not accepted.done():
                 accepted.set_result(result)
         except Exception as error:
@@ -114,30 +122,53 @@ class Reception:
         if run is not None:
             await self._runner.drive(run)
 
+    async def _in_turn(self, entry: Entry) -> Accepted:
+        """Handle a command as soon as no other operation is under way in its charge. Raises OperationUnderWay if withdrawn."""
+        assert isinstance(entry.command, Follow)
+        wish, has_turn = entry.command.wish, False
+        while True:
+            try:
+                return await self._handle(entry.command)
+            except OperationUnderWay:
+                entry.turn = self._turns.wait(wish.charge_id, wish.operation_id, first=has_turn)
+            finally:
+                if has_turn and self._runner.find(wish.charge_id) is None:
+                    self._turns.next(
+                        wish.charge_id
+                    )  # This call began nothing whose end would give the turn to the next.
+            has_turn, turn = await entry.turn, entry.turn
+            if not has_turn:
+                self._turns.leave(wish.charge_id, turn)
+                raise OperationUnderWay
+            entry.turn = None
+
     def _note_end(self, snapshot: Snapshot) -> None:
-        """Note that a charge's loop has ended: if the charge is at rest, the next operation may begin."""
+        """Note that a charge's loop has ended, so that its next operation may begin."""
         self._recent.note_rest(snapshot.state)
         if is_at_rest(snapshot.state):
             self._turns.next(snapshot.charge_id)
+        else:  # by a fault of ours: the call that gets the turn starts the loop again, but not at once, and round and round
+            asyncio.get_running_loop().call_later(STOPPED_LOOP_SECONDS, self._turns.next, snapshot.charge_id)
 
-    async def _handle(self, command: Command | Follow) -> Accepted | Blocked:
+    async def _handle(self, command: Command | Follow) -> Accepted:
         charge_id = charge_of(command)
         while (leader := self._leaders.get(charge_id)) is not None:
             decided = await asyncio.shield(leader)
             if decided is not None and isinstance(command, Command):
                 return self._accepted(command, await self._streams.handle(decided, command))
         self._leaders[charge_id] = leader = asyncio.get_running_loop().create_future()
-        result: Accepted | Blocked | None = None
+        result = None
         try:
             result = await (self._open(command) if isinstance(command, Command) else self._follow(command))
             return result
         finally:
             del self._leaders[charge_id]
-            leader.set_result(result.snapshot if isinstance(result, Accepted) and result.run is None else None)
+            leader.set_result(result.snapshot if result is not None and result.run is None else None)
 
     async def _open(self, command: Command) -> Accepted:
         refusal = self._refusal() or await self._duplicate(command)
-        # From here to the append nothing alike is accepted: of two alike charges the second one is refused.
+        # Its place is kept before the append, and given back unless this call makes the charge: of two alike charges that come
+        # together the second one is refused.
         is_noted = self._recent.note(command.request)
         accepted = None
         try:
@@ -147,29 +178,22 @@ class Reception:
             if is_noted and (accepted is None or accepted.source is not Source.FRESH):
                 self._recent.forget(command.request)
 
-    async def _follow(self, command: Follow) -> Accepted | Blocked:
+    async def _follow(self, command: Follow) -> Accepted:
         charge_id = command.wish.charge_id
-        # Nothing may keep a void from calling off a charge under way, which is counted already.
-        refusal = None if self._runner.find(charge_id) is not None else self._refusal()
+        snapshot = await self._runner.load(charge_id)
+        # Nothing keeps a void from calling off a charge under way: that is counted already, and the bank may be away.
+        refusal = self._refusal() if is_at_rest(snapshot.state) else None
         try:
-            accepted = await self._decide(command, await self._runner.load(charge_id), refusal)
+            accepted = await self._decide(command, snapshot, refusal)
         except OperationUnderWay:
-            if (
-                self._runner.find(charge_id) is None
-            ):  # its loop has stopped, or ended just now: this call goes on with it
+            # If its loop has stopped by a fault of ours, this call starts it again.
+            if self._runner.find(charge_id) is None:
                 run = self._runner.run(await self._runner.load(charge_id), was_in_journal=True)
                 self._tasks.start(self._runner.drive(run))
-            return Blocked(charge_id, self._turns.wait(charge_id))
-        except Exception:
-            self._leave(charge_id)
             raise
-        self._leave(charge_id)
+        if accepted.source is Source.FRESH:
+            self._turns.begun(charge_id, command.wish.operation_id)
         return accepted
-
-    def _leave(self, charge_id: str) -> None:
-        """Give the turn to the next call, unless an operation is under way: its end does that."""
-        if self._runner.find(charge_id) is None:
-            self._turns.next(charge_id)
 
     async def _decide(self, command: Command | Follow, snapshot: Snapshot, refusal: CallFailed | None) -> Accepted:
         try:
@@ -218,9 +242,12 @@ class Reception:
         if command.allow_duplicate:
             return None
         while (earlier := self._recent.earlier(command.request)) is not None:
-            if (leader := self._leaders.get(earlier)) is None:
+            leader = self._leaders.get(earlier)
+            if leader is None or earlier in self._hesitating:  # two that waited for each other would wait for ever
                 return PossibleDuplicate(earlier)
+            self._hesitating.add(charge_of(command))
             await asyncio.shield(leader)  # it may be the retry of a charge that was requested long ago
+            self._hesitating.discard(charge_of(command))
         return None
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
 from command_service.bank.line import Line
-from command_service.charge import Absent, Due, Message, is_at_rest, is_overdue, next_step
+from command_service.charge import Absent, Due, Message, is_at_rest, is_overdue, next_step, seconds_to_its_end
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
 from command_service.operation import Answered, Attempts, counts_for_giving_up
@@ -78,22 +78,22 @@ class Runner:
     async def load(self, charge_id: str) -> Snapshot:
         """Return a charge as it is now: as its run has it, or as the journal has it. Raises Unreadable.
 
-        The caller has to use it before it awaits anything else, or to append to it.
+        Use it at once. After an await only an append may rest on it, which conflicts if it is old.
         """
         while True:
             if (run := self._runs.get(charge_id)) is not None:
                 return run.snapshot
+            # A run may begin and end during the read. Then what was read may be older than what was told: it is read again.
             read = self._reads.setdefault(charge_id, _Read())
             read.readers += 1
             try:
                 snapshot = await self._streams.load(charge_id)
             finally:
                 read.readers -= 1
-                if not read.readers:
+                if not read.readers and self._reads.get(charge_id) is read:
                     del self._reads[charge_id]
             if not read.is_overtaken:
                 return snapshot
-            # A run has begun and ended meanwhile: what was read may be older than what was told.
 
     @property
     def unfinished(self) -> int:
@@ -111,7 +111,7 @@ class Runner:
     def run(self, snapshot: Snapshot, *, was_in_journal: bool) -> Run:
         """Return the run of a charge that is on its way; else begin one, which the caller drives.
 
-        A snapshot that is no longer the newest would begin a run that tells less than was told already.
+        The snapshot must be the newest: an older one would begin a run that tells less than was told already.
         """
         if (run := self._runs.get(snapshot.charge_id)) is None:
             run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future())
@@ -133,21 +133,25 @@ class Runner:
                     run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
                 following = next_step(run.snapshot.state)
                 is_same = following is not None and following.operation.reference == effect.operation.reference
-                unanswered = message.attempts.unanswered if isinstance(message, Answered) and is_same else 0
+                if isinstance(message, Answered):
+                    unanswered = message.attempts.unanswered
+                if not is_same:
+                    unanswered = 0
                 if following != effect:
                     pauses = 0
                     continue
                 pauses += 1
                 answer = message.answer if isinstance(message, Answered) else None
                 wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
-                if await run.pause(PAUSES.seconds(pauses, self._chance, wished_seconds)):
+                pause_seconds = PAUSES.seconds(pauses, self._chance, wished_seconds)
+                if await run.pause(min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))):
                     pauses = 0
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
         finally:
             del self._runs[run.snapshot.charge_id]
-            if (read := self._reads.get(run.snapshot.charge_id)) is not None:
+            if (read := self._reads.pop(run.snapshot.charge_id, None)) is not None:
                 read.is_overtaken = True
             if not run.ended.done():
                 run.ended.set_result(None)

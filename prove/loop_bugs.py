@@ -21,7 +21,7 @@ from command_service.charge import Command, Follow
 from command_service.codec import charge_id_of
 from command_service.intake import Intake, request_of
 from command_service.journal import Appended, Journal, VersionConflict
-from command_service.reception import Accepted, Blocked, Reception, charge_of
+from command_service.reception import Accepted, Entry, Reception, charge_of
 from command_service.runner import Runner
 from command_service.screening import AnyRequest
 from command_service.values import (
@@ -123,7 +123,7 @@ class Impatience(random.Random):
 class ShortKeys(Around[Reception]):
     """A door that looks a charge up by a part of its key."""
 
-    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted | Blocked]":
+    def accept(self, command: Command | Follow) -> Entry:
         """Take the command for one with a shorter key."""
         if isinstance(command, Follow):
             return self.inner.accept(command)
@@ -141,7 +141,7 @@ class FirstBody(Around[Reception]):
         super().__init__(reception)
         self._first: dict[str, Request] = {}
 
-    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted | Blocked]":
+    def accept(self, command: Command | Follow) -> Entry:
         """Take the first command under this key instead; an invalid one goes through as it is."""
         if isinstance(command, Follow) or command.faults:
             return self.inner.accept(command)
@@ -157,15 +157,15 @@ class MixedUpJoins(Around[Reception]):
         super().__init__(reception)
         self._under_way: dict[str, Accepted] = {}
 
-    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted | Blocked]":
+    def accept(self, command: Command | Follow) -> Entry:
         """Take the command, and hand out the oldest charge under way."""
         accepting = asyncio.ensure_future(self._accept(command))
         accepting.add_done_callback(_seen)
-        return accepting
+        return Entry(command, accepting)
 
-    async def _accept(self, command: Command | Follow) -> Accepted | Blocked:
+    async def _accept(self, command: Command | Follow) -> Accepted:
         accepted = await self.inner.accept(command)
-        if isinstance(accepted, Blocked) or accepted.run is None:
+        if accepted.run is None:
             return accepted
         self._under_way[charge_of(command)] = accepted
         self._under_way = {
@@ -185,7 +185,7 @@ class TwoDoors(Around[Reception]):
         self._other = other
         self._turn = 0
 
-    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted | Blocked]":
+    def accept(self, command: Command | Follow) -> Entry:
         """Have one of the two take the command."""
         self._turn += 1
         return (self.inner if self._turn % 2 else self._other).accept(command)

@@ -20,7 +20,7 @@ from command_service.failures import MoreThanIsLeft
 from command_service.journal import Appended, Journal, Record
 from command_service.operation import AtRest
 from command_service.parts import Parts
-from command_service.reception import Accepted, Blocked, Reception
+from command_service.reception import Accepted, Entry, Reception
 from command_service.runner import Runner
 from command_service.streams import Streams
 from command_service.values import (
@@ -195,7 +195,7 @@ class AnyCharge(Around[Reception]):
         super().__init__(reception)
         self._first: dict[str, Wish] = {}
 
-    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted | Blocked]":
+    def accept(self, command: Command | Follow) -> Entry:
         """Take the command for one about the charge in which its key came first."""
         if isinstance(command, Follow):
             first = self._first.setdefault(command.wish.idempotency_key, command.wish)
@@ -220,15 +220,15 @@ class Deciding(Around[Reception]):
         self.journal = journal
         self.runner = runner
 
-    def accept(self, command: Command | Follow) -> "asyncio.Future[Accepted | Blocked]":
+    def accept(self, command: Command | Follow) -> Entry:
         """Take the command."""
         if isinstance(command, Command):
             return self.inner.accept(command)
         accepting = asyncio.ensure_future(self._accept(command))
         accepting.add_done_callback(_seen)
-        return accepting
+        return Entry(command, accepting)
 
-    async def _accept(self, command: Follow) -> Accepted | Blocked:
+    async def _accept(self, command: Follow) -> Accepted:
         await self.before(command.wish)
         return await self.inner.accept(command)
 

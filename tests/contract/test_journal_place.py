@@ -643,7 +643,7 @@ async def test_the_operators_commands_refuse_a_journal_of_a_later_format(
         lambda: restore_journal(SqliteFile(sound.path), path),
     ):
         with pytest.raises(
-            JournalRefused, match=r"has format 2; this server writes format 1, .*: use the version that"
+            JournalRefused, match=r"has format 3; this server writes format 2, .*: use the version that"
         ):
             work()
     assert path.read_bytes() == before

@@ -39,7 +39,6 @@ from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import restore_journal
 from command_service.parts import Parts
-from command_service.reception import Accepted
 from command_service.serving import CALLS_A_CONNECTION
 from command_service.settings import Settings
 from rig.errors import Told, refused, told
@@ -902,8 +901,6 @@ async def test_a_call_during_recovery_joins_the_recovered_charge(world: World) -
         journal.may_read.set()
         assert await finding == 1
         accepted, joined = await accepting, await reception.accept(command)
-        assert isinstance(accepted, Accepted)
-        assert isinstance(joined, Accepted)
         assert accepted.run is not None
         assert accepted.run is joined.run
         await world.referee.no_more_trouble()

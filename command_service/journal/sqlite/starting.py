@@ -13,7 +13,16 @@ from chassis.sqlite import PragmaNotTakenError, sync_directory
 from command_service.journal import JournalCorrupt, JournalRefused, Place
 from command_service.journal.sqlite import anchor
 from command_service.journal.sqlite.making import bytes_in, wal_beside
-from command_service.journal.sqlite.table import FORMAT, PROBE, SELECT_JOURNAL, chain_at, read_head, verify
+from command_service.journal.sqlite.table import (
+    FORMAT,
+    FORMATS,
+    PROBE,
+    SELECT_JOURNAL,
+    UPGRADE,
+    chain_at,
+    read_head,
+    verify,
+)
 
 # The records that every start verifies, in some 20 ms; verify-journal verifies all.
 TAIL_VERIFIED_AT_START = 10_000
@@ -83,7 +92,7 @@ def identify(path: Path, connection: sqlite3.Connection) -> tuple[str, bool]:
     if row is None:
         raise JournalCorrupt(None)
     journal_id, stored_format, restored = row
-    if stored_format != FORMAT:
+    if stored_format not in FORMATS:
         raise JournalRefused(
             f"the journal {path} has format {stored_format}; this server writes format {FORMAT}, and knows no other: use the "
             "version that wrote it"
@@ -92,12 +101,13 @@ def identify(path: Path, connection: sqlite3.Connection) -> tuple[str, bool]:
 
 
 def probe(path: Path, disk: Disk, connection: sqlite3.Connection) -> None:
-    """See that the journal can be written, by a commit that changes nothing. A full disk may have room again later.
+    """See that the journal can be written, by a commit that changes nothing but an older format. A disk may have room later.
 
     Without it a server would serve, and die at its first charge. Raises sqlite3.Error.
     """
     try:
         connection.execute("BEGIN IMMEDIATE")
+        connection.execute(UPGRADE)
         connection.execute(PROBE)
         connection.execute("COMMIT")
     except sqlite3.Error as error:

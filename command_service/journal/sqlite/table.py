@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from command_service.journal import GENESIS, START, JournalCorrupt, Place, Record
 from command_service.journal.records import RECORDS_A_READ, following, id_of, key_of, verified
 
-FORMAT = 1
+# Format 2 has the tables of format 1, and may hold events that a program of format 1 would take for others: it would overlook
+# that a charge is only to be held. A server that opens a journal of format 1 marks it as of format 2; its records stay.
+FORMAT = 2
+FORMATS = (1, FORMAT)
 
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "journal_mode": "wal",  # readers read beside the writer
@@ -37,8 +40,9 @@ CREATE TABLE unfinished (charge_id BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 INSERT_JOURNAL = "INSERT INTO journal (only, id, format, restored) VALUES (1, ?, ?, ?)"
 SELECT_JOURNAL = "SELECT id, format, restored FROM journal"
+UPGRADE = f"UPDATE journal SET format = {FORMAT} WHERE format <> {FORMAT}"  # noqa: S608  # a number of this module
 PROBE = "PRAGMA user_version = 0"  # writes its page though it is 0; an UPDATE to the same value would write nothing
-RENEW_JOURNAL = "UPDATE journal SET id = ?, restored = 1"
+RENEW_JOURNAL = f"UPDATE journal SET id = ?, restored = 1, format = {FORMAT}"  # noqa: S608  # as above
 SELECT_HEAD = "SELECT position, chain FROM record ORDER BY position DESC LIMIT 1"
 SELECT_HEAD_TIME = "SELECT recorded_at FROM record ORDER BY position DESC LIMIT 1"
 SELECT_VERSION = "SELECT max(version) FROM record WHERE charge_id = ?"
