@@ -8,7 +8,8 @@
     │   ├── ChargeUnknown          there is no such charge
     │   ├── ChargeInReview         people look into the charge first
     │   ├── DoesNotFit             the operation cannot follow in this charge as it stands
-    │   └── MoreThanIsLeft         the operation is for more than is left
+    │   ├── MoreThanIsLeft         the operation is for more than is left
+    │   └── TooManyOperations      the charge has as many operations as it may have
     ├── NotNow                     nobody's: nothing was stored, and a later attempt may succeed
     │   ├── BankUnreachable        the bank does not answer
     │   ├── TooManyUnfinished      too many charges are under way
@@ -84,6 +85,10 @@ class MoreThanIsLeft(CommandRefused):
     def __init__(self, left: int = 0) -> None:
         super().__init__(left)
         self.left = left
+
+
+class TooManyOperations(CommandRefused):
+    """The charge has as many operations as it may have."""
 
 
 class NotNow(CallFailed):

@@ -20,6 +20,7 @@ class Reason(Enum):
     MORE_THAN_IS_LEFT = auto()
     OPERATION_DOES_NOT_FIT = auto()
     CHARGE_IN_REVIEW = auto()
+    TOO_MANY_OPERATIONS = auto()
     JOURNAL_DIVERGED = auto()
     READER_TOO_SLOW = auto()
     TOO_MANY_CALLS = auto()
@@ -97,6 +98,11 @@ _COMMANDS: Mapping[Reason, Row] = {
         StatusCode.DEADLINE_EXCEEDED,
         "RETRY_SAME_KEY",
         "the deadline came before it was known whether the charge is stored: retry with the same key",
+    ),
+    Reason.TOO_MANY_OPERATIONS: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "DO_NOT_RETRY",
+        "the charge has as many operations as it may have, and nothing was stored",
     ),
     Reason.OPERATION_UNDER_WAY: Row(
         StatusCode.ABORTED,

@@ -15,6 +15,7 @@ import pytest
 
 from charging.v1.command_pb2 import ChargeResponse, OperationOutcome, RefundRequest, VoidRequest
 from charging.v1.common_pb2 import Card, DeclineReason, Money
+from command_service.charge import MOST_OPERATIONS
 from rig.errors import Told, refused
 from rig.world import (
     AUTHORIZED,
@@ -222,6 +223,51 @@ async def test_a_client_that_leaves_gives_its_turn_to_the_next(world: World) -> 
     await world.referee.no_more_trouble()
     assert (await last).status == (await first).status == OPERATION_EXECUTED
     assert await world.moved() == [("charge", 1250), ("refund", 1), ("refund", 3)]
+
+
+async def test_impatient_callers_keep_no_turn(world: World) -> None:
+    """They leave while they are being accepted, behind others: the next patient caller has its turn all the same."""
+    charge_id = await charged(world)
+    for number in range(4):
+        await world.trouble("execute", "delay", kind="refund", seconds=0.6)
+        first = asyncio.ensure_future(world.refund(charge_id, 10))
+        impatient = [
+            asyncio.ensure_future(world.refund(charge_id, 1, seconds=0.002 + 0.003 * (each + number / 4)))
+            for each in range(10)
+        ]
+        await asyncio.sleep(0.2)
+        patient = await asyncio.gather(*(world.refund(charge_id, 2, seconds=8.0) for _ in range(2)))
+        assert {outcome.status for outcome in (await first, *patient)} == {OPERATION_EXECUTED}
+        await asyncio.gather(*impatient, return_exceptions=True)
+        await world.referee.no_more_trouble()
+
+
+async def test_two_calls_of_one_key_that_wait_for_their_turn_join_when_it_begins(world: World) -> None:
+    """The one that has no turn of its own is not told that nothing was stored."""
+    charge_id = await charged(world)
+    await world.trouble("execute", kind="refund", **HOLD)
+    first = asyncio.ensure_future(world.refund(charge_id, 1, seconds=20.0))
+    await until(lambda: story(world.journal, charge_id)[-1] == "token_issued")
+    key = new_key()
+    calls = [asyncio.ensure_future(world.refund(charge_id, 2, key=key, seconds=4.0)) for _ in range(2)]
+    await asyncio.sleep(0.3)
+    await world.referee.no_more_trouble()
+    await world.trouble("execute", "in_progress", retry_after="30", kind="refund", times=ALWAYS)
+    assert (await first).status == OPERATION_EXECUTED
+    outcomes = await asyncio.gather(*calls)
+    assert [outcome.status for outcome in outcomes] == [OPERATION_PENDING, OPERATION_PENDING]
+    assert {outcome.outcome_source for outcome in outcomes} == {FRESH, JOINED}
+
+
+async def test_a_charge_has_so_many_operations_and_no_more(world: World) -> None:
+    """Each is folded for every call about the charge. A declined one counts too; what is known is answered as ever."""
+    charge_id = await charged(world, card=Card(token="tok_refund_declined"))
+    key = new_key()
+    known = await world.refund(charge_id, 1, key=key)
+    for _ in range(MOST_OPERATIONS - 1):
+        await world.refund(charge_id, 1)
+    assert await refusal(world.refund(charge_id, 1)) == ("TOO_MANY_OPERATIONS", "DO_NOT_RETRY", {})
+    assert same(await world.refund(charge_id, 1, key=key)) == same(known)
 
 
 async def test_a_declined_refund_leaves_everything_as_it_was(world: World) -> None:

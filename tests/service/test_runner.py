@@ -11,14 +11,14 @@ import pytest
 from charging.v1.journal_pb2 import Event
 from chassis import settings
 from command_service.bank import Bank
-from command_service.charge import Command, Follow
+from command_service.charge import Absent, Command, Follow, evolve
 from command_service.codec import encode
-from command_service.events import ChargeRequested, TokenIssued
+from command_service.events import ChargeRequested, Recorded, TokenIssued
 from command_service.journal import Appended, Journal, Record, VersionConflict
 from command_service.parts import Parts
 from command_service.reception import Source
 from command_service.settings import Settings
-from command_service.streams import DECISIONS, KeepsMoving
+from command_service.streams import DECISIONS, KeepsMoving, Snapshot
 from command_service.values import Answer, CallOff, Effect, Execute, Executed, Kind, NoAnswer, RequestToken, Token, Wish
 from prove.simulation.loop import VirtualLoop
 from rig.around import Around
@@ -260,3 +260,42 @@ def test_attempts_count_for_the_operation_that_they_were_made_for() -> None:
         *("charge_requested", "token_issued", "void_requested", "authorized", "token_issued", "voided"),
     ]
     assert sum(isinstance(effect, CallOff) for effect in bank.asked) > 5
+
+
+class Slow(InMemory):
+    """A journal whose reads answer one at a time, as they are let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+        self._may_answer = asyncio.Semaphore(0)
+
+    def let(self, number: int) -> None:
+        for _ in range(number):
+            self._may_answer.release()
+
+    async def read(self, _charge_id: str) -> list[Record]:
+        found = list(self.stored)
+        self.reads += 1
+        await self._may_answer.acquire()
+        return found
+
+
+def test_two_overtaken_reads_are_each_read_once_more() -> None:
+    """They do not keep each other overtaken for ever."""
+    journal, bank, loop = Slow(), Scripted(), VirtualLoop(None)
+
+    async def main() -> None:
+        runner = Timed(loop).assemble(cast("Journal", journal), cast("Bank", bank)).runner
+        reading = [asyncio.ensure_future(runner.load(REQUEST.charge_id)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        state = evolve(Absent(), Recorded(ChargeRequested(REQUEST), 1, 1))
+        await InMemory.append(journal, REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
+        await runner.drive(runner.run(Snapshot(REQUEST.charge_id, state, 1), was_in_journal=False))
+        journal.let(1)
+        await asyncio.sleep(0.1)
+        journal.let(9)
+        assert {(await one).version for one in reading} == {3}
+
+    loop.run(main())
+    assert journal.reads == 4
