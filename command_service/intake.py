@@ -20,6 +20,8 @@ from contract.errors import command_refusal as refusal
 Intake = Callable[[AnyRequest, Caller], Command | Follow]
 """Reads a message. Raises Refusal for faults that are refused before the key is looked up."""
 
+_MODES = frozenset(CaptureMode.values())
+
 LATEST = 253_402_300_799_999_999
 """The last microsecond that a Timestamp may name, that of the year 9999."""
 
@@ -87,7 +89,7 @@ def wish_of(wire: CaptureRequest | VoidRequest | RefundRequest, caller: Caller) 
 def _faults_beside(wire: ChargeRequest, request: Request) -> Faults:
     """Find the faults of the fields that a plain charge leaves out."""
     faults: Faults = ()
-    if wire.capture not in CaptureMode.values():
+    if wire.capture not in _MODES:
         faults = (*faults, ("capture", "must be automatic or manual"))
     # A time that has passed is none: a restored journal may have lost the charge, and the bank may have executed it in time.
     is_time = 0 < request.not_after <= LATEST and 0 <= wire.not_after.nanos < 1_000_000_000

@@ -123,21 +123,21 @@ class Runner:
         if run.is_driven:
             return
         run.is_driven = True
-        unanswered = 0  # of the operation under way, in this run
+        unanswered = 0  # attempts at the operation under way, in this run
         pauses = 0  # since the charge last moved
+        effect = next_step(run.snapshot.state)
         try:
-            while (effect := next_step(run.snapshot.state)) is not None:
+            while effect is not None:
                 message = await self._perform(run, effect, unanswered)
                 with contextlib.suppress(NotStored, KeepsMoving):
                     # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
                     run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
-                following = next_step(run.snapshot.state)
-                is_same = following is not None and following.operation.reference == effect.operation.reference
+                done, effect = effect, next_step(run.snapshot.state)
                 if isinstance(message, Answered):
                     unanswered = message.attempts.unanswered
-                if not is_same:
+                if effect is None or effect.operation.reference != done.operation.reference:
                     unanswered = 0
-                if following != effect:
+                if effect != done:
                     pauses = 0
                     continue
                 pauses += 1
@@ -145,7 +145,7 @@ class Runner:
                 wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
                 pause_seconds = PAUSES.seconds(pauses, self._chance, wished_seconds)
                 if await run.pause(min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))):
-                    pauses = 0
+                    pauses, effect = 0, next_step(run.snapshot.state)
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
