@@ -218,6 +218,7 @@ def _is_same_wish(wish: Wish, known: Operation) -> bool:
 
 
 def _may_be_called_off(charge: Charge) -> bool:
+    """Whether a void that is new may call the opening operation off."""
     newest = charge.newest
     return newest.operation.opens and not isinstance(newest, AtRest) and charge.void is None
 

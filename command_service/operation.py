@@ -11,7 +11,7 @@ step names the same transaction, unless that one has expired, and a repeated exe
 4. Without a token an operation is given up once it is `abandon_after_seconds` old and five attempts at it in this run, at
    whatever step, came to no answer. With a token it never is: money may have moved.
 5. An operation that opens a charge can be called off: then the bank is asked to close the token instead of executing it. If
-   the bank has executed it already, it is executed.
+   the bank had executed it already, that is its outcome.
 6. No event follows an operation at rest.
 
     state              event                                               next state
