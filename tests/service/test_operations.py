@@ -16,6 +16,8 @@ import pytest
 from charging.v1.command_pb2 import ChargeResponse, OperationOutcome, RefundRequest, VoidRequest
 from charging.v1.common_pb2 import Card, DeclineReason, Money
 from command_service.charge import MOST_OPERATIONS
+from command_service.codec import operation_id_of
+from command_service.values import Kind
 from rig.errors import Told, refused
 from rig.world import (
     AUTHORIZED,
@@ -245,16 +247,14 @@ async def test_impatient_callers_keep_no_turn(world: World) -> None:
 async def test_two_calls_of_one_key_that_wait_for_their_turn_join_when_it_begins(world: World) -> None:
     """The one that has no turn of its own is not told that nothing was stored."""
     charge_id = await charged(world)
-    await world.trouble("execute", kind="refund", **HOLD)
-    first = asyncio.ensure_future(world.refund(charge_id, 1, seconds=20.0))
+    first_key, key = new_key(), new_key()
+    first_id, second_id = (operation_id_of(charge_id, Kind.REFUND, each) for each in (first_key, key))
+    await world.trouble("execute", "delay", seconds=1.5, reference=first_id)
+    await world.trouble("execute", "in_progress", retry_after="30", reference=second_id, times=ALWAYS)
+    first = asyncio.ensure_future(world.refund(charge_id, 1, key=first_key))
     await until(lambda: story(world.journal, charge_id)[-1] == "token_issued")
-    key = new_key()
-    calls = [asyncio.ensure_future(world.refund(charge_id, 2, key=key, seconds=4.0)) for _ in range(2)]
-    await asyncio.sleep(0.3)
-    await world.referee.no_more_trouble()
-    await world.trouble("execute", "in_progress", retry_after="30", kind="refund", times=ALWAYS)
+    outcomes = await asyncio.gather(*(world.refund(charge_id, 2, key=key, seconds=4.0) for _ in range(2)))
     assert (await first).status == OPERATION_EXECUTED
-    outcomes = await asyncio.gather(*calls)
     assert [outcome.status for outcome in outcomes] == [OPERATION_PENDING, OPERATION_PENDING]
     assert {outcome.outcome_source for outcome in outcomes} == {FRESH, JOINED}
 
