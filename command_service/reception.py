@@ -132,10 +132,9 @@ class Reception:
             except OperationUnderWay:
                 entry.turn = self._turns.wait(wish.charge_id, wish.operation_id, first=has_turn)
             finally:
+                # If this call has begun nothing, there is no end that would give the turn to the next one.
                 if has_turn and self._runner.find(wish.charge_id) is None:
-                    self._turns.next(
-                        wish.charge_id
-                    )  # This call began nothing whose end would give the turn to the next.
+                    self._turns.next(wish.charge_id)
             has_turn, turn = await entry.turn, entry.turn
             if not has_turn:
                 self._turns.leave(wish.charge_id, turn)
