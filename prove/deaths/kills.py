@@ -269,15 +269,21 @@ CANARIES = {
     WRITES_ITS_LOG_ITSELF: "L1",
     "a refund is sent again under a new reference after a crash": "I17",
 }
-CANARY_KILLS, CANARY_SECONDS = 6, 60.0
+# Kills hit at random: of the refund's bug, a round in four has no refund amid its execution (12 of 16 rounds found it).
+# A round ends at its first violation, which may be another than the one that the bug is named for.
+CANARY_ROUNDS, CANARY_KILLS, CANARY_SECONDS = 10, 6, 60.0
 
 
 async def is_found(bug: str, invariant: str) -> bool:
-    """Whether a planted bug is found, by the name of what it breaks."""
+    """Whether a planted bug is found in a few rounds, by the name of what it breaks."""
     planted = Harness(bug, "kills")
-    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        await a_round(Path(folder), 0, CANARY_KILLS, time.monotonic() + CANARY_SECONDS, planted, bug=bug)
-    return planted.found(invariant)
+    for seed in range(CANARY_ROUNDS):
+        planted.violations.clear()
+        with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+            await a_round(Path(folder), seed, CANARY_KILLS, time.monotonic() + CANARY_SECONDS, planted, bug=bug)
+        if planted.found(invariant):
+            return True
+    return False
 
 
 async def run(seconds: float, say: Say, *, seed: int = 0) -> Harness:

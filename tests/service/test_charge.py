@@ -772,14 +772,16 @@ async def test_a_client_that_cancels_stops_no_charge(world: World, moment: str) 
 
 async def test_requests_that_are_no_messages_leave_no_memory_behind(world: World) -> None:
     """Each is refused by a new error: an error object that is raised repeatedly would keep every call's frames alive."""
+    calls = 20
     charge_by_bytes: Any = world.channel.unary_unary("/charging.v1.CommandService/Charge")
-    for _ in range(20):
+    for _ in range(calls):
         with pytest.raises(grpc.aio.AioRpcError) as told_so:
             await charge_by_bytes(b"\xff\xff\xff", timeout=PATIENT_SECONDS)
         assert told_so.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     refusals = [thing for thing in gc.get_objects() if isinstance(thing, Refusal)]
     assert refusals
-    assert max(len(traceback.extract_tb(refusal.__traceback__)) for refusal in refusals) < 6
+    # Each raise adds a line or more. Other tests' refusals may be among these, and have passed a few lines.
+    assert max(len(traceback.extract_tb(refusal.__traceback__)) for refusal in refusals) < calls
 
 
 # ---------------------------------------------------------------- too much at once
