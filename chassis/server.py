@@ -10,6 +10,7 @@ would send the exception's own text, which may quote a request.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -20,6 +21,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from chassis.caller import ANYBODY, Caller, GuardedCall
+from chassis.exposure import is_loopback
+from chassis.gate import Door, Gate
 from chassis.health import Health
 from chassis.reflection import Reflection
 from chassis.refusals import Refusal, Violation
@@ -63,16 +66,25 @@ class _Unreadable:
 
 
 class _Guard:
-    """Wraps each method: names the caller, counts the calls under way, and lets only refusals and fixed texts out.
+    """Wraps each method: admits the caller, counts the calls under way, and lets only refusals and fixed texts out.
 
     Services register with it as if it were the server. An interceptor could do the same, but would search for the method on
     each call (measured).
     """
 
     def __init__(
-        self, server: grpc.aio.Server, domain: str, unreadable: Refusal, unexpected: Refusal, request_bytes: int
+        self,
+        server: grpc.aio.Server,
+        gate: Gate,
+        door: Callable[[str], Door],
+        domain: str,
+        unreadable: Refusal,
+        unexpected: Refusal,
+        request_bytes: int,
     ) -> None:
         self._server = server
+        self._gate = gate
+        self._door = door
         self._domain = domain
         self._unreadable = _Unreadable(unreadable)
         too_large = Violation("", f"must have at most {request_bytes} bytes, uncompressed")
@@ -91,12 +103,13 @@ class _Guard:
         """Do nothing: these are the same methods again, for servers without registered methods."""
 
     def _guard(self, name: str, method: Any) -> Any:
+        door = self._door(name)
         read, write = self._reader(method.request_deserializer), method.response_serializer
         if method.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._stream(name, method.stream_stream), read, write)
+            return grpc.stream_stream_rpc_method_handler(self._stream(name, door, method.stream_stream), read, write)
         if method.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(name, method.unary_stream), read, write)
-        return grpc.unary_unary_rpc_method_handler(self._unary(name, method.unary_unary), read, write)
+            return grpc.unary_stream_rpc_method_handler(self._stream(name, door, method.unary_stream), read, write)
+        return grpc.unary_unary_rpc_method_handler(self._unary(name, door, method.unary_unary), read, write)
 
     def _reader(self, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         def read(serialised: bytes) -> Any:
@@ -109,11 +122,12 @@ class _Guard:
 
         return read
 
-    def _unary(self, name: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    def _unary(self, name: str, door: Door, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             self._enter()
             try:
-                return await behaviour(_readable(request), _call(name, context))
+                admitted = door.admit_call(context)  # first: to a stranger even the fault of a request is not told
+                return await behaviour(_readable(request), GuardedCall(name, admitted.caller, context))
             except Exception as error:
                 await self._abort(context, error)
             finally:
@@ -121,19 +135,26 @@ class _Guard:
 
         return guarded
 
-    def _stream(self, name: str, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+    def _stream(self, name: str, door: Door, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             self._enter()
             try:
+                admitted = door.admit_call(context)
                 read = _each_readable(request) if isinstance(request, AsyncIterator) else _readable(request)
-                async for response in behaviour(read, _call(name, context)):
-                    yield response
+                with self._gate.keeping(admitted, self._cut(context)):
+                    async for response in behaviour(read, GuardedCall(name, admitted.caller, context)):
+                        yield response
             except Exception as error:
                 await self._abort(context, error)
             finally:
                 self._leave()
 
         return guarded
+
+    def _cut(self, context: Any) -> Callable[[Refusal], None]:
+        call = asyncio.current_task()
+        assert call is not None
+        return lambda refusal: end_call(context, call, refusal, self._domain)
 
     def _enter(self) -> None:
         self.calls += 1
@@ -154,13 +175,11 @@ class _Guard:
         raise AssertionError("abort_with_status always raises")
 
 
-def _call(method: str, context: Any) -> GuardedCall:
-    return GuardedCall(method, _identified(method, context), context)
-
-
-def _identified(_method: str, _context: Any) -> Caller:
-    """Identify the caller of a method. An exception here ends the call before its handler is entered."""
-    return ANYBODY
+def end_call(context: Any, call: "asyncio.Task[Any]", refusal: Refusal, domain: str) -> None:
+    """End a stream from outside: leave the status for its client, and free the call's memory here."""
+    leaving = asyncio.ensure_future(context.abort_with_status(refusal.status(domain)))
+    leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
+    asyncio.get_running_loop().call_later(0.1, call.cancel)
 
 
 def _readable(request: Any) -> Any:
@@ -190,6 +209,7 @@ class Server:
         register: Callable[[grpc.aio.Server], None],
         *,
         services: Sequence[str],
+        gate: Gate,
         domain: str,
         unreadable: Refusal,
         unexpected: Refusal,
@@ -197,19 +217,23 @@ class Server:
         reflect: bool,
         descriptors: bytes = b"",
         calls_a_connection: int = 1_000,
+        anybody: Caller = ANYBODY,
     ) -> "Server":
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
+
+        `gate` admits each call; while it asks for no identity, the caller is `anybody`.
 
         Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are refused with
         `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client, or grpc
         refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by themselves).
-        Raises OSError if the address cannot be bound; its text names the remedy.
+        Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no row for a method.
         """
         server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
-        guard = _Guard(server, domain, unreadable, unexpected, request_bytes)
+        door = partial(gate.door, on_loopback=is_loopback(listen), anybody=anybody)
+        guard = _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes)
         register(cast("grpc.aio.Server", guard))
         # Guarded too, but by a guard whose calls no drain waits for: a watcher of health never hangs up.
-        common = cast("grpc.aio.Server", _Guard(server, domain, unreadable, unexpected, request_bytes))
+        common = cast("grpc.aio.Server", _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes))
         health = Health(services)
         health_pb2_grpc.add_HealthServicer_to_server(health, common)
         if reflect:

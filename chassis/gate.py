@@ -1,0 +1,207 @@
+"""The gate of a server: for each call the caller that it is from, or a refusal with one text whatever was wrong.
+
+Without a policy everybody is the caller `anybody`; the settings allow that on loopback only (chassis/exposure.py). The log tells
+the operator why a call was refused, a limited number of times a second.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import structlog
+
+from chassis.caller import ANYBODY, Caller
+from chassis.identity import Identity, Known, Need, Presented, Proven, Unproven, may
+from chassis.policy import Policy
+from chassis.refusals import Refusal
+
+log = structlog.get_logger()
+
+REFUSALS_LOGGED_A_SECOND = 10
+# The longest time that a stream lives on after its token has ended, or after a policy came that does not allow it.
+LOOK_AGAIN_SECONDS = 1.0
+# A certificate may hold many names, and long ones.
+_NAMES_LOGGED, _NAME_LOGGED = 8, 256
+
+METRICS = "/metrics"
+_COMMON: Mapping[str, Need] = {
+    "/grpc.health.v1.Health/Check": Need.NOTHING,
+    "/grpc.health.v1.Health/List": Need.NOTHING,
+    "/grpc.health.v1.Health/Watch": Need.NOTHING,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Need.IDENTITY,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Need.IDENTITY,
+    METRICS: Need.IDENTITY,
+}
+
+
+class NoRow(Exception):
+    """A method of which no table says who may call it."""
+
+
+class Refused(NamedTuple):
+    """The two refusals of a gate, in the words of its server's contract."""
+
+    unauthenticated: Refusal
+    not_permitted: Refusal
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """A stream that is open, and how it is ended from outside."""
+
+    door: "Door"
+    presented: Presented
+    ends_at: float
+    cut: Callable[[Refusal], None]
+
+
+class Gate:
+    """The gate of a process: one policy for all its ports."""
+
+    def __init__(
+        self,
+        access: Mapping[str, str],
+        refused: Refused,
+        policy: Callable[[], Policy] | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`access` has a row for each method; `policy` returns the present one, and None opens everything to everybody."""
+        self._access: Mapping[str, Need | str] = {**_COMMON, **access}
+        self._policy = policy
+        self._now = now
+        self._refused = refused
+        self._under: Policy | None = None
+        self._known: Known | None = None
+        self._streams: dict[_Stream, None] = {}
+        self._logged: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
+        """The number of refused calls: unauthenticated, not_permitted."""
+
+    def door(self, method: str, *, on_loopback: bool, anybody: Caller = ANYBODY) -> "Door":
+        """Make the door of a method on a port. `anybody` is the caller where none is asked for. Raises NoRow."""
+        need = self._access.get(method)
+        if need is None:
+            raise NoRow(f"no row says who may call {method}")
+        is_open = self._policy is None or need is Need.NOTHING or (need is Need.IDENTITY and on_loopback)
+        return Door(self, method, need, None if not is_open else anybody)
+
+    def prove(self, presented: Presented) -> Proven:
+        """Find the identity of a call by the present policy. Raises Unproven."""
+        assert self._policy is not None, "an open gate asks for no identity"
+        policy = self._policy()
+        if policy is not self._under or self._known is None:
+            self._under = policy
+            self._known = Known(policy.by_credential, policy.tokens, self._now)
+        return self._known.prove(presented)
+
+    def refusal(self, method: str, why: str, *, identity: Identity | None, shown: Any, peer: str) -> Refusal:
+        """Count and log a refused call, and return its refusal."""
+        self.refused["unauthenticated" if identity is None else "not_permitted"] += 1
+        second = int(self._now())
+        if second not in self._logged:
+            left_out = sum(self._logged.values()) - REFUSALS_LOGGED_A_SECOND
+            self._logged.clear()
+            if left_out > 0:
+                log.warning("more calls were refused than were logged", left_out=left_out)
+        self._logged[second] += 1
+        if self._logged[second] <= REFUSALS_LOGGED_A_SECOND:
+            log.warning(
+                "a call was refused",
+                method=method,
+                why=why,
+                identity=identity.name if identity else None,
+                shown=[str(name)[:_NAME_LOGGED] for name in shown[:_NAMES_LOGGED]],
+                peer=peer,
+            )
+        # A copy: an exception that is raised repeatedly keeps every frame that it passed.
+        return replace(self._refused.unauthenticated if identity is None else self._refused.not_permitted)
+
+    @contextlib.contextmanager
+    def keeping(self, admitted: "Admitted", cut: Callable[[Refusal], None]) -> Iterator[None]:
+        """Look again at a stream while it is open. `cut` ends it, once its caller may no longer have it."""
+        if admitted.presented is None:
+            yield
+            return
+        stream = _Stream(admitted.door, admitted.presented, admitted.ends_at, cut)
+        self._streams[stream] = None
+        try:
+            yield
+        finally:
+            self._streams.pop(stream, None)
+
+    async def keep_looking(self) -> None:
+        """End streams whose token has ended, or which a new policy does not allow. Runs until cancelled."""
+        under = self._policy() if self._policy is not None else None
+        while self._policy is not None:
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            former, under, now = under, self._policy(), self._now()
+            for stream in [each for each in self._streams if under is not former or each.ends_at <= now]:
+                try:
+                    stream.ends_at = stream.door.admit(stream.presented, "an open stream").ends_at
+                except Refusal as refusal:
+                    self._streams.pop(stream, None)
+                    stream.cut(refusal)
+
+
+class Admitted(NamedTuple):
+    """A call that may go on: its caller, and what it rests on if it must be looked at again."""
+
+    caller: Caller
+    door: "Door"
+    presented: Presented | None = None
+    ends_at: float = float("inf")
+
+
+class Door:
+    """The way through the gate to one method of one port."""
+
+    def __init__(self, gate: Gate, method: str, need: Need | str, anybody: Caller | None) -> None:
+        self._gate = gate
+        self._method = method
+        self._need = need
+        self._open = None if anybody is None else Admitted(anybody, self)
+
+    def admit_call(self, context: Any) -> Admitted:
+        """Admit a call of grpc's. Raises Refusal."""
+        return self._open or self.admit(presented_by(context), context.peer())
+
+    def admit(self, presented: Presented, peer: str) -> Admitted:
+        """Admit a call by what it presents. `peer` is for the log. Raises Refusal."""
+        if self._open is not None:
+            return self._open
+        try:
+            proven = self._gate.prove(presented)
+        except Unproven as error:
+            raise self._gate.refusal(self._method, error.why, identity=None, shown=error.shown, peer=peer) from None
+        identity = proven.identity
+        if not may(identity, self._need):
+            why = f"it needs the role {self._need}"
+            raise self._gate.refusal(self._method, why, identity=identity, shown=(), peer=peer)
+        return Admitted(Caller(identity.tenant, identity.name), self, presented, proven.ends_at)
+
+
+def presented_by(context: Any) -> Presented:
+    """Read what a call of grpc's presents. grpc has verified the certificate's chain and times."""
+    authorization = [_text(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+    connection: Mapping[str, Any] = context.auth_context()
+    is_tls = b"ssl" in connection.get("transport_security_type", ())
+    return Presented(
+        uris=[_text(name) for name in connection.get("peer_uri", ())] if is_tls else (),
+        dns_names=[_text(name) for name in connection.get("peer_dns", ())] if is_tls else (),
+        authorization=authorization,
+        is_private=is_tls or (bool(authorization) and _is_loopback(context.peer())),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+def _is_loopback(peer: str) -> bool:
+    return unquote(peer).startswith(("ipv4:127.", "ipv6:[::1]:", "unix:"))

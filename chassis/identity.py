@@ -1,0 +1,142 @@
+"""Who calls, and whether it may: pure decisions over what a call presents and what the policy says.
+
+A presented token is the identity: if it proves nothing, the certificate is not asked instead. A certificate names an identity
+by exactly one of its alternative names, never by its common name, and never by a prefix.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from chassis.tokens import TokenRefused, TokenRules, verified
+
+# Verified tokens that are remembered until they end: to verify one takes longer than the rest of a call's way through the guard.
+TOKENS_KEPT = 10_000
+# The parts of a token that the header of a call may hold: the scheme and the token.
+_SCHEME = "bearer"
+
+
+class Need(Enum):
+    """What a method needs where it needs no role."""
+
+    NOTHING = auto()
+    IDENTITY = auto()
+    """Any identity; on a port that listens on loopback, none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A caller that the policy names. `tenant` is empty for one that belongs to none, and sees all."""
+
+    name: str
+    tenant: str
+    roles: frozenset[str]
+
+
+class Credential(Enum):
+    """The kinds of credentials by which the policy knows identities."""
+
+    CERTIFICATE_URI = "certificate_uri"
+    CERTIFICATE_DNS = "certificate_dns"
+    JWT_SUBJECT = "jwt_subject"
+    TOKEN_SHA256 = "token_sha256"  # noqa: S105  # a word of the policy's
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What a call presents: the alternative names of its verified certificate, and its headers of authorization."""
+
+    uris: Sequence[str] = ()
+    dns_names: Sequence[str] = ()
+    authorization: Sequence[str] = ()
+    is_private: bool = False
+    """Whether nobody between could have read it: TLS, or loopback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """An identity that is proven until a time, in seconds since 1970."""
+
+    identity: Identity
+    ends_at: float = float("inf")
+
+
+class Unproven(Exception):
+    """A call that proves no identity. `why` is for the log and never for the caller; `shown` is what is proven nevertheless."""
+
+    def __init__(self, why: str, shown: Sequence[str] = ()) -> None:
+        super().__init__(why)
+        self.why = why
+        self.shown = shown
+
+
+class Known:
+    """The identities of one policy, and the tokens that were verified under it."""
+
+    def __init__(
+        self,
+        identities: Mapping[tuple[Credential, str], Identity],
+        rules: TokenRules | None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._identities = identities
+        self._rules = rules
+        self._now = now
+        self._tokens: dict[bytes, Proven] = {}  # by digest: a token itself is kept nowhere
+
+    def prove(self, presented: Presented) -> Proven:
+        """Find the identity of a call. Raises Unproven."""
+        if presented.authorization:
+            return self._by_token(presented)
+        names = [(Credential.CERTIFICATE_URI, uri) for uri in presented.uris]
+        names += [(Credential.CERTIFICATE_DNS, name) for name in presented.dns_names]
+        if not names:
+            raise Unproven("it presents no credential")
+        found = {identity for name in names if (identity := self._identities.get(name)) is not None}
+        if not found:
+            raise Unproven("the policy knows no name of its certificate", [value for _, value in names])
+        if len(found) > 1:
+            raise Unproven("its certificate has the names of several identities", [value for _, value in names])
+        return Proven(found.pop())
+
+    def _by_token(self, presented: Presented) -> Proven:
+        if not presented.is_private:
+            raise Unproven("its token came over a plaintext connection, and is known to others now: replace it")
+        if len(presented.authorization) > 1:
+            raise Unproven("it has several headers of authorization")
+        scheme, _, token = presented.authorization[0].partition(" ")
+        if scheme.lower() != _SCHEME or not token:
+            raise Unproven("its header of authorization holds no bearer token")
+        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+        static = self._identities.get((Credential.TOKEN_SHA256, digest.hex()))
+        if static is not None:
+            return Proven(static)
+        known = self._tokens.get(digest)
+        if known is not None:
+            if known.ends_at > self._now():
+                return known
+            del self._tokens[digest]
+        proven = self._by_claims(token)
+        if len(self._tokens) >= TOKENS_KEPT:
+            del self._tokens[next(iter(self._tokens))]
+        self._tokens[digest] = proven
+        return proven
+
+    def _by_claims(self, token: str) -> Proven:
+        if self._rules is None:
+            raise Unproven("its token is not known")
+        try:
+            claims = verified(token, self._rules)
+        except TokenRefused as error:
+            raise Unproven(str(error)) from None
+        identity = self._identities.get((Credential.JWT_SUBJECT, claims.subject))
+        if identity is None:
+            raise Unproven("the policy does not know the subject of its token", [claims.subject])
+        return Proven(identity, claims.ends_at)
+
+
+def may(identity: Identity, need: Need | str) -> bool:
+    """Whether an identity may call a method that needs this."""
+    return isinstance(need, Need) or need in identity.roles
