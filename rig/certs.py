@@ -1,0 +1,178 @@
+"""A small authority, and the certificates it issues, for trying and for tests: python -m rig.certs FOLDER
+
+It makes, in the layout that the settings ask for, what three servers and a client need to speak TLS to each other:
+
+    bank/ command/ query/   a certificate and key for localhost, 127.0.0.1 and ::1, for servers and for clients
+    clients/shop/           a client's certificate, with the URI spiffe://chargeonce.test/shop
+    clients/till.token      a token, of which policy.toml holds the SHA-256
+    policy.toml             who may do what
+
+Each folder has tls.crt, tls.key and ca.crt. The authority's own key is not kept: to issue another certificate, make all anew.
+"""
+
+import argparse
+import datetime
+import hashlib
+import ipaddress
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+FOLDER = Path("data/certs")
+TRUST = "spiffe://chargeonce.test"
+HERE = ("127.0.0.1", "::1")
+DAY = datetime.timedelta(days=1)
+POLICY = """\
+# Made by `make certs`, for trying. Who may do what:
+
+[[identities]]
+name = "shop"
+certificate_uri = "{trust}/shop"
+tenant = "shop"
+roles = ["charge", "refund", "read"]
+
+[[identities]]
+name = "query-server"
+certificate_uri = "{trust}/query"
+roles = ["feed"]
+
+[[identities]]
+name = "till"
+token_sha256 = "{token_sha256}"
+tenant = "shop"
+roles = ["charge", "read"]
+"""
+
+
+class Authority:
+    """Issues certificates. Its own is valid for a year from a day ago."""
+
+    def __init__(self, name: str = "chargeonce.test") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.datetime.now(datetime.UTC)
+        self._certificate = (
+            x509.CertificateBuilder()
+            .subject_name(self._name)
+            .issuer_name(self._name)
+            .public_key(self._key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - DAY)
+            .not_valid_after(now + 365 * DAY)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_uses_of_an_authority(), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+    @property
+    def pem(self) -> bytes:
+        """Its certificate."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(
+        self,
+        folder: Path,
+        *,
+        dns: Sequence[str] = (),
+        ips: Sequence[str] = (),
+        uris: Sequence[str] = (),
+        common_name: str = "",
+        not_before: datetime.datetime | None = None,
+        not_after: datetime.datetime | None = None,
+        client_only: bool = False,
+        trusting: bytes | None = None,
+    ) -> Path:
+        """Write tls.crt, tls.key and ca.crt into a folder, which is made if need be, and return it.
+
+        It is valid from an hour ago for ninety days, unless other times are given. `trusting` is the content of ca.crt, this
+        authority's certificate by default.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.datetime.now(datetime.UTC)
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH, *([] if client_only else [ExtendedKeyUsageOID.SERVER_AUTH])]
+        name = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
+        names = [
+            *map(x509.DNSName, dns),
+            *(x509.IPAddress(ipaddress.ip_address(each)) for each in ips),
+            *map(x509.UniformResourceIdentifier, uris),
+        ]
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name(name))
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(not_before or now - DAY / 24)
+            .not_valid_after(not_after or now + 90 * DAY)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not name)
+        certificate = builder.sign(self._key, hashes.SHA256())
+        folder.mkdir(parents=True, exist_ok=True)
+        written = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write_secret(folder / "tls.key", written)
+        (folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (folder / "ca.crt").write_bytes(self.pem if trusting is None else trusting)
+        return folder
+
+
+def _uses_of_an_authority() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def write_secret(file: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, from its first byte on."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+        opened.write(content)
+
+
+def make_all(folder: Path) -> None:
+    """Write everything for three servers and a client on this machine."""
+    authority = Authority()
+    for server in ("bank", "command", "query"):
+        authority.issue(folder / server, dns=["localhost"], ips=HERE, uris=[f"{TRUST}/{server}"], common_name=server)
+    authority.issue(folder / "clients" / "shop", uris=[f"{TRUST}/shop"], common_name="shop", client_only=True)
+    token = secrets.token_urlsafe(32)
+    write_secret(folder / "clients" / "till.token", f"{token}\n".encode())
+    token_sha256 = hashlib.sha256(token.encode()).hexdigest()
+    (folder / "policy.toml").write_text(POLICY.format(trust=TRUST, token_sha256=token_sha256))
+
+
+def main() -> None:
+    """Make them."""
+    parser = argparse.ArgumentParser(prog="python -m rig.certs", description="Makes certificates for trying.")
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help=f"where (default: {FOLDER})")
+    parser.add_argument("--again", action="store_true", help="replace those that are there")
+    chosen = parser.parse_args()
+    if (chosen.folder / "policy.toml").exists() and not chosen.again:
+        print(f"{chosen.folder} holds certificates already; --again replaces them")
+        return
+    make_all(chosen.folder)
+    print(f"made an authority's certificates in {chosen.folder}, valid for ninety days")
+
+
+if __name__ == "__main__":
+    main()
