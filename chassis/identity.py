@@ -12,9 +12,8 @@ from enum import Enum, auto
 
 from chassis.tokens import TokenRefused, TokenRules, verified
 
-# Verified tokens that are remembered until they end: to verify one takes longer than the rest of a call's way through the guard.
+# Verified tokens that are remembered until they end: to verify one takes longer than the rest of the way through the guard.
 TOKENS_KEPT = 10_000
-# The parts of a token that the header of a call may hold: the scheme and the token.
 _SCHEME = "bearer"
 
 

@@ -27,22 +27,18 @@ What is not named is denied. A file with any fault is refused as a whole.
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chassis.identity import Credential, Identity
+from chassis.identity import Credential, Identity, Need, may
 from chassis.tokens import ALGORITHMS, USUAL_ALGORITHMS, KeysUnusable, TokenRules, read_keys
+from chassis.watched import Files, Unusable
 
-LARGEST_FILE = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 _NAME_RULE = "must be 1 to 128 letters, digits and . _ : @ / -, and begin with a letter or digit"
 _WEIGHTS, _RATES = (0.001, 1000.0), (0.001, 1_000_000.0)
-
-
-class PolicyRefused(Exception):
-    """A policy that cannot be used; the text lists every problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,31 +67,42 @@ class Roles:
     without_tenant: Collection[str]
 
 
-def read_policy(path: Path, roles: Roles, read: Callable[[Path], bytes] = Path.read_bytes) -> Policy:
-    """Read a policy and the keys that it names, with `read`. Raises PolicyRefused, and OSError for the policy itself."""
-    content = read(path)
-    if len(content) > LARGEST_FILE:
-        raise PolicyRefused(f"{path} has more than {LARGEST_FILE} bytes")
+def read_policy(path: Path, roles: Roles, files: Files) -> Policy:
+    """Read a policy, and the keys that it names. Raises Unusable, whose text lists every problem."""
     try:
-        document = tomllib.loads(content.decode())
+        document = tomllib.loads(files.read(path).decode())
     except UnicodeDecodeError:
-        raise PolicyRefused(f"{path} is not UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:  # its text names the place, and quotes at most a character
-        raise PolicyRefused(f"{path} is no TOML: {error}") from None
-    reading = _Reading(roles, path.parent, read)
+        raise Unusable(f"{path}: is not UTF-8") from None
+    except (
+        tomllib.TOMLDecodeError,
+        RecursionError,
+    ) as error:  # its text names the place, and quotes at most a character
+        raise Unusable(f"{path}: is no TOML: {error}") from None
+    reading = _Reading(roles, path.parent, files)
     policy = reading.policy(document)
     if reading.problems:
-        raise PolicyRefused(f"{path} cannot be used:\n  " + "\n  ".join(reading.problems))
+        raise Unusable(f"{path}: cannot be used:\n  " + "\n  ".join(reading.problems))
     return policy
+
+
+def described(policy: Policy, access: Mapping[str, Need | str]) -> Iterator[str]:
+    """Tell what each identity may do, method by method, in lines for people."""
+    for identity in policy.identities:
+        credentials = [kind.value for (kind, _), known in policy.by_credential.items() if known is identity]
+        tenant = f"of the tenant {identity.tenant}" if identity.tenant else "of no tenant"
+        yield f"{identity.name}, {tenant}, known by {' and '.join(credentials)}"
+        for method, need in access.items():
+            answer = "yes" if may(identity, need) else "no "
+            yield f"  {answer}  {method.removeprefix('/')}" + ("" if isinstance(need, Need) else f"  ({need})")
 
 
 class _Reading:
     """Reads a document and collects its problems, so that all are told together."""
 
-    def __init__(self, roles: Roles, folder: Path, read: Callable[[Path], bytes]) -> None:
+    def __init__(self, roles: Roles, folder: Path, files: Files) -> None:
         self._roles = roles
         self._folder = folder
-        self._read = read
+        self._files = files
         self.problems: list[str] = []
 
     def policy(self, document: Mapping[str, Any]) -> Policy:
@@ -148,9 +155,7 @@ class _Reading:
                 continue
             value = entry[kind.value]
             if not isinstance(value, str) or (fault := _fault(kind, value, has_tokens)):
-                self.problems.append(
-                    f"{where}: {kind.value} {fault if isinstance(value, str) else 'must be a text'}"
-                )
+                self.problems.append(f"{where}: {kind.value} {fault if isinstance(value, str) else 'must be a text'}")
             else:
                 found.append((kind, value))
         if not any(kind.value in entry for kind in Credential):
@@ -178,11 +183,11 @@ class _Reading:
             return None
         file = self._folder / keys
         try:
-            return TokenRules(issuer, audience, algorithms, read_keys(self._read(file)))
-        except OSError as error:
-            self.problems.append(f"{where}: {file} cannot be read: {error.strerror}")
+            return TokenRules(issuer, audience, algorithms, read_keys(self._files.read(file)))
+        except Unusable as error:
+            self.problems.append(f"{where}: keys: {error}")
         except KeysUnusable as error:
-            self.problems.append(f"{where}: {file} cannot be used: {error}")
+            self.problems.append(f"{where}: keys: {file}: {error}")
         return None
 
     def _shares(self, entry: Any, tenants: Collection[str]) -> Mapping[str, Share]:
@@ -228,7 +233,11 @@ def _fault(kind: Credential, value: str, has_tokens: bool) -> str:
     """Say what is wrong with a credential; empty if nothing is."""
     match kind:
         case Credential.CERTIFICATE_URI:
-            return "" if re.fullmatch(r"[a-z][a-z0-9+.-]*:[!-~]+", value) else "must be a URI, such as spiffe://example/shop"
+            return (
+                ""
+                if re.fullmatch(r"[a-z][a-z0-9+.-]*:[!-~]+", value)
+                else "must be a URI, such as spiffe://example/shop"
+            )
         case Credential.CERTIFICATE_DNS:
             # A wildcard in a certificate is no name of a caller.
             is_name = re.fullmatch(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", value)
@@ -238,10 +247,14 @@ def _fault(kind: Credential, value: str, has_tokens: bool) -> str:
                 return "needs a table [jwt]"
             return "" if 0 < len(value) <= 255 else "must have 1 to 255 characters"
         case Credential.TOKEN_SHA256:
-            return "" if re.fullmatch("[0-9a-f]{64}", value) else "must be 64 small hexadecimal digits: the token's SHA-256"
+            return (
+                ""
+                if re.fullmatch("[0-9a-f]{64}", value)
+                else "must be 64 small hexadecimal digits: the token's SHA-256"
+            )
 
 
-def _listed(words: Any) -> str:
+def _listed(words: Iterable[str]) -> str:
     return ", ".join(words)
 
 

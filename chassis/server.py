@@ -226,7 +226,7 @@ class Server:
         Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are refused with
         `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client, or grpc
         refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by themselves).
-        Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no row for a method.
+        Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate does not know a method.
         """
         server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
         door = partial(gate.door, on_loopback=is_loopback(listen), anybody=anybody)

@@ -1,7 +1,7 @@
 """Bearer tokens of an identity provider: signed JWTs (RFC 7519), checked as RFC 8725 advises.
 
-The algorithms are the policy's, never the token's; a key is looked up by its exact id in a local set; what a token says of other
-keys (`jku`, `x5u`, `jwk`) is not read. Symmetric algorithms are not known at all.
+The algorithms are the policy's, never the token's; a key is looked up by its exact id in a local set; what a token says of
+other keys (`jku`, `x5u`, `jwk`) is not read. Symmetric algorithms are not known at all.
 """
 
 import json

@@ -6,6 +6,8 @@ A method without a row keeps its server from starting. Health and reflection hav
 from collections.abc import Mapping
 from enum import StrEnum
 
+from chassis.policy import Roles
+
 
 class Role(StrEnum):
     """What an identity may do: the words of a policy file."""
@@ -17,8 +19,9 @@ class Role(StrEnum):
     OPERATE = "operate"
 
 
-WITHOUT_TENANT = frozenset({Role.FEED, Role.OPERATE})
-"""The roles of an identity that may belong to no tenant: it sees the records of all."""
+# An identity that feeds or operates may belong to no tenant: then it sees the records of all.
+ROLES = Roles([role.value for role in Role], without_tenant=[Role.FEED.value, Role.OPERATE.value])
+"""The roles that a policy may give."""
 
 ACCESS: Mapping[str, str] = {
     "/charging.v1.CommandService/Charge": Role.CHARGE,

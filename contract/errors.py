@@ -13,6 +13,8 @@ DOMAIN = "charging.v1"
 class Reason(Enum):
     """The reasons in google.rpc.ErrorInfo, in the order of whose fault it is: the client's, the times', ours."""
 
+    UNAUTHENTICATED = auto()
+    PERMISSION_DENIED = auto()
     INVALID_REQUEST = auto()
     IDEMPOTENCY_KEY_REUSED = auto()
     POSSIBLE_DUPLICATE = auto()
@@ -39,6 +41,17 @@ class Reason(Enum):
 
 
 _COMMANDS: Mapping[Reason, Row] = {
+    # One text for each, whatever was wrong with the credential: the log tells the operator.
+    Reason.UNAUTHENTICATED: Row(
+        StatusCode.UNAUTHENTICATED,
+        "DO_NOT_RETRY",
+        "the caller is not known, and nothing was stored: send the same request again with a valid credential",
+    ),
+    Reason.PERMISSION_DENIED: Row(
+        StatusCode.PERMISSION_DENIED,
+        "DO_NOT_RETRY",
+        "the caller may not do this, and nothing was stored: its operators can give it the role",
+    ),
     Reason.INVALID_REQUEST: Row(
         StatusCode.INVALID_ARGUMENT,
         "DO_NOT_RETRY",
@@ -147,6 +160,16 @@ _COMMANDS: Mapping[Reason, Row] = {
 }
 
 _QUERIES: Mapping[Reason, Row] = {
+    Reason.UNAUTHENTICATED: Row(
+        StatusCode.UNAUTHENTICATED,
+        "DO_NOT_RETRY",
+        "the caller is not known: ask again with a valid credential",
+    ),
+    Reason.PERMISSION_DENIED: Row(
+        StatusCode.PERMISSION_DENIED,
+        "DO_NOT_RETRY",
+        "the caller may not ask this: its operators can give it the role",
+    ),
     Reason.INVALID_REQUEST: Row(
         StatusCode.INVALID_ARGUMENT,
         "DO_NOT_RETRY",
