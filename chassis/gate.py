@@ -76,8 +76,7 @@ class Gate:
         self._policy = policy
         self._now = now
         self._refused = refused
-        self._under: Policy | None = None
-        self._known: Known | None = None
+        self._known: tuple[Policy, Known] | None = None
         self._streams: dict[_Stream, None] = {}
         self._logged: Counter[int] = Counter()
         self.refused: Counter[str] = Counter()
@@ -95,10 +94,9 @@ class Gate:
         """Find the identity of a call by the present policy. Raises Unproven."""
         assert self._policy is not None, "an open gate asks for no identity"
         policy = self._policy()
-        if policy is not self._under or self._known is None:
-            self._under = policy
-            self._known = Known(policy.by_credential, policy.tokens, self._now)
-        return self._known.prove(presented)
+        if self._known is None or self._known[0] is not policy:
+            self._known = policy, Known(policy.by_credential, policy.tokens, self._now)
+        return self._known[1].prove(presented)
 
     def refusal(self, method: str, why: str, *, identity: Identity | None, shown: Any, peer: str) -> Refusal:
         """Count and log a refused call, and return its refusal."""
@@ -188,7 +186,7 @@ class Door:
 
 def presented_by(context: Any) -> Presented:
     """Read what a call of grpc's presents. grpc has verified the certificate's chain and times."""
-    authorization = [_text(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+    authorization = [_text(value) for key, value in context.invocation_metadata() if key == "authorization"]
     connection: Mapping[str, Any] = context.auth_context()
     is_tls = b"ssl" in connection.get("transport_security_type", ())
     return Presented(

@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from chassis.settings import Address
+from chassis.tls import HANDSHAKE_SECONDS, ServerTls
 
 # Far more than the monitoring systems that read one server.
 READERS = 32
@@ -26,11 +27,17 @@ READER_SECONDS = 5.0
 Figures = Mapping[str, float]
 
 
-async def offer(listen: Address | None, prefix: str, texts: Mapping[str, str], take: Callable[[], Figures]) -> None:
+async def offer(
+    listen: Address | None,
+    prefix: str,
+    texts: Mapping[str, str],
+    take: Callable[[], Figures],
+    tls: ServerTls | None = None,
+) -> None:
     """Offer figures as gauges; each reading takes all figures together. See `serve`."""
     if listen is not None:
         REGISTRY.register(_Gauges(prefix, texts, take))
-        await serve(listen)
+        await serve(listen, tls)
 
 
 class _Gauges(Collector):
@@ -49,12 +56,22 @@ class _Gauges(Collector):
         return [GaugeMetricFamily(f"{self._prefix}_{name}", text, figures[name]) for name, text in self._texts.items()]
 
 
-async def serve(listen: Address | None) -> None:
+async def serve(listen: Address | None, tls: ServerTls | None = None) -> None:
     """Offer the gauges until the process ends; None offers nothing. Raises OSError naming the address."""
     if listen is None:
         return
     try:
-        await asyncio.start_server(_Readers().answer, listen.host, listen.port)
+        if tls is None:
+            await asyncio.start_server(_Readers().answer, listen.host, listen.port)
+        else:
+            await asyncio.start_server(
+                _Readers().answer,
+                listen.host,
+                listen.port,
+                ssl=tls.context,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=HANDSHAKE_SECONDS,
+            )
     except OSError as error:
         # The loop's own text repeats the address, so the system's text is used; an unknown host has only the loop's text.
         why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
@@ -94,7 +111,8 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")]
     for event in (h11.Response(status_code=200, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
         writer.write(connection.send(event) or b"")
-    writer.write_eof()
+    if writer.can_write_eof():  # TLS has no half-closed connections
+        writer.write_eof()
     # Wait until the reader has taken everything: written bytes may still be in our own buffer.
     while await reader.read(4096):
         pass

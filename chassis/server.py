@@ -28,6 +28,7 @@ from chassis.reflection import Reflection
 from chassis.refusals import Refusal, Violation
 from chassis.settings import Address
 from chassis.telemetry import log_unexpected
+from chassis.tls import HANDSHAKE_SECONDS, ServerTls
 
 log = structlog.get_logger()
 
@@ -47,6 +48,7 @@ CHANNEL_OPTIONS = [*_KEEPALIVE, ("grpc.http2.max_pings_without_data", 0), ("grpc
 _SERVER_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
+    ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1_000)),  # grpc's own default is two minutes
     ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
     # grpc.aio takes calls one by one. Under load they wait in grpc, unseen by a service's own limit; beyond these numbers grpc
     # cancels them itself, at random between the two, without advice and at next to no cost. Reasons: docs/adr/0018.
@@ -215,16 +217,16 @@ class Server:
         unexpected: Refusal,
         request_bytes: int,
         reflect: bool,
+        tls: ServerTls | None = None,
         descriptors: bytes = b"",
         calls_a_connection: int = 1_000,
         anybody: Caller = ANYBODY,
     ) -> "Server":
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
 
-        `gate` admits each call; while it asks for no identity, the caller is `anybody`.
-
-        Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are refused with
-        `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client, or grpc
+        `gate` admits each call; while it asks for no identity, the caller is `anybody`. Without `tls` the server speaks
+        plaintext. Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are refused
+        with `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client, or grpc
         refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by themselves).
         Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate does not know a method.
         """
@@ -239,7 +241,10 @@ class Server:
         if reflect:
             Reflection(descriptors, [*services, "grpc.health.v1.Health"]).register(common)
         try:
-            port = server.add_insecure_port(str(listen))
+            if tls is None:
+                port = server.add_insecure_port(str(listen))
+            else:
+                port = server.add_secure_port(str(listen), tls.grpc_credentials())
         except RuntimeError:
             port = 0
         if not port:

@@ -120,6 +120,11 @@ def file_path(value: str) -> Path:
     return Path(value)
 
 
+def optional_path(value: str) -> Path | None:
+    """The literal path of a file or folder, or an empty text for None."""
+    return file_path(value) if value else None
+
+
 def state_file(name: str, before: str = "") -> Callable[[Mapping[str, str]], str]:
     """A default: a file in the user's state folder (XDG base directories), or in `data` if the environment names no folder.
 

@@ -21,7 +21,7 @@ import grpc
 import structlog
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from chassis.watched import Files, Unusable, Watched
@@ -95,7 +95,7 @@ class ServerTls:
 
         def make(files: Files) -> _Set:
             pair = _pair(files, folder, ExtendedKeyUsageOID.SERVER_AUTH)
-            authorities = _authorities(files, folder) if client_certificates else None
+            authorities = _authorities(files, folder / AUTHORITIES) if client_certificates else None
             context = _context(ssl.PROTOCOL_TLS_SERVER, folder, pair, authorities)
             context.verify_mode = ssl.CERT_REQUIRED if client_certificates else ssl.CERT_NONE
             return _Set(pair, authorities, context)
@@ -138,9 +138,9 @@ class ClientTls:
         def make(files: Files) -> _Set:
             pair = _pair(files, folder, ExtendedKeyUsageOID.CLIENT_AUTH) if wanted & {CERTIFICATE, KEY} else None
             if default_authorities is not None and AUTHORITIES not in wanted:
-                authorities = files.read(default_authorities)
+                authorities = _authorities(files, default_authorities)
             else:
-                authorities = _authorities(files, folder)
+                authorities = _authorities(files, folder / AUTHORITIES)
             context = _context(ssl.PROTOCOL_TLS_CLIENT, folder, pair, authorities)
             return _Set(pair, authorities, context)
 
@@ -196,12 +196,13 @@ def _examine(file: Path, own: x509.Certificate, purpose: x509.ObjectIdentifier) 
         log.warning("a certificate expires soon", file=str(file), days=(ends - now).days, expires=ends.isoformat())
 
 
-def _authorities(files: Files, folder: Path) -> bytes:
-    content = files.read(folder / AUTHORITIES)
+def _authorities(files: Files, file: Path) -> bytes:
+    """Read authorities, without the remarks between them, which OpenSSL takes in ASCII only."""
+    certificates = _certificates(file, files.read(file))
     now = datetime.datetime.now(datetime.UTC)
-    if all(now > each.not_valid_after_utc for each in _certificates(folder / AUTHORITIES, content)):
-        raise Unusable(f"{folder / AUTHORITIES}: every authority in it has expired")
-    return content
+    if all(now > each.not_valid_after_utc for each in certificates):
+        raise Unusable(f"{file}: every authority in it has expired")
+    return b"".join(each.public_bytes(Encoding.PEM) for each in certificates)
 
 
 def _certificates(file: Path, content: bytes) -> Sequence[x509.Certificate]:
@@ -222,7 +223,7 @@ def _context(protocol: int, folder: Path, pair: _Pair | None, authorities: bytes
             context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
         if authorities is not None:
             context.load_verify_locations(cadata=authorities.decode("ascii"))
-    except (ssl.SSLError, OSError, UnicodeDecodeError) as error:
+    except OSError as error:  # an ssl.SSLError is one
         why = getattr(error, "reason", None) or type(error).__name__
         raise Unusable(f"{folder}: cannot be used ({why})") from None
     return context

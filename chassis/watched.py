@@ -124,9 +124,11 @@ class Watched(Generic[T]):
 
 async def keep_fresh(watched: Sequence[Watched[Any]]) -> None:
     """Look at the files of these values every second until cancelled, in a thread: a disk that hangs stops no call."""
+    if not watched:
+        return
     thread = LocalThread("files")
     try:
-        while watched:
+        while True:
             await asyncio.sleep(LOOK_SECONDS)
             for each in watched:
                 if await thread.run(each.refresh) and each.on_change is not None:

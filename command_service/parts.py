@@ -9,12 +9,18 @@ import os
 import random
 import time
 from dataclasses import dataclass
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+import certifi
 import httpx
+import structlog
 
 from chassis import stderr
 from chassis.disk import LOCAL_DISK, Disk
+from chassis.settings import SettingsError
+from chassis.tls import ClientTls, ServerTls, is_loopback
+from chassis.watched import Watched
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
@@ -31,6 +37,8 @@ from command_service.journal.store import Store, random_id
 from command_service.reception import Reception
 from command_service.runner import Runner
 from command_service.settings import Settings
+
+log = structlog.get_logger()
 
 # Exit status when a commit's fate is unknown, from sysexits.h: an I/O error.
 EX_IOERR = 74
@@ -55,6 +63,8 @@ class Parts:
 
     def __init__(self, chosen: Settings) -> None:
         self.settings = chosen
+        self.watched: list[Watched[Any]] = []
+        """What the parts made so far read from files that may be replaced while the server runs."""
 
     def clock(self) -> float:
         """Return seconds from an arbitrary start. They never go back."""
@@ -101,9 +111,26 @@ class Parts:
             await self.store(), now=self.now, end_process=self.end_process, rhythm=self.rhythm()
         )
 
+    def tls(self) -> ServerTls | None:
+        """Read the server's certificates; None for plaintext. Raises Unusable."""
+        if self.settings.tls is None:
+            return None
+        made = ServerTls(self.settings.tls, client_certificates=self.settings.client_certificates)
+        self.watched.append(made.watched)
+        return made
+
     def wire(self) -> httpx.AsyncBaseTransport:
-        """Make the HTTP connections to the bank."""
-        return open_transport(max_connections=self.settings.bank_calls)
+        """Make the HTTP connections to the bank. Raises Unusable or SettingsError if its certificates cannot be used."""
+        folder, url = self.settings.bank_tls, httpx.URL(self.settings.bank_url)
+        if url.scheme == "http" and folder is not None:
+            raise SettingsError("COMMAND_BANK_TLS is set, and COMMAND_BANK_URL is http: is https meant?")
+        if url.scheme == "http" and not is_loopback(url.host):
+            log.warning("the bank is called in plaintext: others may read the calls, and answer them")
+        if folder is None:
+            return open_transport(max_connections=self.settings.bank_calls)
+        made = ClientTls(folder, default_authorities=Path(certifi.where()))
+        self.watched.append(made.watched)
+        return open_transport(max_connections=self.settings.bank_calls, verify=made.context)
 
     def dialect(self) -> Dialect:
         """Put the bank's own API over the wire."""

@@ -14,6 +14,7 @@ import structlog
 
 from charging.v1 import command_pb2_grpc
 from chassis import metrics, server, settings
+from chassis.watched import keep_fresh
 from command_service.failures import Unreadable
 from command_service.feed import JournalService
 from command_service.journal import Journal, JournalRefused
@@ -53,10 +54,12 @@ class Serving:
 async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Parts) -> AsyncIterator[Serving]:
     """Run a command server; leaving the context drains it. `make_parts` makes its parts.
 
-    Raises JournalRefused if the journal must not be used, OSError if an address is not available.
+    Raises JournalRefused if the journal must not be used, SettingsError if files that a setting names cannot be, OSError if an
+    address is not available.
     """
     parts = make_parts(chosen)
     async with contextlib.AsyncExitStack() as stack:
+        tls = parts.tls()
         journal = await parts.journal()
         stack.push_async_callback(journal.close)
         bank = parts.bank()
@@ -74,6 +77,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             unexpected=refusal(Reason.UNEXPECTED),
             request_bytes=COMMAND_BYTES,
             reflect=chosen.reflection,
+            tls=tls,
             descriptors=DESCRIPTORS,
         )
         command_server = await listen(
@@ -92,12 +96,13 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         await feed_server.set_serving(True)
         watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)
+        stack.callback(asyncio.create_task(keep_fresh(parts.watched)).cancel)
 
         def take_vitals() -> Vitals:
             limit = chosen.attention_after_seconds
             return vitals(runner, assembled.line, journal, now=parts.now(), attention_after_seconds=limit)
 
-        await metrics.offer(chosen.metrics_listen, "chargeonce", TEXTS, lambda: dataclasses.asdict(take_vitals()))
+        await metrics.offer(chosen.metrics_listen, "chargeonce", TEXTS, lambda: dataclasses.asdict(take_vitals()), tls)
         log.info(
             "serving",
             service="command",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import httpx
@@ -12,6 +13,7 @@ from chassis.settings import (
     address,
     number,
     optional_address,
+    optional_path,
     setting,
     whole,
     yes_or_no,
@@ -68,6 +70,19 @@ class Settings:
         "127.0.0.1:50053",
         "where query servers read the feed: it shows every user's history",
     )
+    tls: Path | None = setting(
+        "COMMAND_TLS",
+        optional_path,
+        "",
+        "a folder with tls.crt, tls.key and ca.crt, the authorities of clients' certificates: with it all ports speak TLS; "
+        "its files may be replaced at any time",
+    )
+    client_certificates: bool = setting(
+        "COMMAND_CLIENT_CERTIFICATES",
+        yes_or_no,
+        "yes",
+        "with TLS each client must show a certificate of an authority in ca.crt; with no, none is asked for",
+    )
     journal: Location = setting("COMMAND_JOURNAL", location, DEFAULT, "the file that holds the charges")
     journal_must_exist: bool = setting(
         "COMMAND_JOURNAL_MUST_EXIST",
@@ -82,6 +97,13 @@ class Settings:
         "yes allows file systems that are not known to keep locks and syncs, and risks the loss of acknowledged charges",
     )
     bank_url: str = setting("COMMAND_BANK_URL", bank_url, "http://127.0.0.1:8080", "the bank")
+    bank_tls: Path | None = setting(
+        "COMMAND_BANK_TLS",
+        optional_path,
+        "",
+        "a folder for an https bank, with ca.crt, the only authorities trusted then, or with tls.crt and tls.key, the "
+        "certificate shown to it, or with all; without ca.crt those authorities are trusted that browsers trust",
+    )
     bank_timeout_seconds: float = setting(
         "COMMAND_BANK_TIMEOUT_SECONDS",
         number(0.05, 120),

@@ -6,6 +6,7 @@ is one; only then is the work done. The work is the ledger's.
 
 import asyncio
 import secrets
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -51,15 +52,18 @@ async def serve(
     hold_seconds: float = HOLD_SECONDS,
     stop_seconds: float = STOP_SECONDS,
     own_process: bool = False,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
     """Run the bank at "host:port", port 0 for any; yield the real address, and stop in order at the end.
+
+    With `tls` it speaks HTTPS.
 
     Calls at work when it stops get `stop_seconds` to end. With `own_process` the faults that kill the process may be ordered.
     Raises `LedgerUnusable`, `sqlite3.Error`, `OSError` and, for a malformed address, `ValueError`.
     """
     async with open_ledger(ledger_path, hold_ms=round(hold_seconds * 1000)) as ledger:
         bank = Bank(ledger, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
-        async with serving(listen, bank.respond, stop_seconds=stop_seconds) as address:
+        async with serving(listen, bank.respond, stop_seconds=stop_seconds, tls=tls) as address:
             yield address
 
 

@@ -1,5 +1,6 @@
 """The mock bank's command line."""
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from pathlib import Path
 import structlog
 
 from chassis import process, settings, telemetry
-from chassis.settings import Address, address, file_path, number, setting, state_file
+from chassis.settings import Address, address, file_path, number, optional_path, setting, state_file, yes_or_no
+from chassis.tls import ServerTls
+from chassis.watched import keep_fresh
 from gateway_mock.app import HOLD_SECONDS, TOKEN_SECONDS, serve
 from gateway_mock.schema import LedgerUnusable
 
@@ -26,6 +29,18 @@ class Settings:
     listen: Address = setting("GATEWAY_MOCK_LISTEN", address, "127.0.0.1:8080", "where the bank is called")
     ledger: Path = setting(
         "GATEWAY_MOCK_LEDGER", file_path, state_file("gateway.db"), "the file that holds every movement of money"
+    )
+    tls: Path | None = setting(
+        "GATEWAY_MOCK_TLS",
+        optional_path,
+        "",
+        "a folder with tls.crt, tls.key and ca.crt, the authorities of clients' certificates: with it the bank speaks HTTPS",
+    )
+    client_certificates: bool = setting(
+        "GATEWAY_MOCK_CLIENT_CERTIFICATES",
+        yes_or_no,
+        "yes",
+        "with TLS each client must show a certificate of an authority in ca.crt; with no, none is asked for",
     )
     token_seconds: float = setting(
         "GATEWAY_MOCK_TOKEN_SECONDS",
@@ -56,13 +71,14 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
         return 2
     try:
         process.serve_until_stopped(partial(_serve_until_stopped, chosen))
-    except (LedgerUnusable, sqlite3.Error, OSError) as error:
+    except (LedgerUnusable, settings.SettingsError, sqlite3.Error, OSError) as error:
         log.error("the bank cannot serve", why=str(error))
         return 1
     return 0
 
 
 async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> None:
+    tls = ServerTls(chosen.tls, client_certificates=chosen.client_certificates) if chosen.tls else None
     chosen.ledger.parent.mkdir(parents=True, exist_ok=True)
     async with serve(
         str(chosen.listen),
@@ -70,7 +86,9 @@ async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> N
         token_seconds=chosen.token_seconds,
         hold_seconds=chosen.hold_seconds,
         own_process=True,
+        tls=tls.context if tls else None,
     ) as listen:
+        watching = asyncio.create_task(keep_fresh([tls.watched] if tls else []))
         log.info(
             "serving",
             listen=listen,
@@ -79,4 +97,5 @@ async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> N
             hold_seconds=chosen.hold_seconds,
         )
         await stop.wait()
+        watching.cancel()
     log.info("stopped")

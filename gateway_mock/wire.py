@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +19,7 @@ from typing import assert_never
 import h11
 
 from chassis import telemetry
+from chassis.tls import HANDSHAKE_SECONDS
 
 MAX_BODY_BYTES = 64 * 1024  # A request of ours has 200; this leaves room for a test's nonsense.
 MAX_HEAD_BYTES = 16 * 1024  # This is h11's own default.
@@ -104,7 +106,9 @@ def address_of(listen: str) -> tuple[str, int]:
 
 
 @asynccontextmanager
-async def serving(listen: str, respond: Respond, *, stop_seconds: float = STOP_SECONDS) -> AsyncIterator[str]:
+async def serving(
+    listen: str, respond: Respond, *, stop_seconds: float = STOP_SECONDS, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """Serve at "host:port", port 0 for any; yield the real address. At the end requests at work get their answers.
 
     `respond` is called once for each request, concurrently for several connections. If it raises, the error is logged and the
@@ -112,7 +116,15 @@ async def serving(listen: str, respond: Respond, *, stop_seconds: float = STOP_S
     """
     host, port = address_of(listen)
     clients = _Clients(respond, stop_seconds)
-    server = await asyncio.start_server(clients.welcome, host, port, backlog=MAX_CONNECTIONS)
+    server = await asyncio.start_server(
+        clients.welcome,
+        host,
+        port,
+        backlog=MAX_CONNECTIONS,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
+        ssl_shutdown_timeout=STOP_SECONDS if tls else None,
+    )
     try:
         bound = server.sockets[0].getsockname()
         yield f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
@@ -261,7 +273,8 @@ class _Line:
         # Closing with bytes unread would reset the connection and could destroy this answer on its way.
         with suppress(h11.LocalProtocolError):
             await self.send(Answer(status, b'{"error": "bad_http"}'), last=True)
-            self._writer.write_eof()
+            if self._writer.can_write_eof():  # TLS has no half-closed connections
+                self._writer.write_eof()
             await self._leaves_within(STOP_SECONDS)
 
     async def _event(self) -> object:

@@ -3,11 +3,16 @@
 Every error of grpc is sorted here: either the journal diverged, or the feed is lost for now. A journal has diverged when
 every server says so, one after the other. A single server that says so has another journal, by a mistake in QUERY_FEED, and
 the view is kept.
+
+A feed over TLS is followed only if it shows a certificate for the name in QUERY_FEED, of an authority that we were told to
+trust: whoever takes its port could otherwise show money that never moved. Each connection is made with the present files.
 """
 
 import itertools
 import re
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -17,7 +22,9 @@ from google.rpc import error_details_pb2, status_pb2
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
 from charging.v1.journal_pb2_grpc import JournalServiceStub
 from chassis.server import CHANNEL_OPTIONS
-from chassis.settings import Address
+from chassis.settings import Address, SettingsError
+from chassis.tls import ClientTls, is_loopback
+from chassis.watched import Files, Unusable, Watched
 from query_service.subscriber import FeedLost, ForeignJournal, JournalDiverged, OpenFeed
 
 # Without it a new channel inherits the back-off of the last one to the same address, up to two minutes. Pauses are the
@@ -25,10 +32,61 @@ from query_service.subscriber import FeedLost, ForeignJournal, JournalDiverged, 
 _OPTIONS = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 _DETAILS_KEY = "grpc-status-details-bin"
 _REASON = re.compile("[A-Z0-9_]{1,63}")  # no other text is logged
+_TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # of RFC 6750
+# What grpc says of a connection that it could not make: what is wrong with the certificate, in our words.
+_DISTRUST = {
+    "CERTIFICATE_VERIFY_FAILED: certificate has expired": "shows a certificate that has expired",
+    "CERTIFICATE_VERIFY_FAILED: certificate is not yet valid": "shows a certificate that is not valid yet",
+    "CERTIFICATE_VERIFY_FAILED": "shows a certificate of no authority in QUERY_FEED_TLS",
+    "Hostname Verification Check failed": "shows a certificate for another name",
+    "WRONG_VERSION_NUMBER": "does not speak TLS",
+    # Of a server's refusal grpc says no more.
+    "Socket closed": "closed the connection: it may want another certificate than ours, or none, or plaintext",
+}
 
 
-def feed_of(servers: Sequence[Address]) -> OpenFeed:
-    """Make the function that opens the feed, for the subscriber."""
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the feed is read with: TLS, or plaintext without it, and the bearer token that is shown, if any."""
+
+    tls: ClientTls | None = None
+    token: Watched[str] | None = None
+
+    def channel(self, server: Address) -> grpc.aio.Channel:
+        """Make a channel, with the present files."""
+        if self.tls is None:
+            return grpc.aio.insecure_channel(str(server), options=_OPTIONS)
+        return grpc.aio.secure_channel(str(server), self.tls.grpc_credentials(), options=_OPTIONS)
+
+    def metadata(self) -> grpc.aio.Metadata:
+        """Make the metadata of a call, with the present token."""
+        return grpc.aio.Metadata(*([] if self.token is None else [("authorization", f"Bearer {self.token.value}")]))
+
+
+PLAINTEXT = Credentials()
+
+
+def token_in(file: Path) -> Watched[str]:
+    """Read a bearer token. Raises Unusable if the file does not hold one."""
+
+    def make(files: Files) -> str:
+        token = files.read(file).strip()
+        if not _TOKEN.fullmatch(token):
+            raise Unusable(f"{file}: holds no bearer token, which is one word of letters, digits and - . _ ~ + / =")
+        return token.decode("ascii")
+
+    return Watched(make, what=f"the token in {file}")
+
+
+def feed_of(servers: Sequence[Address], credentials: Credentials = PLAINTEXT) -> OpenFeed:
+    """Make the function that opens the feed, for the subscriber.
+
+    Raises SettingsError if a token would be sent in plaintext to another machine.
+    """
+    if credentials.token and not credentials.tls and not all(is_loopback(each.host) for each in servers):
+        raise SettingsError(
+            "QUERY_FEED_TOKEN_FILE is set, and not QUERY_FEED_TLS: others could read the token on its way"
+        )
     turns = itertools.cycle(servers)
     denials = 0  # the servers in a row that have another journal than the view's, by their word
 
@@ -37,8 +95,8 @@ def feed_of(servers: Sequence[Address]) -> OpenFeed:
         server = next(turns)
         request = SubscribeRequest(after_position=after_position, journal_id=journal_id, chain=chain)
         try:
-            async with grpc.aio.insecure_channel(str(server), options=_OPTIONS) as channel:
-                async for response in JournalServiceStub(channel).Subscribe(request):
+            async with credentials.channel(server) as channel:
+                async for response in JournalServiceStub(channel).Subscribe(request, metadata=credentials.metadata()):
                     denials = 0
                     yield response
         except grpc.aio.AioRpcError as error:
@@ -52,9 +110,19 @@ def feed_of(servers: Sequence[Address]) -> OpenFeed:
                 denials = 0
                 raise JournalDiverged from None
             denials = 0
+            if credentials.tls and not reason and (distrust := _distrust(error)):
+                raise FeedLost(f"{server} {distrust}") from None
             raise FeedLost(f"{server} says {error.code().name} {reason}".rstrip()) from None
 
     return open_feed
+
+
+def _distrust(error: grpc.aio.AioRpcError) -> str:
+    """Say why no connection over TLS was made, if grpc lets us know."""
+    details = error.details() or ""
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return ""
+    return next((ours for theirs, ours in _DISTRUST.items() if theirs in details), "")
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

@@ -6,10 +6,13 @@ method here, or wrap its result. Everything outside of the process is reached th
 
 import random
 import time
+from typing import Any
 
 from chassis.disk import LOCAL_DISK, Disk
+from chassis.tls import ClientTls, ServerTls
+from chassis.watched import Watched
 from query_service.api import QueryService
-from query_service.feed import feed_of
+from query_service.feed import Credentials, feed_of, token_in
 from query_service.settings import Settings
 from query_service.subscriber import OpenFeed, Subscriber
 from query_service.view import View
@@ -21,6 +24,8 @@ class Parts:
 
     def __init__(self, chosen: Settings) -> None:
         self.settings = chosen
+        self.watched: list[Watched[Any]] = []
+        """What the parts made so far read from files that may be replaced while the server runs."""
 
     def clock(self) -> float:
         """Return the seconds since an arbitrary start. This clock never goes back."""
@@ -34,9 +39,24 @@ class Parts:
         """Give the disk that holds the view."""
         return LOCAL_DISK
 
+    def tls(self) -> ServerTls | None:
+        """Read the server's certificates; None for plaintext. Raises Unusable."""
+        if self.settings.tls is None:
+            return None
+        made = ServerTls(self.settings.tls, client_certificates=self.settings.client_certificates)
+        self.watched.append(made.watched)
+        return made
+
     def open_feed(self) -> OpenFeed:
-        """Make the function that opens the feed, for the subscriber."""
-        return feed_of(self.settings.feed)
+        """Make the function that opens the feed, for the subscriber. Raises as `feed_of`, and Unusable."""
+        tls, token = None, None
+        if self.settings.feed_tls is not None:
+            tls = ClientTls(self.settings.feed_tls)
+            self.watched.append(tls.watched)
+        if self.settings.feed_token is not None:
+            token = token_in(self.settings.feed_token)
+            self.watched.append(token)
+        return feed_of(self.settings.feed, Credentials(tls, token))
 
     async def view(self) -> View:
         """Open the view. Raises as `View.open`."""

@@ -13,6 +13,8 @@ import structlog
 
 from charging.v1 import query_pb2_grpc
 from chassis import metrics, server, settings
+from chassis.tls import ServerTls
+from chassis.watched import keep_fresh
 from contract.errors import DOMAIN, Reason
 from contract.errors import query_refusal as refusal
 from query_service.parts import Parts
@@ -52,10 +54,11 @@ class Serving:
 async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Parts) -> AsyncIterator[Serving]:
     """Run a query server; leaving the context drains it. `make_parts` makes its parts from the settings.
 
-    Raises as `View.open`, and OSError if the address cannot be bound.
+    Raises as `View.open`, SettingsError if files that a setting names cannot be used, OSError if the address cannot be bound.
     """
     async with contextlib.AsyncExitStack() as stack:
         parts = make_parts(chosen)
+        tls = parts.tls()
         view = await parts.view()
         stack.push_async_callback(view.close)
         waiting = parts.waiting()
@@ -70,16 +73,18 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             unexpected=refusal(Reason.UNEXPECTED),
             request_bytes=QUERY_BYTES,
             reflect=chosen.reflection,
+            tls=tls,
             descriptors=DESCRIPTORS,
         )
         stack.push_async_callback(query_server.drain, 0.0)
         following = asyncio.create_task(subscriber.run(query_server.set_serving))
         stack.push_async_callback(_end, following)
+        stack.push_async_callback(_end, asyncio.create_task(keep_fresh(parts.watched)))
         if chosen.metrics_listen is not None:
             holds = _Holds(view)
             counting = asyncio.create_task(holds.keep_counting())
             stack.push_async_callback(_end, counting)
-            await _offer_gauges(subscriber, waiting, holds, chosen.metrics_listen)
+            await _offer_gauges(subscriber, waiting, holds, chosen.metrics_listen, tls)
         log.info("serving", service="query", listen=str(query_server.address))
         yield Serving(query_server.address, subscriber, view, following)
         log.info("draining")
@@ -108,7 +113,9 @@ class _Holds:
                 await asyncio.sleep(COUNT_SECONDS)
 
 
-async def _offer_gauges(subscriber: Subscriber, waiting: Waiting, holds: _Holds, listen: settings.Address) -> None:
+async def _offer_gauges(
+    subscriber: Subscriber, waiting: Waiting, holds: _Holds, listen: settings.Address, tls: ServerTls | None
+) -> None:
     for name, text, read in (
         ("view_position", "The journal position that the view shows", lambda: waiting.position),
         ("view_lag_records", "Records not shown yet", lambda: subscriber.head_position - waiting.position),
@@ -116,7 +123,7 @@ async def _offer_gauges(subscriber: Subscriber, waiting: Waiting, holds: _Holds,
         ("view_holds_ending", "Open holds that the bank lets lapse within a day, or has", lambda: holds.ending),
     ):
         prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
-    await metrics.serve(listen)
+    await metrics.serve(listen, tls)
 
 
 def _or_never(subscriber: Subscriber) -> float:

@@ -10,6 +10,7 @@ from chassis.settings import (
     file_path,
     number,
     optional_address,
+    optional_path,
     setting,
     state_file,
     whole,
@@ -27,6 +28,32 @@ class Settings:
         addresses,
         "127.0.0.1:50053",
         "one or more command servers of one journal, comma-separated: after the loss of one the next is followed",
+    )
+    tls: Path | None = setting(
+        "QUERY_TLS",
+        optional_path,
+        "",
+        "a folder with tls.crt, tls.key and ca.crt, the authorities of clients' certificates: with it all ports speak TLS; "
+        "its files may be replaced at any time",
+    )
+    client_certificates: bool = setting(
+        "QUERY_CLIENT_CERTIFICATES",
+        yes_or_no,
+        "yes",
+        "with TLS each client must show a certificate of an authority in ca.crt; with no, none is asked for",
+    )
+    feed_tls: Path | None = setting(
+        "QUERY_FEED_TLS",
+        optional_path,
+        "",
+        "a folder with ca.crt, the only authorities whose certificates the feed may show, and, if the feed asks for a "
+        "certificate, tls.crt and tls.key; without the folder the feed is read in plaintext",
+    )
+    feed_token: Path | None = setting(
+        "QUERY_FEED_TOKEN_FILE",
+        optional_path,
+        "",
+        "a file with a bearer token that is shown to the feed, over TLS or to this machine only",
     )
     view: Path = setting(
         "QUERY_VIEW", file_path, state_file("view.db"), "the view's file; a removed one is rebuilt from the feed"

@@ -2,7 +2,8 @@
 
 1. Everything foreign that can fail (connection, TLS, HTTP, the library) fails here, and it fails into a value.
 2. Nothing is inferred from an exception's class, least of all that a request was not sent: one popular transport reports
-   a lost answer as a connect timeout (measured). Only an untrusted certificate is told apart, as a fault of our own set-up.
+   a lost answer as a connect timeout (measured). Only a certificate that one side does not trust is told apart, as a fault of
+   our own set-up.
 3. Redirects are not followed, nothing is decompressed, nothing is sent twice, and a body is read up to a limit.
 4. The deadline is the caller's, around all its exchanges: only cancelling passes through the gate.
 5. An answer that came over a connection in use may be the answer to another question. So a question can be asked over a fresh
@@ -35,6 +36,23 @@ MAX_ANSWER_BYTES = 2 * MAX_BODY_BYTES  # This is on the wire. An honest head has
 IDLE_SECONDS = 20.0
 # So many causes of an exception are searched for an untrusted certificate: chains have about five, and can be circles.
 MAX_CAUSES = 16
+
+# What is wrong with the bank's certificate, by OpenSSL's verification codes.
+_DISTRUST = {9: "is not valid yet", 10: "has expired", 62: "is for another name", 64: "is for another address"}
+# What the bank's alerts say of our certificate, in OpenSSL's words. Over TLS 1.3 they come after our handshake has ended.
+_OUR_CERTIFICATE_REFUSED = frozenset(
+    {
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "TLSV1_ALERT_ACCESS_DENIED",
+        "SSLV3_ALERT_HANDSHAKE_FAILURE",
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+    }
+)
 
 _HEADERS = [
     (b"Accept", b"application/json"),
@@ -122,7 +140,7 @@ class Endpoint:
                 return _read(await self._transport.ask(self._origin, message, fresh=fresh))
             return _read(await self._through_httpx(method, target, headers, body, fresh))
         except Exception as error:
-            return no_answer(type(error).__name__, our_setup=_is_about_certificate(error))
+            return _failed(error)
 
     async def _through_httpx(
         self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes, fresh: bool
@@ -205,12 +223,20 @@ def _seconds(retry_after: str) -> float | None:
     return min(max(wanted, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def _is_about_certificate(error: BaseException | None) -> bool:
+def _failed(error: Exception) -> NoAnswer:
+    """Say why there is no answer: by the exception's name, or OpenSSL's constant where a certificate is not trusted."""
+    cause: BaseException | None = error
     for _ in range(MAX_CAUSES):
-        if error is None or isinstance(error, ssl.SSLCertVerificationError):
-            break
-        error = error.__cause__ or error.__context__
-    return isinstance(error, ssl.SSLCertVerificationError)
+        match cause:
+            case None:
+                break
+            case ssl.SSLCertVerificationError():
+                distrust = _DISTRUST.get(getattr(cause, "verify_code", 0), "is of no authority that we trust")
+                return no_answer(f"its certificate {distrust}", our_setup=True)
+            case ssl.SSLError(reason=reason) if reason in _OUR_CERTIFICATE_REFUSED:
+                return no_answer(f"it does not accept our certificate ({reason})", our_setup=True)
+        cause = cause.__cause__ or cause.__context__
+    return no_answer(type(error).__name__)
 
 
 def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -95,6 +95,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "datetime.UTC": "a constant",
         "ssl.SSLContext": SOCKETS,
         "ssl.SSLCertVerificationError": SOCKETS,
+        "ssl.SSLError": SOCKETS,
     },
     "command_service/bank/gateway.py": dict.fromkeys(
         ("datetime.datetime", "datetime.datetime.fromisoformat", "datetime.timedelta", "datetime.UTC"),
