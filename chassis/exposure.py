@@ -10,14 +10,12 @@ from chassis.settings import Address, SettingsError
 log = structlog.get_logger()
 
 
-def is_loopback(address: Address) -> bool:
-    """Whether only programs of this machine can reach it. A name other than localhost may be any machine's."""
-    if address.host == "localhost":
-        return True
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach this host. A name other than localhost may be any machine's."""
     try:
-        return ipaddress.ip_address(address.host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False
+        return host == "localhost"
 
 
 def check_exposure(
@@ -28,7 +26,9 @@ def check_exposure(
     `listens` has the addresses by their variables, and `needed` tells for each variable that protects whether it is set. With
     `is_open`, the value of the variable `override`, the log warns instead.
     """
-    exposed = [f"{variable}={address}" for variable, address in listens.items() if address and not is_loopback(address)]
+    exposed = [
+        f"{variable}={address}" for variable, address in listens.items() if address and not is_loopback(address.host)
+    ]
     missing = [variable for variable, is_set in needed.items() if not is_set]
     if not exposed or not missing:
         return

@@ -39,6 +39,12 @@ _COMMON: Mapping[str, Need] = {
 }
 
 
+TEXTS: Mapping[str, str] = {
+    "calls_unauthenticated": "Calls refused since their caller was not known",
+    "calls_not_permitted": "Calls refused since their caller may not make them",
+}
+
+
 class NoRow(Exception):
     """A method of which no table says who may call it."""
 
@@ -79,8 +85,7 @@ class Gate:
         self._known: tuple[Policy, Known] | None = None
         self._streams: dict[_Stream, None] = {}
         self._logged: Counter[int] = Counter()
-        self.refused: Counter[str] = Counter()
-        """The number of refused calls: unauthenticated, not_permitted."""
+        self._counted: dict[str, int] = dict.fromkeys(TEXTS, 0)
 
     def door(self, method: str, *, on_loopback: bool, anybody: Caller = ANYBODY) -> "Door":
         """Make the door of a method on a port. `anybody` is the caller where none is asked for. Raises NoRow."""
@@ -100,7 +105,7 @@ class Gate:
 
     def refusal(self, method: str, why: str, *, identity: Identity | None, shown: Any, peer: str) -> Refusal:
         """Count and log a refused call, and return its refusal."""
-        self.refused["unauthenticated" if identity is None else "not_permitted"] += 1
+        self._counted["calls_unauthenticated" if identity is None else "calls_not_permitted"] += 1
         second = int(self._now())
         if second not in self._logged:
             left_out = sum(self._logged.values()) - REFUSALS_LOGGED_A_SECOND
@@ -119,6 +124,10 @@ class Gate:
             )
         # A copy: an exception that is raised repeatedly keeps every frame that it passed.
         return replace(self._refused.unauthenticated if identity is None else self._refused.not_permitted)
+
+    def figures(self) -> Mapping[str, int]:
+        """Return the numbers of refused calls, described in TEXTS."""
+        return dict(self._counted)
 
     @contextlib.contextmanager
     def keeping(self, admitted: "Admitted", cut: Callable[[Refusal], None]) -> Iterator[None]:

@@ -8,13 +8,19 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import grpc
 import h11
 from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from chassis.exposure import is_loopback
+from chassis.gate import METRICS, Door, Gate
+from chassis.identity import Presented
+from chassis.refusals import Refusal
 from chassis.settings import Address
 from chassis.tls import HANDSHAKE_SECONDS, ServerTls
 
@@ -28,16 +34,29 @@ Figures = Mapping[str, float]
 
 
 async def offer(
-    listen: Address | None,
+    listen: Address,
     prefix: str,
     texts: Mapping[str, str],
     take: Callable[[], Figures],
+    gate: Gate,
     tls: ServerTls | None = None,
 ) -> None:
-    """Offer figures as gauges; each reading takes all figures together. See `serve`."""
-    if listen is not None:
-        REGISTRY.register(_Gauges(prefix, texts, take))
-        await serve(listen, tls)
+    """Offer figures as gauges until the process ends, to the readers that the gate admits.
+
+    Each reading takes all figures together. Raises OSError naming the address.
+    """
+    REGISTRY.register(_Gauges(prefix, texts, take))
+    answer = _Readers(gate.door(METRICS, on_loopback=is_loopback(listen.host))).answer
+    secured: dict[str, Any] = {}
+    if tls is not None:
+        seconds = HANDSHAKE_SECONDS
+        secured = {"ssl": tls.context, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": seconds}
+    try:
+        await asyncio.start_server(answer, listen.host, listen.port, **secured)
+    except OSError as error:
+        # The loop's own text repeats the address, so the system's text is used; an unknown host has only the loop's text.
+        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise OSError(f"cannot offer metrics on {listen}: {why}") from error
 
 
 class _Gauges(Collector):
@@ -56,30 +75,9 @@ class _Gauges(Collector):
         return [GaugeMetricFamily(f"{self._prefix}_{name}", text, figures[name]) for name, text in self._texts.items()]
 
 
-async def serve(listen: Address | None, tls: ServerTls | None = None) -> None:
-    """Offer the gauges until the process ends; None offers nothing. Raises OSError naming the address."""
-    if listen is None:
-        return
-    try:
-        if tls is None:
-            await asyncio.start_server(_Readers().answer, listen.host, listen.port)
-        else:
-            await asyncio.start_server(
-                _Readers().answer,
-                listen.host,
-                listen.port,
-                ssl=tls.context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=HANDSHAKE_SECONDS,
-            )
-    except OSError as error:
-        # The loop's own text repeats the address, so the system's text is used; an unknown host has only the loop's text.
-        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        raise OSError(f"cannot offer metrics on {listen}: {why}") from error
-
-
 class _Readers:
-    def __init__(self) -> None:
+    def __init__(self, door: Door) -> None:
+        self._door = door
         self._writers: dict[asyncio.StreamWriter, None] = {}  # in order of arrival
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,7 +89,7 @@ class _Readers:
         self._writers[writer] = None
         try:
             async with asyncio.timeout(READER_SECONDS):
-                await _answer(reader, writer)
+                await _answer(reader, writer, self._door)
         except (TimeoutError, OSError, h11.ProtocolError):
             writer.transport.abort()
         finally:
@@ -99,20 +97,42 @@ class _Readers:
             writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, door: Door) -> None:
     connection = h11.Connection(h11.SERVER)
     while (request := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await reader.read(4096))
     if not isinstance(request, h11.Request):
         return
-    accept = b",".join(value for name, value in request.headers if name == b"accept").decode("latin-1")
-    encode, content_type = choose_encoder(accept)
-    body = encode(REGISTRY)
+    try:
+        door.admit(_presented(request, writer), str(writer.get_extra_info("peername")))
+    except Refusal as refusal:
+        is_unknown = refusal.code is grpc.StatusCode.UNAUTHENTICATED
+        status, content_type, body = 401 if is_unknown else 403, "text/plain", refusal.text.encode()
+    else:
+        encode, content_type = choose_encoder(_joined(request, b"accept"))
+        status, body = 200, encode(REGISTRY)
     headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")]
-    for event in (h11.Response(status_code=200, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+    for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
         writer.write(connection.send(event) or b"")
     if writer.can_write_eof():  # TLS has no half-closed connections
         writer.write_eof()
     # Wait until the reader has taken everything: written bytes may still be in our own buffer.
     while await reader.read(4096):
         pass
+
+
+def _joined(request: h11.Request, header: bytes) -> str:
+    return b",".join(value for name, value in request.headers if name == header).decode("latin-1")
+
+
+def _presented(request: h11.Request, writer: asyncio.StreamWriter) -> Presented:
+    """Read what a reader presents: the names of its verified certificate, and its headers of authorization."""
+    tls = writer.get_extra_info("ssl_object")
+    names = (tls.getpeercert() or {}).get("subjectAltName", ()) if tls is not None else ()
+    peer = writer.get_extra_info("peername")
+    return Presented(
+        uris=[name for kind, name in names if kind == "URI"],
+        dns_names=[name for kind, name in names if kind == "DNS"],
+        authorization=[value.decode("latin-1") for name, value in request.headers if name == b"authorization"],
+        is_private=tls is not None or is_loopback(peer[0]),
+    )

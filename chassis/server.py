@@ -231,7 +231,7 @@ class Server:
         Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate does not know a method.
         """
         server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
-        door = partial(gate.door, on_loopback=is_loopback(listen), anybody=anybody)
+        door = partial(gate.door, on_loopback=is_loopback(listen.host), anybody=anybody)
         guard = _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes)
         register(cast("grpc.aio.Server", guard))
         # Guarded too, but by a guard whose calls no drain waits for: a watcher of health never hangs up.

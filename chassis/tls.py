@@ -10,7 +10,6 @@ later, with forward secrecy and authenticated encryption only; the contexts made
 """
 
 import datetime
-import ipaddress
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,14 +34,6 @@ HANDSHAKE_SECONDS = 5.0
 DAYS_TO_RENEW = 14
 # Of TLS 1.2. All suites of TLS 1.3 are strong.
 _SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether what is sent to this host stays on this machine. A name other than `localhost` may lead anywhere."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)

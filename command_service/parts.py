@@ -9,6 +9,7 @@ import os
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,8 +19,11 @@ import structlog
 
 from chassis import stderr
 from chassis.disk import LOCAL_DISK, Disk
+from chassis.exposure import is_loopback
+from chassis.gate import Gate, Refused
+from chassis.policy import read_policy
 from chassis.settings import SettingsError
-from chassis.tls import ClientTls, ServerTls, is_loopback
+from chassis.tls import ClientTls, ServerTls
 from chassis.watched import Watched
 from command_service.api import CommandService
 from command_service.bank import Bank
@@ -37,6 +41,9 @@ from command_service.journal.store import Store, random_id
 from command_service.reception import Reception
 from command_service.runner import Runner
 from command_service.settings import Settings
+from contract.access import ACCESS, ROLES
+from contract.errors import Reason
+from contract.errors import command_refusal as refusal
 
 log = structlog.get_logger()
 
@@ -118,6 +125,15 @@ class Parts:
         made = ServerTls(self.settings.tls, client_certificates=self.settings.client_certificates)
         self.watched.append(made.watched)
         return made
+
+    def gate(self) -> Gate:
+        """Make the gate, which admits callers. Raises Unusable if the policy cannot be used."""
+        refused = Refused(refusal(Reason.UNAUTHENTICATED), refusal(Reason.PERMISSION_DENIED))
+        if self.settings.policy is None:
+            return Gate(ACCESS, refused)
+        policy = Watched(partial(read_policy, self.settings.policy, ROLES), what=f"the policy {self.settings.policy}")
+        self.watched.append(policy)
+        return Gate(ACCESS, refused, lambda: policy.value)
 
     def wire(self) -> httpx.AsyncBaseTransport:
         """Make the HTTP connections to the bank. Raises Unusable or SettingsError if its certificates cannot be used."""

@@ -13,7 +13,9 @@ from typing import NoReturn
 import structlog
 
 from charging.v1 import command_pb2_grpc
-from chassis import metrics, server, settings
+from chassis import gate, metrics, server, settings
+from chassis.caller import Caller
+from chassis.exposure import check_exposure
 from chassis.watched import keep_fresh
 from command_service.failures import Unreadable
 from command_service.feed import JournalService
@@ -35,6 +37,8 @@ NOT_ACCEPTING = {
     "full": "the journal's disk is full, or a quota or a limit on file sizes is reached",
     "busy": "another program holds the journal's write lock",
 }
+# Every reader of the feed where no policy is: of no tenant, so that it sees the records of all.
+FEED_READER = Caller("", "anonymous")
 # The contract with its comments, which reflection serves.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
 
@@ -57,9 +61,19 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
     Raises JournalRefused if the journal must not be used, SettingsError if files that a setting names cannot be, OSError if an
     address is not available.
     """
+    check_exposure(
+        {
+            "COMMAND_LISTEN": chosen.listen,
+            "COMMAND_FEED_LISTEN": chosen.feed_listen,
+            "COMMAND_METRICS_LISTEN": chosen.metrics_listen,
+        },
+        {"COMMAND_TLS": chosen.tls is not None, "COMMAND_POLICY": chosen.policy is not None},
+        override="COMMAND_OPEN",
+        is_open=chosen.is_open,
+    )
     parts = make_parts(chosen)
     async with contextlib.AsyncExitStack() as stack:
-        tls = parts.tls()
+        tls, admission = parts.tls(), parts.gate()
         journal = await parts.journal()
         stack.push_async_callback(journal.close)
         bank = parts.bank()
@@ -77,6 +91,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             unexpected=refusal(Reason.UNEXPECTED),
             request_bytes=COMMAND_BYTES,
             reflect=chosen.reflection,
+            gate=admission,
             tls=tls,
             descriptors=DESCRIPTORS,
         )
@@ -88,7 +103,10 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         )
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await listen(
-            chosen.feed_listen, JournalService(feed).register, services=["charging.v1.JournalService"]
+            chosen.feed_listen,
+            JournalService(feed).register,
+            services=["charging.v1.JournalService"],
+            anybody=FEED_READER,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
@@ -97,12 +115,21 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)
         stack.callback(asyncio.create_task(keep_fresh(parts.watched)).cancel)
+        stack.callback(asyncio.create_task(admission.keep_looking()).cancel)
 
         def take_vitals() -> Vitals:
             limit = chosen.attention_after_seconds
             return vitals(runner, assembled.line, journal, now=parts.now(), attention_after_seconds=limit)
 
-        await metrics.offer(chosen.metrics_listen, "chargeonce", TEXTS, lambda: dataclasses.asdict(take_vitals()), tls)
+        if chosen.metrics_listen is not None:
+            await metrics.offer(
+                chosen.metrics_listen,
+                "chargeonce",
+                {**TEXTS, **gate.TEXTS},
+                lambda: {**dataclasses.asdict(take_vitals()), **admission.figures()},
+                admission,
+                tls,
+            )
         log.info(
             "serving",
             service="command",

@@ -83,6 +83,19 @@ class Settings:
         "yes",
         "with TLS each client must show a certificate of an authority in ca.crt; with no, none is asked for",
     )
+    policy: Path | None = setting(
+        "COMMAND_POLICY",
+        optional_path,
+        "",
+        "the TOML file that says who may do what; without it everybody may do everything, on this machine only; it may be "
+        "replaced at any time",
+    )
+    is_open: bool = setting(
+        "COMMAND_OPEN",
+        yes_or_no,
+        "no",
+        "yes allows addresses that other machines reach without TLS or without a policy: everybody there may do everything",
+    )
     journal: Location = setting("COMMAND_JOURNAL", location, DEFAULT, "the file that holds the charges")
     journal_must_exist: bool = setting(
         "COMMAND_JOURNAL_MUST_EXIST",

@@ -21,9 +21,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
 from charging.v1.journal_pb2_grpc import JournalServiceStub
+from chassis.exposure import is_loopback
 from chassis.server import CHANNEL_OPTIONS
 from chassis.settings import Address, SettingsError
-from chassis.tls import ClientTls, is_loopback
+from chassis.tls import ClientTls
 from chassis.watched import Files, Unusable, Watched
 from query_service.subscriber import FeedLost, ForeignJournal, JournalDiverged, OpenFeed
 

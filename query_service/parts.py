@@ -6,11 +6,17 @@ method here, or wrap its result. Everything outside of the process is reached th
 
 import random
 import time
+from functools import partial
 from typing import Any
 
 from chassis.disk import LOCAL_DISK, Disk
+from chassis.gate import Gate, Refused
+from chassis.policy import read_policy
 from chassis.tls import ClientTls, ServerTls
 from chassis.watched import Watched
+from contract.access import ACCESS, ROLES
+from contract.errors import Reason
+from contract.errors import query_refusal as refusal
 from query_service.api import QueryService
 from query_service.feed import Credentials, feed_of, token_in
 from query_service.settings import Settings
@@ -46,6 +52,15 @@ class Parts:
         made = ServerTls(self.settings.tls, client_certificates=self.settings.client_certificates)
         self.watched.append(made.watched)
         return made
+
+    def gate(self) -> Gate:
+        """Make the gate, which admits callers. Raises Unusable if the policy cannot be used."""
+        refused = Refused(refusal(Reason.UNAUTHENTICATED), refusal(Reason.PERMISSION_DENIED))
+        if self.settings.policy is None:
+            return Gate(ACCESS, refused)
+        policy = Watched(partial(read_policy, self.settings.policy, ROLES), what=f"the policy {self.settings.policy}")
+        self.watched.append(policy)
+        return Gate(ACCESS, refused, lambda: policy.value)
 
     def open_feed(self) -> OpenFeed:
         """Make the function that opens the feed, for the subscriber. Raises as `feed_of`, and Unusable."""

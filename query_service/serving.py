@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 
-import prometheus_client
 import structlog
 
 from charging.v1 import query_pb2_grpc
-from chassis import metrics, server, settings
-from chassis.tls import ServerTls
+from chassis import gate, metrics, server, settings
+from chassis.exposure import check_exposure
 from chassis.watched import keep_fresh
 from contract.errors import DOMAIN, Reason
 from contract.errors import query_refusal as refusal
@@ -32,6 +31,12 @@ QUERY_BYTES = 16 << 10
 HOLD_ENDING_MICROSECONDS = 24 * 3600 * 1_000_000
 # Often enough for a gauge that is read a few times a minute; a count reads an index of a few rows.
 COUNT_SECONDS = 2.0
+TEXTS = {
+    "view_position": "The journal position that the view shows",
+    "view_lag_records": "Records not shown yet",
+    "feed_silence_seconds": "Seconds since the feed's last message; -1: none yet",
+    "view_holds_ending": "Open holds that the bank lets lapse within a day, or has",
+}
 # The contract with its comments, for reflection.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
 
@@ -56,9 +61,15 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
 
     Raises as `View.open`, SettingsError if files that a setting names cannot be used, OSError if the address cannot be bound.
     """
+    check_exposure(
+        {"QUERY_LISTEN": chosen.listen, "QUERY_METRICS_LISTEN": chosen.metrics_listen},
+        {"QUERY_TLS": chosen.tls is not None, "QUERY_POLICY": chosen.policy is not None},
+        override="QUERY_OPEN",
+        is_open=chosen.is_open,
+    )
     async with contextlib.AsyncExitStack() as stack:
         parts = make_parts(chosen)
-        tls = parts.tls()
+        tls, admission = parts.tls(), parts.gate()
         view = await parts.view()
         stack.push_async_callback(view.close)
         waiting = parts.waiting()
@@ -73,6 +84,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             unexpected=refusal(Reason.UNEXPECTED),
             request_bytes=QUERY_BYTES,
             reflect=chosen.reflection,
+            gate=admission,
             tls=tls,
             descriptors=DESCRIPTORS,
         )
@@ -80,11 +92,23 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         following = asyncio.create_task(subscriber.run(query_server.set_serving))
         stack.push_async_callback(_end, following)
         stack.push_async_callback(_end, asyncio.create_task(keep_fresh(parts.watched)))
+        stack.push_async_callback(_end, asyncio.create_task(admission.keep_looking()))
         if chosen.metrics_listen is not None:
             holds = _Holds(view)
             counting = asyncio.create_task(holds.keep_counting())
             stack.push_async_callback(_end, counting)
-            await _offer_gauges(subscriber, waiting, holds, chosen.metrics_listen, tls)
+
+            def take_figures() -> metrics.Figures:
+                return {
+                    "view_position": waiting.position,
+                    "view_lag_records": subscriber.head_position - waiting.position,
+                    "feed_silence_seconds": -1.0 if subscriber.silence_seconds is None else subscriber.silence_seconds,
+                    "view_holds_ending": holds.ending,
+                    **admission.figures(),
+                }
+
+            texts = {**TEXTS, **gate.TEXTS}
+            await metrics.offer(chosen.metrics_listen, "chargeonce", texts, take_figures, admission, tls)
         log.info("serving", service="query", listen=str(query_server.address))
         yield Serving(query_server.address, subscriber, view, following)
         log.info("draining")
@@ -111,20 +135,3 @@ class _Holds:
             while True:
                 self.ending = await self._view.holds_ending(time.time_ns() // 1_000 + HOLD_ENDING_MICROSECONDS)
                 await asyncio.sleep(COUNT_SECONDS)
-
-
-async def _offer_gauges(
-    subscriber: Subscriber, waiting: Waiting, holds: _Holds, listen: settings.Address, tls: ServerTls | None
-) -> None:
-    for name, text, read in (
-        ("view_position", "The journal position that the view shows", lambda: waiting.position),
-        ("view_lag_records", "Records not shown yet", lambda: subscriber.head_position - waiting.position),
-        ("feed_silence_seconds", "Seconds since the feed's last message; -1: none yet", lambda: _or_never(subscriber)),
-        ("view_holds_ending", "Open holds that the bank lets lapse within a day, or has", lambda: holds.ending),
-    ):
-        prometheus_client.Gauge(f"chargeonce_{name}", text).set_function(read)
-    await metrics.serve(listen, tls)
-
-
-def _or_never(subscriber: Subscriber) -> float:
-    return -1.0 if subscriber.silence_seconds is None else subscriber.silence_seconds

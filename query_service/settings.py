@@ -42,6 +42,19 @@ class Settings:
         "yes",
         "with TLS each client must show a certificate of an authority in ca.crt; with no, none is asked for",
     )
+    policy: Path | None = setting(
+        "QUERY_POLICY",
+        optional_path,
+        "",
+        "the TOML file that says who may do what; without it everybody may do everything, on this machine only; it may be "
+        "replaced at any time",
+    )
+    is_open: bool = setting(
+        "QUERY_OPEN",
+        yes_or_no,
+        "no",
+        "yes allows addresses that other machines reach without TLS or without a policy: everybody there may do everything",
+    )
     feed_tls: Path | None = setting(
         "QUERY_FEED_TLS",
         optional_path,

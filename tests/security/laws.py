@@ -319,7 +319,7 @@ def refusals_are_told(world: World, folder: Path) -> None:
     for call in [Call(uris=[long]), Call(uris=["spiffe://example/shop"]), *[Call()] * 18]:
         with pytest.raises(Refusal):
             door.admit_call(call)
-    assert gate.refused == {"unauthenticated": 19, "not_permitted": 1}
+    assert gate.figures() == {"calls_unauthenticated": 19, "calls_not_permitted": 1}
     assert len(lines) == 10
     event, fields = lines[0]
     assert (event, fields["method"], fields["identity"]) == ("a call was refused", REFUND, None)
@@ -348,7 +348,10 @@ def streams_end(world: World, folder: Path) -> None:
     get, health = gate.door(GET, on_loopback=False), gate.door(HEALTH, on_loopback=False)
     # Within the leeway: real time ends it, two seconds from now, in the library too.
     ending = get.admit_call(Call(f"Bearer {provider.signed(provider.claims(exp=int(time.time()) - 29))}"))
-    by_name, by_uri = get.admit_call(Call(names=["checkout.shop.example"])), get.admit_call(Call(uris=["spiffe://example/shop"]))
+    by_name, by_uri = (
+        get.admit_call(Call(names=["checkout.shop.example"])),
+        get.admit_call(Call(uris=["spiffe://example/shop"])),
+    )
     cut: dict[str, Refusal] = {}
 
     async def story() -> None:
@@ -487,7 +490,7 @@ def exposed(world: World, _: Path) -> None:
         *(("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)),
         *(("0.0.0.0", False), ("::", False), ("192.0.2.1", False), ("127.evil.example", False), ("localhost.", False)),
     ):
-        assert world.exposure.is_loopback(Address(host, 1)) is is_here, host
+        assert world.exposure.is_loopback(host) is is_here, host
     safe = {"X_TLS": True, "X_POLICY": True}
     for missing in ({"X_TLS": False}, {"X_POLICY": False}, {"X_TLS": False, "X_POLICY": False}):
         needed = {**safe, **missing}
