@@ -70,9 +70,16 @@ class _Guard:
     """
 
     def __init__(
-        self, server: grpc.aio.Server, domain: str, unreadable: Refusal, unexpected: Refusal, request_bytes: int
+        self,
+        server: grpc.aio.Server,
+        domain: str,
+        unreadable: Refusal,
+        unexpected: Refusal,
+        request_bytes: int,
+        anybody: Caller,
     ) -> None:
         self._server = server
+        self._anybody = anybody
         self._domain = domain
         self._unreadable = _Unreadable(unreadable)
         too_large = Violation("", f"must have at most {request_bytes} bytes, uncompressed")
@@ -113,7 +120,7 @@ class _Guard:
         async def guarded(request: Any, context: Any) -> Any:
             self._enter()
             try:
-                return await behaviour(_readable(request), _call(name, context))
+                return await behaviour(_readable(request), _call(name, context, self._anybody))
             except Exception as error:
                 await self._abort(context, error)
             finally:
@@ -126,7 +133,7 @@ class _Guard:
             self._enter()
             try:
                 read = _each_readable(request) if isinstance(request, AsyncIterator) else _readable(request)
-                async for response in behaviour(read, _call(name, context)):
+                async for response in behaviour(read, _call(name, context, self._anybody)):
                     yield response
             except Exception as error:
                 await self._abort(context, error)
@@ -154,13 +161,13 @@ class _Guard:
         raise AssertionError("abort_with_status always raises")
 
 
-def _call(method: str, context: Any) -> GuardedCall:
-    return GuardedCall(method, _identified(method, context), context)
+def _call(method: str, context: Any, anybody: Caller) -> GuardedCall:
+    return GuardedCall(method, _identified(method, context, anybody), context)
 
 
-def _identified(_method: str, _context: Any) -> Caller:
+def _identified(_method: str, _context: Any, anybody: Caller) -> Caller:
     """Identify the caller of a method. An exception here ends the call before its handler is entered."""
-    return ANYBODY
+    return anybody
 
 
 def _readable(request: Any) -> Any:
@@ -197,19 +204,20 @@ class Server:
         reflect: bool,
         descriptors: bytes = b"",
         calls_a_connection: int = 1_000,
+        anybody: Caller = ANYBODY,
     ) -> "Server":
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
 
         Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are refused with
         `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client, or grpc
         refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by themselves).
-        Raises OSError if the address cannot be bound; its text names the remedy.
+        Every caller is `anybody`. Raises OSError if the address cannot be bound; its text names the remedy.
         """
         server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
-        guard = _Guard(server, domain, unreadable, unexpected, request_bytes)
+        guard = _Guard(server, domain, unreadable, unexpected, request_bytes, anybody)
         register(cast("grpc.aio.Server", guard))
         # Guarded too, but by a guard whose calls no drain waits for: a watcher of health never hangs up.
-        common = cast("grpc.aio.Server", _Guard(server, domain, unreadable, unexpected, request_bytes))
+        common = cast("grpc.aio.Server", _Guard(server, domain, unreadable, unexpected, request_bytes, anybody))
         health = Health(services)
         health_pb2_grpc.add_HealthServicer_to_server(health, common)
         if reflect:

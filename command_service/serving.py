@@ -15,7 +15,7 @@ import structlog
 from charging.v1 import command_pb2_grpc
 from chassis import metrics, server, settings
 from command_service.failures import Unreadable
-from command_service.feed import JournalService
+from command_service.feed import ANY_READER, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.reception import Reception
@@ -84,7 +84,10 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         )
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await listen(
-            chosen.feed_listen, JournalService(feed).register, services=["charging.v1.JournalService"]
+            chosen.feed_listen,
+            JournalService(feed).register,
+            services=["charging.v1.JournalService"],
+            anybody=ANY_READER,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
