@@ -51,9 +51,7 @@ _Batch = tuple[bytes, Place]
 class Feed:
     """Follows the journal for any number of readers. It needs only an event loop, a journal, and who tells records' owners."""
 
-    def __init__(
-        self, journal: Journal, owners_of: OwnersOf, *, heartbeat_seconds: float = HEARTBEAT_SECONDS
-    ) -> None:
+    def __init__(self, journal: Journal, owners_of: OwnersOf, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._journal = journal
         self._owners_of = owners_of
         self._heartbeat_seconds = heartbeat_seconds
@@ -72,7 +70,7 @@ class Feed:
     async def follow(self, request: SubscribeRequest, tenant: str = "") -> AsyncGenerator[bytes, None]:
         """Yield the serialised messages of a stream, by the contract's numbered steps. It ends when the feed stops.
 
-        With a tenant it is the feed of this tenant. Raises Refusal if the reader's place is not in this journal, and Unreadable.
+        With a tenant it is this tenant's feed. Raises Refusal if the reader's place is not in this journal, and Unreadable.
         """
         place = await self._place(request, tenant)
         head = self._journal.head.position

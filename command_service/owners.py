@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from charging.v1 import journal_pb2
-from command_service.failures import Unreadable, UnknownEvent
+from command_service.failures import UnknownEvent, Unreadable
 from command_service.journal import Journal, Record
 
 # Most events follow soon upon the first of their charge. An owner that is not remembered costs a read of its stream; all that

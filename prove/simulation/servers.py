@@ -27,7 +27,8 @@ from prove.simulation.stage import Stage
 from prove.simulation.wire import Wire
 from query_service.parts import Parts as QueryParts
 from query_service.settings import Settings as QuerySettings
-from query_service.subscriber import BrokenFeed, FeedLost, OpenFeed
+from query_service.subscriber import FeedLost, OpenFeed
+from query_service.verified import BrokenFeed
 from query_service.view_file import ViewUnusable
 
 # In so many stories one is judged by the files that its servers left, all others by what these had just before the end.
