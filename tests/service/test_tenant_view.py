@@ -163,7 +163,7 @@ async def test_records_before_an_unknown_event_are_shown_and_the_checkpoint_is_a
 # ---------------------------------------------------------------- a feed that lies
 def tenants_feed(journal: SealedJournal, own: str) -> tuple[list[Record], Passed]:
     """The records of one charge, and the end of the others, as a true server sends them."""
-    records, before = [], Place(0, bytes(32))
+    records, before = list[Record](), START
     place = before
     for record in journal.records:
         if record.event.find(own.encode()) >= 0 or record.charge_id in {sent.charge_id for sent in records}:
