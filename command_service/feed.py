@@ -4,12 +4,15 @@ Readers at the same place share one read of the journal and its encoded bytes, s
 Hence the feed yields serialised SubscribeResponses, and is registered with gRPC without a serialiser: the generated code would
 encode each message once for each reader. No database cursor is held while a reader is slow, and a reader that does not read
 is cut off.
+
+A reader with a tenant gets that tenant's records, and of all others only their positions and the chain up to them: a charge's
+id is made from its tenant and key, so that even others' ids would tell which keys they have used. Reasons: docs/adr/0022.
 """
 
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any
 
 import grpc
@@ -17,7 +20,9 @@ import grpc.aio
 import structlog
 
 from charging.v1.journal_pb2 import CaughtUp, Heartbeat, Opened, SubscribeRequest, SubscribeResponse
+from chassis.caller import Caller, caller_of
 from chassis.refusals import Violation
+from chassis.server import end_call
 from command_service.errors import refusing
 from command_service.journal import Journal, Place, Record
 from contract.errors import DOMAIN, Reason
@@ -36,14 +41,23 @@ SLOW_READER_SECONDS = 30.0
 # A batch has up to about 1 MiB. Readers that are further apart than these batches share no reads.
 BATCHES_SHARED = 8
 
+ANY_READER = Caller("", "anonymous")
+"""Every reader of the feed, until identities exist. It has no tenant: it sees all records."""
+
+# The owners of records, in their order, up to the first whose owner cannot be read. Raises Unreadable if that is the first.
+OwnersOf = Callable[[Sequence[Record]], Awaitable[Sequence[str]]]
+_Batch = tuple[bytes, Place]
+
 
 class Feed:
-    """Follows the journal for any number of readers. It needs only an event loop and a journal."""
+    """Follows the journal for any number of readers. It needs only an event loop, a journal, and who tells records' owners."""
 
-    def __init__(self, journal: Journal, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+    def __init__(self, journal: Journal, owners_of: OwnersOf, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._journal = journal
+        self._owners_of = owners_of
         self._heartbeat_seconds = heartbeat_seconds
-        self._shared: OrderedDict[int, asyncio.Task[tuple[bytes, Place]]] = OrderedDict()
+        # Apart, so that readers with a tenant never displace what readers of the whole feed share.
+        self._whole, self._parts = _Shared(), _Shared()
         self._waits: dict[asyncio.Timeout, None] = {}  # in order, so that a simulation repeats
         self._is_stopping = False
 
@@ -54,20 +68,20 @@ class Feed:
             if not wait.expired():
                 wait.reschedule(asyncio.get_running_loop().time())
 
-    async def follow(self, request: SubscribeRequest) -> AsyncGenerator[bytes, None]:
+    async def follow(self, request: SubscribeRequest, tenant: str = "") -> AsyncGenerator[bytes, None]:
         """Yield the serialised messages of a stream, by the contract's numbered steps. It ends when the feed stops.
 
-        Raises Refusal if the reader's place is not in this journal, and JournalCorrupt.
+        With a tenant it is this tenant's feed. Raises Refusal if the reader's place is not in this journal, and Unreadable.
         """
-        place = await self._place(request)
+        place = await self._place(request, tenant)
         head = self._journal.head.position
-        opened = Opened(journal_id=self._journal.journal_id, head_position=head)
+        opened = Opened(journal_id=self._id_for(tenant), head_position=head, tenant=tenant)
         yield SubscribeResponse(opened=opened).SerializeToString()
         is_caught_up = False
         # A reader that has caught up gets the last outcomes too, before the stream ends.
         while not self._is_stopping or (is_caught_up and place.position < self._journal.head.position):
             if place.position < self._journal.head.position:
-                batch, place = await self._batch_after(place)
+                batch, place = await self._batch_after(place, tenant)
                 yield batch
                 if is_caught_up:
                     await asyncio.sleep(MESSAGE_EVERY_SECONDS)
@@ -78,13 +92,17 @@ class Feed:
                 heartbeat = Heartbeat(head_position=self._journal.head.position)
                 yield SubscribeResponse(heartbeat=heartbeat).SerializeToString()
 
-    async def _place(self, request: SubscribeRequest) -> Place:
+    def _id_for(self, tenant: str) -> str:
+        journal_id = self._journal.journal_id
+        return f"{journal_id}/{tenant}" if tenant else journal_id
+
+    async def _place(self, request: SubscribeRequest, tenant: str) -> Place:
         """Find the reader's place in this journal. Raises Refusal, also if the reader followed another journal."""
         if request.after_position < 0:
             raise refusal(Reason.INVALID_REQUEST, violations=[Violation("after_position", "must not be negative")])
         if len(request.chain) not in (0, 32):
             raise refusal(Reason.INVALID_REQUEST, violations=[Violation("chain", "must be empty or 32 bytes")])
-        if request.journal_id not in ("", self._journal.journal_id):
+        if request.journal_id not in ("", self._id_for(tenant)):
             raise refusal(Reason.JOURNAL_DIVERGED)
         if request.after_position > self._journal.head.position:
             raise refusal(Reason.JOURNAL_DIVERGED)
@@ -93,22 +111,29 @@ class Feed:
             raise refusal(Reason.JOURNAL_DIVERGED)
         return Place(request.after_position, chain)
 
-    async def _batch_after(self, place: Place) -> tuple[bytes, Place]:
-        """Read and encode the next records, once for all readers at this place."""
-        reading = self._shared.get(place.position)
-        if reading is None:
-            reading = self._shared[place.position] = asyncio.create_task(self._read(place))
-            if len(self._shared) > BATCHES_SHARED:
-                self._shared.popitem(last=False)
-        try:
-            return await asyncio.shield(reading)  # one reader's end must not end the others' read
-        except Exception:
-            self._shared.pop(place.position, None)
-            raise
+    async def _batch_after(self, place: Place, tenant: str) -> _Batch:
+        """Read and encode the next records, once for all readers at this place who may see the same."""
+        if tenant:
+            return await self._parts.batch((tenant, place.position), lambda: self._read_part(place, tenant))
+        return await self._whole.batch(place.position, lambda: self._read(place))
 
-    async def _read(self, place: Place) -> tuple[bytes, Place]:
+    async def _read(self, place: Place) -> _Batch:
         records = await self._journal.read_after(place)
-        return _encoded(records), Place(records[-1].position, records[-1].chain)
+        return _batch(records).SerializeToString(), Place(records[-1].position, records[-1].chain)
+
+    async def _read_part(self, place: Place, tenant: str) -> _Batch:
+        records = await self._journal.read_after(place)
+        owners = await self._owners_of(records)
+        last = records[len(owners) - 1]
+        response = _batch([record for record, owner in zip(records, owners, strict=False) if owner == tenant])
+        reached = place.position
+        for out in response.batch.records:
+            if out.position > reached + 1:
+                out.chain_before = records[out.position - place.position - 2].chain
+            reached = out.position
+        if reached < last.position:
+            response.batch.passed.to_position, response.batch.passed.chain = last.position, last.chain
+        return response.SerializeToString(), Place(last.position, last.chain)
 
     async def _news(self, position: int) -> bool:
         """Wait for more records or a stop. Returns False after the time of a heartbeat without either."""
@@ -124,8 +149,28 @@ class Feed:
         return True
 
 
-def _encoded(records: Sequence[Record]) -> bytes:
-    """Serialise a batch. Setting the fields in place takes half the time of constructing the messages."""
+class _Shared:
+    """The newest batches, each read once for all who ask for it."""
+
+    def __init__(self) -> None:
+        self._reading: OrderedDict[Hashable, asyncio.Task[_Batch]] = OrderedDict()
+
+    async def batch(self, key: Hashable, read: Callable[[], Coroutine[None, None, _Batch]]) -> _Batch:
+        """Return the batch of a key; `read` reads it if nobody has begun to."""
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = self._reading[key] = asyncio.create_task(read())
+            if len(self._reading) > BATCHES_SHARED:
+                self._reading.popitem(last=False)
+        try:
+            return await asyncio.shield(reading)  # one reader's end must not end the others' read
+        except Exception:
+            self._reading.pop(key, None)
+            raise
+
+
+def _batch(records: Sequence[Record]) -> SubscribeResponse:
+    """Make a batch. Setting the fields in place takes half the time of constructing the messages."""
     response = SubscribeResponse()
     add = response.batch.records.add
     for position, charge_id, version, recorded_at, chain, event in records:
@@ -138,7 +183,7 @@ def _encoded(records: Sequence[Record]) -> bytes:
         time = out.recorded_at
         time.seconds, microseconds = divmod(recorded_at, 1_000_000)
         time.nanos = microseconds * 1_000
-    return response.SerializeToString()
+    return response
 
 
 class JournalService:
@@ -158,11 +203,11 @@ class JournalService:
     async def Subscribe(  # noqa: N802  # the contract's name
         self, request: SubscribeRequest, context: Any
     ) -> AsyncGenerator[bytes, None]:
-        """Follow the journal."""
+        """Follow the journal, as far as the caller's tenant may see it."""
         loop, call = asyncio.get_running_loop(), asyncio.current_task()
         assert call is not None
         with refusing():
-            async with contextlib.aclosing(self._feed.follow(request)) as messages:
+            async with contextlib.aclosing(self._feed.follow(request, caller_of(context).tenant)) as messages:
                 async for message in messages:
                     # The next line does not return while the reader does not read: only a timer can end the wait.
                     cutting = loop.call_later(self._slow_reader_seconds, _cut_off, call, context)
@@ -176,6 +221,4 @@ class JournalService:
 def _cut_off(call: "asyncio.Task[Any]", context: Any) -> None:
     """End a stream from outside: leave the status for the reader, and free the call's memory here."""
     log.warning("a reader of the feed did not read for too long and was cut off")
-    leaving = asyncio.ensure_future(context.abort_with_status(refusal(Reason.READER_TOO_SLOW).status(DOMAIN)))
-    leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
-    asyncio.get_running_loop().call_later(0.1, call.cancel)
+    end_call(context, call, refusal(Reason.READER_TOO_SLOW), DOMAIN)

@@ -38,6 +38,7 @@ from command_service.intake import Intake, screened
 from command_service.journal import Journal
 from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
 from command_service.journal.store import Store, random_id
+from command_service.owners import Owners
 from command_service.reception import Reception
 from command_service.runner import Runner
 from command_service.settings import Settings
@@ -191,4 +192,4 @@ class Parts:
 
     def feed(self, journal: Journal) -> Feed:
         """Make the feed that readers follow."""
-        return Feed(journal)
+        return Feed(journal, Owners(journal).of)

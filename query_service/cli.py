@@ -14,7 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 from chassis import process, settings, telemetry
 from query_service.serving import serve
 from query_service.settings import Settings
-from query_service.subscriber import BrokenFeed
+from query_service.verified import BrokenFeed
 from query_service.view_file import ViewUnusable
 
 # A batch is some forty thousand rows and records, and as many may arrive meanwhile. All are freed without the collector;

@@ -310,7 +310,12 @@ def select_charges(where: str, walk: Walk | None = None) -> str:
     return _select("charge", Charge, f"{walk.value if walk else ''} WHERE tenant = :tenant AND {where}")
 
 
-BY_ID: Final = "charge_id = :charge_id"
+# The tenant is compared in the index, which holds the key of the charge's row. Compared in the row, another tenant's charge
+# would be told from none by the time of a look into the table: 4 us from memory (measured), and more from a disk.
+BY_ID: Final = (
+    "requested_position = "
+    "(SELECT requested_position FROM charge INDEXED BY charge_by_id WHERE charge_id = :charge_id AND tenant = :tenant)"
+)
 BY_KEY: Final = "idempotency_key = :idempotency_key"
 NEWEST_FIRST: Final = "ORDER BY requested_position DESC LIMIT :limit"
 # The positions are a JSON array: one statement for all charges of a page.

@@ -1,8 +1,8 @@
 """The subscriber: follows the journal's feed, verifies every record, and applies it to the view.
 
 * It continues from the view's checkpoint, and the checkpoint never passes a record that was not applied.
-* A record is taken only if its position is the next one and its chain is right. A gap, a repeat or a broken chain in the
-  feed is fatal: it raises `BrokenFeed`, and the process ends.
+* A record is taken only if its position is the next one and its chain is right (verified.py). A gap, a repeat or a broken chain
+  in the feed is fatal: it raises `BrokenFeed`, and the process ends. Only in a tenant's feed may others' records be missing.
 * A lost connection, and a view that cannot be written, are tolerated: the view is still served and shows its lag, and the
   subscriber tries again.
 * An unknown event stops the projection for good: until its update the server serves the view as it is.
@@ -15,21 +15,20 @@ import asyncio
 import contextlib
 import random
 import sqlite3
-import struct
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from enum import Enum, auto
 from typing import assert_never
 
 import structlog
 
-from charging.v1 import journal_pb2
 from charging.v1.journal_pb2 import CaughtUp, Opened, SubscribeResponse
 from chassis.backoff import Backoff
-from contract.chain import chain_after
-from query_service.course import Record, StreamBroken
+from contract.chain import Place
+from query_service.course import StreamBroken
 from query_service.projection import UnknownEvent
 from query_service.schema import Checkpoint
+from query_service.verified import BrokenFeed, Stretch, joined, stretch_of
 from query_service.view import View, ViewNotWritten
 from query_service.waiting import Waiting
 
@@ -47,11 +46,6 @@ MESSAGES_WAITING = 32
 OpenFeed = Callable[[int, str, bytes], AsyncGenerator[SubscribeResponse, None]]
 SetServing = Callable[[bool], Awaitable[None]]
 
-# The range of a Timestamp, in microseconds since 1970: the years 1 to 9999.
-FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
-
-_UUID_BYTES = 16
-
 
 class FeedLost(Exception):
     """The feed is unavailable now; the text says why. The subscriber tries again."""
@@ -65,10 +59,6 @@ class JournalDiverged(Exception):
     """The journal is not the one that the view shows: the view must be rebuilt from the journal's start."""
 
 
-class BrokenFeed(Exception):
-    """The feed breaks its promises: a gap, a repeat, a broken chain. The text names the position."""
-
-
 class State(Enum):
     """The state of the view; see ViewState in the contract."""
 
@@ -78,7 +68,7 @@ class State(Enum):
     STOPPED = auto()
 
 
-_Item = Opened | list[Record] | CaughtUp | Exception
+_Item = Opened | Stretch | CaughtUp | Exception
 
 
 class Subscriber:
@@ -171,7 +161,8 @@ class Subscriber:
                 waiting = [await items.get()]
                 while not items.empty():
                     waiting.append(items.get_nowait())
-                await self._apply([record for item in waiting if isinstance(item, list) for record in item])
+                if stretches := [item for item in waiting if isinstance(item, Stretch)]:
+                    await self._apply(joined(stretches))
                 for item in waiting:
                     self._note(item)
                 if self._goal is not None and self._waiting.position >= self._goal:
@@ -203,36 +194,38 @@ class Subscriber:
                 self._failures = 0
                 self._losses.clear()
                 log.info("the view has caught up", position=item.position)
-            case list() | Exception():
+            case Stretch() | Exception():
                 pass
             case _:
                 assert_never(item)
 
-    async def _apply(self, records: list[Record]) -> None:
-        """Write records to the view and wake the calls that wait for them. Records before an unknown event are written too."""
-        if not records:
-            return
+    async def _apply(self, stretch: Stretch) -> None:
+        """Write a stretch to the view and wake the calls that wait for it. Records before an unknown event are written too."""
         try:
-            await self._view.apply(records)
+            await self._view.apply(stretch)
         except UnknownEvent as error:
-            await self._apply([record for record in records if record.position < error.position])
+            if (readable := stretch.before(error.position)) is not None:
+                await self._apply(readable)
             raise
         self._failures = 0  # progress, whatever was lost before
-        self._waiting.written(records)
+        self._waiting.written(stretch)
 
     async def _receive(self, checkpoint: Checkpoint, items: asyncio.Queue[_Item]) -> None:
         """Receive and verify messages, and hand them on as items. The last item is the error that ends the feed."""
-        position, chain = checkpoint.position, checkpoint.chain
+        place = Place(checkpoint.position, checkpoint.chain)
         try:
             # At the start there is no chain to compare yet.
-            messages = self._open_feed(position, checkpoint.journal_id, chain if position else b"")
+            known = place.chain if place.position else b""
+            messages = self._open_feed(place.position, checkpoint.journal_id, known)
             async with contextlib.aclosing(messages):
                 opened = await self._next(messages)
                 if opened.WhichOneof("item") != "opened":
                     raise BrokenFeed("the feed does not begin with Opened")
                 head = opened.opened.head_position
-                if head < position:
-                    raise BrokenFeed(f"the feed says that its journal ends at {head}, and the view shows {position}")
+                if head < place.position:
+                    raise BrokenFeed(
+                        f"the feed says that its journal ends at {head}, and the view shows {place.position}"
+                    )
                 await self._open(checkpoint, opened.opened)
                 await items.put(opened.opened)
                 while True:
@@ -240,21 +233,21 @@ class Subscriber:
                     item = message.WhichOneof("item")
                     match item:
                         case "batch":
-                            records = verify(message.batch.records, position, chain)
-                            if records:
-                                position, chain = records[-1].position, records[-1].chain
-                                self._head_position = max(self._head_position, position)
-                                await items.put(records)
+                            stretch = stretch_of(message.batch, place, of_tenant=bool(opened.opened.tenant))
+                            if stretch.to != place:
+                                place = stretch.to
+                                self._head_position = max(self._head_position, place.position)
+                                await items.put(stretch)
                         case "caught_up":
-                            if message.caught_up.position != position or position < head:
+                            if message.caught_up.position != place.position or place.position < head:
                                 raise BrokenFeed(
-                                    f"the feed says that all was sent, but after {position} something is missing"
+                                    f"the feed says that all was sent, but after {place.position} something is missing"
                                 )
                             await items.put(message.caught_up)
                         case "heartbeat":
                             self._head_position = max(self._head_position, message.heartbeat.head_position)
                         case "opened" | None:
-                            raise BrokenFeed(f"after position {position} the feed sent what has no place there")
+                            raise BrokenFeed(f"after position {place.position} the feed sent what has no place there")
                         case _:
                             assert_never(item)
         except Exception as error:
@@ -274,6 +267,9 @@ class Subscriber:
     async def _open(self, checkpoint: Checkpoint, opened: Opened) -> None:
         if not opened.journal_id:
             raise BrokenFeed("the feed does not say which journal it is of")
+        # A view of the whole journal must not take a tenant's feed for its own, and its gaps for others' records.
+        if opened.tenant and not opened.journal_id.endswith(f"/{opened.tenant}"):
+            raise BrokenFeed("the feed says that it is a tenant's, and its id does not")
         if not checkpoint.journal_id:
             await self._view.reset(opened.journal_id)
         elif opened.journal_id != checkpoint.journal_id:
@@ -290,28 +286,3 @@ class Subscriber:
         is_news = str(error) not in self._losses
         self._losses.add(str(error))
         return is_news
-
-
-def verify(batch: Iterable[journal_pb2.Record], position: int, chain: bytes) -> list[Record]:
-    """Check that records follow a position and its chain, one after the other. Raises BrokenFeed."""
-    records = []
-    first_time, last_time = FIRST_TIME, LAST_TIME
-    from_hex = bytes.fromhex  # looked up once, not for each of millions of records
-    for wire in batch:
-        if wire.position != position + 1:
-            raise BrokenFeed(f"after position {position} the feed brought position {wire.position}")
-        position += 1
-        version, event, recorded = wire.version, wire.event, wire.recorded_at
-        nanos = recorded.nanos
-        recorded_at = recorded.seconds * 1_000_000 + nanos // 1_000
-        if not (0 <= nanos < 1_000_000_000 and first_time <= recorded_at <= last_time):
-            raise BrokenFeed(f"the record at position {position} was recorded at no time that can be told")
-        try:
-            charge_id = from_hex(wire.charge_id.replace("-", ""))
-            chain = chain_after(chain, position, charge_id, version, recorded_at, event)
-        except (ValueError, struct.error):
-            raise BrokenFeed(f"the record at position {position} cannot be read") from None
-        if chain != wire.chain or len(charge_id) != _UUID_BYTES:
-            raise BrokenFeed(f"the record at position {position} does not fit the chain")
-        records.append(Record(position, charge_id, version, recorded_at, chain, event))
-    return records

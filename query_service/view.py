@@ -8,7 +8,7 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,10 +18,10 @@ from typing import Any, Generic, TypeVar
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.sqlite import Database
 from query_service import schema
-from query_service.course import Record
 from query_service.lookup import Rows, TenantNumbers, count_holds_ending, find_checkpoint, find_standing
 from query_service.projection import FOLLOWS, Follows, charges_needed, project
 from query_service.schema import Checkpoint, Insert, Update
+from query_service.verified import Stretch
 from query_service.view_file import APPLICATION_ID, ViewFile, ViewUnusable, format_of, is_damage
 
 T = TypeVar("T")
@@ -97,13 +97,14 @@ class View:
         with self._telling_damage():
             return await self._writer.run(find_checkpoint)
 
-    async def apply(self, records: Sequence[Record]) -> None:
-        """Add the records that follow the checkpoint, all or none. Once begun it is done even if the caller is cancelled.
+    async def apply(self, stretch: Stretch) -> None:
+        """Add the records of the stretch that follows the checkpoint, all or none. Once begun it is done even if the caller is
+        cancelled.
 
         Raises UnknownEvent or StreamBroken (see projection), ViewNotWritten, ViewUnusable if the file is damaged, and
         sqlite3.IntegrityError if the records do not fit the rows in the view.
         """
-        await self._write(lambda connection: _apply(connection, records, self._follows))
+        await self._write(lambda connection: _apply(connection, stretch, self._follows))
 
     async def reset(self, journal_id: str) -> None:
         """Empty the view, which then follows this journal from its start. Raises ViewNotWritten, ViewUnusable."""
@@ -148,9 +149,9 @@ class View:
             raise unusable from error
 
 
-def _apply(connection: sqlite3.Connection, records: Sequence[Record], follows: Follows) -> None:
-    known = find_standing(connection, charges_needed(records))
-    changes = project(records, known, TenantNumbers(connection), follows)
+def _apply(connection: sqlite3.Connection, stretch: Stretch, follows: Follows) -> None:
+    known = find_standing(connection, charges_needed(stretch.records))
+    changes = project(stretch.records, known, TenantNumbers(connection), follows)
     connection.executemany(schema.ADD_CHARGE, changes.charges)
     _add(connection, schema.ADD_OPERATIONS, changes.operations)
     _overwrite(connection, schema.MOVE_CHARGE, changes.moved_charges)
@@ -159,8 +160,7 @@ def _apply(connection: sqlite3.Connection, records: Sequence[Record], follows: F
     connection.executemany(schema.ADD_TO_SUM, changes.sums)
     connection.executemany(schema.DROP_EMPTY_SUM, [sum_._asdict() for sum_ in changes.sums if sum_.charge_count < 0])
     connection.executemany(schema.ADD_TO_TOTALS, changes.totals)
-    first, last = records[0], records[-1]
-    place = {"position": last.position, "chain": last.chain, "follows": first.position - 1}
+    place = {"position": stretch.to.position, "chain": stretch.to.chain, "follows": stretch.after}
     if connection.execute(schema.MOVE_CHECKPOINT, place).rowcount != 1:
         raise sqlite3.IntegrityError("the records do not follow the checkpoint")
 

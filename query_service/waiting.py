@@ -5,10 +5,10 @@ call costs an entry in a dictionary.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from query_service.course import Record
+from query_service.verified import Stretch
 
 
 class Waiting:
@@ -20,11 +20,11 @@ class Waiting:
         self._arrivals: dict[asyncio.Future[None], int] = {}
         self._watchers: dict[bytes, set[asyncio.Event]] = {}
 
-    def written(self, records: Sequence[Record]) -> None:
-        """Take note that the view shows these records now."""
-        self.position = records[-1].position
+    def written(self, stretch: Stretch) -> None:
+        """Take note that the view shows this stretch of the journal now."""
+        self.position = stretch.to.position
         if self._watchers:
-            for record in records:
+            for record in stretch.records:
                 for changed in self._watchers.get(record.charge_id, ()):
                     changed.set()
         self._wake_arrived()

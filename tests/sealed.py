@@ -6,7 +6,7 @@ It computes the chain itself, so that the formula in journal.proto has a second 
 import hashlib
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
 from charging.v1.journal_pb2 import (
@@ -20,6 +20,9 @@ from charging.v1.journal_pb2 import (
     TokenExpired,
     TokenIssued,
 )
+from contract.chain import Place
+from query_service.course import Record as Verified
+from query_service.verified import Stretch
 
 EPOCH_MICROSECONDS = 1_750_000_000_000_000
 CARD = Card(token="tok_visa", brand="visa", last4="4242")
@@ -88,6 +91,11 @@ def sealed(before: bytes, *, position: int, charge_id: str, version: int, record
     record.recorded_at.seconds, microseconds = divmod(recorded_at, 1_000_000)  # by hand: even an invalid time
     record.recorded_at.nanos = microseconds * 1_000
     return record
+
+
+def whole_stretch(records: Sequence[Verified]) -> Stretch:
+    """Make the stretch of a journal that these consecutive records are."""
+    return Stretch(records[0].position - 1, records, Place(records[-1].position, records[-1].chain))
 
 
 def requested(

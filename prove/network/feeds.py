@@ -14,7 +14,8 @@ from charging.v1.query_pb2 import CurrencySummary, GetUserSummaryRequest, GetUse
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis.server import Server
 from chassis.settings import Address
-from command_service.feed import Feed, JournalService
+from command_service.feed import ANY_READER, Feed, JournalService
+from command_service.owners import Owners
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from judge.files import read_journal
@@ -69,7 +70,8 @@ async def some_stop_reading(world: World) -> None:
     """Beside ninety-nine that read, ten stop: theirs goes on, those are cut off, and memory does not grow with them."""
     assert isinstance(world.servers, InProcess)
     assert world.servers.running is not None
-    feed = Feed(world.servers.running.journal)
+    journal = world.servers.running.journal
+    feed = Feed(journal, Owners(journal).of)
     # As in the product, but that a reader is given up sooner.
     service = JournalService(feed, slow_reader_seconds=3.0)
     server = await Server.start(
@@ -81,6 +83,7 @@ async def some_stop_reading(world: World) -> None:
         unexpected=refusal(Reason.UNEXPECTED),
         request_bytes=16 << 10,
         reflect=False,
+        anybody=ANY_READER,
     )
     address = str(server.address)
     # Large ones, so that what waits for a reader outgrows what a connection takes.

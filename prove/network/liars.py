@@ -37,7 +37,8 @@ from prove.network.reader import GENESIS, Reader
 from prove.network.world import World, must, until, within
 from query_service.feed import feed_of
 from query_service.projection import FOLLOWS, Follows
-from query_service.subscriber import BrokenFeed, Subscriber
+from query_service.subscriber import Subscriber
+from query_service.verified import BrokenFeed
 from query_service.view import View
 from query_service.waiting import Waiting
 

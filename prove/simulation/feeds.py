@@ -6,9 +6,9 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
-from chassis.caller import ANYBODY, GuardedCall
+from chassis.caller import GuardedCall
 from chassis.refusals import Refusal
-from command_service.feed import MESSAGE_EVERY_SECONDS
+from command_service.feed import ANY_READER, MESSAGE_EVERY_SECONDS
 from judge.history import Session
 from prove.simulation.disk import Disk
 from prove.simulation.host import Link, Process
@@ -59,7 +59,7 @@ class Feeds:
     async def _serve(self, server: Process, link: Link, request: SubscribeRequest) -> None:
         loop = self._stage.loop
         try:
-            call = GuardedCall("/charging.v1.JournalService/Subscribe", ANYBODY, link)
+            call = GuardedCall("/charging.v1.JournalService/Subscribe", ANY_READER, link)
             async with aclosing(server.feed_service.Subscribe(request, call)) as messages:
                 waiting_since = loop.time()
                 async for serialised in messages:

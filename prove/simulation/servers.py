@@ -14,6 +14,7 @@ from command_service.feed import Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
 from command_service.journal.sqlite.file import SqliteFile
+from command_service.owners import Owners
 from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.simulation.bank import Bank
@@ -26,7 +27,8 @@ from prove.simulation.stage import Stage
 from prove.simulation.wire import Wire
 from query_service.parts import Parts as QueryParts
 from query_service.settings import Settings as QuerySettings
-from query_service.subscriber import BrokenFeed, FeedLost, OpenFeed
+from query_service.subscriber import FeedLost, OpenFeed
+from query_service.verified import BrokenFeed
 from query_service.view_file import ViewUnusable
 
 # In so many stories one is judged by the files that its servers left, all others by what these had just before the end.
@@ -281,7 +283,7 @@ class SimulatedParts(Parts):
 
     def feed(self, journal: Journal) -> Feed:
         """Make a feed whose heartbeat the plan names."""
-        return Feed(journal, heartbeat_seconds=self._stage.plan.heartbeat_seconds)
+        return Feed(journal, Owners(journal).of, heartbeat_seconds=self._stage.plan.heartbeat_seconds)
 
 
 def unfinished_in(connection: Any) -> set[bytes]:

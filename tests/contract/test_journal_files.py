@@ -51,6 +51,7 @@ from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.sqlite.file_system import kind_of
 from command_service.journal.sqlite.starting import checkpoint
 from command_service.operate import print_journal, restore_journal, verify_journal
+from command_service.owners import Owners
 from command_service.values import DeclineReason
 from tests.contract.journal_rigs import SqliteRig, add, stream
 from tests.core.stories import REQUEST
@@ -371,7 +372,7 @@ async def test_a_flipped_bit_in_the_chain_at_a_readers_position_is_damage_and_no
         assert raised.value.position == 2
         request = SubscribeRequest(journal_id=journal.journal_id, after_position=2, chain=records[1].chain)
         with pytest.raises(JournalCorrupt, match="position 2 "):
-            await anext(Feed(journal).follow(request))
+            await anext(Feed(journal, Owners(journal).of).follow(request))
         assert await journal.chain_at(1) == records[0].chain, "what is whole is told"
 
 

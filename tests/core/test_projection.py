@@ -31,7 +31,7 @@ from query_service.course import Record, Standing, StreamBroken
 from query_service.lookup import END, Conditions
 from query_service.projection import Changes, UnknownEvent, charges_needed, project
 from query_service.schema import ROWS_A_STATEMENT, Charge, Entry, Operation, Sum
-from query_service.subscriber import verify
+from query_service.verified import verify
 from query_service.view import View
 from query_service.words import (
     ABANDONED,
@@ -77,6 +77,7 @@ from tests.sealed import (
     requested,
     token_expired,
     token_issued,
+    whole_stretch,
 )
 from tests.service.query_rig import dump
 
@@ -97,7 +98,7 @@ def rows_after(batches: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, 
     async def apply(path: Path) -> None:
         view = await View.open(path)
         for batch in batches:
-            await view.apply(batch)
+            await view.apply(whole_stretch(batch))
         await view.close()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -336,7 +337,7 @@ def test_a_range_of_times_holds_the_charges_requested_in_it(
     async def listed(path: Path) -> list[int]:
         view = await View.open(path)
         for batch in batches:
-            await view.apply(batch)
+            await view.apply(whole_stretch(batch))
         shown = await view.read("default", lambda rows: rows.charges(conditions, END, 99))
         await view.close()
         return [rows.charge.requested_position for rows in shown.found]

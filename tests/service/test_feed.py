@@ -24,11 +24,12 @@ from charging.v1 import journal_pb2_grpc
 from charging.v1.journal_pb2 import Record, SubscribeRequest, SubscribeResponse
 from chassis.server import Server
 from chassis.settings import Address
-from command_service.feed import Feed, JournalService
+from command_service.feed import ANY_READER, Feed, JournalService
 from command_service.journal import Place
 from command_service.journal import Record as Stored
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
+from command_service.owners import Owners
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from rig.errors import Told, refused, told
@@ -153,7 +154,7 @@ async def a_source(
     path = folder / "journal.db"
     journal = await Counted.open(await SqliteFile(path).open(), now=lambda: time.time_ns() // 1_000, end_process=_never)
     assert isinstance(journal, Counted)
-    feed = Feed(journal, heartbeat_seconds=heartbeat_seconds)
+    feed = Feed(journal, Owners(journal).of, heartbeat_seconds=heartbeat_seconds)
     service = JournalService(feed, slow_reader_seconds=slow_reader_seconds)
     server = await Server.start(
         Address("127.0.0.1", 0),
@@ -164,6 +165,7 @@ async def a_source(
         unexpected=refusal(Reason.UNEXPECTED),
         request_bytes=16 << 10,
         reflect=False,
+        anybody=ANY_READER,
     )
     try:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:

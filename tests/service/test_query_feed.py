@@ -37,7 +37,8 @@ from query_service.lookup import END, Conditions, Rows
 from query_service.parts import Parts
 from query_service.schema import FORMAT
 from query_service.settings import Settings
-from query_service.subscriber import BrokenFeed, FeedLost, JournalDiverged, State, Subscriber, verify
+from query_service.subscriber import FeedLost, JournalDiverged, State, Subscriber
+from query_service.verified import BrokenFeed, verify
 from query_service.view import View
 from query_service.view_file import ViewUnusable
 from query_service.waiting import Waiting
@@ -65,6 +66,7 @@ from tests.sealed import (
     requested,
     sealed,
     token_issued,
+    whole_stretch,
 )
 from tests.service.feed_server import FeedServer, feeding
 from tests.service.query_rig import SERVICE, Client, KeptDisk, client_of, dump, process_of, querying
@@ -240,10 +242,10 @@ async def test_a_query_reads_rows_and_checkpoint_from_one_state_of_the_view(tmp_
         return [*counts, len(rows.charges(Conditions(), END, 9))]
 
     view = await View.open(tmp_path / "view.db")
-    await view.apply(records[:3])
+    await view.apply(whole_stretch(records[:3]))
     reading = asyncio.create_task(view.read("default", find))
     assert await asyncio.to_thread(begun.wait, 30)
-    await view.apply(records[3:])
+    await view.apply(whole_stretch(records[3:]))
     written.set()
     shown = await reading
     after = await view.read("default", find)
@@ -272,9 +274,9 @@ async def test_to_go_on_with_a_charge_takes_one_statement_to_read_it_and_one_for
         journal.append(key, token_issued())
     records = verify(journal.records, 0, bytes(32))
     view = await View.open(tmp_path / "view.db", disk=Watched())
-    await view.apply(records[:7])
+    await view.apply(whole_stretch(records[:7]))
     statements.clear()
-    await view.apply(records[7:])
+    await view.apply(whole_stretch(records[7:]))
     about_charges = Counter(text.split()[0] for text in statements if re.search(r"\b(charge|operation)\b", text))
     await view.close()
     assert about_charges == {"SELECT": 7, "UPDATE": 2 * 7}
@@ -287,12 +289,12 @@ async def test_records_that_do_not_follow_the_checkpoint_are_refused_whole(tmp_p
         journal.charge(f"order-{number:05}")
     records = verify(journal.records, 0, bytes(32))
     view = await View.open(tmp_path / "view.db")
-    await view.apply(records[:1])
+    await view.apply(whole_stretch(records[:1]))
     with pytest.raises(sqlite3.IntegrityError):
-        await view.apply(records[2:])
+        await view.apply(whole_stretch(records[2:]))
     with pytest.raises(sqlite3.IntegrityError):
-        await view.apply(records[:1])
-    await view.apply(records[1:])
+        await view.apply(whole_stretch(records[:1]))
+    await view.apply(whole_stretch(records[1:]))
     await view.close()
     assert len(dump(tmp_path / "view.db")["charge"]) == 3
 
@@ -480,7 +482,7 @@ async def test_a_feed_with_fewer_records_than_it_names_or_than_the_view_is_broke
 
     view = await View.open(tmp_path / "view.db")
     await view.reset(journal.journal_id)
-    await view.apply(verify(journal.records, 0, bytes(32)))
+    await view.apply(whole_stretch(verify(journal.records, 0, bytes(32))))
     with pytest.raises(BrokenFeed):
         async with asyncio.timeout(PATIENCE_SECONDS):
             await Subscriber(view, Waiting(), short).run(ignored)

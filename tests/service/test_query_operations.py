@@ -25,7 +25,7 @@ from charging.v1.query_pb2 import (
     WatchChargeRequest,
 )
 from query_service import schema
-from query_service.subscriber import verify
+from query_service.verified import verify
 from query_service.view import View
 from tests.operations import (
     AMOUNT,
@@ -43,7 +43,7 @@ from tests.operations import (
     void,
     voided,
 )
-from tests.sealed import EPOCH_MICROSECONDS, SealedJournal, charged, in_review, requested, token_issued
+from tests.sealed import EPOCH_MICROSECONDS, SealedJournal, charged, in_review, requested, token_issued, whole_stretch
 from tests.service.feed_server import FeedServer, feeding
 from tests.service.query_rig import Client, process_of, querying
 from tests.service.test_query_service import keys, read
@@ -258,7 +258,7 @@ async def test_holds_near_their_end_are_counted_for_all_tenants(tmp_path: Path) 
         append(journal, f"{tenant} gone", held("gone", tenant=tenant), *HOLD, void(AMOUNT), token_issued(), voided())
         append(journal, f"{tenant} open", held("open", tenant=tenant), token_issued(), authorized(expires_at=0))
     view = await View.open(tmp_path / "view.db")
-    await view.apply(verify(journal.records, 0, bytes(32)))
+    await view.apply(whole_stretch(verify(journal.records, 0, bytes(32))))
     counts = [await view.holds_ending(EPOCH_MICROSECONDS + hours * hour) for hours in (-2, 0, 24, 999)]
     await view.close()
     assert counts == [0, 2, 4, 6]
