@@ -107,7 +107,7 @@ class Rates:
         self._return: dict[str, float] = {}  # the time that was given to the newest refused call
 
     def take(self, tenant: str) -> float | None:
-        """Let a call pass: None. Or refuse it: return the seconds after which it may come again, behind those refused before."""
+        """Let a call pass: None. Or return the seconds after which it may come again, behind those that were refused before."""
         if (rate := self._rate_of(tenant)) is None:
             return None
         now, between = self._clock(), 1 / rate
@@ -118,6 +118,8 @@ class Rates:
             return None
         wished = max(now + early, self._return.get(tenant, 0.0) + between)
         if wished > now + LATEST_RETURN_SECONDS:
-            wished = max(now + early, now + LATEST_RETURN_SECONDS / 2)  # among earlier ones, so that the last are spread
+            wished = max(
+                now + early, now + LATEST_RETURN_SECONDS / 2
+            )  # among earlier ones, so that the last are spread
         self._return[tenant] = wished
         return min(wished - now, LATEST_RETURN_SECONDS)

@@ -8,13 +8,15 @@ journal's files, the connection to the bank, and the process's own end.
 import os
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 import httpx
 
-from chassis import stderr
+from chassis import punctual, stderr
 from chassis.disk import LOCAL_DISK, Disk
+from chassis.shares import NO_WEIGHTS, Rates, Shares
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
@@ -64,9 +66,21 @@ class Parts:
         """Return the time of day in microseconds since 1970. It may go back."""
         return time.time_ns() // 1_000
 
+    async def wait_until(self, at: float) -> None:
+        """Wait until a time of the loop's clock, to well under a millisecond."""
+        await punctual.wait_until(at)
+
     def chance(self) -> random.Random:
         """Make the source of jitter."""
         return random.Random()
+
+    def weights(self) -> Mapping[str, float]:
+        """Return the present weights of the tenants' shares."""
+        return NO_WEIGHTS
+
+    def rate_of(self, tenant: str) -> float | None:  # noqa: ARG002  # no tenant has one
+        """Return the number of calls a second that a tenant may make now; None: as many as it likes."""
+        return None
 
     def end_process(self) -> NoReturn:
         """End the process without running another line of ours: the next start reads the result of the commit."""
@@ -125,12 +139,13 @@ class Parts:
             abandon_after_seconds=self.settings.abandon_after_seconds,
             now=self.now,
             chance=self.chance(),
+            unfinished=Shares(self.settings.max_unfinished, self.weights),
         )
 
     def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
         """Make the door for commands."""
         recent = Recent(self.settings.duplicate_window_seconds, self.now)
-        return Reception(journal, runner, line, recent, max_unfinished=self.settings.max_unfinished)
+        return Reception(journal, runner, line, recent, self.wait_until)
 
     def assemble(self, journal: Journal, bank: Bank) -> "Assembled":
         """Put together the parts that run charges."""
@@ -144,7 +159,8 @@ class Parts:
 
     def commands(self, reception: Reception) -> CommandService:
         """Make the service that clients call."""
-        return CommandService(self.intake(), reception, max_calls=self.settings.max_calls)
+        calls, rates = Shares(self.settings.max_calls, self.weights), Rates(self.rate_of, self.clock)
+        return CommandService(self.intake(), reception, calls, rates)
 
     def feed(self, journal: Journal) -> Feed:
         """Make the feed that readers follow."""

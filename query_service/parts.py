@@ -6,8 +6,10 @@ method here, or wrap its result. Everything outside of the process is reached th
 
 import random
 import time
+from collections.abc import Mapping
 
 from chassis.disk import LOCAL_DISK, Disk
+from chassis.shares import NO_WEIGHTS
 from query_service.api import QueryService
 from query_service.feed import feed_of
 from query_service.settings import Settings
@@ -34,6 +36,10 @@ class Parts:
         """Give the disk that holds the view."""
         return LOCAL_DISK
 
+    def weights(self) -> Mapping[str, float]:
+        """Return the present weights of the tenants' shares."""
+        return NO_WEIGHTS
+
     def open_feed(self) -> OpenFeed:
         """Make the function that opens the feed, for the subscriber."""
         return feed_of(self.settings.feed)
@@ -52,5 +58,11 @@ class Parts:
 
     def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
         """Make the service that clients call."""
-        limits = {"max_calls": self.settings.max_calls, "max_watchers": self.settings.max_watchers}
-        return QueryService(view, subscriber, waiting, **limits)
+        return QueryService(
+            view,
+            subscriber,
+            waiting,
+            max_calls=self.settings.max_calls,
+            max_watchers=self.settings.max_watchers,
+            weights=self.weights,
+        )
