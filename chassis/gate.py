@@ -1,7 +1,7 @@
 """The gate of a server: for each call the caller that it is from, or a refusal with one text whatever was wrong.
 
-Without a policy everybody is the caller `anybody`; the settings allow that on loopback only (chassis/exposure.py). The log tells
-the operator why a call was refused, a limited number of times a second.
+Without a policy everybody is the caller `anybody`; the settings allow that on loopback only (chassis/exposure.py). The log
+tells the operator why a call was refused, a limited number of times a second.
 """
 
 import asyncio

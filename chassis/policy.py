@@ -42,21 +42,14 @@ _WEIGHTS, _RATES = (0.001, 1000.0), (0.001, 1_000_000.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """A tenant's share: its weight among the tenants, and the commands a second that it may send (None: any number)."""
-
-    weight: float = 1.0
-    rate: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy without a fault. `shares` has every tenant of an identity."""
+    """A policy without a fault. Every tenant has a weight; a tenant without a rate may send any number of commands a second."""
 
     identities: Sequence[Identity]
     by_credential: Mapping[tuple[Credential, str], Identity]
     tokens: TokenRules | None
-    shares: Mapping[str, Share]
+    weights: Mapping[str, float]
+    rates: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +121,8 @@ class _Reading:
                     self.problems.append(f"{where}: another identity has the same {credential[0].value}")
                 by_credential[credential] = identity
         tenants = {identity.tenant for identity in identities if identity.tenant}
-        return Policy(identities, by_credential, tokens, self._shares(document.get("tenants", {}), tenants))
+        weights, rates = self._shares(document.get("tenants", {}), tenants)
+        return Policy(identities, by_credential, tokens, weights, rates)
 
     def _identity(self, where: str, entry: Mapping[str, Any]) -> Identity:
         self._only(where, entry, ("name", "tenant", "roles", *(kind.value for kind in Credential)))
@@ -190,11 +184,11 @@ class _Reading:
             self.problems.append(f"{where}: keys: {file}: {error}")
         return None
 
-    def _shares(self, entry: Any, tenants: Collection[str]) -> Mapping[str, Share]:
-        shares = {tenant: Share() for tenant in tenants}
+    def _shares(self, entry: Any, tenants: Collection[str]) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        weights, rates = dict.fromkeys(tenants, 1.0), dict[str, float]()
         if not isinstance(entry, dict):
             self.problems.append("[tenants]: must be a table")
-            return shares
+            return weights, rates
         for tenant, values in entry.items():
             where = f"[tenants.{tenant}]"
             if tenant not in tenants:
@@ -203,9 +197,11 @@ class _Reading:
                 self.problems.append(f"{where}: must be a table")
             else:
                 self._only(where, values, ("weight", "rate"))
-                weight = self._number(where, values, "weight", *_WEIGHTS)
-                shares[tenant] = Share(1.0 if weight is None else weight, self._number(where, values, "rate", *_RATES))
-        return shares
+                if (weight := self._number(where, values, "weight", *_WEIGHTS)) is not None:
+                    weights[tenant] = weight
+                if (rate := self._number(where, values, "rate", *_RATES)) is not None:
+                    rates[tenant] = rate
+        return weights, rates
 
     def _only(self, where: str, entry: Mapping[str, Any], known: Collection[str]) -> None:
         for key in entry:

@@ -225,10 +225,11 @@ class Server:
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
 
         `gate` admits each call; while it asks for no identity, the caller is `anybody`. Without `tls` the server speaks
-        plaintext. Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are refused
-        with `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client, or grpc
-        refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by themselves).
-        Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate does not know a method.
+        plaintext. Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are
+        refused with `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client,
+        or grpc refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by
+        themselves). Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no
+        row for a method.
         """
         server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
         door = partial(gate.door, on_loopback=is_loopback(listen.host), anybody=anybody)

@@ -24,6 +24,7 @@ from charging.v1.command_pb2 import (
 from charging.v1.common_pb2 import Money
 from chassis.caller import Caller, caller_of
 from chassis.deadlines import wait_seconds
+from chassis.shares import Excess, Rates, Shares
 from command_service.appointments import Appointments
 from command_service.charge import following
 from command_service.events import Authorized
@@ -56,15 +57,16 @@ _SOURCES = {
 
 
 class CommandService(command_pb2_grpc.CommandServiceServicer):
-    """Takes clients' commands, so many at once."""
+    """Takes clients' commands, within the limits of calls at once and of calls a second."""
 
-    def __init__(self, intake: Intake, reception: Reception, *, max_calls: int) -> None:
+    def __init__(self, intake: Intake, reception: Reception, calls: Shares, rates: Rates) -> None:
+        """Each call takes a place in `calls` while it lasts."""
         self._reception = reception
         self._intake = intake
-        self._max_calls = max_calls
-        self._calls = 0
+        self._calls = calls
+        self._rates = rates
         self._clock = asyncio.get_running_loop().time
-        self._appointments = Appointments(self._clock, max_calls)
+        self._appointments = Appointments(self._clock, calls.limit)
         self._stopping = False
         self._waiting: dict[Callable[[], None], None] = {}  # in order, so that a simulation repeats
 
@@ -92,17 +94,26 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         return RefundResponse(outcome=_outcome(await self._call(request, context), request.idempotency_key))
 
     async def _call(self, request: AnyRequest, context: Any) -> Accepted:
-        if self._calls >= self._max_calls:
-            raise refusal(Reason.TOO_MANY_CALLS, retry_after_seconds=self._appointments.give_seconds())
-        if self._calls < self._max_calls // 2:
+        caller = caller_of(context)
+        tenant = caller.tenant
+        match self._calls.take(tenant):
+            case None:
+                pass
+            case Excess.SERVER:
+                raise refusal(Reason.TOO_MANY_CALLS, retry_after_seconds=self._appointments.give_seconds())
+            case Excess.TENANT:
+                raise refusal(Reason.TENANT_LIMIT, retry_after_seconds=self._appointments.give_seconds(tenant))
+        if (return_seconds := self._rates.take(tenant)) is not None:
+            self._calls.give_back(tenant)
+            raise refusal(Reason.TENANT_LIMIT, retry_after_seconds=return_seconds)
+        if self._calls.used <= self._calls.limit // 2:
             self._appointments.clear()
-        self._calls += 1
         began = self._clock()
         try:
             with explaining():
-                return await self._wait(request, caller_of(context), context.time_remaining())
+                return await self._wait(request, caller, context.time_remaining())
         finally:
-            self._calls -= 1
+            self._calls.give_back(tenant)
             self._appointments.note_end(self._clock() - began)
 
     async def _wait(self, request: AnyRequest, caller: Caller, remaining_seconds: float | None) -> Accepted:

@@ -18,7 +18,7 @@ class Appointments:
     def __init__(self, clock: Callable[[], float], calls_at_once: int) -> None:
         self._clock = clock
         self._calls_at_once = calls_at_once
-        self._newest = 0.0
+        self._newest: dict[str, float] = {}  # by queue
         self._call_seconds = 0.0
 
     def note_end(self, call_seconds: float) -> None:
@@ -27,14 +27,14 @@ class Appointments:
 
     def clear(self) -> None:
         """Forget the appointments: there is room again, and the next refused caller is the first."""
-        self._newest = 0.0
+        self._newest.clear()
 
-    def give_seconds(self) -> float:
-        """Give the next appointment, in seconds from now."""
+    def give_seconds(self, queue: str = "") -> float:
+        """Give the next appointment of a queue, in seconds from now: a tenant's that has used up its share, or the server's."""
         now = self._clock()
         between = CALLS_A_RETURN * self._call_seconds / self._calls_at_once
-        wished = max(now + SOONEST_RETURN_SECONDS, self._newest + between)
+        wished = max(now + SOONEST_RETURN_SECONDS, self._newest.get(queue, 0.0) + between)
         if wished > now + LATEST_RETURN_SECONDS:
             wished = now + LATEST_RETURN_SECONDS / 2  # among earlier appointments, so that the last callers are spread
-        self._newest = wished
+        self._newest[queue] = wished
         return wished - now

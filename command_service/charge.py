@@ -176,7 +176,7 @@ def is_same_card(card: Card, other: Card) -> bool:
 
 
 def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
-    if not isinstance(state, Charge) or state.request.tenant != wish.tenant:
+    if not isinstance(state, Charge) or not is_of(state, wish.tenant):
         raise ChargeUnknown
     if (known := following(state, wish.idempotency_key)) is not None:
         if not _is_same_wish(wish, known.operation):
@@ -302,6 +302,11 @@ def next_step(state: State) -> Effect | None:
 def is_at_rest(state: State) -> bool:
     """Whether all operations have their outcomes, so that there is no next step."""
     return isinstance(state, Charge) and isinstance(state.newest, AtRest)
+
+
+def is_of(state: State, tenant: str) -> bool:
+    """Whether there is a charge, and it is this tenant's: for every other tenant it does not exist."""
+    return isinstance(state, Charge) and state.request.tenant == tenant
 
 
 def is_in_review(charge: Charge) -> bool:

@@ -43,6 +43,9 @@ def main(
     which = printing.add_mutually_exclusive_group()
     which.add_argument("charge", nargs="?", help="the charge's id")
     which.add_argument("--key", help="the charge's idempotency key")
+    printing.add_argument(
+        "--tenant", default=ANYBODY.tenant, help="the tenant whose key it is, %(default)s if not given"
+    )
     commands.add_parser("verify-journal", help="verify all of the journal; exit status 1 if it is damaged")
     backing_up = commands.add_parser("backup", help="copy the journal to a new file, also while the server runs")
     backing_up.add_argument("to", type=Path)
@@ -67,8 +70,9 @@ def main(
                 if chosen.key is None:
                     lines = print_journal(read.journal, chosen.charge)
                 else:
-                    charge_id = charge_id_of(ANYBODY.tenant, chosen.key)
-                    lines = print_journal(read.journal, charge_id, named=f"with the idempotency key {chosen.key}")
+                    charge_id = charge_id_of(chosen.tenant, chosen.key)
+                    named = f"with the idempotency key {chosen.key} of tenant {chosen.tenant}"
+                    lines = print_journal(read.journal, charge_id, named=named)
                 for line in lines:
                     print(line)
             case "verify-journal":

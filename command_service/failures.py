@@ -13,6 +13,7 @@
     ├── NotNow                     nobody's: nothing was stored, and a later attempt may succeed
     │   ├── BankUnreachable        the bank does not answer
     │   ├── TooManyUnfinished      too many charges are under way
+    │   ├── TenantLimit            too many charges of this tenant are under way
     │   ├── OperationUnderWay      another operation of the charge is under way
     │   └── NotStored              the journal stored nothing, definitely
     │       ├── JournalFull        its disk is full
@@ -105,6 +106,10 @@ class BankUnreachable(NotNow):
 
 class TooManyUnfinished(NotNow):
     """Too many charges are under way."""
+
+
+class TenantLimit(NotNow):
+    """Too many charges of this tenant are under way."""
 
 
 class OperationUnderWay(NotNow):

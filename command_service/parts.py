@@ -8,8 +8,9 @@ journal's files, the connection to the bank, and the process's own end.
 import os
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,12 +18,13 @@ import certifi
 import httpx
 import structlog
 
-from chassis import stderr
+from chassis import punctual, stderr
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.exposure import is_loopback
-from chassis.gate import Gate, Refused
-from chassis.policy import read_policy
+from chassis.gate import Gate
+from chassis.policy import Policy, read_policy
 from chassis.settings import SettingsError
+from chassis.shares import NO_WEIGHTS, Rates, Shares
 from chassis.tls import ClientTls, ServerTls
 from chassis.watched import Watched
 from command_service.api import CommandService
@@ -42,8 +44,7 @@ from command_service.owners import Owners
 from command_service.reception import Reception
 from command_service.runner import Runner
 from command_service.settings import Settings
-from contract.access import ACCESS, ROLES
-from contract.errors import Reason
+from contract.access import ROLES, gate_of
 from contract.errors import command_refusal as refusal
 
 log = structlog.get_logger()
@@ -82,9 +83,21 @@ class Parts:
         """Return the time of day in microseconds since 1970. It may go back."""
         return time.time_ns() // 1_000
 
+    async def wait_until(self, at: float) -> None:
+        """Wait until a time of the loop's clock, to well under a millisecond."""
+        await punctual.wait_until(at)
+
     def chance(self) -> random.Random:
         """Make the source of jitter."""
         return random.Random()
+
+    def weights(self) -> Mapping[str, float]:
+        """Return the present weights of the tenants' shares."""
+        return NO_WEIGHTS if self.policy is None else self.policy.value.weights
+
+    def rate_of(self, tenant: str) -> float | None:
+        """Return the number of calls a second that a tenant may make now; None: as many as it likes."""
+        return None if self.policy is None else self.policy.value.rates.get(tenant)
 
     def end_process(self) -> NoReturn:
         """End the process without running another line of ours: the next start reads the result of the commit."""
@@ -127,14 +140,19 @@ class Parts:
         self.watched.append(made.watched)
         return made
 
+    @cached_property
+    def policy(self) -> Watched[Policy] | None:
+        """Read the policy; None if there is none. Raises Unusable."""
+        if self.settings.policy is None:
+            return None
+        made = Watched(partial(read_policy, self.settings.policy, ROLES), what=f"the policy {self.settings.policy}")
+        self.watched.append(made)
+        return made
+
     def gate(self) -> Gate:
         """Make the gate, which admits callers. Raises Unusable if the policy cannot be used."""
-        refused = Refused(refusal(Reason.UNAUTHENTICATED), refusal(Reason.PERMISSION_DENIED))
-        if self.settings.policy is None:
-            return Gate(ACCESS, refused)
-        policy = Watched(partial(read_policy, self.settings.policy, ROLES), what=f"the policy {self.settings.policy}")
-        self.watched.append(policy)
-        return Gate(ACCESS, refused, lambda: policy.value)
+        policy = self.policy
+        return gate_of(refusal, None if policy is None else lambda: policy.value)
 
     def wire(self) -> httpx.AsyncBaseTransport:
         """Make the HTTP connections to the bank. Raises Unusable or SettingsError if its certificates cannot be used."""
@@ -169,12 +187,13 @@ class Parts:
             abandon_after_seconds=self.settings.abandon_after_seconds,
             now=self.now,
             chance=self.chance(),
+            unfinished=Shares(self.settings.max_unfinished, self.weights),
         )
 
     def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
         """Make the door for commands."""
         recent = Recent(self.settings.duplicate_window_seconds, self.now)
-        return Reception(journal, runner, line, recent, max_unfinished=self.settings.max_unfinished)
+        return Reception(journal, runner, line, recent, self.wait_until)
 
     def assemble(self, journal: Journal, bank: Bank) -> "Assembled":
         """Put together the parts that run charges."""
@@ -188,7 +207,8 @@ class Parts:
 
     def commands(self, reception: Reception) -> CommandService:
         """Make the service that clients call."""
-        return CommandService(self.intake(), reception, max_calls=self.settings.max_calls)
+        calls, rates = Shares(self.settings.max_calls, self.weights), Rates(self.rate_of, self.clock)
+        return CommandService(self.intake(), reception, calls, rates)
 
     def feed(self, journal: Journal) -> Feed:
         """Make the feed that readers follow."""

@@ -2,26 +2,33 @@
 
 Within the limit of calls (`api.py`), what the journal holds is answered at any load. Only a new charge or operation may be
 refused.
+
+For a tenant the charges of others do not exist: whatever one is doing, a command about it is answered as one about an id that
+was never given out, and at the same time.
 """
 
 import asyncio
-from collections.abc import Generator
+import math
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
+from chassis.shares import Excess
 from chassis.tasks import Tasks
 from command_service.bank.line import Line
-from command_service.charge import Charge, Command, Follow, is_at_rest, outcome_of
+from command_service.charge import Absent, Charge, Command, Follow, is_at_rest, outcome_of
 from command_service.duplicates import Recent, recall
 from command_service.failures import (
     BankUnreachable,
     CallFailed,
+    ChargeUnknown,
     JournalBusy,
     JournalFull,
     NotStored,
     OperationUnderWay,
     PossibleDuplicate,
+    TenantLimit,
     TooManyUnfinished,
 )
 from command_service.journal import Journal
@@ -29,9 +36,13 @@ from command_service.run import Run
 from command_service.runner import Runner
 from command_service.streams import Handled, Snapshot, Streams
 from command_service.turns import Turn, Turns
+from command_service.values import Wish
 
 # The time after which a charge's loop that has stopped by a fault is started again, if a call waits for its turn.
 STOPPED_LOOP_SECONDS = 1.0
+# A command about an unknown charge is answered this long after it came, or a multiple of this. To find another tenant's charge
+# takes a little longer than to find none, and less if it is under way: the time would tell that the charge exists.
+BEAT_SECONDS = 0.02
 
 
 class Source(Enum):
@@ -81,13 +92,21 @@ class Entry:
 class Reception:
     """Accepts commands and hands their charges to the runner."""
 
-    def __init__(self, journal: Journal, runner: Runner, line: Line, recent: Recent, *, max_unfinished: int) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        runner: Runner,
+        line: Line,
+        recent: Recent,
+        wait_until: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """`wait_until` waits until a time of the loop's clock, to well under a millisecond."""
         self._journal = journal
         self._streams = Streams(journal, runner.load)
         self._runner = runner
         self._line = line
         self._recent = recent
-        self._max_unfinished = max_unfinished
+        self._wait_until = wait_until
         # One call for each charge is being handled, the leader. Calls that come meanwhile wait for its end. If it finds an
         # outcome that is decided, a retry of the charge is answered from what it found; else one of them leads.
         self._leaders: dict[str, asyncio.Future[Snapshot | None]] = {}
@@ -125,10 +144,14 @@ class Reception:
     async def _in_turn(self, entry: Entry) -> Accepted:
         """Handle a command as soon as no other operation is under way in its charge. Raises OperationUnderWay if withdrawn."""
         assert isinstance(entry.command, Follow)
-        wish, has_turn = entry.command.wish, False
+        wish, has_turn, came_at = entry.command.wish, False, asyncio.get_running_loop().time()
         while True:
             try:
                 return await self._handle(entry.command)
+            except ChargeUnknown:
+                passed_seconds = asyncio.get_running_loop().time() - came_at
+                await self._wait_until(came_at + max(1, math.ceil(passed_seconds / BEAT_SECONDS)) * BEAT_SECONDS)
+                raise
             except OperationUnderWay:
                 entry.turn = self._turns.wait(wish.charge_id, wish.operation_id, first=has_turn)
             finally:
@@ -151,21 +174,39 @@ class Reception:
 
     async def _handle(self, command: Command | Follow) -> Accepted:
         charge_id = charge_of(command)
+        # Before all else: of another tenant's charge nothing is waited for, and nobody else waits.
+        snapshot = await self._own(command.wish) if isinstance(command, Follow) else None
         while (leader := self._leaders.get(charge_id)) is not None:
             decided = await asyncio.shield(leader)
             if decided is not None and isinstance(command, Command):
                 return self._accepted(command, await self._streams.handle(decided, command))
+            snapshot = None  # the leader may have moved the charge on
         self._leaders[charge_id] = leader = asyncio.get_running_loop().create_future()
-        result = None
+        result, tenant = None, tenant_of(command)
+        excess = self._runner.places.take(
+            tenant
+        )  # for this call only: if it begins a run, that takes a place of its own
         try:
-            result = await (self._open(command) if isinstance(command, Command) else self._follow(command))
+            if isinstance(command, Command):
+                result = await self._open(command, excess)
+            else:
+                result = await self._follow(command, snapshot or await self._own(command.wish), excess)
             return result
         finally:
+            if excess is None:
+                self._runner.places.give_back(tenant)
             del self._leaders[charge_id]
             leader.set_result(result.snapshot if result is not None and result.run is None else None)
 
-    async def _open(self, command: Command) -> Accepted:
-        refusal = self._refusal() or await self._duplicate(command)
+    async def _own(self, wish: Wish) -> Snapshot:
+        """The charge that a tenant wishes something for. Raises ChargeUnknown if there is none of this tenant's."""
+        snapshot = await self._runner.load(wish.charge_id, for_tenant=wish.tenant)
+        if isinstance(snapshot.state, Absent):
+            raise ChargeUnknown
+        return snapshot
+
+    async def _open(self, command: Command, excess: Excess | None) -> Accepted:
+        refusal = self._refusal(excess) or await self._duplicate(command)
         # Its place is kept before the append, and given back unless this call makes the charge: of two alike charges that come
         # together the second one is refused.
         is_noted = self._recent.note(command.request)
@@ -177,11 +218,10 @@ class Reception:
             if is_noted and (accepted is None or accepted.source is not Source.FRESH):
                 self._recent.forget(command.request)
 
-    async def _follow(self, command: Follow) -> Accepted:
+    async def _follow(self, command: Follow, snapshot: Snapshot, excess: Excess | None) -> Accepted:
         charge_id = command.wish.charge_id
-        snapshot = await self._runner.load(charge_id)
         # Nothing keeps a void from calling off a charge under way: that is counted already, and the bank may be away.
-        refusal = self._refusal() if is_at_rest(snapshot.state) else None
+        refusal = self._refusal(excess) if is_at_rest(snapshot.state) else None
         try:
             accepted = await self._decide(command, snapshot, refusal)
         except OperationUnderWay:
@@ -220,14 +260,21 @@ class Reception:
             return Snapshot(charge_id)
         return await self._runner.load(charge_id)
 
-    def _refusal(self) -> CallFailed | None:
-        """The reason to refuse a command if it turns out to be new, or None."""
+    def _refusal(self, excess: Excess | None) -> CallFailed | None:
+        """The reason to refuse a command if it turns out to be new, or None. `excess`: the unfinished charges leave no room."""
         is_alone = len(self._leaders) <= 1  # this command is among them
         # While the bank is spared, one new charge at a time may be the probe: the bank may never answer those under way.
         if self._line.is_spared and not (self._line.may_probe and is_alone):
             return BankUnreachable(retry_after_seconds=self._line.retry_after_seconds)
-        if self._runner.unfinished + len(self._leaders) > self._max_unfinished:
-            return TooManyUnfinished(retry_after_seconds=1.0)
+        match excess:
+            case Excess.SERVER:
+                return TooManyUnfinished(retry_after_seconds=1.0)
+            case Excess.TENANT:
+                return TenantLimit(retry_after_seconds=1.0)
+            case None:
+                pass
+            case _:
+                assert_never(excess)
         match self._journal.not_accepting:
             case "full":
                 return JournalFull()
@@ -257,3 +304,8 @@ class Reception:
 def charge_of(command: Command | Follow) -> str:
     """Return the id of the charge that a command is about."""
     return command.request.charge_id if isinstance(command, Command) else command.wish.charge_id
+
+
+def tenant_of(command: Command | Follow) -> str:
+    """Return the tenant whose command it is."""
+    return command.request.tenant if isinstance(command, Command) else command.wish.tenant

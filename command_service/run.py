@@ -28,6 +28,12 @@ class Run:
     bank_calls: int = 0
     _moved_on: asyncio.Event | None = field(default=None, init=False)
 
+    @property
+    def tenant(self) -> str:
+        """The tenant whose charge it is."""
+        assert isinstance(self.snapshot.state, Charge), "a charge on its way has events"
+        return self.snapshot.state.request.tenant
+
     def move_on(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot that a client's command has made. It ends a pause."""
         if snapshot.version > self.snapshot.version:

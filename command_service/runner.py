@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from chassis.shares import Shares
 from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
@@ -39,14 +40,16 @@ class Runner:
         abandon_after_seconds: float,
         now: Callable[[], int],
         chance: random.Random,
+        unfinished: Shares,
     ) -> None:
-        """`now` gives microseconds since 1970."""
+        """`now` gives microseconds since 1970. In `unfinished` each charge on its way takes a place of its tenant."""
         self._journal = journal
         self._streams = Streams(journal)
         self._line = line
         self._abandon_after_seconds = abandon_after_seconds
         self._now = now
         self._chance = chance
+        self.places = unfinished
         self._runs: dict[str, Run] = {}
         self._reads: dict[str, _Read] = {}
         self._tasks = Tasks()
@@ -75,24 +78,26 @@ class Runner:
         # None: a client has brought it to rest meanwhile.
         return None if is_at_rest(snapshot.state) else self.run(snapshot, was_in_journal=True)
 
-    async def load(self, charge_id: str) -> Snapshot:
+    async def load(self, charge_id: str, *, for_tenant: str | None = None) -> Snapshot:
         """Return a charge as it is now: as its run has it, or as the journal has it. Raises Unreadable.
 
-        Use it at once. After an await only an append may rest on it, which conflicts if it is old.
+        Use it at once. After an await only an append may rest on it, which conflicts if it is old. For a tenant another
+        tenant's charge is absent.
         """
         while True:
             if (run := self._runs.get(charge_id)) is not None:
-                return run.snapshot
-            # A run may begin and end during the read. Then what was read may be older than what was told: it is read again.
+                is_foreign = for_tenant is not None and run.tenant != for_tenant
+                return Snapshot(charge_id) if is_foreign else run.snapshot
+            # A run may begin during the read, and even end. Then what was read may be older than what was told.
             read = self._reads.setdefault(charge_id, _Read())
             read.readers += 1
             try:
-                snapshot = await self._streams.load(charge_id)
+                snapshot = await self._streams.load(charge_id, for_tenant=for_tenant)
             finally:
                 read.readers -= 1
                 if not read.readers and self._reads.get(charge_id) is read:
                     del self._reads[charge_id]
-            if not read.is_overtaken:
+            if not read.is_overtaken and charge_id not in self._runs:
                 return snapshot
 
     @property
@@ -116,6 +121,7 @@ class Runner:
         if (run := self._runs.get(snapshot.charge_id)) is None:
             run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future())
             self._runs[snapshot.charge_id] = run
+            self.places.force(run.tenant)
         return run
 
     async def drive(self, run: Run) -> None:
@@ -151,6 +157,7 @@ class Runner:
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
         finally:
             del self._runs[run.snapshot.charge_id]
+            self.places.give_back(run.tenant)
             if (read := self._reads.pop(run.snapshot.charge_id, None)) is not None:
                 read.is_overtaken = True
             if not run.ended.done():

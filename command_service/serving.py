@@ -14,11 +14,10 @@ import structlog
 
 from charging.v1 import command_pb2_grpc
 from chassis import gate, metrics, server, settings
-from chassis.caller import Caller
 from chassis.exposure import check_exposure
 from chassis.watched import keep_fresh
 from command_service.failures import Unreadable
-from command_service.feed import JournalService
+from command_service.feed import ANY_READER, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.reception import Reception
@@ -37,8 +36,6 @@ NOT_ACCEPTING = {
     "full": "the journal's disk is full, or a quota or a limit on file sizes is reached",
     "busy": "another program holds the journal's write lock",
 }
-# Every reader of the feed where no policy is: of no tenant, so that it sees the records of all.
-FEED_READER = Caller("", "anonymous")
 # The contract with its comments, which reflection serves.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
 
@@ -106,7 +103,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             chosen.feed_listen,
             JournalService(feed).register,
             services=["charging.v1.JournalService"],
-            anybody=FEED_READER,
+            anybody=ANY_READER,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):

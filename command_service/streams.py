@@ -1,13 +1,13 @@
 """Reads a charge from its stream and appends to it: load, decide, append, and again if another writer was faster."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from command_service.charge import Absent, Message, State, decide, evolve, is_at_rest
+from command_service.charge import Absent, Message, State, decide, evolve, is_at_rest, is_of
 from command_service.codec import decode, encode
 from command_service.events import Recorded
 from command_service.failures import CallFailed
-from command_service.journal import Journal, VersionConflict
+from command_service.journal import Journal, Record, VersionConflict
 
 # After one conflict a command finds its charge or another operation under way, and an answer is late, so that a second conflict
 # in a row is rare. More of them than this are a fault of the program.
@@ -46,11 +46,16 @@ class Streams:
         self._journal = journal
         self._reload = reload or self.load
 
-    async def load(self, charge_id: str) -> Snapshot:
-        """Read a charge. Raises Unreadable."""
+    async def load(self, charge_id: str, *, for_tenant: str | None = None) -> Snapshot:
+        """Read a charge. Raises Unreadable.
+
+        For a tenant another tenant's charge is absent: only its first event is decoded.
+        """
         records = await self._journal.read(charge_id)
-        recorded = [Recorded(decode(record.event), record.position, record.recorded_at) for record in records]
-        return Snapshot(charge_id, _fold(ABSENT, recorded), len(records))
+        state = _fold(ABSENT, _recorded(records[:1]))
+        if for_tenant is not None and not is_of(state, for_tenant):
+            return Snapshot(charge_id)
+        return Snapshot(charge_id, _fold(state, _recorded(records[1:])), len(records))
 
     async def handle(self, snapshot: Snapshot, message: Message, *, refuse_with: CallFailed | None = None) -> Handled:
         """Decide about a message and append the events; after a conflict read the charge and decide again.
@@ -79,6 +84,10 @@ class Streams:
             state = _fold(snapshot.state, recorded)
             return Handled(Snapshot(snapshot.charge_id, state, snapshot.version + len(stored)), has_stored=True)
         raise KeepsMoving(snapshot.charge_id)
+
+
+def _recorded(records: Iterable[Record]) -> Iterator[Recorded]:
+    return (Recorded(decode(record.event), record.position, record.recorded_at) for record in records)
 
 
 def _fold(state: State, events: Iterable[Recorded]) -> State:

@@ -3,10 +3,13 @@
 A method without a row keeps its server from starting. Health and reflection have their rows in chassis/gate.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 
-from chassis.policy import Roles
+from chassis.gate import Gate, Refused
+from chassis.policy import Policy, Roles
+from chassis.refusals import Refusals
+from contract.errors import Reason
 
 
 class Role(StrEnum):
@@ -36,3 +39,8 @@ ACCESS: Mapping[str, str] = {
     "/charging.v1.QueryService/GetViewStatus": Role.READ,
     "/charging.v1.JournalService/Subscribe": Role.FEED,
 }
+
+
+def gate_of(refusal: Refusals[Reason], policy: Callable[[], Policy] | None = None) -> Gate:
+    """Make a server's gate, which refuses in the words of its table of errors. Without a policy it is open to everybody."""
+    return Gate(ACCESS, Refused(refusal(Reason.UNAUTHENTICATED), refusal(Reason.PERMISSION_DENIED)), policy)

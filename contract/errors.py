@@ -26,6 +26,7 @@ class Reason(Enum):
     JOURNAL_DIVERGED = auto()
     READER_TOO_SLOW = auto()
     TOO_MANY_CALLS = auto()
+    TENANT_LIMIT = auto()
     TOO_MANY_WATCHES = auto()
     DEADLINE_PASSED = auto()
     OUTCOME_UNKNOWN = auto()
@@ -101,6 +102,11 @@ _COMMANDS: Mapping[Reason, Row] = {
         StatusCode.RESOURCE_EXHAUSTED,
         "RETRY_SAME_KEY",
         "too many calls at once, and nothing was stored: retry with the same key",
+    ),
+    Reason.TENANT_LIMIT: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "RETRY_SAME_KEY",
+        "the tenant's share of the server is used up, and nothing was stored: retry with the same key",
     ),
     Reason.DEADLINE_PASSED: Row(
         StatusCode.DEADLINE_EXCEEDED,
@@ -185,6 +191,12 @@ _QUERIES: Mapping[Reason, Row] = {
         StatusCode.RESOURCE_EXHAUSTED,
         "ASK_STATUS",
         "too many calls at once: ask again",
+        retry_after_seconds=0.5,
+    ),
+    Reason.TENANT_LIMIT: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "ASK_STATUS",
+        "the tenant's share of the server is used up: ask again",
         retry_after_seconds=0.5,
     ),
     Reason.TOO_MANY_WATCHES: Row(

@@ -43,8 +43,15 @@ _SUMS_OF_STATUS = frozenset({"pending", "declined", "in_review", "abandoned", "v
 # The reasons for which, by the contract, nothing was stored.
 NOTHING_STORED = frozenset(
     {
-        *("INVALID_REQUEST", "BANK_UNREACHABLE", "TOO_MANY_UNFINISHED", "TOO_MANY_CALLS", "DEADLINE_PASSED"),
-        *("JOURNAL_FULL", "JOURNAL_BUSY", "POSSIBLE_DUPLICATE", "CHARGE_NOT_FOUND", "MORE_THAN_IS_LEFT"),
+        *("INVALID_REQUEST", "BANK_UNREACHABLE", "TOO_MANY_UNFINISHED", "TOO_MANY_CALLS", "TENANT_LIMIT"),
+        *(
+            "DEADLINE_PASSED",
+            "JOURNAL_FULL",
+            "JOURNAL_BUSY",
+            "POSSIBLE_DUPLICATE",
+            "CHARGE_NOT_FOUND",
+            "MORE_THAN_IS_LEFT",
+        ),
         *("OPERATION_DOES_NOT_FIT", "CHARGE_IN_REVIEW", "TOO_MANY_OPERATIONS", "OPERATION_UNDER_WAY"),
     }
 )

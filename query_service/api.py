@@ -17,6 +17,7 @@ from charging.v1 import journal_pb2, query_pb2, query_pb2_grpc
 from charging.v1.common_pb2 import Card, ChargeStatus, Lag, Money
 from chassis.caller import caller_of
 from chassis.deadlines import wait_seconds
+from chassis.shares import Excess, Shares, Weights
 from contract.errors import Reason
 from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
@@ -65,17 +66,18 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         *,
         max_calls: int,
         max_watchers: int,
+        weights: Weights,
         longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
-        """`longest_wait_seconds`: no query waits longer for its position, whatever its deadline."""
+        """`weights` split the limits. `longest_wait_seconds`: no query waits longer for its position, whatever its deadline."""
         self._view = view
         self._subscriber = subscriber
         self._waiting = waiting
         self._longest_wait_seconds = longest_wait_seconds
-        self._calls = _Limit(max_calls)
+        self._calls = Shares(max_calls, weights)
         # A limit of their own: while the view lags, calls that wait for it would keep out calls that could be answered.
-        self._waiters = _Limit(max_calls)
-        self._watchers = _Limit(max_watchers)
+        self._waiters = Shares(max_calls, weights)
+        self._watchers = Shares(max_watchers, weights)
         self._watches: Counter[str] = Counter()
 
     async def GetCharge(  # noqa: N802  # the contract's names, here and below
@@ -119,7 +121,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     ) -> AsyncIterator[query_pb2.WatchChargeResponse]:
         """Show a charge, and show it again after each change; see the contract."""
         name, tenant = _name(request), caller_of(context).tenant
-        with self._watchers.slot(), self._watching_over(context.peer()):
+        with _place(self._watchers, tenant), self._watching_over(context.peer()):
             await self._reach(request.min_position, context)
             first = await self._view.read(tenant, lambda rows: rows.charge(name))
             if first.found is None:
@@ -180,11 +182,12 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         )
 
     async def _answer(self, find: Callable[[Rows], T], min_position: int, context: Any) -> Shown[T]:
-        # A call that waits keeps its slot for the read, so that it is not refused after its wait.
-        limit = self._waiters if min_position > self._waiting.position else self._calls
-        with limit.slot():
+        tenant = caller_of(context).tenant
+        # A call that waits keeps its place for the read, so that it is not refused after its wait.
+        places = self._waiters if min_position > self._waiting.position else self._calls
+        with _place(places, tenant):
             await self._reach(min_position, context)
-            return await self._view.read(caller_of(context).tenant, find)
+            return await self._view.read(tenant, find)
 
     async def _reach(self, min_position: int, context: Any) -> None:
         if min_position < 0:
@@ -221,21 +224,20 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         return {"as_of_position": position, "lag": lag}
 
 
-class _Limit:
-    """A limit on concurrent calls: a call beyond it is refused at once."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        if not self._free:
+@contextmanager
+def _place(places: Shares, tenant: str) -> Iterator[None]:
+    """Hold a place. A call for which there is none is refused at once."""
+    match places.take(tenant):
+        case None:
+            pass
+        case Excess.SERVER:
             raise refusal(Reason.TOO_MANY_CALLS)
-        self._free -= 1
-        try:
-            yield
-        finally:
-            self._free += 1
+        case Excess.TENANT:
+            raise refusal(Reason.TENANT_LIMIT)
+    try:
+        yield
+    finally:
+        places.give_back(tenant)
 
 
 # ---------------------------------------------------------------- from requests

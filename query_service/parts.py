@@ -6,16 +6,17 @@ method here, or wrap its result. Everything outside of the process is reached th
 
 import random
 import time
-from functools import partial
+from collections.abc import Mapping
+from functools import cached_property, partial
 from typing import Any
 
 from chassis.disk import LOCAL_DISK, Disk
-from chassis.gate import Gate, Refused
-from chassis.policy import read_policy
+from chassis.gate import Gate
+from chassis.policy import Policy, read_policy
+from chassis.shares import NO_WEIGHTS
 from chassis.tls import ClientTls, ServerTls
 from chassis.watched import Watched
-from contract.access import ACCESS, ROLES
-from contract.errors import Reason
+from contract.access import ROLES, gate_of
 from contract.errors import query_refusal as refusal
 from query_service.api import QueryService
 from query_service.feed import Credentials, feed_of, token_in
@@ -53,14 +54,23 @@ class Parts:
         self.watched.append(made.watched)
         return made
 
+    @cached_property
+    def policy(self) -> Watched[Policy] | None:
+        """Read the policy; None if there is none. Raises Unusable."""
+        if self.settings.policy is None:
+            return None
+        made = Watched(partial(read_policy, self.settings.policy, ROLES), what=f"the policy {self.settings.policy}")
+        self.watched.append(made)
+        return made
+
     def gate(self) -> Gate:
         """Make the gate, which admits callers. Raises Unusable if the policy cannot be used."""
-        refused = Refused(refusal(Reason.UNAUTHENTICATED), refusal(Reason.PERMISSION_DENIED))
-        if self.settings.policy is None:
-            return Gate(ACCESS, refused)
-        policy = Watched(partial(read_policy, self.settings.policy, ROLES), what=f"the policy {self.settings.policy}")
-        self.watched.append(policy)
-        return Gate(ACCESS, refused, lambda: policy.value)
+        policy = self.policy
+        return gate_of(refusal, None if policy is None else lambda: policy.value)
+
+    def weights(self) -> Mapping[str, float]:
+        """Return the present weights of the tenants' shares."""
+        return NO_WEIGHTS if self.policy is None else self.policy.value.weights
 
     def open_feed(self) -> OpenFeed:
         """Make the function that opens the feed, for the subscriber. Raises as `feed_of`, and Unusable."""
@@ -87,5 +97,11 @@ class Parts:
 
     def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
         """Make the service that clients call."""
-        limits = {"max_calls": self.settings.max_calls, "max_watchers": self.settings.max_watchers}
-        return QueryService(view, subscriber, waiting, **limits)
+        return QueryService(
+            view,
+            subscriber,
+            waiting,
+            max_calls=self.settings.max_calls,
+            max_watchers=self.settings.max_watchers,
+            weights=self.weights,
+        )

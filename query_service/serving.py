@@ -21,7 +21,6 @@ from query_service.settings import Settings
 from query_service.subscriber import Subscriber
 from query_service.view import View
 from query_service.view_file import ViewUnusable
-from query_service.waiting import Waiting
 
 log = structlog.get_logger()
 

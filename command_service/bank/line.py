@@ -1,11 +1,11 @@
 """A line to a bank: the bank, the number of calls that it is given at once, and the breaker that spares it."""
 
-import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
+from command_service.bank.slots import Slots
 from command_service.values import Answer, Effect, NoAnswer
 
 
@@ -22,7 +22,7 @@ class Line:
     def __init__(self, bank: Bank, breaker: Breaker, *, calls_at_once: int) -> None:
         self._bank = bank
         self._breaker = breaker
-        self._slots = asyncio.Semaphore(calls_at_once)
+        self._slots = Slots(calls_at_once)
 
     @property
     def is_spared(self) -> bool:
@@ -32,7 +32,7 @@ class Line:
     @property
     def may_probe(self) -> bool:
         """Whether a call now would be let through to find out if the bank answers again."""
-        return self._breaker.wants_probe and not self._slots.locked()
+        return self._breaker.wants_probe and not self._slots.are_taken
 
     @property
     def retry_after_seconds(self) -> float:
@@ -47,8 +47,10 @@ class Line:
         `is_wanted` is asked right before the call, after all waiting: if it says no, nothing is sent, and the result is None.
         While the breaker is open, an unanswered probe is the answer to every waiting step.
         """
+        tenant = effect.operation.request.tenant
         while True:
-            async with self._slots:  # held during the call only, never through a pause
+            await self._slots.take(tenant)  # held during the call only, never through a pause
+            try:
                 if is_wanted is not None and not is_wanted():
                     return None
                 if (admitted := self._breaker.admit()) is not None:
@@ -58,5 +60,7 @@ class Line:
                     finally:  # a bank must not raise; if it does, a probe without an end would admit no call ever again
                         self._breaker.note(admitted, effect.operation.request.charge_id, answer)
                     return Performed(answer, 1)
+            finally:
+                self._slots.give_back(tenant)
             if (unanswered := await self._breaker.pause()) is not None:
                 return Performed(unanswered, 0)

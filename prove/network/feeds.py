@@ -16,6 +16,7 @@ from chassis.server import Server
 from chassis.settings import Address
 from command_service.feed import ANY_READER, Feed, JournalService
 from command_service.owners import Owners
+from contract.access import gate_of
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from judge.files import read_journal
@@ -78,6 +79,7 @@ async def some_stop_reading(world: World) -> None:
         Address("127.0.0.1", 0),
         service.register,
         services=["charging.v1.JournalService"],
+        gate=gate_of(refusal),
         domain=DOMAIN,
         unreadable=refusal(Reason.INVALID_REQUEST),
         unexpected=refusal(Reason.UNEXPECTED),

@@ -254,6 +254,10 @@ class SimulatedParts(Parts):
         """Return what the clock on the wall says."""
         return self._stage.now()
 
+    async def wait_until(self, at: float) -> None:
+        """Wait until the story's time is this: its timers are never late."""
+        await asyncio.sleep(at - self._stage.loop.time())
+
     def chance(self) -> random.Random:
         """Make chance that the seed decides."""
         return random.Random(f"{self._process.name} {self._stage.plan.seed}")

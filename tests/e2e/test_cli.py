@@ -53,7 +53,10 @@ async def test_print_journal_finds_a_charge_by_its_idempotency_key(tmp_path: Pat
         assert [line.split()[1] for line in by_key.stdout.splitlines()] == [charge_id] * 3
         missing = run("print-journal", "--key", "never-used", environment=environment)
         assert (missing.returncode, missing.stdout) == (1, "")
-        assert missing.stderr == "error: the journal holds no charge with the idempotency key never-used\n"
+        assert (
+            missing.stderr
+            == "error: the journal holds no charge with the idempotency key never-used of tenant default\n"
+        )
 
 
 def test_print_journal_takes_a_charge_or_a_key_and_not_both() -> None:

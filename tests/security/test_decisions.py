@@ -33,7 +33,7 @@ def conditions(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
 def negated(module: str, text: str) -> Iterator[tuple[str, ast.Module]]:
     """A module's mutants, each with one condition negated, and where."""
     tree = ast.parse(text)
-    for number, (found, field, place) in enumerate(conditions(tree)):
+    for number, (_, field, place) in enumerate(conditions(tree)):
         mutant = copy.deepcopy(tree)
         node, _, _ = list(conditions(mutant))[number]
         old = getattr(node, field) if place is None else getattr(node, field)[place]

@@ -17,7 +17,7 @@ ISSUER, AUDIENCE = "https://id.example", "chargeonce"
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-SHORT_RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  # to be refused
+SHORT_RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # to be refused
 
 
 def public(key: Any, kid: str, **more: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from command_service.journal import Record as Stored
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.owners import OWNERS_REMEMBERED, Owners
+from contract.access import gate_of
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from rig.errors import Told, told
@@ -171,6 +172,7 @@ async def a_street(folder: Path, *, remembered: int = OWNERS_REMEMBERED) -> Asyn
                 Address("127.0.0.1", 0),
                 JournalService(feed).register,
                 services=["charging.v1.JournalService"],
+                gate=gate_of(refusal),
                 domain=DOMAIN,
                 unreadable=refusal(Reason.INVALID_REQUEST),
                 unexpected=refusal(Reason.UNEXPECTED),

@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 
 from chassis.caller import ANYBODY, Caller, GuardedCall, NoCaller, caller_of
+from chassis.gate import Gate, Refused
 from chassis.refusals import Refusal
 from chassis.server import Server
 from chassis.settings import Address
@@ -41,6 +42,7 @@ async def test_the_guard_gives_every_handler_its_caller_and_its_method() -> None
         Address("127.0.0.1", 0),
         Asking().register,
         services=["test.Asking"],
+        gate=Gate({"/test.Asking/One": "ask", "/test.Asking/Many": "ask"}, Refused(REFUSAL, REFUSAL)),
         domain="test",
         unreadable=REFUSAL,
         unexpected=REFUSAL,

@@ -25,6 +25,7 @@ from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
 from chassis import settings
 from chassis.caller import ANYBODY, GuardedCall
 from chassis.refusals import Refusal
+from chassis.shares import Rates, Shares
 from command_service.api import CommandService
 from command_service.bank.breaker import SETUP_REFUSED_TO_OPEN, UNANSWERED_TO_OPEN
 from command_service.bank.gateway import gateway_bank
@@ -691,7 +692,7 @@ async def test_a_deadline_of_less_than_200_ms_can_succeed(world: World) -> None:
 
 async def test_a_call_that_is_read_after_its_deadline_is_told_that_nothing_was_stored(world: World) -> None:
     """The charge is not begun. A client whose clock is behind may still read the reason."""
-    service = CommandService(screened({}), world.running.reception, max_calls=1)
+    service = CommandService(screened({}), world.running.reception, Shares(1), Rates(lambda _: None, time.monotonic))
 
     class Late:
         def time_remaining(self) -> float:

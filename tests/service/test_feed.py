@@ -30,6 +30,7 @@ from command_service.journal import Record as Stored
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.owners import Owners
+from contract.access import gate_of
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from rig.errors import Told, refused, told
@@ -160,6 +161,7 @@ async def a_source(
         Address("127.0.0.1", 0),
         service.register,
         services=["charging.v1.JournalService"],
+        gate=gate_of(refusal),
         domain=DOMAIN,
         unreadable=refusal(Reason.INVALID_REQUEST),
         unexpected=refusal(Reason.UNEXPECTED),

@@ -23,6 +23,7 @@ from charging.v1.query_pb2 import (
 from chassis.caller import Caller
 from chassis.server import Server
 from chassis.settings import Address
+from contract.access import gate_of
 from contract.errors import DOMAIN, Reason
 from contract.errors import query_refusal as refusal
 from query_service import schema
@@ -74,6 +75,7 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
             Address("127.0.0.1", 0),
             lambda server: query_pb2_grpc.add_QueryServiceServicer_to_server(made[0], server),
             services=["charging.v1.QueryService"],
+            gate=gate_of(refusal),
             domain=DOMAIN,
             unreadable=refusal(Reason.INVALID_REQUEST),
             unexpected=refusal(Reason.UNEXPECTED),
