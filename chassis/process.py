@@ -42,6 +42,12 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
 
 
+def keep_files_private() -> None:
+    """Have files that are made from now on belong to their owner alone, and no crash leave a copy of the memory on disk."""
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def parser(program: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
     """Make a program's parser: --help, --version, and the arguments that the caller adds. It refuses all others.
 

@@ -13,6 +13,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from chassis import process, settings, telemetry
 from chassis.caller import ANYBODY
+from chassis.policy import described, read_policy
+from chassis.watched import Files
 from command_service.codec import charge_id_of
 from command_service.journal import JournalRefused
 from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE
@@ -20,6 +22,7 @@ from command_service.operate import print_journal, restore_journal, verify_journ
 from command_service.parts import Parts
 from command_service.serving import serve
 from command_service.settings import Settings
+from contract.access import ACCESS, ROLES
 
 PROGRAM = "python -m command_service"
 
@@ -32,6 +35,7 @@ def main(
 ) -> None:
     """Run the server, with the parts made from its settings, or one of the operator's commands. See --help."""
     process.open_standard_streams()
+    process.keep_files_private()
     parser = process.server_parser(
         program,
         "Charges cards, each exactly once. Without a command it serves. COMMAND_JOURNAL names the journal.",
@@ -53,6 +57,10 @@ def main(
         "restore", help="put a backup in the journal's place, or accept the file in place, under a new journal id"
     )
     restoring.add_argument("backup", type=Path, nargs="?")
+    checking = commands.add_parser(
+        "check-policy", help="tell what each identity of a policy may do; exit status 1 if the policy cannot be used"
+    )
+    checking.add_argument("policy", type=Path, metavar="FILE")
     chosen, unknown = parser.parse_known_args(arguments)
     if unknown:  # by the command's own usage, which argparse itself does not show then
         (commands.choices[chosen.command] if chosen.command else parser).error(
@@ -62,6 +70,10 @@ def main(
         telemetry.configure_logging("command")
         process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
     try:
+        if chosen.command == "check-policy":
+            for line in described(read_policy(chosen.policy, ROLES, Files()), ACCESS):
+                print(line)
+            return
         read = _read_settings()
         match chosen.command:
             case "print-journal":

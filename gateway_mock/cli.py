@@ -62,6 +62,7 @@ PROGRAM = "python -m gateway_mock"
 def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """Run the bank. See --help. Returns the exit status: 0 stopped by a signal, 1 could not serve, 2 wrong settings."""
     process.open_standard_streams()
+    process.keep_files_private()
     process.server_parser(program, "A mock bank that fails on request.", Settings, os.environ).parse_args(arguments)
     telemetry.configure_logging("bank")
     try:

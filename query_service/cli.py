@@ -28,6 +28,7 @@ PROGRAM = "python -m query_service"
 def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> None:
     """Run the server. See --help."""
     process.open_standard_streams()
+    process.keep_files_private()
     process.server_parser(
         program, "Answers queries from a view of the charges, which it follows.", Settings, os.environ
     ).parse_args(arguments)
