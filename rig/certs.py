@@ -16,7 +16,7 @@ import hashlib
 import ipaddress
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -154,11 +154,27 @@ def make_all(folder: Path) -> None:
     authority = Authority()
     for server in ("bank", "command", "query"):
         authority.issue(folder / server, dns=["localhost"], ips=HERE, uris=[f"{TRUST}/{server}"], common_name=server)
-    authority.issue(folder / "clients" / "shop", uris=[f"{TRUST}/shop"], common_name="shop", client_only=True)
+    authority.issue(shop(folder), uris=[f"{TRUST}/shop"], common_name="shop", client_only=True)
     token = secrets.token_urlsafe(32)
     write_secret(folder / "clients" / "till.token", f"{token}\n".encode())
     token_sha256 = hashlib.sha256(token.encode()).hexdigest()
     (folder / "policy.toml").write_text(POLICY.format(trust=TRUST, token_sha256=token_sha256))
+
+
+def environment(folder: Path) -> Mapping[str, str]:
+    """Return the settings by which all three servers use what `make_all` wrote into a folder."""
+    return {
+        "GATEWAY_MOCK_TLS": str(folder / "bank"),
+        "COMMAND_TLS": str(folder / "command"),
+        "COMMAND_BANK_TLS": str(folder / "command"),
+        "QUERY_TLS": str(folder / "query"),
+        "QUERY_FEED_TLS": str(folder / "query"),
+    }
+
+
+def shop(folder: Path) -> Path:
+    """Return the folder of the shop's certificate, in a folder that `make_all` wrote."""
+    return folder / "clients" / "shop"
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rig import certs
+
 # Far more than a start takes (well under a second), for a machine that is busy with other things.
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
@@ -148,21 +150,26 @@ class Server:
 
 @dataclass
 class Town:
-    """A bank, a command server and a query server on free ports, with all their files in one folder."""
+    """A bank, a command server and a query server on free ports, with all their files in one folder.
+
+    `certificates` is a folder of `rig.certs`: with it every port speaks TLS, and every client shows a certificate.
+    """
 
     folder: Path
+    certificates: Path | None = None
     bank: Server = field(init=False)
     command: Server = field(init=False)
     query: Server = field(init=False)
 
     def __post_init__(self) -> None:
+        tls = {} if self.certificates is None else certs.environment(self.certificates)
         self.bank = Server(
             "gateway_mock",
-            {"GATEWAY_MOCK_LEDGER": str(self.folder / "bank.db")},
+            {"GATEWAY_MOCK_LEDGER": str(self.folder / "bank.db"), **tls},
             self.folder / "bank.log",
         )
-        self.command = Server("command_service", {}, self.folder / "command.log")
-        self.query = Server("query_service", {}, self.folder / "query.log")
+        self.command = Server("command_service", tls, self.folder / "command.log")
+        self.query = Server("query_service", tls, self.folder / "query.log")
 
     @property
     def journal(self) -> Path:
@@ -172,7 +179,7 @@ class Town:
     @property
     def bank_url(self) -> str:
         """The bank's address."""
-        return f"http://{self.bank.listen}"
+        return f"{'http' if self.certificates is None else 'https'}://{self.bank.listen}"
 
     async def start_bank(self) -> None:
         """Start the bank; again on its own port, if it was started before."""
