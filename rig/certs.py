@@ -119,13 +119,21 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not name)
         certificate = builder.sign(self._key, hashes.SHA256())
         folder.mkdir(parents=True, exist_ok=True)
-        written = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_secret(folder / "tls.key", written)
+        write_secret(folder / "tls.key", _pem(key))
         (folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         (folder / "ca.crt").write_bytes(self.pem if trusting is None else trusting)
         return folder
+
+    def write_own(self, folder: Path) -> None:
+        """Write its own certificate and key as tls.crt and tls.key, as a client does that is its own authority."""
+        write_secret(folder / "tls.key", _pem(self._key))
+        (folder / "tls.crt").write_bytes(self.pem)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _uses_of_an_authority() -> x509.KeyUsage:

@@ -21,7 +21,7 @@ STOP_SECONDS = 30.0
 PORTS = range(20_000, 32_000)
 
 
-def _address() -> str:
+def free_address() -> str:
     """A free address that stays free from one start of a server to the next."""
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:
@@ -183,7 +183,7 @@ class Town:
 
     async def start_bank(self) -> None:
         """Start the bank; again on its own port, if it was started before."""
-        listen = self.bank.serving.get("listen", _address())
+        listen = self.bank.serving.get("listen", free_address())
         await self.bank.start(GATEWAY_MOCK_LISTEN=listen)
 
     async def start_command(self, **more: str) -> None:
@@ -196,8 +196,8 @@ class Town:
 
     def _of_command(self) -> dict[str, str]:
         return {
-            "COMMAND_LISTEN": self.command.serving.get("listen", _address()),
-            "COMMAND_FEED_LISTEN": self.command.serving.get("feed", _address()),
+            "COMMAND_LISTEN": self.command.serving.get("listen", free_address()),
+            "COMMAND_FEED_LISTEN": self.command.serving.get("feed", free_address()),
             "COMMAND_JOURNAL": f"sqlite:///{self.journal}",
             "COMMAND_BANK_URL": self.bank_url,
         }
@@ -206,7 +206,7 @@ class Town:
         """Start the query server; again on its own port, if it was started before."""
         await self.query.start(
             **{
-                "QUERY_LISTEN": self.query.serving.get("listen", _address()),
+                "QUERY_LISTEN": self.query.serving.get("listen", free_address()),
                 "QUERY_FEED": str(self.command.serving["feed"]),
                 "QUERY_VIEW": str(self.folder / "view.db"),
                 **more,
