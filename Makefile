@@ -8,7 +8,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 	$(shell git rev-parse --verify --quiet HEAD~1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test simulate prove bench lint format constraints clean
+.PHONY: help install run certs demo test simulate prove bench lint format constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,8 +24,12 @@ install: .venv/installed ## set up the environment in .venv/ (also done by every
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-run: install ## start the three servers, make one charge, show what happened; Ctrl-C stops
-	@$(BIN)/python -m demo.tour
+run: install $(if $(TLS),certs) ## start the three servers, make one charge, show what happened; Ctrl-C stops (TLS=1: with mutual TLS)
+	@$(BIN)/python -m demo.tour $(if $(TLS),--tls $(CERTS))
+
+CERTS ?= data/certs
+certs: install ## make a small authority's certificates for trying, in data/certs (AGAIN=1: replace those there)
+	@$(BIN)/python -m rig.certs $(CERTS) $(if $(AGAIN),--again)
 
 demo: install ## the story of a crash between the bank and the journal, in a few seconds
 	@$(BIN)/python -m demo.crash

@@ -119,20 +119,24 @@ class ClientTls:
     def __init__(self, folder: Path, *, default_authorities: Path | None = None) -> None:
         """Read the folder. ca.crt names all authorities that are trusted; without it they are those of the file given, if any.
 
-        tls.crt and tls.key are optional. A file that was there at first may be replaced, not removed: fewer files would
-        change whom we trust, or who we are. Raises Unusable naming the file and the reason.
+        tls.crt and tls.key are optional. Files may be replaced and added, not removed: without them we would trust others, or
+        be nobody. Raises Unusable naming the file and the reason.
         """
-        wanted = {name for name in (CERTIFICATE, KEY, AUTHORITIES) if (folder / name).exists()}
-        if not wanted:
-            raise Unusable(f"{folder}: holds none of {CERTIFICATE}, {KEY} and {AUTHORITIES}")
+        needed: frozenset[str] = frozenset()
 
         def make(files: Files) -> _Set:
+            nonlocal needed
+            names = (CERTIFICATE, KEY, AUTHORITIES)
+            wanted = needed.union(name for name in names if files.read_if_there(folder / name) is not None)
+            if not wanted:
+                raise Unusable(f"{folder}: holds none of {', '.join(names)}")
             pair = _pair(files, folder, ExtendedKeyUsageOID.CLIENT_AUTH) if wanted & {CERTIFICATE, KEY} else None
             if default_authorities is not None and AUTHORITIES not in wanted:
                 authorities = _authorities(files, default_authorities)
             else:
                 authorities = _authorities(files, folder / AUTHORITIES)
             context = _context(ssl.PROTOCOL_TLS_CLIENT, folder, pair, authorities)
+            needed = wanted
             return _Set(pair, authorities, context)
 
         self.watched = Watched(make, what=f"the certificates in {folder}")

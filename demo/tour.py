@@ -21,9 +21,11 @@ from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from charging.v1.query_pb2 import GetChargeRequest
 from chassis import process
 from chassis.server import CHANNEL_OPTIONS
+from chassis.tls import ClientTls
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal
 from demo.stopping import until_asked_to_stop
+from rig.certs import shop
 from rig.processes import DidNotStart, Server, Town
 
 # The documented ports, so that the printed lines can be copied from one run into the next.
@@ -46,9 +48,12 @@ REQUEST = ChargeRequest(
 )
 
 
-async def tour(folder: Path, listen: Mapping[str, str] = LISTEN) -> None:
-    """Start everything, show one charge, and stay up until a signal asks to stop; no server stays behind."""
-    town = Town(folder)
+async def tour(folder: Path, listen: Mapping[str, str] = LISTEN, certificates: Path | None = None) -> None:
+    """Start everything, show one charge, and stay up until a signal asks to stop; no server stays behind.
+
+    With a folder of `make certs` all of it speaks TLS.
+    """
+    town = Town(folder, certificates)
     try:
         await until_asked_to_stop(_tell_and_stay(town, listen))
         print("\nStopping: calls under way may end, then each server ends ...")
@@ -67,7 +72,7 @@ async def told(town: Town, listen: Mapping[str, str]) -> None:
     )
     for _, start in _servers(town):
         await start(**listen)
-    async with grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel:
+    async with _channel(town, town.command.listen) as channel:
         response = await command_pb2_grpc.CommandServiceStub(channel).Charge(REQUEST, timeout=20)
     await _show(town, response)
 
@@ -99,19 +104,27 @@ async def _show(town: Town, response: ChargeResponse) -> None:
     for line in print_journal(SqliteFile(town.journal), response.charge_id):
         position, _, version, _, name, body = line.split(maxsplit=5)
         _print_folded(f"  {position:>4} {version} {name:<16} ", body)
-    async with httpx.AsyncClient(trust_env=False) as client:
+    trust = True if town.certificates is None else ClientTls(shop(town.certificates)).context
+    async with httpx.AsyncClient(trust_env=False, verify=trust) as client:
         statement = (await client.get(f"{town.bank_url}/statement")).json()
     print("\nThe bank's statement: every movement of money for this charge")
     for movement in statement["movements"]:
         if movement["reference"] == response.charge_id:
             _print_folded("  ", json.dumps(movement))
-    async with grpc.aio.insecure_channel(town.query.listen, options=CHANNEL_OPTIONS) as channel:
+    async with _channel(town, town.query.listen) as channel:
         query = query_pb2_grpc.QueryServiceStub(channel)
         answer = await query.GetCharge(
             GetChargeRequest(charge_id=response.charge_id, min_position=response.position), timeout=20
         )
     print("\nThe view's answer, read at once with min_position")
     print(f"  {ChargeStatus.Name(answer.charge.status)}, as of position {answer.as_of_position}")
+
+
+def _channel(town: Town, address: str) -> grpc.aio.Channel:
+    if town.certificates is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    credentials = ClientTls(shop(town.certificates)).grpc_credentials()
+    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
 
 
 def _print_folded(before: str, body: str) -> None:
@@ -128,25 +141,34 @@ def _invite(town: Town) -> None:
         '{"idempotency_key": "%s", "user_id": "alice", "card": {"token": "tok_visa"}, '
         '"amount": {"minor_units": 1250, "currency_code": "EUR"}}'
     )
-    buf = f"{_short(Path(sys.executable).with_name('buf'))} curl --protocol grpc"
+    buf, grpcurl, curl = f"{_short(Path(sys.executable).with_name('buf'))} curl --protocol grpc", "grpcurl", "curl"
+    http = "http"
+    if town.certificates is None:
+        grpcurl += " -plaintext"
+    else:
+        own, http = _short(shop(town.certificates)), "https"
+        shown = f"--cacert {own}/ca.crt --cert {own}/tls.crt --key {own}/tls.key"
+        buf, curl = f"{buf} {shown}", f"{curl} {shown}"
+        grpcurl += f" {shown.replace('--', '-')}"
     charge = "charging.v1.CommandService/Charge"
     get = "charging.v1.QueryService/GetCharge"
     by_key = '{"idempotency_key": "order-1002"}'
     print(
         f"""
 Go on with buf curl, which is installed already:
-  {buf} -d '{body % "order-1002"}' http://{town.command.listen}/{charge}
-  {buf} -d '{by_key}' http://{town.query.listen}/{get}
+  {buf} -d '{body % "order-1002"}' {http}://{town.command.listen}/{charge}
+  {buf} -d '{by_key}' {http}://{town.query.listen}/{get}
 
 or with grpcurl:
-  grpcurl -plaintext -d '{body % "order-1002"}' {town.command.listen} {charge}
-  grpcurl -plaintext -d '{by_key}' {town.query.listen} {get}
+  {grpcurl} -d '{body % "order-1002"}' {town.command.listen} {charge}
+  {grpcurl} -d '{by_key}' {town.query.listen} {get}
 
 Repeat the first line: the same charge, marked REPLAYED. Change the amount: ALREADY_EXISTS. Take tok_declined with a new
 key: DECLINED. Kill the command server at any time; it is started again, and each charge is charged once:
   kill -9 {town.command.pid}
 
-The query server is process {town.query.pid}, the bank {town.bank.pid}; the bank answers to curl {town.bank_url}/statement.
+The query server is process {town.query.pid}, the bank {town.bank.pid}; the bank answers to {curl} {town.bank_url}/statement.
+
 Logs, journal, view and the bank's ledger are in {_short(town.folder)}/, and stay there.
 
 Ctrl-C stops everything.""",
@@ -161,11 +183,14 @@ def _short(path: Path) -> Path:
 
 def main(listen: Mapping[str, str] = LISTEN) -> None:
     """Run the tour."""
-    process.parser(
+    parser = process.parser(
         "python -m demo.tour", __doc__ or "", epilog=f"RUN_FOLDER names the folder of all files (default: {FOLDER})."
-    ).parse_args()
+    )
+    parser.add_argument("--tls", type=Path, metavar="CERTS", help="speak TLS with the certificates of `make certs`")
+    certificates = parser.parse_args().tls
     try:
-        asyncio.run(tour(Path(os.environ.get("RUN_FOLDER", FOLDER)).absolute(), listen))
+        folder = Path(os.environ.get("RUN_FOLDER", FOLDER)).absolute()
+        asyncio.run(tour(folder, listen, certificates and certificates.absolute()))
     except DidNotStart as error:
         sys.exit(
             f"error: {error}\nIs an earlier `make run` still running, or another program on its port? See: pgrep -af python"

@@ -16,7 +16,7 @@ import hashlib
 import ipaddress
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -119,13 +119,21 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not name)
         certificate = builder.sign(self._key, hashes.SHA256())
         folder.mkdir(parents=True, exist_ok=True)
-        written = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_secret(folder / "tls.key", written)
+        write_secret(folder / "tls.key", _pem(key))
         (folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         (folder / "ca.crt").write_bytes(self.pem if trusting is None else trusting)
         return folder
+
+    def write_own(self, folder: Path) -> None:
+        """Write its own certificate and key as tls.crt and tls.key, as a client does that is its own authority."""
+        write_secret(folder / "tls.key", _pem(self._key))
+        (folder / "tls.crt").write_bytes(self.pem)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _uses_of_an_authority() -> x509.KeyUsage:
@@ -154,11 +162,27 @@ def make_all(folder: Path) -> None:
     authority = Authority()
     for server in ("bank", "command", "query"):
         authority.issue(folder / server, dns=["localhost"], ips=HERE, uris=[f"{TRUST}/{server}"], common_name=server)
-    authority.issue(folder / "clients" / "shop", uris=[f"{TRUST}/shop"], common_name="shop", client_only=True)
+    authority.issue(shop(folder), uris=[f"{TRUST}/shop"], common_name="shop", client_only=True)
     token = secrets.token_urlsafe(32)
     write_secret(folder / "clients" / "till.token", f"{token}\n".encode())
     token_sha256 = hashlib.sha256(token.encode()).hexdigest()
     (folder / "policy.toml").write_text(POLICY.format(trust=TRUST, token_sha256=token_sha256))
+
+
+def environment(folder: Path) -> Mapping[str, str]:
+    """Return the settings by which all three servers use what `make_all` wrote into a folder."""
+    return {
+        "GATEWAY_MOCK_TLS": str(folder / "bank"),
+        "COMMAND_TLS": str(folder / "command"),
+        "COMMAND_BANK_TLS": str(folder / "command"),
+        "QUERY_TLS": str(folder / "query"),
+        "QUERY_FEED_TLS": str(folder / "query"),
+    }
+
+
+def shop(folder: Path) -> Path:
+    """Return the folder of the shop's certificate, in a folder that `make_all` wrote."""
+    return folder / "clients" / "shop"
 
 
 def main() -> None:

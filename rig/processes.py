@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rig import certs
+
 # Far more than a start takes (well under a second), for a machine that is busy with other things.
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
@@ -19,7 +21,7 @@ STOP_SECONDS = 30.0
 PORTS = range(20_000, 32_000)
 
 
-def _address() -> str:
+def free_address() -> str:
     """A free address that stays free from one start of a server to the next."""
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:
@@ -148,21 +150,26 @@ class Server:
 
 @dataclass
 class Town:
-    """A bank, a command server and a query server on free ports, with all their files in one folder."""
+    """A bank, a command server and a query server on free ports, with all their files in one folder.
+
+    `certificates` is a folder of `rig.certs`: with it every port speaks TLS, and every client shows a certificate.
+    """
 
     folder: Path
+    certificates: Path | None = None
     bank: Server = field(init=False)
     command: Server = field(init=False)
     query: Server = field(init=False)
 
     def __post_init__(self) -> None:
+        tls = {} if self.certificates is None else certs.environment(self.certificates)
         self.bank = Server(
             "gateway_mock",
-            {"GATEWAY_MOCK_LEDGER": str(self.folder / "bank.db")},
+            {"GATEWAY_MOCK_LEDGER": str(self.folder / "bank.db"), **tls},
             self.folder / "bank.log",
         )
-        self.command = Server("command_service", {}, self.folder / "command.log")
-        self.query = Server("query_service", {}, self.folder / "query.log")
+        self.command = Server("command_service", tls, self.folder / "command.log")
+        self.query = Server("query_service", tls, self.folder / "query.log")
 
     @property
     def journal(self) -> Path:
@@ -172,11 +179,11 @@ class Town:
     @property
     def bank_url(self) -> str:
         """The bank's address."""
-        return f"http://{self.bank.listen}"
+        return f"{'http' if self.certificates is None else 'https'}://{self.bank.listen}"
 
     async def start_bank(self) -> None:
         """Start the bank; again on its own port, if it was started before."""
-        listen = self.bank.serving.get("listen", _address())
+        listen = self.bank.serving.get("listen", free_address())
         await self.bank.start(GATEWAY_MOCK_LISTEN=listen)
 
     async def start_command(self, **more: str) -> None:
@@ -189,8 +196,8 @@ class Town:
 
     def _of_command(self) -> dict[str, str]:
         return {
-            "COMMAND_LISTEN": self.command.serving.get("listen", _address()),
-            "COMMAND_FEED_LISTEN": self.command.serving.get("feed", _address()),
+            "COMMAND_LISTEN": self.command.serving.get("listen", free_address()),
+            "COMMAND_FEED_LISTEN": self.command.serving.get("feed", free_address()),
             "COMMAND_JOURNAL": f"sqlite:///{self.journal}",
             "COMMAND_BANK_URL": self.bank_url,
         }
@@ -199,7 +206,7 @@ class Town:
         """Start the query server; again on its own port, if it was started before."""
         await self.query.start(
             **{
-                "QUERY_LISTEN": self.query.serving.get("listen", _address()),
+                "QUERY_LISTEN": self.query.serving.get("listen", free_address()),
                 "QUERY_FEED": str(self.command.serving["feed"]),
                 "QUERY_VIEW": str(self.folder / "view.db"),
                 **more,
