@@ -170,8 +170,10 @@ def make_all(folder: Path) -> None:
 
 
 def environment(folder: Path) -> Mapping[str, str]:
-    """Return the settings by which all three servers use what `make_all` wrote into a folder."""
+    """Return the settings by which all three servers use what `make_all` wrote into a folder; a policy, if it has one."""
+    policy = folder / "policy.toml"
     return {
+        **({"COMMAND_POLICY": str(policy), "QUERY_POLICY": str(policy)} if policy.exists() else {}),
         "GATEWAY_MOCK_TLS": str(folder / "bank"),
         "COMMAND_TLS": str(folder / "command"),
         "COMMAND_BANK_TLS": str(folder / "command"),
