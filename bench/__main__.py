@@ -26,7 +26,7 @@ from bench.machine import load_average
 from bench.measure import Measurement, Size
 from bench.overload import burst, overload
 from bench.results import BUILD, Results, commit, write
-from bench.scenarios import growth, latency, many, readers, rebuild, start
+from bench.scenarios import growth, latency, many, readers, rebuild, secured, start
 from chassis import process
 
 IN_FLIGHT = (1, 16, 128)
@@ -34,7 +34,8 @@ FULL = Size(rounds=5, seconds=3.0, warmup_seconds=1.0)
 QUICK = Size(rounds=1, seconds=0.4, warmup_seconds=0.2)
 
 SCENARIOS: Mapping[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
-    scenario.__name__: scenario for scenario in (many, latency, growth, rebuild, readers, start, overload, burst)
+    scenario.__name__: scenario
+    for scenario in (many, latency, growth, rebuild, readers, start, secured, overload, burst)
 }
 
 

@@ -9,6 +9,7 @@ refusal is seen.
 
 import asyncio
 import base64
+import ssl
 import struct
 from collections import deque
 from collections.abc import Iterator
@@ -79,12 +80,14 @@ class Connection(asyncio.Protocol):
         self._sweeping: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def open(cls, target: str, method: str, call_seconds: float) -> "Connection":
-        """Connect to host:port. Raises OSError."""
+    async def open(
+        cls, target: str, method: str, call_seconds: float, tls: ssl.SSLContext | None = None
+    ) -> "Connection":
+        """Connect to host:port, in plaintext without `tls`. Raises OSError."""
         host, _, port = target.rpartition(":")
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
-            lambda: cls(target, method, call_seconds), host.strip("[]"), int(port)
+            lambda: cls(target, method, call_seconds), host.strip("[]"), int(port), ssl=tls
         )
         return connection
 

@@ -19,11 +19,13 @@ import json
 import math
 import os
 import random
+import ssl
 import time
 from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, cast
 
 import httptools
@@ -69,6 +71,7 @@ class Order:
     warmup_seconds: float
     obey_retry_info: bool
     call_seconds: float
+    tls: ssl.SSLContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +146,9 @@ class Door(Protocol):
 class GrpcDoor:
     """Several connections to a server of charging.v1.CommandService."""
 
-    def __init__(self, target: str, in_flight: int, call_seconds: float) -> None:
+    def __init__(self, target: str, in_flight: int, call_seconds: float, tls: ssl.SSLContext | None) -> None:
         self._target = target
+        self._tls = tls
         self._call_seconds = call_seconds
         self._count = max(CONNECTIONS, -(-in_flight // CALLS_A_CONNECTION))
         self._connections: list[Connection] = []
@@ -152,7 +156,7 @@ class GrpcDoor:
     async def open(self) -> None:
         """Connect."""
         for _ in range(self._count):
-            self._connections.append(await Connection.open(self._target, METHOD, self._call_seconds))
+            self._connections.append(await Connection.open(self._target, METHOD, self._call_seconds, self._tls))
 
     async def call(self, number: int, key: str, request: bytes) -> bytes:  # noqa: ARG002  # it is in the request
         """Make a call."""
@@ -288,7 +292,7 @@ class Generator:
         if "://" in order.target:
             self._door: Door = HttpDoor(order.target, order.call_seconds)
         else:
-            self._door = GrpcDoor(order.target, order.in_flight, order.call_seconds)
+            self._door = GrpcDoor(order.target, order.in_flight, order.call_seconds, order.tls)
         self._prefix = key_prefix("bench")
         self._number = 0
         self.tally = Tally()
@@ -442,7 +446,9 @@ def main() -> None:
     parser.add_argument("--warmup-seconds", type=float, default=0.5)
     parser.add_argument("--call-seconds", type=float, default=CALL_SECONDS, help="deadline of a call")
     parser.add_argument("--obey-retry-info", action="store_true", help="repeat refused calls when the server says")
+    parser.add_argument("--tls", type=Path, metavar="FOLDER", help="of a client's tls.crt, tls.key and ca.crt")
     chosen = parser.parse_args()
+    tls = chosen.tls and _tls(chosen.tls)
 
     async def make() -> None:
         for in_flight in chosen.in_flight:
@@ -454,10 +460,18 @@ def main() -> None:
                 chosen.warmup_seconds,
                 chosen.obey_retry_info,
                 chosen.call_seconds,
+                tls,
             )
             await Generator(order).run()
 
     uvloop.run(make())
+
+
+def _tls(folder: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 if __name__ == "__main__":

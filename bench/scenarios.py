@@ -6,6 +6,7 @@ growth    CPU a charge with millions of records in the journal against ten thous
 rebuild   a view rebuilt over the feed
 readers   one reader of the feed against a hundred
 start     a start with a million records and ten thousand unfinished charges
+secured   CPU a charge over mutual TLS with a policy against plaintext without
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, Money
 from charging.v1.query_pb2 import GetViewStatusRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
+from rig import certs
 from rig.processes import Server
 
 Found = dict[str, Any]
@@ -272,3 +274,31 @@ async def _entry(server: Server, event: str) -> dict[str, Any]:
 
 def _at(entry: Mapping[str, Any]) -> datetime:
     return datetime.fromisoformat(entry["timestamp"])
+
+
+async def secured(*, quick: bool) -> Found:
+    """CPU a charge over mutual TLS with a policy, on all ports of the product, against plaintext without, in turns."""
+    rounds, in_flight, ratios = (1 if quick else 7), (1, 16, 128), {1: list[float](), 16: [], 128: []}
+    found: Found = {"at_most": 1.08}
+    with tempfile.TemporaryDirectory(prefix="bench-certs-") as temporary:
+        folder = Path(temporary)
+        certs.make_all(folder)
+        settings = {**certs.environment(folder)}
+        for name in ("GATEWAY_MOCK_TLS", "COMMAND_BANK_TLS"):  # the bank of the benchmark is plain, as for the peers
+            del settings[name]
+        for number in range(rounds):
+            cpu: dict[bool, Sequence[float]] = {}
+            for is_secured in (True, False) if number % 2 else (False, True):
+                more = ("--tls", str(certs.shop(folder))) if is_secured else ()
+                async with sites.open_site(
+                    sites.PRODUCT, delay_milliseconds=0.0, **(settings if is_secured else {})
+                ) as site:
+                    measured = await measure(site, sites.PRODUCT, in_flight, _size(quick, 3.0), *more)
+                assert not any(each.errors for each in measured)
+                cpu[is_secured] = [each.cpu_ms for each in measured]
+            for place, count in enumerate(in_flight):
+                ratios[count].append(cpu[True][place] / cpu[False][place])
+    for count, seen in ratios.items():
+        found[f"cpu_ratio_{count}_in_flight"] = statistics.median(seen)
+        found[f"cpu_ratios_{count}_in_flight"] = sorted(seen)
+    return found

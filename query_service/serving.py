@@ -113,6 +113,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         log.info("draining")
         waiting.stop()
         await query_server.drain(chosen.drain_seconds)  # the view still advances, so that waiting calls can be answered
+        await _end(following)
         log.info("stopped", position=waiting.position)
 
 
