@@ -8,7 +8,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 	$(shell git rev-parse --verify --quiet HEAD~1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs demo test simulate prove bench lint format constraints clean
+.PHONY: help install run certs demo test simulate prove bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -73,9 +73,18 @@ format: install ## put the code and the contract into their form
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/buf format --write
 
+build/audit-venv/installed: .ci/audit.txt
+	@test -x build/audit-venv/bin/pip || $(PYTHON) -m venv build/audit-venv
+	@build/audit-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+audit: build/audit-venv/installed ## look the pinned packages up among known vulnerabilities (needs the advisories' own host)
+	@build/audit-venv/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r constraints.txt || { echo "Not clean, or the source of advisories cannot be reached from here: see above"; exit 1; }
+
 constraints: ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet pyproject.toml --extra dev --output-file constraints.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml bench/requirements.in --output-file bench/requirements.txt
+	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet .ci/audit.in --output-file .ci/audit.txt
 
 clean: ## remove everything that was made here, but what is in data/
 	rm -rf .venv build charging .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
