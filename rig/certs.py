@@ -87,17 +87,19 @@ class Authority:
         not_before: datetime.datetime | None = None,
         not_after: datetime.datetime | None = None,
         client_only: bool = False,
+        self_signed: bool = False,
         trusting: bytes | None = None,
     ) -> Path:
         """Write tls.crt, tls.key and ca.crt into a folder, which is made if need be, and return it.
 
         It is valid from an hour ago for ninety days, unless other times are given. `trusting` is the content of ca.crt, this
-        authority's certificate by default.
+        authority's certificate by default. With `self_signed` it is not this authority that signs.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH, *([] if client_only else [ExtendedKeyUsageOID.SERVER_AUTH])]
-        name = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
+        issuer, signer = (subject, key) if self_signed else (self._name, self._key)
         names = [
             *map(x509.DNSName, dns),
             *(x509.IPAddress(ipaddress.ip_address(each)) for each in ips),
@@ -105,29 +107,24 @@ class Authority:
         ]
         builder = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name(name))
-            .issuer_name(self._name)
+            .subject_name(subject)
+            .issuer_name(issuer)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(not_before or now - DAY / 24)
             .not_valid_after(not_after or now + 90 * DAY)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         )
         if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not name)
-        certificate = builder.sign(self._key, hashes.SHA256())
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not common_name)
+        certificate = builder.sign(signer, hashes.SHA256())
         folder.mkdir(parents=True, exist_ok=True)
         write_secret(folder / "tls.key", _pem(key))
         (folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         (folder / "ca.crt").write_bytes(self.pem if trusting is None else trusting)
         return folder
-
-    def write_own(self, folder: Path) -> None:
-        """Write its own certificate and key as tls.crt and tls.key, as a client does that is its own authority."""
-        write_secret(folder / "tls.key", _pem(self._key))
-        (folder / "tls.crt").write_bytes(self.pem)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -38,17 +38,19 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
         self.caught_up_at: int | None = None
         self.batch_records = 500
         self.requests: list[SubscribeRequest] = []
+        self.authorizations: list[str | None] = []
         self.address = ""
         self._is_cut = False
         self._cuts = 0
         self._server: grpc.aio.Server | None = None
         self._changed = asyncio.Condition()
 
-    async def start(self) -> None:
-        """Listen on a free port."""
+    async def start(self, tls: grpc.ServerCredentials | None = None) -> None:
+        """Listen on a free port; in plaintext without `tls`."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         journal_pb2_grpc.add_JournalServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port("127.0.0.1:0")
+        listen = "127.0.0.1:0"
+        port = self._server.add_secure_port(listen, tls) if tls else self._server.add_insecure_port(listen)
         self.address = f"127.0.0.1:{port}"
         await self._server.start()
 
@@ -85,6 +87,7 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
 
     async def Subscribe(self, request: SubscribeRequest, context: Any) -> AsyncIterator[SubscribeResponse]:  # noqa: N802  # the contract's name
         self.requests.append(request)
+        self.authorizations.append(dict(context.invocation_metadata()).get("authorization"))
         await self.notify()
         if self._is_cut:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
@@ -120,10 +123,10 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
 
 
 @asynccontextmanager
-async def feeding(journal: SealedJournal) -> AsyncIterator[FeedServer]:
+async def feeding(journal: SealedJournal, tls: grpc.ServerCredentials | None = None) -> AsyncIterator[FeedServer]:
     """Run a feed server."""
     server = FeedServer(journal)
-    await server.start()
+    await server.start(tls)
     try:
         yield server
     finally:

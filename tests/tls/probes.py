@@ -74,19 +74,11 @@ def strangers(folder: Path, authority: Authority) -> dict[str, Path | None]:
     other = Authority()  # of the same name, with another key
     return {
         "no certificate": None,
-        "self-signed": _self_signed(folder / "self-signed", uris),
+        "self-signed": authority.issue(folder / "self-signed", uris=uris, common_name="shop", self_signed=True),
         "other authority": other.issue(folder / "other", uris=uris),
         "expired": authority.issue(folder / "expired", uris=uris, not_before=NOW - 3 * DAY, not_after=NOW - DAY),
         "not yet valid": authority.issue(folder / "early", uris=uris, not_before=NOW + DAY),
     }
-
-
-def _self_signed(folder: Path, uris: list[str]) -> Path:
-    """An authority of a client's own, whose certificate the client shows as its own."""
-    authority = Authority("shop")
-    authority.issue(folder, uris=uris)
-    authority.write_own(folder)
-    return folder
 
 
 class Callers:
