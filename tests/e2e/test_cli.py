@@ -10,6 +10,7 @@ import pytest
 
 from chargeonce.__main__ import COMMANDS
 from rig.world import a_request, a_world
+from tests.service.tenants_rig import as_tenant, shared_by
 
 SCRIPT = Path(sys.executable).with_name("chargeonce")
 
@@ -61,3 +62,18 @@ async def test_print_journal_finds_a_charge_by_its_idempotency_key(tmp_path: Pat
 
 def test_print_journal_takes_a_charge_or_a_key_and_not_both() -> None:
     assert run("print-journal", "some-id", "--key", "some-key").returncode == 2
+
+
+async def test_print_journal_finds_a_charge_by_the_key_of_its_tenant(tmp_path: Path) -> None:
+    """A key of two tenants names two charges."""
+    async with a_world(tmp_path, shared_by({"a": 1.0, "b": 1.0})) as world:
+        request = a_request()
+        ids = [(await world.commands.Charge(request, **as_tenant(tenant))).charge_id for tenant in ("a", "b")]
+        environment = {"COMMAND_JOURNAL": f"sqlite:///{world.journal}"}
+        for tenant, charge_id in zip(("a", "b"), ids, strict=True):
+            printed = run(
+                "print-journal", "--key", request.idempotency_key, "--tenant", tenant, environment=environment
+            )
+            assert [line.split()[1] for line in printed.stdout.splitlines()] == [charge_id] * 3
+        missing = run("print-journal", "--key", request.idempotency_key, environment=environment)
+        assert missing.returncode == 1

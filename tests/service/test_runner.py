@@ -14,12 +14,25 @@ from command_service.bank import Bank
 from command_service.charge import Absent, Command, Follow, evolve
 from command_service.codec import encode
 from command_service.events import ChargeRequested, Recorded, TokenIssued
+from command_service.failures import ChargeUnknown
 from command_service.journal import Appended, Journal, Record, VersionConflict
 from command_service.parts import Parts
-from command_service.reception import Source
+from command_service.reception import BEAT_SECONDS, Source
 from command_service.settings import Settings
 from command_service.streams import DECISIONS, KeepsMoving, Snapshot
-from command_service.values import Answer, CallOff, Effect, Execute, Executed, Kind, NoAnswer, RequestToken, Token, Wish
+from command_service.values import (
+    Answer,
+    CallOff,
+    Effect,
+    Execute,
+    Executed,
+    Kind,
+    Money,
+    NoAnswer,
+    RequestToken,
+    Token,
+    Wish,
+)
 from prove.simulation.loop import VirtualLoop
 from rig.around import Around
 from tests.core.stories import REQUEST
@@ -42,6 +55,9 @@ class Timed(Parts):
 
     def chance(self) -> random.Random:
         return random.Random(1)
+
+    async def wait_until(self, at: float) -> None:
+        await asyncio.sleep(at - self._loop.time())
 
 
 class InMemory:
@@ -260,6 +276,60 @@ def test_attempts_count_for_the_operation_that_they_were_made_for() -> None:
         *("charge_requested", "token_issued", "void_requested", "authorized", "token_issued", "voided"),
     ]
     assert sum(isinstance(effect, CallOff) for effect in bank.asked) > 5
+
+
+def a_wish(tenant: str, key: str) -> Follow:
+    return Follow(Wish(Kind.REFUND, REQUEST.charge_id, tenant, key, f"operation {key}", "clerk", Money(10, "EUR")))
+
+
+def test_an_owners_operation_does_not_wait_for_a_strangers_look_up() -> None:
+    """The stranger's is stuck in the journal; it is answered on the first beat after it came to an end."""
+    journal, bank, loop = InMemory(), Scripted(), VirtualLoop(None)
+    charged(journal, bank)
+    stuck = Overtaken()
+    stuck.stored = journal.stored
+
+    async def main() -> None:
+        reception = Timed(loop).assemble(cast("Journal", stuck), cast("Bank", bank)).reception
+        strangers = reception.accept(a_wish("stranger", "refund-1"))
+        await asyncio.sleep(2.5 * BEAT_SECONDS)
+        assert (await reception.accept(a_wish(REQUEST.tenant, "refund-2"))).source is Source.FRESH
+        assert not strangers.accepted.done()
+        stuck.may_answer.set()
+        with pytest.raises(ChargeUnknown):
+            await strangers
+        assert loop.time() == pytest.approx(3 * BEAT_SECONDS)
+
+    loop.run(main())
+
+
+class NeverDone(Scripted):
+    """A bank that comes to no end."""
+
+    async def perform(self, *_: object, **__: object) -> Answer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.parametrize("what", ["unknown", "at rest", "under way", "waiting for its turn"])
+def test_a_stranger_is_answered_on_a_beat_whatever_the_charge_is_doing(what: str) -> None:
+    journal, loop = InMemory(), VirtualLoop(None)
+    if what != "unknown":
+        charged(journal, Scripted())
+
+    async def main() -> None:
+        reception = Timed(loop).assemble(cast("Journal", journal), cast("Bank", NeverDone())).reception
+        if what in ("under way", "waiting for its turn"):
+            await reception.accept(a_wish(REQUEST.tenant, "refund-1"))
+        if what == "waiting for its turn":
+            reception.accept(a_wish(REQUEST.tenant, "refund-2"))
+        await asyncio.sleep(0.123)
+        came_at = loop.time()
+        with pytest.raises(ChargeUnknown):
+            await reception.accept(a_wish("stranger", "refund-3"))
+        assert loop.time() - came_at == pytest.approx(BEAT_SECONDS)
+
+    loop.run(main())
 
 
 class Slow(InMemory):

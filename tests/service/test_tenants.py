@@ -1,0 +1,363 @@
+"""Two tenants at one command server: a flood of one leaves the other its share, and for each the other's charges do not exist.
+
+Over a real channel, against a real bank. At the end of each test bank and journal must agree (`a_world`).
+"""
+
+import asyncio
+import bisect
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
+from charging.v1.common_pb2 import Card
+from command_service.codec import charge_id_of
+from rig.errors import Told, refused, told
+from rig.referee import PATIENT_SECONDS
+from rig.world import (
+    CHARGED,
+    JOINED,
+    RECOVERED,
+    REPLAYED,
+    World,
+    a_hold,
+    a_request,
+    a_world,
+    head,
+    new_key,
+    records,
+    story,
+    until,
+)
+from tests.service.tenants_rig import as_tenant, shared_by
+
+ALWAYS = 1_000_000
+HANGING = Card(token="tok_mastercard", brand="mastercard", last4="4444")
+HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "1", "times": ALWAYS, "card": HANGING.token}
+"""The bank does not come to an end with charges of the hanging card, until `no_more_trouble`."""
+EVEN = {"a": 1.0, "b": 1.0}
+
+
+def shared(folder: Path, rates: dict[str, float] | None = None, **settings: str) -> AbstractAsyncContextManager[World]:
+    """A world whose tenants `a` and `b` have even shares. With a limit of 8, two places are reserved for each."""
+    return a_world(folder, shared_by(EVEN, rates), **settings)
+
+
+async def charge(
+    world: World, tenant: str, request: ChargeRequest | None = None, seconds: float = PATIENT_SECONDS
+) -> Any:
+    return await world.commands.Charge(request or a_request(), timeout=seconds, **as_tenant(tenant))
+
+
+async def pending(world: World, request: ChargeRequest) -> Any:
+    """Charge as tenant `a`, and do not wait for the outcome that does not come."""
+    while True:
+        with contextlib.suppress(grpc.aio.AioRpcError):  # that is a busy machine: the same key again
+            return await charge(world, "a", request, 0.8)
+
+
+async def flood(world: World, number: int, seconds: float) -> tuple[list[ChargeRequest], list[Told]]:
+    """Have tenant `a` ask for charges that hang, all at once; return those taken, and how the others were refused."""
+    requests = [a_request(card=HANGING) for _ in range(number)]
+    asked = [charge(world, "a", request, seconds) for request in requests]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    taken = [request for request, answer in zip(requests, answers, strict=True) if not isinstance(answer, Exception)]
+    return taken, [told(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+
+
+# ---------------------------------------------------------------- no tenant starves another
+async def test_a_tenants_flood_of_calls_leaves_the_other_its_calls(tmp_path: Path) -> None:
+    """It is refused beyond its share, with a time to come back and nothing stored; the other is served meanwhile."""
+    async with shared(tmp_path, COMMAND_MAX_CALLS="8") as world:
+        await world.trouble("token", **HOLD)
+        flooding = asyncio.ensure_future(flood(world, 40, 3.0))
+        await until(lambda: head(world.journal).position == 6)
+        for _ in range(5):
+            answers = await asyncio.gather(charge(world, "b"), charge(world, "b"))
+            assert {answer.status for answer in answers} == {CHARGED}
+        assert not flooding.done()
+        taken, refusals = await flooding
+        assert (len(taken), len(refusals)) == (6, 34)
+        assert {(each.code, each.reason, each.advice) for each in refusals} == {
+            (grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_LIMIT", "RETRY_SAME_KEY")
+        }
+        assert min(each.retry_after_seconds or 0.0 for each in refusals) >= 0.5
+        assert head(world.journal).position == 6 + 30
+        await world.referee.no_more_trouble()
+
+
+async def test_a_tenants_unfinished_charges_leave_the_other_room_for_new_ones(tmp_path: Path) -> None:
+    """Also after a start. The tenant's own keys that the journal holds are answered."""
+    async with shared(tmp_path, COMMAND_MAX_UNFINISHED="8") as world:
+        known = a_request()
+        await charge(world, "a", known)
+        await world.trouble("token", **HOLD)
+        taken, refusals = await flood(world, 20, 1.0)
+        assert (len(taken), len(refusals)) == (6, 14)
+        for again in (False, True):
+            if again:
+                await world.drain()
+                await world.start()
+            told_new = await refused(charge(world, "a"))
+            assert (told_new.code, told_new.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_LIMIT")
+            assert (told_new.advice, told_new.retry_after_seconds) == ("RETRY_SAME_KEY", 1.0)
+            assert (await charge(world, "a", known)).outcome_source == REPLAYED
+            assert (await pending(world, taken[0])).outcome_source == (RECOVERED if again else JOINED)
+            answers = await asyncio.gather(charge(world, "b"), charge(world, "b"))
+            assert {answer.status for answer in answers} == {CHARGED}
+        await world.referee.no_more_trouble()
+        assert {(await charge(world, "a", request)).status for request in taken} == {CHARGED}
+        assert (await charge(world, "a")).status == CHARGED
+
+
+async def test_a_tenants_flood_of_retries_leaves_the_other_room_for_new_charges(tmp_path: Path) -> None:
+    """A retry takes room for a moment too, since it may turn out to be new: that of its own tenant."""
+    async with shared(tmp_path, COMMAND_MAX_UNFINISHED="4") as world:
+        requests = [a_request() for _ in range(20)]
+        for request in requests:
+            await charge(world, "a", request)
+
+        async def keep_asking(request: ChargeRequest) -> None:
+            while True:
+                assert (await charge(world, "a", request)).outcome_source in (JOINED, REPLAYED)
+
+        flooding = [asyncio.ensure_future(keep_asking(request)) for request in requests]
+        for _ in range(30):
+            assert (await charge(world, "b")).status == CHARGED
+        for asking in flooding:
+            assert not asking.done()
+            asking.cancel()
+        await asyncio.wait(flooding)
+
+
+async def test_a_tenant_has_its_rate_and_the_other_none(tmp_path: Path) -> None:
+    """What comes too soon is refused with the time of its turn, and nothing is stored."""
+    async with shared(tmp_path, {"a": 5.0}) as world:
+        requests = [a_request() for _ in range(20)]
+        answers = await asyncio.gather(*(charge(world, "a", each) for each in requests), return_exceptions=True)
+        refusals = [told(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert 10 <= len(refusals) <= 15
+        assert {(each.reason, each.advice) for each in refusals} == {("TENANT_LIMIT", "RETRY_SAME_KEY")}
+        waits = sorted(each.retry_after_seconds or 0.0 for each in refusals)
+        assert 0.0 < waits[0] < waits[-1] <= len(refusals) / 5.0
+        assert head(world.journal).position == 3 * (20 - len(refusals))
+        others = await asyncio.gather(*(charge(world, "b") for _ in range(20)))
+        assert {answer.status for answer in others} == {CHARGED}
+
+
+async def test_a_tenants_queue_at_the_bank_does_not_hold_up_the_other(tmp_path: Path) -> None:
+    """The slots are all taken and many calls wait: the other tenant's next call gets the next free slot."""
+    async with shared(tmp_path, COMMAND_BANK_CALLS="2") as world:
+        delay: dict[str, Any] = {"fault": "delay", "seconds": 0.2, "times": ALWAYS, "card": HANGING.token}
+        await world.trouble("token", **delay)
+        ended: list[object] = []
+        waiting = [asyncio.ensure_future(charge(world, "a", a_request(card=HANGING))) for _ in range(30)]
+        for each in waiting:
+            each.add_done_callback(ended.append)
+        await until(lambda: head(world.journal).position >= 30)
+        assert (await charge(world, "b")).status == CHARGED
+        assert len(ended) < 15
+        await world.referee.no_more_trouble()
+        assert {answer.status for answer in await asyncio.gather(*waiting)} == {CHARGED}
+
+
+# ---------------------------------------------------------------- a stranger's charge does not exist
+async def test_one_key_of_two_tenants_names_two_charges(tmp_path: Path) -> None:
+    """And a charge of one is no duplicate of the other's: nobody is told the id of a stranger's."""
+    async with shared(tmp_path, COMMAND_DUPLICATE_WINDOW_SECONDS="600") as world:
+        request = a_request()
+        ids = [(await charge(world, tenant, request)).charge_id for tenant in EVEN]
+        assert ids == [charge_id_of(tenant, request.idempotency_key) for tenant in EVEN]
+        assert await world.moved() == [("charge", 1250)] * 2
+        for tenant, own in zip(EVEN, ids, strict=True):
+            again = await refused(charge(world, tenant))
+            assert (again.reason, again.metadata["charge_id"]) == ("POSSIBLE_DUPLICATE", own)
+        third = await charge(world, "c")
+        assert third.status == CHARGED
+
+
+@asynccontextmanager
+async def at_rest(world: World) -> AsyncIterator[str]:
+    yield (await charge(world, "a", a_hold())).charge_id
+
+
+@asynccontextmanager
+async def under_way(world: World) -> AsyncIterator[str]:
+    await world.trouble("execute", **HOLD)
+    yield (await pending(world, a_hold(card=HANGING))).charge_id
+
+
+@asynccontextmanager
+async def waiting_for_its_turn(world: World) -> AsyncIterator[str]:
+    charge_id = (await charge(world, "a", a_hold(card=HANGING))).charge_id
+    await world.trouble("token", **HOLD)
+    captures = [
+        world.commands.Capture(
+            CaptureRequest(idempotency_key=new_key(), charge_id=charge_id, amount=a_hold().amount),
+            **as_tenant("a"),
+        )
+        for _ in range(3)
+    ]
+    await until(lambda: len(story(world.journal, charge_id)) == 4)
+    yield charge_id
+    for capture in captures:
+        capture.cancel()
+
+
+@asynccontextmanager
+async def in_review(world: World) -> AsyncIterator[str]:
+    await world.trouble("execute", "wrong_amount")
+    await world.trouble("look_up", "wrong_amount", times=ALWAYS)
+    charge_id = (await charge(world, "a", a_hold())).charge_id
+    await until(lambda: story(world.journal, charge_id)[-1] == "review_required")
+    yield charge_id
+
+
+@asynccontextmanager
+async def at_rest_with_the_bank_away(world: World) -> AsyncIterator[str]:
+    charge_id = (await charge(world, "a", a_hold())).charge_id
+    await world.trouble("token", "refuse", status=401, times=ALWAYS)
+    pending = [charge(world, "a", a_request(), 0.5) for _ in range(4)]
+    await asyncio.gather(*pending, return_exceptions=True)
+    assert (await refused(capture(world, charge_id, "a"))).reason == "BANK_UNREACHABLE"
+    yield charge_id
+
+
+@asynccontextmanager
+async def at_rest_with_a_full_disk(world: World) -> AsyncIterator[str]:
+    charge_id = (await charge(world, "a", a_hold())).charge_id
+    await world.drain()
+    await world.start(COMMAND_FREE_BYTES=str(1 << 50))
+    assert (await refused(capture(world, charge_id, "a"))).reason == "JOURNAL_FULL"
+    yield charge_id
+    await world.drain()
+    await world.start(COMMAND_FREE_BYTES="0")
+
+
+@asynccontextmanager
+async def at_rest_with_too_many_unfinished(world: World) -> AsyncIterator[str]:
+    charge_id = (await charge(world, "a", a_hold())).charge_id
+    await world.drain()
+    await world.start(COMMAND_MAX_UNFINISHED="1")
+    await world.trouble("token", **HOLD)
+    await pending(world, a_request(card=HANGING))
+    assert (await refused(capture(world, charge_id, "a"))).reason == "TOO_MANY_UNFINISHED"
+    yield charge_id
+
+
+async def capture(world: World, charge_id: str, tenant: str) -> Any:
+    request = CaptureRequest(idempotency_key=new_key(), charge_id=charge_id)
+    return await world.commands.Capture(request, timeout=PATIENT_SECONDS, **as_tenant(tenant))
+
+
+def commands_on(world: World, charge_id: str, tenant: str) -> list[Any]:
+    """One call of each command that follows."""
+    names: dict[str, Any] = {"idempotency_key": "one-key", "charge_id": charge_id}
+    return [
+        world.commands.Capture(CaptureRequest(**names), **as_tenant(tenant)),
+        world.commands.Void(VoidRequest(**names), **as_tenant(tenant)),
+        world.commands.Refund(RefundRequest(**names), **as_tenant(tenant)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(at_rest, under_way, waiting_for_its_turn, in_review),
+        *(at_rest_with_the_bank_away, at_rest_with_a_full_disk, at_rest_with_too_many_unfinished),
+    ],
+)
+async def test_a_strangers_charge_is_answered_as_one_that_does_not_exist(
+    tmp_path: Path, state: Callable[[World], AbstractAsyncContextManager[str]]
+) -> None:
+    """To the last byte, by each command, whatever the charge is doing; and nothing comes of it."""
+    async with shared(tmp_path) as world:
+        async with state(world) as theirs:
+            before = story(world.journal, theirs)
+            answers: list[list[Told]] = [
+                [await refused(call) for call in commands_on(world, charge_id, "b")]
+                for charge_id in (theirs, charge_id_of("a", new_key()))
+            ]
+            foreign, unknown = ([each.everything for each in of_one] for of_one in answers)
+            assert {(each.code, each.reason) for each in answers[0]} == {
+                (grpc.StatusCode.NOT_FOUND, "CHARGE_NOT_FOUND")
+            }
+            assert foreign == unknown
+            assert all(b"one-key" not in record.event for record in records(world.journal))
+            assert story(world.journal, theirs)[: len(before)] == before
+        await world.referee.no_more_trouble()
+
+
+async def test_a_stranger_holds_nobody_up(tmp_path: Path) -> None:
+    """While it asks and asks about a charge, the owner's operations on this charge go on."""
+    async with shared(tmp_path) as world:
+        charge_id = (await charge(world, "a")).charge_id
+
+        async def keep_asking() -> None:
+            while True:
+                await asyncio.gather(*(refused(call) for call in commands_on(world, charge_id, "b")))
+
+        asking = [asyncio.ensure_future(keep_asking()) for _ in range(20)]
+        for number in range(10):
+            request = RefundRequest(idempotency_key=f"refund-{number}", charge_id=charge_id, amount=a_refund_of(5))
+            await world.commands.Refund(request, timeout=2.0, **as_tenant("a"))
+        for each in asking:
+            each.cancel()
+        await asyncio.wait(asking)
+        assert Counter(await world.moved()) == {("charge", 1250): 1, ("refund", 5): 10}
+
+
+def a_refund_of(minor_units: int) -> Any:
+    return type(a_request().amount)(minor_units=minor_units, currency_code="EUR")
+
+
+# ---------------------------------------------------------------- the time tells nothing
+TRIES = 3
+CALLS = 300
+
+
+@pytest.mark.timeout(180)
+async def test_the_time_does_not_tell_a_strangers_charge_from_none(tmp_path: Path) -> None:
+    """At rest or under way, for each command: of two such calls, either takes longer as often as the other.
+
+    The three run side by side. A try in which the machine was busy with other things does not count, up to three.
+    """
+    async with shared(tmp_path) as world:
+        resting = [(await charge(world, "a", a_hold())).charge_id for _ in range(CALLS // 2)]
+        await world.trouble("execute", **HOLD | {"retry_after": "20"})
+        moving = (await pending(world, a_hold(card=HANGING))).charge_id
+        theirs = [each for charge_id in resting for each in (charge_id, moving)]
+        for _ in range(TRIES):
+            told_apart = await asyncio.gather(*(chance_to_tell_apart(world, theirs, command) for command in range(3)))
+            if all(abs(chance - 0.5) <= 0.15 for chance in told_apart):
+                break
+        else:
+            raise AssertionError(f"the time tells: {told_apart}")
+        await world.referee.no_more_trouble()
+
+
+async def chance_to_tell_apart(world: World, theirs: Sequence[str], command: int) -> float:
+    """The chance that of a stranger's charge and none the stranger's takes longer; half if the time tells nothing."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number, foreign in enumerate(theirs):
+        both = [(seconds[0], foreign), (seconds[1], charge_id_of("a", new_key()))]
+        for of_such, charge_id in both if number % 2 else reversed(both):
+            request = (CaptureRequest, VoidRequest, RefundRequest)[command](
+                idempotency_key=new_key(), charge_id=charge_id
+            )
+            method = (world.commands.Capture, world.commands.Void, world.commands.Refund)[command]
+            begin = time.perf_counter()
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await method(request, **as_tenant("b"))  # type: ignore[arg-type]
+            of_such.append(time.perf_counter() - begin)
+    others = sorted(seconds[1])
+    ranks = [(bisect.bisect_left(others, each) + bisect.bisect_right(others, each)) / 2 for each in seconds[0]]
+    return sum(ranks) / len(ranks) / len(others)
