@@ -190,19 +190,20 @@ class Door:
         if not may(identity, self._need):
             why = f"it needs the role {self._need}"
             raise self._gate.refusal(self._method, why, identity=identity, shown=(), peer=peer)
-        return Admitted(Caller(identity.tenant, identity.name), self, presented, proven.ends_at)
+        return Admitted(identity.caller, self, presented, proven.ends_at)
 
 
 def presented_by(context: Any) -> Presented:
     """Read what a call of grpc's presents. grpc has verified the certificate's chain and times."""
     authorization = [_text(value) for key, value in context.invocation_metadata() if key == "authorization"]
     connection: Mapping[str, Any] = context.auth_context()
-    is_tls = b"ssl" in connection.get("transport_security_type", ())
+    if b"ssl" not in connection.get("transport_security_type", ()):
+        return Presented(authorization=authorization, is_private=bool(authorization) and _is_loopback(context.peer()))
     return Presented(
-        uris=[_text(name) for name in connection.get("peer_uri", ())] if is_tls else (),
-        dns_names=[_text(name) for name in connection.get("peer_dns", ())] if is_tls else (),
+        uris=[_text(name) for name in connection.get("peer_uri", ())],
+        dns_names=[_text(name) for name in connection.get("peer_dns", ())],
         authorization=authorization,
-        is_private=is_tls or (bool(authorization) and _is_loopback(context.peer())),
+        is_private=True,
     )
 
 

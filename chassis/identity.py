@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
+from chassis.caller import Caller
 from chassis.tokens import TokenRefused, TokenRules, verified
 
 # Verified tokens that are remembered until they end: to verify one takes longer than the rest of the way through the guard.
@@ -25,13 +27,18 @@ class Need(Enum):
     """Any identity; on a port that listens on loopback, none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Identity:
     """A caller that the policy names. `tenant` is empty for one that belongs to none, and sees all."""
 
     name: str
     tenant: str
     roles: frozenset[str]
+
+    @property
+    def caller(self) -> Caller:
+        """The two words of it that handlers know."""
+        return Caller(self.tenant, self.name)
 
 
 class Credential(Enum):
@@ -43,8 +50,7 @@ class Credential(Enum):
     TOKEN_SHA256 = "token_sha256"  # noqa: S105  # a word of the policy's
 
 
-@dataclass(frozen=True, slots=True)
-class Presented:
+class Presented(NamedTuple):
     """What a call presents: the alternative names of its verified certificate, and its headers of authorization."""
 
     uris: Sequence[str] = ()
@@ -54,8 +60,7 @@ class Presented:
     """Whether nobody between could have read it: TLS, or loopback."""
 
 
-@dataclass(frozen=True, slots=True)
-class Proven:
+class Proven(NamedTuple):
     """An identity that is proven until a time, in seconds since 1970."""
 
     identity: Identity
@@ -80,7 +85,10 @@ class Known:
         rules: TokenRules | None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._identities = identities
+        self._by: dict[Credential, dict[str, Identity]] = {kind: {} for kind in Credential}
+        for (kind, value), identity in identities.items():
+            self._by[kind][value] = identity
+        self._uris, self._dns_names = self._by[Credential.CERTIFICATE_URI], self._by[Credential.CERTIFICATE_DNS]
         self._rules = rules
         self._now = now
         self._tokens: dict[bytes, Proven] = {}  # by digest: a token itself is kept nowhere
@@ -89,16 +97,18 @@ class Known:
         """Find the identity of a call. Raises Unproven."""
         if presented.authorization:
             return self._by_token(presented)
-        names = [(Credential.CERTIFICATE_URI, uri) for uri in presented.uris]
-        names += [(Credential.CERTIFICATE_DNS, name) for name in presented.dns_names]
+        names = (*presented.uris, *presented.dns_names)
         if not names:
             raise Unproven("it presents no credential")
-        found = {identity for name in names if (identity := self._identities.get(name)) is not None}
-        if not found:
-            raise Unproven("the policy knows no name of its certificate", [value for _, value in names])
+        found = {self._uris.get(uri) for uri in presented.uris}
+        found.update(self._dns_names.get(name) for name in presented.dns_names)
+        found.discard(None)
         if len(found) > 1:
-            raise Unproven("its certificate has the names of several identities", [value for _, value in names])
-        return Proven(found.pop())
+            raise Unproven("its certificate has the names of several identities", names)
+        identity = found.pop() if found else None
+        if identity is None:
+            raise Unproven("the policy knows no name of its certificate", names)
+        return Proven(identity)
 
     def _by_token(self, presented: Presented) -> Proven:
         if not presented.is_private:
@@ -109,7 +119,7 @@ class Known:
         if scheme.lower() != _SCHEME or not token:
             raise Unproven("its header of authorization holds no bearer token")
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
-        static = self._identities.get((Credential.TOKEN_SHA256, digest.hex()))
+        static = self._by[Credential.TOKEN_SHA256].get(digest.hex())
         if static is not None:
             return Proven(static)
         known = self._tokens.get(digest)
@@ -130,7 +140,7 @@ class Known:
             claims = verified(token, self._rules)
         except TokenRefused as error:
             raise Unproven(str(error)) from None
-        identity = self._identities.get((Credential.JWT_SUBJECT, claims.subject))
+        identity = self._by[Credential.JWT_SUBJECT].get(claims.subject)
         if identity is None:
             raise Unproven("the policy does not know the subject of its token", [claims.subject])
         return Proven(identity, claims.ends_at)
