@@ -369,6 +369,7 @@ def _entry(entry: Entry, operation: Operation) -> query_pb2.HistoryEntry:
         status=entry.status,
         operation=operation.kind,
         idempotency_key=operation.idempotency_key,
+        actor=operation.actor,
     )
 
 
