@@ -1,12 +1,14 @@
-"""The README's lines on what follows a charge, run as they stand, in their order, against real servers.
+"""The README's lines for a terminal, run as they stand, in their order, against real servers.
 
-`buf curl`, which the set-up installs, stands in for grpcurl: it takes the same message, address and method.
+Where grpcurl is not installed, `buf curl`, which the set-up installs, stands in for it: it takes the same message, address,
+method, certificates and headers.
 """
 
 import asyncio
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from rig import certs
 from rig.processes import Town
 
 README = Path(__file__).parents[2] / "README.md"
@@ -70,3 +73,58 @@ async def test_the_lines_on_what_follows_a_charge_do_what_the_page_says(tmp_path
     assert pending.get("status") == "CHARGE_STATUS_PENDING"
     assert called_off["outcome"]["status"] == "OPERATION_STATUS_EXECUTED"
     assert again["status"] == "CHARGE_STATUS_VOIDED"
+
+
+def with_credentials(town: Town, folder: Path) -> list[str]:
+    """The commands in the README's section on certificates and tokens, for a shell, against these servers and certificates."""
+    section = README.read_text().split("<!-- credentials -->")[1].split("<!-- end of credentials -->")[0]
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).replace("\\\n", "")
+    ports = {"50051": town.command.listen, "50052": town.query.listen}
+    lines = re.sub(r"127\.0\.0\.1:(\d+)", lambda found: ports[found[1]], lines)
+    lines = lines.replace("data/certs", shlex.quote(str(folder))).replace(".venv/bin/buf", shlex.quote(str(BUF)))
+    if shutil.which("grpcurl") is None:
+        lines = re.sub(r" -(cacert|cert|key) ", r" --\1 ", lines.replace(" -H ", " --header "))
+        lines = re.sub(r"(?m)^grpcurl(.*?) ([\d.]+:\d+) (charging\S+)$", _as_buf, lines, flags=re.DOTALL | re.MULTILINE)
+    return re.split(r"\n+(?=\S*(?:grpcurl|buf'? ))", lines.strip())
+
+
+def _as_buf(found: re.Match[str]) -> str:
+    return f"{shlex.quote(str(BUF))} curl --protocol grpc{found[1]} https://{found[2]}/{found[3]}"
+
+
+async def in_shell(command: str) -> tuple[int | None, str]:
+    made = await asyncio.create_subprocess_shell(
+        command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await made.communicate()
+    return made.returncode, out.decode()
+
+
+async def at_last(command: str) -> tuple[int | None, str]:
+    """Run it until it succeeds, a few times: a person's next line comes later than the view's."""
+    for _ in range(10):
+        status, out = await in_shell(command)
+        if status == 0:
+            break
+        await asyncio.sleep(0.2)
+    return status, out
+
+
+@pytest.mark.timeout(120)
+async def test_the_lines_with_certificates_and_with_a_token_do_what_the_page_says(tmp_path: Path) -> None:
+    """By certificate the shop charges; by token the till charges and reads, and may not refund."""
+    folder = tmp_path / "certs"
+    certs.make_all(folder)
+    async with Town(tmp_path, folder) as town:
+        await town.start_query()
+        *allowed, denied = with_credentials(town, folder)
+        ran = [*[await at_last(command) for command in allowed], await in_shell(denied)]
+    assert len(ran) == 5
+    charged, history, charged_by_token, shown, refused = ran
+    assert [status for status, _ in ran[:4]] == [0] * 4, ran
+    for _, out in (charged, charged_by_token):
+        assert json.loads(out)["status"] == "CHARGE_STATUS_CHARGED"
+    assert {entry["actor"] for entry in json.loads(history[1])["entries"]} == {"shop"}
+    assert json.loads(shown[1])["charge"]["operations"][0]["actor"] == "till"
+    assert refused[0] != 0
+    assert "PERMISSION_DENIED" in refused[1].upper().replace(" ", "_") or "PermissionDenied" in refused[1]
