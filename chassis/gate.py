@@ -19,6 +19,7 @@ from chassis.caller import ANYBODY, Caller
 from chassis.identity import Identity, Known, Need, Presented, Proven, Unproven, may
 from chassis.policy import Policy
 from chassis.refusals import Refusal
+from chassis.tls import names_in
 
 log = structlog.get_logger()
 
@@ -199,9 +200,11 @@ def presented_by(context: Any) -> Presented:
     connection: Mapping[str, Any] = context.auth_context()
     if b"ssl" not in connection.get("transport_security_type", ()):
         return Presented(authorization=authorization, is_private=bool(authorization) and _is_loopback(context.peer()))
+    certificates = connection.get("x509_pem_cert", ())
+    uris, dns_names = names_in(certificates[0]) if certificates else ((), ())
     return Presented(
-        uris=[_text(name) for name in connection.get("peer_uri", ())],
-        dns_names=[_text(name) for name in connection.get("peer_dns", ())],
+        uris=uris,
+        dns_names=dns_names,
         authorization=authorization,
         is_private=True,
     )

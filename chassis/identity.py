@@ -99,7 +99,7 @@ class Known:
             return self._by_token(presented)
         names = (*presented.uris, *presented.dns_names)
         if not names:
-            raise Unproven("it presents no credential")
+            raise Unproven("it presents no token, and no certificate with a name that can be read")
         found = {self._uris.get(uri) for uri in presented.uris}
         found.update(self._dns_names.get(name) for name in presented.dns_names)
         found.discard(None)
