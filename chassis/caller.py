@@ -1,7 +1,7 @@
 """The caller of an RPC: the tenant whose keys and rows it may name, and the actor who asks.
 
-The guard around each method (chassis/server.py) identifies the caller, and hands the handler a `GuardedCall` in place of
-grpc's context. `caller_of` returns the caller of such a call, and raises for any other context: without the guard there is
+The gate (chassis/gate.py) identifies the caller, and the guard around each method (chassis/server.py) hands the handler a
+`GuardedCall` in place of grpc's context. `caller_of` returns the caller of such a call, and raises for any other context: without the guard there is
 no caller, and no default that would open a tenant's rows to everybody.
 """
 
@@ -11,14 +11,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An actor of a tenant."""
+    """An actor of a tenant. An actor that belongs to no tenant, whose `tenant` is empty, may read the feed of all."""
 
     tenant: str
     actor: str
 
 
 ANYBODY = Caller("default", "anonymous")
-"""Every caller, until identities exist: there is one tenant, and actors have no names."""
+"""Every caller where no policy is: there is one tenant, and actors have no names."""
 
 
 class NoCaller(Exception):

@@ -42,7 +42,7 @@ SLOW_READER_SECONDS = 30.0
 BATCHES_SHARED = 8
 
 ANY_READER = Caller("", "anonymous")
-"""Every reader of the feed, until identities exist. It has no tenant: it sees all records."""
+"""Every reader of the feed where no policy is. It has no tenant: it sees all records."""
 
 # The owners of records, in their order, up to the first whose owner cannot be read. Raises Unreadable if that is the first.
 OwnersOf = Callable[[Sequence[Record]], Awaitable[Sequence[str]]]

@@ -37,7 +37,7 @@ def described(context: Any) -> bytes:
 
 
 async def test_the_guard_gives_every_handler_its_caller_and_its_method() -> None:
-    """Until identities exist, all calls have the same caller."""
+    """Without a policy all calls have the same caller."""
     server = await Server.start(
         Address("127.0.0.1", 0),
         Asking().register,

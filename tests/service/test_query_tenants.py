@@ -146,7 +146,7 @@ async def test_another_tenants_charge_is_not_found_by_its_id(town: Town, tenant:
 
 
 async def test_a_client_over_the_network_has_the_default_tenant(town: Town) -> None:
-    """Until identities exist."""
+    """Without a policy."""
     page = await town.client.queries.ListCharges(ListChargesRequest())
     assert [charge.amount.minor_units for charge in page.charges] == [200, 100]
 
