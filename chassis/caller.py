@@ -1,8 +1,8 @@
 """The caller of an RPC: the tenant whose keys and rows it may name, and the actor who asks.
 
 The gate (chassis/gate.py) identifies the caller, and the guard around each method (chassis/server.py) hands the handler a
-`GuardedCall` in place of grpc's context. `caller_of` returns the caller of such a call, and raises for any other context: without the guard there is
-no caller, and no default that would open a tenant's rows to everybody.
+`GuardedCall` in place of grpc's context. `caller_of` returns the caller of such a call, and raises for any other context:
+without the guard there is no caller, and no default that would open a tenant's rows to everybody.
 """
 
 from dataclasses import dataclass
