@@ -1,5 +1,6 @@
 """A real journal that two tenants' charges are in, and its feed over real ports: the whole one, and one for each tenant."""
 
+import asyncio
 import contextlib
 import uuid
 from collections import defaultdict
@@ -31,6 +32,7 @@ from tests.service.test_feed import chained
 
 WHOLE, SHOP, CAFE, NOBODY, DEFAULT = "", "shop", "café", "nobody", "default"
 HEARTBEAT_SECONDS = 0.1
+PATIENCE_SECONDS = 10.0
 
 
 class Counted(GroupCommit):
@@ -126,19 +128,22 @@ class Follower:
 
     async def reach(self, position: int) -> None:
         """Read until the place is at a position or beyond."""
-        while self.place.position < position:
-            await self.next()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while self.place.position < position:
+                await self.next()
 
     async def until(self, kind: str) -> SubscribeResponse:
-        while (message := await self.next()).WhichOneof("item") != kind:
-            pass
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (message := await self.next()).WhichOneof("item") != kind:
+                pass
         return message
 
     async def end(self) -> Told:
         """Read on to the error that ends the stream."""
         try:
-            while True:
-                await self.next()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while True:
+                    await self.next()
         except grpc.aio.AioRpcError as error:
             return told(error)
 
