@@ -61,17 +61,15 @@ async def serve(listen: Address | None, tls: ServerTls | None = None) -> None:
     if listen is None:
         return
     try:
-        if tls is None:
-            await asyncio.start_server(_Readers().answer, listen.host, listen.port)
-        else:
-            await asyncio.start_server(
-                _Readers().answer,
-                listen.host,
-                listen.port,
-                ssl=tls.context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=HANDSHAKE_SECONDS,
-            )
+        await asyncio.start_server(
+            _Readers().answer,
+            listen.host,
+            listen.port,
+            backlog=1_000,  # handshakes that never end do not keep an honest reader waiting to be accepted
+            ssl=tls.context if tls else None,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
+            ssl_shutdown_timeout=HANDSHAKE_SECONDS if tls else None,
+        )
     except OSError as error:
         # The loop's own text repeats the address, so the system's text is used; an unknown host has only the loop's text.
         why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
