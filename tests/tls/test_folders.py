@@ -15,7 +15,7 @@ from chassis.watched import Unusable
 from rig import certs
 from rig.certs import DAY, HERE, Authority
 from rig.processes import DidNotStart, Town
-from tests.tls.probes import NOW
+from tests.tls.probes import NOW, Port, context
 
 Spoil = Callable[[Path, Authority], object]
 
@@ -91,7 +91,7 @@ def test_a_set_that_cannot_be_used_is_refused_with_the_file_and_the_reason(
 
 async def test_a_server_with_such_a_set_does_not_start_and_makes_no_journal(tmp_path: Path, ours: Authority) -> None:
     town = Town(tmp_path)
-    ours.issue(tmp_path / "server", ips=HERE)
+    ours.issue(tmp_path / "server", dns=["localhost"])
     (tmp_path / "server" / "ca.crt").unlink()
     try:
         await town.start_bank()
@@ -99,6 +99,8 @@ async def test_a_server_with_such_a_set_does_not_start_and_makes_no_journal(tmp_
             await town.start_command(COMMAND_TLS=str(tmp_path / "server"))
         assert not town.journal.exists()
         await town.start_command(COMMAND_TLS=str(tmp_path / "server"), COMMAND_CLIENT_CERTIFICATES="no")
+        assert Port.of(town.command.listen).answers(context(ours.pem))
+        assert not Port.of(town.command.listen).answers(None)
     finally:
         await town.__aexit__()
 
