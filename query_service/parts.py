@@ -8,8 +8,10 @@ import random
 import time
 from typing import Any
 
+import structlog
+
 from chassis.disk import LOCAL_DISK, Disk
-from chassis.tls import ClientTls, ServerTls
+from chassis.tls import ClientTls, ServerTls, is_loopback
 from chassis.watched import Watched
 from query_service.api import QueryService
 from query_service.feed import Credentials, feed_of, token_in
@@ -17,6 +19,8 @@ from query_service.settings import Settings
 from query_service.subscriber import OpenFeed, Subscriber
 from query_service.view import View
 from query_service.waiting import Waiting
+
+log = structlog.get_logger()
 
 
 class Parts:
@@ -56,6 +60,8 @@ class Parts:
         if self.settings.feed_token is not None:
             token = token_in(self.settings.feed_token)
             self.watched.append(token)
+        if tls is None and not all(is_loopback(each.host) for each in self.settings.feed):
+            log.warning("the feed is read in plaintext: others may read it, and show us money that never moved")
         return feed_of(self.settings.feed, Credentials(tls, token))
 
     async def view(self) -> View:
