@@ -8,7 +8,6 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import grpc
 import h11
@@ -47,12 +46,16 @@ async def offer(
     """
     REGISTRY.register(_Gauges(prefix, texts, take))
     answer = _Readers(gate.door(METRICS, on_loopback=is_loopback(listen.host))).answer
-    secured: dict[str, Any] = {}
-    if tls is not None:
-        seconds = HANDSHAKE_SECONDS
-        secured = {"ssl": tls.context, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": seconds}
     try:
-        await asyncio.start_server(answer, listen.host, listen.port, **secured)
+        await asyncio.start_server(
+            answer,
+            listen.host,
+            listen.port,
+            backlog=1_000,  # handshakes that never end do not keep an honest reader waiting to be accepted
+            ssl=tls.context if tls else None,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
+            ssl_shutdown_timeout=HANDSHAKE_SECONDS if tls else None,
+        )
     except OSError as error:
         # The loop's own text repeats the address, so the system's text is used; an unknown host has only the loop's text.
         why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)

@@ -10,9 +10,11 @@ later, with forward secrecy and authenticated encryption only; the contexts made
 """
 
 import datetime
+import re
 import ssl
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import grpc
 import structlog
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from chassis.watched import Files, Unusable, Watched
@@ -35,6 +37,7 @@ HANDSHAKE_SECONDS = 5.0
 DAYS_TO_RENEW = 14
 # Of TLS 1.2. All suites of TLS 1.3 are strong.
 _SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20"
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class _Pair:
     """Our certificate, with its chain, and its key."""
 
     chain: bytes
-    key: bytes
+    key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,10 @@ def _configuration(used: _Set) -> grpc.ServerCertificateConfiguration:
 
 def _pair(files: Files, folder: Path, purpose: x509.ObjectIdentifier) -> _Pair:
     chain, key = files.read(folder / CERTIFICATE), files.read(folder / KEY)
-    own = _certificates(folder / CERTIFICATE, chain)[0]
+    try:
+        own = x509.load_pem_x509_certificates(chain)[0]
+    except (ValueError, UnsupportedAlgorithm):
+        raise Unusable(f"{folder / CERTIFICATE}: holds no certificate that can be read") from None
     try:
         private = load_pem_private_key(key, None)
     except TypeError:
@@ -208,19 +214,11 @@ def _examine(file: Path, own: x509.Certificate, purpose: x509.ObjectIdentifier) 
 
 
 def _authorities(files: Files, file: Path) -> bytes:
-    """Read authorities, without the remarks between them, which OpenSSL takes in ASCII only."""
-    certificates = _certificates(file, files.read(file))
-    now = datetime.datetime.now(datetime.UTC)
-    if all(now > each.not_valid_after_utc for each in certificates):
-        raise Unusable(f"{file}: every authority in it has expired")
-    return b"".join(each.public_bytes(Encoding.PEM) for each in certificates)
-
-
-def _certificates(file: Path, content: bytes) -> Sequence[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(content)
-    except (ValueError, UnsupportedAlgorithm):
-        raise Unusable(f"{file}: holds no certificate that can be read") from None
+    """Read authorities, without the remarks between them. OpenSSL judges them: of public ones not all keep to the standard."""
+    found = _PEM.findall(files.read(file))
+    if not found:
+        raise Unusable(f"{file}: holds no certificate that can be read")
+    return b"\n".join(found) + b"\n"
 
 
 def _context(protocol: int, folder: Path, pair: _Pair | None, authorities: bytes | None) -> ssl.SSLContext:
@@ -232,9 +230,15 @@ def _context(protocol: int, folder: Path, pair: _Pair | None, authorities: bytes
         if pair is not None:
             # OpenSSL takes a key from a file only. If the files were replaced just now, the next look makes all anew.
             context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
-        if authorities is not None:
-            context.load_verify_locations(cadata=authorities.decode("ascii"))
     except OSError as error:  # an ssl.SSLError is one
         why = getattr(error, "reason", None) or type(error).__name__
-        raise Unusable(f"{folder}: cannot be used ({why})") from None
+        raise Unusable(f"{folder / CERTIFICATE}: cannot be used ({why})") from None
+    if authorities is not None:
+        try:
+            context.load_verify_locations(cadata=authorities.decode("latin-1"))
+        except (ssl.SSLError, TypeError):  # a TypeError: the text is not ASCII
+            raise Unusable(f"{folder / AUTHORITIES}: holds no certificate that can be read") from None
+        ends = [ssl.cert_time_to_seconds(str(each["notAfter"])) for each in context.get_ca_certs()]
+        if ends and max(ends) < time.time():
+            raise Unusable(f"{folder / AUTHORITIES}: every authority in it has expired")
     return context

@@ -79,7 +79,7 @@ async def told(town: Town, listen: Mapping[str, str]) -> None:
 
 async def _tell_and_stay(town: Town, listen: Mapping[str, str]) -> NoReturn:
     await told(town, listen)
-    _invite(town)
+    invite(town)
     while True:  # as a supervisor would
         await asyncio.sleep(0.1)
         for server, start in _servers(town):
@@ -136,7 +136,8 @@ def _print_folded(before: str, body: str) -> None:
     print(before + f"\n{indent}".join(lines))
 
 
-def _invite(town: Town) -> None:
+def invite(town: Town) -> None:
+    """Print how to go on with the servers that are up."""
     body = (
         '{"idempotency_key": "%s", "user_id": "alice", "card": {"token": "tok_visa"}, '
         '"amount": {"minor_units": 1250, "currency_code": "EUR"}}'

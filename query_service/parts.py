@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any
 
+import structlog
+
 from chassis.disk import LOCAL_DISK, Disk
+from chassis.exposure import is_loopback
 from chassis.gate import Gate
 from chassis.policy import Policy, read_policy
+from chassis.settings import SettingsError
 from chassis.shares import NO_WEIGHTS
 from chassis.tls import ClientTls, ServerTls
 from chassis.watched import Watched
@@ -24,6 +28,8 @@ from query_service.settings import Settings
 from query_service.subscriber import OpenFeed, Subscriber
 from query_service.view import View
 from query_service.waiting import Waiting
+
+log = structlog.get_logger()
 
 
 class Parts:
@@ -73,7 +79,7 @@ class Parts:
         return NO_WEIGHTS if self.policy is None else self.policy.value.weights
 
     def open_feed(self) -> OpenFeed:
-        """Make the function that opens the feed, for the subscriber. Raises as `feed_of`, and Unusable."""
+        """Make the function that opens the feed, for the subscriber. Raises as `feed_of`, and SettingsError."""
         tls, token = None, None
         if self.settings.feed_tls is not None:
             tls = ClientTls(self.settings.feed_tls)
@@ -81,6 +87,13 @@ class Parts:
         if self.settings.feed_token is not None:
             token = token_in(self.settings.feed_token)
             self.watched.append(token)
+        if tls is None and not all(is_loopback(each.host) for each in self.settings.feed):
+            if not self.settings.is_open:
+                raise SettingsError(
+                    "QUERY_FEED names another machine, and QUERY_FEED_TLS is not set: whoever takes its port could show money "
+                    "that never moved. Set it, or set QUERY_OPEN=yes to follow any feed"
+                )
+            log.warning("the feed is read in plaintext: others may read it, and show us money that never moved")
         return feed_of(self.settings.feed, Credentials(tls, token))
 
     async def view(self) -> View:

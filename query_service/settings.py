@@ -53,7 +53,8 @@ class Settings:
         "QUERY_OPEN",
         yes_or_no,
         "no",
-        "yes allows addresses that other machines reach without TLS or without a policy: everybody there may do everything",
+        "yes allows addresses that other machines reach without TLS or without a policy, where everybody may then ask "
+        "everything, and a feed of another machine without TLS",
     )
     feed_tls: Path | None = setting(
         "QUERY_FEED_TLS",

@@ -51,9 +51,9 @@ roles = ["charge", "read"]
 
 
 class Authority:
-    """Issues certificates. Its own is valid for a year from a day ago."""
+    """Issues certificates. Its own is valid from a day ago for a year, unless another end is given."""
 
-    def __init__(self, name: str = "chargeonce.test") -> None:
+    def __init__(self, name: str = "chargeonce.test", *, not_after: datetime.datetime | None = None) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.datetime.now(datetime.UTC)
@@ -64,7 +64,7 @@ class Authority:
             .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - DAY)
-            .not_valid_after(now + 365 * DAY)
+            .not_valid_after(not_after or now + 365 * DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_uses_of_an_authority(), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)

@@ -170,6 +170,22 @@ async def test_a_token_is_sent_in_plaintext_to_this_machine_only(tmp_path: Path)
                 pass
 
 
+async def test_a_feed_in_plaintext_from_another_machine_is_followed_only_if_its_operator_says_so(
+    tmp_path: Path, logs: Logs
+) -> None:
+    def warned() -> int:
+        return sum(str(entry["event"]).startswith("the feed is read in plaintext") for entry in logs)
+
+    async with querying("127.0.0.1:1", tmp_path / "view.db"):
+        assert warned() == 0
+    with pytest.raises(SettingsError, match="QUERY_FEED_TLS is not set"):
+        async with querying("127.0.0.1:1,192.0.2.1:50053", tmp_path / "view.db"):
+            pass
+    assert warned() == 0
+    async with querying("127.0.0.1:1,192.0.2.1:50053", tmp_path / "view.db", QUERY_OPEN="yes"):
+        assert warned() == 1
+
+
 @pytest.mark.parametrize("content", ["", "two words", "a\nb", "t\u00f6ken", "a\x00b"])
 async def test_a_file_without_a_token_is_refused_at_the_start_and_not_quoted(tmp_path: Path, content: str) -> None:
     (tmp_path / "token").write_text(content)

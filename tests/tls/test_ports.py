@@ -22,11 +22,15 @@ async def test_every_port_takes_clients_of_the_authority_and_no_others(safe: Saf
     assert set(safe.ports) == set(EVERYWHERE)
     for name, port in safe.ports.items():
         assert port.answers(context(trust, safe.client)), name
+    with safe.ports["bank"].connection(context(trust, safe.client)) as line:
+        line.sendall(b"no HTTP\r\n\r\n")
+        assert line.recv(4096).startswith(b"HTTP/1.1 400 ")
     for who, shown in strangers(tmp_path / "strangers", safe.authority).items():
         for name, port in safe.ports.items():
             assert not port.answers(context(trust, shown)), (name, who)
     for name, port in safe.ports.items():
         assert not port.answers(None), (name, "plaintext")
+    assert not safe.logged("a request got no answer")
 
 
 async def test_every_port_takes_tls_1_2_and_1_3_with_strong_suites_only(safe: Safe) -> None:
