@@ -182,10 +182,8 @@ class Reception:
                 return self._accepted(command, await self._streams.handle(decided, command))
             snapshot = None  # the leader may have moved the charge on
         self._leaders[charge_id] = leader = asyncio.get_running_loop().create_future()
-        result, tenant = None, tenant_of(command)
-        excess = self._runner.places.take(
-            tenant
-        )  # for this call only: if it begins a run, that takes a place of its own
+        result, tenant, places = None, tenant_of(command), self._runner.places
+        excess = places.take(tenant)  # for this call only: if it begins a run, that takes a place of its own
         try:
             if isinstance(command, Command):
                 result = await self._open(command, excess)
@@ -194,7 +192,7 @@ class Reception:
             return result
         finally:
             if excess is None:
-                self._runner.places.give_back(tenant)
+                places.give_back(tenant)
             del self._leaders[charge_id]
             leader.set_result(result.snapshot if result is not None and result.run is None else None)
 

@@ -31,6 +31,7 @@ from command_service.failures import (
     NotNow,
     OperationUnderWay,
     PossibleDuplicate,
+    TenantLimit,
     TooManyUnfinished,
 )
 from command_service.values import DeclineReason, Kind, ReviewReason
@@ -213,7 +214,12 @@ def test_the_metadata_name_what_the_client_needs_for_its_next_step(
 
 
 @pytest.mark.parametrize(
-    "failure", [OperationUnderWay(retry_after_seconds=0.25), TooManyUnfinished(retry_after_seconds=1.0)]
+    "failure",
+    [
+        OperationUnderWay(retry_after_seconds=0.25),
+        TooManyUnfinished(retry_after_seconds=1.0),
+        TenantLimit(retry_after_seconds=1.0),
+    ],
 )
 def test_what_may_succeed_later_says_when(failure: NotNow) -> None:
     assert refusal_of(failure).retry_after_seconds == failure.retry_after_seconds

@@ -154,6 +154,14 @@ def test_refused_callers_come_back_one_after_another_more_slowly_than_calls_end(
     assert min(gaps) >= 0.99 * CALLS_A_RETURN * 0.2 / 100
 
 
+def test_a_tenants_refused_callers_keep_nobody_elses_away() -> None:
+    """Each tenant beyond its share has a queue of its own, apart from that of the whole server."""
+    appointments, _ = busy(1.0)
+    waits = [appointments.give_seconds("a") for _ in range(100)]
+    assert waits[-1] > 2 * SOONEST_RETURN_SECONDS
+    assert appointments.give_seconds("b") == appointments.give_seconds() == SOONEST_RETURN_SECONDS
+
+
 def test_no_caller_is_asked_to_stay_away_for_longer_than_a_minute() -> None:
     """For any number of callers; those at the limit are spread, so that they do not return all at once."""
     appointments, _ = busy(10.0)
