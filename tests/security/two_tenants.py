@@ -18,11 +18,13 @@ import httpx
 from charging.v1 import command_pb2_grpc, journal_pb2_grpc, query_pb2_grpc
 from judge.files import movements_of
 from judge.history import Movement
-from rig.certs import HERE, TRUST, Authority
+from rig.certs import HERE, TRUST, Authority, write_secret
 from rig.processes import Town, free_address
 from tests.security.tokens import AUDIENCE, ISSUER, key_set
 
-STATIC_TOKEN = "static-J6pZ1w0mTqUu8yXc4hRk"  # of a till that exists in tests only
+# Of a till and of a query server that exist in tests only.
+STATIC_TOKEN = "static-J6pZ1w0mTqUu8yXc4hRk"
+FEED_TOKEN = "feed-Qm3x9ZtV5bLw7kGs2nHd"
 _TENANTS_CLIENT = """
 [[identities]]
 name = "{name}"
@@ -56,7 +58,7 @@ roles = ["charge", "read"]
 
 [[identities]]
 name = "query-server"
-certificate_uri = "{TRUST}/query"
+token_sha256 = "{hashlib.sha256(FEED_TOKEN.encode()).hexdigest()}"
 roles = ["feed"]
 """
 
@@ -97,14 +99,11 @@ class TwoTenants:
             self.authority.issue(folder, uris=uris, dns=dns, client_only=True)
         return folder
 
-    async def client(self, name: str, *, token: str | None = None, **options: Any) -> Client:
-        """Connect, with the certificate of this name, and with a bearer token if one is given."""
+    async def client(self, name: str, **options: Any) -> Client:
+        """Connect, with the certificate of this name."""
         folder = self.shown(name)
         files = [(folder / file).read_bytes() for file in ("ca.crt", "tls.key", "tls.crt")]
         credentials = grpc.ssl_channel_credentials(*files)
-        if token is not None:
-            bearer = grpc.access_token_call_credentials(token)
-            credentials = grpc.composite_channel_credentials(credentials, bearer)
         ports = (self.town.command.listen, self.town.query.listen, str(self.town.command.serving["feed"]))
         channels = [grpc.aio.secure_channel(port, credentials, **options) for port in ports]
         for channel in channels:
@@ -137,17 +136,22 @@ class TwoTenants:
 
 @contextlib.asynccontextmanager
 async def two_tenants(folder: Path, **settings: str) -> AsyncIterator[TwoTenants]:
-    """Start all servers, with their files below a folder. `settings` are the command server's."""
+    """Start all servers, with their files below a folder. `settings` are the command server's.
+
+    The query server shows the feed a token.
+    """
     authority, certificates = Authority(), folder / "certificates"
     for server in ("bank", "command", "query"):
         authority.issue(certificates / server, dns=["localhost"], ips=HERE, uris=[f"{TRUST}/{server}"])
     (certificates / "policy.toml").write_text(_POLICY)
     (certificates / "jwks.json").write_bytes(key_set())
+    feed_token = certificates / "feed.token"
+    write_secret(feed_token, FEED_TOKEN.encode())
     made = TwoTenants(Town(folder / "town", certificates), authority, folder / "clients")
     try:
         await made.town.start_bank()
         await made.town.start_command(COMMAND_METRICS_LISTEN=made.metrics[0], **settings)
-        await made.town.start_query(QUERY_METRICS_LISTEN=made.metrics[1])
+        await made.town.start_query(QUERY_METRICS_LISTEN=made.metrics[1], QUERY_FEED_TOKEN_FILE=str(feed_token))
         async with made._open:
             yield made
     finally:
