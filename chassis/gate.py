@@ -19,6 +19,7 @@ from chassis.caller import ANYBODY, Caller
 from chassis.identity import Identity, Known, Need, Presented, Proven, Unproven, may
 from chassis.policy import Policy
 from chassis.refusals import Refusal
+from chassis.tls import names_in
 
 log = structlog.get_logger()
 
@@ -198,9 +199,11 @@ def presented_by(context: Any) -> Presented:
     authorization = [_text(value) for key, value in context.invocation_metadata() if key == "authorization"]
     connection: Mapping[str, Any] = context.auth_context()
     is_tls = b"ssl" in connection.get("transport_security_type", ())
+    certificates = connection.get("x509_pem_cert", ()) if is_tls else ()
+    uris, dns_names = names_in(certificates[0]) if certificates else ((), ())
     return Presented(
-        uris=[_text(name) for name in connection.get("peer_uri", ())] if is_tls else (),
-        dns_names=[_text(name) for name in connection.get("peer_dns", ())] if is_tls else (),
+        uris=uris,
+        dns_names=dns_names,
         authorization=authorization,
         is_private=is_tls or (bool(authorization) and _is_loopback(context.peer())),
     )

@@ -92,7 +92,7 @@ class Known:
         names = [(Credential.CERTIFICATE_URI, uri) for uri in presented.uris]
         names += [(Credential.CERTIFICATE_DNS, name) for name in presented.dns_names]
         if not names:
-            raise Unproven("it presents no credential")
+            raise Unproven("it presents no token, and no certificate with a name that can be read")
         found = {identity for name in names if (identity := self._identities.get(name)) is not None}
         if not found:
             raise Unproven("the policy knows no name of its certificate", [value for _, value in names])

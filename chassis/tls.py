@@ -13,6 +13,7 @@ import datetime
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,21 @@ class ClientTls:
         if now.pair is None:
             return grpc.ssl_channel_credentials(now.authorities)
         return grpc.ssl_channel_credentials(now.authorities, now.pair.key, now.pair.chain)
+
+
+@lru_cache(maxsize=1024)
+def names_in(certificate: bytes) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the URIs and the host names of a certificate in PEM, both from its alternative names; none if unreadable.
+
+    gRPC tells the names too, but each only up to a zero byte: a stranger's name that begins with a caller's, and goes on
+    after a zero, would be the caller's.
+    """
+    try:
+        parsed = x509.load_pem_x509_certificate(certificate)
+        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return names.get_values_for_type(x509.UniformResourceIdentifier), names.get_values_for_type(x509.DNSName)
+    except Exception:  # of whatever kind: the certificate is a stranger's, whatever authority has signed it
+        return (), ()
 
 
 def _configuration(used: _Set) -> grpc.ServerCertificateConfiguration:

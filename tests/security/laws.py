@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ from chassis.refusals import Refusal
 from chassis.settings import Address, SettingsError
 from chassis.watched import Files, Unusable
 from contract.access import ACCESS, ROLES
+from rig.certs import Authority
 from tests.security import tokens as provider
 
 # In the order in which they import each other.
@@ -101,6 +104,12 @@ class World:
         return self.gate.Gate(ACCESS, refused, (lambda: policy) if policy is not None else None, **more)
 
 
+@cache
+def _certificate(uris: Sequence[str], names: Sequence[str]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return (Authority().issue(Path(folder), uris=uris, dns=names) / "tls.crt").read_bytes()
+
+
 class Call:
     """A call as grpc hands it over: its metadata, its connection and its peer."""
 
@@ -115,8 +124,10 @@ class Call:
         self._metadata = [("user-agent", "test"), *(("authorization", value) for value in authorization)]
         self._connection = {
             "transport_security_type": [b"ssl" if tls else b"insecure"],
-            "peer_uri": [uri.encode() for uri in uris],
-            "peer_dns": [name.encode() for name in names],
+            # What grpc itself tells of the names, which is not asked: it ends each at a zero.
+            "peer_uri": [uri.partition("\0")[0].encode() for uri in uris],
+            "peer_dns": [name.partition("\0")[0].encode() for name in names],
+            "x509_pem_cert": [_certificate(tuple(uris), tuple(names))] if uris or names else [],
         }
         self._peer = peer
 
@@ -158,6 +169,8 @@ def by_certificate(world: World, folder: Path) -> None:
         Call(uris=["spiffe://example/shop2"]),
         Call(uris=["spiffe://example/shop/a"]),
         Call(uris=["spiffe://example/sho"]),
+        Call(uris=["spiffe://example/shop\0.evil"]),
+        Call(names=["checkout.shop.example\0.evil"]),
         Call(uris=["checkout.shop.example"], names=["spiffe://example/shop"]),
         Call(names=["*.shop.example"]),
         Call(uris=["spiffe://example/shop", "spiffe://example/query"]),
