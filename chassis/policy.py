@@ -38,6 +38,7 @@ from chassis.watched import Files, Unusable
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 _NAME_RULE = "must be 1 to 128 letters, digits and . _ : @ / -, and begin with a letter or digit"
+_WORD = re.compile(r"[a-z_]{1,16}")
 _WEIGHTS, _RATES = (0.001, 1000.0), (0.001, 1_000_000.0)
 
 
@@ -66,11 +67,10 @@ def read_policy(path: Path, roles: Roles, files: Files) -> Policy:
         document = tomllib.loads(files.read(path).decode())
     except UnicodeDecodeError:
         raise Unusable(f"{path}: is not UTF-8") from None
-    except (
-        tomllib.TOMLDecodeError,
-        RecursionError,
-    ) as error:  # its text names the place, and quotes at most a character
-        raise Unusable(f"{path}: is no TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        # Its text may quote the file, and ends with the place. A number that is too long for Python has none.
+        _, bracket, place = str(error).rpartition("(at ")
+        raise Unusable(f"{path}: is no TOML{bracket and f' ({bracket[1:]}{place}'}") from None
     reading = _Reading(roles, path.parent, files)
     policy = reading.policy(document)
     if reading.problems:
@@ -114,7 +114,7 @@ class _Reading:
                 continue
             identity = self._identity(where, entry)
             if identity.name in {other.name for other in identities}:
-                self.problems.append(f"{where}: another identity has the name {identity.name}")
+                self.problems.append(f"{where}: another identity has the same name")
             identities.append(identity)
             for credential in self._credentials(where, entry, has_tokens="jwt" in document):
                 if credential in by_credential:
@@ -135,7 +135,7 @@ class _Reading:
             roles = []
         for role in roles:
             if role not in self._roles.known:
-                self.problems.append(f"{where}: there is no role {role!r}{_meant(role, self._roles.known)}")
+                self.problems.append(f"{where}: there is no such role, {_shown(role, self._roles.known)}")
             elif "tenant" not in entry and role not in self._roles.without_tenant:
                 self.problems.append(f"{where}: the role {role} needs a tenant")
         return Identity(name, tenant, frozenset(roles))
@@ -192,7 +192,7 @@ class _Reading:
         for tenant, values in entry.items():
             where = f"[tenants.{tenant}]"
             if tenant not in tenants:
-                self.problems.append(f"{where}: no identity has this tenant{_meant(tenant, tenants)}")
+                self.problems.append(f"[tenants]: a tenant that no identity has, {_shown(tenant, tenants)}")
             elif not isinstance(values, dict):
                 self.problems.append(f"{where}: must be a table")
             else:
@@ -206,7 +206,7 @@ class _Reading:
     def _only(self, where: str, entry: Mapping[str, Any], known: Collection[str]) -> None:
         for key in entry:
             if key not in known:
-                self.problems.append(f"{where}: {key!r} means nothing here{_meant(key, known)}")
+                self.problems.append(f"{where}: a key that means nothing here, {_shown(key, known)}")
 
     def _name(self, where: str, entry: Mapping[str, Any], key: str) -> str:
         value = entry.get(key)
@@ -254,6 +254,9 @@ def _listed(words: Iterable[str]) -> str:
     return ", ".join(words)
 
 
-def _meant(word: str, known: Collection[str]) -> str:
+def _shown(word: str, known: Collection[str]) -> str:
+    """Quote a word that a file should not hold, with the one that is meant. It may be a token, in the wrong place."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f": is {near[0]!r} meant?" if near else ""
+    if near:
+        return f"{word!r}: is {near[0]!r} meant?"
+    return repr(word) if _WORD.fullmatch(word) else f"a word of {len(word)} characters"

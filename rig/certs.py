@@ -193,6 +193,7 @@ def main() -> None:
     if (chosen.folder / "policy.toml").exists() and not chosen.again:
         print(f"{chosen.folder} holds certificates already; --again replaces them")
         return
+    os.umask(0o077)  # who may write into a folder of authorities decides who is trusted
     make_all(chosen.folder)
     print(f"made an authority's certificates in {chosen.folder}, valid for ninety days")
 
