@@ -91,3 +91,13 @@ def test_the_readmes_own_words_have_the_benchmarks_figures() -> None:
     readme = (ROOT / "README.md").read_text()
     section = readme[readme.index("## The benchmark") : readme.index("<!-- figures")]
     assert set(re.findall(r"\*\*([\d.,]+)\*\*", section)) <= measured
+
+
+def test_every_line_of_what_is_proved_of_security_names_a_test_that_exists() -> None:
+    lines = re.findall(
+        r"^\| [^|]+ \| `(tests/[\w/]+\.py)::(test_\w+)` \|$", (ROOT / "docs/security.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) >= 60
+    assert len(lines) == len(set(lines))
+    missing = [(file, name) for file, name in lines if f"def {name}(" not in (ROOT / file).read_text()]
+    assert missing == []
