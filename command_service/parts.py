@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,11 +21,9 @@ import structlog
 from chassis import punctual, stderr
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.exposure import is_loopback
-from chassis.gate import Gate
-from chassis.policy import Policy, read_policy
 from chassis.settings import SettingsError
-from chassis.shares import NO_WEIGHTS, Rates, Shares
-from chassis.tls import ClientTls, ServerTls
+from chassis.shares import Rates, Shares
+from chassis.tls import ClientTls
 from chassis.watched import Watched
 from command_service.api import CommandService
 from command_service.bank import Bank
@@ -44,7 +42,7 @@ from command_service.owners import Owners
 from command_service.reception import Reception
 from command_service.runner import Runner
 from command_service.settings import Settings
-from contract.access import ROLES, gate_of
+from contract.entrance import Entrance
 from contract.errors import command_refusal as refusal
 
 log = structlog.get_logger()
@@ -93,11 +91,11 @@ class Parts:
 
     def weights(self) -> Mapping[str, float]:
         """Return the present weights of the tenants' shares."""
-        return NO_WEIGHTS if self.policy is None else self.policy.value.weights
+        return self.entrance.weights()
 
     def rate_of(self, tenant: str) -> float | None:
         """Return the number of calls a second that a tenant may make now; None: as many as it likes."""
-        return None if self.policy is None else self.policy.value.rates.get(tenant)
+        return self.entrance.rate_of(tenant)
 
     def end_process(self) -> NoReturn:
         """End the process without running another line of ours: the next start reads the result of the commit."""
@@ -132,27 +130,12 @@ class Parts:
             await self.store(), now=self.now, end_process=self.end_process, rhythm=self.rhythm()
         )
 
-    def tls(self) -> ServerTls | None:
-        """Read the server's certificates; None for plaintext. Raises Unusable."""
-        if self.settings.tls is None:
-            return None
-        made = ServerTls(self.settings.tls, client_certificates=self.settings.client_certificates)
-        self.watched.append(made.watched)
-        return made
-
     @cached_property
-    def policy(self) -> Watched[Policy] | None:
-        """Read the policy; None if there is none. Raises Unusable."""
-        if self.settings.policy is None:
-            return None
-        made = Watched(partial(read_policy, self.settings.policy, ROLES), what=f"the policy {self.settings.policy}")
-        self.watched.append(made)
+    def entrance(self) -> Entrance:
+        """What stands before the ports. Raises Unusable if its files cannot be used."""
+        made = Entrance(self.settings, refusal)
+        self.watched += made.watched
         return made
-
-    def gate(self) -> Gate:
-        """Make the gate, which admits callers. Raises Unusable if the policy cannot be used."""
-        policy = self.policy
-        return gate_of(refusal, None if policy is None else lambda: policy.value)
 
     def wire(self) -> httpx.AsyncBaseTransport:
         """Make the HTTP connections to the bank. Raises Unusable or SettingsError if its certificates cannot be used."""

@@ -70,7 +70,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
     )
     parts = make_parts(chosen)
     async with contextlib.AsyncExitStack() as stack:
-        tls, admission = parts.tls(), parts.gate()
+        tls, admission = parts.entrance.tls, parts.entrance.gate
         journal = await parts.journal()
         stack.push_async_callback(journal.close)
         bank = parts.bank()

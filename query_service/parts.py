@@ -7,20 +7,17 @@ method here, or wrap its result. Everything outside of the process is reached th
 import random
 import time
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import structlog
 
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.exposure import is_loopback
-from chassis.gate import Gate
-from chassis.policy import Policy, read_policy
 from chassis.settings import SettingsError
-from chassis.shares import NO_WEIGHTS
-from chassis.tls import ClientTls, ServerTls
+from chassis.tls import ClientTls
 from chassis.watched import Watched
-from contract.access import ROLES, gate_of
+from contract.entrance import Entrance
 from contract.errors import query_refusal as refusal
 from query_service.api import QueryService
 from query_service.feed import Credentials, feed_of, token_in
@@ -52,31 +49,16 @@ class Parts:
         """Give the disk that holds the view."""
         return LOCAL_DISK
 
-    def tls(self) -> ServerTls | None:
-        """Read the server's certificates; None for plaintext. Raises Unusable."""
-        if self.settings.tls is None:
-            return None
-        made = ServerTls(self.settings.tls, client_certificates=self.settings.client_certificates)
-        self.watched.append(made.watched)
-        return made
-
     @cached_property
-    def policy(self) -> Watched[Policy] | None:
-        """Read the policy; None if there is none. Raises Unusable."""
-        if self.settings.policy is None:
-            return None
-        made = Watched(partial(read_policy, self.settings.policy, ROLES), what=f"the policy {self.settings.policy}")
-        self.watched.append(made)
+    def entrance(self) -> Entrance:
+        """What stands before the ports. Raises Unusable if its files cannot be used."""
+        made = Entrance(self.settings, refusal)
+        self.watched += made.watched
         return made
-
-    def gate(self) -> Gate:
-        """Make the gate, which admits callers. Raises Unusable if the policy cannot be used."""
-        policy = self.policy
-        return gate_of(refusal, None if policy is None else lambda: policy.value)
 
     def weights(self) -> Mapping[str, float]:
         """Return the present weights of the tenants' shares."""
-        return NO_WEIGHTS if self.policy is None else self.policy.value.weights
+        return self.entrance.weights()
 
     def open_feed(self) -> OpenFeed:
         """Make the function that opens the feed, for the subscriber. Raises as `feed_of`, and SettingsError."""

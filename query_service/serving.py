@@ -68,7 +68,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
     )
     async with contextlib.AsyncExitStack() as stack:
         parts = make_parts(chosen)
-        tls, admission = parts.tls(), parts.gate()
+        tls, admission = parts.entrance.tls, parts.entrance.gate
         view = await parts.view()
         stack.push_async_callback(view.close)
         waiting = parts.waiting()
