@@ -34,10 +34,7 @@ STATUS, WATCH = "/charging.v1.QueryService/GetViewStatus", "/charging.v1.QuerySe
 GET = "/charging.v1.QueryService/GetCharge"
 SUBSCRIBE = "/charging.v1.JournalService/Subscribe"
 ONE_OF_EACH = (CHARGE, STATUS, SUBSCRIBE)
-REFUSALS = {
-    grpc.StatusCode.UNAUTHENTICATED: "UNAUTHENTICATED",
-    grpc.StatusCode.PERMISSION_DENIED: "PERMISSION_DENIED",
-}
+REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 # ---------------------------------------------------------------- what a policy says
@@ -156,9 +153,6 @@ class Guarded:
             return True
         assert error.reason, error  # of a server, not of the network
         return error.code not in REFUSALS
-
-    def server_of(self, method: str) -> Server:
-        return self.town.query if "QueryService" in method else self.town.command
 
     async def close(self) -> None:
         for channel in self._channels.values():
