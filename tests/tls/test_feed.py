@@ -170,9 +170,7 @@ async def test_a_token_is_sent_in_plaintext_to_this_machine_only(tmp_path: Path)
                 pass
 
 
-async def test_a_feed_in_plaintext_from_another_machine_is_followed_only_if_its_operator_says_so(
-    tmp_path: Path, logs: Logs
-) -> None:
+async def test_a_plaintext_feed_of_another_machine_is_refused_unless_meant(tmp_path: Path, logs: Logs) -> None:
     def warned() -> int:
         return sum(str(entry["event"]).startswith("the feed is read in plaintext") for entry in logs)
 
