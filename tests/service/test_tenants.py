@@ -7,7 +7,6 @@ import asyncio
 import bisect
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -294,29 +293,6 @@ async def test_a_strangers_charge_is_answered_as_one_that_does_not_exist(
             assert all(b"one-key" not in record.event for record in records(world.journal))
             assert story(world.journal, theirs)[: len(before)] == before
         await world.referee.no_more_trouble()
-
-
-async def test_a_stranger_holds_nobody_up(tmp_path: Path) -> None:
-    """While it asks and asks about a charge, the owner's operations on this charge go on."""
-    async with shared(tmp_path) as world:
-        charge_id = (await charge(world, "a")).charge_id
-
-        async def keep_asking() -> None:
-            while True:
-                await asyncio.gather(*(refused(call) for call in commands_on(world, charge_id, "b")))
-
-        asking = [asyncio.ensure_future(keep_asking()) for _ in range(20)]
-        for number in range(10):
-            request = RefundRequest(idempotency_key=f"refund-{number}", charge_id=charge_id, amount=a_refund_of(5))
-            await world.commands.Refund(request, timeout=2.0, **as_tenant("a"))
-        for each in asking:
-            each.cancel()
-        await asyncio.wait(asking)
-        assert Counter(await world.moved()) == {("charge", 1250): 1, ("refund", 5): 10}
-
-
-def a_refund_of(minor_units: int) -> Any:
-    return type(a_request().amount)(minor_units=minor_units, currency_code="EUR")
 
 
 # ---------------------------------------------------------------- the time tells nothing
