@@ -217,6 +217,11 @@ async def becomes(seen: Callable[[], Any], seconds: float = TAKES_EFFECT_SECONDS
     raise AssertionError(f"not seen within {seconds} seconds")
 
 
+async def a_new_second() -> None:
+    """Wait until the log takes refused calls again: it takes a number of them each second."""
+    await asyncio.sleep(1.05 - time.time() % 1)
+
+
 async def end_of(call: Any) -> Told:
     """Read a stream to its end, which is an error."""
     try:

@@ -24,6 +24,7 @@ from tests.security.guarded import (
     SUBSCRIBE,
     Guarded,
     Shown,
+    a_new_second,
     a_policy,
     an_identity,
     bearing,
@@ -145,6 +146,7 @@ async def test_the_query_servers_identity_reads_the_feed_and_may_charge_nobody(t
     """Nor capture, void, refund or read charges; and nothing of it is in the journal."""
     query = Shown(town.certificates / "query")
     assert await town.is_permitted(SUBSCRIBE, query)
+    await a_new_second()
     before = head(town.town.journal)
     asked = a_request("order-by-query")
     for method in ("Charge", "Capture", "Void", "Refund"):

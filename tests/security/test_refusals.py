@@ -23,6 +23,7 @@ from tests.security.guarded import (
     SUBSCRIBE,
     Guarded,
     Shown,
+    a_new_second,
     a_policy,
     an_identity,
     as_identity,
@@ -57,10 +58,6 @@ async def counted(town: Guarded, server: str) -> Counter[str]:
         page = await client.get(f"https://{town.addresses[f'{server} metrics']}/metrics")
     read = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if line.startswith("chargeonce_calls_"))
     return Counter({name.removeprefix("chargeonce_calls_"): int(float(value)) for name, value in read.items()})
-
-
-async def a_new_second() -> None:
-    await asyncio.sleep(1.05 - time.time() % 1)
 
 
 @pytest.mark.parametrize(("server", "methods"), [("command", (CHARGE, REFUND, SUBSCRIBE)), ("query", (GET, STATUS))])
