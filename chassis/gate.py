@@ -194,7 +194,7 @@ class Door:
         if not may(identity, self._need):
             why = f"it needs the role {self._need}"
         elif former is not None and former != identity.caller:
-            why = f"it was opened by {former.actor} of the tenant {former.tenant or 'none'}, and shows what that one may see"
+            why = f"it shows what {former.actor} of the tenant {former.tenant!r} could see, who opened it"
         if why:
             raise self._gate.refusal(self._method, why, identity=identity, shown=(), peer=peer)
         return Admitted(identity.caller, self, presented, proven.ends_at)
