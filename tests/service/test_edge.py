@@ -352,5 +352,24 @@ async def test_stalled_readers_of_metrics_block_no_other_reader_and_are_disconne
         assert [entry["event"] for entry in process.entries()] == NOTHING_HAPPENED
 
 
+async def test_readers_of_metrics_that_hang_up_at_once_fill_no_log(feed: FeedServer, tmp_path: Path) -> None:
+    """Each resets its connection right behind its request: the server sees a request of nobody."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    async with (
+        process_of(feed.address, tmp_path / "view.db", QUERY_METRICS_LISTEN=f"127.0.0.1:{port}") as process,
+        httpx.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as http,
+    ):
+        await process.logged("the view has caught up")
+        for _ in range(50):
+            with contextlib.closing(socket.create_connection(("127.0.0.1", port))) as stranger:
+                stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                stranger.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await http.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200
+        process.send(signal.SIGTERM)
+        assert await process.ended() == 0
+        assert [entry["event"] for entry in process.entries()] == NOTHING_HAPPENED
+
+
 def threads(process: int) -> int:
     return len(list(Path(f"/proc/{process}/task").iterdir()))
