@@ -148,6 +148,9 @@ class Gate:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             former, under, now = under, self._policy(), self._now()
             for stream in [each for each in self._streams if under is not former or each.admitted.ends_at <= now]:
+                await asyncio.sleep(0)  # calls go on: to verify the tokens of ten thousand streams anew takes seconds
+                if stream not in self._streams:
+                    continue
                 try:
                     stream.admitted = stream.admitted.again()
                 except Refusal as refusal:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -402,6 +402,35 @@ def streams_end(world: World, folder: Path) -> None:
     asyncio.run(story())
 
 
+def looks_let_others_go_on(world: World, folder: Path) -> None:
+    """A look at many streams stops no call for longer than one of them takes, and leaves alone those that end meanwhile."""
+    world.gate.LOOK_AGAIN_SECONDS = 0.01
+    policies, seen = [world.read(folder)], list[int]()
+    refused = world.gate.Refused(UNAUTHENTICATED, NOT_PERMITTED)
+    gate = world.gate.Gate(ACCESS, refused, lambda: policies[-1])
+    door = gate.door(GET, on_loopback=False)
+
+    async def story() -> None:
+        looking = asyncio.create_task(gate.keep_looking())
+        with ExitStack() as first, ExitStack() as last:
+            for number in range(20):
+                admitted = door.admit_call(Call(uris=["spiffe://example/shop"]))
+                stack = first if number < 10 else last
+                stack.enter_context(gate.keeping(admitted, lambda _, number=number: seen.append(number)))
+            await asyncio.sleep(0.05)
+            policies.append(world.read(folder, POLICY.replace('["charge", "read"]', '["charge"]')))
+            async with asyncio.timeout(1.0):
+                while not seen:
+                    await asyncio.sleep(0)
+            assert seen == [0]
+            last.close()
+            await asyncio.sleep(0.05)
+            assert seen == list(range(10))
+        looking.cancel()
+
+    asyncio.run(story())
+
+
 FAULTS: Mapping[str, tuple[str, str]] = {
     "no TOML": ("[jwt]", "[jwt"),
     "a foreign key": ("weight = 3", "wieght = 3"),
@@ -545,5 +574,6 @@ LAWS: Sequence[Callable[[World, Path], None]] = (
     faulty_policies,
     faulty_keys,
     streams_end,
+    looks_let_others_go_on,
     a_token_ends,
 )
