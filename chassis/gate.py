@@ -61,9 +61,7 @@ class Refused(NamedTuple):
 class _Stream:
     """A stream that is open, and how it is ended from outside."""
 
-    door: "Door"
-    presented: Presented
-    ends_at: float
+    admitted: "Admitted"
     cut: Callable[[Refusal], None]
 
 
@@ -136,7 +134,7 @@ class Gate:
         if admitted.presented is None:
             yield
             return
-        stream = _Stream(admitted.door, admitted.presented, admitted.ends_at, cut)
+        stream = _Stream(admitted, cut)
         self._streams[stream] = None
         try:
             yield
@@ -144,14 +142,17 @@ class Gate:
             self._streams.pop(stream, None)
 
     async def keep_looking(self) -> None:
-        """End streams whose token has ended, or which a new policy does not allow. Runs until cancelled."""
+        """End streams whose token has ended, or which a new policy does not allow to this caller. Runs until cancelled."""
         under = self._policy() if self._policy is not None else None
         while self._policy is not None:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             former, under, now = under, self._policy(), self._now()
-            for stream in [each for each in self._streams if under is not former or each.ends_at <= now]:
+            for stream in [each for each in self._streams if under is not former or each.admitted.ends_at <= now]:
+                await asyncio.sleep(0)  # calls go on: to verify the tokens of ten thousand streams anew takes seconds
+                if stream not in self._streams:
+                    continue
                 try:
-                    stream.ends_at = stream.door.admit(stream.presented, "an open stream").ends_at
+                    stream.admitted = stream.admitted.again()
                 except Refusal as refusal:
                     self._streams.pop(stream, None)
                     stream.cut(refusal)
@@ -164,6 +165,11 @@ class Admitted(NamedTuple):
     door: "Door"
     presented: Presented | None = None
     ends_at: float = float("inf")
+
+    def again(self) -> "Admitted":
+        """Admit it again, by the present policy. Raises Refusal, also if it would be from another caller now."""
+        assert self.presented is not None, "it rests on nothing that could have changed"
+        return self.door.admit(self.presented, "an open stream", self.caller)
 
 
 class Door:
@@ -179,17 +185,20 @@ class Door:
         """Admit a call of grpc's. Raises Refusal."""
         return self._open or self.admit(presented_by(context), context.peer())
 
-    def admit(self, presented: Presented, peer: str) -> Admitted:
-        """Admit a call by what it presents. `peer` is for the log. Raises Refusal."""
+    def admit(self, presented: Presented, peer: str, former: Caller | None = None) -> Admitted:
+        """Admit a call by what it presents. `peer` is for the log. Raises Refusal, also if it is not from its `former` caller."""
         if self._open is not None:
             return self._open
         try:
             proven = self._gate.prove(presented)
         except Unproven as error:
             raise self._gate.refusal(self._method, error.why, identity=None, shown=error.shown, peer=peer) from None
-        identity = proven.identity
+        identity, why = proven.identity, ""
         if not may(identity, self._need):
             why = f"it needs the role {self._need}"
+        elif former is not None and former != identity.caller:
+            why = f"it shows what {former.actor} of the tenant {former.tenant!r} could see, who opened it"
+        if why:
             raise self._gate.refusal(self._method, why, identity=identity, shown=(), peer=peer)
         return Admitted(identity.caller, self, presented, proven.ends_at)
 

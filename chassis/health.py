@@ -5,12 +5,16 @@ a stranger with a flow-control window of 0, holds up every later change and the 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+# A client watches one or two services on a connection. Whoever reaches the port may, and each watch takes 25 KB (measured).
+WATCHES_A_CONNECTION = 16
 
 
 class Health(health_pb2_grpc.HealthServicer):
@@ -20,6 +24,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._status: dict[str, int] = dict.fromkeys(("", *services), HealthCheckResponse.NOT_SERVING)
         self._changed = asyncio.Event()
         self._is_final = False
+        self._watches: Counter[str] = Counter()
 
     def set(self, status: int, *, is_final: bool = False) -> None:
         """Set the status of all services; a final one never changes again."""
@@ -42,14 +47,22 @@ class Health(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined]  # its types are older
 
     async def Watch(  # noqa: N802  # the contract's
-        self, request: HealthCheckRequest, _: Any
+        self, request: HealthCheckRequest, context: Any
     ) -> AsyncIterator[HealthCheckResponse]:
         """Yield the status of a service, and each change of it; SERVICE_UNKNOWN for a service that does not exist."""
-        sent = None
-        while True:
-            status = self._status.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
-            changed = self._changed
-            if status != sent:
-                sent = status
-                yield HealthCheckResponse(status=status)
-            await changed.wait()
+        sent, connection = None, context.peer()
+        if self._watches[connection] >= WATCHES_A_CONNECTION:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches of health on one connection")
+        self._watches[connection] += 1
+        try:
+            while True:
+                status = self._status.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+                changed = self._changed
+                if status != sent:
+                    sent = status
+                    yield HealthCheckResponse(status=status)
+                await changed.wait()
+        finally:
+            self._watches[connection] -= 1
+            if not self._watches[connection]:
+                del self._watches[connection]

@@ -7,6 +7,7 @@ connection, without a limit on their number or their duration.
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 
 import grpc
@@ -21,7 +22,7 @@ from chassis.gate import METRICS, Door, Gate
 from chassis.identity import Presented
 from chassis.refusals import Refusal
 from chassis.settings import Address
-from chassis.tls import HANDSHAKE_SECONDS, ServerTls
+from chassis.tls import HANDSHAKE_SECONDS, ServerTls, names_in
 
 # Far more than the monitoring systems that read one server.
 READERS = 32
@@ -131,11 +132,12 @@ def _joined(request: h11.Request, header: bytes) -> str:
 def _presented(request: h11.Request, writer: asyncio.StreamWriter) -> Presented:
     """Read what a reader presents: the names of its verified certificate, and its headers of authorization."""
     tls = writer.get_extra_info("ssl_object")
-    names = (tls.getpeercert() or {}).get("subjectAltName", ()) if tls is not None else ()
-    peer = writer.get_extra_info("peername")
+    certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+    uris, dns_names = names_in(ssl.DER_cert_to_PEM_cert(certificate).encode()) if certificate else ((), ())
+    host, *_ = writer.get_extra_info("peername") or ("",)  # none, if the reader has hung up already
     return Presented(
-        uris=[name for kind, name in names if kind == "URI"],
-        dns_names=[name for kind, name in names if kind == "DNS"],
+        uris=uris,
+        dns_names=dns_names,
         authorization=[value.decode("latin-1") for name, value in request.headers if name == b"authorization"],
-        is_private=tls is not None or is_loopback(peer[0]),
+        is_private=tls is not None or is_loopback(host),
     )

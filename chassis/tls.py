@@ -46,6 +46,7 @@ class _Pair:
 
     chain: bytes
     key: bytes = field(repr=False)
+    ends: datetime.datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class ServerTls:
             authorities = _authorities(files, folder / AUTHORITIES) if client_certificates else None
             context = _context(ssl.PROTOCOL_TLS_SERVER, folder, pair, authorities)
             context.verify_mode = ssl.CERT_REQUIRED if client_certificates else ssl.CERT_NONE
+            _warn_near_its_end(folder / CERTIFICATE, pair.ends)
             return _Set(pair, authorities, context)
 
         self.watched = Watched(make, what=f"the certificates in {folder}")
@@ -140,6 +142,8 @@ class ClientTls:
             else:
                 authorities = _authorities(files, folder / AUTHORITIES)
             context = _context(ssl.PROTOCOL_TLS_CLIENT, folder, pair, authorities)
+            if pair is not None:
+                _warn_near_its_end(folder / CERTIFICATE, pair.ends)
             needed = wanted
             return _Set(pair, authorities, context)
 
@@ -190,7 +194,7 @@ def _pair(files: Files, folder: Path, purpose: x509.ObjectIdentifier) -> _Pair:
     if private.public_key() != own.public_key():
         raise Unusable(f"{folder / KEY}: is not the key of the certificate in {CERTIFICATE}")
     _examine(folder / CERTIFICATE, own, purpose)
-    return _Pair(chain, key)
+    return _Pair(chain, key, own.not_valid_after_utc)
 
 
 def _examine(file: Path, own: x509.Certificate, purpose: x509.ObjectIdentifier) -> None:
@@ -209,8 +213,13 @@ def _examine(file: Path, own: x509.Certificate, purpose: x509.ObjectIdentifier) 
     if uses is not None and purpose not in uses:
         for_whom = "servers" if purpose == ExtendedKeyUsageOID.SERVER_AUTH else "clients"
         raise Unusable(f"{file}: is no certificate for {for_whom}, by its extended key usage")
-    if ends - now < datetime.timedelta(days=DAYS_TO_RENEW):
-        log.warning("a certificate expires soon", file=str(file), days=(ends - now).days, expires=ends.isoformat())
+
+
+def _warn_near_its_end(file: Path, ends: datetime.datetime) -> None:
+    """Call it last: while another file cannot be used, all are examined again every second."""
+    left = ends - datetime.datetime.now(datetime.UTC)
+    if left < datetime.timedelta(days=DAYS_TO_RENEW):
+        log.warning("a certificate expires soon", file=str(file), days=left.days, expires=ends.isoformat())
 
 
 def _authorities(files: Files, file: Path) -> bytes:

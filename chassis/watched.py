@@ -53,7 +53,7 @@ class Files:
         try:
             with path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # a ValueError: no file's name has a zero byte
             return None
         except OSError as error:
             raise Unusable(f"{path}: {os.strerror(error.errno or 0)}") from None
@@ -74,8 +74,6 @@ class Watched(Generic[T]):
     """A value made from files; `value` is the one of the latest files that could be used."""
 
     value: T
-    on_change: Callable[[T], None] | None = None
-    """`keep_fresh` calls it in the event loop with each new value. It must not raise."""
 
     def __init__(self, make: Callable[[Files], T], *, what: str) -> None:
         """Make the first value; `what` is what the log calls it. Raises as `make`.
@@ -131,7 +129,6 @@ async def keep_fresh(watched: Sequence[Watched[Any]]) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             for each in watched:
-                if await thread.run(each.refresh) and each.on_change is not None:
-                    each.on_change(each.value)
+                await thread.run(each.refresh)
     finally:
         thread.end()

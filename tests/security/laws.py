@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -349,7 +349,10 @@ def refusals_are_told(world: World, folder: Path) -> None:
 
 
 def streams_end(world: World, folder: Path) -> None:
-    """An open stream is cut when its token ends, and when a new policy denies it; another goes on."""
+    """An open stream is cut when its token ends, when a new policy denies it, and when its caller has another tenant.
+
+    Another goes on.
+    """
     world.gate.LOOK_AGAIN_SECONDS = 0.01
     policies, clock = [world.read(folder)], [time.time()]
     gate = world.gate.Gate(
@@ -361,8 +364,9 @@ def streams_end(world: World, folder: Path) -> None:
     get, health = gate.door(GET, on_loopback=False), gate.door(HEALTH, on_loopback=False)
     # Within the leeway: real time ends it, two seconds from now, in the library too.
     ending = get.admit_call(Call(f"Bearer {provider.signed(provider.claims(exp=int(time.time()) - 29))}"))
-    by_name, by_uri = (
+    by_name, by_token, by_uri = (
         get.admit_call(Call(names=["checkout.shop.example"])),
+        get.admit_call(Call(f"Bearer {provider.signed()}")),
         get.admit_call(Call(uris=["spiffe://example/shop"])),
     )
     cut: dict[str, Refusal] = {}
@@ -372,10 +376,11 @@ def streams_end(world: World, folder: Path) -> None:
         with (
             gate.keeping(ending, lambda refusal: cut.update(token=refusal)),
             gate.keeping(by_name, lambda refusal: cut.update(name=refusal)),
+            gate.keeping(by_token, lambda refusal: cut.update(tenant=refusal)),
             gate.keeping(by_uri, lambda refusal: cut.update(uri=refusal)),
             gate.keeping(health.admit_call(Call()), lambda refusal: cut.update(health=refusal)),
         ):
-            assert len(gate._streams) == 3
+            assert len(gate._streams) == 4
             await asyncio.sleep(0.05)
             assert not cut
             clock[0] = ending.ends_at + 0.1
@@ -384,12 +389,44 @@ def streams_end(world: World, folder: Path) -> None:
             policies.append(world.read(folder, POLICY.replace('certificate_dns = "checkout.shop.example"', "")))
             await asyncio.sleep(0.05)
             assert list(cut) == ["token", "name"] and cut["name"].code is UNAUTHENTICATED.code
+            policies.append(world.read(folder, POLICY.replace('-jwt"\ntenant = "shop"', '-jwt"\ntenant = "till"')))
+            await asyncio.sleep(0.05)
+            assert list(cut) == ["token", "name", "tenant"] and cut["tenant"].code is NOT_PERMITTED.code
             policies.append(world.read(folder, POLICY.replace('["charge", "read"]', '["charge"]')))
             await asyncio.sleep(0.05)
-            assert list(cut) == ["token", "name", "uri"] and cut["uri"].code is NOT_PERMITTED.code
+            assert list(cut) == ["token", "name", "tenant", "uri"] and cut["uri"].code is NOT_PERMITTED.code
         assert not gate._streams
         looking.cancel()
         await asyncio.wait_for(world.gate_of(None).keep_looking(), 1.0)
+
+    asyncio.run(story())
+
+
+def looks_let_others_go_on(world: World, folder: Path) -> None:
+    """A look at many streams stops no call for longer than one of them takes, and leaves alone those that end meanwhile."""
+    world.gate.LOOK_AGAIN_SECONDS = 0.01
+    policies, seen = [world.read(folder)], list[int]()
+    refused = world.gate.Refused(UNAUTHENTICATED, NOT_PERMITTED)
+    gate = world.gate.Gate(ACCESS, refused, lambda: policies[-1])
+    door = gate.door(GET, on_loopback=False)
+
+    async def story() -> None:
+        looking = asyncio.create_task(gate.keep_looking())
+        with ExitStack() as first, ExitStack() as last:
+            for number in range(20):
+                admitted = door.admit_call(Call(uris=["spiffe://example/shop"]))
+                stack = first if number < 10 else last
+                stack.enter_context(gate.keeping(admitted, lambda _, number=number: seen.append(number)))
+            await asyncio.sleep(0.05)
+            policies.append(world.read(folder, POLICY.replace('["charge", "read"]', '["charge"]')))
+            async with asyncio.timeout(1.0):
+                while not seen:
+                    await asyncio.sleep(0)
+            assert seen == [0]
+            last.close()
+            await asyncio.sleep(0.05)
+            assert seen == list(range(10))
+        looking.cancel()
 
     asyncio.run(story())
 
@@ -458,6 +495,15 @@ def faulty_policies(world: World, folder: Path) -> None:
     misspelt = POLICY.replace('"refund"]', '"refunds"]')
     with pytest.raises(Unusable, match="is 'refund' meant"):
         world.read(folder, misspelt)
+    with pytest.raises(Unusable, match="'purpose'"):
+        world.read(folder, POLICY.replace("weight", "purpose"))
+    with pytest.raises(Unusable, match=f"a word of {len(SECRET)} characters") as caught:
+        world.read(folder, POLICY.replace("weight", SECRET))
+    assert SECRET not in str(caught.value)
+    with pytest.raises(Unusable, match=r"is no TOML \(at line 2, column 8\)$"):
+        world.read(folder, f"\n{SECRET[:7]}\n")
+    with pytest.raises(Unusable, match="is no TOML$"):
+        world.read(folder, f"n = {'9' * 5000}")
     (folder / "policy.toml").write_bytes(b"\xff")
     with pytest.raises(Unusable, match="UTF-8"):
         world.policy.read_policy(folder / "policy.toml", ROLES, Files())
@@ -528,5 +574,6 @@ LAWS: Sequence[Callable[[World, Path], None]] = (
     faulty_policies,
     faulty_keys,
     streams_end,
+    looks_let_others_go_on,
     a_token_ends,
 )

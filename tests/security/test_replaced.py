@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -148,11 +149,10 @@ async def test_replaced_keys_are_in_use_within_seconds(town: Guarded) -> None:
 
 # ---------------------------------------------------------------- open streams
 class Streams:
-    """Open streams of one identity: a watch of its charge, and the feed."""
+    """Open streams of one identity."""
 
-    def __init__(self, town: Guarded, shown: Shown, charge_id: str, position: int) -> None:
-        watch = WatchChargeRequest(charge_id=charge_id, min_position=position)
-        self.calls = {"watch": town.call(WATCH, shown, watch), "feed": town.call(SUBSCRIBE, shown)}
+    def __init__(self, calls: Mapping[str, Any]) -> None:
+        self.calls = calls
         self.ends: dict[str, asyncio.Task[object]] = {}
 
     async def open(self) -> "Streams":
@@ -177,11 +177,12 @@ class Streams:
 
 
 async def streams_of(town: Guarded, shown: Shown) -> Streams:
+    """Open a watch of a charge, and the feed."""
     charged = ChargeResponse.FromString(await town.ask(CHARGE, bearing(tokens.signed()), a_request("order-watched")))
     found = GetChargeRequest(charge_id=charged.charge_id, min_position=charged.position)
     await town.ask(GET, bearing(tokens.signed()), found)
-    opened = Streams(town, shown, charged.charge_id, charged.position)
-    return await opened.open()
+    watch = WatchChargeRequest(charge_id=charged.charge_id, min_position=charged.position)
+    return await Streams({"watch": town.call(WATCH, shown, watch), "feed": town.call(SUBSCRIBE, shown)}).open()
 
 
 def till() -> Shown:
@@ -203,6 +204,21 @@ async def test_open_streams_end_when_a_new_policy_takes_what_they_stand_on(town:
     assert await removed.end() == {"UNAUTHENTICATED"}
     assert await of_no_role.end() == {"PERMISSION_DENIED"}
     assert await of_another_credential.end() == {"UNAUTHENTICATED"}
+    assert others.are_open
+    others.cancel()
+
+
+async def test_open_streams_end_when_a_new_policy_gives_their_identity_another_tenant(town: Guarded) -> None:
+    """They were opened for the former tenant, or for all, and would go on to show its records."""
+    town.replace(town.policy, POLICY + an_identity("auditor", "feed", tenant="") + GUEST)
+    await becomes(lambda: town.is_permitted(SUBSCRIBE, as_identity("auditor")))
+    its = await streams_of(town, as_identity("guest"))
+    of_all = await Streams({"feed": town.call(SUBSCRIBE, as_identity("auditor"))}).open()
+    others = await streams_of(town, till())
+    moved = an_identity("auditor", "feed") + an_identity("guest", *ALL, tenant="other")
+    town.replace(town.policy, POLICY + moved)
+    assert await its.end() == {"PERMISSION_DENIED"}
+    assert await of_all.end() == {"PERMISSION_DENIED"}
     assert others.are_open
     others.cancel()
 

@@ -18,6 +18,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import (
     ExtensionRequest,
     ServerReflectionRequest,
@@ -25,7 +26,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 
 from charging.v1.query_pb2 import GetChargeRequest, GetViewStatusRequest, WatchChargeRequest
-from chassis import metrics
+from chassis import health, metrics
 from query_service.api import WATCHES_A_CONNECTION
 from rig.errors import refused
 from tests.sealed import SealedJournal, token_issued
@@ -136,6 +137,23 @@ async def test_health_knows_its_services_and_no_others(feed: FeedServer, tmp_pat
             listed = health_pb2.HealthListResponse.FromString(await channel.unary_unary(f"{HEALTH}/List")(b""))  # type: ignore[attr-defined, arg-type]  # its types are older
         statuses = {name: each.status for name, each in listed.statuses.items()}
         assert statuses == {"": HealthCheckResponse.SERVING, SERVICE: HealthCheckResponse.SERVING}
+
+
+async def test_a_stranger_does_not_fill_the_memory_with_watches_of_health(feed: FeedServer, tmp_path: Path) -> None:
+    """A connection has a few; those that end make room, and another connection has its own."""
+    async with querying(feed.address, tmp_path / "view.db") as (running, client):
+        of_its_own = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(str(running.listen), options=of_its_own) as channel:
+            stranger: Any = HealthStub(channel)
+            watches = [stranger.Watch(HealthCheckRequest()) for _ in range(health.WATCHES_A_CONNECTION)]
+            for watch in watches:
+                await watch.read()
+            error = await refused(stranger.Watch(HealthCheckRequest()).read())
+            assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await client.becomes(HealthCheckResponse.SERVING)
+            watches[0].cancel()
+            await asyncio.sleep(0.1)
+            await stranger.Watch(HealthCheckRequest()).read()
 
 
 async def test_a_watcher_of_health_that_reads_nothing_delays_neither_health_nor_the_end(
@@ -347,6 +365,25 @@ async def test_stalled_readers_of_metrics_block_no_other_reader_and_are_disconne
         with contextlib.suppress(ConnectionError):
             assert await nonsense.read() == b""
         writer.close()
+        process.send(signal.SIGTERM)
+        assert await process.ended() == 0
+        assert [entry["event"] for entry in process.entries()] == NOTHING_HAPPENED
+
+
+async def test_readers_of_metrics_that_hang_up_at_once_fill_no_log(feed: FeedServer, tmp_path: Path) -> None:
+    """Each resets its connection right behind its request: the server sees a request of nobody."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    async with (
+        process_of(feed.address, tmp_path / "view.db", QUERY_METRICS_LISTEN=f"127.0.0.1:{port}") as process,
+        httpx.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as http,
+    ):
+        await process.logged("the view has caught up")
+        for _ in range(50):
+            with contextlib.closing(socket.create_connection(("127.0.0.1", port))) as stranger:
+                stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                stranger.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await http.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200
         process.send(signal.SIGTERM)
         assert await process.ended() == 0
         assert [entry["event"] for entry in process.entries()] == NOTHING_HAPPENED

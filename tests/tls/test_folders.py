@@ -117,6 +117,24 @@ def test_a_certificate_that_expires_within_two_weeks_is_warned_of(folder: Path, 
     assert warned(14) == []
 
 
+def test_a_certificate_near_its_end_fills_no_log_while_another_file_cannot_be_used(
+    folder: Path, ours: Authority
+) -> None:
+    """All files are examined again every second then."""
+    ours.issue(folder, ips=HERE, not_after=NOW + DAY)
+    server, client = ServerTls(folder, client_certificates=True), ClientTls(folder)
+    good = (folder / "ca.crt").read_bytes()
+    (folder / "ca.crt").write_text("x")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            assert not server.watched.refresh() and not client.watched.refresh()
+    assert {entry["event"] for entry in logs} == {"files cannot be used: the former ones stay in use"}
+    (folder / "ca.crt").write_bytes(good)
+    with structlog.testing.capture_logs() as logs:
+        assert server.watched.refresh() and client.watched.refresh()
+    assert [entry["event"] for entry in logs] == ["a certificate expires soon", "changed files are in use"] * 2
+
+
 # ---------------------------------------------------------------- a client's folder
 def test_a_client_never_comes_to_trust_others_because_a_file_went_away(folder: Path) -> None:
     """Without ca.crt it would trust every public authority: that is decided at the start, and by nobody's slip later."""
