@@ -19,12 +19,12 @@ from chassis.caller import ANYBODY, Caller
 from chassis.identity import Identity, Known, Need, Presented, Proven, Unproven, may
 from chassis.policy import Policy
 from chassis.refusals import Refusal
-from chassis.tls import names_in
+from chassis.tls import NOBODY, holder_in
 
 log = structlog.get_logger()
 
 REFUSALS_LOGGED_A_SECOND = 10
-# The longest time that a stream lives on after its token has ended, or after a policy came that does not allow it.
+# The longest time that a stream lives on after its credential has ended, or after a policy came that does not allow it.
 LOOK_AGAIN_SECONDS = 1.0
 # A certificate may hold many names, and long ones.
 _NAMES_LOGGED, _NAME_LOGGED = 8, 256
@@ -61,9 +61,7 @@ class Refused(NamedTuple):
 class _Stream:
     """A stream that is open, and how it is ended from outside."""
 
-    door: "Door"
-    presented: Presented
-    ends_at: float
+    admitted: "Admitted"
     cut: Callable[[Refusal], None]
 
 
@@ -136,7 +134,7 @@ class Gate:
         if admitted.presented is None:
             yield
             return
-        stream = _Stream(admitted.door, admitted.presented, admitted.ends_at, cut)
+        stream = _Stream(admitted, cut)
         self._streams[stream] = None
         try:
             yield
@@ -144,14 +142,17 @@ class Gate:
             self._streams.pop(stream, None)
 
     async def keep_looking(self) -> None:
-        """End streams whose token has ended, or which a new policy does not allow. Runs until cancelled."""
+        """End streams whose credential has ended, or which a new policy gives to nobody or to another caller.
+
+        Runs until cancelled.
+        """
         under = self._policy() if self._policy is not None else None
         while self._policy is not None:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             former, under, now = under, self._policy(), self._now()
-            for stream in [each for each in self._streams if under is not former or each.ends_at <= now]:
+            for stream in [each for each in self._streams if under is not former or each.admitted.ends_at <= now]:
                 try:
-                    stream.ends_at = stream.door.admit(stream.presented, "an open stream").ends_at
+                    stream.admitted = stream.admitted.door.admit_again(stream.admitted)
                 except Refusal as refusal:
                     self._streams.pop(stream, None)
                     stream.cut(refusal)
@@ -193,6 +194,16 @@ class Door:
             raise self._gate.refusal(self._method, why, identity=identity, shown=(), peer=peer)
         return Admitted(Caller(identity.tenant, identity.name), self, presented, proven.ends_at)
 
+    def admit_again(self, before: Admitted) -> Admitted:
+        """Admit an open stream by what it presented. Raises Refusal, also if that is another caller by now."""
+        assert before.presented is not None, "an open door admits nobody twice"
+        admitted = self.admit(before.presented, "an open stream")
+        if admitted.caller != before.caller:  # what the stream shows is the former caller's
+            why = "its caller has another name or tenant in the present policy"
+            shown = [before.caller.actor]
+            raise self._gate.refusal(self._method, why, identity=None, shown=shown, peer="an open stream")
+        return admitted
+
 
 def presented_by(context: Any) -> Presented:
     """Read what a call of grpc's presents. grpc has verified the certificate's chain and times."""
@@ -200,10 +211,11 @@ def presented_by(context: Any) -> Presented:
     connection: Mapping[str, Any] = context.auth_context()
     is_tls = b"ssl" in connection.get("transport_security_type", ())
     certificates = connection.get("x509_pem_cert", ()) if is_tls else ()
-    uris, dns_names = names_in(certificates[0]) if certificates else ((), ())
+    holder = holder_in(certificates[0]) if certificates else NOBODY
     return Presented(
-        uris=uris,
-        dns_names=dns_names,
+        uris=holder.uris,
+        dns_names=holder.dns_names,
+        certificate_ends_at=holder.ends_at,
         authorization=authorization,
         is_private=is_tls or (bool(authorization) and _is_loopback(context.peer())),
     )

@@ -49,6 +49,8 @@ class Presented:
 
     uris: Sequence[str] = ()
     dns_names: Sequence[str] = ()
+    certificate_ends_at: float = float("inf")
+    """In seconds since 1970. The certificate was valid when its connection was made, which may be long ago."""
     authorization: Sequence[str] = ()
     is_private: bool = False
     """Whether nobody between could have read it: TLS, or loopback."""
@@ -98,7 +100,9 @@ class Known:
             raise Unproven("the policy knows no name of its certificate", [value for _, value in names])
         if len(found) > 1:
             raise Unproven("its certificate has the names of several identities", [value for _, value in names])
-        return Proven(found.pop())
+        if presented.certificate_ends_at <= self._now():
+            raise Unproven("its certificate has expired since it connected", [value for _, value in names])
+        return Proven(found.pop(), presented.certificate_ends_at)
 
     def _by_token(self, presented: Presented) -> Proven:
         if not presented.is_private:
