@@ -69,7 +69,7 @@ def read_policy(path: Path, roles: Roles, files: Files) -> Policy:
     except (ValueError, RecursionError) as error:
         # Its text may quote the file, and ends with the place. A number that is too long for Python has none.
         place = "".join(re.findall(r" \(at [a-z0-9 ,]+\)$", str(error)))
-        raise Unusable(f"{path}: is no TOML{place}") from None
+        raise Unusable(f"{path}: is no TOML: a fault{place}") from None
     reading = _Reading(roles, path.parent, files)
     policy = reading.policy(document)
     if reading.problems:
@@ -134,7 +134,7 @@ class _Reading:
             roles = []
         for role in roles:
             if role not in self._roles.known:
-                self.problems.append(f"{where}: there is no such role, {_shown(role, self._roles.known)}")
+                self.problems.append(f"{where}: there is no role {_shown(role, self._roles.known)}")
             elif "tenant" not in entry and role not in self._roles.without_tenant:
                 self.problems.append(f"{where}: the role {role} needs a tenant")
         return Identity(name, tenant, frozenset(roles))
@@ -191,7 +191,7 @@ class _Reading:
         for tenant, values in entry.items():
             where = f"[tenants.{tenant}]"
             if tenant not in tenants:
-                self.problems.append(f"[tenants]: a tenant that no identity has, {_shown(tenant, tenants)}")
+                self.problems.append(f"[tenants]: no identity has the tenant {_shown(tenant, tenants)}")
             elif not isinstance(values, dict):
                 self.problems.append(f"{where}: must be a table")
             else:
@@ -205,7 +205,7 @@ class _Reading:
     def _only(self, where: str, entry: Mapping[str, Any], known: Collection[str]) -> None:
         for key in entry:
             if key not in known:
-                self.problems.append(f"{where}: a key that means nothing here, {_shown(key, known)}")
+                self.problems.append(f"{where}: nothing is meant by the key {_shown(key, known)}")
 
     def _name(self, where: str, entry: Mapping[str, Any], key: str) -> str:
         value = entry.get(key)
@@ -256,4 +256,4 @@ def _listed(words: Iterable[str]) -> str:
 def _shown(word: str, known: Collection[str]) -> str:
     """Quote a word that is nearly the one that is meant, and no other: it may be a token, in the wrong place."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"{word!r}: is {near[0]!r} meant?" if near else f"a word of {len(word)} characters"
+    return f"{word!r}: is {near[0]!r} meant?" if near else f"of {len(word)} characters"
