@@ -16,15 +16,15 @@ from urllib.parse import unquote
 import structlog
 
 from chassis.caller import ANYBODY, Caller
-from chassis.identity import Identity, Known, Need, Presented, Proven, Unproven, may
+from chassis.identity import ON_LOOPBACK_NONE, Identity, Known, Need, Presented, Proven, Unproven, may
 from chassis.policy import Policy
 from chassis.refusals import Refusal
-from chassis.tls import names_in
+from chassis.tls import NOBODY, holder_in
 
 log = structlog.get_logger()
 
 REFUSALS_LOGGED_A_SECOND = 10
-# The longest time that a stream lives on after its token has ended, or after a policy came that does not allow it.
+# The longest time that a stream lives on after its credential has ended, or after a policy came that does not allow it.
 LOOK_AGAIN_SECONDS = 1.0
 # A certificate may hold many names, and long ones.
 _NAMES_LOGGED, _NAME_LOGGED = 8, 256
@@ -36,7 +36,7 @@ _COMMON: Mapping[str, Need] = {
     "/grpc.health.v1.Health/Watch": Need.NOTHING,
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Need.IDENTITY,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Need.IDENTITY,
-    METRICS: Need.IDENTITY,
+    METRICS: Need.NO_TENANT,
 }
 
 
@@ -91,7 +91,7 @@ class Gate:
         need = self._access.get(method)
         if need is None:
             raise NoRow(f"no row says who may call {method}")
-        is_open = self._policy is None or need is Need.NOTHING or (need is Need.IDENTITY and on_loopback)
+        is_open = self._policy is None or need is Need.NOTHING or (need in ON_LOOPBACK_NONE and on_loopback)
         return Door(self, method, need, None if not is_open else anybody)
 
     def prove(self, presented: Presented) -> Proven:
@@ -142,7 +142,7 @@ class Gate:
             self._streams.pop(stream, None)
 
     async def keep_looking(self) -> None:
-        """End streams whose token has ended, or which a new policy does not allow to this caller. Runs until cancelled."""
+        """End streams whose credential has ended, or which a new policy does not allow to this caller. Runs until cancelled."""
         under = self._policy() if self._policy is not None else None
         while self._policy is not None:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
@@ -186,7 +186,7 @@ class Door:
         return self._open or self.admit(presented_by(context), context.peer())
 
     def admit(self, presented: Presented, peer: str, former: Caller | None = None) -> Admitted:
-        """Admit a call by what it presents. `peer` is for the log. Raises Refusal, also if it is not from its `former` caller."""
+        """Admit a call by what it presents; `peer` is for the log. Raises Refusal, also if its `former` caller was another."""
         if self._open is not None:
             return self._open
         try:
@@ -195,7 +195,7 @@ class Door:
             raise self._gate.refusal(self._method, error.why, identity=None, shown=error.shown, peer=peer) from None
         identity, why = proven.identity, ""
         if not may(identity, self._need):
-            why = f"it needs the role {self._need}"
+            why = "it has a tenant" if self._need is Need.NO_TENANT else f"it needs the role {self._need}"
         elif former is not None and former != identity.caller:
             why = f"it shows what {former.actor} of the tenant {former.tenant!r} could see, who opened it"
         if why:
@@ -210,10 +210,11 @@ def presented_by(context: Any) -> Presented:
     if b"ssl" not in connection.get("transport_security_type", ()):
         return Presented(authorization=authorization, is_private=bool(authorization) and _is_loopback(context.peer()))
     certificates = connection.get("x509_pem_cert", ())
-    uris, dns_names = names_in(certificates[0]) if certificates else ((), ())
+    holder = holder_in(certificates[0]) if certificates else NOBODY
     return Presented(
-        uris=uris,
-        dns_names=dns_names,
+        uris=holder.uris,
+        dns_names=holder.dns_names,
+        certificate_ends_at=holder.ends_at,
         authorization=authorization,
         is_private=True,
     )

@@ -25,6 +25,11 @@ class Need(Enum):
     NOTHING = auto()
     IDENTITY = auto()
     """Any identity; on a port that listens on loopback, none."""
+    NO_TENANT = auto()
+    """An identity that belongs to no tenant, since it sees what all do together; on a port that listens on loopback, none."""
+
+
+ON_LOOPBACK_NONE = frozenset({Need.IDENTITY, Need.NO_TENANT})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +60,8 @@ class Presented(NamedTuple):
 
     uris: Sequence[str] = ()
     dns_names: Sequence[str] = ()
+    certificate_ends_at: float = float("inf")
+    """In seconds since 1970. The certificate was valid when its connection was made, which may be long ago."""
     authorization: Sequence[str] = ()
     is_private: bool = False
     """Whether nobody between could have read it: TLS, or loopback."""
@@ -108,7 +115,9 @@ class Known:
         identity = found.pop() if found else None
         if identity is None:
             raise Unproven("the policy knows no name of its certificate", names)
-        return Proven(identity)
+        if presented.certificate_ends_at <= self._now():
+            raise Unproven("its certificate has expired since it connected", names)
+        return Proven(identity, presented.certificate_ends_at)
 
     def _by_token(self, presented: Presented) -> Proven:
         if not presented.is_private:
@@ -148,4 +157,6 @@ class Known:
 
 def may(identity: Identity, need: Need | str) -> bool:
     """Whether an identity may call a method that needs this."""
+    if need is Need.NO_TENANT:
+        return not identity.tenant
     return isinstance(need, Need) or need in identity.roles

@@ -38,7 +38,6 @@ from chassis.watched import Files, Unusable
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 _NAME_RULE = "must be 1 to 128 letters, digits and . _ : @ / -, and begin with a letter or digit"
-_WORD = re.compile(r"[a-z_]{1,16}")
 _WEIGHTS, _RATES = (0.001, 1000.0), (0.001, 1_000_000.0)
 
 
@@ -69,8 +68,8 @@ def read_policy(path: Path, roles: Roles, files: Files) -> Policy:
         raise Unusable(f"{path}: is not UTF-8") from None
     except (ValueError, RecursionError) as error:
         # Its text may quote the file, and ends with the place. A number that is too long for Python has none.
-        _, bracket, place = str(error).rpartition("(at ")
-        raise Unusable(f"{path}: is no TOML{bracket and f' ({bracket[1:]}{place}'}") from None
+        place = "".join(re.findall(r" \(at [a-z0-9 ,]+\)$", str(error)))
+        raise Unusable(f"{path}: is no TOML: a fault{place}") from None
     reading = _Reading(roles, path.parent, files)
     policy = reading.policy(document)
     if reading.problems:
@@ -135,7 +134,7 @@ class _Reading:
             roles = []
         for role in roles:
             if role not in self._roles.known:
-                self.problems.append(f"{where}: there is no such role, {_shown(role, self._roles.known)}")
+                self.problems.append(f"{where}: there is no role {_shown(role, self._roles.known)}")
             elif "tenant" not in entry and role not in self._roles.without_tenant:
                 self.problems.append(f"{where}: the role {role} needs a tenant")
         return Identity(name, tenant, frozenset(roles))
@@ -192,7 +191,7 @@ class _Reading:
         for tenant, values in entry.items():
             where = f"[tenants.{tenant}]"
             if tenant not in tenants:
-                self.problems.append(f"[tenants]: a tenant that no identity has, {_shown(tenant, tenants)}")
+                self.problems.append(f"[tenants]: no identity has the tenant {_shown(tenant, tenants)}")
             elif not isinstance(values, dict):
                 self.problems.append(f"{where}: must be a table")
             else:
@@ -206,7 +205,7 @@ class _Reading:
     def _only(self, where: str, entry: Mapping[str, Any], known: Collection[str]) -> None:
         for key in entry:
             if key not in known:
-                self.problems.append(f"{where}: a key that means nothing here, {_shown(key, known)}")
+                self.problems.append(f"{where}: nothing is meant by the key {_shown(key, known)}")
 
     def _name(self, where: str, entry: Mapping[str, Any], key: str) -> str:
         value = entry.get(key)
@@ -255,8 +254,6 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _shown(word: str, known: Collection[str]) -> str:
-    """Quote a word that a file should not hold, with the one that is meant. It may be a token, in the wrong place."""
+    """Quote a word that is nearly the one that is meant, and no other: it may be a token, in the wrong place."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    if near:
-        return f"{word!r}: is {near[0]!r} meant?"
-    return repr(word) if _WORD.fullmatch(word) else f"a word of {len(word)} characters"
+    return f"{word!r}: is {near[0]!r} meant?" if near else f"of {len(word)} characters"

@@ -58,6 +58,10 @@ _SERVER_OPTIONS = [
     # refusal has none, and a code on which clients try again.
     ("grpc.max_receive_message_length", 256 << 10),
 ]
+# gRPC looks at certificates only when a client connects. So a connection over TLS takes no new call after this time, and its
+# client connects again, with the certificate that it has by then; calls under way and streams go on. A certificate that is
+# renewed so long before its end is never refused, and an authority that was removed lets no client stay.
+_RECONNECT = [("grpc.max_connection_age_ms", 10 * 60_000)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,8 @@ class Server:
         themselves). Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no
         row for a method.
         """
-        server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
+        options = [*_SERVER_OPTIONS, *(_RECONNECT if tls else ()), ("grpc.max_concurrent_streams", calls_a_connection)]
+        server = grpc.aio.server(options=options)
         door = partial(gate.door, on_loopback=is_loopback(listen.host), anybody=anybody)
         guard = _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes)
         register(cast("grpc.aio.Server", guard))

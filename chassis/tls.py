@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
@@ -159,19 +159,32 @@ class ClientTls:
         return grpc.ssl_channel_credentials(now.authorities, now.pair.key, now.pair.chain)
 
 
+class Holder(NamedTuple):
+    """The holder of a certificate: the URIs and host names of its alternative names, and its end in seconds since 1970."""
+
+    uris: Sequence[str]
+    dns_names: Sequence[str]
+    ends_at: float
+
+
+NOBODY = Holder((), (), 0.0)
+"""The holder of no certificate, or of one that cannot be read."""
+
+
 @lru_cache(maxsize=1024)
-def names_in(certificate: bytes) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the URIs and the host names of a certificate in PEM, both from its alternative names; none if unreadable.
+def holder_in(certificate: bytes) -> Holder:
+    """Read a certificate in PEM.
 
     gRPC tells the names too, but each only up to a zero byte: a stranger's name that begins with a caller's, and goes on
-    after a zero, would be the caller's.
+    after a zero, would be the caller's. And it looks at the end only when a client connects.
     """
     try:
-        parsed = x509.load_pem_x509_certificate(certificate)
-        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return names.get_values_for_type(x509.UniformResourceIdentifier), names.get_values_for_type(x509.DNSName)
+        read = x509.load_pem_x509_certificate(certificate)
+        names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        return Holder(uris, names.get_values_for_type(x509.DNSName), read.not_valid_after_utc.timestamp())
     except Exception:  # of whatever kind: the certificate is a stranger's, whatever authority has signed it
-        return (), ()
+        return NOBODY
 
 
 def _configuration(used: _Set) -> grpc.ServerCertificateConfiguration:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from chassis.slots import Slots
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
-from command_service.bank.slots import Slots
 from command_service.values import Answer, Effect, NoAnswer
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from command_service.bank.slots import Slots
+from chassis.slots import Slots
 
 
 class Calls:

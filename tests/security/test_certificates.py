@@ -94,7 +94,9 @@ async def test_an_alternative_name_of_the_policy_is_the_identity(town: Guarded, 
     shown = Shown(town.client(f"till {name}", **TILLS[name]))
     assert [await town.is_permitted(method, shown) for method in (*ONE_OF_EACH, REFUND)] == [True, True, True, False]
     for server in ("command", "query"):
-        assert (await _gauges(town, server, shown)).status_code == 200
+        assert (await _gauges(town, server, shown)).status_code == 403  # it is known, and has a tenant
+    reader = Shown(town.client("reader", uris=[f"{TRUST}/query"]))
+    assert {(await _gauges(town, server, reader)).status_code for server in ("command", "query")} == {200}
 
 
 @pytest.mark.parametrize("name", NOBODIES)

@@ -48,6 +48,7 @@ POLICY = a_policy(
     READER,
     *(an_identity(f"may-{role}", role) for role in ROLES),
     an_identity("may-nothing"),
+    an_identity("of-no-tenant", tenant=""),
     an_identity("may-all", *ROLES),
     *(an_identity(f"may-{role}-for-no-tenant", role, tenant="") for role in ("feed", "operate")),
 )
@@ -173,9 +174,9 @@ async def _gauges(town: Guarded, server: str, *authorization: str) -> httpx.Resp
 
 
 @pytest.mark.parametrize("server", ["command", "query"])
-async def test_the_gauges_need_any_identity_beyond_loopback(town: Guarded, server: str) -> None:
-    """Each faulty credential hears one text, with the status 401."""
-    good = f"Bearer {token_of('may-nothing')}"
+async def test_the_gauges_need_an_identity_of_no_tenant_beyond_loopback(town: Guarded, server: str) -> None:
+    """Each faulty credential hears one text, with the status 401. They tell of all tenants: one of a tenant's hears 403."""
+    good = f"Bearer {token_of('of-no-tenant')}"
     heard = set()
     faulty = [(f"Bearer {tokens.forged()['expired']}",), ("Bearer wrong",), ("Basic YTpi",), ("",), (good, good), ()]
     for authorization in faulty:
@@ -183,6 +184,8 @@ async def test_the_gauges_need_any_identity_beyond_loopback(town: Guarded, serve
         assert answer.status_code == 401 and "chargeonce" not in answer.text
         heard.add((answer.text, *((name, value) for name, value in answer.headers.items() if name != "date")))
     assert len(heard) == 1
+    of_a_tenant = await _gauges(town, server, f"Bearer {token_of('may-nothing')}")
+    assert of_a_tenant.status_code == 403 and "chargeonce" not in of_a_tenant.text
     answer = await _gauges(town, server, good)
     assert answer.status_code == 200 and "chargeonce_calls_unauthenticated" in answer.text
 

@@ -1,4 +1,4 @@
-"""The slots for calls to a bank, which are given out so that no tenant's flood of calls holds up another tenant's few."""
+"""Slots for calls, such as those to a bank, given out so that no tenant's flood of calls holds up another tenant's few."""
 
 import asyncio
 from collections import deque
