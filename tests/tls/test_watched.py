@@ -108,6 +108,6 @@ async def test_a_running_server_looks_every_second(folder: Path, monkeypatch: py
     looking = asyncio.create_task(keep_fresh([value]))
     write(folder, "second")
     async with asyncio.timeout(10):
-        while value.value != "second":
+        while value.value != "second":  # noqa: ASYNC110  # nobody is told of changes
             await asyncio.sleep(0.01)
     looking.cancel()
