@@ -19,12 +19,12 @@ from chassis.caller import ANYBODY, Caller
 from chassis.identity import Identity, Known, Need, Presented, Proven, Unproven, may
 from chassis.policy import Policy
 from chassis.refusals import Refusal
-from chassis.tls import names_in
+from chassis.tls import Named, read_certificate
 
 log = structlog.get_logger()
 
 REFUSALS_LOGGED_A_SECOND = 10
-# The longest time that a stream lives on after its token has ended, or after a policy came that does not allow it.
+# The longest time that a stream lives on after its credential has ended, or after a policy came that does not allow it.
 LOOK_AGAIN_SECONDS = 1.0
 # A certificate may hold many names, and long ones.
 _NAMES_LOGGED, _NAME_LOGGED = 8, 256
@@ -142,7 +142,7 @@ class Gate:
             self._streams.pop(stream, None)
 
     async def keep_looking(self) -> None:
-        """End streams whose token has ended, or which a new policy does not allow to this caller. Runs until cancelled."""
+        """End streams whose credential has ended, or which a new policy does not allow to this caller. Runs until cancelled."""
         under = self._policy() if self._policy is not None else None
         while self._policy is not None:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
@@ -186,7 +186,7 @@ class Door:
         return self._open or self.admit(presented_by(context), context.peer())
 
     def admit(self, presented: Presented, peer: str, former: Caller | None = None) -> Admitted:
-        """Admit a call by what it presents. `peer` is for the log. Raises Refusal, also if it is not from its `former` caller."""
+        """Admit a call by what it presents. `peer` is for the log. Raises Refusal, also if its `former` caller is another."""
         if self._open is not None:
             return self._open
         try:
@@ -204,16 +204,17 @@ class Door:
 
 
 def presented_by(context: Any) -> Presented:
-    """Read what a call of grpc's presents. grpc has verified the certificate's chain and times."""
+    """Read what a call of grpc's presents. grpc has verified the certificate's chain, and its times at the handshake."""
     authorization = [_text(value) for key, value in context.invocation_metadata() if key == "authorization"]
     connection: Mapping[str, Any] = context.auth_context()
     if b"ssl" not in connection.get("transport_security_type", ()):
         return Presented(authorization=authorization, is_private=bool(authorization) and _is_loopback(context.peer()))
     certificates = connection.get("x509_pem_cert", ())
-    uris, dns_names = names_in(certificates[0]) if certificates else ((), ())
+    named = read_certificate(certificates[0]) if certificates else Named()
     return Presented(
-        uris=uris,
-        dns_names=dns_names,
+        uris=named.uris,
+        dns_names=named.dns_names,
+        certificate_ends_at=named.ends_at,
         authorization=authorization,
         is_private=True,
     )

@@ -55,6 +55,8 @@ class Presented(NamedTuple):
 
     uris: Sequence[str] = ()
     dns_names: Sequence[str] = ()
+    certificate_ends_at: float = float("inf")
+    """In seconds since 1970. The connection may live on."""
     authorization: Sequence[str] = ()
     is_private: bool = False
     """Whether nobody between could have read it: TLS, or loopback."""
@@ -100,6 +102,8 @@ class Known:
         names = (*presented.uris, *presented.dns_names)
         if not names:
             raise Unproven("it presents no token, and no certificate with a name that can be read")
+        if presented.certificate_ends_at <= self._now():
+            raise Unproven("its certificate has expired since it connected", names)
         found = {self._uris.get(uri) for uri in presented.uris}
         found.update(self._dns_names.get(name) for name in presented.dns_names)
         found.discard(None)
@@ -108,7 +112,7 @@ class Known:
         identity = found.pop() if found else None
         if identity is None:
             raise Unproven("the policy knows no name of its certificate", names)
-        return Proven(identity)
+        return Proven(identity, presented.certificate_ends_at)
 
     def _by_token(self, presented: Presented) -> Proven:
         if not presented.is_private:

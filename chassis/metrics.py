@@ -22,7 +22,7 @@ from chassis.gate import METRICS, Door, Gate
 from chassis.identity import Presented
 from chassis.refusals import Refusal
 from chassis.settings import Address
-from chassis.tls import HANDSHAKE_SECONDS, ServerTls, names_in
+from chassis.tls import HANDSHAKE_SECONDS, Named, ServerTls, read_certificate
 
 # Far more than the monitoring systems that read one server.
 READERS = 32
@@ -133,11 +133,12 @@ def _presented(request: h11.Request, writer: asyncio.StreamWriter) -> Presented:
     """Read what a reader presents: the names of its verified certificate, and its headers of authorization."""
     tls = writer.get_extra_info("ssl_object")
     certificate = tls.getpeercert(binary_form=True) if tls is not None else None
-    uris, dns_names = names_in(ssl.DER_cert_to_PEM_cert(certificate).encode()) if certificate else ((), ())
+    named = read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode()) if certificate else Named()
     host, *_ = writer.get_extra_info("peername") or ("",)  # none, if the reader has hung up already
     return Presented(
-        uris=uris,
-        dns_names=dns_names,
+        uris=named.uris,
+        dns_names=named.dns_names,
+        certificate_ends_at=named.ends_at,
         authorization=[value.decode("latin-1") for name, value in request.headers if name == b"authorization"],
         is_private=tls is not None or is_loopback(host),
     )

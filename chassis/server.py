@@ -34,6 +34,9 @@ log = structlog.get_logger()
 
 # A dead link is detected within one and a half times this; grpc's own default is two hours.
 KEEPALIVE_MILLISECONDS = 15_000
+# A client is asked to connect anew this often, and makes its handshake with the certificate that it has then. Calls and streams
+# under way end in their own time. Issuers of certificates that last an hour renew them at half of it.
+CONNECTION_MILLISECONDS = 900_000
 _KEEPALIVE = [
     ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MILLISECONDS // 2),
@@ -49,6 +52,7 @@ _SERVER_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
     ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1_000)),  # grpc's own default is two minutes
+    ("grpc.max_connection_age_ms", CONNECTION_MILLISECONDS),
     ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
     # grpc.aio takes calls one by one. Under load they wait in grpc, unseen by a service's own limit; beyond these numbers grpc
     # cancels them itself, at random between the two, without advice and at next to no cost. Reasons: docs/adr/0018.

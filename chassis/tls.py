@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
@@ -159,9 +159,17 @@ class ClientTls:
         return grpc.ssl_channel_credentials(now.authorities, now.pair.key, now.pair.chain)
 
 
+class Named(NamedTuple):
+    """What a caller's certificate says: its URIs and host names, and when it ends, in seconds since 1970."""
+
+    uris: Sequence[str] = ()
+    dns_names: Sequence[str] = ()
+    ends_at: float = float("inf")
+
+
 @lru_cache(maxsize=1024)
-def names_in(certificate: bytes) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the URIs and the host names of a certificate in PEM, both from its alternative names; none if unreadable.
+def read_certificate(certificate: bytes) -> Named:
+    """Read a caller's certificate in PEM. The names are its alternative names; there are none if it cannot be read.
 
     gRPC tells the names too, but each only up to a zero byte: a stranger's name that begins with a caller's, and goes on
     after a zero, would be the caller's.
@@ -169,9 +177,13 @@ def names_in(certificate: bytes) -> tuple[Sequence[str], Sequence[str]]:
     try:
         parsed = x509.load_pem_x509_certificate(certificate)
         names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return names.get_values_for_type(x509.UniformResourceIdentifier), names.get_values_for_type(x509.DNSName)
+        return Named(
+            names.get_values_for_type(x509.UniformResourceIdentifier),
+            names.get_values_for_type(x509.DNSName),
+            parsed.not_valid_after_utc.timestamp(),
+        )
     except Exception:  # of whatever kind: the certificate is a stranger's, whatever authority has signed it
-        return (), ()
+        return Named()
 
 
 def _configuration(used: _Set) -> grpc.ServerCertificateConfiguration:
