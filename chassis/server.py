@@ -177,7 +177,11 @@ class _Guard:
         if not isinstance(error, Refusal):
             log_unexpected("a call failed unexpectedly", error)
             error = self._unexpected
-        await context.abort_with_status(error.status(self._domain))
+        try:
+            await context.abort_with_status(error.status(self._domain))
+        except grpc.aio.UsageError:
+            # `end_call` has left a status, and cancels the call in a moment. Of another one grpc would log a traceback.
+            raise asyncio.CancelledError from None
         raise AssertionError("abort_with_status always raises")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from chassis import server as server_module
 from chassis.caller import ANYBODY, Caller, GuardedCall, NoCaller, caller_of
 from chassis.gate import Gate, Refused
 from chassis.refusals import Refusal
-from chassis.server import Server
+from chassis.server import Server, end_call
 from chassis.settings import Address
 
 REFUSAL = Refusal(grpc.StatusCode.INTERNAL, "UNEXPECTED", "a fault", "DO_NOT_RETRY")
@@ -103,6 +104,29 @@ async def test_clients_are_asked_to_connect_anew_and_no_call_is_dropped(monkeypa
         await asyncio.gather(streaming(), *(calling() for _ in range(20)))
         assert len(streamed) == 20 and len(set(streamed)) == 1
         assert len(seen) > 3
+
+
+class Ending(Asking):
+    """Its stream is ended from outside, and refuses by itself a moment later."""
+
+    async def many(self, _: bytes, context: Any) -> AsyncIterator[bytes]:
+        call = asyncio.current_task()
+        assert call is not None
+        yield b""
+        end_call(context, call, replace(REFUSAL, text="from outside"), "test")
+        await asyncio.sleep(0.02)
+        raise replace(REFUSAL, text="by itself")
+
+
+async def test_a_stream_that_is_ended_from_outside_and_by_itself_ends_once(caplog: pytest.LogCaptureFixture) -> None:
+    """As when a policy changes while the server stops: its client hears the first, and the log nothing."""
+    async with asked(Ending()) as channel:
+        many: Any = channel.unary_stream("/test.Asking/Many")
+        with pytest.raises(grpc.aio.AioRpcError, match="from outside"):
+            async for _ in many(b""):
+                pass
+        await asyncio.sleep(0.2)
+    assert not caplog.records
 
 
 async def test_a_handler_that_is_called_without_the_guard_has_no_caller() -> None:
