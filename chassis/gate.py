@@ -204,7 +204,7 @@ class Door:
 
 
 def presented_by(context: Any) -> Presented:
-    """Read what a call of grpc's presents. grpc has verified the certificate's chain and times."""
+    """Read what a call of grpc's presents. grpc has verified the certificate's chain, and its times at the handshake."""
     authorization = [_text(value) for key, value in context.invocation_metadata() if key == "authorization"]
     connection: Mapping[str, Any] = context.auth_context()
     if b"ssl" not in connection.get("transport_security_type", ()):

@@ -107,6 +107,8 @@ class Known:
         names = (*presented.uris, *presented.dns_names)
         if not names:
             raise Unproven("it presents no token, and no certificate with a name that can be read")
+        if presented.certificate_ends_at <= self._now():
+            raise Unproven("its certificate has expired since it connected", names)
         found = {self._uris.get(uri) for uri in presented.uris}
         found.update(self._dns_names.get(name) for name in presented.dns_names)
         found.discard(None)
@@ -115,8 +117,6 @@ class Known:
         identity = found.pop() if found else None
         if identity is None:
             raise Unproven("the policy knows no name of its certificate", names)
-        if presented.certificate_ends_at <= self._now():
-            raise Unproven("its certificate has expired since it connected", names)
         return Proven(identity, presented.certificate_ends_at)
 
     def _by_token(self, presented: Presented) -> Proven:

@@ -34,6 +34,10 @@ log = structlog.get_logger()
 
 # A dead link is detected within one and a half times this; grpc's own default is two hours.
 KEEPALIVE_MILLISECONDS = 15_000
+# gRPC looks at certificates only when a client connects. So a client is asked to connect anew this often, and shows the
+# certificate that it has then; calls and streams under way end in their own time. An authority that was taken away lets no
+# client stay, and a certificate that is renewed so long before its end is never refused.
+CONNECTION_MILLISECONDS = 900_000
 _KEEPALIVE = [
     ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MILLISECONDS // 2),
@@ -49,6 +53,7 @@ _SERVER_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
     ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1_000)),  # grpc's own default is two minutes
+    ("grpc.max_connection_age_ms", CONNECTION_MILLISECONDS),
     ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
     # grpc.aio takes calls one by one. Under load they wait in grpc, unseen by a service's own limit; beyond these numbers grpc
     # cancels them itself, at random between the two, without advice and at next to no cost. Reasons: docs/adr/0018.
@@ -58,10 +63,6 @@ _SERVER_OPTIONS = [
     # refusal has none, and a code on which clients try again.
     ("grpc.max_receive_message_length", 256 << 10),
 ]
-# gRPC looks at certificates only when a client connects. So a connection over TLS takes no new call after this time, and its
-# client connects again, with the certificate that it has by then; calls under way and streams go on. A certificate that is
-# renewed so long before its end is never refused, and an authority that was removed lets no client stay.
-_RECONNECT = [("grpc.max_connection_age_ms", 10 * 60_000)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,11 @@ class _Guard:
         if not isinstance(error, Refusal):
             log_unexpected("a call failed unexpectedly", error)
             error = self._unexpected
-        await context.abort_with_status(error.status(self._domain))
+        try:
+            await context.abort_with_status(error.status(self._domain))
+        except grpc.aio.UsageError:
+            # `end_call` has left a status, and cancels the call in a moment. Of another one grpc would log a traceback.
+            raise asyncio.CancelledError from None
         raise AssertionError("abort_with_status always raises")
 
 
@@ -235,8 +240,7 @@ class Server:
         themselves). Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no
         row for a method.
         """
-        options = [*_SERVER_OPTIONS, *(_RECONNECT if tls else ()), ("grpc.max_concurrent_streams", calls_a_connection)]
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
         door = partial(gate.door, on_loopback=is_loopback(listen.host), anybody=anybody)
         guard = _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes)
         register(cast("grpc.aio.Server", guard))

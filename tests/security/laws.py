@@ -180,6 +180,20 @@ def by_certificate(world: World, folder: Path) -> None:
             door.admit_call(stranger)
 
 
+def a_certificate_ends(world: World, folder: Path) -> None:
+    """Its connection lives on, and calls on it are refused; until then they and their streams are admitted up to that time."""
+    clock = [time.time()]
+    door = world.gate_of(world.read(folder), now=lambda: clock[0]).door(CHARGE, on_loopback=False)
+    call = Call(uris=["spiffe://example/shop"])
+    admitted = door.admit_call(call)
+    assert 89 < (admitted.ends_at - clock[0]) / 86_400 < 91
+    clock[0] = admitted.ends_at - 1
+    assert door.admit_call(call).caller == SHOP
+    clock[0] = admitted.ends_at
+    with refused(UNAUTHENTICATED):
+        door.admit_call(call)
+
+
 def by_static_token(world: World, folder: Path) -> None:
     """A static token is taken over TLS and over loopback, in one header only, and beats the certificate."""
     door = world.gate_of(world.read(folder)).door(CHARGE, on_loopback=False)
@@ -575,6 +589,7 @@ def exposed(world: World, _: Path) -> None:
 
 LAWS: Sequence[Callable[[World, Path], None]] = (
     by_certificate,
+    a_certificate_ends,
     by_static_token,
     roles,
     open_doors,

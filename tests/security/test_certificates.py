@@ -1,5 +1,7 @@
 """Whom the servers take a client for by its certificate, on every port: by exactly one of its alternative names."""
 
+import asyncio
+import datetime
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.security.guarded import (
     REFUND,
     SHOP,
     SUBSCRIBE,
+    TAKES_EFFECT_SECONDS,
     Guarded,
     Shown,
     a_new_second,
@@ -29,6 +32,7 @@ from tests.security.guarded import (
     an_identity,
     bearing,
     becomes,
+    end_of,
     guarded,
     refusals_logged,
     token_of,
@@ -111,6 +115,22 @@ async def test_a_certificate_of_the_authority_without_a_name_of_the_policy_is_no
     for server, method in (("command", CHARGE), ("query", GET)):
         answer, error = await _gauges(town, server, shown), await town.error(method, shown)
         assert error and (answer.status_code, answer.text) == (401, error.text)
+
+
+async def test_a_certificate_that_expires_ends_its_streams_and_calls_on_its_connection(town: Guarded) -> None:
+    """A handshake alone would let whoever holds a stolen certificate go on for as long as the connection lives."""
+    ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=4)
+    short = Shown(town.client("till short", uris=[f"{TRUST}/till"], not_after=ends))
+    feed = town.call(SUBSCRIBE, short)
+    assert await feed.read()
+    assert all([await town.is_permitted(method, short) for method in ONE_OF_EACH])
+    assert (await asyncio.wait_for(end_of(feed), 4 + TAKES_EFFECT_SECONDS)).reason == "UNAUTHENTICATED"
+    for method in ONE_OF_EACH:
+        error = await town.error(method, short)
+        assert error and error.reason == "UNAUTHENTICATED"
+    assert "its certificate has expired since it connected" in {
+        each["why"] for each in refusals_logged(town.town.query)
+    }
 
 
 async def test_a_token_is_the_identity_whatever_the_certificate_says(town: Guarded) -> None:
