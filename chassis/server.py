@@ -177,6 +177,7 @@ class _Guard:
         if not isinstance(error, Refusal):
             log_unexpected("a call failed unexpectedly", error)
             error = self._unexpected
+        error.__traceback__ = None  # it keeps all that the handler held, a long answer say, until garbage is collected
         await context.abort_with_status(error.status(self._domain))
         raise AssertionError("abort_with_status always raises")
 
