@@ -178,6 +178,7 @@ class _Guard:
         if not isinstance(error, Refusal):
             log_unexpected("a call failed unexpectedly", error)
             error = self._unexpected
+        error.__traceback__ = None  # it keeps all that the handler held, a long answer say, until garbage is collected
         try:
             await context.abort_with_status(error.status(self._domain))
         except grpc.aio.UsageError:

@@ -40,6 +40,9 @@ DEFAULT_PAGE = 50
 LONGEST_PAGE = 1000
 # A page ends before this size, and the next page continues: grpc's clients accept 4 MiB by default.
 PAGE_BYTES = 2 << 20
+# Answers longer than this lie in memory until their clients have read them, some twice over. So many may at once.
+LONG_ANSWER_BYTES = 64 << 10
+MAX_UNREAD = 64
 
 _STATES = {
     State.CATCHING_UP: query_pb2.VIEW_STATE_CATCHING_UP,
@@ -78,6 +81,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         # A limit of their own: while the view lags, calls that wait for it would keep out calls that could be answered.
         self._waiters = Shares(max_calls, weights)
         self._watchers = Shares(max_watchers, weights)
+        self._unread = Shares(MAX_UNREAD, weights)
         self._watches: Counter[str] = Counter()
 
     async def GetCharge(  # noqa: N802  # the contract's names, here and below
@@ -114,6 +118,8 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         count = len(response.charges)
         if count < len(shown.found):
             response.next_page_token = token_after(shown.found[count - 1].charge.requested_position, request)
+        if size > LONG_ANSWER_BYTES:
+            self._hold_place_until_read(context)
         return response
 
     async def WatchCharge(  # noqa: N802
@@ -197,6 +203,11 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         ):
             raise self._behind()
 
+    def _hold_place_until_read(self, context: Any) -> None:
+        tenant = caller_of(context).tenant
+        _take(self._unread, tenant)
+        context.add_done_callback(lambda _: self._unread.give_back(tenant))
+
     @contextmanager
     def _watching_over(self, connection: str) -> Iterator[None]:
         if self._watches[connection] >= WATCHES_A_CONNECTION:
@@ -227,6 +238,14 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
 @contextmanager
 def _place(places: Shares, tenant: str) -> Iterator[None]:
     """Hold a place. A call for which there is none is refused at once."""
+    _take(places, tenant)
+    try:
+        yield
+    finally:
+        places.give_back(tenant)
+
+
+def _take(places: Shares, tenant: str) -> None:
     match places.take(tenant):
         case None:
             pass
@@ -234,10 +253,6 @@ def _place(places: Shares, tenant: str) -> Iterator[None]:
             raise refusal(Reason.TOO_MANY_CALLS)
         case Excess.TENANT:
             raise refusal(Reason.TENANT_LIMIT)
-    try:
-        yield
-    finally:
-        places.give_back(tenant)
 
 
 # ---------------------------------------------------------------- from requests
