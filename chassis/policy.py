@@ -69,7 +69,7 @@ def read_policy(path: Path, roles: Roles, files: Files) -> Policy:
     except (ValueError, RecursionError) as error:
         # Its text may quote the file, and ends with the place. A number that is too long for Python has none.
         place = "".join(re.findall(r" \(at [a-z0-9 ,]+\)$", str(error)))
-        raise Unusable(f"{path}: is no TOML: a fault{place}") from None
+        raise Unusable(f"{path}: is no TOML{place}") from None
     reading = _Reading(roles, path.parent, files)
     policy = reading.policy(document)
     if reading.problems:
@@ -254,6 +254,8 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _shown(word: str, known: Collection[str]) -> str:
-    """Quote a word that is nearly the one that is meant, and no other: it may be a token, in the wrong place."""
+    """Quote a word that is nearly the one that is meant, or a plain one. Another may be a token, in the wrong place."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"{word!r}: is {near[0]!r} meant?" if near else f"of {len(word)} characters"
+    if near:
+        return f"{word!r}: is {near[0]!r} meant?"
+    return repr(word) if re.fullmatch("[a-z_]{1,24}", word) else f"of {len(word)} characters"

@@ -520,9 +520,11 @@ def faulty_policies(world: World, folder: Path) -> None:
     misspelt = POLICY.replace('"refund"]', '"refunds"]')
     with pytest.raises(Unusable, match="is 'refund' meant"):
         world.read(folder, misspelt)
-    with pytest.raises(Unusable, match="'purpose'"):
+    with pytest.raises(Unusable, match="the key 'wieght': is 'weight' meant"):
+        world.read(folder, POLICY.replace("weight", "wieght"))
+    with pytest.raises(Unusable, match=r"the key 'purpose'$"):
         world.read(folder, POLICY.replace("weight", "purpose"))
-    with pytest.raises(Unusable, match=f"a word of {len(SECRET)} characters") as caught:
+    with pytest.raises(Unusable, match=f"the key of {len(SECRET)} characters") as caught:
         world.read(folder, POLICY.replace("weight", SECRET))
     assert SECRET not in str(caught.value)
     with pytest.raises(Unusable, match=r"is no TOML \(at line 2, column 8\)$"):

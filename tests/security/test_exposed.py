@@ -131,8 +131,8 @@ PROBLEMS = (
     "identity 3: name must be",
     "identity 3: has no credential",
     "identity 4: token_sha256 must be 64 small hexadecimal digits",
-    "identity 4: 'token' means nothing here",
-    "[tenants.shpo]: no identity has this tenant: is 'shop' meant?",
+    "identity 4: nothing is meant by the key 'token'",
+    "[tenants]: no identity has the tenant 'shpo': is 'shop' meant?",
     "[jwt]: keys: ",
 )
 
@@ -205,5 +205,5 @@ def test_check_policy_quotes_nothing_of_a_file_that_it_cannot_read(tmp_path: Pat
     file = tmp_path / "policy.toml"
     file.write_text(f'[[identities]]\nname = "{token_of("told")}\n')
     done = check_policy("command_service", str(file))
-    assert (done.returncode, done.stdout) == (1, "") and f"{file}: is no TOML: " in done.stderr
+    assert (done.returncode, done.stdout) == (1, "") and f"{file}: is no TOML" in done.stderr
     assert token_of("told") not in done.stderr
