@@ -131,8 +131,8 @@ PROBLEMS = (
     "identity 3: name must be",
     "identity 3: has no credential",
     "identity 4: token_sha256 must be 64 small hexadecimal digits",
-    "identity 4: 'token' means nothing here",
-    "[tenants.shpo]: no identity has this tenant: is 'shop' meant?",
+    "identity 4: nothing is meant by the key of 5 characters",
+    "[tenants]: no identity has the tenant 'shpo': is 'shop' meant?",
     "[jwt]: keys: ",
 )
 
