@@ -151,6 +151,11 @@ class ClientTls:
         self.context: ssl.SSLContext = _LatestContext.of(self.watched, ssl.PROTOCOL_TLS_CLIENT)
         """For connections of asyncio. The host's name is verified."""
 
+    @property
+    def content(self) -> object:
+        """What the latest files hold, to be compared: a connection that is open was made with what they held then."""
+        return self.watched.value.pair, self.watched.value.authorities
+
     def grpc_credentials(self) -> grpc.ChannelCredentials:
         """Make the credentials of one channel of gRPC, with the latest files. The host's name is verified."""
         now = self.watched.value

@@ -5,7 +5,8 @@ every server says so, one after the other. A single server that says so has anot
 the view is kept.
 
 A feed over TLS is followed only if it shows a certificate for the name in QUERY_FEED, of an authority that we were told to
-trust: whoever takes its port could otherwise show money that never moved. Each connection is made with the present files.
+trust: whoever takes its port could otherwise show money that never moved. Each connection is made with the present files, and
+left at its next message, a heartbeat at the latest, once they are others.
 """
 
 import itertools
@@ -59,6 +60,11 @@ class Credentials:
             return grpc.aio.insecure_channel(str(server), options=_OPTIONS)
         return grpc.aio.secure_channel(str(server), self.tls.grpc_credentials(), options=_OPTIONS)
 
+    @property
+    def trust(self) -> object:
+        """What the present files of TLS hold, to be compared."""
+        return self.tls and self.tls.content
+
     def metadata(self) -> grpc.aio.Metadata:
         """Make the metadata of a call, with the present token."""
         return grpc.aio.Metadata(*([] if self.token is None else [("authorization", f"Bearer {self.token.value}")]))
@@ -95,9 +101,12 @@ def feed_of(servers: Sequence[Address], credentials: Credentials = PLAINTEXT) ->
         nonlocal denials
         server = next(turns)
         request = SubscribeRequest(after_position=after_position, journal_id=journal_id, chain=chain)
+        trust = credentials.trust
         try:
             async with credentials.channel(server) as channel:
                 async for response in JournalServiceStub(channel).Subscribe(request, metadata=credentials.metadata()):
+                    if credentials.trust != trust:
+                        raise FeedLost(f"{server} was trusted by files of QUERY_FEED_TLS that have been replaced")
                     denials = 0
                     yield response
         except grpc.aio.AioRpcError as error:

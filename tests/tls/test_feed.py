@@ -120,21 +120,24 @@ async def test_a_feed_in_tls_refuses_a_query_server_that_it_does_not_know(tmp_pa
             await is_live(client)  # with the files that are there now
 
 
-async def test_each_connection_to_the_feed_trusts_the_present_authorities(tmp_path: Path, logs: Logs) -> None:
-    """An authority that was taken away is not trusted at the next connection."""
+async def test_a_feed_of_an_authority_that_was_taken_away_is_left(tmp_path: Path, logs: Logs) -> None:
+    """Its connection is open and goes on to bring records: none of them is shown, and the next connection is not made."""
     former, ours = Authority(), Authority()
     former.issue(tmp_path / "query", client_only=True)
     async with feeding(journal(), credentials(former.issue(tmp_path / "feed", ips=HERE))) as feed:
         settings: dict[str, Any] = {"QUERY_FEED_TLS": str(tmp_path / "query")}
         async with querying(feed.address, tmp_path / "view.db", **settings) as (_, client):
             await is_live(client)
+            before = (await client.queries.GetViewStatus(GetViewStatusRequest())).as_of_position
             ours.issue(tmp_path / "query", client_only=True)
             await files_in_use(logs)
             asked = len(feed.requests)
-            await feed.cut()
+            feed.journal.charge("order-2", "alice", token_issued(), charged(), minor_units=1250)
+            await feed.notify()
+            await said(logs, f"{feed.address} was trusted by files of QUERY_FEED_TLS that have been replaced")
             await said(logs, f"{feed.address} shows a certificate of no authority in QUERY_FEED_TLS")
-            feed.mend()
             assert len(feed.requests) == asked
+            assert (await client.queries.GetViewStatus(GetViewStatusRequest())).as_of_position == before
 
 
 # ---------------------------------------------------------------- the token
@@ -158,6 +161,7 @@ async def test_the_feed_is_shown_the_present_token_at_each_connection(tmp_path: 
 
 
 async def test_a_token_is_sent_in_plaintext_to_this_machine_only(tmp_path: Path) -> None:
+    """Also if the operator lets a feed be followed in plaintext."""
     (tmp_path / "token").write_text("a-token")
     settings: dict[str, Any] = {"QUERY_FEED_TOKEN_FILE": str(tmp_path / "token")}
     async with feeding(journal()) as feed:
