@@ -48,7 +48,7 @@ def main(
     which.add_argument("charge", nargs="?", help="the charge's id")
     which.add_argument("--key", help="the charge's idempotency key")
     printing.add_argument(
-        "--tenant", default=ANYBODY.tenant, help="the tenant whose key it is, %(default)s if not given"
+        "--tenant", help=f"the tenant whose key it is, {ANYBODY.tenant} if not given; only with --key"
     )
     commands.add_parser("verify-journal", help="verify all of the journal; exit status 1 if it is damaged")
     backing_up = commands.add_parser("backup", help="copy the journal to a new file, also while the server runs")
@@ -66,6 +66,8 @@ def main(
         (commands.choices[chosen.command] if chosen.command else parser).error(
             f"unrecognized arguments: {' '.join(unknown)}"
         )
+    if chosen.command == "print-journal" and chosen.tenant is not None and chosen.key is None:
+        printing.error("--tenant goes with --key")
     if chosen.command is None:
         telemetry.configure_logging("command")
         process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
@@ -82,8 +84,9 @@ def main(
                 if chosen.key is None:
                     lines = print_journal(read.journal, chosen.charge)
                 else:
-                    charge_id = charge_id_of(chosen.tenant, chosen.key)
-                    named = f"with the idempotency key {chosen.key} of tenant {chosen.tenant}"
+                    tenant = chosen.tenant or ANYBODY.tenant
+                    charge_id = charge_id_of(tenant, chosen.key)
+                    named = f"with the idempotency key {chosen.key} of tenant {tenant}"
                     lines = print_journal(read.journal, charge_id, named=named)
                 for line in lines:
                     print(line)

@@ -23,6 +23,7 @@ from charging.v1.journal_pb2 import CaughtUp, Heartbeat, Opened, SubscribeReques
 from chassis.caller import Caller, caller_of
 from chassis.refusals import Violation
 from chassis.server import end_call
+from chassis.shares import Excess, Shares
 from command_service.errors import refusing
 from command_service.journal import Journal, Place, Record
 from contract.errors import DOMAIN, Reason
@@ -40,6 +41,9 @@ HEARTBEAT_SECONDS = 5.0
 SLOW_READER_SECONDS = 30.0
 # A batch has up to about 1 MiB. Readers that are further apart than these batches share no reads.
 BATCHES_SHARED = 8
+
+# Far more than the query servers and the exports of one journal.
+MAX_READERS = 256
 
 ANY_READER = Caller("", "anonymous")
 """Every reader of the feed where no policy is. It has no tenant: it sees all records."""
@@ -187,10 +191,14 @@ def _batch(records: Sequence[Record]) -> SubscribeResponse:
 
 
 class JournalService:
-    """The feed over gRPC: cuts off readers that do not read."""
+    """The feed over gRPC, up to a number of readers: cuts off those that do not read."""
 
-    def __init__(self, feed: Feed, *, slow_reader_seconds: float = SLOW_READER_SECONDS) -> None:
+    def __init__(
+        self, feed: Feed, readers: Shares | None = None, *, slow_reader_seconds: float = SLOW_READER_SECONDS
+    ) -> None:
+        """Each reader takes a place in `readers`: those that begin at places of their own share no reads."""
         self._feed = feed
+        self._readers = readers or Shares(MAX_READERS)
         self._slow_reader_seconds = slow_reader_seconds
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -206,15 +214,21 @@ class JournalService:
         """Follow the journal, as far as the caller's tenant may see it."""
         loop, call = asyncio.get_running_loop(), asyncio.current_task()
         assert call is not None
-        with refusing():
-            async with contextlib.aclosing(self._feed.follow(request, caller_of(context).tenant)) as messages:
-                async for message in messages:
-                    # The next line does not return while the reader does not read: only a timer can end the wait.
-                    cutting = loop.call_later(self._slow_reader_seconds, _cut_off, call, context)
-                    try:
-                        yield message
-                    finally:
-                        cutting.cancel()
+        tenant = caller_of(context).tenant
+        if (excess := self._readers.take(tenant)) is not None:
+            raise refusal(Reason.TOO_MANY_CALLS if excess is Excess.SERVER else Reason.TENANT_LIMIT)
+        try:
+            with refusing():
+                async with contextlib.aclosing(self._feed.follow(request, tenant)) as messages:
+                    async for message in messages:
+                        # The next line does not return while the reader does not read: only a timer can end the wait.
+                        cutting = loop.call_later(self._slow_reader_seconds, _cut_off, call, context)
+                        try:
+                            yield message
+                        finally:
+                            cutting.cancel()
+        finally:
+            self._readers.give_back(tenant)
         raise refusal(Reason.SERVER_STOPPING)
 
 

@@ -15,9 +15,10 @@ import structlog
 from charging.v1 import command_pb2_grpc
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
+from chassis.shares import Shares
 from chassis.watched import keep_fresh
 from command_service.failures import Unreadable
-from command_service.feed import ANY_READER, JournalService
+from command_service.feed import ANY_READER, MAX_READERS, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.reception import Reception
@@ -101,7 +102,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await listen(
             chosen.feed_listen,
-            JournalService(feed).register,
+            JournalService(feed, Shares(MAX_READERS, parts.weights)).register,
             services=["charging.v1.JournalService"],
             anybody=ANY_READER,
         )

@@ -17,6 +17,7 @@ from charging.v1.journal_pb2 import Event, Passed, Record, SubscribeRequest, Sub
 from chassis.caller import Caller
 from chassis.server import Server
 from chassis.settings import Address
+from chassis.shares import Shares
 from command_service.feed import Feed, JournalService
 from command_service.journal import START, Place
 from command_service.journal import Record as Stored
@@ -162,7 +163,9 @@ async def following(address: str, after: Place = START, journal_id: str = "") ->
 
 
 @asynccontextmanager
-async def a_street(folder: Path, *, remembered: int = OWNERS_REMEMBERED) -> AsyncIterator[Street]:
+async def a_street(
+    folder: Path, *, remembered: int = OWNERS_REMEMBERED, readers: Shares | None = None
+) -> AsyncIterator[Street]:
     """Open the journal in a folder, and serve its feed."""
     path, times = folder / "journal.db", iter(range(EPOCH_MICROSECONDS, EPOCH_MICROSECONDS + 10**9))
     journal = await Counted.open(await SqliteFile(path).open(), now=lambda: next(times), end_process=_never)
@@ -171,11 +174,11 @@ async def a_street(folder: Path, *, remembered: int = OWNERS_REMEMBERED) -> Asyn
     feed = Feed(journal, Owners(journal, remembered=remembered).of, heartbeat_seconds=HEARTBEAT_SECONDS)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(journal.close)
-        addresses = {}
+        addresses, service = {}, JournalService(feed, readers)
         for tenant in (WHOLE, SHOP, CAFE, NOBODY, DEFAULT):
             server = await Server.start(
                 Address("127.0.0.1", 0),
-                JournalService(feed).register,
+                service.register,
                 services=["charging.v1.JournalService"],
                 gate=gate_of(refusal),
                 domain=DOMAIN,

@@ -1,6 +1,7 @@
 """A tenant's feed over a real port: its own records, verified, and of others' only where they are."""
 
 import asyncio
+import contextlib
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ import grpc
 import pytest
 
 from charging.v1.journal_pb2 import Event
+from chassis.shares import Shares
 from command_service.feed import BATCHES_SHARED
 from command_service.journal import START, Place
 from command_service.journal.sqlite import anchor
@@ -269,3 +271,22 @@ async def test_readers_with_a_tenant_do_not_displace_what_readers_of_the_whole_f
         await second.until("caught_up")
     assert street.journal.reads == []
     assert second.records == first.records
+
+
+async def test_a_tenants_readers_leave_the_others_room_for_theirs(tmp_path: Path) -> None:
+    """A place that is given back may be taken again."""
+    weights = {SHOP: 1.0, CAFE: 1.0}
+    async with a_street(tmp_path, readers=Shares(4, lambda: weights)) as street:
+        await street.charge(SHOP, "order-1")
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                reader = await stack.enter_async_context(following(street.addresses[SHOP]))
+                await reader.until("caught_up")
+            fourth = await stack.enter_async_context(following(street.addresses[SHOP]))
+            assert (await fourth.end()).reason == "TENANT_LIMIT"
+            theirs = await stack.enter_async_context(following(street.addresses[CAFE]))
+            await theirs.until("caught_up")
+            one_more = await stack.enter_async_context(following(street.addresses[CAFE]))
+            assert (await one_more.end()).reason == "TOO_MANY_CALLS"
+        async with following(street.addresses[SHOP]) as again:
+            await again.until("caught_up")
