@@ -82,6 +82,12 @@ async def _seen(client: Client, position: int) -> None:
 
 
 # ---------------------------------------------------------------- what is told
+def _as_told_to_all(error: Told) -> bytes:
+    """Every byte of an error, but for the view's position: it may have moved on from one call to the next."""
+    position = error.metadata.get("as_of_position", "")
+    return error.everything.replace(position.encode(), b"N") if position else error.everything
+
+
 Asked = Callable[[Client, dict[str, Any]], Awaitable[object]]
 QUERIES: dict[str, Asked] = {
     "GetCharge": lambda client, name: client.queries.GetCharge(GetChargeRequest(**name)),
@@ -105,7 +111,7 @@ async def test_b_reads_and_watches_as_charges_that_were_never_there(street: Stre
             assert await QUERIES[method](street.a, theirs)
             told = [await refused(QUERIES[method](street.b, name)) for name in (theirs, nobodys)]
             assert told[0].reason == "CHARGE_NOT_FOUND"
-            assert told[0].everything == told[1].everything
+            assert _as_told_to_all(told[0]) == _as_told_to_all(told[1])
 
 
 async def test_b_lists_sums_and_counts_nothing_of_as(street: Street) -> None:
@@ -143,7 +149,7 @@ async def test_b_moves_no_money_of_as(street: Street, method: str) -> None:
             wishes = [{"charge_id": each, "idempotency_key": key} for each in (_id(request), NEVER)]
             told: list[Told] = [await refused(FOLLOWING[method](street.b, wish)) for wish in wishes]
             assert told[0].reason == "CHARGE_NOT_FOUND"
-            assert told[0].everything == told[1].everything
+            assert _as_told_to_all(told[0]) == _as_told_to_all(told[1])
     assert [await street.shown(request) for request in (street.charged, street.held)] == before
     assert await street.servers.movements() == movements
 
@@ -155,7 +161,7 @@ async def test_b_replays_as_refund_and_is_told_nothing(street: Street) -> None:
     never = RefundRequest(idempotency_key="refund-1", charge_id=NEVER, amount=money(250))
     told = [await refused(street.b.commands.Refund(request)) for request in (street.refunded, never)]
     assert told[0].reason == "CHARGE_NOT_FOUND"
-    assert told[0].everything == told[1].everything
+    assert _as_told_to_all(told[0]) == _as_told_to_all(told[1])
 
 
 async def test_b_replays_as_charge_and_gets_its_own(street: Street) -> None:
