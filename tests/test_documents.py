@@ -3,11 +3,17 @@
 Invariants are defined on one page; paths exist; the README's figures are those of the benchmark's page.
 """
 
+import json
 import re
 from pathlib import Path
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from chassis.policy import read_policy
+from chassis.watched import Files
+from contract.access import ROLES
 from prove import canaries
 
 ROOT = Path(__file__).parent.parent
@@ -101,3 +107,13 @@ def test_every_line_of_what_is_proved_of_security_names_a_test_that_exists() -> 
     assert len(lines) == len(set(lines))
     missing = [(file, name) for file, name in lines if f"def {name}(" not in (ROOT / file).read_text()]
     assert missing == []
+
+
+def test_the_policy_on_the_page_is_one_that_a_server_takes(tmp_path: Path) -> None:
+    (page,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/security.md").read_text(), re.DOTALL)
+    key = jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [{**key, "kid": "1"}]}))
+    (tmp_path / "policy.toml").write_text(page.replace('"..."', f'"{"0" * 64}"'))
+    policy = read_policy(tmp_path / "policy.toml", ROLES, Files())
+    assert [identity.name for identity in policy.identities] == ["shop-checkout", "query-server"]
+    assert len(policy.by_credential) == 5
