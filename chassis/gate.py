@@ -19,6 +19,7 @@ from chassis.caller import ANYBODY, Caller
 from chassis.identity import ON_LOOPBACK_NONE, Identity, Known, Need, Presented, Proven, Unproven, may
 from chassis.policy import Policy
 from chassis.refusals import Refusal
+from chassis.telemetry import log_unexpected
 from chassis.tls import NOBODY, holder_in
 
 log = structlog.get_logger()
@@ -156,6 +157,8 @@ class Gate:
                 except Refusal as refusal:
                     self._streams.pop(stream, None)
                     stream.cut(refusal)
+                except Exception as error:  # a fault of ours: the other streams are looked at still
+                    log_unexpected("an open stream could not be looked at again", error)
 
 
 class Admitted(NamedTuple):

@@ -14,9 +14,8 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._free = count
         self._used: dict[str, int] = {}
-        self._waiting: dict[
-            str, deque[asyncio.Future[None]]
-        ] = {}  # tenants in the order in which they were served last
+        # Tenants in the order in which they were served last.
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @property
     def are_taken(self) -> bool:
