@@ -53,7 +53,6 @@ _SERVER_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 3),
     ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1_000)),  # grpc's own default is two minutes
-    ("grpc.max_connection_age_ms", CONNECTION_MILLISECONDS),
     ("grpc.so_reuseport", 0),  # with it, a second server binds the same port silently and takes half of the calls
     # grpc.aio takes calls one by one. Under load they wait in grpc, unseen by a service's own limit; beyond these numbers grpc
     # cancels them itself, at random between the two, without advice and at next to no cost. Reasons: docs/adr/0018.
@@ -230,6 +229,7 @@ class Server:
         tls: ServerTls | None = None,
         descriptors: bytes = b"",
         calls_a_connection: int = 1_000,
+        connection_milliseconds: int = CONNECTION_MILLISECONDS,
         anybody: Caller = ANYBODY,
     ) -> "Server":
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
@@ -238,10 +238,16 @@ class Server:
         plaintext. Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are
         refused with `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client,
         or grpc refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by
-        themselves). Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no
-        row for a method.
+        themselves). After `connection_milliseconds` a client is asked to connect anew.
+
+        Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no row for a
+        method.
         """
-        server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_concurrent_streams", calls_a_connection)])
+        of_connections = [
+            ("grpc.max_concurrent_streams", calls_a_connection),
+            ("grpc.max_connection_age_ms", connection_milliseconds),
+        ]
+        server = grpc.aio.server(options=[*_SERVER_OPTIONS, *of_connections])
         door = partial(gate.door, on_loopback=is_loopback(listen.host), anybody=anybody)
         guard = _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes)
         register(cast("grpc.aio.Server", guard))

@@ -40,7 +40,7 @@ DEFAULT_PAGE = 50
 LONGEST_PAGE = 1000
 # A page ends before this size, and the next page continues: grpc's clients accept 4 MiB by default.
 PAGE_BYTES = 2 << 20
-# Answers longer than this lie in memory until their clients have read them, some twice over. So many may at once.
+# A longer answer lies in memory until its client has read it. At most MAX_UNREAD do: with clients that do not read, 128 MiB.
 LONG_ANSWER_BYTES = 64 << 10
 MAX_UNREAD = 64
 

@@ -12,18 +12,15 @@ from charging.v1 import journal_pb2_grpc
 from charging.v1.journal_pb2 import SubscribeRequest
 from charging.v1.query_pb2 import CurrencySummary, GetUserSummaryRequest, GetUserSummaryResponse, GetViewStatusRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
-from chassis.server import Server
-from chassis.settings import Address
 from command_service.feed import ANY_READER, Feed, JournalService
 from command_service.owners import Owners
-from contract.access import gate_of
-from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 from judge.files import read_journal
 from judge.history import fold
 from prove.network.faultproxy import Fault, Kind, Way
 from prove.network.reader import CHANNEL_OPTIONS, Reader, following
 from prove.network.world import World, must, until, within
+from rig.alone import start_alone
 from rig.errors import told
 from rig.servers import InProcess
 
@@ -75,18 +72,7 @@ async def some_stop_reading(world: World) -> None:
     feed = Feed(journal, Owners(journal).of)
     # As in the product, but that a reader is given up sooner.
     service = JournalService(feed, slow_reader_seconds=3.0)
-    server = await Server.start(
-        Address("127.0.0.1", 0),
-        service.register,
-        services=["charging.v1.JournalService"],
-        gate=gate_of(refusal),
-        domain=DOMAIN,
-        unreadable=refusal(Reason.INVALID_REQUEST),
-        unexpected=refusal(Reason.UNEXPECTED),
-        request_bytes=16 << 10,
-        reflect=False,
-        anybody=ANY_READER,
-    )
+    server = await start_alone(service.register, "charging.v1.JournalService", refusal, anybody=ANY_READER)
     address = str(server.address)
     # Large ones, so that what waits for a reader outgrows what a connection takes.
     stuffing = {f"note-{n}": "x" * 490 for n in range(20)}

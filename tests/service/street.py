@@ -15,8 +15,6 @@ import grpc.aio
 from charging.v1 import journal_pb2_grpc
 from charging.v1.journal_pb2 import Event, Passed, Record, SubscribeRequest, SubscribeResponse
 from chassis.caller import Caller
-from chassis.server import Server
-from chassis.settings import Address
 from chassis.shares import Shares
 from command_service.feed import Feed, JournalService
 from command_service.journal import START, Place
@@ -24,9 +22,8 @@ from command_service.journal import Record as Stored
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.owners import OWNERS_REMEMBERED, Owners
-from contract.access import gate_of
-from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
+from rig.alone import start_alone
 from rig.errors import Told, told
 from tests.sealed import EPOCH_MICROSECONDS, charge_id_of, charged, requested, token_issued
 from tests.service.test_feed import chained
@@ -176,17 +173,8 @@ async def a_street(
         stack.push_async_callback(journal.close)
         addresses, service = {}, JournalService(feed, readers)
         for tenant in (WHOLE, SHOP, CAFE, NOBODY, DEFAULT):
-            server = await Server.start(
-                Address("127.0.0.1", 0),
-                service.register,
-                services=["charging.v1.JournalService"],
-                gate=gate_of(refusal),
-                domain=DOMAIN,
-                unreadable=refusal(Reason.INVALID_REQUEST),
-                unexpected=refusal(Reason.UNEXPECTED),
-                request_bytes=16 << 10,
-                reflect=False,
-                anybody=Caller(tenant, "a reader"),
+            server = await start_alone(
+                service.register, "charging.v1.JournalService", refusal, anybody=Caller(tenant, "a reader")
             )
             stack.push_async_callback(server.drain, 1.0)
             addresses[tenant] = str(server.address)

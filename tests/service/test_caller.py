@@ -10,11 +10,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from chassis import server as server_module
 from chassis.caller import ANYBODY, Caller, GuardedCall, NoCaller, caller_of
 from chassis.gate import Gate, Refused
 from chassis.refusals import Refusal
-from chassis.server import Server, end_call
+from chassis.server import CONNECTION_MILLISECONDS, Server, end_call
 from chassis.settings import Address
 
 REFUSAL = Refusal(grpc.StatusCode.INTERNAL, "UNEXPECTED", "a fault", "DO_NOT_RETRY")
@@ -41,7 +40,9 @@ def described(context: Any) -> bytes:
 
 
 @asynccontextmanager
-async def asked(asking: Asking) -> AsyncIterator[grpc.aio.Channel]:
+async def asked(
+    asking: Asking, connection_milliseconds: int = CONNECTION_MILLISECONDS
+) -> AsyncIterator[grpc.aio.Channel]:
     server = await Server.start(
         Address("127.0.0.1", 0),
         asking.register,
@@ -52,6 +53,7 @@ async def asked(asking: Asking) -> AsyncIterator[grpc.aio.Channel]:
         unexpected=REFUSAL,
         request_bytes=9,
         reflect=False,
+        connection_milliseconds=connection_milliseconds,
     )
     try:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
@@ -82,13 +84,9 @@ class Naming(Asking):
             await asyncio.sleep(0.1)
 
 
-async def test_clients_are_asked_to_connect_anew_and_no_call_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_are_asked_to_connect_anew_and_no_call_is_dropped() -> None:
     """Their next calls come over a handshake with the certificates of that time; a stream ends in its own time."""
-    age = "grpc.max_connection_age_ms"
-    usual = dict(server_module._SERVER_OPTIONS)
-    assert usual[age] == 900_000
-    monkeypatch.setattr(server_module, "_SERVER_OPTIONS", [*({**usual, age: 200}).items()])
-    async with asked(Naming()) as channel:
+    async with asked(Naming(), connection_milliseconds=200) as channel:
         one: Any = channel.unary_unary("/test.Asking/One")
         many: Any = channel.unary_stream("/test.Asking/Many")
         loop, seen, streamed = asyncio.get_running_loop(), set[bytes](), list[bytes]()

@@ -23,16 +23,14 @@ import structlog.testing
 from charging.v1 import journal_pb2_grpc
 from charging.v1.journal_pb2 import Record, SubscribeRequest, SubscribeResponse
 from chassis.server import Server
-from chassis.settings import Address
 from command_service.feed import ANY_READER, Feed, JournalService
 from command_service.journal import Place
 from command_service.journal import Record as Stored
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.owners import Owners
-from contract.access import gate_of
-from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
+from rig.alone import start_alone
 from rig.errors import Told, refused, told
 from rig.world import a_request, a_world, head, until
 
@@ -157,18 +155,7 @@ async def a_source(
     assert isinstance(journal, Counted)
     feed = Feed(journal, Owners(journal).of, heartbeat_seconds=heartbeat_seconds)
     service = JournalService(feed, slow_reader_seconds=slow_reader_seconds)
-    server = await Server.start(
-        Address("127.0.0.1", 0),
-        service.register,
-        services=["charging.v1.JournalService"],
-        gate=gate_of(refusal),
-        domain=DOMAIN,
-        unreadable=refusal(Reason.INVALID_REQUEST),
-        unexpected=refusal(Reason.UNEXPECTED),
-        request_bytes=16 << 10,
-        reflect=False,
-        anybody=ANY_READER,
-    )
+    server = await start_alone(service.register, "charging.v1.JournalService", refusal, anybody=ANY_READER)
     try:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
             yield Source(path, journal, feed, server, channel)

@@ -21,10 +21,6 @@ from charging.v1.query_pb2 import (
     WatchChargeRequest,
 )
 from chassis.caller import Caller
-from chassis.server import Server
-from chassis.settings import Address
-from contract.access import gate_of
-from contract.errors import DOMAIN, Reason
 from contract.errors import query_refusal as refusal
 from query_service import schema
 from query_service.api import QueryService
@@ -32,6 +28,7 @@ from query_service.parts import Parts
 from query_service.subscriber import Subscriber
 from query_service.view import View
 from query_service.waiting import Waiting
+from rig.alone import start_alone
 from rig.errors import refused
 from tests.sealed import SealedJournal, charge_id_of, charged, requested, token_issued
 from tests.service.feed_server import feeding
@@ -71,16 +68,10 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
         view = tmp_path / "view.db"
         _, owner = await stack.enter_async_context(querying(feed.address, view, Kept))
         await owner.queries.GetViewStatus(GetViewStatusRequest(min_position=journal.head))
-        other_port = await Server.start(
-            Address("127.0.0.1", 0),
+        other_port = await start_alone(
             lambda server: query_pb2_grpc.add_QueryServiceServicer_to_server(made[0], server),
-            services=["charging.v1.QueryService"],
-            gate=gate_of(refusal),
-            domain=DOMAIN,
-            unreadable=refusal(Reason.INVALID_REQUEST),
-            unexpected=refusal(Reason.UNEXPECTED),
-            request_bytes=16 << 10,
-            reflect=False,
+            "charging.v1.QueryService",
+            refusal,
             anybody=Caller("stranger", "somebody"),
         )
         stack.push_async_callback(other_port.drain, 0.0)
