@@ -68,7 +68,8 @@ class Session(Protocol):
     ) -> Sequence[bytes]:
         """Store rows, move the head, and note which streams are unfinished now and which are finished.
 
-        A stream that was not unfinished before is driven by `server` from now on: these are returned. Listeners are told.
+        A stream that was not unfinished before is driven by `server` from now on: these are returned. A stream is in one of
+        `begun` and `finished`. Listeners are told.
         """
         ...
 
@@ -102,6 +103,10 @@ class Session(Protocol):
 
     async def at(self, position: int) -> Verifiable | None:
         """Read one record, with the chain before it."""
+        ...
+
+    async def streams_between(self, position: int, until: int) -> Sequence[bytes]:
+        """List the streams of the records after a position, up to another one."""
         ...
 
     async def unfinished(self) -> Sequence[bytes]:
