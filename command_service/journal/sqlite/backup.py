@@ -8,7 +8,6 @@ from pathlib import Path
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.sqlite import open_connection, sync_directory
 from command_service.journal import START, JournalRefused, Place
-from command_service.journal.records import key_of
 from command_service.journal.sqlite import anchor, owner
 from command_service.journal.sqlite.file_system import refuse_other_names, refuse_unknown_kind
 from command_service.journal.sqlite.lock import lock
@@ -21,13 +20,13 @@ from command_service.journal.sqlite.starting import (
     store_wal_again,
 )
 from command_service.journal.sqlite.table import (
-    CLEAR_UNFINISHED,
-    INSERT_UNFINISHED,
     READER_PRAGMAS,
     RENEW_JOURNAL,
     WRITER_PRAGMAS,
+    note_unfinished,
     read_all,
     read_head,
+    set_home,
     verify,
 )
 from command_service.journal.store import Fold, random_id
@@ -145,8 +144,8 @@ def _renew(path: Path, unfinished_in: Fold, disk: Disk) -> tuple[str, Place]:
         found = unfinished_in(read_all(connection, START, place.position))
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(RENEW_JOURNAL, (journal_id,))
-        connection.execute(CLEAR_UNFINISHED)
-        connection.executemany(INSERT_UNFINISHED, [(key_of(charge_id),) for charge_id in found])
+        set_home(connection, "")
+        note_unfinished(connection, found)
         connection.execute("COMMIT")
         checkpoint(connection)
     return journal_id, place
