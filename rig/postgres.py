@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -105,6 +105,10 @@ class Node:
     async def stop(self) -> None:
         """End it in order, without waiting for its clients ("fast")."""
         await asyncio.to_thread(self._ended_by, signal.SIGINT)
+
+    async def promote(self) -> None:
+        """Let it follow no other any longer, and return when it takes writes."""
+        await self.execute("SELECT pg_promote()")
 
     def kill(self) -> None:
         """End all its processes at once, as the death of its machine would, and return when they are gone."""
@@ -304,11 +308,23 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-async def database(node: Node) -> str:
+class Databases(Protocol):
+    """A server, or several that are as one."""
+
+    def dsn(self, database: str = ...) -> str:
+        """Return how to reach one of its databases."""
+        ...
+
+    async def execute(self, sql: str) -> None:
+        """Do a statement."""
+        ...
+
+
+async def database(server: Databases) -> str:
     """Make an empty database with a name of its own, and return its DSN."""
     name = f"test_{secrets.token_hex(6)}"
-    await node.execute(f"CREATE DATABASE {name}")
-    return node.dsn(name)
+    await server.execute(f"CREATE DATABASE {name}")
+    return server.dsn(name)
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
