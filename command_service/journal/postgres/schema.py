@@ -5,12 +5,17 @@ not from a sequence: a sequence gives out numbers before their transactions end,
 and loses those of transactions that are rolled back.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 FORMAT: Final = 1
-"""Raised by each change of these tables. A server serves from tables of its own format only."""
-ELSEWHERE: Final = 0
-"""The format of a journal that is served from another place, which `home` names: no server of any version serves from it."""
+"""Raised by each change of these tables. A server serves from tables of its own format only.
+
+With a minus sign it is that of a journal that is served from another place, which `home` names: so no server serves from it.
+"""
+
+UPGRADES: Final[Mapping[int, Sequence[str]]] = {}
+"""By format: the statements that make the next one of it."""
 
 SCHEMA: Final = (
     "CREATE SCHEMA chargeonce",
