@@ -63,11 +63,10 @@ class PostgresPlace:
     ) -> PostgresStore:
         """Open the journal for a server; see the port. It always has to exist, and `new_id` names servers.
 
-        What is said of files means nothing here: PostgreSQL looks after its own.
+        An operator knows the server by its host and process id. What is said of files means nothing here.
         """
-        return await PostgresStore.open(
-            self.nodes(), name=f"{socket.gethostname()}, process {os.getpid()}", new_id=new_id, chance=random.Random()
-        )
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        return await PostgresStore.open(self.nodes(), name=name, new_id=new_id, chance=random.Random())
 
     def read(self, *, at_one_moment: bool = False) -> AbstractContextManager[PostgresReading]:
         """Read the journal as an operator does; see the port."""

@@ -56,3 +56,15 @@ SCHEMA: Final = (
     )
     """,
 )
+
+
+def wrong_format(found: int) -> str:
+    """Say why a server does not serve from tables of another format than its own, and the way out."""
+    if found < 0:
+        return (
+            "the database's journal is served from another place, for it is a copy, or it was moved: verify-journal names the "
+            "place. To serve it from here, stop the servers there and run copy-journal --move from there to here"
+        )
+    if found < FORMAT:
+        return f"the database's journal has format {found}, and this program's is {FORMAT}: run migrate"
+    return f"the database's journal has format {found}, and this program knows format {FORMAT}: use the version that wrote it"
