@@ -1,6 +1,5 @@
 """How a database is reached: the password, and what authenticates the server, from the files that a URL names."""
 
-import os
 import ssl
 import stat
 from collections.abc import Mapping
@@ -12,17 +11,16 @@ from command_service.journal.postgres.url import SYSTEM, VERIFYING, Url
 
 
 def arguments_of(url: Url) -> Mapping[str, Any]:
-    """Return those of asyncpg.connect, beside host and port; it takes none of them from its environment then.
+    """Return those of asyncpg.connect, beside host and port. Raises JournalRefused if a file cannot be used.
 
-    Raises JournalRefused if a file cannot be used.
+    It takes nothing from its environment then but a password, if no file is named (PGPASSFILE, ~/.pgpass, PGPASSWORD).
     """
-    passfile = url.passfile or _passfile_of_environment()
-    if passfile is not None:
-        _check_passfile(passfile)
+    if url.passfile is not None:
+        _check_passfile(url.passfile)
     return {
         "user": url.user,
         "database": url.database,
-        "passfile": passfile,
+        "passfile": url.passfile,
         "ssl": _tls(url),
         "direct_tls": False,
         "target_session_attrs": "any",
@@ -48,17 +46,6 @@ def _tls(url: Url) -> ssl.SSLContext | bool:
         files = ", ".join(str(file) for file in (url.sslrootcert, url.sslcert, url.sslkey) if file)
         raise JournalRefused(f"the files for TLS to the database cannot be used ({files}): {error}") from error
     return context
-
-
-def _passfile_of_environment() -> Path | None:
-    """The file that PostgreSQL's own programs take passwords from, if there is one."""
-    if named := os.environ.get("PGPASSFILE"):
-        return Path(named)
-    try:
-        usual = Path.home() / ".pgpass"
-        return usual if usual.is_file() else None
-    except (RuntimeError, OSError):
-        return None
 
 
 def _check_passfile(path: Path) -> None:

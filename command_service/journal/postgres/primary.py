@@ -1,4 +1,4 @@
-"""A connection to the primary for an operator's command, whose calls block.
+"""A connection to the primary for an operator's command, whose calls block: no event loop may run in the same thread.
 
 A server has connections of its own (`cluster.py`), which outlive a failover. A command ends with its connection, and is run
 again.
@@ -6,7 +6,6 @@ again.
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -45,11 +44,11 @@ class Found(NamedTuple):
 class Primary:
     """The connection. Each call raises JournalRefused, with what PostgreSQL says."""
 
-    def __init__(self, url: Url, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, url: Url, connection: Connection, runner: asyncio.Runner) -> None:
         """Use `primary`."""
         self._url = url
         self._connection = connection
-        self._loop = loop
+        self._runner = runner
 
     def fetch(self, statement: str, *values: object) -> Sequence[Any]:
         """Do a statement and return its rows."""
@@ -109,7 +108,7 @@ class Primary:
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         try:
-            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+            return self._runner.run(call)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
             raise JournalRefused(f"the database {self._url} has no journal: run migrate, which makes one") from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
@@ -119,22 +118,15 @@ class Primary:
 @contextlib.contextmanager
 def primary(url: Url) -> Iterator[Primary]:
     """Connect to the primary. Raises JournalRefused, also for damage that is met while the context lasts."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="postgres", daemon=True)
-    thread.start()
-    try:
-        connection = asyncio.run_coroutine_threadsafe(_connect(url), loop).result()
+    with asyncio.Runner() as runner:
+        connection = runner.run(_connect(url))
         try:
-            yield Primary(url, connection, loop)
+            yield Primary(url, connection, runner)
         except JournalCorrupt as error:
             raise JournalRefused(f"the journal {url} is damaged: {error}. Restore a backup.") from error
         finally:
             with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                asyncio.run_coroutine_threadsafe(connection.close(timeout=CLOSE_SECONDS), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+                runner.run(connection.close(timeout=CLOSE_SECONDS))
 
 
 async def _connect(url: Url) -> Connection:
