@@ -105,7 +105,7 @@ class Callers:
             method = type(rpc.request).__name__.removesuffix("Request")
             call = GuardedCall(f"/charging.v1.CommandService/{method}", ANYBODY, rpc)
             response = await getattr(server.commands, method)(rpc.request, call)
-            outcome = (response, self._disk.durable_position)
+            outcome = (response, self._disk.durable.position)
         except Refusal as refused:
             outcome = refused
         except asyncio.CancelledError:

@@ -83,7 +83,7 @@ class Feeds:
         if not message.batch.records:
             return
         stage, first = self._stage, message.batch.records[0].position
-        ready_at = max(waiting_since, self._disk.committed_at.get(first, 0.0))
+        ready_at = max(waiting_since, self._disk.durable.at.get(first, 0.0))
         pause = MESSAGE_EVERY_SECONDS + stage.plan.grid_seconds  # a timer fires on the grid
         allowed = pause + (SLOW_WAKE_SECONDS if stage.dice.fired["slow_disk"] else WAKE_SECONDS)
         if (late := stage.loop.time() - ready_at) > allowed:

@@ -96,7 +96,7 @@ class Judging:
             movements=self._bank.movements,
             bank_calls=self._bank.calls,
             view=self._views[0] if self._views else None,
-            sessions=[*servers.feeds.sessions, Session(0, self._disk.durable)],
+            sessions=[*servers.feeds.sessions, Session(0, self._disk.durable.records)],
             anchor=read_anchor(journal),
             planted=planted,
             blobs=blobs,

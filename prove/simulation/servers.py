@@ -146,10 +146,10 @@ class Servers:
             self.kill(process, "ends: the journal cannot be opened")
             return
         disk.note_durable(process, process.connections[-1])
-        if journal.head.position != disk.durable_position:
-            stage.broke("I7", process.name, f"its head is {journal.head.position}, durable was {disk.durable_position}")
-        if (listed := unfinished_in(process.connections[-1])) != disk.unfinished:
-            text = f"{len(listed)} charges are listed as unfinished, not {len(disk.unfinished)}"
+        if journal.head.position != disk.durable.position:
+            stage.broke("I7", process.name, f"its head is {journal.head.position}, durable was {disk.durable.position}")
+        if (listed := unfinished_in(process.connections[-1])) != disk.durable.unfinished:
+            text = f"{len(listed)} charges are listed as unfinished, not {len(disk.durable.unfinished)}"
             stage.broke("I16", process.name, text)
         assembled = parts.assemble(journal, parts.bank())
         commands, feed = parts.commands(assembled.reception), parts.feed(journal)
@@ -281,7 +281,7 @@ class SimulatedParts(Parts):
     def wire(self) -> Wire:
         """Connect to the simulated bank."""
         stage, servers = self._stage, self._servers
-        is_durable = servers.disk.durable_tokens.__contains__
+        is_durable = servers.disk.durable.tokens.__contains__
         pressure = Pressure(stage.plan.bank_calls, stage.loop.time, stage.broke)
         return Wire(servers.bank, stage.dice, stage.outside, is_durable, stage.note, pressure)
 

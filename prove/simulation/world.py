@@ -166,8 +166,8 @@ class World:
         if not process.alive or not process.is_up:
             return False
         if process.kind == "command":
-            return not process.assembled.runner.unfinished and not process.calls and not self._disk.unfinished
-        return bool(process.waiting.position == self._disk.durable_position)
+            return not process.assembled.runner.unfinished and not process.calls and not self._disk.durable.unfinished
+        return bool(process.waiting.position == self._disk.durable.position)
 
     # ------------------------------------------------------------ the servers' log
     @contextmanager
