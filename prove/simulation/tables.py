@@ -24,15 +24,13 @@ class Tables:
     servers: dict[str, float] = field(default_factory=dict)
     """Until when each is known to be at work."""
 
-    def copy(self) -> "Tables":
-        """Make the tables of another node."""
-        streams = {key: list(rows) for key, rows in self.streams.items()}
-        return Tables(self.head, dict(self.rows), streams, dict(self.unfinished), dict(self.servers))
-
     def after(self, position: int, until: int) -> list[Row]:
+        """The records after a position, up to another one, in order: as many as a read gives."""
+        return self.between(position, until)[:RECORDS_A_READ]
+
+    def between(self, position: int, until: int) -> list[Row]:
         """The records after a position, up to another one, in order."""
-        found = [self.rows[at] for at in range(position + 1, until + 1) if at in self.rows]
-        return found[:RECORDS_A_READ]
+        return [self.rows[at] for at in range(position + 1, until + 1) if at in self.rows]
 
     def verifiable(self, row: Row) -> Verifiable:
         """A record, with the chain before it."""
