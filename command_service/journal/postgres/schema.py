@@ -9,10 +9,13 @@ from typing import Final
 
 FORMAT: Final = 1
 """Raised by each change of these tables. A server serves from tables of its own format only."""
+ELSEWHERE: Final = 0
+"""The format of a journal that is served from another place, which `home` names: no server of any version serves from it."""
 
 SCHEMA: Final = (
     "CREATE SCHEMA chargeonce",
     # One row: where the journal ends. `chain` is that of the newest record, `recorded_at` its time in microseconds since 1970.
+    # `home` names the place that the journal is served from if that is not here: this is a copy, or it was moved.
     """
     CREATE TABLE chargeonce.head (
         is_one boolean PRIMARY KEY DEFAULT true CHECK (is_one),
@@ -21,7 +24,8 @@ SCHEMA: Final = (
         restored boolean NOT NULL,
         position bigint NOT NULL,
         chain bytea NOT NULL,
-        recorded_at bigint NOT NULL
+        recorded_at bigint NOT NULL,
+        home text NOT NULL DEFAULT ''
     ) WITH (fillfactor = 10)
     """,  # the row changes at each commit: with room on its page it stays there, and no index is touched
     """

@@ -1,7 +1,7 @@
 """The statements of the journal in PostgreSQL, through asyncpg.
 
-* No state of a session is relied on: what a transaction needs is set in it, and LISTEN is a hint. So a pooler may stand between,
-  if it keeps prepared statements.
+* No state of a session is relied on: what a transaction needs is set in it, and LISTEN is a hint. So a pooler may stand
+  between, if it keeps prepared statements.
 * No call of asyncpg is cancelled or timed. It would cancel the statement, and PostgreSQL takes a cancelled wait for the standby
   for the end of the wait: the commit stands, and others see it (`facts` in docs/postgresql.md). The connection is cut instead.
 """
@@ -190,7 +190,7 @@ class Statements:
 
     async def versions(self, keys: Sequence[bytes]) -> Mapping[bytes, int]:
         """Return the newest versions of streams; see the seam."""
-        return {key: version for key, version in await self._fetch(SELECT_VERSIONS, keys)}
+        return {row[0]: row[1] for row in await self._fetch(SELECT_VERSIONS, keys)}
 
     async def insert(
         self, rows: Sequence[Row], head: Head, begun: Sequence[bytes], finished: Sequence[bytes], server: str
@@ -326,6 +326,7 @@ def _head_row(rows: Sequence[Any]) -> HeadRow:
 
 def _watch_network(connection: "asyncpg.Connection[Any]") -> None:
     """Have the system notice that the other machine is gone, also while nothing is sent."""
+    # asyncpg has no public way to its socket.
     transport: asyncio.Transport | None = getattr(connection, "_transport", None)
     found = transport.get_extra_info("socket") if transport is not None else None
     if found is None or found.family == socket.AF_UNIX:
