@@ -89,7 +89,7 @@ class Callers:
         return call
 
     def _arrive(self, rpc: Rpc) -> None:
-        server = self._servers.command
+        server = self._servers.a_command()
         if rpc.is_over:
             return
         if not server.is_up or not server.alive:

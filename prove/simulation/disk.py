@@ -42,7 +42,7 @@ class Disk:
 
     def begin(self, process: Process) -> None:
         """Let a transaction begin, unless another program holds the write lock."""
-        if process.kind == "command" and self._dice.fires("journal_busy"):
+        if process.serves_commands and self._dice.fires("journal_busy"):
             process.had_disk_fault |= not process.has_started  # a start is refused for it, and is made again
             self._stage.note(process.name, "finds its journal locked by another program")
             raise _error("database is locked", sqlite3.SQLITE_BUSY)
@@ -53,7 +53,7 @@ class Disk:
         if dice.fires("kill_before_commit"):
             process.kill("killed right before a commit")
             raise ProcessEnded
-        if process.kind != "command":
+        if not process.serves_commands:
             if dice.fires("view_not_written"):
                 connection.really("ROLLBACK")
                 raise _error("database or disk is full", sqlite3.SQLITE_FULL)
@@ -82,7 +82,7 @@ class Disk:
 
     def _committed(self, process: Process, connection: Connection) -> sqlite3.Cursor:
         cursor = connection.really("COMMIT")
-        if process.kind == "command":
+        if process.serves_commands:
             self.note_durable(process, connection)
         if self._dice.fires("kill_after_commit"):
             process.kill("killed right after a commit")
