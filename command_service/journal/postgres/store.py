@@ -219,7 +219,7 @@ class PostgresStore:
         while rows := await self._readers.ask(lambda session: session.stream(key)):
             if rows[-1][0] <= self._cluster.durable.place.position:
                 break
-            await self._until_durable(rows[-1][0])  # and then it is read again: a promotion may have lost it
+            await self._until_durable(rows[-1][0])
         return [verified(row) for row in rows]
 
     async def read_after(self, place: Place, until: int) -> Sequence[Record]:
@@ -263,10 +263,29 @@ class PostgresStore:
             await self._advanced.wait()
         return self._cluster.durable
 
-    async def _until_durable(self, position: int) -> None:
-        self._is_wanted.set()
+    async def reaches(self, position: int) -> bool:
+        """Whether the journal has a position by now; see the port."""
+
+        async def newest(session: Session) -> int:
+            found = await session.head()
+            while not await session.confirm():  # and so it was read from the primary: a former one cannot
+                pass
+            return found.head.place.position
+
         while self._cluster.durable.place.position < position:
-            await self._advanced.wait()
+            with contextlib.suppress(Undone):
+                if await self._readers.ask(newest) < position:
+                    return False
+            await self._until_durable(position)
+        return True
+
+    async def _until_durable(self, position: int) -> None:
+        """Return when a position is durable, or after a while: a promotion may have lost it, so whoever waits reads again."""
+        self._is_wanted.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNHINTED_SECONDS):
+                while self._cluster.durable.place.position < position:
+                    await self._advanced.wait()
 
     def _advance(self, head: Head) -> None:
         """Note how far the journal is durable."""
