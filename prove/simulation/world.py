@@ -157,22 +157,29 @@ class World:
         loop, processes = self._stage.loop, self._servers.processes
         until = loop.time() + REST_SECONDS
         while loop.time() < until:
-            if all(client.done() for client in clients) and all(map(self._is_at_rest, processes.values())):
+            if all(client.done() for client in clients) and not any(map(self._unrest, processes.values())):
                 for client in clients:
                     client.result()
                 return True
             await asyncio.sleep(0.5)
-        waiting = [process.name for process in processes.values() if not self._is_at_rest(process)]
+        waiting = [f"{process.name} ({why})" for process in processes.values() if (why := self._unrest(process))]
         waiting += ["a client" for client in clients if not client.done()]
         self._stage.broke("L1", ", ".join(waiting), f"not at rest {REST_SECONDS:.0f} s after faults stopped")
         return False
 
-    def _is_at_rest(self, process: Process) -> bool:
+    def _unrest(self, process: Process) -> str:
+        """What keeps a process from being at rest; "" for nothing."""
         if not process.alive or not process.is_up:
-            return False
-        if process.serves_commands:
-            return not process.assembled.runner.unfinished and not process.calls and not self._disk.durable.unfinished
-        return bool(process.waiting.position == self._disk.durable.position)
+            return "it does not serve"
+        durable = self._disk.durable
+        if not process.serves_commands:
+            is_behind = process.waiting.position != durable.position
+            return f"at {process.waiting.position}, the journal ends at {durable.position}" if is_behind else ""
+        if runs := process.assembled.runner.runs():
+            return f"{len(runs)} charges are on their way, such as {runs[0].snapshot.charge_id}"
+        if process.calls or durable.unfinished:
+            return f"{len(process.calls)} calls are not answered, {len(durable.unfinished)} charges are unfinished"
+        return ""
 
     # ------------------------------------------------------------ the servers' log
     @contextmanager

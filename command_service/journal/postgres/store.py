@@ -41,6 +41,7 @@ log = structlog.get_logger()
 READERS = 3
 # A start waits this long for a primary, and for its standby.
 START_SECONDS = 30.0
+START_AGAIN_SECONDS = 0.5
 # A commit takes milliseconds. After this long its callers wait in vain for now, and there may be a new primary.
 AWAY_AFTER_SECONDS = 2.0
 # Transactions that PostgreSQL undoes in a row, such as for a head that somebody holds for five seconds each time.
@@ -100,7 +101,8 @@ class PostgresStore:
         store = cls(Cluster(nodes, chance), name=name, new_id=new_id)
         try:
             async with asyncio.timeout(START_SECONDS):
-                await store._begin()
+                while not await store._begins():
+                    await asyncio.sleep(START_AGAIN_SECONDS)
         except TimeoutError:
             store._cut()
             nodes_named = ", ".join(node.name for node in nodes)
@@ -112,6 +114,14 @@ class PostgresStore:
             store._cut()
             raise
         return store
+
+    async def _begins(self) -> bool:
+        try:
+            await self._begin()
+        except Undone as undone:
+            log.warning("the database did not let the server begin, and is asked again", why=str(undone))
+            return False
+        return True
 
     async def _begin(self) -> None:
         found = await self._leases.begin()
