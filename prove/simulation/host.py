@@ -132,6 +132,16 @@ class Rpc:
     loop: VirtualLoop
     task: "asyncio.Task[Any] | None" = None
     is_over: bool = False
+    has_begun: bool = False
+    calls: "dict[Rpc, None]" = field(default_factory=dict)
+    """The server's, once it has arrived there."""
+
+    def leave(self) -> None:
+        """The client has left: its call is cancelled. One of which a server that stands still knows nothing has never been."""
+        if self.task is not None:
+            self.task.cancel()
+            if not self.has_begun:
+                self.calls.pop(self, None)
 
     def time_remaining(self) -> float | None:
         """As grpc's context tells it."""
