@@ -194,6 +194,8 @@ class Session:
 
         async def register() -> HeadRow:
             self._can_write()
+            if server in self._machine.tables.servers:
+                raise Undone("there is such a server")
             self._machine.commit_here(AtWork(server, self._machine.now() + seconds))
             return self._head_row()
 
