@@ -35,8 +35,6 @@ log = structlog.get_logger()
 # view. Under little load a message for each commit costs more than the commit and makes a charge take 1.5 times as long
 # (measured).
 MESSAGE_EVERY_SECONDS = 0.01
-# The time within which a server learns what another server of the same journal has shown: hundredths of a second, mostly.
-HEARSAY_SECONDS = 1.0
 # Readers treat a connection as dead after three missing heartbeats.
 HEARTBEAT_SECONDS = 5.0
 # Some 4 MB wait in the connection by then. The reader can resume and read the missing records again.
@@ -110,19 +108,12 @@ class Feed:
             raise refusal(Reason.INVALID_REQUEST, violations=[Violation("chain", "must be empty or 32 bytes")])
         if request.journal_id not in ("", self._id_for(tenant)):
             raise refusal(Reason.JOURNAL_DIVERGED)
-        if not await self._has_learned_of(request.after_position):
+        if not await self._journal.reaches(request.after_position):
             raise refusal(Reason.JOURNAL_DIVERGED)
         chain = await self._journal.chain_at(request.after_position)
         if request.chain not in (b"", chain):
             raise refusal(Reason.JOURNAL_DIVERGED)
         return Place(request.after_position, chain)
-
-    async def _has_learned_of(self, position: int) -> bool:
-        """Whether the journal has a position. Another server of it may have shown it, and this one not have heard yet."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HEARSAY_SECONDS):
-                await self._journal.beyond(position - 1)
-        return position <= self._journal.head.position
 
     async def _batch_after(self, place: Place, tenant: str) -> _Batch:
         """Read and encode the next records, once for all readers at this place who may see the same."""
