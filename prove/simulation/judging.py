@@ -160,5 +160,3 @@ class Judging:
             if kind == "review_required" and not kept_expiring:
                 found.append(Violation("L1", where, "in review, though the bank never lied about it"))
         return found
-
-

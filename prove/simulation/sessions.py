@@ -297,9 +297,7 @@ class Session:
         coroutine = self._execute(statement, work, answer)
         self._under_way = self._stage.loop.create_task(coroutine, context=self._stage.outside)
 
-    async def _execute(
-        self, statement: str, work: Callable[[], Awaitable[Any]], answer: "asyncio.Future[Any]"
-    ) -> None:
+    async def _execute(self, statement: str, work: Callable[[], Awaitable[Any]], answer: "asyncio.Future[Any]") -> None:
         machine = self._machine
         await machine.awake()
         if self._spoils("pg_slow"):
@@ -390,7 +388,9 @@ class Session:
 
     def _must_be_open(self) -> None:
         if not self._is_open or self._has_failed:
-            self._stage.broke("seam", self._machine.name, "a statement was sent without a transaction, or in one that has failed")
+            self._stage.broke(
+                "seam", self._machine.name, "a statement was sent without a transaction, or in one that has failed"
+            )
 
     def _can_write(self) -> None:
         if self._machine.is_standby:

@@ -101,8 +101,7 @@ class PostgresStore:
         store = cls(Cluster(nodes, chance), name=name, new_id=new_id)
         try:
             async with asyncio.timeout(START_SECONDS):
-                while not await store._begins():
-                    await asyncio.sleep(START_AGAIN_SECONDS)
+                await store._begin_patiently()
         except TimeoutError:
             store._cut()
             nodes_named = ", ".join(node.name for node in nodes)
@@ -115,13 +114,13 @@ class PostgresStore:
             raise
         return store
 
-    async def _begins(self) -> bool:
-        try:
-            await self._begin()
-        except Undone as undone:
-            log.warning("the database did not let the server begin, and is asked again", why=str(undone))
-            return False
-        return True
+    async def _begin_patiently(self) -> None:
+        while True:
+            try:
+                return await self._begin()
+            except Undone as undone:
+                log.warning("the database did not let the server begin, and is asked again", why=str(undone))
+                await asyncio.sleep(START_AGAIN_SECONDS)
 
     async def _begin(self) -> None:
         found = await self._leases.begin()
