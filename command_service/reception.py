@@ -103,7 +103,7 @@ class Reception:
     ) -> None:
         """`wait_until` waits until a time of the loop's clock, to well under a millisecond."""
         self._journal = journal
-        self._streams = Streams(journal, runner.load)
+        self._streams = Streams(journal, runner.reload)
         self._runner = runner
         self._line = line
         self._recent = recent

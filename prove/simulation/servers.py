@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import random
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, cast
@@ -13,6 +14,7 @@ from chassis.disk import Disk as DiskPort
 from command_service.feed import Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
+from command_service.journal.postgres.session import Node
 from command_service.journal.postgres.store import PostgresStore
 from command_service.journal.records import id_of
 from command_service.journal.sqlite.file import SqliteFile
@@ -36,6 +38,7 @@ from query_service.settings import Settings as QuerySettings
 from query_service.subscriber import FeedLost, OpenFeed
 from query_service.verified import BrokenFeed
 from query_service.view_file import ViewUnusable
+from rig.around import Around
 
 # In so many stories one is judged by the files that its servers left, all others by what these had just before the end.
 FILES_READ_EVERY = 8
@@ -228,6 +231,14 @@ class Servers:
         self.kill(process, "has stopped")
 
 
+class WithoutLeases(Around[Store]):
+    """A store that has every server drive every charge: it costs calls, and safety never rests on leases."""
+
+    def drives(self, _charge_id: str) -> bool:
+        """Whether this server is to drive it: any."""
+        return True
+
+
 class SimulatedQueryParts(QueryParts):
     """The product's own parts of a query server, on the story's clock, disk and network."""
 
@@ -306,13 +317,18 @@ class SimulatedParts(Parts):
         """Name a new journal as the seed decides."""
         return self._servers.disk.new_id()
 
+    def nodes(self) -> Sequence[Node]:
+        """The nodes of the database that all share; none if the journal is in the process's file."""
+        database = self._servers.database
+        return [] if database is None else database.nodes_for(self._process)
+
     async def store(self) -> Store:
-        """Open the store: in the process's file, or in the database that all share."""
-        servers, process = self._servers, self._process
-        if servers.database is None:
+        """Open the store."""
+        nodes, name = self.nodes(), self._process.name
+        if not nodes:
             return await super().store()
-        nodes = servers.database.nodes_for(process)
-        return await PostgresStore.open(nodes, name=process.name, new_id=servers.disk.new_id, chance=self.chance())
+        store = await PostgresStore.open(nodes, name=name, new_id=self.new_id, chance=self.chance())
+        return WithoutLeases(store).as_one() if self._stage.plan.ignores_leases else store
 
     def rhythm(self) -> Rhythm:
         """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""
