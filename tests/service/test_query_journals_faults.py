@@ -20,6 +20,7 @@ from charging.v1.query_pb2 import (
     GetChargeRequest,
     GetUserSummaryRequest,
     GetViewStatusRequest,
+    ListChargesRequest,
 )
 from query_service.verified import BrokenFeed
 from query_service.view_file import ViewUnusable
@@ -113,10 +114,11 @@ async def test_two_feeds_of_one_journal_end_the_server_loudly_and_again_at_each_
 async def test_a_journal_that_is_restored_as_a_new_one_is_followed_and_the_former_id_refused(
     feeds: Feeds, tmp_path: Path
 ) -> None:
-    """Its view is built again, the server is not serving meanwhile, and the other view stays."""
+    """Its view is built again, the server is not serving meanwhile, and the other view stays. Pages of the former end."""
     east, west = feeds
     async with querying(of(east, west), tmp_path / "view.db") as (_, client):
         await shows(client, east, west)
+        first = await client.queries.ListCharges(ListChargesRequest(page_size=1))
         watch = client.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         assert (await watch.read()).status == HealthCheckResponse.SERVING
         west.journal = SealedJournal("west-restored")
@@ -128,6 +130,8 @@ async def test_a_journal_that_is_restored_as_a_new_one_is_followed_and_the_forme
         await shows(client, east, west)
         error = await refused(client.queries.GetViewStatus(GetViewStatusRequest(min_position=3, journal_id="west")))
         assert error.reason == "JOURNAL_NOT_FOLLOWED"
+        rest = client.queries.ListCharges(ListChargesRequest(page_token=first.next_page_token))
+        assert (await refused(rest)).fields == frozenset({"page_token"})
         (sums,) = (await client.queries.GetUserSummary(GetUserSummaryRequest(user_id="user-1"))).currencies
         assert sums.charged_minor_units == 107
     assert len(east.requests) == 1
