@@ -51,7 +51,8 @@ def make_all(folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make them."""
     parser = argparse.ArgumentParser(
-        prog="python -m rig.composed", description="Makes the certificates and passwords that deploy/compose.yaml mounts."
+        prog="python -m rig.composed",
+        description="Makes the certificates and passwords that deploy/compose.yaml mounts.",
     )
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help=f"where (default: {FOLDER})")
     parser.add_argument("--again", action="store_true", help="replace the certificates that are there; passwords stay")
