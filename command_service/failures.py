@@ -17,6 +17,7 @@
     │   ├── OperationUnderWay      another operation of the charge is under way
     │   └── NotStored              the journal stored nothing, definitely
     │       ├── JournalFull        its disk is full
+    │       ├── JournalAway        its database cannot be reached
     │       └── JournalBusy        another program holds its write lock
     └── Unreadable                 ours: the journal cannot be read on
         ├── JournalCorrupt         a record does not fit the chain
@@ -122,6 +123,10 @@ class NotStored(NotNow):
 
 class JournalFull(NotStored):
     """The disk is full, or a quota or a limit on a file's size is reached."""
+
+
+class JournalAway(NotStored):
+    """The database that holds the journal cannot be reached, or waits for its standby."""
 
 
 class JournalBusy(NotStored):

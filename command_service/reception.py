@@ -23,6 +23,7 @@ from command_service.failures import (
     BankUnreachable,
     CallFailed,
     ChargeUnknown,
+    JournalAway,
     JournalBusy,
     JournalFull,
     NotStored,
@@ -248,7 +249,8 @@ class Reception:
         if has_stored:
             run.move_on(snapshot)
             return Accepted(Source.FRESH, snapshot, run)
-        return Accepted(Source.RECOVERED if run.was_in_journal else Source.JOINED, snapshot, run)
+        is_ours = self._journal.drives(snapshot.charge_id)
+        return Accepted(Source.RECOVERED if run.was_in_journal and is_ours else Source.JOINED, snapshot, run)
 
     async def _known(self, command: Command, refusal: CallFailed | None) -> Snapshot:
         """The charge's snapshot from which the command is decided: assumed absent, or the newest one."""
@@ -278,6 +280,8 @@ class Reception:
                 return JournalFull()
             case "busy":
                 return JournalBusy()
+            case "away":
+                return JournalAway()
             case "":
                 return None
 

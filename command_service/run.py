@@ -35,14 +35,18 @@ class Run:
         return self.snapshot.state.request.tenant
 
     def move_on(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot that a client's command has made. It ends a pause."""
+        """Go on from a snapshot that a client's command or another server has made. It ends a pause."""
         if snapshot.version > self.snapshot.version:
             self.snapshot = snapshot
-            if self._moved_on is not None:
-                self._moved_on.set()
+            self.wake()
+
+    def wake(self) -> None:
+        """End a pause."""
+        if self._moved_on is not None:
+            self._moved_on.set()
 
     async def pause(self, seconds: float) -> bool:
-        """Wait, at most until a client's command moves the charge on; return whether one did."""
+        """Wait, at most until a client's command moves the charge on, or `wake`; return whether one of them happened."""
         self._moved_on = moved_on = asyncio.Event()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

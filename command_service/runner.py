@@ -1,16 +1,19 @@
 """The loop: it asks the core for the next step, has the bank do it, and gives the core the answer.
 
 A new charge and a charge found after a crash run through the same loop, so there is no recovery code. No transaction and no
-lock is held across a call to the bank. If two loops ever ran one charge, in two processes say, they would waste work and do no
-harm: the journal takes only the first answer to a step, and the bank does each step once (its promises 1 and 2 in
-`command_service.bank`).
+lock is held across a call to the bank.
+
+Where servers share a journal, a loop goes round with the bank only while this server drives the charge, and else waits for the
+other server's progress. That saves calls. If two loops ever drive one charge, they waste work and do no harm: the journal takes
+only the first answer to a step, and the bank does each step once (its promises 1 and 2 in `command_service.bank`).
 """
 
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from chassis.shares import Shares
 from chassis.tasks import Tasks
@@ -27,6 +30,8 @@ from command_service.values import Effect, InProgress, NoAnswer
 
 # The number of concurrent reads of streams when the server starts: enough to keep the reading thread busy.
 LOADED_AT_ONCE = 256
+# A charge that another server drives is looked at again when the journal has news of it. This is for news that never comes.
+LOOK_AGAIN_SECONDS = 30.0
 
 
 class Runner:
@@ -57,21 +62,39 @@ class Runner:
         """Told of each run's end, when it is no longer found."""
 
     async def recover(self) -> int:
-        """Start a run for every unfinished charge; return their number. Call it once, at the start.
+        """Start a run for every charge that this server drives from its start; return their number. Call it once, then.
 
         Clients may come before: they find the runs of the charges that are read so far. Raises Unreadable.
         """
-        unfinished = await self._journal.unfinished()
+        unfinished = await self._journal.news()
+        await self._look_at(unfinished)
+        return len(unfinished)
+
+    async def keep_up(self) -> NoReturn:
+        """Look at the charges of which the journal has news, until cancelled. Call it after `recover`."""
+        while True:
+            news = await self._journal.news()
+            try:
+                await self._look_at(news)
+            except Exception as error:  # a stream that cannot be read: the next start or call tells
+                log_unexpected("a charge of another server could not be taken up", error)
+
+    async def _look_at(self, charge_ids: Sequence[str]) -> None:
+        """Bring the runs of charges up to the journal, and start those that this server is to drive. Raises Unreadable."""
+        ours = [it for it in charge_ids if it in self._runs or self._journal.drives(it)]
         found: list[Run | None] = []
-        for begin in range(0, len(unfinished), LOADED_AT_ONCE):
-            found += await asyncio.gather(*map(self._take_up, unfinished[begin : begin + LOADED_AT_ONCE]))
+        for begin in range(0, len(ours), LOADED_AT_ONCE):
+            found += await asyncio.gather(*map(self._take_up, ours[begin : begin + LOADED_AT_ONCE]))
         # All are read before the first one runs: thousands of running loops would make the reading take ten times as long.
         for run in found:
             if run is not None:
                 self._tasks.start(self.drive(run))
-        return len(unfinished)
 
     async def _take_up(self, charge_id: str) -> Run | None:
+        if (run := self._runs.get(charge_id)) is not None:
+            run.move_on(await self._streams.load(charge_id))
+            run.wake()
+            return None
         snapshot = await self.load(charge_id)
         if isinstance(snapshot.state, Absent):
             raise ImpossibleEvent(f"{charge_id} is unfinished, and has no events")
@@ -134,6 +157,10 @@ class Runner:
         effect = next_step(run.snapshot.state)
         try:
             while effect is not None:
+                if not self._journal.drives(run.snapshot.charge_id):
+                    await run.pause(LOOK_AGAIN_SECONDS)
+                    unanswered, pauses, effect = 0, 0, next_step(run.snapshot.state)
+                    continue
                 message = await self._perform(run, effect, unanswered)
                 with contextlib.suppress(NotStored, KeepsMoving):
                     # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
@@ -169,8 +196,9 @@ class Runner:
         snapshot = run.snapshot
 
         def is_wanted() -> bool:
-            # A client may have called the charge off during the wait, or its time may have passed.
-            return run.snapshot is snapshot and not is_overdue(snapshot.state, self._now())
+            # A client may have called the charge off during the wait, its time may have passed, or another server drives it.
+            drives = self._journal.drives(snapshot.charge_id)
+            return drives and run.snapshot is snapshot and not is_overdue(snapshot.state, self._now())
 
         # A restored journal may have lost steps: then the bank is asked what it knows, before anything is done.
         performed = await self._line.perform(effect, look_up_first=self._journal.restored, is_wanted=is_wanted)

@@ -36,6 +36,7 @@ CALLS_A_CONNECTION = 500
 NOT_ACCEPTING = {
     "full": "the journal's disk is full, or a quota or a limit on file sizes is reached",
     "busy": "another program holds the journal's write lock",
+    "away": "the journal's database cannot be reached, or waits for its standby",
 }
 # The contract with its comments, which reflection serves.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
@@ -110,6 +111,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
             found = await runner.recover()
         await feed_server.set_serving(True)
+        stack.callback(asyncio.create_task(runner.keep_up()).cancel)
         watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)
         stack.callback(asyncio.create_task(keep_fresh(parts.watched)).cancel)

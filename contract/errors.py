@@ -35,6 +35,7 @@ class Reason(Enum):
     TOO_MANY_UNFINISHED = auto()
     JOURNAL_FULL = auto()
     JOURNAL_BUSY = auto()
+    JOURNAL_AWAY = auto()
     VIEW_BEHIND = auto()
     SERVER_STOPPING = auto()
     JOURNAL_CORRUPT = auto()
@@ -148,6 +149,11 @@ _COMMANDS: Mapping[Reason, Row] = {
         "RETRY_SAME_KEY",
         "another program holds the journal, so no new charge is taken; nothing was stored: retry with the same key",
     ),
+    Reason.JOURNAL_AWAY: Row(
+        StatusCode.UNAVAILABLE,
+        "RETRY_SAME_KEY",
+        "the journal's database does not answer, so no new charge is taken; nothing was stored: retry with the same key",
+    ),
     Reason.SERVER_STOPPING: Row(
         StatusCode.UNAVAILABLE,
         "RETRY_SAME_KEY",
@@ -209,6 +215,11 @@ _QUERIES: Mapping[Reason, Row] = {
         "ASK_STATUS",
         "the view has not got to that position yet: ask again",
         retry_after_seconds=1.0,
+    ),
+    Reason.JOURNAL_AWAY: Row(
+        StatusCode.UNAVAILABLE,
+        "RETRY_SAME_KEY",
+        "the journal's database does not answer, so no new charge is taken; nothing was stored: retry with the same key",
     ),
     Reason.SERVER_STOPPING: Row(
         StatusCode.UNAVAILABLE,

@@ -48,6 +48,7 @@ NOTHING_STORED = frozenset(
             "DEADLINE_PASSED",
             "JOURNAL_FULL",
             "JOURNAL_BUSY",
+            "JOURNAL_AWAY",
             "POSSIBLE_DUPLICATE",
             "CHARGE_NOT_FOUND",
             "MORE_THAN_IS_LEFT",

@@ -72,9 +72,9 @@ class Unfinished(Around[Journal]):
         super().__init__(journal)
         self._found = found
 
-    async def unfinished(self) -> Sequence[str]:
+    async def news(self) -> Sequence[str]:
         """Tell them, and remember."""
-        told = await self.inner.unfinished()
+        told = await self.inner.news()
         self._found.update(told)
         return told
 

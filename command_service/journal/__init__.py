@@ -5,8 +5,8 @@ A journal keeps bytes in streams and knows no charge. It promises (tests/contrac
 1. An append names the version that it expects its stream to have (0: no stream yet). At another version it is refused with
    VersionConflict, leaves no hole, and does no harm to the appends beside it.
 2. When `append` returns, the records are durable. NotStored is certain too: a full disk and a busy database mean that
-   nothing was stored. When a commit's fate is unknown, no caller gets an answer: the process ends, and the next start
-   finds out.
+   nothing was stored. When a commit's fate is unknown, no caller gets an answer before it is known; if need be, the process
+   ends, and the next start finds out.
 3. Positions count from 1, have no gaps, and become visible in order. No reader is shown a record before it is durable.
 4. Recorded times never run backwards, whatever the clock does.
 5. Every record that is read has been verified against the chain.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from command_service.failures import JournalBusy, JournalCorrupt, JournalFull, NotStored
+from command_service.failures import JournalAway, JournalBusy, JournalCorrupt, JournalFull, NotStored
 from contract.chain import GENESIS, START, Place, chain_after
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "START",
     "Appended",
     "Journal",
+    "JournalAway",
     "JournalBusy",
     "JournalCorrupt",
     "JournalFull",
@@ -38,7 +39,7 @@ __all__ = [
     "chain_after",
 ]
 
-NotAccepting = Literal["", "full", "busy"]
+NotAccepting = Literal["", "full", "busy", "away"]
 """Why no new streams should be begun; "" if they may be."""
 
 
@@ -125,6 +126,21 @@ class Journal(Protocol):
 
     async def unfinished(self) -> Sequence[str]:
         """List the streams that are not finished."""
+        ...
+
+    def drives(self, charge_id: str) -> bool:
+        """Whether this server is to bring a stream to its end. Where servers share a journal, the others may be to.
+
+        It saves work: that two servers drive one stream does no harm.
+        """
+        ...
+
+    async def news(self) -> Sequence[str]:
+        """Return streams of which there is news, as soon as there are some: another server has appended to them, or this
+        server drives them from now on and has not begun them itself.
+
+        The first call returns at once, with the streams that this server drives from the start. One call at a time.
+        """
         ...
 
     async def beyond(self, position: int) -> None:

@@ -4,7 +4,8 @@
 * A commit that the store refuses (NotStored) is a certain "no": no new streams are begun, and the journal asks the store
   each second whether it can write again.
 * A commit that fails in any other way may be stored or not. No caller gets an answer, nothing is tried again, and the
-  process ends: the next start finds out.
+  process ends: the next start finds out. (A store that can find out by itself does, and its commit only takes longer.)
+* Where servers share a store, the head that is shown moves by others' commits too.
 * Each second the journal has its store looked after. If what is acknowledged from then on would be lost, nothing more is
   acknowledged, and the process ends.
 """
@@ -26,6 +27,8 @@ log = structlog.get_logger()
 APPENDS_A_COMMIT = 512
 # A clock that is corrected in small steps is no news; one that is further behind than this is somebody's to mend.
 CLOCK_BEHIND_SECONDS = 5.0
+# A store that cannot be reached may keep a commit waiting for any time; the next start finds out what became of it.
+CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class GroupCommit:
         self._refused: NotAccepting = ""
         self._probing: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._is_clock_behind = False
         self._is_ending = False
 
@@ -93,6 +97,7 @@ class GroupCommit:
             await journal._look()
             journal._time()
             journal._looking = asyncio.create_task(journal._keep_looking())
+            journal._following = asyncio.create_task(journal._follow())
             stack.pop_all()
             return journal
 
@@ -104,7 +109,7 @@ class GroupCommit:
     @property
     def not_accepting(self) -> NotAccepting:
         """Why no new streams should be begun: what the last commit or probe met, or a disk that was filling up."""
-        return self._refused or ("" if self._store.has_room else "full")
+        return self._refused or self._store.not_accepting
 
     @property
     def accepting(self) -> bool:
@@ -147,12 +152,15 @@ class GroupCommit:
             except NotStored as refused:
                 self._refuse("busy" if isinstance(refused, JournalBusy) else "full", len(batch))
                 outcomes, head = [refused] * len(batch), before
+            except JournalRefused as refused:
+                self._end("the journal can no longer be served from: the process ends", reason=str(refused))
             except Exception:  # whatever it is, a commit may have been under way
                 self._end("a commit's fate is unknown: the process ends, the next start finds out")
             if self._is_ending:
                 return  # nothing is acknowledged any more
             if head.place != before.place:
-                self._head, self._refused = head, ""
+                self._refused = ""
+                self._advance(head)
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 if waiting.stored.cancelled():
                     continue
@@ -160,9 +168,14 @@ class GroupCommit:
                     waiting.stored.set_exception(outcome)
                 else:
                     waiting.stored.set_result(outcome)
+        self._committing = None
+
+    def _advance(self, head: Head) -> None:
+        """Show a head, unless a newer one is shown: others' records may be seen before our own commit has returned."""
+        if head.place.position > self._head.place.position:
+            self._head = head
             moved, self._moved = self._moved, asyncio.Event()
             moved.set()
-        self._committing = None
 
     async def _let_others_join(self) -> None:
         loop = asyncio.get_running_loop()
@@ -217,6 +230,19 @@ class GroupCommit:
         """List the streams that are not finished."""
         return await self._store.unfinished()
 
+    # ------------------------------------------------------------ other servers
+    def drives(self, charge_id: str) -> bool:
+        """Whether this server is to bring a stream to its end; see the port."""
+        return self._store.drives(charge_id)
+
+    async def news(self) -> Sequence[str]:
+        """Return streams of which there is news; see the port."""
+        return await self._store.news()
+
+    async def _follow(self) -> None:
+        while True:
+            self._advance(await self._store.head_beyond(self._head.place.position))
+
     async def beyond(self, position: int) -> None:
         """Return as soon as the head is beyond a position."""
         while self._head.place.position <= position:
@@ -240,7 +266,7 @@ class GroupCommit:
             self._is_ending = True
             with contextlib.suppress(JournalRefused):
                 await self._look()
-            self._end("the journal's files were taken away or replaced: the process ends", reason=str(refused))
+            self._end("the journal can no longer be served from: the process ends", reason=str(refused))
 
     async def _look(self) -> None:
         try:
@@ -262,11 +288,11 @@ class GroupCommit:
         If the process was to end, nothing more is stored or noted.
         """
         try:
-            if self._committing is not None:
-                await asyncio.gather(
-                    self._committing, return_exceptions=True
-                )  # a process that was to end has failed there
-            tasks = [task for task in (self._probing, self._looking) if task is not None]
+            if (committing := self._committing) is not None:
+                await asyncio.wait([committing], timeout=CLOSE_SECONDS)
+                self._is_ending |= not committing.done()
+            parts = (self._committing, self._probing, self._looking, self._following)
+            tasks = [task for task in parts if task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

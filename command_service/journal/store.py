@@ -3,8 +3,9 @@
 A store's module holds the statements of one database, and nothing that is alike for every database: `commits.py` gathers
 appends and settles the meaning of a failed commit, `records.py` seals records and verifies stored rows. A store promises:
 
-1. It is open in one server at a time, and says so to a second one with JournalRefused. What an earlier server had stored
-   was made durable, and was seen to be whole, before the store was open.
+1. A store of one server says so to a second one with JournalRefused. A store of several has each of them drive streams of its
+   own (`drives`): that saves work, and safety does not rest on it. What was stored before was made durable before the store
+   was open.
 2. `commit` stores a batch in one transaction. For each append in order: it compares the stream's version with the expected
    one. If they differ, the append's outcome is VersionConflict, and nothing of it is stored. If not, it seals the records
    after the head (`records.seal`) and stores them, with the note whether the stream is finished. So a refused append takes no
@@ -20,8 +21,8 @@ appends and settles the meaning of a failed commit, `records.py` seals records a
    outside of the records, where the store has such a place, so that the next start notices a lost tail.
 9. No call blocks the event loop. Reads wait neither for commits nor for `look`.
 
-There is one call of `commit` or `probe` at a time, and one of `look`. Later, a store that several servers share will read its
-own head, locked in the transaction of `commit`; so `commit` returns the new head, and the caller takes over that one.
+There is one call of `commit` or `probe` at a time, one of `look`, and one of each of `head_beyond` and `news`. A store of
+several servers finds its head in the transaction of `commit`, which is why `commit` returns the new one.
 """
 
 import uuid
@@ -65,8 +66,11 @@ class Store(Protocol):
     journal_id: str
     restored: bool
     made_anew: bool
-    has_room: bool
-    """Whether new streams may be begun, as of the last look: those begun need what room is left."""
+
+    @property
+    def not_accepting(self) -> NotAccepting:
+        """Why no new streams should be begun, as of the last look; "" if they may be: those begun need what room is left."""
+        ...
 
     @property
     def wal_bytes(self) -> int:
@@ -78,7 +82,10 @@ class Store(Protocol):
         ...
 
     async def commit(self, batch: Sequence[Append], head: Head) -> Committed:
-        """Store a batch after a head, all records with the head's time. Promises 2 to 5 say what it raises."""
+        """Store a batch, all records with the head's time, or a later one that the journal has. Promises 2 to 5 bind it.
+
+        If the store is of one server, the batch goes after the head that is given.
+        """
         ...
 
     async def probe(self) -> NotAccepting:
@@ -105,6 +112,19 @@ class Store(Protocol):
 
     async def unfinished(self) -> Sequence[str]:
         """List the streams that are not finished."""
+        ...
+
+    # ------------------------------------------------------------ other servers
+    def drives(self, charge_id: str) -> bool:
+        """Whether this server is to bring a stream to its end."""
+        ...
+
+    async def news(self) -> Sequence[str]:
+        """Return streams of which there is news, as soon as there are some; see `Journal.news`."""
+        ...
+
+    async def head_beyond(self, position: int) -> Head:
+        """Return the head as soon as another server has moved it beyond a position, and what it covers is durable."""
         ...
 
     async def look(self, head: Place) -> None:

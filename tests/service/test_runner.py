@@ -72,6 +72,9 @@ class InMemory:
     def kinds(self) -> list[str | None]:
         return [Event.FromString(record.event).WhichOneof("kind") for record in self.stored]
 
+    def drives(self, _charge_id: str) -> bool:
+        return True
+
     async def read(self, _charge_id: str) -> list[Record]:
         return list(self.stored)
 
@@ -224,6 +227,9 @@ class Overtaken(InMemory):
     async def unfinished(self) -> list[str]:
         return [REQUEST.charge_id]
 
+    def drives(self, _charge_id: str) -> bool:
+        return True
+
     async def read(self, _charge_id: str) -> list[Record]:
         found = list(self.stored)
         self.reads += 1
@@ -343,6 +349,9 @@ class Slow(InMemory):
     def let(self, number: int) -> None:
         for _ in range(number):
             self._may_answer.release()
+
+    def drives(self, _charge_id: str) -> bool:
+        return True
 
     async def read(self, _charge_id: str) -> list[Record]:
         found = list(self.stored)

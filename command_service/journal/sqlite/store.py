@@ -10,6 +10,7 @@
   synced, before anybody acts on it: after a failed sync Linux serves the lost page from its cache as if it were stored.
 """
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -78,7 +79,8 @@ class SqliteStore:
         """Use `open`."""
         self.journal_id, self.restored = identity
         self.made_anew = made_anew
-        self.has_room = True
+        self.not_accepting: NotAccepting = ""
+        self._has_told = False
         self._path = path
         self._held = held
         self._writer, self._reader = databases
@@ -203,6 +205,23 @@ class SqliteStore:
                 raise JournalCorrupt(None) from error
             raise
 
+    # ------------------------------------------------------------ other servers: there are none
+    def drives(self, _charge_id: str) -> bool:
+        """Whether this server is to bring a stream to its end: any."""
+        return True
+
+    async def news(self) -> Sequence[str]:
+        """Return the streams that are not finished at the start, and nothing ever after."""
+        if self._has_told:
+            await asyncio.Event().wait()
+        self._has_told = True
+        return await self.unfinished()
+
+    async def head_beyond(self, _position: int) -> Head:
+        """Return never: nobody else moves the head."""
+        await asyncio.Event().wait()
+        raise AssertionError("nothing sets it")
+
     # ------------------------------------------------------------ the files
     async def look(self, head: Place) -> None:
         """See that the files are still ours and how much room there is, and write the anchor if the journal has moved.
@@ -218,7 +237,7 @@ class SqliteStore:
             with contextlib.suppress(OSError, JournalRefused):
                 self._write_anchor(head)
             raise
-        self.has_room = self._disk.free_bytes(self._path.parent) >= self._free_bytes
+        self.not_accepting = "" if self._disk.free_bytes(self._path.parent) >= self._free_bytes else "full"
         self._write_anchor(head)
 
     def _write_anchor(self, head: Place) -> None:
