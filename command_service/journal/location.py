@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from chassis.settings import file_path, state_file
+from command_service.journal.postgres.place import PostgresPlace
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.store import Location
 
@@ -18,8 +19,8 @@ def location(value: str) -> Location:
     Links are followed: lock and anchor lie beside the file, whatever name it is given.
     """
     if value.startswith(("postgresql://", "postgres://")):
-        raise ValueError("PostgreSQL is not supported yet: use sqlite:///path")
+        return PostgresPlace.of(value)  # type: ignore[return-value]
     path = value.removeprefix("sqlite:///")
     if path in (value, ""):
-        raise ValueError("must be sqlite:///path")
+        raise ValueError("must be sqlite:///path or postgresql://user@host/database")
     return SqliteFile(file_path(path).resolve())

@@ -1,4 +1,4 @@
-"""A rig: one store with one journal in it. Every rig in RIGS runs tests/contract/test_journal.py.
+"""A rig: one store with one journal in it. Each store in STORES runs tests/contract/test_journal.py.
 
 A rig opens the journal as a server does, and can also look at the store from outside: so a test sees facts that the journal
 itself would not show.
@@ -7,19 +7,28 @@ itself would not show.
 import asyncio
 import contextlib
 import itertools
+import random
 import sqlite3
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+import asyncpg
+import pytest
+
 from chassis.disk import LOCAL_DISK, Disk
-from command_service.journal import Journal, Record, VersionConflict
+from command_service.journal import GENESIS, Journal, Record, VersionConflict
 from command_service.journal.commits import RHYTHM, GroupCommit
+from command_service.journal.postgres.place import PostgresPlace
+from command_service.journal.postgres.schema import FORMAT, SCHEMA
+from command_service.journal.postgres.store import PostgresStore
 from command_service.journal.sqlite.file import SqliteFile
+from command_service.journal.store import random_id
+from rig.postgres import wait_for
 
 
 def stream(number: int) -> str:
@@ -107,4 +116,79 @@ class SqliteRig:
         return sum(frame[4:8] != bytes(4) and frame[8:16] == salt for frame in frames)
 
 
-RIGS: dict[str, Callable[[Path], Rig]] = {"sqlite": SqliteRig}
+class PostgresRig:
+    """A journal in a database of a real server. It may be open several times at once."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.place = PostgresPlace.of(url)
+        self.rhythm = RHYTHM
+        self.has_ended = asyncio.Event()
+        """The journal has ended its process."""
+        self._ticks = itertools.count(1_790_000_000_000_000)
+        wait_for(self._make())
+
+    async def _make(self) -> None:
+        connection = await asyncpg.connect(self.url)
+        for statement in SCHEMA:
+            await connection.execute(statement)
+        await connection.execute(
+            "INSERT INTO chargeonce.head (format, journal_id, restored, position, chain, recorded_at) "
+            "VALUES ($1, $2, false, 0, $3, 0)",
+            FORMAT,
+            uuid.uuid4(),
+            GENESIS,
+        )
+        await connection.close()
+
+    @asynccontextmanager
+    async def open(self, name: str = "rig") -> AsyncIterator[Journal]:
+        store = await PostgresStore.open(self.place.nodes(), name=name, new_id=random_id, chance=random.Random())
+        journal = await GroupCommit.open(
+            store, now=lambda: next(self._ticks), end_process=self._end_process, rhythm=self.rhythm
+        )
+        try:
+            yield journal
+        finally:
+            await journal.close()
+
+    def moment(self) -> Moment:
+        return wait_for(self._moment())
+
+    async def _moment(self) -> Moment:
+        connection = await asyncpg.connect(self.url)
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                records = await connection.fetch(
+                    "SELECT position, charge_id, version FROM chargeonce.record ORDER BY position"
+                )
+                unfinished = await connection.fetch("SELECT charge_id FROM chargeonce.unfinished")
+        finally:
+            await connection.close()
+        return Moment(
+            [(position, str(uuid.UUID(bytes=key)), version) for position, key, version in records],
+            {str(uuid.UUID(bytes=key)) for (key,) in unfinished},
+        )
+
+    def commits(self) -> int:
+        """Count the transactions that stored records: each row says which one made it (xmin)."""
+        return wait_for(self._commits())
+
+    async def _commits(self) -> int:
+        connection = await asyncpg.connect(self.url)
+        try:
+            return int(await connection.fetchval("SELECT count(DISTINCT xmin::text) FROM chargeonce.record"))
+        finally:
+            await connection.close()
+
+    def _end_process(self) -> NoReturn:
+        self.has_ended.set()
+        raise AssertionError("the journal ended the process")
+
+
+STORES = ("sqlite", "postgres")
+
+
+def rig_of(request: pytest.FixtureRequest, folder: Path) -> Rig:
+    """Make the rig of the store that a test is to run on: a fixture of STORES calls it."""
+    return SqliteRig(folder) if request.param == "sqlite" else PostgresRig(request.getfixturevalue("postgres_url"))

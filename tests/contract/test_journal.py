@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from command_service.journal import GENESIS, START, Appended, Journal, JournalCorrupt, Place, Record, VersionConflict
-from tests.contract.journal_rigs import RIGS, Moment, Rig, add, stream
+from tests.contract.journal_rigs import STORES, Moment, Rig, add, rig_of, stream
 
 
-@pytest.fixture(params=RIGS)
+@pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
     """An empty store of each kind."""
-    return RIGS[request.param](tmp_path)
+    return rig_of(request, tmp_path)
 
 
 @pytest.fixture

@@ -1,16 +1,21 @@
 """A PostgreSQL database as the place of a journal: what can be done with a journal there."""
 
 import os
+import random
+import socket
 import ssl
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chassis.disk import LOCAL_DISK, Disk
 from command_service.journal import JournalRefused
 from command_service.journal.postgres.statements import PostgresNode
+from command_service.journal.postgres.store import PostgresStore
 from command_service.journal.postgres.url import SYSTEM, VERIFYING, Url, leaves_machine, parse
+from command_service.journal.store import random_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,19 @@ class PostgresPlace:
         """Return the nodes, each to be connected to by itself. Raises JournalRefused if a file of the URL cannot be used."""
         arguments = self._arguments()
         return [PostgresNode(node.host, node.port, arguments) for node in self.url.nodes]
+
+    async def open(
+        self,
+        *,
+        new_id: Callable[[], str] = random_id,
+        free_bytes: int = 0,  # noqa: ARG002  # of a file, as what follows is
+        must_exist: bool = False,  # noqa: ARG002  # it must in any case: a server makes none
+        any_file_system: bool = False,  # noqa: ARG002
+        disk: Disk = LOCAL_DISK,  # noqa: ARG002
+    ) -> PostgresStore:
+        """Open the store for a server, which operators know by its host and process id; see the port."""
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        return await PostgresStore.open(self.nodes(), name=name, new_id=new_id, chance=random.Random())
 
     def _arguments(self) -> Mapping[str, Any]:
         """Those of asyncpg.connect, all that it would else take from its own environment and defaults."""
