@@ -152,7 +152,7 @@ class ComposedNode(Node):
             **self._as_composed(),
         )
         assert done.returncode == 1, done
-        return done.stderr
+        return str(done.stderr)
 
     def sql(self, statement: str) -> str:
         """Do a statement as the superuser, over the socket, and return what it answers."""
@@ -163,7 +163,7 @@ class ComposedNode(Node):
             check=True,
             **self._as_composed(),
         )
-        return done.stdout.strip()
+        return str(done.stdout).strip()
 
     async def promote_here(self) -> None:
         """Let it follow no other any longer, as a person would do it in its container."""
@@ -178,7 +178,7 @@ class ComposedNode(Node):
             check=False,
             **{**self._as_composed(), "env": {**self._as_composed()["env"], "PGPASSWORD": password}},
         )
-        return done.stderr
+        return str(done.stderr)
 
     def _as_composed(self) -> dict[str, Any]:
         assert self.other is not None
