@@ -23,6 +23,8 @@ SERVICES = compose()
 
 def listens(name: str) -> set[str]:
     """The ports that a service listens on, by its own settings."""
+    if name not in SERVICES:
+        return set()
     if SERVICES[name]["image"].startswith("postgres:"):
         return {"5432"}
     values = SERVICES[name].get("environment", {}).values()
@@ -31,10 +33,9 @@ def listens(name: str) -> set[str]:
 
 def called() -> Iterator[tuple[str, str, str]]:
     """Each address that a service calls: who calls, whom, and where."""
-    hosts = "|".join(SERVICES)
     for name, service in SERVICES.items():
         for value in service.get("environment", {}).values():
-            for host, port in re.findall(rf"\b({hosts}):(\d+)", value):
+            for host, port in re.findall(r"([a-z][\w.-]*):(\d+)", value):
                 yield name, host, port
     for each in yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]:
         for target in each["static_configs"][0]["targets"]:

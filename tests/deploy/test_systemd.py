@@ -19,7 +19,7 @@ NAMES = sorted(path.name for path in SYSTEMD.glob("*.service"))
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed here")
 # systemd's own scale: 0 is a service that can do nothing, 10 one that can do everything. What is left is the network, which the
 # servers are for, and the host's root folder, which holds Python.
-EXPOSURE = 1.5
+EXPOSURE = 1.2
 # SQLite gives its files to the journal's owner if it runs as root, as this test may; the units run nothing as root.
 ONLY_ROOT = {"fchown"}
 # Files that are not there for a unit (ProcSubset=pid): glibc and gRPC then take their defaults.
