@@ -131,6 +131,10 @@ class Store(Protocol):
         """Return the head as soon as another server has moved it beyond a position, and what it covers is durable."""
         ...
 
+    async def reaches(self, position: int) -> bool:
+        """Return whether the journal has a position by now, which is beyond what `head_beyond` has returned, and is durable."""
+        ...
+
     async def look(self, head: Place) -> None:
         """Look after the database, and note how far the journal has got; the note is made even if it raises JournalRefused.
 
