@@ -121,6 +121,7 @@ _UNDONE = (
     asyncpg.QueryCanceledError,
     asyncpg.UniqueViolationError,  # somebody has written without the head's lock
     asyncpg.InsufficientResourcesError,  # memory, disk, connections
+    asyncpg.ProgramLimitExceededError,  # no more transaction ids before a vacuum
 )
 _LOST = (
     OSError,
@@ -131,6 +132,8 @@ _LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,  # it has become a standby
 )
 _NEVER = (
