@@ -11,6 +11,7 @@ from typing import NoReturn, cast
 
 from chassis import settings
 from chassis.disk import Disk as DiskPort
+from chassis.settings import Address
 from command_service.feed import Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
@@ -184,9 +185,10 @@ class Servers:
             self.disk.copy(process, f"{process.folder.name}-synced")
         try:
             queries = parts.query_parts(self, process)
-            view = await queries.view()
+            view = await queries.view(queries.settings.view)
             process.waiting = queries.waiting()
-            subscriber = queries.subscriber(view, process.waiting)
+            (servers,) = queries.settings.feeds
+            subscriber = queries.subscriber(view, process.waiting, servers)
             process.is_up = process.has_started = True
             await subscriber.run(_set_serving)
         except BrokenFeed as error:
@@ -241,7 +243,7 @@ class SimulatedQueryParts(QueryParts):
         """Return the story's disk as this process sees it."""
         return self._servers.disk.of(self._process)
 
-    def open_feed(self) -> OpenFeed:
+    def open_feed(self, servers: Sequence[Address]) -> OpenFeed:  # noqa: ARG002  # a story has one journal
         """Follow whatever command server is up."""
         return partial(self._servers.feeds.open, self._process.name)
 
