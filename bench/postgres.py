@@ -15,6 +15,8 @@ from command_service.journal.postgres.schema import FORMAT, SCHEMA
 from rig.postgres import Node, database
 from rig.postgres_pair import Pair
 
+# Waits until a standby shows all that was committed before.
+APPLY = "SELECT set_config('synchronous_commit', 'remote_apply', false), pg_logical_emit_message(true, '', '')"
 # The rig's servers do with less than PostgreSQL's default.
 SETTINGS = {"shared_buffers": "128MB"}
 
@@ -45,6 +47,7 @@ class Postgres:
         """Make an empty database, and drop it in the end: so the server looks after nothing but the one that is measured."""
         url = await database(self._nodes)
         await self._nodes.execute("CHECKPOINT")
+        await self._nodes.execute(APPLY)
         try:
             yield Database(url, self._pids)
         finally:
