@@ -28,6 +28,10 @@ COMMANDS = {
     "verify-journal": _Command("command_service.cli", ("verify-journal",), "verify all of the journal"),
     "backup": _Command("command_service.cli", ("backup",), "copy the journal, also while the server runs"),
     "restore": _Command("command_service.cli", ("restore",), "put a backup in the journal's place"),
+    "migrate": _Command(
+        "command_service.cli", ("migrate",), "make the journal's tables in PostgreSQL, or upgrade them"
+    ),
+    "copy-journal": _Command("command_service.cli", ("copy-journal",), "copy a journal to another place, or move it"),
     "check-policy": _Command("command_service.cli", ("check-policy",), "tell what each identity of a policy may do"),
     "verify-history": _Command("judge.cli", (), "compare journal, bank statement and view, and find broken invariants"),
 }

@@ -1,9 +1,10 @@
 """The command server's command line: the server itself, and the operator's commands on its journal."""
 
+import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from chassis.policy import described, read_policy
 from chassis.watched import Files
 from command_service.codec import charge_id_of
 from command_service.journal import JournalRefused
-from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE
+from command_service.journal.copying import copy_journal
+from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE, location
+from command_service.journal.store import Location
 from command_service.operate import print_journal, restore_journal, verify_journal
 from command_service.parts import Parts
 from command_service.serving import serve
-from command_service.settings import Settings
+from command_service.settings import Settings, check_way_to
 from contract.access import ACCESS, ROLES
 
 PROGRAM = "python -m command_service"
@@ -36,6 +39,23 @@ def main(
     """Run the server, with the parts made from its settings, or one of the operator's commands. See --help."""
     process.open_standard_streams()
     process.keep_files_private()
+    parser, commands = _parser(program)
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:  # by the command's own usage, which argparse itself does not show then
+        commands.get(chosen.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    if chosen.command == "print-journal" and chosen.tenant is not None and chosen.key is None:
+        commands["print-journal"].error("--tenant goes with --key")
+    if chosen.command is None:
+        telemetry.configure_logging("command")
+        process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
+    try:
+        _operate(chosen)
+    except (settings.SettingsError, JournalRefused, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _parser(program: str) -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """Make the command line's parser, and return it with those of the commands."""
     parser = process.server_parser(
         program,
         "Charges cards, each exactly once. Without a command it serves. COMMAND_JOURNAL names the journal.",
@@ -57,51 +77,74 @@ def main(
         "restore", help="put a backup in the journal's place, or accept the file in place, under a new journal id"
     )
     restoring.add_argument("backup", type=Path, nargs="?")
+    commands.add_parser(
+        "migrate", help="make the journal's tables in PostgreSQL, or bring them up to date; no server does"
+    )
+    copying = commands.add_parser(
+        "copy-journal",
+        help="copy a journal to another place under its own id; what was copied before is not copied again",
+        description="Copies a journal, also while it is served. The copy is not served from, until --move has made it the "
+        "one that is: then no server opens the journal that it was copied from.",
+    )
+    copying.add_argument(
+        "--move", action="store_true", help="serve from the copy from now on; the servers must be stopped"
+    )
+    copying.add_argument("source", metavar="FROM", help="where it is, as in COMMAND_JOURNAL")
+    copying.add_argument("target", metavar="TO", help="where it is copied to: a file, or a database after migrate")
     checking = commands.add_parser(
         "check-policy", help="tell what each identity of a policy may do; exit status 1 if the policy cannot be used"
     )
     checking.add_argument("policy", type=Path, metavar="FILE")
-    chosen, unknown = parser.parse_known_args(arguments)
-    if unknown:  # by the command's own usage, which argparse itself does not show then
-        (commands.choices[chosen.command] if chosen.command else parser).error(
-            f"unrecognized arguments: {' '.join(unknown)}"
-        )
-    if chosen.command == "print-journal" and chosen.tenant is not None and chosen.key is None:
-        printing.error("--tenant goes with --key")
-    if chosen.command is None:
-        telemetry.configure_logging("command")
-        process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
-    try:
-        if chosen.command == "check-policy":
-            for line in described(read_policy(chosen.policy, ROLES, Files()), ACCESS):
+    return parser, commands.choices
+
+
+def _operate(chosen: argparse.Namespace) -> None:
+    """Run one of the operator's commands. Raises SettingsError, JournalRefused, OSError."""
+    if chosen.command == "check-policy":
+        for line in described(read_policy(chosen.policy, ROLES, Files()), ACCESS):
+            print(line)
+        return
+    if chosen.command == "copy-journal":
+        source, target = _location("FROM", chosen.source), _location("TO", chosen.target)
+        print(copy_journal(source, target, move=chosen.move, tell=partial(print, file=sys.stderr, flush=True)))
+        return
+    read = _read_settings()
+    check_way_to(read.journal, is_open=read.is_open)
+    match chosen.command:
+        case "print-journal":
+            # A reader such as `head` may leave early: then this program ends quietly, like any filter.
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            if chosen.key is None:
+                lines = print_journal(read.journal, chosen.charge)
+            else:
+                tenant = chosen.tenant or ANYBODY.tenant
+                charge_id = charge_id_of(tenant, chosen.key)
+                named = f"with the idempotency key {chosen.key} of tenant {tenant}"
+                lines = print_journal(read.journal, charge_id, named=named)
+            for line in lines:
                 print(line)
-            return
-        read = _read_settings()
-        match chosen.command:
-            case "print-journal":
-                # A reader such as `head` may leave early: then this program ends quietly, like any filter.
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                if chosen.key is None:
-                    lines = print_journal(read.journal, chosen.charge)
-                else:
-                    tenant = chosen.tenant or ANYBODY.tenant
-                    charge_id = charge_id_of(tenant, chosen.key)
-                    named = f"with the idempotency key {chosen.key} of tenant {tenant}"
-                    lines = print_journal(read.journal, charge_id, named=named)
-                for line in lines:
-                    print(line)
-            case "verify-journal":
-                print(verify_journal(read.journal))
-            case "backup":
-                place = read.journal.backup(chosen.to)
-                print(f"copied {place.position} records to {chosen.to}, chain {place.chain.hex()}")
-            case "restore":
-                journal_id, place = restore_journal(
-                    read.journal, chosen.backup, any_file_system=read.journal_any_file_system
-                )
-                print(f"restored: {place.position} records under the new journal id {journal_id}")
-    except (settings.SettingsError, JournalRefused, OSError) as error:
-        sys.exit(f"error: {error}")
+        case "verify-journal":
+            print(verify_journal(read.journal))
+        case "migrate":
+            print(read.journal.migrate())
+        case "backup":
+            place = read.journal.backup(chosen.to)
+            print(f"copied {place.position} records to {chosen.to}, chain {place.chain.hex()}")
+        case "restore":
+            journal_id, place = restore_journal(
+                read.journal, chosen.backup, any_file_system=read.journal_any_file_system
+            )
+            print(f"restored: {place.position} records under the new journal id {journal_id}")
+
+
+def _location(argument: str, value: str) -> Location:
+    """Read a place that an argument names. Raises SettingsError."""
+    try:
+        found = location(value)
+    except ValueError as error:
+        raise settings.SettingsError(f"{argument} {error}") from None
+    check_way_to(found, is_open=os.environ.get("COMMAND_OPEN") == "yes")
+    return found
 
 
 def _read_settings() -> Settings:

@@ -108,7 +108,7 @@ class Feed:
             raise refusal(Reason.INVALID_REQUEST, violations=[Violation("chain", "must be empty or 32 bytes")])
         if request.journal_id not in ("", self._id_for(tenant)):
             raise refusal(Reason.JOURNAL_DIVERGED)
-        if request.after_position > self._journal.head.position:
+        if not await self._journal.reaches(request.after_position):
             raise refusal(Reason.JOURNAL_DIVERGED)
         chain = await self._journal.chain_at(request.after_position)
         if request.chain not in (b"", chain):

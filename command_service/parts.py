@@ -41,7 +41,7 @@ from command_service.journal.store import Store, random_id
 from command_service.owners import Owners
 from command_service.reception import Reception
 from command_service.runner import Runner
-from command_service.settings import Settings
+from command_service.settings import Settings, check_way_to
 from contract.entrance import Entrance
 from contract.errors import command_refusal as refusal
 
@@ -115,7 +115,8 @@ class Parts:
         return RHYTHM
 
     async def store(self) -> Store:
-        """Open the journal's store. Raises JournalRefused if it must not be used."""
+        """Open the journal's store. Raises JournalRefused if it must not be used, SettingsError if not over such a network."""
+        check_way_to(self.settings.journal, is_open=self.settings.is_open)
         return await self.settings.journal.open(
             new_id=self.new_id,
             free_bytes=self.settings.free_bytes,

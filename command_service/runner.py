@@ -158,7 +158,7 @@ class Runner:
         try:
             while effect is not None:
                 if not self._journal.drives(run.snapshot.charge_id):
-                    await run.pause(LOOK_AGAIN_SECONDS)
+                    await self._let_others_drive(run)
                     unanswered, pauses, effect = 0, 0, next_step(run.snapshot.state)
                     continue
                 message = await self._perform(run, effect, unanswered)
@@ -190,6 +190,13 @@ class Runner:
             if not run.ended.done():
                 run.ended.set_result(None)
             self.at_end(run.snapshot)
+
+    async def _let_others_drive(self, run: Run) -> None:
+        """Wait for progress of the server that drives a charge, or until this one is to."""
+        charge_id, before = run.snapshot.charge_id, run.snapshot
+        run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
+        if run.snapshot is before and not self._journal.drives(charge_id):
+            await run.pause(LOOK_AGAIN_SECONDS)
 
     async def _perform(self, run: Run, effect: Effect, unanswered: int) -> Message:
         """Have the bank do a step, unless it is no longer wanted when its turn comes: then only time has passed."""

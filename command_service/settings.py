@@ -10,6 +10,7 @@ import httpx
 
 from chassis.settings import (
     Address,
+    SettingsError,
     address,
     number,
     optional_address,
@@ -20,6 +21,7 @@ from chassis.settings import (
 )
 from command_service.currencies import EXPONENTS, MOST_DIGITS
 from command_service.journal.location import DEFAULT, location
+from command_service.journal.postgres.url import FORM
 from command_service.journal.store import Location
 
 # The labels of a host name, or the digits of an IPv6 address; httpx checks the rest.
@@ -96,7 +98,13 @@ class Settings:
         "no",
         "yes allows addresses that other machines reach without TLS or without a policy: everybody there may do everything",
     )
-    journal: Location = setting("COMMAND_JOURNAL", location, DEFAULT, "the file that holds the charges")
+    journal: Location = setting(
+        "COMMAND_JOURNAL",
+        location,
+        DEFAULT,
+        f"what holds the charges: a file, sqlite:///path, or a PostgreSQL database that several servers may share, {FORM}; "
+        "the password of a database is in a file (passfile, PGPASSFILE or ~/.pgpass)",
+    )
     journal_must_exist: bool = setting(
         "COMMAND_JOURNAL_MUST_EXIST",
         yes_or_no,
@@ -175,3 +183,13 @@ class Settings:
     metrics_listen: Address | None = setting(
         "COMMAND_METRICS_LISTEN", optional_address, "", "where Prometheus reads the gauges; empty for nowhere"
     )
+
+
+def check_way_to(journal: Location, *, is_open: bool) -> None:
+    """Refuse a way to the journal that others share and that is not verified. Raises SettingsError."""
+    if journal.crosses_network_unverified and not is_open:
+        raise SettingsError(
+            f"settings cannot be used:\n  the journal {journal} is on another machine, and what answers there is not verified: "
+            "add sslmode=verify-full&sslrootcert=FILE to its URL, or set COMMAND_OPEN=yes to let everybody on the way read and "
+            "forge it"
+        )

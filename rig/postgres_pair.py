@@ -101,14 +101,14 @@ class Pair:
             name,
         )
         shutil.rmtree(self.standby.data, ignore_errors=True)
-        conninfo = f"host=127.0.0.1 port={self.primary.port} user=postgres password={self.primary.password!r}"
+        conninfo = f"host=127.0.0.1 port={self.primary.port} user=postgres password={_quoted(self.primary.password)}"
         await self.standby.run(
             *("pg_basebackup", "-D", self.standby.data, "-d", conninfo, "-S", name),
             *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
         )
-        quoted = f"{conninfo} application_name={name}".replace("'", "''")
+        followed = _quoted(f"{conninfo} application_name={name}")
         (self.standby.data / "postgresql.auto.conf").write_text(
-            f"primary_conninfo = '{quoted}'\nprimary_slot_name = '{name}'\n"
+            f"primary_conninfo = {followed}\nprimary_slot_name = '{name}'\n"
         )
 
     async def _follows(self) -> None:
@@ -123,3 +123,8 @@ class Pair:
                 return
             await asyncio.sleep(0.01)
         raise DidNotStart(f"the standby does not follow:\n{self.standby.log_text()[-4000:]}")
+
+
+def _quoted(text: str) -> str:
+    """Quote a value, by rules that hold in connection strings as in files of settings."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

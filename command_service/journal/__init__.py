@@ -143,6 +143,10 @@ class Journal(Protocol):
         """
         ...
 
+    async def reaches(self, position: int) -> bool:
+        """Return whether the journal has a position by now, which another server may have stored; its head is there then."""
+        ...
+
     async def beyond(self, position: int) -> None:
         """Return as soon as the head is beyond a position."""
         ...

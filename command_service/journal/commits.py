@@ -239,6 +239,13 @@ class GroupCommit:
         """Return streams of which there is news; see the port."""
         return await self._store.news()
 
+    async def reaches(self, position: int) -> bool:
+        """Whether the journal has a position by now; see the port."""
+        if self._head.place.position < position and not await self._store.reaches(position):
+            return False
+        await self.beyond(position - 1)
+        return True
+
     async def _follow(self) -> None:
         while True:
             self._advance(await self._store.head_beyond(self._head.place.position))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from chassis.settings import file_path, state_file
 from command_service.journal.postgres.place import PostgresPlace
+from command_service.journal.postgres.url import FORM, SCHEMES
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.store import Location
 
@@ -14,13 +15,13 @@ FORMER_DEFAULT = f"sqlite:///{FORMER_FILE}"
 
 
 def location(value: str) -> Location:
-    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute).
+    """sqlite:///path, as sqlite:///var/journal.db (relative) or sqlite:////var/journal.db (absolute), or a URL of PostgreSQL.
 
     Links are followed: lock and anchor lie beside the file, whatever name it is given.
     """
-    if value.startswith(("postgresql://", "postgres://")):
-        return PostgresPlace.of(value)  # type: ignore[return-value]
+    if value.startswith(SCHEMES):
+        return PostgresPlace.of(value)
     path = value.removeprefix("sqlite:///")
     if path in (value, ""):
-        raise ValueError("must be sqlite:///path or postgresql://user@host/database")
+        raise ValueError(f"must be sqlite:///path or {FORM}")
     return SqliteFile(file_path(path).resolve())

@@ -25,6 +25,7 @@ There is one call of `commit` or `probe` at a time, one of `look`, and one of ea
 several servers finds its head in the transaction of `commit`, which is why `commit` returns the new one.
 """
 
+import itertools
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +35,9 @@ from typing import NamedTuple, Protocol
 
 from chassis.disk import Disk
 from command_service.journal import Appended, NotAccepting, Place, Record
+
+# Some 8 MB: more at once make a copy no faster.
+RECORDS_A_CHUNK = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,10 @@ class Store(Protocol):
         """Return the head as soon as another server has moved it beyond a position, and what it covers is durable."""
         ...
 
+    async def reaches(self, position: int) -> bool:
+        """Return whether the journal has a position by now, which is beyond what `head_beyond` has returned, and is durable."""
+        ...
+
     async def look(self, head: Place) -> None:
         """Look after the database, and note how far the journal has got; the note is made even if it raises JournalRefused.
 
@@ -145,12 +153,18 @@ class Reading(Protocol):
 
     journal_id: str
     restored: bool
+    home: str
+    """The place that the journal is served from if it is not this one: this is a copy, or it was moved. Else ""."""
     head: Place
     is_anchored: bool
     """Whether a note of how far the journal had got was found: without it, a lost tail cannot be noticed."""
 
-    def records(self) -> Iterator[Record]:
-        """Read all records up to the head, each verified. Raises JournalCorrupt."""
+    def records(self, after: Place = ...) -> Iterator[Record]:
+        """Read all records after a place, all if none is given, up to the head, each verified. Raises JournalCorrupt."""
+        ...
+
+    def chain_at(self, position: int) -> bytes:
+        """Return the chain up to a position from 0 to the head's. Raises JournalCorrupt."""
         ...
 
     def stream(self, charge_id: str) -> Sequence[Record]:
@@ -170,6 +184,38 @@ class Reading(Protocol):
         ...
 
 
+class Copy(Protocol):
+    """A journal that is being written from another place, and is served from there. No server opens it meanwhile."""
+
+    head: Place
+
+    def store(self, records: Sequence[Record]) -> None:
+        """Store records that follow the head, as they are."""
+        ...
+
+    def note_unfinished(self, charge_ids: Collection[str]) -> None:
+        """Note which streams are unfinished up to the head, and no others."""
+        ...
+
+    def serve_here(self) -> None:
+        """Note that the journal is served from here from now on: the other place has been left."""
+        ...
+
+
+def served_elsewhere(here: str, home: str) -> str:
+    """Say why a journal is not served from where it is, and the way out."""
+    return (
+        f"the journal {here} is served from {home}: this is a copy, or it was moved, and servers on two copies of a journal "
+        "would charge twice. To serve it from here, stop the servers there and run copy-journal --move from there to here"
+    )
+
+
+def in_chunks(records: Iterator[Record]) -> Iterator[Sequence[Record]]:
+    """Gather records, in order, to as many as are best stored at once."""
+    while chunk := list(itertools.islice(records, RECORDS_A_CHUNK)):
+        yield chunk
+
+
 def random_id() -> str:
     """Name a new journal."""
     return str(uuid.uuid4())
@@ -185,6 +231,11 @@ class Location(Protocol):
     @property
     def lies_in_memory(self) -> bool:
         """Whether it is lost with the machine's power."""
+        ...
+
+    @property
+    def crosses_network_unverified(self) -> bool:
+        """Whether others on the way to it could read it, or answer in its place."""
         ...
 
     async def open(
@@ -224,5 +275,26 @@ class Location(Protocol):
         """Put a backup in the journal's place, or accept what is there, under a new id. Returns the id and where it ends.
 
         Raises JournalRefused if a server has the journal open, or if what is to be served from does not verify.
+        """
+        ...
+
+    def migrate(self, *, new_id: Callable[[], str] = ...) -> str:
+        """Make what the servers expect to find, or bring it up to date. Returns a line that says what was done.
+
+        Raises JournalRefused if an older server is at work, or if it cannot be done.
+        """
+        ...
+
+    def receive(self, journal_id: str, *, restored: bool, home: str) -> AbstractContextManager[Copy]:
+        """Take a place without records, or one that holds a copy of the same journal, to copy a journal there from `home`.
+
+        From now on no server opens it. Raises JournalRefused if a server is at work there, or if it holds anything else.
+        """
+        ...
+
+    def leave(self, home: str, head: Place) -> None:
+        """Note that the journal, which ends at a place, is served from `home` from now on.
+
+        Raises JournalRefused if a server is at work here, or if the journal goes on after that place.
         """
         ...

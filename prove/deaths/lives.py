@@ -49,7 +49,7 @@ LIFE_SECONDS = 20.0
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 SETTINGS = settings.read(Settings, {})
 PORTS = {
-    "journal": frozenset({"append", "read", "unfinished"}),
+    "journal": frozenset({"append", "read", "news"}),
     "bank": frozenset({"perform"}),
     "transport": frozenset({"handle_async_request"}),
 }

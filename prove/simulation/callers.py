@@ -20,7 +20,6 @@ from chassis.caller import ANYBODY, GuardedCall
 from chassis.refusals import Refusal
 from judge.history import PENDING, Call, Request, charge_id_of
 from prove.simulation.disk import Disk
-from prove.simulation.feeds import cancel
 from prove.simulation.host import Process, Rpc
 from prove.simulation.ops import Op
 from prove.simulation.servers import Servers
@@ -72,7 +71,7 @@ class Callers:
         except TimeoutError:
             dice.fired["client_cancel" if patience == op.cancel_after_seconds else "client_deadline"] += 1
             rpc.is_over = True
-            self._stage.later(dice.uniform(0.0, 0.005), cancel, rpc.task)
+            self._stage.later(dice.uniform(0.0, 0.005), rpc.leave)
         match told:
             case (
                 ChargeResponse() | CaptureResponse() | VoidResponse() | RefundResponse() as answer,
@@ -89,23 +88,24 @@ class Callers:
         return call
 
     def _arrive(self, rpc: Rpc) -> None:
-        server = self._servers.command
+        server = self._servers.a_command()
         if rpc.is_over:
             return
         if not server.is_up or not server.alive:
             self._stage.later(0.001, rpc.answer, None)
             return
         server.calls[rpc] = None
-        rpc.task = server.start(self._serve(server, rpc))
+        rpc.task, rpc.calls = server.start(self._serve(server, rpc)), server.calls
 
     async def _serve(self, server: Process, rpc: Rpc) -> None:
         """What grpc and the guard around it do with a call."""
         outcome: Any
+        rpc.has_begun = True
         try:
             method = type(rpc.request).__name__.removesuffix("Request")
             call = GuardedCall(f"/charging.v1.CommandService/{method}", ANYBODY, rpc)
             response = await getattr(server.commands, method)(rpc.request, call)
-            outcome = (response, self._disk.durable_position)
+            outcome = (response, self._disk.durable.position)
         except Refusal as refused:
             outcome = refused
         except asyncio.CancelledError:

@@ -13,18 +13,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from charging.v1.journal_pb2 import Event
 from chassis.disk import LOCAL_DISK, Held, file_uri
+from prove.simulation.durable import Durable
 from prove.simulation.host import Connection, Process, ProcessEnded, Thread
 from prove.simulation.stage import Stage
 
-# The events with which an operation comes to rest.
-AT_REST = frozenset(
-    {
-        *("charged", "authorized", "charge_declined", "charge_abandoned", "charge_called_off", "review_required"),
-        *("captured", "voided", "refunded", "operation_declined", "operation_abandoned", "authorization_expired"),
-    }
-)
 SELECT_NEW = "SELECT position, charge_id, chain, event FROM record WHERE position > ? ORDER BY position"
 
 
@@ -37,12 +30,7 @@ class Disk:
         self._stage = stage
         self._dice = stage.dice
         self._ids = random.Random(f"ids {stage.plan.seed}")
-        self.durable: list[tuple[int, bytes]] = []
-        self.durable_tokens: set[str] = set()
-        self.unfinished: set[bytes] = set()
-        self._voids: set[bytes] = set()
-        """The charges of which a void waits for the end of the calling off."""
-        self.committed_at: dict[int, float] = {}
+        self.durable = Durable(stage)
 
     def of(self, process: Process) -> "DiskOf":
         """The disk as a process sees it."""
@@ -54,7 +42,7 @@ class Disk:
 
     def begin(self, process: Process) -> None:
         """Let a transaction begin, unless another program holds the write lock."""
-        if process.kind == "command" and self._dice.fires("journal_busy"):
+        if process.serves_commands and self._dice.fires("journal_busy"):
             process.had_disk_fault |= not process.has_started  # a start is refused for it, and is made again
             self._stage.note(process.name, "finds its journal locked by another program")
             raise _error("database is locked", sqlite3.SQLITE_BUSY)
@@ -65,7 +53,7 @@ class Disk:
         if dice.fires("kill_before_commit"):
             process.kill("killed right before a commit")
             raise ProcessEnded
-        if process.kind != "command":
+        if not process.serves_commands:
             if dice.fires("view_not_written"):
                 connection.really("ROLLBACK")
                 raise _error("database or disk is full", sqlite3.SQLITE_FULL)
@@ -94,7 +82,7 @@ class Disk:
 
     def _committed(self, process: Process, connection: Connection) -> sqlite3.Cursor:
         cursor = connection.really("COMMIT")
-        if process.kind == "command":
+        if process.serves_commands:
             self.note_durable(process, connection)
         if self._dice.fires("kill_after_commit"):
             process.kill("killed right after a commit")
@@ -105,28 +93,8 @@ class Disk:
         """Remember what a power cut could no longer take away."""
         if process.surviving is not None:
             return
-        last = self.durable[-1][0] if self.durable else 0
-        for position, key, chain, stored in connection.really(SELECT_NEW, (last,)):
-            self.durable.append((position, chain))
-            self.committed_at[position] = self._stage.loop.time()
-            event = Event.FromString(stored)
-            kind = event.WhichOneof("kind")
-            if kind == "token_issued":
-                self.durable_tokens.add(event.token_issued.token)
-            if kind == "void_requested" and key in self.unfinished:
-                self._voids.add(key)
-            if kind in AT_REST and not (kind == "authorized" and key in self._voids):  # then the void goes on
-                self.unfinished.discard(key)
-            else:
-                self.unfinished.add(key)
-            if kind in AT_REST:
-                self._voids.discard(key)
-            self._stage.note("journal", position, uuid.UUID(bytes=key), kind)
-
-    @property
-    def durable_position(self) -> int:
-        """The newest position that no power cut can take away."""
-        return self.durable[-1][0] if self.durable else 0
+        for position, key, chain, stored in connection.really(SELECT_NEW, (self.durable.position,)):
+            self.durable.note(position, key, chain, stored)
 
     def copy(self, process: Process, name: str) -> Path:
         """Copy what a process's files hold now, WAL and all."""

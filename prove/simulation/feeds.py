@@ -10,7 +10,7 @@ from chassis.caller import GuardedCall
 from chassis.refusals import Refusal
 from command_service.feed import ANY_READER, MESSAGE_EVERY_SECONDS
 from judge.history import Session
-from prove.simulation.disk import Disk
+from prove.simulation.durable import Durable
 from prove.simulation.host import Link, Process
 from prove.simulation.stage import Stage
 from query_service.subscriber import FeedLost, JournalDiverged
@@ -21,12 +21,12 @@ WAKE_SECONDS, SLOW_WAKE_SECONDS = 0.001, 4.0
 
 
 class Feeds:
-    """Connects readers to the newest command server, which `find_server` gives."""
+    """Connects readers to a command server, which `find_server` gives."""
 
-    def __init__(self, stage: Stage, disk: Disk, find_server: Callable[[], Process]) -> None:
+    def __init__(self, stage: Stage, durable: Durable, find_server: Callable[[], Process]) -> None:
         self.sessions: list[Session] = []
         self._stage = stage
-        self._disk = disk
+        self._durable = durable
         self._find_server = find_server
 
     async def open(
@@ -82,13 +82,17 @@ class Feeds:
         """The contract, step 4: a later record comes as soon as it is durable, unless another came just before."""
         if not message.batch.records:
             return
-        stage, first = self._stage, message.batch.records[0].position
-        ready_at = max(waiting_since, self._disk.committed_at.get(first, 0.0))
+        stage, first, last = self._stage, message.batch.records[0].position, message.batch.records[-1].position
+        if last > self._durable.position:
+            stage.broke("I10", f"position {last}", "a reader was shown a record before it was durable")
+        link.sent_position = last
+        if stage.plan.servers:
+            return  # others' records come by hints, which may be lost
+        ready_at = max(waiting_since, self._durable.at.get(first, 0.0))
         pause = MESSAGE_EVERY_SECONDS + stage.plan.grid_seconds  # a timer fires on the grid
         allowed = pause + (SLOW_WAKE_SECONDS if stage.dice.fired["slow_disk"] else WAKE_SECONDS)
         if (late := stage.loop.time() - ready_at) > allowed:
             stage.broke("L3", f"position {first}", f"a waiting reader was sent the record {late:.1f} s late")
-        link.sent_position = message.batch.records[-1].position
 
 
 def cancel(task: "asyncio.Task[Any] | None") -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from charging.v1.journal_pb2 import SubscribeResponse
 from chassis.disk import Held
@@ -30,6 +30,14 @@ class ProcessEnded(BaseException):
     """A process ended itself."""
 
 
+class Ending(Protocol):
+    """What ends with the process that holds it."""
+
+    def end(self) -> None:
+        """End it."""
+        ...
+
+
 @dataclass(eq=False)
 class Process:
     """One life of a server, on files of its own."""
@@ -45,11 +53,15 @@ class Process:
     is_up: bool = False
     has_started: bool = False
     """It was up once: what kills it now does not kill it while it starts."""
+    resumes_at: float = 0.0
+    """It stands still until then."""
     ticks_left: int = 0
     """Callbacks until `strike`; 0: it is not chosen."""
     strike: Callable[[], None] = field(init=False)
     """The chosen callback has come: the process is killed."""
     connections: list["Connection"] = field(default_factory=list)
+    sessions: list[Ending] = field(default_factory=list)
+    """Its connections to a database."""
     held: list[Held] = field(default_factory=list)
     """The files that it holds open; its death closes them."""
     calls: dict["Rpc", None] = field(default_factory=dict)
@@ -74,6 +86,11 @@ class Process:
             if not self.ticks_left:
                 self.strike()
         return self.alive
+
+    @property
+    def serves_commands(self) -> bool:
+        """Whether it is a command server: there may be several, each of a kind of its own."""
+        return self.kind.startswith("command")
 
     @property
     def name(self) -> str:
@@ -115,6 +132,16 @@ class Rpc:
     loop: VirtualLoop
     task: "asyncio.Task[Any] | None" = None
     is_over: bool = False
+    has_begun: bool = False
+    calls: "dict[Rpc, None]" = field(default_factory=dict)
+    """The server's, once it has arrived there."""
+
+    def leave(self) -> None:
+        """The client has left: its call is cancelled. One of which a server that stands still knows nothing has never been."""
+        if self.task is not None:
+            self.task.cancel()
+            if not self.has_begun:
+                self.calls.pop(self, None)
 
     def time_remaining(self) -> float | None:
         """As grpc's context tells it."""

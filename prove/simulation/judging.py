@@ -4,25 +4,27 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from charging.v1.common_pb2 import DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
 from judge.checker import check
-from judge.files import read_anchor, read_journal, read_view, records_in, view_in
+from judge.files import read_anchor, read_journal, read_view, view_in
 from judge.history import Call, Observed, Record, Session, View, Violation
 from judge.streams import Stream
 from prove.simulation.bank import APPROVED, DECLINES, Bank
 from prove.simulation.callers import Callers
 from prove.simulation.disk import Disk
-from prove.simulation.host import Connection, Process
+from prove.simulation.host import Process
 from prove.simulation.plan import ENDS
-from prove.simulation.servers import Servers, unfinished_in
+from prove.simulation.servers import Servers, newest
 from prove.simulation.stage import Stage
 
-# The tasks that a server has for as long as it lives: one that syncs the journal's anchor; the query server's own, and the
-# one that reads the feed. Beside these, the command server has one for each reader of the feed.
-STANDING = {"command": 1, "query": 2}
+# The tasks that a server has for as long as it lives: the query server's own, and the one that reads the feed; the command
+# server's own, and two that look after the journal's store and follow its head. Beside these, the command server has one for
+# each reader of the feed. With a database there are two more, for others' records and for leases, and two that wait for news.
+STANDING_OF_QUERIES, STANDING_OF_COMMANDS, STANDING_OF_DATABASE = 2, 3, 4
 # Why an honest bank declines what follows in a charge.
 OF_A_CARD = (DeclineReason.DECLINE_REASON_CARD_DECLINED,)
 
@@ -42,17 +44,15 @@ class Judging:
     # ------------------------------------------------------------ at rest
     def read_files(self) -> None:
         """Read what the files hold in the end, through the servers' own connections: that spares half of the judging."""
-        command = self._servers.command
-        connection = _newest(command)
-        self._records = records_in(connection)
-        if unfinished_in(connection):
-            self._stage.broke("I16", command.name, "at rest, its journal lists charges as unfinished")
-        self._views = [view_in(_newest(process)) for process in self._servers.queries]
+        self._records = self._servers.records()
+        if self._servers.unfinished():
+            self._stage.broke("I16", "the journal", "at rest, it lists charges as unfinished")
+        self._views = [view_in(newest(process)) for process in self._servers.queries]
 
     def allows(self, call: Call) -> bool:
         """Whether a charge at rest allows what a call asked for, by the book of the journal as it is now."""
         charge = Stream(call.charge_id)
-        for record in records_in(_newest(self._servers.command)):
+        for record in self._servers.records():
             if record.charge_id == call.charge_id:
                 event = Event.FromString(record.event)
                 list(charge.take(record, event.WhichOneof("kind") or "", event))
@@ -71,8 +71,13 @@ class Judging:
             self._stage.broke("I16", process.name, f"at rest, tasks are left: {left}")
 
     def _is_busy(self, process: Process) -> bool:
-        standing = STANDING["command" if process.kind == "command" else "query"]
+        standing = self._standing(process)
         return self._tasks(process).total() > standing + len(process.links)
+
+    def _standing(self, process: Process) -> int:
+        if not process.serves_commands:
+            return STANDING_OF_QUERIES
+        return STANDING_OF_COMMANDS + (STANDING_OF_DATABASE if self._servers.database is not None else 0)
 
     def _tasks(self, process: Process) -> Counter[str]:
         return Counter(name for life, name in self._stage.loop.unfinished_tasks() if life is process)
@@ -80,24 +85,24 @@ class Judging:
     # ------------------------------------------------------------ in the end
     def violations(self, logs: Sequence[Mapping[str, Any]]) -> list[Violation]:
         """Return the invariants that broke. `logs` are the entries that the servers logged."""
-        servers, command = self._servers, self._servers.command
-        journal = (command.left or command.surviving or command.folder) / "journal.db"
+        servers = self._servers
         if not servers.is_ending or servers.reads_files:
-            self._records = read_journal(journal) if command.journal is not None else []
+            self._records = self._left_records()
             folders = [process.left or process.folder for process in servers.queries if process.waiting]
             self._views = [read_view(folder / "view.db") for folder in folders if servers.is_ending]
         planted = [op.planted for ops in self._stage.plan.clients for op in ops if op.planted]
         blobs = {}
         if planted:
-            blobs = {"the log": repr(logs).encode(), "the journal's file": journal.read_bytes()}
+            file = self._file.read_bytes() if servers.database is None else b""
+            blobs = {"the log": repr(logs).encode(), "the journal's file": file}
         observed = Observed(
             self._records,
             calls=self._callers.history,
             movements=self._bank.movements,
             bank_calls=self._bank.calls,
             view=self._views[0] if self._views else None,
-            sessions=[*servers.feeds.sessions, Session(0, self._disk.durable)],
-            anchor=read_anchor(journal),
+            sessions=[*servers.feeds.sessions, Session(0, self._disk.durable.records)],
+            anchor=read_anchor(self._file) if servers.database is None else None,
             planted=planted,
             blobs=blobs,
             is_at_rest=servers.is_ending,
@@ -112,6 +117,17 @@ class Judging:
             if later.recorded_at < earlier.recorded_at
         ]
         return found
+
+    @property
+    def _file(self) -> Path:
+        """The journal's, as the last command server left it."""
+        command = self._servers.a_command()
+        return (command.left or command.surviving or command.folder) / "journal.db"
+
+    def _left_records(self) -> list[Record]:
+        if self._servers.database is not None:
+            return self._servers.records()
+        return read_journal(self._file) if self._servers.a_command().journal is not None else []
 
     @property
     def charges(self) -> int:
@@ -144,9 +160,3 @@ class Judging:
             if kind == "review_required" and not kept_expiring:
                 found.append(Violation("L1", where, "in review, though the bank never lied about it"))
         return found
-
-
-def _newest(process: Process) -> Connection:
-    connection = process.connections[-1]
-    assert isinstance(connection, Connection)
-    return connection

@@ -31,6 +31,8 @@ class Life(Protocol):
     """A simulated process, as far as the loop must know it."""
 
     alive: bool
+    resumes_at: float
+    """It stands still until this time, as after SIGSTOP: its callbacks wait."""
 
     def tick(self) -> bool:
         """Called before each of its callbacks; it may end the process there, and says whether it lives."""
@@ -241,8 +243,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 raise Runaway(f"{MOST_CALLBACKS} callbacks")
             context = call._context
             life = context.get(PROCESS)
-            if life is not None and not (life.alive and life.tick()):
-                continue
+            if life is not None:
+                if life.resumes_at > self._now and life.alive:
+                    heapq.heappush(self._scheduled, (life.resumes_at, next(self._timers), call))
+                    continue
+                if not (life.alive and life.tick()):
+                    continue
             try:
                 context.run(call._callback, *call._args)
             except (SystemExit, KeyboardInterrupt):

@@ -8,7 +8,7 @@ a `Mask` leaves out clients, their calls, kinds of fault, and single firings.
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from prove.simulation import ops
@@ -95,7 +95,29 @@ LATER = {
     "expire_hold": Later("lapsed {seed}", 1 / 3, 0.4),
     "late_execute": Later("late execute {seed}", 2 / 3, 0.9),
 }
-KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *CLIENTS, *ENDS)
+# From this seed on several command servers share a journal in a PostgreSQL of two nodes. So all other stories stay what they were.
+SHARED = 1_000_000
+# What goes wrong between these servers and their database, and at its nodes, in the same terms as above.
+DATABASE_FAULTS = {
+    "pg_cut_before": 0.1,
+    "pg_cut_during": 0.3,
+    "pg_cut_after": 0.1,
+    "pg_answer_lost": 0.05,
+    "pg_undone": 0.1,
+    "pg_slow": 0.1,
+    "pg_warned": 0.3,
+    "pg_warned_lost": 0.9,
+    "pg_unreachable": 0.3,
+    "pg_hint_lost": 0.9,
+    "pg_old_primary": 0.9,
+}
+DATABASE_WEATHER = (
+    *("pg_failover", "pg_paused_failover", "pg_restart", "pg_pause", "pg_standby_gone", "pg_clock_jump"),
+    "pause_command",
+)
+# At rest after faults everything must be well within a minute.
+DATABASE_WEATHER_SECONDS = 8.0
+KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *DATABASE_FAULTS, *DATABASE_WEATHER, *CLIENTS, *ENDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +162,39 @@ class Plan:
     hold_seconds: float = 604_800.0
     late_factor: float = 1.0
     """How much later than usual what is late comes."""
+    servers: int = 0
+    """The command servers that share a database; 0: there is one server, with a file."""
 
 
 def plan_of(seed: int) -> Plan:
     """Make the plan of a seed."""
+    return _alone(seed) if seed < SHARED else _shared(_alone(seed))
+
+
+def _shared(plan: Plan) -> Plan:
+    """The same, for servers that share a database."""
+    chance = random.Random(f"shared {plan.seed}")
+    weights = dict(plan.weights)
+    for kind, most in DATABASE_FAULTS.items():
+        roll = chance.random()
+        if roll < 0.15:
+            weights[kind] = most * chance.uniform(0.3, 1.0)
+        elif roll < 0.5:
+            weights[kind] = most * 10 ** chance.uniform(-2.0, -0.7)
+    weather = list(plan.weather)
+    begun = min(plan.horizon_seconds, 30.0)
+    for kind in DATABASE_WEATHER:
+        for _ in range(chance.choice((0, 0, 1, 2))):
+            seconds = chance.uniform(0.1, DATABASE_WEATHER_SECONDS)
+            weather.append(Weather(chance.uniform(0.0, begun), kind, seconds))
+    weather.sort(key=lambda event: event.at)
+    # A statement is some steps of the grid, and a commit four statements.
+    grid_seconds = chance.choice((0.0, 0.0, 0.001, 0.005))
+    servers = chance.choice((2, 2, 3))
+    return replace(plan, weights=weights, weather=weather, grid_seconds=grid_seconds, servers=servers)
+
+
+def _alone(seed: int) -> Plan:
     chance = random.Random(f"plan {seed}")
     weights = {}
     for kind, most in CALL_FAULTS.items():
@@ -160,7 +211,7 @@ def plan_of(seed: int) -> Plan:
             weather.append(Weather(chance.uniform(0.0, horizon), kind, lasts))
     # By a chance of its own, so that all other stories stay what they were.
     long = random.Random(f"long {seed}")
-    is_long = long.random() < LONG_STORIES
+    is_long = long.random() < LONG_STORIES and seed < SHARED  # servers that share a database look at it all the time
     begun = horizon
     if is_long:
         away = long.uniform(*LONG_SECONDS)

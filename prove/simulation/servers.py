@@ -6,21 +6,27 @@ import random
 import sqlite3
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, cast
 
 from chassis import settings
 from chassis.disk import Disk as DiskPort
 from command_service.feed import Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
+from command_service.journal.postgres.store import PostgresStore
+from command_service.journal.records import id_of
 from command_service.journal.sqlite.file import SqliteFile
+from command_service.journal.store import Store
 from command_service.owners import Owners
 from command_service.parts import Parts
 from command_service.settings import Settings
+from judge.files import records_in
+from judge.history import Record
 from prove.simulation.bank import Bank
+from prove.simulation.database import Database
 from prove.simulation.disk import Disk
 from prove.simulation.feeds import Feeds
-from prove.simulation.host import Process, ProcessEnded
+from prove.simulation.host import Connection, Process, ProcessEnded
 from prove.simulation.loop import PROCESS
 from prove.simulation.pressure import Pressure
 from prove.simulation.stage import Stage
@@ -38,18 +44,24 @@ FILES_READ_EVERY = 8
 STARTING_CALLBACKS, LIVING_CALLBACKS = 30, 250
 BANK_URL = "http://bank.test"
 DEFAULTS = settings.read(Settings, {})
+# What a server says that finds no database in time: its operators start it again.
+NO_PRIMARY = "no primary of the database has served"
 QUERY_DEFAULTS = settings.read(QuerySettings, {})
 
 
 class Servers:
     """The processes that live on a disk: what starts them, and what ends them."""
 
-    def __init__(self, stage: Stage, disk: Disk, bank: Bank, parts: "type[SimulatedParts]") -> None:
+    def __init__(
+        self, stage: Stage, disk: Disk, bank: Bank, database: Database | None, parts: "type[SimulatedParts]"
+    ) -> None:
+        """With a database the command servers share the journal in it; without one there is one, with a file."""
         self.stage = stage
         self.disk = disk
         self.bank = bank
+        self.database = database
         self.processes: dict[str, Process] = {}
-        self.feeds = Feeds(stage, disk, lambda: self.command)
+        self.feeds = Feeds(stage, disk.durable, self.a_command)
         self.is_ending = False
         """Nothing is started again: the story is over."""
         self.reads_files = stage.plan.seed % FILES_READ_EVERY == 0
@@ -57,15 +69,15 @@ class Servers:
         self._dice = stage.dice
         self._starts: dict[str, int] = {}
 
-    @property
-    def command(self) -> Process:
-        """The newest command server."""
-        return self.processes["command"]
+    def a_command(self) -> Process:
+        """The newest of the command servers; of several, any one."""
+        commands = [process for process in self.processes.values() if process.serves_commands]
+        return commands[0] if len(commands) == 1 else cast("Process", self._dice.pick(commands))
 
     @property
     def queries(self) -> list[Process]:
         """The newest of each query server."""
-        return [process for kind, process in self.processes.items() if kind != "command"]
+        return [process for process in self.processes.values() if not process.serves_commands]
 
     def start(self, kind: str, files: Path | None = None) -> None:
         """Start a server on the files that the last one left."""
@@ -85,7 +97,7 @@ class Servers:
         stage.note(process.name, "starts")
         parts = self._parts(self, process)
         process.start(
-            self._serve_commands(process, parts) if kind == "command" else self._serve_queries(process, parts)
+            self._serve_commands(process, parts) if process.serves_commands else self._serve_queries(process, parts)
         )
 
     def _strike(self, process: Process) -> None:
@@ -107,6 +119,8 @@ class Servers:
         files = None if self.is_ending and not self.reads_files else self._files_left(process)
         for connection in process.connections:
             connection.close()
+        for session in process.sessions:
+            session.end()
         for held in process.held:
             held.close()
         process.left = files
@@ -117,7 +131,7 @@ class Servers:
         if process.surviving is not None:
             return process.surviving
         name = f"{process.kind}-{process.number + 1}"
-        if process.kind != "command" and not self._dice.is_over:
+        if not process.serves_commands and not self._dice.is_over:
             if self._dice.fires("view_lost"):
                 self.stage.note(process.name, "its view is deleted")
                 return self.disk.folder / name
@@ -141,15 +155,18 @@ class Servers:
         try:
             journal = await parts.journal()
         except JournalRefused as error:
-            if not process.had_disk_fault:
+            is_away = self.database is not None and NO_PRIMARY in str(error)
+            if not process.had_disk_fault and not is_away:
                 stage.broke("L1", process.name, f"it would not start: {error}")
             self.kill(process, "ends: the journal cannot be opened")
             return
-        disk.note_durable(process, process.connections[-1])
-        if journal.head.position != disk.durable_position:
-            stage.broke("I7", process.name, f"its head is {journal.head.position}, durable was {disk.durable_position}")
-        if (listed := unfinished_in(process.connections[-1])) != disk.unfinished:
-            text = f"{len(listed)} charges are listed as unfinished, not {len(disk.unfinished)}"
+        if self.database is None:
+            disk.note_durable(process, process.connections[-1])
+        head, durable = journal.head.position, disk.durable.position
+        if head > durable or (head < durable and self.database is None):  # others may have stored more meanwhile
+            stage.broke("I7", process.name, f"its head is {head}, durable was {durable}")
+        if self.database is None and (listed := self.unfinished()) != disk.durable.unfinished:
+            text = f"{len(listed)} charges are listed as unfinished, not {len(disk.durable.unfinished)}"
             stage.broke("I16", process.name, text)
         assembled = parts.assemble(journal, parts.bank())
         commands, feed = parts.commands(assembled.reception), parts.feed(journal)
@@ -159,6 +176,7 @@ class Servers:
         await assembled.reception.recall()
         process.is_up = process.has_started = True
         stage.note(process.name, "serves", f"{found} unfinished")
+        await assembled.runner.keep_up()
 
     async def _serve_queries(self, process: Process, parts: "SimulatedParts") -> None:
         """What `python -m query_service` builds."""
@@ -180,12 +198,26 @@ class Servers:
                 self.stage.broke("L3", process.name, f"it would not start: {error}")
             self.kill(process, "ends: the view cannot be opened")
 
+    # ------------------------------------------------------------ the journal
+    def records(self) -> list[Record]:
+        """Read the journal's records."""
+        if self.database is not None:
+            rows = sorted(self.database.primary.tables.rows.items())
+            return [Record(at, id_of(key), *rest) for at, (_, key, *rest) in rows]
+        return records_in(newest(self.a_command()))
+
+    def unfinished(self) -> set[bytes]:
+        """The charges that the journal lists as unfinished."""
+        if self.database is not None:
+            return set(self.database.primary.tables.unfinished)
+        return {key for (key,) in newest(self.a_command()).really("SELECT charge_id FROM unfinished")}
+
     async def stop(self, process: Process) -> None:
         """What the servers do when they are asked to stop."""
         loop = self.stage.loop
         process.is_up = False
         self.stage.note(process.name, "is asked to stop")
-        if process.kind == "command":
+        if process.serves_commands:
             loop.call_later(0.8, process.commands.stop)
             until = loop.time() + 1.0
             while process.calls and loop.time() < until:  # noqa: ASYNC110  # the world looks from outside
@@ -274,6 +306,14 @@ class SimulatedParts(Parts):
         """Name a new journal as the seed decides."""
         return self._servers.disk.new_id()
 
+    async def store(self) -> Store:
+        """Open the store: in the process's file, or in the database that all share."""
+        servers, process = self._servers, self._process
+        if servers.database is None:
+            return await super().store()
+        nodes = servers.database.nodes_for(process)
+        return await PostgresStore.open(nodes, name=process.name, new_id=servers.disk.new_id, chance=self.chance())
+
     def rhythm(self) -> Rhythm:
         """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""
         return Rhythm(turns_before_commit=self._stage.plan.seed % 3)
@@ -281,7 +321,7 @@ class SimulatedParts(Parts):
     def wire(self) -> Wire:
         """Connect to the simulated bank."""
         stage, servers = self._stage, self._servers
-        is_durable = servers.disk.durable_tokens.__contains__
+        is_durable = servers.disk.durable.tokens.__contains__
         pressure = Pressure(stage.plan.bank_calls, stage.loop.time, stage.broke)
         return Wire(servers.bank, stage.dice, stage.outside, is_durable, stage.note, pressure)
 
@@ -290,9 +330,11 @@ class SimulatedParts(Parts):
         return Feed(journal, Owners(journal).of, heartbeat_seconds=self._stage.plan.heartbeat_seconds)
 
 
-def unfinished_in(connection: Any) -> set[bytes]:
-    """The charges that a journal's table of unfinished ones lists."""
-    return {key for (key,) in connection.really("SELECT charge_id FROM unfinished")}
+def newest(process: Process) -> Connection:
+    """The newest connection of a process to its file."""
+    connection = process.connections[-1]
+    assert isinstance(connection, Connection)
+    return connection
 
 
 async def _set_serving(_is_serving: bool) -> None:

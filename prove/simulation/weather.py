@@ -2,6 +2,7 @@
 
 from prove.simulation.bank import Bank
 from prove.simulation.disk import Disk
+from prove.simulation.outages import Outages
 from prove.simulation.plan import MET, Weather
 from prove.simulation.servers import Servers
 from prove.simulation.stage import Stage
@@ -12,23 +13,27 @@ LASTING = ("bank_down", "unauthorized", "disk_full", "clock_before_1970")
 class Sky:
     """Brings the plan's weather over a bank, a disk and servers."""
 
-    def __init__(self, stage: Stage, bank: Bank, disk: Disk, servers: Servers) -> None:
+    def __init__(self, stage: Stage, bank: Bank, disk: Disk, servers: Servers, outages: Outages | None) -> None:
+        """`outages` are those of the database, if there is one."""
         self._stage = stage
         self._bank = bank
         self._disk = disk
         self._servers = servers
+        self._outages = outages
 
     def begin(self, event: Weather) -> None:
         """Begin it, unless the faults have stopped or the mask leaves it out."""
         stage, servers, dice = self._stage, self._servers, self._stage.dice
         if dice.is_over or event.kind in stage.mask.kinds:
             return
-        command = servers.command
+        command = servers.a_command()
         match event.kind:
             case "kill_command" if command.alive:
                 servers.kill(command, "killed")
             case "stop_command" if command.alive and command.is_up:
                 command.start(servers.stop(command))
+            case "pause_command" if command.alive:
+                command.resumes_at = stage.loop.time() + event.seconds
             case "kill_query":
                 view = dice.pick(servers.queries)
                 if not view.alive:
@@ -46,6 +51,9 @@ class Sky:
                 self._bank.lives += 1
             case "clock_jump":
                 stage.clock_offset += int(dice.uniform(-3_600e6, 3_600e6))
+            case kind if kind.startswith("pg_"):
+                if self._outages is None or not self._outages.begin(event):
+                    return
             case _:
                 return
         if event.kind not in MET:

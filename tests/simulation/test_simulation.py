@@ -139,6 +139,7 @@ def test_a_dead_process_runs_no_further_line() -> None:
 
     class Life:
         alive = True
+        resumes_at = 0.0
 
         def tick(self) -> bool:
             """Return whether it lives."""

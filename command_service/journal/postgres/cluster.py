@@ -16,7 +16,7 @@ import structlog
 
 from chassis.backoff import Backoff
 from command_service.journal import START, JournalRefused
-from command_service.journal.postgres.schema import FORMAT
+from command_service.journal.postgres.schema import FORMAT, wrong_format
 from command_service.journal.postgres.session import HeadRow, Lost, Node, Session
 from command_service.journal.store import Head
 
@@ -151,9 +151,7 @@ class Cluster:
         """
         place, known = found.head.place, durable.place
         if found.format != FORMAT:
-            raise JournalRefused(
-                f"the database's journal has format {found.format}, this program's is {FORMAT}: run migrate"
-            )
+            raise JournalRefused(wrong_format(found.format))
         if self.journal_id and found.journal_id != self.journal_id:
             raise JournalRefused(
                 f"the database holds the journal {found.journal_id} now, and {self.journal_id} was served"

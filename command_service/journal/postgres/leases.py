@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from command_service.journal.postgres.cluster import Sessions
-from command_service.journal.postgres.session import HeadRow, Undone
+from command_service.journal.postgres.session import HeadRow, Lost, Undone
 
 log = structlog.get_logger()
 
@@ -85,16 +85,26 @@ class Leases:
                 self._tell(self._driven)
             return
         log.warning("this server was away for longer than its leases last: others may drive its charges now")
-        self._driven.clear()
-        await self._register()
+        await self._begin_anew()
 
     async def _claim(self) -> None:
         while True:
-            claimed = await self._sessions.ask(lambda session: session.claim(self.server, CLAIMED_AT_ONCE))
+            try:
+                async with self._sessions.one() as session:
+                    claimed = await session.claim(self.server, CLAIMED_AT_ONCE)
+            except Lost:  # perhaps streams are ours now that we do not know of, and nobody else would ever claim them
+                await self._begin_anew()
+                continue
             self._driven.update(claimed)
             self._tell(claimed)
             if len(claimed) < CLAIMED_AT_ONCE:
                 return
+
+    async def _begin_anew(self) -> None:
+        former = self.server
+        self._driven.clear()
+        await self._register()
+        await self._sessions.ask(lambda session: session.release(former))  # or else its time passes
 
     async def release(self) -> None:
         """Drive nothing any more: another server may go on at once."""

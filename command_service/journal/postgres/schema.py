@@ -5,12 +5,17 @@ not from a sequence: a sequence gives out numbers before their transactions end,
 and loses those of transactions that are rolled back.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 FORMAT: Final = 1
-"""Raised by each change of these tables. A server serves from tables of its own format only."""
-ELSEWHERE: Final = 0
-"""The format of a journal that is served from another place, which `home` names: no server of any version serves from it."""
+"""Raised by each change of these tables. A server serves from tables of its own format only.
+
+With a minus sign it is that of a journal that is served from another place, which `home` names: so no server serves from it.
+"""
+
+UPGRADES: Final[Mapping[int, Sequence[str]]] = {}
+"""By format: the statements that make the next one of it."""
 
 SCHEMA: Final = (
     "CREATE SCHEMA chargeonce",
@@ -51,3 +56,15 @@ SCHEMA: Final = (
     )
     """,
 )
+
+
+def wrong_format(found: int) -> str:
+    """Say why a server does not serve from tables of another format than its own, and the way out."""
+    if found < 0:
+        return (
+            "the database's journal is served from another place, for it is a copy, or it was moved: verify-journal names the "
+            "place. To serve it from here, stop the servers there and run copy-journal --move from there to here"
+        )
+    if found < FORMAT:
+        return f"the database's journal has format {found}, and this program's is {FORMAT}: run migrate"
+    return f"the database's journal has format {found}, and this program knows format {FORMAT}: use the version that wrote it"

@@ -41,6 +41,7 @@ log = structlog.get_logger()
 READERS = 3
 # A start waits this long for a primary, and for its standby.
 START_SECONDS = 30.0
+START_AGAIN_SECONDS = 0.5
 # A commit takes milliseconds. After this long its callers wait in vain for now, and there may be a new primary.
 AWAY_AFTER_SECONDS = 2.0
 # Transactions that PostgreSQL undoes in a row, such as for a head that somebody holds for five seconds each time.
@@ -100,7 +101,7 @@ class PostgresStore:
         store = cls(Cluster(nodes, chance), name=name, new_id=new_id)
         try:
             async with asyncio.timeout(START_SECONDS):
-                await store._begin()
+                await store._begin_patiently()
         except TimeoutError:
             store._cut()
             nodes_named = ", ".join(node.name for node in nodes)
@@ -112,6 +113,14 @@ class PostgresStore:
             store._cut()
             raise
         return store
+
+    async def _begin_patiently(self) -> None:
+        while True:
+            try:
+                return await self._begin()
+            except Undone as undone:
+                log.warning("the database did not let the server begin, and is asked again", why=str(undone))
+                await asyncio.sleep(START_AGAIN_SECONDS)
 
     async def _begin(self) -> None:
         found = await self._leases.begin()
@@ -219,7 +228,7 @@ class PostgresStore:
         while rows := await self._readers.ask(lambda session: session.stream(key)):
             if rows[-1][0] <= self._cluster.durable.place.position:
                 break
-            await self._until_durable(rows[-1][0])  # and then it is read again: a promotion may have lost it
+            await self._until_durable(rows[-1][0])
         return [verified(row) for row in rows]
 
     async def read_after(self, place: Place, until: int) -> Sequence[Record]:
@@ -263,10 +272,29 @@ class PostgresStore:
             await self._advanced.wait()
         return self._cluster.durable
 
-    async def _until_durable(self, position: int) -> None:
-        self._is_wanted.set()
+    async def reaches(self, position: int) -> bool:
+        """Whether the journal has a position by now; see the port."""
+
+        async def newest(session: Session) -> int:
+            found = await session.head()
+            while not await session.confirm():  # and so it was read from the primary: a former one cannot
+                pass
+            return found.head.place.position
+
         while self._cluster.durable.place.position < position:
-            await self._advanced.wait()
+            with contextlib.suppress(Undone):
+                if await self._readers.ask(newest) < position:
+                    return False
+            await self._until_durable(position)
+        return True
+
+    async def _until_durable(self, position: int) -> None:
+        """Return when a position is durable, or after a while: a promotion may have lost it, so whoever waits reads again."""
+        self._is_wanted.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNHINTED_SECONDS):
+                while self._cluster.durable.place.position < position:
+                    await self._advanced.wait()
 
     def _advance(self, head: Head) -> None:
         """Note how far the journal is durable."""

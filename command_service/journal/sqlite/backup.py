@@ -3,16 +3,16 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.sqlite import open_connection, sync_directory
-from command_service.journal import START, JournalRefused, Place
-from command_service.journal.records import key_of
+from command_service.journal import START, JournalRefused, Place, Record
 from command_service.journal.sqlite import anchor, owner
 from command_service.journal.sqlite.file_system import refuse_other_names, refuse_unknown_kind
 from command_service.journal.sqlite.lock import lock
-from command_service.journal.sqlite.making import ONE_FILE, bytes_in
+from command_service.journal.sqlite.making import ONE_FILE, Identity, begin, bytes_in
 from command_service.journal.sqlite.starting import (
     checkpoint,
     identify,
@@ -21,13 +21,14 @@ from command_service.journal.sqlite.starting import (
     store_wal_again,
 )
 from command_service.journal.sqlite.table import (
-    CLEAR_UNFINISHED,
-    INSERT_UNFINISHED,
     READER_PRAGMAS,
     RENEW_JOURNAL,
     WRITER_PRAGMAS,
+    insert,
+    note_unfinished,
     read_all,
     read_head,
+    set_home,
     verify,
 )
 from command_service.journal.store import Fold, random_id
@@ -38,12 +39,38 @@ def backup(path: Path, to: Path) -> Place:
 
     Raises JournalRefused if there is no journal, the target exists, or the copy does not verify.
     """
-    if to.exists():
-        raise JournalRefused(f"{to} exists already: name a new file")
+    refuse_existing(to)
     draft = to.with_name(to.name + ".new")
     _copy(path, draft)
+    return _put_in_place(draft, to, path)
+
+
+def write(to: Path, identity: Identity, records: Iterator[Record], unfinished: Collection[str]) -> Place:
+    """Write a journal that is kept elsewhere to a new file, verified whole. Returns where it ends. Raises JournalRefused."""
+    refuse_existing(to)
+    draft = to.with_name(to.name + ".new")
+    _make_draft(draft)
     with (
-        refusing_damage(path),
+        refusing_damage(draft),
+        contextlib.closing(open_connection(draft, read_only=False, pragmas=ONE_FILE)) as connection,
+    ):
+        begin(connection, identity)
+        insert(connection, records)
+        note_unfinished(connection, unfinished)
+        connection.execute("COMMIT")
+    return _put_in_place(draft, to, draft)
+
+
+def refuse_existing(to: Path) -> None:
+    """See that a file does not exist. Raises JournalRefused."""
+    if to.exists():
+        raise JournalRefused(f"{to} exists already: name a new file")
+
+
+def _put_in_place(draft: Path, to: Path, source: Path) -> Place:
+    """Verify a backup, make it durable and give it its name. Returns where it ends; damage is said to be the source's."""
+    with (
+        refusing_damage(source),
         contextlib.closing(open_connection(draft, read_only=True, pragmas=READER_PRAGMAS)) as connection,
     ):
         place = read_head(connection)
@@ -99,9 +126,7 @@ def _copy(source: Path, draft: Path) -> None:
     must_be_there(source)
     if _are_one_file(source, draft):
         raise JournalRefused(f"{source} would be written over: give it another name first")
-    owner.make_folder(draft.parent)
-    draft.unlink(missing_ok=True)
-    owner.create(draft, owner.Owner(owner.UNCHANGED, owner.UNCHANGED, owner.ONLY_THE_OWNER))
+    _make_draft(draft)
     with (
         refusing_damage(source),
         contextlib.closing(open_connection(source, read_only=True, pragmas=READER_PRAGMAS)) as reading,
@@ -110,6 +135,12 @@ def _copy(source: Path, draft: Path) -> None:
         identify(source, reading)
         reading.backup(copy)  # all pages in one read transaction: a server goes on writing meanwhile
         copy.execute("PRAGMA journal_mode = delete").fetchall()  # the pages brought the source's mode with them
+
+
+def _make_draft(draft: Path) -> None:
+    owner.make_folder(draft.parent)
+    draft.unlink(missing_ok=True)
+    owner.create(draft, owner.Owner(owner.UNCHANGED, owner.UNCHANGED, owner.ONLY_THE_OWNER))
 
 
 def _give(file: Path, to: owner.Owner) -> None:
@@ -145,8 +176,8 @@ def _renew(path: Path, unfinished_in: Fold, disk: Disk) -> tuple[str, Place]:
         found = unfinished_in(read_all(connection, START, place.position))
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(RENEW_JOURNAL, (journal_id,))
-        connection.execute(CLEAR_UNFINISHED)
-        connection.executemany(INSERT_UNFINISHED, [(key_of(charge_id),) for charge_id in found])
+        set_home(connection, "")
+        note_unfinished(connection, found)
         connection.execute("COMMIT")
         checkpoint(connection)
     return journal_id, place

@@ -9,19 +9,38 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from chassis.disk import Disk
 from chassis.sqlite import open_connection, sync_directory
 from command_service.journal import START, JournalRefused
 from command_service.journal.sqlite import anchor, owner
-from command_service.journal.sqlite.table import FORMAT, INSERT_JOURNAL, READER_PRAGMAS, SCHEMA, SELECT_JOURNAL
+from command_service.journal.sqlite.table import (
+    FORMAT,
+    INSERT_JOURNAL,
+    READER_PRAGMAS,
+    SCHEMA,
+    SELECT_JOURNAL,
+    set_home,
+)
 
 # No WAL: the file is all there is of it.
 ONE_FILE: Mapping[str, str | int] = {"journal_mode": "delete", "synchronous": 2}
 
 
-def make_if_new(path: Path, new_id: Callable[[], str], disk: Disk) -> bool:
+class Identity(NamedTuple):
+    """What a journal is, beside its records."""
+
+    journal_id: str
+    restored: bool
+    home: str
+    """The place that it is served from if it is not this one; else ""."""
+
+
+def make_if_new(path: Path, new_id: Callable[[], str], disk: Disk, *, restored: bool = False, home: str = "") -> bool:
     """Make a journal where none has been, under a new id. Returns whether it is new.
+
+    It is marked as restored, or as one that is served from another place, from its very beginning.
 
     Raises JournalRefused with the way out if there was a journal whose file is gone or empty: SQLite would make an empty file
     and throw away the WAL beside it, with all records in it.
@@ -34,7 +53,7 @@ def make_if_new(path: Path, new_id: Callable[[], str], disk: Disk) -> bool:
     if path.exists() or bytes_in(wal_beside(path)) or (anchored and not is_made):
         raise JournalRefused(_lost(path, "its anchor" if anchored else "its WAL" if bytes_in(wal_beside(path)) else ""))
     if not is_made:
-        _make(path, draft, new_id(), disk)
+        _make(path, draft, Identity(new_id(), restored, home), disk)
     draft.rename(path)
     sync_directory(path.parent)
     return True
@@ -62,17 +81,24 @@ def _lost(path: Path, trace: str) -> str:
     )
 
 
-def _make(path: Path, draft: Path, journal_id: str, disk: Disk) -> None:
+def _make(path: Path, draft: Path, identity: Identity, disk: Disk) -> None:
     """Make a draft of a new journal, durable, and then its anchor."""
     for left_behind in (draft.with_name(draft.name + "-journal"), draft):
         left_behind.unlink(missing_ok=True)
     owner.create(draft, owner.owner_beside(path, anchor.path_beside(path)))
     with contextlib.closing(open_connection(draft, read_only=False, pragmas=ONE_FILE, disk=disk)) as connection:
-        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
-        connection.execute(INSERT_JOURNAL, (journal_id, FORMAT, 0))
+        begin(connection, identity)
         connection.execute("COMMIT")
     sync_directory(path.parent)  # the draft's name is durable before there is an anchor that speaks of it
-    anchor.write(path, anchor.Anchor(journal_id, START))
+    anchor.write(path, anchor.Anchor(identity.journal_id, START))
+
+
+def begin(connection: sqlite3.Connection, identity: Identity) -> None:
+    """Begin a transaction in an empty file, and make a journal without records in it."""
+    connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+    connection.execute(INSERT_JOURNAL, (identity.journal_id, FORMAT, identity.restored))
+    if identity.home:
+        set_home(connection, identity.home)
 
 
 def _id_in(draft: Path, disk: Disk) -> str | None:

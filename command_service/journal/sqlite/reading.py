@@ -6,10 +6,18 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from chassis.sqlite import open_connection
-from command_service.journal import START, JournalRefused, Record
+from command_service.journal import START, JournalRefused, Place, Record
 from command_service.journal.sqlite import anchor
 from command_service.journal.sqlite.starting import check_anchor, identify, must_be_there, refusing_damage
-from command_service.journal.sqlite.table import READER_PRAGMAS, read_all, read_head, read_stream, unfinished
+from command_service.journal.sqlite.table import (
+    READER_PRAGMAS,
+    chain_at,
+    home_of,
+    read_all,
+    read_head,
+    read_stream,
+    unfinished,
+)
 
 
 class SqliteReading:
@@ -22,11 +30,16 @@ class SqliteReading:
         self._anchored = anchored
         self.is_anchored = anchored is not None
         self.journal_id, self.restored = identify(path, connection)
+        self.home = home_of(connection)
         self.head = read_head(connection)
 
-    def records(self) -> Iterator[Record]:
-        """Read all records up to the head, each verified. Raises JournalCorrupt."""
-        return read_all(self._connection, START, self.head.position)
+    def records(self, after: Place = START) -> Iterator[Record]:
+        """Read all records after a place, up to the head, each verified. Raises JournalCorrupt."""
+        return read_all(self._connection, after, self.head.position)
+
+    def chain_at(self, position: int) -> bytes:
+        """Return the chain up to a position; see the port."""
+        return chain_at(position, self._connection)
 
     def stream(self, charge_id: str) -> Sequence[Record]:
         """Read one stream, verified; see the port."""

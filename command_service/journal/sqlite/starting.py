@@ -20,9 +20,11 @@ from command_service.journal.sqlite.table import (
     SELECT_JOURNAL,
     UPGRADE,
     chain_at,
+    home_of,
     read_head,
     verify,
 )
+from command_service.journal.store import served_elsewhere
 
 # The records that every start verifies, in some 20 ms; verify-journal verifies all.
 TAIL_VERIFIED_AT_START = 10_000
@@ -75,6 +77,8 @@ def prepare(path: Path, disk: Disk, connection: sqlite3.Connection) -> tuple[str
             )
         )
     journal_id, restored = identify(path, connection)
+    if home := home_of(connection):
+        raise JournalRefused(served_elsewhere(str(path), home))
     head = read_head(connection)
     anchored = anchor.read(path)
     begin = max(0, head.position - TAIL_VERIFIED_AT_START)
@@ -92,7 +96,7 @@ def identify(path: Path, connection: sqlite3.Connection) -> tuple[str, bool]:
     if row is None:
         raise JournalCorrupt(None)
     journal_id, stored_format, restored = row
-    if stored_format not in FORMATS:
+    if abs(stored_format) not in FORMATS:
         raise JournalRefused(
             f"the journal {path} has format {stored_format}; this server writes format {FORMAT}, and knows no other: use the "
             "version that wrote it"

@@ -217,6 +217,10 @@ class SqliteStore:
         self._has_told = True
         return await self.unfinished()
 
+    async def reaches(self, _position: int) -> bool:
+        """Whether the journal has a position beyond what is known: nobody else stores anything."""
+        return False
+
     async def head_beyond(self, _position: int) -> Head:
         """Return never: nobody else moves the head."""
         await asyncio.Event().wait()

@@ -1,7 +1,7 @@
 """The journal's tables in SQLite, its settings, and its statements, those that read with the verification of each record."""
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from command_service.journal import GENESIS, START, JournalCorrupt, Place, Record
 from command_service.journal.records import RECORDS_A_READ, following, id_of, key_of, verified
@@ -10,6 +10,7 @@ from command_service.journal.records import RECORDS_A_READ, following, id_of, ke
 # that a charge is only to be held. A server that opens a journal of format 1 marks it as of format 2; its records stay.
 FORMAT = 2
 FORMATS = (1, FORMAT)
+# With a minus sign, of a journal that is served from another place, which the table `home` names: no server serves from it.
 
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "journal_mode": "wal",  # readers read beside the writer
@@ -43,6 +44,13 @@ SELECT_JOURNAL = "SELECT id, format, restored FROM journal"
 UPGRADE = f"UPDATE journal SET format = {FORMAT} WHERE format <> {FORMAT}"  # noqa: S608  # a number of this module
 PROBE = "PRAGMA user_version = 0"  # writes its page though it is 0; an UPDATE to the same value would write nothing
 RENEW_JOURNAL = f"UPDATE journal SET id = ?, restored = 1, format = {FORMAT}"  # noqa: S608  # as above
+SELECT_HOME = "SELECT place FROM home"
+LEAVE_HOME = f"""
+CREATE TABLE IF NOT EXISTS home (only INTEGER PRIMARY KEY CHECK (only = 1), place TEXT NOT NULL) STRICT;
+UPDATE journal SET format = -{FORMAT};
+"""  # noqa: S608  # a number of this module
+COME_HOME = f"DROP TABLE IF EXISTS home; UPDATE journal SET format = {FORMAT};"  # noqa: S608  # as above
+SET_HOME = "INSERT OR REPLACE INTO home (only, place) VALUES (1, ?)"
 SELECT_HEAD = "SELECT position, chain FROM record ORDER BY position DESC LIMIT 1"
 SELECT_HEAD_TIME = "SELECT recorded_at FROM record ORDER BY position DESC LIMIT 1"
 SELECT_VERSION = "SELECT max(version) FROM record WHERE charge_id = ?"
@@ -94,6 +102,20 @@ def unfinished(connection: sqlite3.Connection) -> list[str]:
     return [id_of(key) for (key,) in connection.execute(SELECT_UNFINISHED).fetchall()]
 
 
+def home_of(connection: sqlite3.Connection) -> str:
+    """Return the place that a journal is served from if it is not this one; else "". Its format is known."""
+    ((written,),) = connection.execute("SELECT format FROM journal").fetchall()
+    return str(connection.execute(SELECT_HOME).fetchone()[0]) if written < 0 else ""
+
+
+def set_home(connection: sqlite3.Connection, home: str) -> None:
+    """Note in the present transaction from which place a journal is served; "": from this one."""
+    for statement in (LEAVE_HOME if home else COME_HOME).split(";"):
+        connection.execute(statement)
+    if home:
+        connection.execute(SET_HOME, (home,))
+
+
 def read_head(connection: sqlite3.Connection) -> Place:
     """Return the place of the newest record."""
     row = connection.execute(SELECT_HEAD).fetchone()
@@ -104,6 +126,20 @@ def read_head_time(connection: sqlite3.Connection) -> int:
     """Return when the newest record was made, in microseconds since 1970; 0 if there is none."""
     row = connection.execute(SELECT_HEAD_TIME).fetchone()
     return row[0] if row else 0
+
+
+def insert(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
+    """Store records as they are, in the present transaction."""
+    connection.executemany(
+        INSERT_RECORD,
+        ((it.position, key_of(it.charge_id), it.version, it.recorded_at, it.chain, it.event) for it in records),
+    )
+
+
+def note_unfinished(connection: sqlite3.Connection, charge_ids: Iterable[str]) -> None:
+    """Note in the present transaction which streams are unfinished, and no others."""
+    connection.execute(CLEAR_UNFINISHED)
+    connection.executemany(INSERT_UNFINISHED, [(key_of(charge_id),) for charge_id in charge_ids])
 
 
 def read_all(connection: sqlite3.Connection, place: Place, until: int) -> Iterator[Record]:

@@ -1,0 +1,115 @@
+"""A journal's file as the source and as the target of a copy: a journal is served from one place only."""
+
+import contextlib
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from chassis.disk import LOCAL_DISK
+from chassis.sqlite import open_connection
+from command_service.journal import JournalRefused, Place, Record
+from command_service.journal.sqlite import anchor, owner
+from command_service.journal.sqlite.file_system import refuse_unknown_kind
+from command_service.journal.sqlite.lock import Lock, lock
+from command_service.journal.sqlite.making import Identity, make_if_new
+from command_service.journal.sqlite.starting import (
+    check_anchor,
+    checkpoint,
+    identify,
+    must_be_there,
+    refusing_damage,
+    store_wal_again,
+)
+from command_service.journal.sqlite.table import (
+    WRITER_PRAGMAS,
+    home_of,
+    insert,
+    note_unfinished,
+    read_head,
+    set_home,
+)
+
+
+class SqliteCopy:
+    """A journal's file that is being written from another place. See `command_service.journal.store.Copy`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, journal_id: str) -> None:
+        """Use `receive`."""
+        self.head = read_head(connection)
+        self._path = path
+        self._connection = connection
+        self._journal_id = journal_id
+
+    def store(self, records: Sequence[Record]) -> None:
+        """Store records that follow the head, as they are."""
+        with _transaction(self._connection):
+            insert(self._connection, records)
+        self.head = Place(records[-1].position, records[-1].chain)
+        anchor.write(self._path, anchor.Anchor(self._journal_id, self.head))
+
+    def note_unfinished(self, charge_ids: Collection[str]) -> None:
+        """Note which streams are unfinished up to the head, and no others."""
+        with _transaction(self._connection):
+            note_unfinished(self._connection, charge_ids)
+
+    def serve_here(self) -> None:
+        """Note that the journal is served from here from now on; see the port."""
+        with _transaction(self._connection):
+            set_home(self._connection, "")
+        checkpoint(self._connection)
+
+
+@contextlib.contextmanager
+def receive(path: Path, identity: Identity) -> Iterator[SqliteCopy]:
+    """Take a file that does not exist, or a copy of the same journal, to copy a journal into it. Raises JournalRefused."""
+    owner.make_folder(path.parent)
+    refuse_unknown_kind(path, LOCAL_DISK, any_file_system=False)
+    with lock(path, LOCAL_DISK) as held, refusing_damage(path):
+        make_if_new(path, lambda: identity.journal_id, LOCAL_DISK, restored=identity.restored, home=identity.home)
+        with _taken(path, held) as connection:
+            journal_id, restored = identify(path, connection)
+            home = home_of(connection)
+            if (journal_id, restored, home) != identity:
+                what = f"a copy of the one at {home}" if home else "served from there"
+                raise JournalRefused(
+                    f"{path} holds the journal {journal_id}, {what}, and not a copy of the journal {identity.journal_id} at "
+                    f"{identity.home}: name another file"
+                )
+            yield SqliteCopy(path, connection, journal_id)
+
+
+def leave(path: Path, home: str, head: Place) -> None:
+    """Note that the journal is served from another place; see `Location.leave`. Raises JournalRefused."""
+    must_be_there(path)
+    with lock(path, LOCAL_DISK) as held, refusing_damage(path), _taken(path, held) as connection:
+        identify(path, connection)
+        if (found := read_head(connection)) != head:
+            raise JournalRefused(
+                f"the journal {path} has reached position {found.position}, and the copy {head.position}: run it again"
+            )
+        with _transaction(connection):
+            set_home(connection, home)
+        checkpoint(connection)
+
+
+@contextlib.contextmanager
+def _taken(path: Path, held: Lock) -> Iterator[sqlite3.Connection]:
+    """Open a locked file to write to it, whole and durable as it is. Raises JournalRefused."""
+    held.take_file()
+    with contextlib.closing(open_connection(path, read_only=False, pragmas=WRITER_PRAGMAS)) as connection:
+        store_wal_again(path, LOCAL_DISK)
+        checkpoint(connection)
+        journal_id, _ = identify(path, connection)
+        check_anchor(path, anchor.read(path), journal_id, read_head(connection), connection)
+        yield connection
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
