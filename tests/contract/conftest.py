@@ -1,12 +1,14 @@
 """The loops and the rigs: the bank's adapter is tested on the servers' loop, and its transport on both loops."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from rig.postgres import wait_for
+from rig.postgres_pair import Pair
 from tests.contract.bank_rigs import RIGS, Rig
 
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -40,3 +42,20 @@ def shared_rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def rig(shared_rig: Rig) -> Iterator[Rig]:
     yield shared_rig
     shared_rig.forget_trouble()
+
+
+@pytest.fixture(scope="session")
+def shared_pair() -> Iterator[Pair]:
+    pair = Pair()
+    try:
+        yield wait_for(pair.start())
+    finally:
+        wait_for(pair.__aexit__())
+
+
+@pytest.fixture
+async def pair(shared_pair: Pair) -> AsyncIterator[Pair]:
+    """A primary and its synchronous standby, which the test may stop and have change places."""
+    yield shared_pair
+    if not shared_pair.standby.is_running or not await shared_pair.standby.fetch("SELECT WHERE pg_is_in_recovery()"):
+        await shared_pair.rejoin()

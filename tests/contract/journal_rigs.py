@@ -119,14 +119,16 @@ class SqliteRig:
 class PostgresRig:
     """A journal in a database of a real server. It may be open several times at once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_made: bool = False) -> None:
+        """`is_made`: another rig has made the journal, which this one reaches by another way."""
         self.url = url
         self.place = PostgresPlace.of(url)
         self.rhythm = RHYTHM
         self.has_ended = asyncio.Event()
         """The journal has ended its process."""
         self._ticks = itertools.count(1_790_000_000_000_000)
-        wait_for(self._make())
+        if not is_made:
+            wait_for(self._make())
 
     async def _make(self) -> None:
         connection = await asyncpg.connect(self.url)

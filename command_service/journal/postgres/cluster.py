@@ -70,7 +70,11 @@ class Cluster:
             self._tell_once(f"{former.node.name} takes writes on timeline {former.timeline}, and is not the primary")
             former.session.end()
         if primary is None:
-            raise Lost("; ".join(errors) or "no node takes writes")
+            # One that has served before is waited for, whatever is amiss with it now.
+            refused = [error for error in errors if isinstance(error, JournalRefused)]
+            if refused and not self.journal_id:
+                raise refused[0]
+            raise Lost("; ".join(map(str, errors)) or "no node takes writes")
         if primary.timeline < self.timeline:
             primary.session.end()
             self._tell_once(
@@ -86,8 +90,8 @@ class Cluster:
         self._sessions[primary.session] = primary.timeline
         return primary.session
 
-    async def _ask_all(self) -> tuple[list[_Answer], list[str]]:
-        """Connect to all nodes at once; return those that take writes, and what the others say."""
+    async def _ask_all(self) -> tuple[list[_Answer], list[BaseException]]:
+        """Connect to all nodes at once; return those that take writes, and what is amiss with the others."""
         asking = [asyncio.ensure_future(self._ask(node)) for node in self._nodes]
         try:
             await asyncio.wait(asking, timeout=ANSWER_SECONDS)
@@ -97,23 +101,16 @@ class Cluster:
                     each.add_done_callback(_end_late)
                     each.cancel()
         answers: list[_Answer] = []
-        errors: list[str] = []
+        errors: list[BaseException] = []
         for node, each in zip(self._nodes, asking, strict=True):
             if not each.done() or each.cancelled():
-                errors.append(f"{node.name} does not answer")
-                continue
-            match each.exception():
-                case None:
-                    if (answer := each.result()) is not None:
-                        answers.append(answer)
-                    else:
-                        errors.append(f"{node.name} is a standby")
-                case Lost() as lost:
-                    errors.append(str(lost))
-                case JournalRefused() as refused if not self.journal_id:
-                    raise refused
-                case error:
-                    errors.append(str(error))
+                errors.append(Lost(f"{node.name} does not answer"))
+            elif (error := each.exception()) is not None:
+                errors.append(error)
+            elif (answer := each.result()) is not None:
+                answers.append(answer)
+            else:
+                errors.append(Lost(f"{node.name} is a standby"))
         return answers, errors
 
     async def _ask(self, node: Node) -> _Answer | None:

@@ -42,8 +42,10 @@ BEGIN;
 SET LOCAL lock_timeout = {LOCK_MILLISECONDS};
 SET LOCAL idle_in_transaction_session_timeout = {IDLE_MILLISECONDS}
 """
+# What is found of synchronous_commit holds to the end of the transaction, whatever an operator sets meanwhile.
 SELECT_HEAD: Final = """
-SELECT position, chain, recorded_at, journal_id, restored, format, current_setting('synchronous_commit'),
+SELECT position, chain, recorded_at, journal_id, restored, format,
+    set_config('synchronous_commit', current_setting('synchronous_commit'), true),
     current_setting('synchronous_standby_names') <> ''
 FROM chargeonce.head
 """
@@ -68,7 +70,9 @@ INSERT INTO chargeonce.unfinished (charge_id, server) SELECT key, $12::uuid FROM
 ON CONFLICT DO NOTHING RETURNING charge_id
 """  # noqa: S608  # a constant of this module
 # A transaction that writes to the log, and so waits for the standby like any other; those before it have come there as well.
-CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'chargeonce', '')"
+CONFIRM: Final = """
+SELECT set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'chargeonce', '')
+"""
 _VERIFIABLE: Final = """
 SELECT it.position, it.charge_id, it.version, it.recorded_at, it.chain, it.event, before.chain
 FROM chargeonce.record AS it LEFT JOIN chargeonce.record AS before ON before.position = it.position - 1

@@ -1,0 +1,202 @@
+"""A journal whose database has a synchronous standby: nothing is told, and nothing is shown, before the standby has it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from command_service.journal import JournalRefused
+from command_service.journal.postgres import store
+from prove.network.faultproxy import Fault, Kind, Proxy, Way
+from rig.postgres import database
+from rig.postgres_pair import Pair
+from tests.contract.journal_rigs import PostgresRig, add, stream
+from tests.contract.test_postgres_commit import COMMIT, gapless
+
+STILL_SECONDS = 0.4
+"""What has not happened by then is taken not to happen."""
+
+
+@pytest.fixture
+async def rig(pair: Pair) -> PostgresRig:
+    dsn = await database(pair)
+    while not await has_database(pair, dsn.rpartition("/")[2]):
+        await asyncio.sleep(0.01)
+    return PostgresRig(f"{dsn}?target_session_attrs=primary")
+
+
+async def has_database(pair: Pair, name: str) -> bool:
+    """Whether the standby has it already: it has what was committed on its disk, and shows it later."""
+    return bool(await pair.standby.fetch("SELECT FROM pg_database WHERE datname = $1", name))
+
+
+@contextlib.asynccontextmanager
+async def without_standby(pair: Pair) -> AsyncIterator[None]:
+    """Stop the standby for a while."""
+    await pair.standby.stop()
+    try:
+        yield
+    finally:
+        if not pair.standby.is_running:
+            await pair.standby.start()
+
+
+async def waits(*tasks: "asyncio.Task[object]") -> None:
+    """Fail unless all of these still wait after a while."""
+    done, _ = await asyncio.wait(tasks, timeout=STILL_SECONDS)
+    assert not done
+
+
+async def until_in_syncrep(pair: Pair, rig: PostgresRig) -> int:
+    """Wait until a commit of the journal waits for the standby; return its backend."""
+    while not (
+        found := await pair.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'chargeonce'"
+            " AND datname = $1",
+            rig.place.url.database,
+        )
+    ):
+        await asyncio.sleep(0.01)
+    return int(found[0][0])
+
+
+async def test_while_the_standby_is_gone_appends_wait_and_none_is_lost(pair: Pair, rig: PostgresRig) -> None:
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"before"], finished=True)
+        async with without_standby(pair):
+            appending = [
+                asyncio.create_task(add(journal, stream(number), 0, [b"x"], finished=True)) for number in range(2, 20)
+            ]
+            while journal.not_accepting != "away":
+                await asyncio.sleep(0.01)
+            await waits(*appending)
+            assert [record.event for record in await journal.read(stream(1))] == [b"before"]
+            assert journal.head.position == 1
+        await asyncio.gather(*appending)
+        assert journal.accepting
+    assert [position for position, _, _ in rig.moment().records] == list(range(1, 20))
+
+
+@pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
+async def test_a_commit_whose_wait_is_ended_is_not_told_and_not_shown_before_the_standby_has_it(
+    end: str, pair: Pair, rig: PostgresRig
+) -> None:
+    """PostgreSQL ends the wait with a warning, and everybody can read the record."""
+    async with rig.open() as journal, rig.open("other") as other:
+        await add(journal, stream(1), 0, [b"a"], finished=False)
+        await other.beyond(0)
+        async with without_standby(pair):
+            appending = asyncio.create_task(add(journal, stream(1), 1, [b"b"], finished=False))
+            for _ in range(3):
+                await pair.execute(f"SELECT {end}($1)", await until_in_syncrep(pair, rig))
+                while not await stored(rig, pair, 2):
+                    await asyncio.sleep(0.01)
+            reading = asyncio.create_task(other.read(stream(1)))
+            following = asyncio.create_task(other.beyond(1))
+            await waits(appending, reading, following)
+            assert journal.head.position == other.head.position == 1
+            assert len(await other.read_after(other.head)) == 0
+        (record,) = await appending
+        assert (await reading)[-1] == record
+        await following
+    gapless(rig, [1, 2])
+
+
+async def stored(rig: PostgresRig, pair: Pair, position: int) -> bool:
+    """Whether the primary shows a record."""
+    return bool(
+        await pair.fetch("SELECT FROM chargeonce.record WHERE position = $1", position, database=rig.place.url.database)
+    )
+
+
+async def test_a_commit_that_the_standby_never_got_is_made_again_where_the_standby_is_promoted(
+    pair: Pair, rig: PostgresRig
+) -> None:
+    """Its wait was ended, so that the old primary shows it; then that one dies."""
+    async with rig.open() as journal, rig.open("other") as other:
+        await add(journal, stream(1), 0, [b"a"], finished=False)
+        await other.beyond(0)
+        pair.standby.pause()
+        try:
+            appending = asyncio.create_task(add(journal, stream(1), 1, [b"b"], finished=False))
+            await pair.execute("SELECT pg_cancel_backend($1)", await until_in_syncrep(pair, rig))
+            while not await stored(rig, pair, 2):
+                await asyncio.sleep(0.01)
+            reading = asyncio.create_task(other.read(stream(1)))
+            await waits(appending, reading)
+            pair.primary.kill()
+        finally:
+            pair.standby.resume()
+        await pair.fail_over()
+        (record,) = await appending
+        await other.beyond(1)
+        assert list(await other.read(stream(1)))[1:] == [record]
+        await reading
+    gapless(rig, [1, 2])
+
+
+# ---------------------------------------------------------------- commits that do not wait
+@pytest.mark.parametrize("level", ["off", "local", "remote_write"])
+async def test_commits_that_could_be_lost_are_refused_at_the_start_and_noticed_at_work(
+    level: str, pair: Pair, rig: PostgresRig
+) -> None:
+    name = rig.place.url.database
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"a"], finished=False)
+        await pair.execute(f"ALTER DATABASE {name} SET synchronous_commit = {level}")
+        with pytest.raises(JournalRefused, match=f"synchronous_commit is {level}"):
+            async with rig.open("another"):
+                pass
+        await pair.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chargeonce' AND datname = $1",
+            name,
+        )
+        appending = asyncio.create_task(journal.append(stream(1), 1, [b"b"], finished=False))
+        await asyncio.wait_for(rig.has_ended.wait(), 10)
+        assert not appending.done()
+        appending.cancel()
+    gapless(rig, [1])
+
+
+async def test_a_setting_that_changes_amid_a_transaction_does_not_spoil_its_commit(
+    pair: Pair, rig: PostgresRig
+) -> None:
+    """The server looks before it writes; what it saw must hold until the commit."""
+    async with Proxy(lambda: ("127.0.0.1", pair.primary.port)) as proxy:
+        near = rig.url.replace(pair.primary.address, proxy.address).replace(pair.standby.address, proxy.address)
+        async with PostgresRig(near, is_made=True).open() as journal:
+            await add(journal, stream(1), 0, [b"a"], finished=False)
+            async with without_standby(pair):
+                proxy.order(Fault(Kind.DELAY, Way.UP, when=COMMIT, seconds=1.0))
+                appending = asyncio.create_task(journal.append(stream(1), 1, [b"b"], finished=False))
+                while not proxy.fired[Kind.DELAY]:
+                    await asyncio.sleep(0.01)
+                await set_for_all(pair, "synchronous_commit = off")
+                await until_in_syncrep(pair, rig)
+                await waits(appending)
+                await set_for_all(pair, "synchronous_commit = on")
+            appending.cancel()  # the server has noticed, and serves no more
+
+
+async def set_for_all(pair: Pair, setting: str) -> None:
+    """Change a setting of the primary, for connections that are open too."""
+    await pair.execute(f"ALTER SYSTEM SET {setting}")
+    await pair.execute("SELECT pg_reload_conf()")
+
+
+# ---------------------------------------------------------------- a database that is none
+async def test_a_standby_alone_is_not_served_from(
+    pair: Pair, rig: PostgresRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "START_SECONDS", 1.0)
+    theirs = PostgresRig(pair.standby.dsn(rig.place.url.database), is_made=True)
+    with pytest.raises(JournalRefused, match="no primary of the database"):
+        async with theirs.open():
+            pass
+
+
+async def test_a_database_without_a_journal_is_refused_with_the_way_out(postgres_url: str) -> None:
+    with pytest.raises(JournalRefused, match="migrate"):
+        async with PostgresRig(postgres_url, is_made=True).open():
+            pass
