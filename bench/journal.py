@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +52,8 @@ class _TimedSession(Around[Session]):
         self._held = held
         self._begun = 0.0
 
-    async def begin(self) -> HeadRow:
-        found = await self.inner.begin()
+    async def begin(self, keys: Sequence[bytes]) -> tuple[HeadRow, Mapping[bytes, int]]:
+        found = await self.inner.begin(keys)
         self._begun = time.perf_counter()
         return found
 

@@ -3,15 +3,14 @@
 `fsync`, `full_page_writes` and `synchronous_commit` are on, as PostgreSQL has them. Everybody connects over TCP.
 """
 
-import uuid
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
 
-from command_service.journal import GENESIS
-from command_service.journal.postgres.schema import FORMAT, SCHEMA
+from command_service.journal.location import location
 from rig.postgres import Node, database
 from rig.postgres_pair import Pair
 
@@ -75,14 +74,4 @@ async def batches(url: str, position: int) -> tuple[int, int]:
 
 async def make_journal(url: str) -> None:
     """Make an empty journal in a database."""
-    connection = await asyncpg.connect(url)
-    for statement in SCHEMA:
-        await connection.execute(statement)
-    await connection.execute(
-        "INSERT INTO chargeonce.head (format, journal_id, restored, position, chain, recorded_at) "
-        "VALUES ($1, $2, false, 0, $3, 0)",
-        FORMAT,
-        uuid.uuid4(),
-        GENESIS,
-    )
-    await connection.close()
+    await asyncio.to_thread(location(url).migrate)

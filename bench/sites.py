@@ -80,7 +80,12 @@ class Site:
 
 @asynccontextmanager
 async def open_site(
-    name: str, *, delay_milliseconds: float = 0.0, database: Database | None = None, servers: int = 1, **settings: str
+    name: str,
+    *,
+    delay_milliseconds: float = 0.0,
+    settings: Mapping[str, str] | None = None,
+    database: Database | None = None,
+    servers: int = 1,
 ) -> AsyncIterator[Site]:
     """Start a service with its bank; end all of it when the context is left. `settings` are variables for the service.
 
@@ -91,13 +96,13 @@ async def open_site(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)))
         bank = await start_bank(stack, folder, delay_milliseconds)
         if name == PRODUCT:
-            yield await start_product(stack, folder, bank, settings, database=database, servers=servers)
+            yield await start_product(stack, folder, bank, settings or {}, database=database, servers=servers)
             return
         backing = await _backing(name.removesuffix(AIOHTTP), folder, stack, database)
         client = "aiohttp" if name.endswith(AIOHTTP) or name in NEEDS else "httpx"
         environment = {"BENCH_BANK_URL": f"http://{bank.listen}", "BENCH_BANK_CLIENT": client, **backing.environment}
         service = Server(f"bench.services.{backing.module}", environment, folder / "service.log")
-        await start(stack, service, **settings)
+        await start(stack, service, **(settings or {}))
         listen = await backing.open(service.listen)
         own = {"service": service.pid, **backing.servers}
         yield Site(listen, own, {"bank": bank.pid}, {"service": service, "bank": bank}, folder)

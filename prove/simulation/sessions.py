@@ -67,28 +67,19 @@ class Session:
 
         return await self._ask("standing", ask)
 
-    async def begin(self) -> HeadRow:
-        """Begin a transaction, and lock the head."""
+    async def begin(self, keys: Sequence[bytes]) -> tuple[HeadRow, Mapping[bytes, int]]:
+        """Begin a transaction, and lock the head; return it, and the newest versions."""
 
-        async def begin() -> HeadRow:
+        async def begin() -> tuple[HeadRow, Mapping[bytes, int]]:
             if self._is_open:
                 self._stage.broke("seam", self._machine.name, "a transaction was begun within another")
             self._is_open, self._has_failed, self._inserted = True, False, None
             self._can_write()
             await self._machine.lock.take(self)
-            return self._head_row()
+            streams = self._machine.tables.streams
+            return self._head_row(), {key: max((row[2] for row in streams.get(key, ())), default=0) for key in keys}
 
         return await self._ask("begin", begin)
-
-    async def versions(self, keys: Sequence[bytes]) -> Mapping[bytes, int]:
-        """Return the newest versions."""
-
-        async def look() -> Mapping[bytes, int]:
-            self._must_be_open()
-            streams = self._machine.tables.streams
-            return {key: max(row[2] for row in streams[key]) for key in keys if key in streams}
-
-        return await self._ask("versions", look)
 
     async def insert(
         self, rows: Sequence[Row], head: Head, begun: Sequence[bytes], finished: Sequence[bytes], server: str
@@ -307,7 +298,7 @@ class Session:
             self._stage.later(self._stage.dice.uniform(0.0, 0.01), self._cut)
         outcome: Any
         try:
-            if statement in ("begin", "versions", "insert", "renew", "claim", "register") and self._spoils("pg_undone"):
+            if statement in ("begin", "insert", "renew", "claim", "register") and self._spoils("pg_undone"):
                 raise Undone("PostgreSQL had other things to do")
             outcome = await work()
         except (Undone, Lost) as error:
