@@ -8,10 +8,10 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 	$(shell git rev-parse --verify --quiet HEAD~1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs demo test simulate prove bench lint format audit constraints clean
+.PHONY: help install run certs deploy-files demo test simulate prove bench lint format audit constraints clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: .venv/installed ## set up the environment in .venv/ (also done by every other target)
 
@@ -30,6 +30,9 @@ run: install $(if $(TLS),certs) ## start the three servers, make one charge, sho
 CERTS ?= data/certs
 certs: install ## make a small authority's certificates for trying, in data/certs (AGAIN=1: replace those there)
 	@$(BIN)/python -m rig.certs $(CERTS) $(if $(AGAIN),--again)
+
+deploy-files: install ## the certificates and passwords that deploy/compose.yaml mounts, in data/deploy
+	@$(BIN)/python -m rig.composed
 
 demo: install ## the story of a crash between the bank and the journal, in a few seconds
 	@$(BIN)/python -m demo.crash
@@ -83,6 +86,7 @@ audit: build/audit-venv/installed ## look the pinned packages up among known vul
 
 constraints: ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet pyproject.toml --extra dev --output-file constraints.txt
+	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml --output-file deploy/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml bench/requirements.in --output-file bench/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet .ci/audit.in --output-file .ci/audit.txt
 

@@ -5,6 +5,7 @@ Each command is a program of one package, which reads its own arguments: only th
 
 import argparse
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ COMMANDS = {
     ),
     "copy-journal": _Command("command_service.cli", ("copy-journal",), "copy a journal to another place, or move it"),
     "check-policy": _Command("command_service.cli", ("check-policy",), "tell what each identity of a policy may do"),
+    "health": _Command("chargeonce.health", (), "ask a running server for its health"),
     "verify-history": _Command("judge.cli", (), "compare journal, bank statement and view, and find broken invariants"),
 }
 
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the command's own arguments")
     chosen = parser.parse_args()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is loaded: what it writes is no answer of ours
     command = COMMANDS[chosen.command]
     program = "chargeonce" if command.arguments else f"chargeonce {chosen.command}"
     sys.exit(importlib.import_module(command.module).main([*command.arguments, *chosen.arguments], program=program))

@@ -163,6 +163,11 @@ def addresses(value: str) -> tuple[Address, ...]:
     return found
 
 
+def address_lists(value: str) -> tuple[tuple[Address, ...], ...]:
+    """One or more lists of host:port to connect to, separated by semicolons."""
+    return tuple(addresses(part) for part in value.split(";"))
+
+
 def number(at_least: float, at_most: float) -> Callable[[str], float]:
     """A parser of numbers within bounds."""
 

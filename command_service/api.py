@@ -79,19 +79,23 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
     async def Charge(self, request: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: N802  # the contract's name
         """Charge a card once per idempotency key; see the contract."""
         accepted = await self._call(request, context)
-        return _charge_response(accepted)
+        return _charge_response(accepted, self._reception.journal_id)
 
     async def Capture(self, request: CaptureRequest, context: Any) -> CaptureResponse:  # noqa: N802
         """Move held money once per idempotency key; see the contract."""
-        return CaptureResponse(outcome=_outcome(await self._call(request, context), request.idempotency_key))
+        return CaptureResponse(outcome=await self._follow(request, context))
 
     async def Void(self, request: VoidRequest, context: Any) -> VoidResponse:  # noqa: N802
         """Let go of a hold, or call a charge off; see the contract."""
-        return VoidResponse(outcome=_outcome(await self._call(request, context), request.idempotency_key))
+        return VoidResponse(outcome=await self._follow(request, context))
 
     async def Refund(self, request: RefundRequest, context: Any) -> RefundResponse:  # noqa: N802
         """Give money back once per idempotency key; see the contract."""
-        return RefundResponse(outcome=_outcome(await self._call(request, context), request.idempotency_key))
+        return RefundResponse(outcome=await self._follow(request, context))
+
+    async def _follow(self, request: CaptureRequest | VoidRequest | RefundRequest, context: Any) -> OperationOutcome:
+        accepted = await self._call(request, context)
+        return _outcome(accepted, request.idempotency_key, self._reception.journal_id)
 
     async def _call(self, request: AnyRequest, context: Any) -> Accepted:
         caller = caller_of(context)
@@ -183,7 +187,7 @@ class _Waiting:
             self._woken.set_result(None)
 
 
-def _charge_response(accepted: Accepted) -> ChargeResponse:
+def _charge_response(accepted: Accepted, journal_id: str) -> ChargeResponse:
     charge = accepted.charge
     opening = charge.opening
     response = ChargeResponse(
@@ -193,6 +197,7 @@ def _charge_response(accepted: Accepted) -> ChargeResponse:
         decline_reason=decline_reason_told(opening),
         position=charge.position,
         outcome_source=_SOURCES[accepted.source],
+        journal_id=journal_id,
     )
     response.requested_at.FromMicroseconds(opening.requested_at)
     if isinstance(opening, AtRest):
@@ -203,7 +208,7 @@ def _charge_response(accepted: Accepted) -> ChargeResponse:
     return response
 
 
-def _outcome(accepted: Accepted, idempotency_key: str) -> OperationOutcome:
+def _outcome(accepted: Accepted, idempotency_key: str, journal_id: str) -> OperationOutcome:
     charge = accepted.charge
     progress = following(charge, idempotency_key)
     assert progress is not None, "an accepted operation is in its charge"
@@ -216,6 +221,7 @@ def _outcome(accepted: Accepted, idempotency_key: str) -> OperationOutcome:
         decline_reason=decline_reason_told(progress),
         position=charge.position,
         outcome_source=_SOURCES[accepted.source],
+        journal_id=journal_id,
     )
     outcome.requested_at.FromMicroseconds(progress.requested_at)
     if isinstance(progress, AtRest):

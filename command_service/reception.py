@@ -102,8 +102,9 @@ class Reception:
         wait_until: Callable[[float], Awaitable[None]],
     ) -> None:
         """`wait_until` waits until a time of the loop's clock, to well under a millisecond."""
+        self.journal_id = journal.journal_id
         self._journal = journal
-        self._streams = Streams(journal, runner.load)
+        self._streams = Streams(journal, runner.reload)
         self._runner = runner
         self._line = line
         self._recent = recent

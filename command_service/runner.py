@@ -123,6 +123,15 @@ class Runner:
             if not read.is_overtaken and charge_id not in self._runs:
                 return snapshot
 
+    async def reload(self, charge_id: str) -> Snapshot:
+        """Return a charge after an append to it has conflicted: its run may not know yet of what another server has stored.
+
+        Raises Unreadable.
+        """
+        if (run := self._runs.get(charge_id)) is not None:
+            run.move_on(await self._streams.load(charge_id))
+        return await self.load(charge_id)
+
     @property
     def unfinished(self) -> int:
         """The number of charges on their way."""

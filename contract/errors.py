@@ -23,6 +23,8 @@ class Reason(Enum):
     OPERATION_DOES_NOT_FIT = auto()
     CHARGE_IN_REVIEW = auto()
     TOO_MANY_OPERATIONS = auto()
+    CHARGE_IN_SEVERAL_JOURNALS = auto()
+    JOURNAL_NOT_FOLLOWED = auto()
     JOURNAL_DIVERGED = auto()
     READER_TOO_SLOW = auto()
     TOO_MANY_CALLS = auto()
@@ -192,6 +194,17 @@ _QUERIES: Mapping[Reason, Row] = {
         StatusCode.NOT_FOUND,
         "RETRY_SAME_KEY",
         "no such charge is shown as of this position, and the view may be behind: retry Charge with the same key",
+    ),
+    Reason.CHARGE_IN_SEVERAL_JOURNALS: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "ASK_STATUS",
+        "several journals have such a charge, and each may have moved money: ask again with the journal_id of one of them",
+    ),
+    # A restored journal has a new id. Whoever asks without it is shown what there is.
+    Reason.JOURNAL_NOT_FOLLOWED: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "ASK_STATUS",
+        "no journal with this journal_id is followed here: ask again without it, or with that of a newer answer",
     ),
     Reason.TOO_MANY_CALLS: Row(
         StatusCode.RESOURCE_EXHAUSTED,

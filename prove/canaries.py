@@ -18,7 +18,7 @@ from command_service.journal import Journal
 from command_service.parts import Assembled, Parts
 from command_service.reception import Reception
 from command_service.runner import Runner
-from prove import journal_bugs, operation_bugs
+from prove import database_bugs, journal_bugs, operation_bugs
 from prove.bank_bugs import ARefusalIsBelievedAtOnce, ChargedOnAMismatchingAnswer
 from prove.loop_bugs import (
     AnyVersion,
@@ -190,7 +190,8 @@ _CLASSES: tuple[type[Parts], ...] = (
 )
 _BUGS = {re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower(): bug for bug in _CLASSES}
 OF_THE_VIEW = "checkpoint outside the transaction"
-NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW)
+OF_A_DATABASE = frozenset(database_bugs.BUGS)
+NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW, *database_bugs.BUGS)
 
 
 def planted(name: str, parts: type[P]) -> type[P]:
@@ -198,6 +199,8 @@ def planted(name: str, parts: type[P]) -> type[P]:
     wrong: type
     if name in journal_bugs.NAMES:
         wrong = journal_bugs.into(parts, journal_bugs.named(name))
+    elif name in OF_A_DATABASE:
+        wrong = journal_bugs.into(parts, database_bugs.BUGS[name])
     elif name == OF_THE_VIEW:
         torn = type("PlantedQueries", (CheckpointOutsideTheTransaction, cast("Any", parts).query_parts), {})
         wrong = type("Planted", (parts,), {"query_parts": torn})

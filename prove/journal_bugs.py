@@ -207,6 +207,8 @@ class Bug:
     store: Callable[[Store, Now], Any] | None = None
     disk: Callable[[Disk], Any] | None = None
     before_start: Callable[[Path], None] | None = None
+    node: Callable[[Any], Any] | None = None
+    """Of a database."""
 
 
 A_FULL_DISK_ENDS_IT = "a full disk ends the server"
@@ -251,6 +253,10 @@ def into(parts: "type[Parts]", bug: Bug) -> "type[Parts]":
         def disk(self) -> Any:
             given = super().disk()
             return bug.disk(given) if bug.disk else given
+
+        def nodes(self) -> Any:
+            given = super().nodes()
+            return [bug.node(node) for node in given] if bug.node else given
 
         async def store(self) -> Any:
             if bug.before_start is not None:

@@ -9,7 +9,8 @@ lookup       the queries' reads, of one tenant's rows only
 subscriber   follows the feed, verifies every record, applies it to the view; needs no grpc
 feed         the feed over gRPC
 waiting      calls that wait for a position, or for a charge to change
-api          QueryService; with pages (page tokens) and errors (of fields)
+mirrors      a journal as it is shown: view, subscriber and waiting calls; and no journal by two
+api          QueryService; with messages (from rows), pages (page tokens) and errors (of fields)
 settings     the settings
 parts        the parts of a server, one method a part; serving puts them together
 """

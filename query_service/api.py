@@ -1,20 +1,19 @@
-"""The queries over gRPC: from a request to the view and back, with bounds on their number and their waits.
+"""The queries over gRPC: from a request to the views and back, with bounds on their number and their waits.
 
-Each answer is read from one state of the view, and names its position and its lag. Nothing here writes.
+Each answer is read from one state of each view that it shows, and names its position and its lag. Nothing here writes.
 """
 
-import json
+import heapq
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from charging.v1 import journal_pb2, query_pb2, query_pb2_grpc
-from charging.v1.common_pb2 import Card, ChargeStatus, Lag, Money
+from charging.v1 import query_pb2, query_pb2_grpc
+from charging.v1.common_pb2 import ChargeStatus
 from chassis.caller import caller_of
 from chassis.deadlines import wait_seconds
 from chassis.shares import Excess, Shares, Weights
@@ -22,11 +21,9 @@ from contract.errors import Reason
 from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
 from query_service.lookup import END, ChargeId, ChargeName, ChargeRows, Conditions, Key, Rows
-from query_service.pages import position_of, token_after
-from query_service.schema import Entry, Operation, Sum
-from query_service.subscriber import State, Subscriber
-from query_service.view import Shown, View
-from query_service.waiting import Waiting
+from query_service.messages import charge_of, currencies_of, entry_of, freshness_of, status_of, text_of
+from query_service.mirrors import Mirror, Seen
+from query_service.pages import places_of, token_after
 
 T = TypeVar("T")
 
@@ -44,18 +41,15 @@ PAGE_BYTES = 2 << 20
 LONG_ANSWER_BYTES = 64 << 10
 MAX_UNREAD = 64
 
-_STATES = {
-    State.CATCHING_UP: query_pb2.VIEW_STATE_CATCHING_UP,
-    State.LIVE: query_pb2.VIEW_STATE_LIVE,
-    State.DISCONNECTED: query_pb2.VIEW_STATE_DISCONNECTED,
-    State.STOPPED: query_pb2.VIEW_STATE_STOPPED,
-}
-# The events' names, by the numbers of their kinds.
-_EVENTS = {
-    kind.number: kind.message_type.name
-    for kind in journal_pb2.Event.DESCRIPTOR.oneofs_by_name["kind"].fields
-    if kind.message_type is not None
-}
+AnyQuery = (
+    query_pb2.GetChargeRequest
+    | query_pb2.ListChargesRequest
+    | query_pb2.WatchChargeRequest
+    | query_pb2.GetChargeHistoryRequest
+    | query_pb2.GetUserSummaryRequest
+    | query_pb2.GetViewStatusRequest
+)
+OfOneCharge = query_pb2.GetChargeRequest | query_pb2.WatchChargeRequest | query_pb2.GetChargeHistoryRequest
 
 
 class QueryService(query_pb2_grpc.QueryServiceServicer):
@@ -63,9 +57,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
 
     def __init__(
         self,
-        view: View,
-        subscriber: Subscriber,
-        waiting: Waiting,
+        mirrors: Sequence[Mirror],
         *,
         max_calls: int,
         max_watchers: int,
@@ -73,9 +65,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
         """`weights` split the limits. `longest_wait_seconds`: no query waits longer for its position, whatever its deadline."""
-        self._view = view
-        self._subscriber = subscriber
-        self._waiting = waiting
+        self._mirrors = mirrors
         self._longest_wait_seconds = longest_wait_seconds
         self._calls = Shares(max_calls, weights)
         # A limit of their own: while the view lags, calls that wait for it would keep out calls that could be answered.
@@ -89,10 +79,9 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.GetChargeResponse:
         """Show a charge; see the contract."""
         name = _name(request)
-        shown = await self._answer(lambda rows: rows.charge(name), request.min_position, context)
-        if shown.found is None:
-            raise _not_found(shown)
-        return query_pb2.GetChargeResponse(charge=_charge(shown.found), **self._freshness(shown))
+        async with self._asked(request, context) as tenant:
+            seen = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name))
+        return query_pb2.GetChargeResponse(charge=charge_of(seen.found, seen.journal_id), **freshness_of([seen]))
 
     async def ListCharges(  # noqa: N802
         self, request: query_pb2.ListChargesRequest, context: Any
@@ -100,24 +89,28 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         """List charges; see the contract."""
         conditions = _conditions(request)
         page_size = _page_size(request)
-        below = position_of(request) if request.page_token else END
-        if below is None:
-            raise invalid("page_token", "must be a next_page_token, sent with the conditions of the page it came with")
-        # One more than the page shows: if it exists, there is a next page.
-        shown = await self._answer(
-            lambda rows: rows.charges(conditions, below, limit=page_size + 1), request.min_position, context
-        )
-        response = query_pb2.ListChargesResponse(**self._freshness(shown))
+        async with self._asked(request, context) as tenant:
+            places = self._places(request)
+
+            def find_in(mirror: Mirror) -> Callable[[Rows], list[ChargeRows]]:
+                # One more than the page shows: if it exists, there is a next page.
+                return lambda rows: rows.charges(conditions, places[mirror.journal_id], limit=page_size + 1)
+
+            seen = [await mirror.read(tenant, find_in(mirror)) for mirror in self._mirrors]
+        # Where the next page begins in a journal of which this one shows nothing: what is requested later moves no page.
+        below = {one.journal_id: min(places.get(one.journal_id, END), one.checkpoint.position + 1) for one in seen}
+        if request.page_token and below.keys() != places.keys():
+            raise _no_such_page()  # another journal has taken the place of one
+        response = query_pb2.ListChargesResponse(**freshness_of(seen))
         size = 0
-        for rows in shown.found[:page_size]:
-            charge = _charge(rows)
+        for one, rows in _newest_first(seen):
+            charge = charge_of(rows, one.journal_id)
             size += charge.ByteSize()
-            if size > PAGE_BYTES and response.charges:
+            if len(response.charges) == page_size or (size > PAGE_BYTES and response.charges):
+                response.next_page_token = token_after(below, request)
                 break
             response.charges.append(charge)
-        count = len(response.charges)
-        if count < len(shown.found):
-            response.next_page_token = token_after(shown.found[count - 1].charge.requested_position, request)
+            below[one.journal_id] = rows.charge.requested_position
         if size > LONG_ANSWER_BYTES:
             self._hold_place_until_read(context)
         return response
@@ -128,22 +121,21 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         """Show a charge, and show it again after each change; see the contract."""
         name, tenant = _name(request), caller_of(context).tenant
         with _place(self._watchers, tenant), self._watching_over(context.peer()):
-            await self._reach(request.min_position, context)
-            first = await self._view.read(tenant, lambda rows: rows.charge(name))
-            if first.found is None:
-                raise _not_found(first)
-            charge_id = first.found.charge.charge_id
+            await self._reach(self._awaited(request), request.min_position, context)
+            first = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name))
+            mirror, charge_id = first.mirror, first.found.charge.charge_id
             sent = 0  # the position of the last state sent
             # The watch begins before the next read, so that no change is missed.
-            with self._waiting.watching(charge_id) as changed:
-                while not self._waiting.is_stopping:
+            with mirror.waiting.watching(charge_id) as changed:
+                while not mirror.waiting.is_stopping:
                     changed.clear()
-                    shown = await self._view.read(tenant, lambda rows: rows.charge(ChargeId(charge_id)))
-                    if shown.found is None or shown.found.charge.position < sent:
-                        raise self._behind()  # the view is being rebuilt and has not reached this charge
-                    if shown.found.charge.position > sent:
-                        sent = shown.found.charge.position
-                        yield query_pb2.WatchChargeResponse(charge=_charge(shown.found), **self._freshness(shown))
+                    seen = await mirror.read(tenant, lambda rows: rows.charge(ChargeId(charge_id)))
+                    if seen.found is None or seen.found.charge.position < sent:
+                        raise _behind(mirror)  # the view is being rebuilt and has not reached this charge
+                    if seen.found.charge.position > sent:
+                        sent = seen.found.charge.position
+                        charge = charge_of(seen.found, seen.journal_id)
+                        yield query_pb2.WatchChargeResponse(charge=charge, **freshness_of([seen]))
                     await changed.wait()
         raise refusal(Reason.SERVER_STOPPING)
 
@@ -152,14 +144,13 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.GetChargeHistoryResponse:
         """List the events of a charge; see the contract."""
         name = _name(request)
-        shown = await self._answer(lambda rows: rows.history(name), request.min_position, context)
-        if shown.found is None:
-            raise _not_found(shown)
-        (charge, operations), entries = shown.found
+        async with self._asked(request, context) as tenant:
+            seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name))
+        (charge, operations), entries = seen.found
         return query_pb2.GetChargeHistoryResponse(
-            charge_id=_text_of(charge.charge_id),
-            entries=[_entry(entry, operations[entry.operation_number]) for entry in entries],
-            **self._freshness(shown),
+            charge_id=text_of(charge.charge_id),
+            entries=[entry_of(entry, operations[entry.operation_number]) for entry in entries],
+            **freshness_of([seen]),
         )
 
     async def GetUserSummary(  # noqa: N802
@@ -169,39 +160,75 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         if not request.user_id:
             raise invalid("user_id", "must not be empty")
         _check_length("user_id", request.user_id)
-        shown = await self._answer(lambda rows: rows.sums(request.user_id), request.min_position, context)
+        async with self._asked(request, context) as tenant:
+            seen = [await mirror.read(tenant, lambda rows: rows.sums(request.user_id)) for mirror in self._mirrors]
         return query_pb2.GetUserSummaryResponse(
-            user_id=request.user_id, currencies=_currencies(shown.found), **self._freshness(shown)
+            user_id=request.user_id, currencies=currencies_of(one.found for one in seen), **freshness_of(seen)
         )
 
     async def GetViewStatus(  # noqa: N802
         self, request: query_pb2.GetViewStatusRequest, context: Any
     ) -> query_pb2.GetViewStatusResponse:
-        """Report the state of the view; see the contract."""
-        shown = await self._answer(Rows.totals, request.min_position, context)
-        return query_pb2.GetViewStatusResponse(
-            journal_id=shown.checkpoint.journal_id,
-            head_position=max(self._subscriber.head_position, shown.checkpoint.position),
-            state=_STATES[self._subscriber.state_of(shown.checkpoint.position)],
-            charge_count=shown.found.charge_count,
-            **self._freshness(shown),
-        )
+        """Report the state of the views; see the contract."""
+        async with self._asked(request, context) as tenant:
+            return status_of([await mirror.read(tenant, Rows.totals) for mirror in self._mirrors])
 
-    async def _answer(self, find: Callable[[Rows], T], min_position: int, context: Any) -> Shown[T]:
-        tenant = caller_of(context).tenant
+    @asynccontextmanager
+    async def _asked(self, request: AnyQuery, context: Any) -> AsyncIterator[str]:
+        """Hold a place, and wait until the view shows the request's position. Gives the tenant that asks."""
+        tenant, mirror = caller_of(context).tenant, self._awaited(request)
         # A call that waits keeps its place for the read, so that it is not refused after its wait.
-        places = self._waiters if min_position > self._waiting.position else self._calls
+        places = self._waiters if request.min_position > mirror.waiting.position else self._calls
         with _place(places, tenant):
-            await self._reach(min_position, context)
-            return await self._view.read(tenant, find)
+            await self._reach(mirror, request.min_position, context)
+            yield tenant
 
-    async def _reach(self, min_position: int, context: Any) -> None:
-        if min_position < 0:
+    def _awaited(self, request: AnyQuery) -> Mirror:
+        """The mirror of the journal that the request's position is of. Without a position any one will do."""
+        if request.min_position < 0:
             raise invalid("min_position", "must not be negative")
-        if not await self._waiting.reach(
-            min_position, wait_seconds(context.time_remaining(), self._longest_wait_seconds)
-        ):
-            raise self._behind()
+        if request.journal_id:
+            return self._named(request.journal_id)
+        if request.min_position and len(self._mirrors) > 1:
+            raise invalid("journal_id", "must name the journal of min_position, since several are followed here")
+        return self._mirrors[0]
+
+    def _named(self, journal_id: str) -> Mirror:
+        for mirror in self._mirrors:
+            if journal_id in (mirror.journal_id, mirror.view.journal_id):
+                return mirror
+        for mirror in self._mirrors:
+            if not mirror.journal_id:
+                raise _behind(mirror)  # its feed may have this journal
+        raise refusal(Reason.JOURNAL_NOT_FOLLOWED)
+
+    async def _reach(self, mirror: Mirror, min_position: int, context: Any) -> None:
+        seconds = wait_seconds(context.time_remaining(), self._longest_wait_seconds)
+        if not await mirror.waiting.reach(min_position, seconds):
+            raise _behind(mirror)
+
+    async def _find(self, tenant: str, journal_id: str, find: Callable[[Rows], T | None]) -> Seen[T]:
+        """Find a charge, in the journal of this id or, if it is empty, in all."""
+        asked = [self._named(journal_id)] if journal_id else self._mirrors
+        seen = [await mirror.read(tenant, find) for mirror in asked]
+        found = [Seen(one.found, one.checkpoint, one.mirror) for one in seen if one.found is not None]
+        if len(found) > 1:
+            # Two clusters were asked for one charge: which of the two is meant is not ours to say.
+            journal_ids = {"journal_ids": " ".join(one.journal_id for one in found)}
+            raise refusal(Reason.CHARGE_IN_SEVERAL_JOURNALS, metadata=journal_ids)
+        if not found:
+            raise _not_found(seen)
+        return found[0]
+
+    def _places(self, request: query_pb2.ListChargesRequest) -> dict[str, int]:
+        """The positions below which a page begins, each in the journal of this id."""
+        journal_ids = [mirror.journal_id for mirror in self._mirrors]
+        if not request.page_token:
+            return dict.fromkeys(journal_ids, END)
+        places = places_of(request, journal_ids)
+        if places is None:
+            raise _no_such_page()
+        return places
 
     def _hold_place_until_read(self, context: Any) -> None:
         tenant = caller_of(context).tenant
@@ -219,20 +246,6 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             self._watches[connection] -= 1
             if not self._watches[connection]:
                 del self._watches[connection]
-
-    def _behind(self) -> Exception:
-        positions = {"as_of_position": self._waiting.position, "head_position": self._subscriber.head_position}
-        return refusal(Reason.VIEW_BEHIND, metadata=positions)
-
-    def _freshness(self, shown: Shown[Any]) -> dict[str, Any]:
-        """Return the fields of the position that an answer shows, and of its lag."""
-        position = shown.checkpoint.position
-        silence = self._subscriber.silence_seconds
-        lag = Lag(
-            records=max(0, self._subscriber.head_position - position),
-            silence_milliseconds=-1 if silence is None else int(silence * 1000),
-        )
-        return {"as_of_position": position, "lag": lag}
 
 
 @contextmanager
@@ -256,9 +269,7 @@ def _take(places: Shares, tenant: str) -> None:
 
 
 # ---------------------------------------------------------------- from requests
-def _name(
-    request: query_pb2.GetChargeRequest | query_pb2.WatchChargeRequest | query_pb2.GetChargeHistoryRequest,
-) -> ChargeName:
+def _name(request: OfOneCharge) -> ChargeName:
     by = request.WhichOneof("by")
     if by is None:
         raise invalid("by", "must be a charge_id or an idempotency_key")
@@ -281,10 +292,6 @@ def _bytes_of(charge_id: str) -> bytes:
     except ValueError:
         return b""
     return named.bytes if str(named) == charge_id.lower() else b""
-
-
-def _text_of(charge_id: bytes) -> str:
-    return str(uuid.UUID(bytes=charge_id))
 
 
 def _conditions(request: query_pb2.ListChargesRequest) -> Conditions:
@@ -316,90 +323,24 @@ def _page_size(request: query_pb2.ListChargesRequest) -> int:
     return min(request.page_size, LONGEST_PAGE) or DEFAULT_PAGE
 
 
-# ---------------------------------------------------------------- to responses
-def _not_found(shown: Shown[Any]) -> Exception:
-    return refusal(Reason.CHARGE_NOT_FOUND, metadata={"as_of_position": shown.checkpoint.position})
+# ---------------------------------------------------------------- to answers
+def _newest_first(seen: Sequence[Seen[list[ChargeRows]]]) -> Iterator[tuple[Seen[list[ChargeRows]], ChargeRows]]:
+    """Merge the charges by the times of their requests. Those of a journal keep their order, whatever its clock did."""
+    journals = [[(one, rows) for rows in one.found] for one in seen]
+    return heapq.merge(*journals, key=lambda found: -found[1].charge.requested_at)
 
 
-def _charge(rows: ChargeRows) -> query_pb2.Charge:
-    charge, opening, newest = rows.charge, rows.operations[0], rows.operations[-1]
-    shown = query_pb2.Charge(
-        charge_id=_text_of(charge.charge_id),
-        idempotency_key=charge.idempotency_key,
-        user_id=charge.user_id,
-        card=Card(
-            token=charge.card_token,
-            brand=charge.card_brand,
-            last4=charge.card_last4,
-            fingerprint=charge.card_fingerprint,
-        ),
-        amount=Money(minor_units=charge.minor_units, currency_code=charge.currency_code),
-        description=charge.description,
-        metadata=json.loads(charge.metadata),
-        status=charge.status,
-        transaction_id=opening.transaction_id,
-        decline_reason=opening.decline_reason,
-        review_reason=newest.review_reason,  # nothing follows an operation in review
-        requested_at=_time(charge.requested_at),
-        updated_at=_time(charge.updated_at),
-        version=charge.version,
-        position=charge.position,
-        capture=charge.capture,
-        authorized_minor_units=charge.authorized_minor_units,
-        captured_minor_units=charge.captured_minor_units,
-        refunded_minor_units=charge.refunded_minor_units,
-        held_minor_units=charge.held_minor_units,
-        operations=[_operation(operation, charge.currency_code) for operation in rows.operations],
-    )
-    if charge.not_after:
-        shown.not_after.FromMicroseconds(charge.not_after)
-    if charge.hold_expires_at:
-        shown.hold_expires_at.FromMicroseconds(charge.hold_expires_at)
-    return shown
+def _not_found(seen: Sequence[Seen[Any]]) -> Exception:
+    if len(seen) > 1:
+        told = " ".join(f"{one.journal_id}:{one.checkpoint.position}" for one in seen)
+        return refusal(Reason.CHARGE_NOT_FOUND, metadata={"as_of_positions": told})
+    return refusal(Reason.CHARGE_NOT_FOUND, metadata={"as_of_position": seen[0].checkpoint.position})
 
 
-def _operation(operation: Operation, currency_code: str) -> query_pb2.Operation:
-    return query_pb2.Operation(
-        kind=operation.kind,
-        idempotency_key=operation.idempotency_key,
-        amount=Money(minor_units=operation.minor_units, currency_code=currency_code),
-        status=operation.status,
-        transaction_id=operation.transaction_id,
-        decline_reason=operation.decline_reason,
-        review_reason=operation.review_reason,
-        requested_at=_time(operation.requested_at),
-        updated_at=_time(operation.updated_at),
-        reason=operation.reason,
-        final=bool(operation.final),
-        actor=operation.actor,
-    )
+def _behind(mirror: Mirror) -> Exception:
+    positions = {"as_of_position": mirror.waiting.position, "head_position": mirror.subscriber.head_position}
+    return refusal(Reason.VIEW_BEHIND, metadata=positions)
 
 
-def _entry(entry: Entry, operation: Operation) -> query_pb2.HistoryEntry:
-    return query_pb2.HistoryEntry(
-        position=entry.position,
-        version=entry.version,
-        recorded_at=_time(entry.recorded_at),
-        event=_EVENTS[entry.event],
-        status=entry.status,
-        operation=operation.kind,
-        idempotency_key=operation.idempotency_key,
-        actor=operation.actor,
-    )
-
-
-def _currencies(sums: Iterable[Sum]) -> Iterator[query_pb2.CurrencySummary]:
-    """Put the sums of each currency into one message, whose fields bear their names."""
-    for currency_code, of_currency in groupby(sums, key=lambda sum_: sum_.currency_code):
-        summary = query_pb2.CurrencySummary(currency_code=currency_code)
-        for sum_ in of_currency:
-            setattr(summary, f"{sum_.name}_minor_units", sum_.minor_units)
-            setattr(summary, f"{sum_.name}_count", sum_.charge_count)
-        summary.net_minor_units = summary.charged_minor_units - summary.refunded_minor_units
-        yield summary
-
-
-def _time(microseconds: int) -> Timestamp:
-    time = Timestamp()
-    time.FromMicroseconds(microseconds)
-    return time
+def _no_such_page() -> Exception:
+    return invalid("page_token", "must be a next_page_token, sent with the conditions of the page it came with")

@@ -39,10 +39,12 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> N
 
 async def _serve_until_stopped(stop: process.StopRequest) -> None:
     async with serve(settings.read(Settings, os.environ)) as running:
-        ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait()), running.view.damage]
+        damages = [mirror.view.damage for mirror in running.mirrors]
+        ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait()), *damages]
         await asyncio.wait([*ends, running.following], return_when=asyncio.FIRST_COMPLETED)
         if running.following.done():
             running.following.result()  # raises what broke; a stopped projection breaks nothing: its view is still served
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if running.view.damage.done():
-            raise running.view.damage.result()
+        for damage in damages:
+            if damage.done():
+                raise damage.result()

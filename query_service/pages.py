@@ -1,45 +1,56 @@
-"""Page tokens: where the next page of a list begins, bound to the conditions of the list.
+"""Page tokens: where the next page of a list begins in each journal, bound to the conditions of the list.
 
-A token holds the position of the last charge shown, and a digest of this position and the conditions. It holds no secret and
-grants no permission; by the digest a truncated token, an invented one and a token of other conditions are recognised.
+A token holds a position for each journal, in the order of the journals' ids, and a digest of these positions, the ids and the
+conditions; a single journal's id is left out. It holds no secret and grants no permission; by the digest a truncated token, an
+invented one, and a token of other conditions or journals are recognised.
 """
 
 import base64
 import hashlib
 import struct
+from collections.abc import Mapping, Sequence
 
 from charging.v1.query_pb2 import ListChargesRequest
 from query_service.lookup import END
 
-_POSITION = struct.Struct(">Q")
 _DIGEST_BYTES = 16
-_TOKEN_BYTES = _POSITION.size + _DIGEST_BYTES
 
 
-def token_after(position: int, request: ListChargesRequest) -> str:
-    """Make the token of the page that follows the charge requested at this position."""
-    return base64.urlsafe_b64encode(_sealed(_POSITION.pack(position), request)).decode()
+def token_after(places: Mapping[str, int], request: ListChargesRequest) -> str:
+    """Make the token of the page that shows the charges below these positions, each in the journal of this id."""
+    ids = sorted(places)
+    packed = _positions(ids).pack(*(places[journal_id] for journal_id in ids))
+    return base64.urlsafe_b64encode(_sealed(packed, ids, request)).decode()
 
 
-def position_of(request: ListChargesRequest) -> int | None:
-    """Read the position from a request's token. None if the token is malformed or belongs to other conditions."""
+def places_of(request: ListChargesRequest, journal_ids: Sequence[str]) -> dict[str, int] | None:
+    """Read the positions from a request's token. None if it is malformed, or belongs to other conditions or journals."""
     try:
         token = base64.b64decode(request.page_token, altchars=b"-_", validate=True)
     except ValueError:
         return None
-    packed = token[: _POSITION.size]
-    if len(token) != _TOKEN_BYTES or token != _sealed(packed, request):
+    ids = sorted(set(journal_ids))
+    positions = _positions(ids)
+    packed = token[: positions.size]
+    if len(packed) != positions.size or token != _sealed(packed, ids, request):
         return None
-    position: int = _POSITION.unpack(packed)[0]
-    return position if position <= END else None  # SQLite has no greater integers
+    found = dict(zip(ids, positions.unpack(packed), strict=True))
+    return found if max(found.values()) <= END else None  # SQLite has no greater integers
 
 
-def _sealed(packed: bytes, request: ListChargesRequest) -> bytes:
+def _positions(journal_ids: Sequence[str]) -> struct.Struct:
+    return struct.Struct(f">{len(journal_ids)}Q")
+
+
+def _sealed(packed: bytes, journal_ids: Sequence[str], request: ListChargesRequest) -> bytes:
     conditions = ListChargesRequest(
         user_id=request.user_id,
         status=request.status,
         requested_from=request.requested_from if request.HasField("requested_from") else None,
         requested_before=request.requested_before if request.HasField("requested_before") else None,
     )
-    digest = hashlib.sha256(packed + conditions.SerializeToString(deterministic=True)).digest()
+    bound = conditions.SerializeToString(deterministic=True)
+    if len(journal_ids) > 1:
+        bound += "\n".join(journal_ids).encode()
+    digest = hashlib.sha256(packed + bound).digest()
     return packed + digest[:_DIGEST_BYTES]

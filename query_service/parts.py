@@ -6,21 +6,23 @@ method here, or wrap its result. Everything outside of the process is reached th
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.exposure import is_loopback
-from chassis.settings import SettingsError
+from chassis.settings import Address, SettingsError
 from chassis.tls import ClientTls
 from chassis.watched import Watched
 from contract.entrance import Entrance
 from contract.errors import query_refusal as refusal
 from query_service.api import QueryService
 from query_service.feed import Credentials, feed_of, token_in
+from query_service.mirrors import Claims, Mirror
 from query_service.settings import Settings
 from query_service.subscriber import OpenFeed, Subscriber
 from query_service.view import View
@@ -36,6 +38,7 @@ class Parts:
         self.settings = chosen
         self.watched: list[Watched[Any]] = []
         """What the parts made so far read from files that may be replaced while the server runs."""
+        self.claims = Claims()
 
     def clock(self) -> float:
         """Return the seconds since an arbitrary start. This clock never goes back."""
@@ -60,8 +63,9 @@ class Parts:
         """Return the present weights of the tenants' shares."""
         return self.entrance.weights()
 
-    def open_feed(self) -> OpenFeed:
-        """Make the function that opens the feed, for the subscriber. Raises as `feed_of`, and SettingsError."""
+    @cached_property
+    def credentials(self) -> Credentials:
+        """What the feeds are read with. Raises Unusable if its files cannot be used, SettingsError if plaintext is refused."""
         tls, token = None, None
         if self.settings.feed_tls is not None:
             tls = ClientTls(self.settings.feed_tls)
@@ -69,34 +73,34 @@ class Parts:
         if self.settings.feed_token is not None:
             token = token_in(self.settings.feed_token)
             self.watched.append(token)
-        if tls is None and not all(is_loopback(each.host) for each in self.settings.feed):
+        if tls is None and not all(is_loopback(each.host) for servers in self.settings.feeds for each in servers):
             if not self.settings.is_open:
                 raise SettingsError(
                     "QUERY_FEED names another machine, and QUERY_FEED_TLS is not set: whoever takes its port could show money "
                     "that never moved. Set it, or set QUERY_OPEN=yes to follow any feed"
                 )
             log.warning("the feed is read in plaintext: others may read it, and show us money that never moved")
-        return feed_of(self.settings.feed, Credentials(tls, token))
+        return Credentials(tls, token)
 
-    async def view(self) -> View:
-        """Open the view. Raises as `View.open`."""
-        return await View.open(self.settings.view, disk=self.disk())
+    def open_feed(self, servers: Sequence[Address]) -> OpenFeed:
+        """Make the function that opens a journal's feed, for its subscriber. Raises as `credentials` and `feed_of`."""
+        return feed_of(servers, self.credentials)
+
+    async def view(self, path: Path) -> View:
+        """Open a view. Raises as `View.open`."""
+        return await View.open(path, disk=self.disk())
 
     def waiting(self) -> Waiting:
-        """Make the register of calls that wait for the view."""
+        """Make the register of calls that wait for a view."""
         return Waiting()
 
-    def subscriber(self, view: View, waiting: Waiting) -> Subscriber:
-        """Make the subscriber, which keeps the view up with the journal."""
-        return Subscriber(view, waiting, self.open_feed(), clock=self.clock, chance=self.chance())
+    def subscriber(self, view: View, waiting: Waiting, servers: Sequence[Address]) -> Subscriber:
+        """Make the subscriber, which keeps a view up with the journal of these servers."""
+        claim = self.claims.of(view)
+        return Subscriber(view, waiting, self.open_feed(servers), clock=self.clock, chance=self.chance(), claim=claim)
 
-    def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
+    def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
         """Make the service that clients call."""
         return QueryService(
-            view,
-            subscriber,
-            waiting,
-            max_calls=self.settings.max_calls,
-            max_watchers=self.settings.max_watchers,
-            weights=self.weights,
+            mirrors, max_calls=self.settings.max_calls, max_watchers=self.settings.max_watchers, weights=self.weights
         )

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 import structlog
@@ -16,9 +17,10 @@ from chassis.exposure import check_exposure
 from chassis.watched import keep_fresh
 from contract.errors import DOMAIN, Reason
 from contract.errors import query_refusal as refusal
+from query_service.mirrors import Mirror, check_apart
 from query_service.parts import Parts
 from query_service.settings import Settings
-from query_service.subscriber import Subscriber
+from query_service.subscriber import SetServing
 from query_service.view import View
 from query_service.view_file import ViewUnusable
 
@@ -31,9 +33,9 @@ HOLD_ENDING_MICROSECONDS = 24 * 3600 * 1_000_000
 # Often enough for a gauge that is read a few times a minute; a count reads an index of a few rows.
 COUNT_SECONDS = 2.0
 TEXTS = {
-    "view_position": "The journal position that the view shows",
-    "view_lag_records": "Records not shown yet",
-    "feed_silence_seconds": "Seconds since the feed's last message; -1: none yet",
+    "view_position": "The journal position that the view shows; of several journals, their sum",
+    "view_lag_records": "Records not shown yet; of several journals, the most of one",
+    "feed_silence_seconds": "Seconds since the feed's last message; -1: none yet; of several feeds, the worst",
     "view_holds_ending": "Open holds that the bank lets lapse within a day, or has",
 }
 # The contract with its comments, for reflection.
@@ -44,13 +46,12 @@ DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_
 class Serving:
     """A running query server, for the code that started it in this process.
 
-    This code must end the server when `following` ends with BrokenFeed, since the feed broke its promises, and when the view is
+    This code must end the server when `following` ends with BrokenFeed, since a feed broke its promises, and when a view is
     found damaged.
     """
 
     listen: settings.Address
-    subscriber: Subscriber
-    view: View
+    mirrors: Sequence[Mirror]
     following: asyncio.Task[None]
 
 
@@ -58,7 +59,8 @@ class Serving:
 async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Parts) -> AsyncIterator[Serving]:
     """Run a query server; leaving the context drains it. `make_parts` makes its parts from the settings.
 
-    Raises as `View.open`, SettingsError if files that a setting names cannot be used, OSError if the address cannot be bound.
+    Raises as `View.open` and `check_apart`, SettingsError if files that a setting names cannot be used, OSError if the address
+    cannot be bound.
     """
     check_exposure(
         {"QUERY_LISTEN": chosen.listen, "QUERY_METRICS_LISTEN": chosen.metrics_listen},
@@ -69,11 +71,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
     async with contextlib.AsyncExitStack() as stack:
         parts = make_parts(chosen)
         tls, admission = parts.entrance.tls, parts.entrance.gate
-        view = await parts.view()
-        stack.push_async_callback(view.close)
-        waiting = parts.waiting()
-        subscriber = parts.subscriber(view, waiting)
-        queries = parts.queries(view, subscriber, waiting)
+        mirrors: list[Mirror] = []
+        for servers, path in zip(chosen.feeds, chosen.views, strict=True):
+            view, waiting = await parts.view(path), parts.waiting()
+            stack.push_async_callback(view.close)
+            mirrors.append(Mirror(view, parts.subscriber(view, waiting, servers), waiting))
+        views = [mirror.view for mirror in mirrors]
+        check_apart(views)
+        queries = parts.queries(mirrors)
         query_server = await server.Server.start(
             chosen.listen,
             lambda grpc_server: query_pb2_grpc.add_QueryServiceServicer_to_server(queries, grpc_server),
@@ -88,20 +93,20 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             descriptors=DESCRIPTORS,
         )
         stack.push_async_callback(query_server.drain, 0.0)
-        following = asyncio.create_task(subscriber.run(query_server.set_serving))
+        following = asyncio.create_task(_follow(mirrors, query_server.set_serving))
         stack.push_async_callback(_end, following)
         stack.push_async_callback(_end, asyncio.create_task(keep_fresh(parts.watched)))
         stack.push_async_callback(_end, asyncio.create_task(admission.keep_looking()))
         if chosen.metrics_listen is not None:
-            holds = _Holds(view)
+            holds = _Holds(views)
             counting = asyncio.create_task(holds.keep_counting())
             stack.push_async_callback(_end, counting)
 
             def take_figures() -> metrics.Figures:
                 return {
-                    "view_position": waiting.position,
-                    "view_lag_records": subscriber.head_position - waiting.position,
-                    "feed_silence_seconds": -1.0 if subscriber.silence_seconds is None else subscriber.silence_seconds,
+                    "view_position": sum(mirror.waiting.position for mirror in mirrors),
+                    "view_lag_records": max(mirror.lag_records for mirror in mirrors),
+                    "feed_silence_seconds": _longest_silence(mirrors),
                     "view_holds_ending": holds.ending,
                     **admission.figures(),
                 }
@@ -109,12 +114,37 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             texts = {**TEXTS, **gate.TEXTS}
             await metrics.offer(chosen.metrics_listen, "chargeonce", texts, take_figures, admission, tls)
         log.info("serving", service="query", listen=str(query_server.address))
-        yield Serving(query_server.address, subscriber, view, following)
+        yield Serving(query_server.address, mirrors, following)
         log.info("draining")
-        waiting.stop()
-        await query_server.drain(chosen.drain_seconds)  # the view still advances, so that waiting calls can be answered
+        for mirror in mirrors:
+            mirror.waiting.stop()
+        await query_server.drain(chosen.drain_seconds)  # the views still advance, so that waiting calls can be answered
         await _end(following)
-        log.info("stopped", position=waiting.position)
+        log.info("stopped", position=sum(mirror.waiting.position for mirror in mirrors))
+
+
+async def _follow(mirrors: Sequence[Mirror], set_serving: SetServing) -> None:
+    """Keep all views up. The server is serving while every one has caught up. The first feed that is broken ends all."""
+    caught_up: set[Mirror] = set()
+
+    async def set_one_serving(mirror: Mirror, is_serving: bool) -> None:
+        if is_serving:
+            caught_up.add(mirror)
+        else:
+            caught_up.discard(mirror)
+        await set_serving(len(caught_up) == len(mirrors))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for mirror in mirrors:
+                group.create_task(mirror.subscriber.run(partial(set_one_serving, mirror)))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+def _longest_silence(mirrors: Sequence[Mirror]) -> float:
+    silences = [mirror.subscriber.silence_seconds for mirror in mirrors]
+    return -1.0 if None in silences else max(silence for silence in silences if silence is not None)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -125,13 +155,14 @@ async def _end(task: asyncio.Task[None]) -> None:
 class _Holds:
     """The number of open holds near their end or past it, counted every few seconds: a gauge cannot wait for the view."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, views: Sequence[View]) -> None:
+        self._views = views
         self.ending = 0
 
     async def keep_counting(self) -> None:
-        """Count until cancelled, or until the view is found damaged, which ends the server."""
+        """Count until cancelled, or until a view is found damaged, which ends the server."""
         with contextlib.suppress(ViewUnusable):
             while True:
-                self.ending = await self._view.holds_ending(time.time_ns() // 1_000 + HOLD_ENDING_MICROSECONDS)
+                before = time.time_ns() // 1_000 + HOLD_ENDING_MICROSECONDS
+                self.ending = sum([await view.holds_ending(before) for view in self._views])
                 await asyncio.sleep(COUNT_SECONDS)

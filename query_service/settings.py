@@ -6,7 +6,7 @@ from pathlib import Path
 from chassis.settings import (
     Address,
     address,
-    addresses,
+    address_lists,
     file_path,
     number,
     optional_address,
@@ -23,11 +23,13 @@ class Settings:
     """The query server's settings."""
 
     listen: Address = setting("QUERY_LISTEN", address, "127.0.0.1:50052", "where clients send queries")
-    feed: tuple[Address, ...] = setting(
+    feeds: tuple[tuple[Address, ...], ...] = setting(
         "QUERY_FEED",
-        addresses,
+        address_lists,
         "127.0.0.1:50053",
-        "one or more command servers of one journal, comma-separated: after the loss of one the next is followed",
+        "one or more command servers of one journal, comma-separated: after the loss of one the next is followed; those of "
+        "further journals come after a semicolon each, in an order that stays, since by it each journal has its view's file: "
+        "in another order the views are built again",
     )
     tls: Path | None = setting(
         "QUERY_TLS",
@@ -70,7 +72,10 @@ class Settings:
         "a file with a bearer token that is shown to the feed, over TLS or to this machine only",
     )
     view: Path = setting(
-        "QUERY_VIEW", file_path, state_file("view.db"), "the view's file; a removed one is rebuilt from the feed"
+        "QUERY_VIEW",
+        file_path,
+        state_file("view.db"),
+        "the view's file; a removed one is rebuilt from the feed; the views of further journals lie beside it, as view-2.db",
     )
     max_calls: int = setting(
         "QUERY_MAX_CALLS",
@@ -94,3 +99,9 @@ class Settings:
     metrics_listen: Address | None = setting(
         "QUERY_METRICS_LISTEN", optional_address, "", "where Prometheus reads the gauges; empty for nowhere"
     )
+
+    @property
+    def views(self) -> tuple[Path, ...]:
+        """The files of the views, one for each journal, in the order of their feeds."""
+        others = range(2, len(self.feeds) + 1)
+        return (self.view, *(self.view.with_stem(f"{self.view.stem}-{number}") for number in others))

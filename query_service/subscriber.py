@@ -83,14 +83,20 @@ class Subscriber:
         clock: Callable[[], float] = time.monotonic,
         chance: random.Random | None = None,
         silence_seconds: float = SILENCE_SECONDS,
+        claim: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`silence_seconds`: a feed counts as lost after this long without a message."""
+        """`silence_seconds`: a feed counts as lost after this long without a message.
+
+        `claim` is called with the id of each journal before it is followed. It raises FeedLost or BrokenFeed if it must not be.
+        """
+        self._log = log.bind(view=view.path.name)
         self._view = view
         self._waiting = waiting
         self._open_feed = open_feed
         self._clock = clock
         self._chance = chance or random.Random()
         self._longest_silence_seconds = silence_seconds
+        self._claim = claim
         self._heard_at: float | None = None
         self._head_position = 0
         self._goal: int | None = None
@@ -129,24 +135,24 @@ class Subscriber:
             except ForeignJournal as error:
                 self.state = State.DISCONNECTED
                 if self._is_news(error):
-                    log.error("a server of the feed has another journal and is not followed", why=str(error))
+                    self._log.error("a server of the feed has another journal and is not followed", why=str(error))
             except FeedLost as error:
                 self.state = State.DISCONNECTED
                 if self._is_news(error):
-                    log.warning("the feed is lost and will be tried again", why=str(error))
+                    self._log.warning("the feed is lost and will be tried again", why=str(error))
             except ViewNotWritten as error:
                 self.state = State.CATCHING_UP  # the feed is back, and the view behind it
                 if self._is_news(error):
-                    log.warning(
+                    self._log.warning(
                         "the view cannot be written, its disk may be full, and it will be tried again", why=str(error)
                     )
             except UnknownEvent as error:
                 self.state = State.STOPPED
-                log.error("the projection is stopped: the view grows stale", why=str(error))
+                self._log.error("the projection is stopped: the view grows stale", why=str(error))
                 await self._serve(set_serving, False)
                 return
             except (BrokenFeed, StreamBroken, sqlite3.IntegrityError, OverflowError) as error:  # the last one: of a sum
-                log.critical("the feed is broken: the server ends", why=str(error))
+                self._log.critical("the feed is broken: the server ends", why=str(error))
                 raise BrokenFeed(str(error)) from error
             self._failures += 1
             await asyncio.sleep(BACKOFF.seconds(self._failures, self._chance))
@@ -172,7 +178,7 @@ class Subscriber:
         except JournalDiverged:
             if not checkpoint.position and not checkpoint.journal_id:
                 raise FeedLost("the journal does not fit even a view of nothing") from None
-            log.warning("the journal has diverged: the view will be rebuilt", position=checkpoint.position)
+            self._log.warning("the journal has diverged: the view will be rebuilt", position=checkpoint.position)
             self.state = State.CATCHING_UP  # from its start: an empty view must not pass for a live one
             await self._serve(set_serving, False)
             await self._view.reset("")
@@ -188,12 +194,12 @@ class Subscriber:
                 self.state = State.CATCHING_UP
                 if self._goal is None:
                     self._goal = item.head_position
-                log.info("the feed is open", position=self._waiting.position, head=item.head_position)
+                self._log.info("the feed is open", position=self._waiting.position, head=item.head_position)
             case CaughtUp():
                 self.state, self._live_from = State.LIVE, item.position
                 self._failures = 0
                 self._losses.clear()
-                log.info("the view has caught up", position=item.position)
+                self._log.info("the view has caught up", position=item.position)
             case Stretch() | Exception():
                 pass
             case _:
@@ -270,10 +276,11 @@ class Subscriber:
         # A view of the whole journal must not take a tenant's feed for its own, and its gaps for others' records.
         if opened.tenant and not opened.journal_id.endswith(f"/{opened.tenant}"):
             raise BrokenFeed("the feed says that it is a tenant's, and its id does not")
+        if checkpoint.journal_id not in ("", opened.journal_id):
+            raise BrokenFeed("the feed is of another journal than was asked for")
+        self._claim(opened.journal_id)
         if not checkpoint.journal_id:
             await self._view.reset(opened.journal_id)
-        elif opened.journal_id != checkpoint.journal_id:
-            raise BrokenFeed("the feed is of another journal than was asked for")
         self._head_position = max(self._head_position, opened.head_position)
 
     async def _serve(self, set_serving: SetServing, is_serving: bool) -> None:

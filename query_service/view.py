@@ -62,7 +62,12 @@ class Shown(Generic[T]):
 class View:
     """One view file, open for one writer and for queries."""
 
-    def __init__(self, file: ViewFile, writer: Database, reader: Database, follows: Follows) -> None:
+    def __init__(
+        self, file: ViewFile, writer: Database, reader: Database, follows: Follows, *, journal_id: str
+    ) -> None:
+        self.path = file.path
+        self.journal_id = journal_id
+        """The journal that the view shows; empty if it shows none yet."""
         self._file = file
         self._writer = writer
         self._reader = reader
@@ -83,10 +88,10 @@ class View:
             stack.callback(file.release)
             writer = await Database.open(file.path, pragmas=WRITER_PRAGMAS, disk=disk)
             stack.push_async_callback(writer.close)
-            await writer.run(_create_tables)
+            journal_id = await writer.run(_create_tables)
             reader = await Database.open(file.path, read_only=True, pragmas=READER_PRAGMAS, disk=disk)
             stack.pop_all()
-            return cls(file, writer, reader, follows)
+            return cls(file, writer, reader, follows, journal_id=journal_id)
 
     async def close(self) -> None:
         """Close after all work sent before. A damaged file is removed: to find the damage again would take long."""
@@ -113,6 +118,7 @@ class View:
     async def reset(self, journal_id: str) -> None:
         """Empty the view, which then follows this journal from its start. Raises ViewNotWritten, ViewUnusable."""
         await self._write(lambda connection: _reset(connection, journal_id))
+        self.journal_id = journal_id
 
     async def read(self, tenant: str, find: Callable[[Rows], T]) -> Shown[T]:
         """Answer a tenant's query from one state of the view. Raises ViewUnusable if the file is damaged."""
@@ -191,14 +197,16 @@ def _reset(connection: sqlite3.Connection, journal_id: str) -> None:
     connection.execute(schema.BEGIN_CHECKPOINT, Checkpoint(journal_id, 0, schema.GENESIS))
 
 
-def _create_tables(connection: sqlite3.Connection) -> None:
+def _create_tables(connection: sqlite3.Connection) -> str:
+    """Make the tables if there are none. Returns the id of the journal that the view shows."""
     if format_of(connection) == schema.FORMAT:
-        return
+        return find_checkpoint(connection).journal_id
     with _transaction(connection, "BEGIN IMMEDIATE"):
         for statement in schema.SCHEMA:
             connection.execute(statement)
         connection.execute(schema.BEGIN_CHECKPOINT, Checkpoint("", 0, schema.GENESIS))
         connection.execute(f"PRAGMA user_version = {schema.FORMAT}")
+    return ""
 
 
 @contextmanager

@@ -99,6 +99,7 @@ def apart_from_source(answer: ChargeResponse) -> ChargeResponse:
     same = ChargeResponse()
     same.CopyFrom(answer)
     same.ClearField("outcome_source")
+    same.ClearField("journal_id")  # a restored journal has a new one
     return same
 
 

@@ -210,6 +210,14 @@ def served_elsewhere(here: str, home: str) -> str:
     )
 
 
+def no_copy(here: str, journal_id: str, home: str, source: str) -> str:
+    """Say why a journal is not copied to a place that holds one."""
+    return (
+        f"{here} holds the journal {journal_id}, which is served from {home or 'there'}, and no copy of the journal at {source}"
+        ": name another place"
+    )
+
+
 def in_chunks(records: Iterator[Record]) -> Iterator[Sequence[Record]]:
     """Gather records, in order, to as many as are best stored at once."""
     while chunk := list(itertools.islice(records, RECORDS_A_CHUNK)):

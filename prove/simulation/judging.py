@@ -19,6 +19,7 @@ from prove.simulation.disk import Disk
 from prove.simulation.host import Process
 from prove.simulation.plan import ENDS
 from prove.simulation.servers import Servers, newest
+from prove.simulation.sessions import SILENT_SECONDS
 from prove.simulation.stage import Stage
 
 # The tasks that a server has for as long as it lives: the query server's own, and the one that reads the feed; the command
@@ -65,7 +66,8 @@ class Judging:
         """I16: at rest, no task is left but those that a server has for as long as it lives."""
         processes = self._servers.processes.values()
         if any(map(self._is_busy, processes)):
-            await asyncio.sleep(1.0)  # a task that ends in this very moment, a slow reader's perhaps, is gone then
+            # A task that ends in this very moment, a slow reader's perhaps, is gone then.
+            await asyncio.sleep(1.0 if self._servers.database is None else SILENT_SECONDS)
         for process in filter(self._is_busy, processes):
             left = dict(self._tasks(process))
             self._stage.broke("I16", process.name, f"at rest, tasks are left: {left}")

@@ -115,6 +115,7 @@ DATABASE_WEATHER = (
     *("pg_failover", "pg_paused_failover", "pg_restart", "pg_pause", "pg_standby_gone", "pg_clock_jump"),
     "pause_command",
 )
+STORIES_WITHOUT_LEASES = 1 / 8
 # At rest after faults everything must be well within a minute.
 DATABASE_WEATHER_SECONDS = 8.0
 KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *DATABASE_FAULTS, *DATABASE_WEATHER, *CLIENTS, *ENDS)
@@ -164,6 +165,8 @@ class Plan:
     """How much later than usual what is late comes."""
     servers: int = 0
     """The command servers that share a database; 0: there is one server, with a file."""
+    ignores_leases: bool = False
+    """Each of them drives every charge."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -191,7 +194,15 @@ def _shared(plan: Plan) -> Plan:
     # A statement is some steps of the grid, and a commit four statements.
     grid_seconds = chance.choice((0.0, 0.0, 0.001, 0.005))
     servers = chance.choice((2, 2, 3))
-    return replace(plan, weights=weights, weather=weather, grid_seconds=grid_seconds, servers=servers)
+    ignores_leases = chance.random() < STORIES_WITHOUT_LEASES
+    return replace(
+        plan,
+        weights=weights,
+        weather=weather,
+        grid_seconds=grid_seconds,
+        servers=servers,
+        ignores_leases=ignores_leases,
+    )
 
 
 def _alone(seed: int) -> Plan:

@@ -4,15 +4,18 @@ import asyncio
 import dataclasses
 import random
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, cast
 
 from chassis import settings
 from chassis.disk import Disk as DiskPort
+from chassis.settings import Address
 from command_service.feed import Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
+from command_service.journal.postgres.session import Node
 from command_service.journal.postgres.store import PostgresStore
 from command_service.journal.records import id_of
 from command_service.journal.sqlite.file import SqliteFile
@@ -36,6 +39,7 @@ from query_service.settings import Settings as QuerySettings
 from query_service.subscriber import FeedLost, OpenFeed
 from query_service.verified import BrokenFeed
 from query_service.view_file import ViewUnusable
+from rig.around import Around
 
 # In so many stories one is judged by the files that its servers left, all others by what these had just before the end.
 FILES_READ_EVERY = 8
@@ -184,9 +188,10 @@ class Servers:
             self.disk.copy(process, f"{process.folder.name}-synced")
         try:
             queries = parts.query_parts(self, process)
-            view = await queries.view()
+            view = await queries.view(queries.settings.view)
             process.waiting = queries.waiting()
-            subscriber = queries.subscriber(view, process.waiting)
+            (servers,) = queries.settings.feeds
+            subscriber = queries.subscriber(view, process.waiting, servers)
             process.is_up = process.has_started = True
             await subscriber.run(_set_serving)
         except BrokenFeed as error:
@@ -228,6 +233,14 @@ class Servers:
         self.kill(process, "has stopped")
 
 
+class WithoutLeases(Around[Store]):
+    """A store that has every server drive every charge: it costs calls, and safety never rests on leases."""
+
+    def drives(self, _charge_id: str) -> bool:
+        """Whether this server is to drive it: any."""
+        return True
+
+
 class SimulatedQueryParts(QueryParts):
     """The product's own parts of a query server, on the story's clock, disk and network."""
 
@@ -248,7 +261,7 @@ class SimulatedQueryParts(QueryParts):
         """Return the story's disk as this process sees it."""
         return self._servers.disk.of(self._process)
 
-    def open_feed(self) -> OpenFeed:
+    def open_feed(self, servers: Sequence[Address]) -> OpenFeed:  # noqa: ARG002  # a story has one journal
         """Follow whatever command server is up."""
         return partial(self._servers.feeds.open, self._process.name)
 
@@ -306,13 +319,18 @@ class SimulatedParts(Parts):
         """Name a new journal as the seed decides."""
         return self._servers.disk.new_id()
 
+    def nodes(self) -> Sequence[Node]:
+        """The nodes of the database that all share; none if the journal is in the process's file."""
+        database = self._servers.database
+        return [] if database is None else database.nodes_for(self._process)
+
     async def store(self) -> Store:
-        """Open the store: in the process's file, or in the database that all share."""
-        servers, process = self._servers, self._process
-        if servers.database is None:
+        """Open the store."""
+        nodes, name = self.nodes(), self._process.name
+        if not nodes:
             return await super().store()
-        nodes = servers.database.nodes_for(process)
-        return await PostgresStore.open(nodes, name=process.name, new_id=servers.disk.new_id, chance=self.chance())
+        store = await PostgresStore.open(nodes, name=name, new_id=self.new_id, chance=self.chance())
+        return WithoutLeases(store).as_one() if self._stage.plan.ignores_leases else store
 
     def rhythm(self) -> Rhythm:
         """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""

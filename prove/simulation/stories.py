@@ -17,7 +17,7 @@ from command_service.bank import Bank
 from prove import canaries
 from prove.loop_bugs import Looking
 from prove.report import Harness, Say
-from prove.simulation.plan import KINDS, Mask, Plan, plan_of
+from prove.simulation.plan import KINDS, SHARED, Mask, Plan, plan_of
 from prove.simulation.servers import SimulatedParts
 from prove.simulation.world import Told, run_story
 
@@ -119,8 +119,9 @@ def try_seeds(seeds: Sequence[int]) -> Tried:
 def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
     """Say by which of the first seeds a planted bug is found; None if by none."""
     parts = canaries.planted(name, SimulatedParts)
+    first = SHARED if name in canaries.OF_A_DATABASE else 0
     with _folder() as folder:
-        for seed in range(seeds):
+        for seed in range(first, first + seeds):
             if run_story(plan_of(seed), Mask(), folder / str(seed), parts).violations:
                 return seed
             gc.collect(0)

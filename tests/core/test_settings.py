@@ -79,6 +79,17 @@ def test_port_0_is_no_address_of_a_feed_to_follow() -> None:
     assert settings.read(QuerySettings, {"QUERY_LISTEN": "127.0.0.1:0"}).listen.port == 0
 
 
+def test_feeds_of_several_journals_are_told_apart_by_semicolons() -> None:
+    """The views of all but the first lie beside it."""
+    chosen = settings.read(QuerySettings, {"QUERY_FEED": "a:1,b:2; c:3 ;[::1]:4", "QUERY_VIEW": "/data/the view.v1.db"})
+    assert [[str(server) for server in servers] for servers in chosen.feeds] == [["a:1", "b:2"], ["c:3"], ["[::1]:4"]]
+    names = ("the view.v1.db", "the view.v1-2.db", "the view.v1-3.db")
+    assert chosen.views == tuple(Path("/data") / name for name in names)
+    for value in ("a:1;", ";a:1", "a:1;b:0", "a:1;;b:2"):
+        with pytest.raises(settings.SettingsError, match="QUERY_FEED: must be host:port"):
+            settings.read(QuerySettings, {"QUERY_FEED": value})
+
+
 SERVERS = [
     (CommandSettings, "COMMAND_JORNAL", "COMMAND_JOURNAL"),
     (CommandSettings, "COMMAND_BANKURL", "COMMAND_BANK_URL"),

@@ -118,6 +118,7 @@ async def test_a_new_key_charges_the_card_once(world: World) -> None:
         outcome_source=FRESH,
         requested_at=answer.requested_at,
         decided_at=answer.decided_at,
+        journal_id=world.running.journal.journal_id,
     )
     assert world.story(request) == STRAIGHT
 
@@ -301,6 +302,7 @@ async def test_a_decline_is_a_result_and_stays_the_result(
         outcome_source=FRESH,
         requested_at=answer.requested_at,
         decided_at=answer.decided_at,
+        journal_id=world.running.journal.journal_id,
     )
     assert apart_from_source(await world.charge(request)) == apart_from_source(answer)
     assert await world.movements(request) == []

@@ -100,6 +100,7 @@ async def test_a_refund_gives_money_back_once(world: World) -> None:
         outcome_source=FRESH,
         requested_at=first.requested_at,
         decided_at=first.decided_at,
+        journal_id=world.running.journal.journal_id,
     )
     assert first.requested_at.ToMicroseconds() <= first.decided_at.ToMicroseconds()
     assert story(world.journal, charge_id)[3:] == ["refund_requested", "token_issued", "refunded"]

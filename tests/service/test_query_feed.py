@@ -33,6 +33,7 @@ from charging.v1.query_pb2 import (
     WatchChargeRequest,
 )
 from chassis.disk import Disk, LocalDisk
+from chassis.settings import Address
 from query_service.lookup import END, Conditions, Rows
 from query_service.parts import Parts
 from query_service.schema import FORMAT
@@ -714,8 +715,8 @@ async def test_when_one_command_server_is_lost_the_next_is_followed(feed: FeedSe
 class Impatient(Parts):
     """Parts of a server for which a silent feed is lost after a moment."""
 
-    def subscriber(self, view: View, waiting: Waiting) -> Subscriber:
-        return Subscriber(view, waiting, self.open_feed(), clock=self.clock, silence_seconds=0.05)
+    def subscriber(self, view: View, waiting: Waiting, servers: Sequence[Address]) -> Subscriber:
+        return Subscriber(view, waiting, self.open_feed(servers), clock=self.clock, silence_seconds=0.05)
 
 
 async def test_a_silent_feed_counts_as_lost(feed: FeedServer, tmp_path: Path) -> None:

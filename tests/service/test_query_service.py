@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,9 @@ from charging.v1.query_pb2 import (
 )
 from chassis.disk import Disk
 from query_service.api import QueryService
+from query_service.mirrors import Mirror
 from query_service.pages import token_after
 from query_service.parts import Parts
-from query_service.subscriber import Subscriber
-from query_service.view import View
 from query_service.waiting import Waiting
 from rig.errors import Told, refused, told
 from tests.sealed import (
@@ -100,6 +99,7 @@ async def test_a_charge_is_shown_whole_by_its_id_and_by_its_key(feed: FeedServer
         transaction_id="transaction-9",
         requested_at=time_of(EPOCH_MICROSECONDS + 1),
         updated_at=time_of(EPOCH_MICROSECONDS + 3),
+        journal_id="journal-one",
         version=3,
         position=3,
         capture=CaptureMode.CAPTURE_MODE_AUTOMATIC,
@@ -160,7 +160,7 @@ async def test_not_found_names_the_position_and_advises_the_same_key(
 
 # ---------------------------------------------------------------- refusals
 # Its digest is right, since it holds no secret; its position is beyond every possible one.
-FORGED_TOKEN = token_after(2**63, ListChargesRequest())
+FORGED_TOKEN = token_after({"": 2**63}, ListChargesRequest())
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,8 @@ async def test_no_query_waits_longer_than_its_bound_even_without_a_deadline(feed
     """The bound is 5 s, and shorter here."""
 
     class Impatient(Parts):
-        def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
-            return QueryService(
-                view, subscriber, waiting, max_calls=9, max_watchers=9, weights=self.weights, longest_wait_seconds=0.05
-            )
+        def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
+            return QueryService(mirrors, max_calls=9, max_watchers=9, weights=self.weights, longest_wait_seconds=0.05)
 
     async with querying(feed.address, tmp_path / "view.db", Impatient) as (_, client):
         error = await refused(client.queries.GetViewStatus(GetViewStatusRequest(min_position=2**63 - 1)))
@@ -580,7 +578,7 @@ async def test_queries_are_limited_and_the_others_are_advised_to_retry(feed: Fee
     """A query holds a slot during its read. The one reading thread is kept busy here, so queries queue."""
     gate = threading.Event()
     async with querying(feed.address, tmp_path / "view.db", QUERY_MAX_CALLS="1") as (running, client):
-        busy = asyncio.ensure_future(running.view.read("default", lambda _: gate.wait(30)))
+        busy = asyncio.ensure_future(running.mirrors[0].view.read("default", lambda _: gate.wait(30)))
         one, other = await first_of_two(client, GetViewStatusRequest())
         error = await one
         gate.set()

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ import pytest
 
 from charging.v1.query_pb2 import GetViewStatusRequest, WatchChargeRequest
 from query_service.api import QueryService
+from query_service.mirrors import Mirror
 from query_service.parts import Parts
 from query_service.serving import Serving
-from query_service.subscriber import Subscriber
-from query_service.view import View
-from query_service.waiting import Waiting
 from rig.errors import Told, refused, told
 from rig.world import until
 from tests.sealed import SealedJournal, requested
@@ -38,8 +36,8 @@ class Shared(Parts):
     def weights(self) -> Mapping[str, float]:
         return self._weights
 
-    def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
-        return Believing(super().queries(view, subscriber, waiting)).as_one()
+    def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
+        return Believing(super().queries(mirrors)).as_one()
 
 
 @pytest.fixture
@@ -74,7 +72,7 @@ async def test_queries_have_shares(town: tuple[Serving, Client]) -> None:
     """The one reading thread is kept busy here, so queries queue."""
     running, client = town
     gate = threading.Event()
-    busy = asyncio.ensure_future(running.view.read("default", lambda _: gate.wait(30)))
+    busy = asyncio.ensure_future(running.mirrors[0].view.read("default", lambda _: gate.wait(30)))
     asked = [
         asyncio.ensure_future(client.queries.GetViewStatus(GetViewStatusRequest(), **as_tenant("a"))) for _ in range(9)
     ]

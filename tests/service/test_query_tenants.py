@@ -21,10 +21,9 @@ from charging.v1.query_pb2 import (
 from chassis.caller import Caller, GuardedCall, NoCaller
 from chassis.refusals import Refusal
 from query_service.api import QueryService
+from query_service.mirrors import Mirror
 from query_service.parts import Parts
-from query_service.subscriber import Subscriber
 from query_service.view import View
-from query_service.waiting import Waiting
 from tests.sealed import (
     EPOCH_MICROSECONDS,
     SealedJournal,
@@ -64,8 +63,8 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
     made: list[QueryService] = []
 
     class Kept(Parts):
-        def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
-            made.append(super().queries(view, subscriber, waiting))
+        def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
+            made.append(super().queries(mirrors))
             return made[0]
 
     async with feeding(journal) as feed, querying(feed.address, tmp_path / "view.db", Kept) as (_, client):

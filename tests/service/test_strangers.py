@@ -24,10 +24,9 @@ from chassis.caller import Caller
 from contract.errors import query_refusal as refusal
 from query_service import schema
 from query_service.api import QueryService
+from query_service.mirrors import Mirror
 from query_service.parts import Parts
-from query_service.subscriber import Subscriber
 from query_service.view import View
-from query_service.waiting import Waiting
 from rig.alone import start_alone
 from rig.errors import refused
 from tests.sealed import SealedJournal, charge_id_of, charged, requested, token_issued
@@ -59,8 +58,8 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
         journal.append(f"stranger {n}", requested(f"mine-{n}", "bob", tenant="stranger"))
 
     class Kept(Parts):
-        def queries(self, view: View, subscriber: Subscriber, waiting: Waiting) -> QueryService:
-            made.append(super().queries(view, subscriber, waiting))
+        def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
+            made.append(super().queries(mirrors))
             return made[0]
 
     async with contextlib.AsyncExitStack() as stack:

@@ -14,7 +14,7 @@ from command_service.journal.records import key_of
 from command_service.journal.sqlite import backup as backups
 from command_service.journal.sqlite.making import Identity
 from command_service.journal.sqlite.reading import reading as reading_file
-from command_service.journal.store import Fold, in_chunks, random_id
+from command_service.journal.store import Fold, in_chunks, no_copy, random_id
 
 COLUMNS = ("position", "charge_id", "version", "recorded_at", "chain", "event")
 MOVE_HEAD = "UPDATE chargeonce.head SET position = $1, chain = $2, recorded_at = $3"
@@ -59,14 +59,9 @@ def receive(url: Url, journal_id: str, *, restored: bool, home: str) -> Iterator
         with connection.transaction():
             found = connection.head(lock=True)
             connection.refuse_servers()
-            is_itself = found.journal_id == journal_id
-            if is_itself and (not found.home or (found.restored, found.home) != (restored, home)):
-                what = f"a copy of the one at {found.home}" if found.home else "served from there"
-                raise JournalRefused(
-                    f"{url} holds the journal {journal_id}, {what}: there is nothing to copy from {home}"
-                )
-            if not is_itself:
-                _refuse_records(url, connection, found)
+            if (found.journal_id, found.restored, found.home) != (journal_id, restored, home):
+                if found.journal_id == journal_id or _has_records(connection, found):
+                    raise JournalRefused(no_copy(str(url), found.journal_id, found.home, home))
                 connection.fetch(SET_IDENTITY, UUID(journal_id), restored, home, -FORMAT)
         yield PostgresCopy(connection, found.place)
 
@@ -105,7 +100,11 @@ def restore(url: Url, source: Path | None, unfinished_in: Fold) -> tuple[str, Pl
             journal.check_tail()
             place, unfinished = journal.head, unfinished_in(journal.records())
         else:
-            _refuse_records(url, connection, found)
+            if _has_records(connection, found):
+                raise JournalRefused(
+                    f"{url} holds the journal {found.journal_id}, with {found.place.position} records: name an empty database, "
+                    "after migrate"
+                )
             with reading_file(source, at_one_moment=True) as copied:
                 place, unfinished = copied.head, unfinished_in(_storing(connection, copied.records()))
         _note_unfinished(connection, unfinished)
@@ -135,10 +134,6 @@ def _note_unfinished(connection: Primary, charge_ids: Collection[str]) -> None:
     connection.copy("unfinished", ("charge_id",), [(key_of(charge_id),) for charge_id in charge_ids])
 
 
-def _refuse_records(url: Url, connection: Primary, found: Found) -> None:
+def _has_records(connection: Primary, found: Found) -> bool:
     ((has_records,),) = connection.fetch(HAS_RECORDS)
-    if has_records or found.place != START:
-        raise JournalRefused(
-            f"{url} holds the journal {found.journal_id}, with {found.place.position} records: name an empty database, after "
-            "migrate"
-        )
+    return has_records or found.place != START

@@ -48,9 +48,9 @@ class Leases:
         return found
 
     async def _register(self) -> HeadRow:
-        asked_at, server = self._clock(), self._new_id()
-        found = await self._sessions.ask(lambda session: session.register(server, self._name, LEASE_SECONDS))
-        self.server, self._until = server, asked_at + LEASE_SECONDS
+        asked_at, self.server = self._clock(), self._new_id()  # also if it fails: the former id is not renewed any more
+        found = await self._sessions.ask(lambda session: session.register(self.server, self._name, LEASE_SECONDS))
+        self._until = asked_at + LEASE_SECONDS
         return found
 
     def drives(self, key: bytes) -> bool:

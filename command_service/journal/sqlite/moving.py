@@ -21,13 +21,14 @@ from command_service.journal.sqlite.starting import (
     store_wal_again,
 )
 from command_service.journal.sqlite.table import (
-    WRITER_PRAGMAS,
+    BULK_PRAGMAS,
     home_of,
     insert,
     note_unfinished,
     read_head,
     set_home,
 )
+from command_service.journal.store import no_copy
 
 
 class SqliteCopy:
@@ -70,11 +71,7 @@ def receive(path: Path, identity: Identity) -> Iterator[SqliteCopy]:
             journal_id, restored = identify(path, connection)
             home = home_of(connection)
             if (journal_id, restored, home) != identity:
-                what = f"a copy of the one at {home}" if home else "served from there"
-                raise JournalRefused(
-                    f"{path} holds the journal {journal_id}, {what}, and not a copy of the journal {identity.journal_id} at "
-                    f"{identity.home}: name another file"
-                )
+                raise JournalRefused(no_copy(str(path), journal_id, home, identity.home))
             yield SqliteCopy(path, connection, journal_id)
 
 
@@ -96,7 +93,7 @@ def leave(path: Path, home: str, head: Place) -> None:
 def _taken(path: Path, held: Lock) -> Iterator[sqlite3.Connection]:
     """Open a locked file to write to it, whole and durable as it is. Raises JournalRefused."""
     held.take_file()
-    with contextlib.closing(open_connection(path, read_only=False, pragmas=WRITER_PRAGMAS)) as connection:
+    with contextlib.closing(open_connection(path, read_only=False, pragmas=BULK_PRAGMAS)) as connection:
         store_wal_again(path, LOCAL_DISK)
         checkpoint(connection)
         journal_id, _ = identify(path, connection)

@@ -19,6 +19,9 @@ WRITER_PRAGMAS: Mapping[str, str | int] = {
     "journal_size_limit": 67_108_864,  # when that has gone, it is cut back to 64 MiB: SQLite by itself keeps its size
     "foreign_keys": 0,
 }
+# To write a whole journal: the index's pages are touched in random order. In KiB, with the minus sign that says so.
+BULK_CACHE: Mapping[str, str | int] = {"cache_size": -(256 << 10)}
+BULK_PRAGMAS: Mapping[str, str | int] = {**WRITER_PRAGMAS, **BULK_CACHE}
 READER_PRAGMAS = {"query_only": 1}
 
 SCHEMA = """
