@@ -110,7 +110,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "datetime.datetime.fromtimestamp": "a date from a record's time",
         "datetime.UTC": "a constant",
     },
-    "query_service/api.py": {"uuid.UUID": "an id from its text"},
+    **dict.fromkeys(("query_service/api.py", "query_service/messages.py"), {"uuid.UUID": "an id from its text"}),
 }
 
 
