@@ -110,7 +110,8 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "datetime.datetime.fromtimestamp": "a date from a record's time",
         "datetime.UTC": "a constant",
     },
-    **dict.fromkeys(("query_service/api.py", "query_service/messages.py"), {"uuid.UUID": "an id from its text"}),
+    "query_service/api.py": {"uuid.UUID": "an id from its text"},
+    "query_service/messages.py": {"uuid.UUID": "an id from its text"},
 }
 
 

@@ -72,6 +72,7 @@ WITH stored AS (
 INSERT INTO chargeonce.unfinished (charge_id, server) SELECT key, $12::uuid FROM unnest($11::bytea[]) AS key
 ON CONFLICT DO NOTHING RETURNING charge_id
 """  # noqa: S608  # a constant of this module
+CONDEMN: Final = "UPDATE chargeonce.head SET format = -format, home = $1 WHERE format > 0"
 # A transaction that writes to the log, and so waits for the standby like any other; those before it have come there as well.
 CONFIRM: Final = """
 SELECT set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'chargeonce', '')
@@ -227,6 +228,10 @@ class Statements:
         self._was_warned = False
         await self._fetch(CONFIRM)
         return not self._was_warned
+
+    async def condemn(self, why: str) -> None:
+        """Note that no server is to serve from this journal; see the seam."""
+        await self._fetch(CONDEMN, why)
 
     # ------------------------------------------------------------ reading
     async def head(self) -> HeadRow:
