@@ -51,6 +51,7 @@ SELECT position, chain, recorded_at, journal_id, restored, format,
 SELECT_HEAD: Final = f"{_HEAD} FROM chargeonce.head"
 # A statement of its own sees what was committed while the lock was waited for. One that also waits for the lock would not.
 LOCK_HEAD: Final = f"{BEGIN}; SELECT FROM chargeonce.head FOR UPDATE"
+SHARE_HEAD: Final = f"{BEGIN}; SELECT FROM chargeonce.head FOR SHARE"
 # One step into the index for each stream, whatever the planner believes of the table's size.
 SELECT_HEAD_AND_VERSIONS: Final = f"""
 {_HEAD}, ARRAY (
@@ -262,8 +263,8 @@ class Statements:
     # ------------------------------------------------------------ leases
     async def register(self, server: str, name: str, seconds: float) -> HeadRow:
         """Note a server as at work; see the seam."""
-        # The head is read in the same transaction: `migrate`, which locks it, finds the server or is found by it.
-        await self._run(self._connection.execute(BEGIN))
+        # `migrate`, `restore` and `copy-journal`, which lock the head, find the server, or it waits and finds what they did.
+        await self._run(self._connection.execute(SHARE_HEAD))
         found = _head_row(await self._fetch(SELECT_HEAD))
         await self._fetch(FORGET_OLD)
         await self._fetch(REGISTER, server, name, FORMAT, seconds)
