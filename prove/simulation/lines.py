@@ -24,7 +24,7 @@ LATENCY_SECONDS = (0.0002, 0.002)
 SLOW_SECONDS = (0.05, 1.0)
 # These wait for a lock, or for the standby.
 WAITING = frozenset({"begin", "commit", "confirm"})
-UNDOABLE = frozenset({"begin", "versions", "insert", "renew", "claim", "register"})
+UNDOABLE = frozenset({"begin", "insert", "renew", "claim", "register"})
 
 
 class Surroundings(Protocol):

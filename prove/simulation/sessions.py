@@ -26,28 +26,19 @@ class Session(Line):
 
         return await self._ask("standing", ask)
 
-    async def begin(self) -> HeadRow:
-        """Begin a transaction, and lock the head."""
+    async def begin(self, keys: Sequence[bytes]) -> tuple[HeadRow, Mapping[bytes, int]]:
+        """Begin a transaction, and lock the head; return it, and the newest versions."""
 
-        async def begin() -> HeadRow:
+        async def begin() -> tuple[HeadRow, Mapping[bytes, int]]:
             if self._is_open:
                 self._stage.broke("seam", self._machine.name, "a transaction was begun within another")
             self._is_open, self._has_failed, self._inserted = True, False, None
             self._must_write()
             await self._machine.lock.take(self)
-            return self._head_row()
+            streams = self._machine.tables.streams
+            return self._head_row(), {key: max((row[2] for row in streams.get(key, ())), default=0) for key in keys}
 
         return await self._await("begin", begin)
-
-    async def versions(self, keys: Sequence[bytes]) -> Mapping[bytes, int]:
-        """Return the newest versions."""
-
-        def look() -> Mapping[bytes, int]:
-            self._must_be_open()
-            streams = self._machine.tables.streams
-            return {key: max(row[2] for row in streams[key]) for key in keys if key in streams}
-
-        return await self._ask("versions", look)
 
     async def insert(
         self, rows: Sequence[Row], head: Head, begun: Sequence[bytes], finished: Sequence[bytes], server: str

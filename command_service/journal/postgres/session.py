@@ -54,13 +54,12 @@ class Session(Protocol):
         """Ask the node what it is."""
         ...
 
-    # ------------------------------------------------------------ writing: begin, versions, insert, then commit or rollback
-    async def begin(self) -> HeadRow:
-        """Begin a transaction and lock the head until its end. Undone: somebody else holds it for too long."""
-        ...
+    # ------------------------------------------------------------ writing: begin, insert, then commit or rollback
+    async def begin(self, keys: Sequence[bytes]) -> tuple[HeadRow, Mapping[bytes, int]]:
+        """Begin a transaction and lock the head until its end. Undone: somebody else holds it for too long.
 
-    async def versions(self, keys: Sequence[bytes]) -> Mapping[bytes, int]:
-        """Return the newest versions of streams, as committed; those that have no records are missing."""
+        Returns the head, and the newest versions of streams as they are under the lock; 0 is that of one without records.
+        """
         ...
 
     async def insert(

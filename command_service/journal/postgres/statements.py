@@ -38,23 +38,26 @@ SELECT pg_is_in_recovery(),
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END
 """
 BEGIN: Final = f"""
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL lock_timeout = {LOCK_MILLISECONDS};
 SET LOCAL idle_in_transaction_session_timeout = {IDLE_MILLISECONDS}
 """
 # What is found of synchronous_commit holds to the end of the transaction, whatever an operator sets meanwhile.
-SELECT_HEAD: Final = """
+_HEAD: Final = """
 SELECT position, chain, recorded_at, journal_id, restored, format,
     set_config('synchronous_commit', current_setting('synchronous_commit'), true),
     current_setting('synchronous_standby_names') <> ''
-FROM chargeonce.head
 """
-LOCK_HEAD: Final = f"{SELECT_HEAD} FOR UPDATE"
+SELECT_HEAD: Final = f"{_HEAD} FROM chargeonce.head"
+# A statement of its own sees what was committed while the lock was waited for. One that also waits for the lock would not.
+LOCK_HEAD: Final = f"{BEGIN}; SELECT FROM chargeonce.head FOR UPDATE"
 # One step into the index for each stream, whatever the planner believes of the table's size.
-SELECT_VERSIONS: Final = """
-SELECT key, version FROM unnest($1::bytea[]) AS key CROSS JOIN LATERAL
-    (SELECT version FROM chargeonce.record WHERE charge_id = key ORDER BY version DESC LIMIT 1) AS newest
-"""
+SELECT_HEAD_AND_VERSIONS: Final = f"""
+{_HEAD}, ARRAY (
+    SELECT coalesce((SELECT version FROM chargeonce.record WHERE charge_id = key ORDER BY version DESC LIMIT 1), 0)
+    FROM unnest($1::bytea[]) WITH ORDINALITY AS asked (key, number) ORDER BY number
+) FROM chargeonce.head
+"""  # noqa: S608  # a constant
 # One round trip for all that a commit changes.
 INSERT: Final = f"""
 WITH stored AS (
@@ -121,6 +124,7 @@ _UNDONE = (
     asyncpg.QueryCanceledError,
     asyncpg.UniqueViolationError,  # somebody has written without the head's lock
     asyncpg.InsufficientResourcesError,  # memory, disk, connections
+    asyncpg.ProgramLimitExceededError,  # no more transaction ids before a vacuum
 )
 _LOST = (
     OSError,
@@ -131,6 +135,8 @@ _LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,  # it has become a standby
 )
 _NEVER = (
@@ -187,14 +193,11 @@ class Statements:
         return Standing(*row)
 
     # ------------------------------------------------------------ writing
-    async def begin(self) -> HeadRow:
+    async def begin(self, keys: Sequence[bytes]) -> tuple[HeadRow, Mapping[bytes, int]]:
         """Begin a transaction, and lock the head; see the seam."""
-        await self._run(self._connection.execute(BEGIN))
-        return _head_row(await self._fetch(LOCK_HEAD))
-
-    async def versions(self, keys: Sequence[bytes]) -> Mapping[bytes, int]:
-        """Return the newest versions of streams; see the seam."""
-        return {row[0]: row[1] for row in await self._fetch(SELECT_VERSIONS, keys)}
+        await self._run(self._connection.execute(LOCK_HEAD))
+        rows = await self._fetch(SELECT_HEAD_AND_VERSIONS, keys)
+        return _head_row(rows), dict(zip(keys, rows[0][8], strict=True))
 
     async def insert(
         self, rows: Sequence[Row], head: Head, begun: Sequence[bytes], finished: Sequence[bytes], server: str
@@ -323,7 +326,7 @@ def _translated() -> Any:
 def _head_row(rows: Sequence[Any]) -> HeadRow:
     if not rows:
         raise JournalRefused("the journal in the database has lost its head: restore it from a backup")
-    position, chain, recorded_at, journal_id, restored, format_, synchronous_commit, has_standby = rows[0]
+    position, chain, recorded_at, journal_id, restored, format_, synchronous_commit, has_standby, *_ = rows[0]
     head = Head(Place(position, chain), recorded_at)
     return HeadRow(head, str(uuid.UUID(str(journal_id))), restored, format_, synchronous_commit, has_standby)
 
