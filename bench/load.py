@@ -441,7 +441,9 @@ def quantile(ordered: list[float], share: float) -> float:
 def main() -> None:
     """Make the load that the command line orders."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description="Makes charges and measures them.")
-    parser.add_argument("target", help="host:port of a server of charging.v1.CommandService, several with commas, or a URL")
+    parser.add_argument(
+        "target", help="host:port of a server of charging.v1.CommandService, several with commas, or a URL"
+    )
     parser.add_argument("--in-flight", type=int, nargs="+", default=[16], help="charges in flight, a closed loop each")
     parser.add_argument(
         "--steps", type=step, nargs="+", default=[], metavar="RATE:SECONDS", help="an open loop's steps"

@@ -90,9 +90,7 @@ async def servers(*, quick: bool) -> dict[str, Any]:
     }
 
 
-async def _measure(
-    entrant: _Entrant, postgres: Postgres | None, size: Size
-) -> list[tuple[Measurement, float | None]]:
+async def _measure(entrant: _Entrant, postgres: Postgres | None, size: Size) -> list[tuple[Measurement, float | None]]:
     """Measure a service under each load, with the records in a commit of its journal if that is in PostgreSQL."""
     async with AsyncExitStack() as stack:
         database: Database | None = None
