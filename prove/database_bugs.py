@@ -127,6 +127,14 @@ class SeesNoTimelines(OverSession):
         return found if found.is_standby else Standing(is_standby=False, timeline=1)
 
 
+class WithoutLeases(OverStore):
+    """Every server drives every charge. It is no bug: safety never rests on leases."""
+
+    def drives(self, _charge_id: str) -> bool:
+        """Say yes."""
+        return True
+
+
 def _in_sessions(wrap: Callable[[Session], Any], store: Callable[[Any, Now], Any] | None = None) -> Bug:
     return Bug(node=lambda node: OverNode(node, wrap), store=store)
 

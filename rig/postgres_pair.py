@@ -40,6 +40,10 @@ class Pair:
         """
         if self.primary.is_running:
             self.primary.kill()
+        await self.take_over(alone=alone)
+
+    async def take_over(self, *, alone: bool = True) -> None:
+        """Make the standby the primary, whatever the other one does: frozen or cut off, nobody can stop it."""
         await self.standby.promote()
         self.primary, self.standby = self.standby, self.primary
         if alone:

@@ -2,41 +2,31 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import asyncpg
 import pytest
 
-from command_service.journal import Journal, JournalBusy, JournalFull, NotStored, VersionConflict
+from command_service.journal import (
+    Journal,
+    JournalBusy,
+    JournalFull,
+    JournalRefused,
+    NotStored,
+    Record,
+    VersionConflict,
+)
 from command_service.journal.postgres import statements
-from prove.network.faultproxy import Fault, Kind, Proxy, Way
+from prove.network.faultproxy import Fault, Kind, Way
 from rig.postgres import Connection, Node, database
 from tests.contract.journal_rigs import PostgresRig, add, stream
-
-# What asyncpg sends to commit, and what PostgreSQL answers: that it is done, and that it is ready.
-COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
-COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00Z\x00\x00\x00\x05I"
+from tests.contract.postgres_rigs import COMMIT, COMMITTED, END_OURS, gapless, proxied, until
 
 
 @pytest.fixture
 def rig(postgres_url: str) -> PostgresRig:
     return PostgresRig(postgres_url)
-
-
-@asynccontextmanager
-async def proxied(rig: PostgresRig) -> AsyncIterator[tuple[Journal, Proxy]]:
-    """The rig's journal, open through a proxy."""
-    host, _, port = str(rig.place.url.nodes[0]).rpartition(":")
-    async with Proxy(lambda: (host, int(port))) as proxy:
-        far = PostgresRig(rig.url.replace(f"{host}:{port}", proxy.address), is_made=True)
-        async with far.open() as journal:
-            yield journal, proxy
-
-
-def gapless(rig: PostgresRig, versions: list[int]) -> None:
-    """The store holds these versions of stream 1, and nothing else, at positions without a gap."""
-    assert rig.moment().records == [(number, stream(1), version) for number, version in enumerate(versions, 1)]
 
 
 # ---------------------------------------------------------------- answers that are lost
@@ -81,8 +71,11 @@ async def test_another_server_goes_on_from_a_commit_whose_answer_was_lost(rig: P
     async with proxied(rig) as (journal, proxy), rig.open("other") as other:
         proxy.order(Fault(Kind.CUT, Way.DOWN, when=COMMITTED))
         appending = asyncio.create_task(add(journal, stream(1), 0, [b"a"], finished=False))
-        while isinstance(await other.append(stream(1), 1, [b"b"], finished=True), VersionConflict):
-            await asyncio.sleep(0.001)
+
+        async def goes_on() -> bool:
+            return not isinstance(await other.append(stream(1), 1, [b"b"], finished=True), VersionConflict)
+
+        await until(goes_on)
         (record,) = await appending
         assert (record.position, record.event) == (1, b"a")
     gapless(rig, [1, 2])
@@ -104,13 +97,9 @@ async def test_a_backend_that_is_terminated_at_any_moment_loses_nothing_and_doub
     async with rig.open() as journal:
         appending = asyncio.create_task(append())
         for _ in range(30):
-            await postgres.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chargeonce' AND datname = $1",
-                rig.place.url.database,
-            )
+            await postgres.execute(END_OURS, rig.place.url.database)
             before = appended
-            while appended == before:
-                await asyncio.sleep(0.002)
+            await until(lambda: appended > before)  # noqa: B023  # it is over before the next one begins
         stop.set()
         await appending
     gapless(rig, list(range(1, appended + 1)))
@@ -141,6 +130,7 @@ CREATE FUNCTION fault.before() RETURNS trigger LANGUAGE plpgsql AS $$
 CREATE TRIGGER faulty BEFORE INSERT ON chargeonce.record FOR EACH ROW EXECUTE FUNCTION fault.before('insert');
 CREATE TRIGGER faulty BEFORE UPDATE ON chargeonce.head FOR EACH ROW EXECUTE FUNCTION fault.before('head');
 CREATE TRIGGER faulty BEFORE DELETE ON chargeonce.unfinished FOR EACH ROW EXECUTE FUNCTION fault.before('finish');
+CREATE TRIGGER faulty BEFORE INSERT ON chargeonce.server FOR EACH ROW EXECUTE FUNCTION fault.before('register');
 CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON chargeonce.record DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION fault.before('commit');
 ALTER TABLE chargeonce.head ENABLE ROW LEVEL SECURITY;
@@ -179,26 +169,26 @@ async def fired(connection: Connection) -> int:
 async def test_an_error_at_any_statement_is_mended_by_another_try_or_told_as_not_stored(
     faulty: tuple[PostgresRig, Connection], rig: PostgresRig
 ) -> None:
-    """Serialization failure, deadlock, lock timeout, shutdown, full disk: nothing is doubled, and no position is left out."""
+    """Serialization failure, deadlock, lock timeout, shutdown, no transaction ids left, full disk.
+
+    Nothing is doubled, and no position is left out.
+    """
     theirs, connection = faulty
-    versions = 0
+    version = 1
     async with theirs.open() as journal:
         await add(journal, stream(1), 0, [b"first"], finished=False)
-        for code in ("40001", "40P01", "55P03", "57P01", "53100"):
-            for place in PLACES:
-                versions += 1
-                await order(connection, place, code, times=1)
-                with contextlib.suppress(JournalFull):
-                    await add(journal, stream(1), versions, [code.encode()], finished=True)
-                    assert not (code == "53100" and place != "commit"), "a full disk was not told"
-                    await order(connection, "", "", 0)
-                    versions += 1
-                    await add(journal, stream(1), versions, [b"again"], finished=False)
-                    continue
-                assert code == "53100"
-                assert await fired(connection) == 1
-                versions -= 1
-    gapless(rig, list(range(1, versions + 2)))
+        for code, place in itertools.product(("40001", "40P01", "55P03", "57P01", "54000", "53100"), PLACES):
+            await order(connection, place, code, times=1)
+            is_told = code == "53100" and place != "commit"  # what a commit says is looked up in any case
+            (outcome,) = await asyncio.gather(
+                add(journal, stream(1), version, [place.encode()], finished=True), return_exceptions=True
+            )
+            assert isinstance(outcome, JournalFull) == is_told
+            assert await fired(connection) > 0
+            await order(connection, "", "", 0)
+            await add(journal, stream(1), version + (not is_told), [b"again"], finished=False)
+            version += 1 + (not is_told)
+    gapless(rig, list(range(1, version + 1)))
 
 
 @pytest.mark.parametrize("place", PLACES[:-1])
@@ -216,6 +206,28 @@ async def test_an_error_that_stays_is_told_as_busy_and_goes_away_with_its_cause(
         await add(journal, stream(1), 1, [b"second again"], finished=True)
         assert journal.accepting
     gapless(rig, [1, 2])
+
+
+async def test_a_start_that_the_database_has_no_room_for_is_refused(faulty: tuple[PostgresRig, Connection]) -> None:
+    theirs, connection = faulty
+    await order(connection, "register", "53100", times=1_000_000)
+    with pytest.raises(JournalRefused, match="a fault of the test"):
+        async with theirs.open():
+            pass
+
+
+@pytest.mark.parametrize("setting", ["idle_session_timeout", "transaction_timeout"])
+async def test_a_database_that_ends_connections_by_a_time_limit_ends_nothing_else(
+    setting: str, rig: PostgresRig, postgres: Node
+) -> None:
+    await postgres.execute(f"ALTER DATABASE {rig.place.url.database} SET {setting} = '100ms'")
+    async with proxied(rig) as (journal, proxy):
+        for version in range(3):
+            proxy.order(Fault(Kind.DELAY, Way.UP, when=COMMIT, seconds=0.3))
+            await add(journal, stream(1), version, [b"a"], finished=False)
+            await asyncio.sleep(0.3)
+        assert journal.accepting
+    gapless(rig, [1, 2, 3])
 
 
 # ---------------------------------------------------------------- the head's lock
@@ -250,15 +262,14 @@ async def test_a_server_that_stands_still_amid_a_commit_holds_up_the_others_for_
     async with proxied(rig) as (journal, proxy), rig.open("other") as other:
         proxy.order(Fault(Kind.DELAY, Way.UP, when=COMMIT, seconds=3.0))
         appending = asyncio.create_task(journal.append(stream(1), 0, [b"slow"], finished=False))
-        while not proxy.fired[Kind.DELAY]:
-            await asyncio.sleep(0.005)
+        await until(lambda: bool(proxy.fired[Kind.DELAY]))
         (quick,) = await until_stored(other)
         assert quick.position == 1
         assert isinstance(await appending, VersionConflict)
     gapless(rig, [1])
 
 
-async def until_stored(journal: Journal) -> object:
+async def until_stored(journal: Journal) -> Sequence[Record]:
     """Append to stream 1 until it is stored."""
     while True:
         with contextlib.suppress(NotStored):
@@ -277,9 +288,7 @@ async def test_a_server_for_which_there_is_no_connection_left_waits_and_goes_on(
         async with rig.open() as journal:
             await add(journal, stream(1), 0, [b"a"], finished=False)
             await take_all(node, others)
-            await operator.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chargeonce'"
-            )
+            await operator.execute(END_OURS, rig.place.url.database)
             await take_all(node, others)
             appending = asyncio.create_task(add(journal, stream(1), 1, [b"b"], finished=False))
             done, _ = await asyncio.wait([appending], timeout=0.5)

@@ -9,26 +9,15 @@ import pytest
 from command_service.journal import JournalRefused
 from command_service.journal.postgres import store
 from prove.network.faultproxy import Fault, Kind, Proxy, Way
-from rig.postgres import database
 from rig.postgres_pair import Pair
 from tests.contract.journal_rigs import PostgresRig, add, stream
-from tests.contract.test_postgres_commit import COMMIT, gapless
-
-STILL_SECONDS = 0.4
-"""What has not happened by then is taken not to happen."""
+from tests.contract.postgres_rigs import COMMIT, END_OURS, gapless, made_on, until, waits
 
 
 @pytest.fixture
-async def rig(pair: Pair) -> PostgresRig:
-    dsn = await database(pair)
-    while not await has_database(pair, dsn.rpartition("/")[2]):
-        await asyncio.sleep(0.01)
-    return PostgresRig(f"{dsn}?target_session_attrs=primary")
-
-
-async def has_database(pair: Pair, name: str) -> bool:
-    """Whether the standby has it already: it has what was committed on its disk, and shows it later."""
-    return bool(await pair.standby.fetch("SELECT FROM pg_database WHERE datname = $1", name))
+async def rig(pair: Pair) -> AsyncIterator[PostgresRig]:
+    async with made_on(pair) as rig:
+        yield rig
 
 
 @contextlib.asynccontextmanager
@@ -42,23 +31,21 @@ async def without_standby(pair: Pair) -> AsyncIterator[None]:
             await pair.standby.start()
 
 
-async def waits(*tasks: "asyncio.Task[object]") -> None:
-    """Fail unless all of these still wait after a while."""
-    done, _ = await asyncio.wait(tasks, timeout=STILL_SECONDS)
-    assert not done
-
-
 async def until_in_syncrep(pair: Pair, rig: PostgresRig) -> int:
     """Wait until a commit of the journal waits for the standby; return its backend."""
-    while not (
-        found := await pair.fetch(
+    found: list[int] = []
+
+    async def is_found() -> bool:
+        rows = await pair.fetch(
             "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'chargeonce'"
             " AND datname = $1",
             rig.place.url.database,
         )
-    ):
-        await asyncio.sleep(0.01)
-    return int(found[0][0])
+        found.extend(row[0] for row in rows)
+        return bool(found)
+
+    await until(is_found)
+    return found[0]
 
 
 async def test_while_the_standby_is_gone_appends_wait_and_none_is_lost(pair: Pair, rig: PostgresRig) -> None:
@@ -68,8 +55,7 @@ async def test_while_the_standby_is_gone_appends_wait_and_none_is_lost(pair: Pai
             appending = [
                 asyncio.create_task(add(journal, stream(number), 0, [b"x"], finished=True)) for number in range(2, 20)
             ]
-            while journal.not_accepting != "away":
-                await asyncio.sleep(0.01)
+            await until(lambda: journal.not_accepting == "away")
             await waits(*appending)
             assert [record.event for record in await journal.read(stream(1))] == [b"before"]
             assert journal.head.position == 1
@@ -90,8 +76,7 @@ async def test_a_commit_whose_wait_is_ended_is_not_told_and_not_shown_before_the
             appending = asyncio.create_task(add(journal, stream(1), 1, [b"b"], finished=False))
             for _ in range(3):
                 await pair.execute(f"SELECT {end}($1)", await until_in_syncrep(pair, rig))
-                while not await stored(rig, pair, 2):
-                    await asyncio.sleep(0.01)
+                await until(lambda: stored(rig, pair, 2))
             reading = asyncio.create_task(other.read(stream(1)))
             following = asyncio.create_task(other.beyond(1))
             await waits(appending, reading, following)
@@ -121,8 +106,7 @@ async def test_a_commit_that_the_standby_never_got_is_made_again_where_the_stand
         try:
             appending = asyncio.create_task(add(journal, stream(1), 1, [b"b"], finished=False))
             await pair.execute("SELECT pg_cancel_backend($1)", await until_in_syncrep(pair, rig))
-            while not await stored(rig, pair, 2):
-                await asyncio.sleep(0.01)
+            await until(lambda: stored(rig, pair, 2))
             reading = asyncio.create_task(other.read(stream(1)))
             await waits(appending, reading)
             pair.primary.kill()
@@ -148,10 +132,7 @@ async def test_commits_that_could_be_lost_are_refused_at_the_start_and_noticed_a
         with pytest.raises(JournalRefused, match=f"synchronous_commit is {level}"):
             async with rig.open("another"):
                 pass
-        await pair.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chargeonce' AND datname = $1",
-            name,
-        )
+        await pair.execute(END_OURS, name)
         appending = asyncio.create_task(journal.append(stream(1), 1, [b"b"], finished=False))
         await asyncio.wait_for(rig.has_ended.wait(), 10)
         assert not appending.done()
@@ -170,8 +151,7 @@ async def test_a_setting_that_changes_amid_a_transaction_does_not_spoil_its_comm
             async with without_standby(pair):
                 proxy.order(Fault(Kind.DELAY, Way.UP, when=COMMIT, seconds=1.0))
                 appending = asyncio.create_task(journal.append(stream(1), 1, [b"b"], finished=False))
-                while not proxy.fired[Kind.DELAY]:
-                    await asyncio.sleep(0.01)
+                await until(lambda: bool(proxy.fired[Kind.DELAY]))
                 await set_for_all(pair, "synchronous_commit = off")
                 await until_in_syncrep(pair, rig)
                 await waits(appending)

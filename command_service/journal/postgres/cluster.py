@@ -81,13 +81,13 @@ class Cluster:
                 f"{primary.node.name} is on timeline {primary.timeline}, and {self.timeline} was seen before"
             )
             raise Lost(f"{primary.node.name} is a former primary")
+        self._see(primary.timeline)
+        self._sessions[primary.session] = primary.timeline  # from now on it is cut if a newer primary is seen
         try:
-            self._see(primary.timeline)
             await self._examine(primary)
         except BaseException:
-            primary.session.end()
+            self.let_go(primary.session)
             raise
-        self._sessions[primary.session] = primary.timeline
         return primary.session
 
     async def _ask_all(self) -> tuple[list[_Answer], list[BaseException]]:

@@ -38,7 +38,7 @@ SELECT pg_is_in_recovery(),
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END
 """
 BEGIN: Final = f"""
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL lock_timeout = {LOCK_MILLISECONDS};
 SET LOCAL idle_in_transaction_session_timeout = {IDLE_MILLISECONDS}
 """
@@ -124,6 +124,7 @@ _UNDONE = (
     asyncpg.QueryCanceledError,
     asyncpg.UniqueViolationError,  # somebody has written without the head's lock
     asyncpg.InsufficientResourcesError,  # memory, disk, connections
+    asyncpg.ProgramLimitExceededError,  # no more transaction ids before a vacuum
 )
 _LOST = (
     OSError,
@@ -134,6 +135,8 @@ _LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,  # it has become a standby
 )
 _NEVER = (

@@ -128,6 +128,9 @@ class PostgresStore:
                 f"for {START_SECONDS:g} s no primary of the database has served at {nodes_named}, or it waits for its "
                 "standby: see the log above"
             ) from None
+        except Undone as undone:
+            store._cut()
+            raise JournalRefused(f"the database does not take what a start writes: {undone}") from undone
         except BaseException:
             store._cut()
             raise
@@ -355,9 +358,9 @@ class PostgresStore:
                 return
             self._others.append((known, found.head.place.position))
             self._advance(found.head)
-        others, self._others = self._others, []
-        for after, until in others:
-            self._tell(await session.streams_between(after, until))
+        while self._others:
+            self._tell(await session.streams_between(*self._others[0]))
+            del self._others[0]  # not before it is told: the connection may be lost meanwhile
 
     # ------------------------------------------------------------ looking after it
     @property

@@ -1,0 +1,203 @@
+"""A journal whose primary is lost: its standby is followed, a former primary never again, nor a database that has gone back."""
+
+import asyncio
+import contextlib
+import random
+import shutil
+import subprocess
+import uuid
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+import structlog
+
+from command_service.journal import Journal
+from command_service.journal.postgres.cluster import Cluster
+from command_service.journal.postgres.session import Lost
+from prove.network.faultproxy import Fault, Kind, Proxy, Way
+from rig.postgres import Node, database
+from rig.postgres_pair import Pair
+from tests.contract.journal_rigs import PostgresRig, add, stream
+from tests.contract.postgres_rigs import END_OURS, gapless, made_on, until, waits
+
+
+@pytest.fixture
+async def rig(pair: Pair) -> AsyncIterator[PostgresRig]:
+    async with made_on(pair) as rig:
+        yield rig
+
+
+async def test_appends_go_on_at_the_standby_when_the_primary_dies_and_comes_back(pair: Pair, rig: PostgresRig) -> None:
+    """It is killed amid appends, and then comes back as if nothing had been: it takes writes, and is refused."""
+    told: list[int] = []
+    stop = asyncio.Event()
+
+    async def append(journal: Journal, number: int) -> None:
+        version = 0
+        while not stop.is_set():
+            (record,) = await add(journal, stream(number), version, [b"x"], finished=False)
+            told.append(record.position)
+            version += 1
+
+    async def more(count: int) -> None:
+        enough = len(told) + count
+        await until(lambda: len(told) >= enough)
+
+    with structlog.testing.capture_logs() as logged:
+        async with rig.open() as journal, rig.open("other") as other:
+            appending = [
+                asyncio.create_task(append(each, number)) for number, each in enumerate((journal, other) * 4, 1)
+            ]
+            await more(100)
+            pair.primary.kill()
+            await pair.fail_over()
+            await more(100)
+            await pair.old_primary_returns()
+            for _ in range(3):
+                await pair.execute(END_OURS, rig.place.url.database)
+                await more(50)
+            stop.set()
+            await asyncio.gather(*appending)
+    assert any("takes writes on timeline" in line.get("why", "") for line in logged)
+    there = [
+        row[0]
+        for row in await pair.fetch(
+            "SELECT position FROM chargeonce.record ORDER BY 1", database=rig.place.url.database
+        )
+    ]
+    assert sorted(told) == there == list(range(1, len(told) + 1))
+
+
+@contextlib.asynccontextmanager
+async def doors(pair: Pair, rig: PostgresRig) -> AsyncIterator[tuple[Proxy, Proxy, PostgresRig]]:
+    """The journal behind a proxy before the present primary, and another one before its standby."""
+    first, second = pair.primary.port, pair.standby.port
+    async with (
+        Proxy(lambda: ("127.0.0.1", first)) as to_first,
+        Proxy(lambda: ("127.0.0.1", second)) as to_second,
+    ):
+        url = f"postgresql://postgres@{to_first.address},{to_second.address}/{rig.place.url.database}"
+        yield to_first, to_second, PostgresRig(url, is_made=True)
+
+
+async def test_a_server_that_has_seen_the_new_primary_never_writes_to_the_old_one_again(
+    pair: Pair, rig: PostgresRig
+) -> None:
+    """Also while it can reach the old one only."""
+    async with doors(pair, rig) as (_, to_new, theirs), theirs.open() as journal:
+        await add(journal, stream(1), 0, [b"a"], finished=False)
+        await pair.fail_over()
+        await add(journal, stream(1), 1, [b"b"], finished=False)
+        await pair.old_primary_returns()
+        to_new.order(*[Fault(Kind.RESET)] * 1_000)
+        to_new.end_all(reset=True)
+        appending = asyncio.create_task(add(journal, stream(1), 2, [b"c"], finished=False))
+        await until(lambda: journal.not_accepting == "away")
+        await waits(appending)
+        name = rig.place.url.database
+        assert await pair.standby.fetch("SELECT FROM chargeonce.head WHERE position = 1", database=name)
+        to_new.forget()
+        await appending
+        assert await pair.fetch("SELECT FROM chargeonce.head WHERE position = 3", database=name)
+
+
+async def test_a_connection_that_is_slow_to_come_about_is_not_used_when_there_is_a_newer_primary(
+    pair: Pair, rig: PostgresRig
+) -> None:
+    """It was asked for before the promotion, and answered after another one had seen it."""
+    async with doors(pair, rig) as (to_old, _, theirs):
+        cluster = Cluster(theirs.place.nodes(), random.Random(0))
+        to_old.order(Fault(Kind.DELAY, Way.UP, when=b"FROM chargeonce.head", seconds=3.0))
+        slow = asyncio.create_task(cluster.connect())
+        await until(lambda: bool(to_old.fired[Kind.DELAY]))
+        await pair.take_over()
+        (await cluster.connect()).end()
+        with pytest.raises(Lost):
+            await slow
+
+
+async def test_a_primary_that_freezes_is_left_for_the_promoted_standby(pair: Pair, rig: PostgresRig) -> None:
+    """Its connections stay, and say nothing. When it goes on, what it was sent is not told a second time."""
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"a"], finished=False)
+        pair.primary.pause()
+        appending = asyncio.create_task(add(journal, stream(1), 1, [b"b"], finished=False))
+        await waits(appending)
+        await pair.take_over()
+        await appending
+        pair.standby.resume()
+        for version in range(2, 5):
+            await add(journal, stream(1), version, [b"c"], finished=False)
+        pair.standby.kill()
+    gapless(rig, [1, 2, 3, 4, 5])
+
+
+# ---------------------------------------------------------------- a database that is not what it was
+async def ended(rig: PostgresRig, journal: Journal, appended: int) -> str:
+    """Return why the journal has ended its process; nothing more was appended."""
+    with structlog.testing.capture_logs() as logged:
+        appending = asyncio.create_task(journal.append(stream(1), appended, [b"x"], finished=False))
+        await asyncio.wait_for(rig.has_ended.wait(), 20)
+        assert not appending.done()
+        appending.cancel()
+    return " ".join(str(line.get("reason", "")) for line in logged)
+
+
+async def test_a_database_that_was_set_back_to_an_earlier_time_ends_the_server() -> None:
+    """From a copy of its files, while the server is at work."""
+    async with Node() as node:
+        rig = PostgresRig(await database(node))
+        async with rig.open() as journal:
+            await add(journal, stream(1), 0, [b"a"], finished=False)
+        await node.stop()
+        earlier = node.folder / "earlier"
+        await asyncio.to_thread(lambda: subprocess.run(["cp", "-a", node.data, earlier], check=True))
+        await node.start()
+        async with rig.open() as journal:
+            await add(journal, stream(1), 1, [b"b"], finished=False)
+            await node.stop()
+            shutil.rmtree(node.data)
+            earlier.rename(node.data)
+            await node.start()
+            assert "restored to an earlier time" in await ended(rig, journal, 2)
+
+
+SPOILT = {
+    "another journal": (f"UPDATE chargeonce.head SET journal_id = '{uuid.UUID(int=7)}'", "holds the journal"),
+    "another record at the end": ("UPDATE chargeonce.head SET chain = sha256('')", "ends at position 1"),
+    "a newer format": ("UPDATE chargeonce.head SET format = 1000", "run migrate"),
+    "no head": ("DELETE FROM chargeonce.head", "lost its head"),
+    "no tables": ("DROP SCHEMA chargeonce CASCADE", "migrate"),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+async def test_a_database_that_holds_something_else_than_was_served_ends_the_server(
+    spoilt: str, postgres_url: str
+) -> None:
+    rig = PostgresRig(postgres_url)
+    statement, reason = SPOILT[spoilt]
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"a"], finished=False)
+        connection = await asyncpg.connect(rig.url)
+        await connection.execute(statement)
+        await connection.close()
+        assert reason in await ended(rig, journal, 1)
+
+
+async def test_a_journal_that_goes_on_elsewhere_than_was_acknowledged_is_refused_at_the_next_connection(
+    postgres: Node, postgres_url: str
+) -> None:
+    """It has the same id and is longer, and holds another record where one was acknowledged."""
+    rig, name = PostgresRig(postgres_url), postgres_url.rpartition("/")[2]
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"a"], finished=False)
+        connection = await asyncpg.connect(rig.url)
+        await postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await postgres.execute(END_OURS, name)
+        await connection.execute("UPDATE chargeonce.record SET chain = sha256('')")
+        await connection.execute("UPDATE chargeonce.head SET position = 2, chain = sha256('2')")
+        await connection.close()
+        await postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert "another record at position 1" in await ended(rig, journal, 1)
