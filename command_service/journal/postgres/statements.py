@@ -65,11 +65,11 @@ WITH stored AS (
     SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::bytea[], $6::bytea[])
 ), moved AS (
     UPDATE chargeonce.head SET position = $7, chain = $8, recorded_at = $9
-    RETURNING pg_notify('{CHANNEL}', '')
+    RETURNING pg_notify('{CHANNEL}', $12::text)
 ), ended AS (
     DELETE FROM chargeonce.unfinished WHERE charge_id = ANY($10::bytea[])
 )
-INSERT INTO chargeonce.unfinished (charge_id, server) SELECT key, $12::uuid FROM unnest($11::bytea[]) AS key
+INSERT INTO chargeonce.unfinished (charge_id, server) SELECT key, $12::text::uuid FROM unnest($11::bytea[]) AS key
 ON CONFLICT DO NOTHING RETURNING charge_id
 """  # noqa: S608  # a constant of this module
 # A transaction that writes to the log, and so waits for the standby like any other; those before it have come there as well.
@@ -278,9 +278,14 @@ class Statements:
         await self._fetch(RELEASE, server)
 
     # ------------------------------------------------------------ the connection
-    async def listen(self) -> None:
-        """Have `news` hear of records; see the seam."""
-        await self._run(self._connection.add_listener(CHANNEL, lambda *_: self._has_news.set()))
+    async def listen(self, server: str) -> None:
+        """Have `news` hear of others' records; see the seam."""
+
+        def hear(_connection: object, _pid: int, _channel: str, by: object) -> None:
+            if by != server:
+                self._has_news.set()
+
+        await self._run(self._connection.add_listener(CHANNEL, hear))
 
     async def news(self, seconds: float) -> None:
         """Wait for records; see the seam."""
