@@ -158,7 +158,7 @@ class Session(Line):
         """Note that a server is no longer at work."""
         await self._ask("release", lambda: self._must_write().commit_here(Released(server)))
 
-    async def listen(self) -> None:
+    async def listen(self, server: str) -> None:  # noqa: ARG002  # it hears of its own records too
         """Listen."""
 
         def listen() -> None:
