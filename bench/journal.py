@@ -1,7 +1,7 @@
 """The journal alone, on SQLite and on PostgreSQL: python -m bench.journal
 
 Appends go through the journal's group commit, as charges append: so many at a time, each again when its last one is stored.
-The stores are measured in turns, so that a noisy machine disturbs them alike: PostgreSQL without and with a standby.
+The stores are measured in turns, so that a noisy machine disturbs them alike. PostgreSQL's is measured with a standby too.
 
 For PostgreSQL it also says for how long a commit holds the head's lock, from outside: from the answer to the statement that
 locks it to the answer to COMMIT. There is one such time at a time in all servers, so one PostgreSQL carries no more than

@@ -150,11 +150,15 @@ class Session(Line):
 
         return await self._ask("claim", claim)
 
+    async def condemn(self, why: str) -> None:
+        """Note that no server is to serve from this journal: in a story it never comes to that."""
+        self._stage.broke("I7", self._machine.name, why)
+
     async def release(self, server: str) -> None:
         """Note that a server is no longer at work."""
         await self._ask("release", lambda: self._must_write().commit_here(Released(server)))
 
-    async def listen(self) -> None:
+    async def listen(self, server: str) -> None:  # noqa: ARG002  # it hears of its own records too
         """Listen."""
 
         def listen() -> None:

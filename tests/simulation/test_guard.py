@@ -111,6 +111,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "datetime.UTC": "a constant",
     },
     "query_service/api.py": {"uuid.UUID": "an id from its text"},
+    "query_service/messages.py": {"uuid.UUID": "an id's text from its bytes"},
 }
 
 

@@ -87,6 +87,10 @@ class Session(Protocol):
         """Commit a transaction that changes nothing. True: all that was committed before it is durable, whoever did it."""
         ...
 
+    async def condemn(self, why: str) -> None:
+        """Note that no server is to serve from this journal, until it is restored."""
+        ...
+
     # ------------------------------------------------------------ reading: what is committed, perhaps not durable yet
     async def head(self) -> HeadRow:
         """Read the head without its lock."""
@@ -133,12 +137,12 @@ class Session(Protocol):
         ...
 
     # ------------------------------------------------------------ the connection
-    async def listen(self) -> None:
-        """Have `news` return when somebody stores records. It is a hint, which may fail to come."""
+    async def listen(self, server: str) -> None:
+        """Have `news` return when another server than this one stores records. It is a hint, which may fail to come."""
         ...
 
     async def news(self, seconds: float) -> None:
-        """Return when records were stored since the last call, or after some seconds."""
+        """Return when others have stored records since the last call, or after some seconds."""
         ...
 
     def end(self) -> None:

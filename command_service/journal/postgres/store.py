@@ -313,7 +313,7 @@ class PostgresStore:
         while True:
             try:
                 async with self._listener.one() as session:
-                    await session.listen()
+                    await session.listen(self._leases.server)
                     while True:
                         await self._catch_up(session)
                         await self._hint(session)
