@@ -176,6 +176,19 @@ def test_a_copy_that_is_killed_goes_on_after_its_last_chunk(places: Places, tmp_
     assert contents(target) == contents(source)
 
 
+def test_a_copy_to_a_disk_without_room_goes_on_once_there_is_some(places: Places, tmp_path: Path) -> None:
+    """What its anchor says is there: otherwise it would be refused as one that has lost its tail."""
+    source, target = full(tmp_path / "source.db", 9_000), places.file()
+    command = f"exec {sys.executable} -m command_service copy-journal sqlite:///{source} sqlite:///{target}"
+    copying = subprocess.run(
+        ["/bin/bash", "-c", f"ulimit -f 1000; {command}"], capture_output=True, text=True, check=False
+    )
+    assert copying.returncode == 1, copying.stdout
+    assert "cannot be used" in copying.stderr
+    assert copy(source, target).startswith("copied: ")
+    assert contents(target) == contents(source)
+
+
 @pytest.mark.parametrize(("kind", "to"), WAYS)
 def test_a_place_that_holds_another_journal_is_left_alone(places: Places, kind: str, to: str) -> None:
     source, target = places.full(kind), places.full(to)
