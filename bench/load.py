@@ -9,6 +9,8 @@ It prints `begin` and `end` on standard output, each a JSON line, when the measu
 can read clocks at those moments; `end` has the results. The generator competes with the measured service for two cores, so it
 must be cheap: it writes HTTP/2 itself (bench/http2.py).
 
+Several servers that are one service are one target: their addresses, with commas. Calls go to them in turns.
+
 A target that is a URL is called over HTTP, for a peer whose own door is HTTP: the same messages as bodies, the key in the
 header `Idempotency-Key`.
 """
@@ -64,7 +66,7 @@ LONGEST_WINDOW = 5.0
 class Order:
     """The load to make, and its duration."""
 
-    target: str  # host:port for gRPC, a URL for HTTP
+    target: str  # host:port for gRPC, or several of them; a URL for HTTP
     in_flight: int  # of a closed loop
     steps: Sequence["Step"]  # of an open loop; none is a closed one
     seconds: float
@@ -144,19 +146,21 @@ class Door(Protocol):
 
 
 class GrpcDoor:
-    """Several connections to a server of charging.v1.CommandService."""
+    """Several connections to servers of charging.v1.CommandService, as many to each."""
 
-    def __init__(self, target: str, in_flight: int, call_seconds: float, tls: ssl.SSLContext | None) -> None:
-        self._target = target
+    def __init__(self, targets: Sequence[str], in_flight: int, call_seconds: float, tls: ssl.SSLContext | None) -> None:
+        self._targets = targets
         self._tls = tls
         self._call_seconds = call_seconds
-        self._count = max(CONNECTIONS, -(-in_flight // CALLS_A_CONNECTION))
+        least = max(CONNECTIONS, -(-in_flight // CALLS_A_CONNECTION))
+        self._count = -(-least // len(targets)) * len(targets)
         self._connections: list[Connection] = []
 
     async def open(self) -> None:
         """Connect."""
-        for _ in range(self._count):
-            self._connections.append(await Connection.open(self._target, METHOD, self._call_seconds, self._tls))
+        for number in range(self._count):
+            target = self._targets[number % len(self._targets)]
+            self._connections.append(await Connection.open(target, METHOD, self._call_seconds, self._tls))
 
     async def call(self, number: int, key: str, request: bytes) -> bytes:  # noqa: ARG002  # it is in the request
         """Make a call."""
@@ -292,7 +296,7 @@ class Generator:
         if "://" in order.target:
             self._door: Door = HttpDoor(order.target, order.call_seconds)
         else:
-            self._door = GrpcDoor(order.target, order.in_flight, order.call_seconds, order.tls)
+            self._door = GrpcDoor(order.target.split(","), order.in_flight, order.call_seconds, order.tls)
         self._prefix = key_prefix("bench")
         self._number = 0
         self.tally = Tally()
@@ -437,7 +441,9 @@ def quantile(ordered: list[float], share: float) -> float:
 def main() -> None:
     """Make the load that the command line orders."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description="Makes charges and measures them.")
-    parser.add_argument("target", help="host:port of a server of charging.v1.CommandService, or a URL")
+    parser.add_argument(
+        "target", help="host:port of a server of charging.v1.CommandService, several with commas, or a URL"
+    )
     parser.add_argument("--in-flight", type=int, nargs="+", default=[16], help="charges in flight, a closed loop each")
     parser.add_argument(
         "--steps", type=step, nargs="+", default=[], metavar="RATE:SECONDS", help="an open loop's steps"

@@ -37,7 +37,7 @@ async def overload(*, quick: bool) -> dict[str, Any]:
 
 
 async def _over(before: Measurement, limit: int, size: Size) -> dict[str, Any]:
-    async with sites.open_site(sites.PRODUCT, COMMAND_MAX_CALLS=str(limit)) as site:
+    async with sites.open_site(sites.PRODUCT, settings={"COMMAND_MAX_CALLS": str(limit)}) as site:
         (over,) = await measure(site, sites.PRODUCT, [TIMES * limit], size, "--obey-retry-info")
     return {
         "limit": limit,

@@ -1,4 +1,4 @@
-"""A CPU profile of the command server: python -m bench.profile [--in-flight N] [--seconds S]
+"""A CPU profile of the command server: python -m bench.profile [--in-flight N] [--seconds S] [--postgres]
 
 The command server runs in this process, as `python -m command_service` would, with a sampler beside it: a timer of the kernel
 that counts this process's CPU time (ITIMER_PROF) interrupts it every 2 ms of CPU, and the sampler counts the running lines.
@@ -24,6 +24,7 @@ import uvloop
 
 from bench import sites
 from bench.measure import Size, measure
+from bench.postgres import make_journal, start_postgres
 from chassis import settings, telemetry
 from command_service.serving import serve
 from command_service.settings import Settings
@@ -93,21 +94,26 @@ def _thread_ticks() -> dict[str, tuple[str, int]]:
     return ticks
 
 
-async def main(in_flight: int, seconds: float) -> None:
+async def main(in_flight: int, seconds: float, *, on_postgres: bool) -> None:
     """Serve under load, and print the profile."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         bank = await sites.start_bank(stack, folder)
+        journal, others = f"sqlite:///{folder / 'journal.db'}", {}
+        if on_postgres:
+            database = await stack.enter_async_context((await start_postgres(stack)).database())
+            await make_journal(database.url)
+            journal, others = database.url, dict(database.servers)
         environment = {
             "COMMAND_LISTEN": "127.0.0.1:0",
             "COMMAND_FEED_LISTEN": "127.0.0.1:0",
-            "COMMAND_JOURNAL": f"sqlite:///{folder / 'journal.db'}",
+            "COMMAND_JOURNAL": journal,
             "COMMAND_BANK_URL": f"http://{bank.listen}",
             "COMMAND_DRAIN_SECONDS": "1",
         }
         command = await stack.enter_async_context(serve(settings.read(Settings, environment)))
         query = await sites.start(stack, sites.query_server(folder, str(command.feed_listen)))
-        pids = {"service": os.getpid()}, {"bank": bank.pid, "query": query.pid}
+        pids = {"service": os.getpid()}, {"bank": bank.pid, "query": query.pid, **others}
         site = sites.Site(str(command.listen), *pids, {}, folder)
         sampler, before = Sampler(), _thread_ticks()
         sampler.start()
@@ -135,6 +141,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.profile")
     parser.add_argument("--in-flight", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--postgres", action="store_true", help="the journal on PostgreSQL")
     chosen = parser.parse_args()
     telemetry.configure_logging("command")
-    uvloop.run(main(chosen.in_flight, chosen.seconds))
+    uvloop.run(main(chosen.in_flight, chosen.seconds, on_postgres=chosen.postgres))

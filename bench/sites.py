@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from bench import programs, rivals
+from bench.postgres import Database, make_journal, start_postgres
 from bench.programs import Program
 from rig.processes import Server
 
@@ -67,7 +69,7 @@ class Site:
     """A service at work."""
 
     listen: str
-    """Where charges are taken: host:port for gRPC, a URL for HTTP."""
+    """Where charges are taken: host:port for gRPC, several of them with commas, or a URL for HTTP."""
     own: Mapping[str, int]
     """Ids of the service's own processes, the server of its database or of its engine included."""
     others: Mapping[str, int]
@@ -77,19 +79,30 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(name: str, *, delay_milliseconds: float = 0.0, **settings: str) -> AsyncIterator[Site]:
-    """Start a service with its bank; end all of it when the context is left. `settings` are variables for the service."""
+async def open_site(
+    name: str,
+    *,
+    delay_milliseconds: float = 0.0,
+    settings: Mapping[str, str] | None = None,
+    database: Database | None = None,
+    servers: int = 1,
+) -> AsyncIterator[Site]:
+    """Start a service with its bank; end all of it when the context is left. `settings` are variables for the service.
+
+    `database` is an empty one for a service that keeps its charges in PostgreSQL; a peer without one gets a server of its own.
+    `servers` is the number of the product's command servers, which share one journal.
+    """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)))
         bank = await start_bank(stack, folder, delay_milliseconds)
         if name == PRODUCT:
-            yield await start_product(stack, folder, bank, settings)
+            yield await start_product(stack, folder, bank, settings or {}, database=database, servers=servers)
             return
-        backing = await _backing(name.removesuffix(AIOHTTP), folder, stack)
+        backing = await _backing(name.removesuffix(AIOHTTP), folder, stack, database)
         client = "aiohttp" if name.endswith(AIOHTTP) or name in NEEDS else "httpx"
         environment = {"BENCH_BANK_URL": f"http://{bank.listen}", "BENCH_BANK_CLIENT": client, **backing.environment}
         service = Server(f"bench.services.{backing.module}", environment, folder / "service.log")
-        await start(stack, service, **settings)
+        await start(stack, service, **(settings or {}))
         listen = await backing.open(service.listen)
         own = {"service": service.pid, **backing.servers}
         yield Site(listen, own, {"bank": bank.pid}, {"service": service, "bank": bank}, folder)
@@ -108,33 +121,45 @@ async def start_product(
     settings: Mapping[str, str],
     *,
     journal: Path | None = None,
+    database: Database | None = None,
+    servers: int = 1,
     follow: bool = True,
 ) -> Site:
-    """Start the product as in production: logs, metrics, chain, feed, and with `follow` a query server."""
-    command = Server(
-        "command_service",
-        {
-            "COMMAND_LISTEN": "127.0.0.1:0",
-            "COMMAND_FEED_LISTEN": "127.0.0.1:0",
-            "COMMAND_JOURNAL": f"sqlite:///{journal or folder / 'journal.db'}",
-            "COMMAND_BANK_URL": f"http://{bank.listen}",
-            "COMMAND_METRICS_LISTEN": "127.0.0.1:0",
-        },
-        folder / "command.log",
-    )
-    await start(stack, command, **{name: value for name, value in settings.items() if name.startswith("COMMAND_")})
+    """Start the product as in production: logs, metrics, chain, feed, and with `follow` a query server.
+
+    The journal is that of a file, a new one in the folder by default, or a new one in an empty database.
+    """
+    url = f"sqlite:///{journal or folder / 'journal.db'}"
+    if database is not None:
+        url = database.url
+        await make_journal(url)
+    names = ["service", *(f"service {number}" for number in range(2, servers + 1))]
+    commands = {name: _command_server(folder, url, bank, name) for name in names}
+    for command in commands.values():
+        await start(stack, command, **{name: value for name, value in settings.items() if name.startswith("COMMAND_")})
     beside = {"bank": bank}
     if follow:
-        beside["query"] = query_server(folder, str(command.serving["feed"]))
+        beside["query"] = query_server(folder, str(commands["service"].serving["feed"]))
         queries = {name: value for name, value in settings.items() if name.startswith("QUERY_")}
         await start(stack, beside["query"], **queries)
     return Site(
-        command.listen,
-        {"service": command.pid},
+        ",".join(command.listen for command in commands.values()),
+        {**{name: command.pid for name, command in commands.items()}, **(database.servers if database else {})},
         {name: server.pid for name, server in beside.items()},
-        {"service": command, **beside},
+        {**commands, **beside},
         folder,
     )
+
+
+def _command_server(folder: Path, journal: str, bank: Server, name: str) -> Server:
+    environment = {
+        "COMMAND_LISTEN": "127.0.0.1:0",
+        "COMMAND_FEED_LISTEN": "127.0.0.1:0",
+        "COMMAND_JOURNAL": journal,
+        "COMMAND_BANK_URL": f"http://{bank.listen}",
+        "COMMAND_METRICS_LISTEN": "127.0.0.1:0",
+    }
+    return Server("command_service", environment, folder / f"{name}.log")
 
 
 def query_server(folder: Path, feed: str, name: str = "query") -> Server:
@@ -178,32 +203,36 @@ class _Backing:
     """Called with the address of the process when it serves; returns where charges are taken."""
 
 
-async def _backing(name: str, folder: Path, stack: AsyncExitStack) -> _Backing:
-    """Start what a peer runs on."""
-    database = str(folder / "charges.db")
+async def _backing(name: str, folder: Path, stack: AsyncExitStack, database: Database | None) -> _Backing:
+    """Start what a peer runs on, but for a database that there is."""
+    file = str(folder / "charges.db")
+    if database is None and name in (DBOS_POSTGRES, SOURCED_POSTGRES):
+        postgres = await start_postgres(stack)
+        database = await stack.enter_async_context(postgres.database())
     match name:
         case "echo":
             return _Backing("echo", {})
         case "tutorial":
-            return _Backing("tutorial", {"BENCH_DATABASE": database})
+            return _Backing("tutorial", {"BENCH_DATABASE": file})
         case "dbos-sqlite":
-            return _Backing("durable", {"BENCH_DATABASE": f"sqlite:///{database}"})
+            return _Backing("durable", {"BENCH_DATABASE": f"sqlite:///{file}"})
         case "dbos-postgres":
-            sockets, pid = rivals.start_postgres(stack, folder)
-            url = f"postgresql://postgres@/charges?host={sockets}"
-            return _Backing("durable", {"BENCH_DATABASE": url}, {"database": pid})
+            assert database is not None
+            return _Backing("durable", {"BENCH_DATABASE": database.url}, database.servers)
         case "eventsourcing-sqlite":
-            return _Backing("sourced", {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": database})
+            return _Backing("sourced", {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": file})
         case "eventsourcing-postgres":
-            sockets, pid = rivals.start_postgres(stack, folder)
+            assert database is not None
+            at = urlsplit(database.url)
             settings = {
                 "PERSISTENCE_MODULE": "eventsourcing.postgres",
-                "POSTGRES_DBNAME": "charges",
-                "POSTGRES_HOST": sockets,
-                "POSTGRES_USER": "postgres",
-                "POSTGRES_PASSWORD": "none",  # the server trusts every client of its socket, but the library requires one
+                "POSTGRES_DBNAME": at.path.strip("/"),
+                "POSTGRES_HOST": str(at.hostname),
+                "POSTGRES_PORT": str(at.port),
+                "POSTGRES_USER": str(at.username),
+                "POSTGRES_PASSWORD": "none",  # the server asks nobody for it, but the library requires one
             }
-            return _Backing("sourced", settings, {"database": pid})
+            return _Backing("sourced", settings, database.servers)
         case "restate" | "restate-local-log":
             log = "local" if name == RESTATE_LOCAL else "replicated"
             ingress, admin, pid = await rivals.start_restate(stack, folder, log)

@@ -99,6 +99,12 @@ class Node:
         """Where it listens, on 127.0.0.1."""
         return int(self.address.rpartition(":")[2])
 
+    @property
+    def pid(self) -> int:
+        """The process that starts all its others."""
+        assert self._process is not None
+        return self._process.pid
+
     def dsn(self, database: str = "postgres") -> str:
         """Return how to reach one of its databases, without the password."""
         return f"postgresql://postgres@{self.address}/{database}"

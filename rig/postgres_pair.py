@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections.abc import Mapping
 
 import asyncpg
 
@@ -15,9 +16,9 @@ class Pair:
     A commit is acknowledged when both have it on their disks: while the standby is away, commits wait.
     """
 
-    def __init__(self, *, password: str = "") -> None:
-        settings = {"synchronous_standby_names": "ANY 1 (a, b)", "synchronous_commit": "on"}
-        self.primary = Node(password=password, settings=settings)
+    def __init__(self, *, password: str = "", settings: Mapping[str, str] | None = None) -> None:
+        synchronous = {"synchronous_standby_names": "ANY 1 (a, b)", "synchronous_commit": "on"}
+        self.primary = Node(password=password, settings={**synchronous, **(settings or {})})
         self.standby = Node(password=password)
         self._names = {self.primary: "a", self.standby: "b"}
 

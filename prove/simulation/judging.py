@@ -9,17 +9,18 @@ from typing import Any
 
 from charging.v1.common_pb2 import DeclineReason, ReviewReason
 from charging.v1.journal_pb2 import Event
+from command_service.journal.records import id_of
 from judge.checker import check
-from judge.files import read_anchor, read_journal, read_view, view_in
+from judge.files import read_anchor, read_journal, read_view, records_in, view_in
 from judge.history import Call, Observed, Record, Session, View, Violation
 from judge.streams import Stream
 from prove.simulation.bank import APPROVED, DECLINES, Bank
 from prove.simulation.callers import Callers
 from prove.simulation.disk import Disk
 from prove.simulation.host import Process
+from prove.simulation.lines import SILENT_SECONDS
 from prove.simulation.plan import ENDS
 from prove.simulation.servers import Servers, newest
-from prove.simulation.sessions import SILENT_SECONDS
 from prove.simulation.stage import Stage
 
 # The tasks that a server has for as long as it lives: the query server's own, and the one that reads the feed; the command
@@ -45,7 +46,7 @@ class Judging:
     # ------------------------------------------------------------ at rest
     def read_files(self) -> None:
         """Read what the files hold in the end, through the servers' own connections: that spares half of the judging."""
-        self._records = self._servers.records()
+        self._records = self._kept_records()
         if self._servers.unfinished():
             self._stage.broke("I16", "the journal", "at rest, it lists charges as unfinished")
         self._views = [view_in(newest(process)) for process in self._servers.queries]
@@ -53,7 +54,7 @@ class Judging:
     def allows(self, call: Call) -> bool:
         """Whether a charge at rest allows what a call asked for, by the book of the journal as it is now."""
         charge = Stream(call.charge_id)
-        for record in self._servers.records():
+        for record in self._kept_records():
             if record.charge_id == call.charge_id:
                 event = Event.FromString(record.event)
                 list(charge.take(record, event.WhichOneof("kind") or "", event))
@@ -126,9 +127,16 @@ class Judging:
         command = self._servers.a_command()
         return (command.left or command.surviving or command.folder) / "journal.db"
 
+    def _kept_records(self) -> list[Record]:
+        """What the journal holds: in the database, or in the file, which is open."""
+        if (database := self._servers.database) is not None:
+            rows: Any = sorted(database.primary.tables.rows.values())
+            return [Record(at, id_of(key), *rest) for at, key, *rest in rows]
+        return records_in(newest(self._servers.a_command()))
+
     def _left_records(self) -> list[Record]:
         if self._servers.database is not None:
-            return self._servers.records()
+            return self._kept_records()
         return read_journal(self._file) if self._servers.a_command().journal is not None else []
 
     @property

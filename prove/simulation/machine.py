@@ -12,7 +12,7 @@ from typing import Protocol
 
 from command_service.journal.postgres.session import Undone
 from prove.simulation.stage import Stage
-from prove.simulation.tables import Change, Inserted, Nothing, Tables
+from prove.simulation.tables import Change, Inserted, Tables
 
 LOCK_SECONDS = 5.0
 
@@ -106,10 +106,6 @@ class Machine:
         is_durable = await self._standby_has(place)
         self._show(place)
         return is_durable
-
-    async def confirm(self) -> bool:
-        """Commit what changes nothing."""
-        return await self.commit(Nothing())
 
     def commit_here(self, change: Change) -> None:
         """Commit a change without a wait for the standby."""

@@ -95,22 +95,22 @@ LATER = {
     "expire_hold": Later("lapsed {seed}", 1 / 3, 0.4),
     "late_execute": Later("late execute {seed}", 2 / 3, 0.9),
 }
-# From this seed on several command servers share a journal in a PostgreSQL of two nodes. So all other stories stay what they were.
+# From this seed on several command servers share a journal in a PostgreSQL of two nodes. All others stay what they were.
 SHARED = 1_000_000
 # What goes wrong between these servers and their database, and at its nodes, in the same terms as above.
 DATABASE_FAULTS = {
     "pg_cut_before": 0.1,
-    "pg_cut_during": 0.3,
+    "pg_cut_during": 0.5,
     "pg_cut_after": 0.1,
     "pg_answer_lost": 0.05,
     "pg_undone": 0.1,
     "pg_slow": 0.1,
     "pg_warned": 0.3,
-    "pg_warned_lost": 0.9,
     "pg_unreachable": 0.3,
     "pg_hint_lost": 0.9,
-    "pg_old_primary": 0.9,
 }
+# What may follow from these and from the weather, half of the time.
+DATABASE_SEQUELS = ("pg_warned_lost", "pg_old_primary")
 DATABASE_WEATHER = (
     *("pg_failover", "pg_paused_failover", "pg_restart", "pg_pause", "pg_standby_gone", "pg_clock_jump"),
     "pause_command",
@@ -118,7 +118,7 @@ DATABASE_WEATHER = (
 STORIES_WITHOUT_LEASES = 1 / 8
 # At rest after faults everything must be well within a minute.
 DATABASE_WEATHER_SECONDS = 8.0
-KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *DATABASE_FAULTS, *DATABASE_WEATHER, *CLIENTS, *ENDS)
+KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *DATABASE_FAULTS, *DATABASE_SEQUELS, *DATABASE_WEATHER, *CLIENTS, *ENDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def plan_of(seed: int) -> Plan:
 def _shared(plan: Plan) -> Plan:
     """The same, for servers that share a database."""
     chance = random.Random(f"shared {plan.seed}")
-    weights = dict(plan.weights)
+    weights = {**plan.weights, **dict.fromkeys(DATABASE_SEQUELS, 0.5)}
     for kind, most in DATABASE_FAULTS.items():
         roll = chance.random()
         if roll < 0.15:

@@ -17,14 +17,12 @@ from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
 from command_service.journal.postgres.session import Node
 from command_service.journal.postgres.store import PostgresStore
-from command_service.journal.records import id_of
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.store import Store
 from command_service.owners import Owners
 from command_service.parts import Parts
 from command_service.settings import Settings
-from judge.files import records_in
-from judge.history import Record
+from prove.database_bugs import WithoutLeases
 from prove.simulation.bank import Bank
 from prove.simulation.database import Database
 from prove.simulation.disk import Disk
@@ -39,7 +37,6 @@ from query_service.settings import Settings as QuerySettings
 from query_service.subscriber import FeedLost, OpenFeed
 from query_service.verified import BrokenFeed
 from query_service.view_file import ViewUnusable
-from rig.around import Around
 
 # In so many stories one is judged by the files that its servers left, all others by what these had just before the end.
 FILES_READ_EVERY = 8
@@ -204,13 +201,6 @@ class Servers:
             self.kill(process, "ends: the view cannot be opened")
 
     # ------------------------------------------------------------ the journal
-    def records(self) -> list[Record]:
-        """Read the journal's records."""
-        if self.database is not None:
-            rows = sorted(self.database.primary.tables.rows.items())
-            return [Record(at, id_of(key), *rest) for at, (_, key, *rest) in rows]
-        return records_in(newest(self.a_command()))
-
     def unfinished(self) -> set[bytes]:
         """The charges that the journal lists as unfinished."""
         if self.database is not None:
@@ -231,14 +221,6 @@ class Servers:
             await process.assembled.close()
             await process.journal.close()
         self.kill(process, "has stopped")
-
-
-class WithoutLeases(Around[Store]):
-    """A store that has every server drive every charge: it costs calls, and safety never rests on leases."""
-
-    def drives(self, _charge_id: str) -> bool:
-        """Whether this server is to drive it: any."""
-        return True
 
 
 class SimulatedQueryParts(QueryParts):
@@ -330,7 +312,7 @@ class SimulatedParts(Parts):
         if not nodes:
             return await super().store()
         store = await PostgresStore.open(nodes, name=name, new_id=self.new_id, chance=self.chance())
-        return WithoutLeases(store).as_one() if self._stage.plan.ignores_leases else store
+        return WithoutLeases(store, self.now).as_one() if self._stage.plan.ignores_leases else store
 
     def rhythm(self) -> Rhythm:
         """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""

@@ -1,6 +1,6 @@
 """The journal's tables as a node of a simulated PostgreSQL holds them, and the changes that its log is made of.
 
-It is `command_service/journal/postgres/schema.py` and what the statements do to it, in a few lines that can be seen to be right.
+It is `command_service/journal/postgres/schema.py`, and what the statements do to it, in few lines.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from command_service.journal import START
-from command_service.journal.records import RECORDS_A_READ, Row, Verifiable
+from command_service.journal.records import Row, Verifiable
 from command_service.journal.store import Head
 
 
@@ -24,16 +24,20 @@ class Tables:
     servers: dict[str, float] = field(default_factory=dict)
     """Until when each is known to be at work."""
 
-    def after(self, position: int, until: int) -> list[Row]:
-        """The records after a position, up to another one, in order: as many as a read gives."""
-        return self.between(position, until)[:RECORDS_A_READ]
-
     def between(self, position: int, until: int) -> list[Row]:
         """The records after a position, up to another one, in order."""
         return [self.rows[at] for at in range(position + 1, until + 1) if at in self.rows]
 
-    def verifiable(self, row: Row) -> Verifiable:
-        """A record, with the chain before it."""
+    def stream(self, key: bytes) -> list[Verifiable]:
+        """A stream's records, oldest first, each with the chain before it."""
+        return [self._verifiable(row) for row in sorted(self.streams.get(key, ()), key=lambda row: row[2])]
+
+    def at(self, position: int) -> Verifiable | None:
+        """One record, with the chain before it."""
+        row = self.rows.get(position)
+        return None if row is None else self._verifiable(row)
+
+    def _verifiable(self, row: Row) -> Verifiable:
         before = self.rows.get(row[0] - 1)
         return (*row, before[4] if before else None)
 

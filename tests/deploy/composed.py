@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from tests.deploy.deployment import DEPLOY, compose, entrypoint
 BIN = Path(sys.executable).parent
 # Far more than a start takes, for a machine that is busy with other things.
 START_SECONDS = 60.0
-PASSED = ("PATH", "LC_ALL")
 # What the image's own entry point does. The node listens where the test can reach it, and on nothing else.
 ENTRYPOINT = """#!/bin/sh
 set -eu
@@ -53,7 +52,7 @@ class Service:
     addresses: Mapping[str, str]
     """Where host:port is; the service's own ports are localhost's."""
     log: Path
-    process: asyncio.subprocess.Process | None = field(default=None)
+    process: asyncio.subprocess.Process | None = None
 
     def here(self, text: str) -> str:
         """Replace the container's addresses and paths by those of this machine."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from charging.v1.command_pb2 import OutcomeSource
 from charging.v1.common_pb2 import ChargeStatus
 from rig import composed
-from tests.deploy.composed import composed_in
+from tests.deploy.composed import Composed, composed_in
 from tests.deploy.deployment import DEPLOY, compose
 from tests.deploy.shop import charge, charge_in_view
 
@@ -123,7 +124,7 @@ def test_passwords_stay_when_certificates_are_made_anew_and_the_folder_is_closed
 
 @pytest.mark.timeout(300)
 async def test_everything_runs_as_the_file_starts_it(tmp_path: Path) -> None:
-    """Two servers are one service: a key charges once whichever is asked, and one takes the other's place."""
+    """Two servers are one service: a key charges once whichever is asked, and one takes the other's place. So do the nodes."""
     async with composed_in(tmp_path) as town:
         shop = town.files / "certs" / "shop"
         charged = await charge(town.at("command-1", 50051), shop, "order-1")
@@ -140,10 +141,25 @@ async def test_everything_runs_as_the_file_starts_it(tmp_path: Path) -> None:
         for caller, host, port in called():
             if caller == "prometheus" and host != "command-1":
                 assert "chargeonce_calls_unauthenticated" in await scraped(town.at(host, int(port)), town.files)
+        await fail_over_as_the_page_says(town)
+        late = await charge(town.at("command-2", 50051), shop, "order-3")
+        first = await charge(town.at("command-2", 50051), shop, "order-1")
+        assert late.status == ChargeStatus.CHARGE_STATUS_CHARGED
+        assert (first.outcome_source, first.position) == (OutcomeSource.OUTCOME_SOURCE_REPLAYED, charged.position)
+        assert (await charge_in_view(town.at("query-1", 50052), shop, late)).charge.charge_id == late.charge_id
         ends = await asyncio.gather(
             *(town.services[name].end() for name in ("query-1", "query-2", "command-2", "bank"))
         )
         assert ends == [0, 0, 0, 0]
+
+
+async def fail_over_as_the_page_says(town: Composed) -> None:
+    """Kill the primary, promote the other, and make the lost one anew as its copy (docs/deployment.md)."""
+    lost, other = town.nodes.values()
+    await asyncio.to_thread(lost.kill)
+    await other.promote_here()
+    await asyncio.to_thread(shutil.rmtree, lost.data)
+    await lost.start()
 
 
 async def scraped(address: str, files: Path) -> str:

@@ -65,7 +65,8 @@ def test_a_unit_can_do_little(name: str, installed: Path) -> None:
 def test_a_server_that_ends_is_started_again_and_keeps_its_state_for_itself(name: str) -> None:
     settings = unit(*UNITS[name])
     assert settings["Restart"] == ["always"] and settings["StartLimitIntervalSec"] == ["0"]
-    assert settings["UMask"] == ["0077"] and settings["StateDirectoryMode"] == ["0700"]
+    assert settings["ProtectSystem"] == ["strict"] and settings["UMask"] == ["0077"]
+    assert settings["StateDirectoryMode"] == ["0700"]
     (state,) = settings["StateDirectory"]
     files = [each for each in settings["Environment"] if "/var/lib/" in each]
     assert files and all(f"/var/lib/{state}/" in each for each in files)

@@ -54,13 +54,12 @@ class Session(Protocol):
         """Ask the node what it is."""
         ...
 
-    # ------------------------------------------------------------ writing: begin, versions, insert, then commit or rollback
-    async def begin(self) -> HeadRow:
-        """Begin a transaction and lock the head until its end. Undone: somebody else holds it for too long."""
-        ...
+    # ------------------------------------------------------------ writing: begin, insert, then commit or rollback
+    async def begin(self, keys: Sequence[bytes]) -> tuple[HeadRow, Mapping[bytes, int]]:
+        """Begin a transaction and lock the head until its end. Undone: somebody else holds it for too long.
 
-    async def versions(self, keys: Sequence[bytes]) -> Mapping[bytes, int]:
-        """Return the newest versions of streams, as committed; those that have no records are missing."""
+        Returns the head, and the newest versions of streams as they are under the lock; 0 is that of one without records.
+        """
         ...
 
     async def insert(
@@ -86,6 +85,10 @@ class Session(Protocol):
 
     async def confirm(self) -> bool:
         """Commit a transaction that changes nothing. True: all that was committed before it is durable, whoever did it."""
+        ...
+
+    async def condemn(self, why: str) -> None:
+        """Note that no server is to serve from this journal, until it is restored."""
         ...
 
     # ------------------------------------------------------------ reading: what is committed, perhaps not durable yet
@@ -134,12 +137,12 @@ class Session(Protocol):
         ...
 
     # ------------------------------------------------------------ the connection
-    async def listen(self) -> None:
-        """Have `news` return when somebody stores records. It is a hint, which may fail to come."""
+    async def listen(self, server: str) -> None:
+        """Have `news` return when another server than this one stores records. It is a hint, which may fail to come."""
         ...
 
     async def news(self, seconds: float) -> None:
-        """Return when records were stored since the last call, or after some seconds."""
+        """Return when others have stored records since the last call, or after some seconds."""
         ...
 
     def end(self) -> None:

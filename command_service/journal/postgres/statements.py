@@ -38,23 +38,27 @@ SELECT pg_is_in_recovery(),
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END
 """
 BEGIN: Final = f"""
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL lock_timeout = {LOCK_MILLISECONDS};
 SET LOCAL idle_in_transaction_session_timeout = {IDLE_MILLISECONDS}
 """
 # What is found of synchronous_commit holds to the end of the transaction, whatever an operator sets meanwhile.
-SELECT_HEAD: Final = """
+_HEAD: Final = """
 SELECT position, chain, recorded_at, journal_id, restored, format,
     set_config('synchronous_commit', current_setting('synchronous_commit'), true),
     current_setting('synchronous_standby_names') <> ''
-FROM chargeonce.head
 """
-LOCK_HEAD: Final = f"{SELECT_HEAD} FOR UPDATE"
+SELECT_HEAD: Final = f"{_HEAD} FROM chargeonce.head"
+# A statement of its own sees what was committed while the lock was waited for. One that also waits for the lock would not.
+LOCK_HEAD: Final = "SELECT FROM chargeonce.head FOR UPDATE"
+SHARE_HEAD: Final = "SELECT FROM chargeonce.head FOR SHARE"
 # One step into the index for each stream, whatever the planner believes of the table's size.
-SELECT_VERSIONS: Final = """
-SELECT key, version FROM unnest($1::bytea[]) AS key CROSS JOIN LATERAL
-    (SELECT version FROM chargeonce.record WHERE charge_id = key ORDER BY version DESC LIMIT 1) AS newest
-"""
+SELECT_HEAD_AND_VERSIONS: Final = f"""
+{_HEAD}, ARRAY (
+    SELECT coalesce((SELECT version FROM chargeonce.record WHERE charge_id = key ORDER BY version DESC LIMIT 1), 0)
+    FROM unnest($1::bytea[]) WITH ORDINALITY AS asked (key, number) ORDER BY number
+) FROM chargeonce.head
+"""  # noqa: S608  # a constant of this module
 # One round trip for all that a commit changes.
 INSERT: Final = f"""
 WITH stored AS (
@@ -62,13 +66,14 @@ WITH stored AS (
     SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::bytea[], $6::bytea[])
 ), moved AS (
     UPDATE chargeonce.head SET position = $7, chain = $8, recorded_at = $9
-    RETURNING pg_notify('{CHANNEL}', '')
+    RETURNING pg_notify('{CHANNEL}', $12::text)
 ), ended AS (
     DELETE FROM chargeonce.unfinished WHERE charge_id = ANY($10::bytea[])
 )
-INSERT INTO chargeonce.unfinished (charge_id, server) SELECT key, $12::uuid FROM unnest($11::bytea[]) AS key
+INSERT INTO chargeonce.unfinished (charge_id, server) SELECT key, $12::text::uuid FROM unnest($11::bytea[]) AS key
 ON CONFLICT DO NOTHING RETURNING charge_id
 """  # noqa: S608  # a constant of this module
+CONDEMN: Final = "UPDATE chargeonce.head SET format = -format, home = $1 WHERE format > 0"
 # A transaction that writes to the log, and so waits for the standby like any other; those before it have come there as well.
 CONFIRM: Final = """
 SELECT set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'chargeonce', '')
@@ -190,14 +195,11 @@ class Statements:
         return Standing(*row)
 
     # ------------------------------------------------------------ writing
-    async def begin(self) -> HeadRow:
+    async def begin(self, keys: Sequence[bytes]) -> tuple[HeadRow, Mapping[bytes, int]]:
         """Begin a transaction, and lock the head; see the seam."""
-        await self._run(self._connection.execute(BEGIN))
-        return _head_row(await self._fetch(LOCK_HEAD))
-
-    async def versions(self, keys: Sequence[bytes]) -> Mapping[bytes, int]:
-        """Return the newest versions of streams; see the seam."""
-        return {row[0]: row[1] for row in await self._fetch(SELECT_VERSIONS, keys)}
+        await self._run(self._connection.execute(f"{BEGIN}; {LOCK_HEAD}"))
+        rows = await self._fetch(SELECT_HEAD_AND_VERSIONS, keys)
+        return _head_row(rows), dict(zip(keys, rows[0][8], strict=True))
 
     async def insert(
         self, rows: Sequence[Row], head: Head, begun: Sequence[bytes], finished: Sequence[bytes], server: str
@@ -228,6 +230,10 @@ class Statements:
         await self._fetch(CONFIRM)
         return not self._was_warned
 
+    async def condemn(self, why: str) -> None:
+        """Note that no server is to serve from this journal; see the seam."""
+        await self._fetch(CONDEMN, why)
+
     # ------------------------------------------------------------ reading
     async def head(self) -> HeadRow:
         """Read the head; see the seam."""
@@ -257,8 +263,8 @@ class Statements:
     # ------------------------------------------------------------ leases
     async def register(self, server: str, name: str, seconds: float) -> HeadRow:
         """Note a server as at work; see the seam."""
-        # The head is read in the same transaction: `migrate`, which locks it, finds the server or is found by it.
-        await self._run(self._connection.execute(BEGIN))
+        # `migrate`, `restore` and `copy-journal`, which lock the head, find the server, or it waits and finds what they did.
+        await self._run(self._connection.execute(f"{BEGIN}; {SHARE_HEAD}"))
         found = _head_row(await self._fetch(SELECT_HEAD))
         await self._fetch(FORGET_OLD)
         await self._fetch(REGISTER, server, name, FORMAT, seconds)
@@ -278,9 +284,14 @@ class Statements:
         await self._fetch(RELEASE, server)
 
     # ------------------------------------------------------------ the connection
-    async def listen(self) -> None:
-        """Have `news` hear of records; see the seam."""
-        await self._run(self._connection.add_listener(CHANNEL, lambda *_: self._has_news.set()))
+    async def listen(self, server: str) -> None:
+        """Have `news` hear of others' records; see the seam."""
+
+        def hear(_connection: object, _pid: int, _channel: str, by: object) -> None:
+            if by != server:
+                self._has_news.set()
+
+        await self._run(self._connection.add_listener(CHANNEL, hear))
 
     async def news(self, seconds: float) -> None:
         """Wait for records; see the seam."""
@@ -326,7 +337,7 @@ def _translated() -> Any:
 def _head_row(rows: Sequence[Any]) -> HeadRow:
     if not rows:
         raise JournalRefused("the journal in the database has lost its head: restore it from a backup")
-    position, chain, recorded_at, journal_id, restored, format_, synchronous_commit, has_standby = rows[0]
+    position, chain, recorded_at, journal_id, restored, format_, synchronous_commit, has_standby, *_ = rows[0]
     head = Head(Place(position, chain), recorded_at)
     return HeadRow(head, str(uuid.UUID(str(journal_id))), restored, format_, synchronous_commit, has_standby)
 

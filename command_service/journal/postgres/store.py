@@ -13,7 +13,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -62,6 +62,25 @@ class _Plan:
     rows: list[Row] = field(default_factory=list)
     finished: dict[bytes, bool] = field(default_factory=dict)
     """By stream: whether it is finished after the batch."""
+
+    @classmethod
+    def of(
+        cls, batch: Sequence[Append], keys: Sequence[bytes], found: Mapping[bytes, int], head: Head, recorded_at: int
+    ) -> "_Plan":
+        """Decide about each append, and seal what is to be stored. The head and the versions are those under the lock."""
+        versions, place, recorded_at = dict(found), head.place, max(recorded_at, head.recorded_at)
+        plan = cls(head)
+        for append, key in zip(batch, keys, strict=True):
+            if versions[key] != append.expected_version:
+                plan.outcomes.append(VersionConflict())
+                continue
+            records, place = seal(append, key, place, recorded_at)
+            versions[key] = append.expected_version + len(records)
+            plan.outcomes.append(records)
+            plan.rows += [(it.position, key, it.version, it.recorded_at, it.chain, it.event) for it in records]
+            plan.finished[key] = append.finished
+        plan.head = Head(place, recorded_at)
+        return plan
 
     def streams(self, *, finished: bool) -> list[bytes]:
         """The batch's streams that are finished after it, or not."""
@@ -148,12 +167,13 @@ class PostgresStore:
             self._commit_ended.clear()
 
     async def _commit(self, batch: Sequence[Append], recorded_at: int) -> Committed:
+        keys = [key_of(append.charge_id) for append in batch]
         sent: _Plan | None = None  # its commit was sent, and what became of it is not known
         undone_in_a_row = 0
         while True:
             try:
                 async with self._writer.one() as session:
-                    found = await session.begin()
+                    found, versions = await session.begin(list(dict.fromkeys(keys)))
                     self._cluster.check(found, self._cluster.durable)
                     if sent is not None and await _stands(session, sent):
                         await session.rollback()
@@ -161,7 +181,7 @@ class PostgresStore:
                             session, sent, found, ours=sent.streams(finished=False), is_durable=False
                         )
                     sent = None  # nothing was stored, certainly
-                    plan = await self._plan(session, batch, found.head, recorded_at)
+                    plan = _Plan.of(batch, keys, versions, found.head, recorded_at)
                     if not plan.rows:
                         await session.rollback()
                         return Committed(plan.outcomes, self._cluster.durable)
@@ -179,24 +199,6 @@ class PostgresStore:
                 if sent is None and undone_in_a_row >= UNDONE_IN_A_ROW:
                     raise JournalBusy from undone
             await asyncio.sleep(AGAIN_SECONDS)
-
-    async def _plan(self, session: Session, batch: Sequence[Append], head: Head, recorded_at: int) -> _Plan:
-        """Decide about each append, under the head's lock, and seal what is to be stored."""
-        keys = [key_of(append.charge_id) for append in batch]
-        versions = dict(await session.versions(list(dict.fromkeys(keys))))
-        place, recorded_at = head.place, max(recorded_at, head.recorded_at)
-        plan = _Plan(head)
-        for append, key in zip(batch, keys, strict=True):
-            if versions.get(key, 0) != append.expected_version:
-                plan.outcomes.append(VersionConflict())
-                continue
-            records, place = seal(append, key, place, recorded_at)
-            versions[key] = append.expected_version + len(records)
-            plan.outcomes.append(records)
-            plan.rows += [(it.position, key, it.version, it.recorded_at, it.chain, it.event) for it in records]
-            plan.finished[key] = append.finished
-        plan.head = Head(place, recorded_at)
-        return plan
 
     async def _stored(
         self, session: Session, plan: _Plan, found: HeadRow, *, ours: Sequence[bytes], is_durable: bool
@@ -311,7 +313,7 @@ class PostgresStore:
         while True:
             try:
                 async with self._listener.one() as session:
-                    await session.listen()
+                    await session.listen(self._leases.server)
                     while True:
                         await self._catch_up(session)
                         await self._hint(session)
@@ -356,9 +358,9 @@ class PostgresStore:
                 return
             self._others.append((known, found.head.place.position))
             self._advance(found.head)
-        others, self._others = self._others, []
-        for after, until in others:
-            self._tell(await session.streams_between(after, until))
+        while self._others:
+            self._tell(await session.streams_between(*self._others[0]))
+            del self._others[0]  # not before it is told: the connection may be lost meanwhile
 
     # ------------------------------------------------------------ looking after it
     @property
