@@ -105,7 +105,40 @@ class World:
         enough = self.clients.done + count
         await self.within(lambda: self.clients.done >= enough)
 
-    @asynccontextmanager
+    async def within(self, is_so: Callable[[], bool | Awaitable[bool]]) -> None:
+        """Wait for a state of others. Raises TimeoutError."""
+        async with asyncio.timeout(self.patient_seconds):
+            while True:
+                found = is_so()
+                if found if isinstance(found, bool) else await found:
+                    return
+                await asyncio.sleep(0.01)
+
+    async def end_waiting(self, function: str) -> int:
+        """Call a function of PostgreSQL on those of our connections that wait for the standby; return how many."""
+        rows = await self.pair.fetch(
+            f"SELECT {function}(pid) FROM pg_stat_activity WHERE {IS_WAITING}",  # noqa: S608  # fixed names
+            self.database,
+        )
+        return len(rows)
+
+    async def end_connections(self) -> None:
+        """End all of the command servers' connections to the primary."""
+        await self.pair.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chargeonce' AND datname = $1",
+            self.database,
+        )
+
+    async def see_servers_run(self) -> None:
+        """Note which command server has ended by itself, and start it again."""
+        for number, command in enumerate(self.fleet.commands):
+            if not command.is_running:
+                last = command.text().rstrip().rsplit("\n", 1)[-1]
+                self.harness.violations.append(f"L1: command server {number} ended by itself: {last} {self.where}")
+                await command.start()
+
+
+@asynccontextmanager
 async def a_world(
     pair: Pair, folder: Path, seed: int, harness: Harness, times: Times, *, bug: str = ""
 ) -> AsyncIterator[World]:
