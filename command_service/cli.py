@@ -74,7 +74,7 @@ def _parser(program: str) -> tuple[argparse.ArgumentParser, Mapping[str, argpars
     backing_up = commands.add_parser("backup", help="copy the journal to a new file, also while the server runs")
     backing_up.add_argument("to", type=Path)
     restoring = commands.add_parser(
-        "restore", help="put a backup in the journal's place, or accept the file in place, under a new journal id"
+        "restore", help="put a backup in the journal's place, or accept what is there, under a new journal id"
     )
     restoring.add_argument("backup", type=Path, nargs="?")
     commands.add_parser(

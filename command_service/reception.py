@@ -102,7 +102,6 @@ class Reception:
         wait_until: Callable[[float], Awaitable[None]],
     ) -> None:
         """`wait_until` waits until a time of the loop's clock, to well under a millisecond."""
-        self.journal_id = journal.journal_id
         self._journal = journal
         self._streams = Streams(journal, runner.reload)
         self._runner = runner
@@ -116,6 +115,11 @@ class Reception:
         self._turns = Turns()
         self._tasks = Tasks()
         runner.at_end = self._note_end
+
+    @property
+    def journal_id(self) -> str:
+        """The journal that holds the charges, and that their positions are of."""
+        return self._journal.journal_id
 
     async def recall(self) -> None:
         """Learn from the journal which charges were requested in the last while. Call it before clients come."""

@@ -90,13 +90,15 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         conditions = _conditions(request)
         page_size = _page_size(request)
         async with self._asked(request, context) as tenant:
-            places = self._places(request)
+            # Taken once: the first contact with a journal may come between the reads.
+            named = {mirror: mirror.journal_id for mirror in self._mirrors}
+            places = _places(request, list(named.values()))
 
-            def find_in(mirror: Mirror) -> Callable[[Rows], list[ChargeRows]]:
+            def find_below(position: int) -> Callable[[Rows], list[ChargeRows]]:
                 # One more than the page shows: if it exists, there is a next page.
-                return lambda rows: rows.charges(conditions, places[mirror.journal_id], limit=page_size + 1)
+                return lambda rows: rows.charges(conditions, position, limit=page_size + 1)
 
-            seen = [await mirror.read(tenant, find_in(mirror)) for mirror in self._mirrors]
+            seen = [await mirror.read(tenant, find_below(places[journal_id])) for mirror, journal_id in named.items()]
         # Where the next page begins in a journal of which this one shows nothing: what is requested later moves no page.
         below = {one.journal_id: min(places.get(one.journal_id, END), one.checkpoint.position + 1) for one in seen}
         if request.page_token and below.keys() != places.keys():
@@ -220,16 +222,6 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             raise _not_found(seen)
         return found[0]
 
-    def _places(self, request: query_pb2.ListChargesRequest) -> dict[str, int]:
-        """The positions below which a page begins, each in the journal of this id."""
-        journal_ids = [mirror.journal_id for mirror in self._mirrors]
-        if not request.page_token:
-            return dict.fromkeys(journal_ids, END)
-        places = places_of(request, journal_ids)
-        if places is None:
-            raise _no_such_page()
-        return places
-
     def _hold_place_until_read(self, context: Any) -> None:
         tenant = caller_of(context).tenant
         _take(self._unread, tenant)
@@ -315,6 +307,16 @@ def _microseconds(request: query_pb2.ListChargesRequest, field: str) -> int | No
         return -(-time.ToNanoseconds() // 1000)
     except ValueError:
         raise invalid(field, "must be a time from the year 1 to 9999, with 0 to 999,999,999 nanoseconds") from None
+
+
+def _places(request: query_pb2.ListChargesRequest, journal_ids: Sequence[str]) -> dict[str, int]:
+    """The positions below which a page begins, each in the journal of this id."""
+    if not request.page_token:
+        return dict.fromkeys(journal_ids, END)
+    places = places_of(request, journal_ids)
+    if places is None:
+        raise _no_such_page()
+    return places
 
 
 def _page_size(request: query_pb2.ListChargesRequest) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncpg
 import grpc.aio
+from asyncpg.connect_utils import SessionAttribute
 
 from charging.v1 import command_pb2_grpc
 from judge.checker import check
@@ -40,7 +41,7 @@ async def migrate(url: str) -> None:
 
 async def read_records(url: str) -> list[Record]:
     """Read all records of a journal, from its primary."""
-    connection = await asyncpg.connect(url, target_session_attrs="read-write")
+    connection = await asyncpg.connect(url, target_session_attrs=SessionAttribute.read_write)
     try:
         return [
             Record(position, str(uuid.UUID(bytes=key)), version, recorded_at, chain, event)

@@ -150,6 +150,10 @@ class Session(Line):
 
         return await self._ask("claim", claim)
 
+    async def condemn(self, why: str) -> None:
+        """Note that no server is to serve from this journal: in a story it never comes to that."""
+        self._stage.broke("I7", self._machine.name, why)
+
     async def release(self, server: str) -> None:
         """Note that a server is no longer at work."""
         await self._ask("release", lambda: self._must_write().commit_here(Released(server)))

@@ -201,7 +201,7 @@ async def test_an_error_that_stays_is_told_as_busy_and_goes_away_with_its_cause(
         await order(connection, place, "40001", times=1_000_000)
         with pytest.raises(JournalBusy):
             await add(journal, stream(1), 1, [b"second"], finished=True)
-        assert not journal.accepting
+        assert journal.not_accepting == "busy"
         await order(connection, "", "", 0)
         await add(journal, stream(1), 1, [b"second again"], finished=True)
         assert journal.accepting

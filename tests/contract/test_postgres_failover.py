@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import structlog
 
-from command_service.journal import Journal
+from command_service.journal import Journal, JournalRefused
 from command_service.journal.postgres.cluster import Cluster
 from command_service.journal.postgres.session import Lost
 from prove.network.faultproxy import Fault, Kind, Proxy, Way
@@ -144,8 +144,14 @@ async def ended(rig: PostgresRig, journal: Journal, appended: int) -> str:
     return " ".join(str(line.get("reason", "")) for line in logged)
 
 
-async def test_a_database_that_was_set_back_to_an_earlier_time_ends_the_server() -> None:
-    """From a copy of its files, while the server is at work."""
+def _home(rig: PostgresRig) -> str:
+    with rig.place.read() as found:
+        return found.home
+
+
+async def test_a_database_that_was_set_back_to_an_earlier_time_ends_the_server_and_all_later_ones() -> None:
+    """From a copy of its files, while the server is at work. A server that is started anew remembers nothing, and finds the
+    mark of the one that did, until the journal is restored under a new id."""
     async with Node() as node:
         rig = PostgresRig(await database(node))
         async with rig.open() as journal:
@@ -160,13 +166,22 @@ async def test_a_database_that_was_set_back_to_an_earlier_time_ends_the_server()
             shutil.rmtree(node.data)
             earlier.rename(node.data)
             await node.start()
+            former = journal.journal_id
             assert "restored to an earlier time" in await ended(rig, journal, 2)
+        with pytest.raises(JournalRefused, match="records that were acknowledged are missing"):
+            async with rig.open():
+                pass
+        assert "2 were acknowledged" in await asyncio.to_thread(_home, rig)
+        await asyncio.to_thread(rig.place.restore, None, lambda records: {record.charge_id for record in records})
+        async with rig.open() as journal:
+            assert (journal.restored, journal.head.position) == (True, 1)
+            assert journal.journal_id != former
 
 
 SPOILT = {
     "another journal": (f"UPDATE chargeonce.head SET journal_id = '{uuid.UUID(int=7)}'", "holds the journal"),
     "another record at the end": ("UPDATE chargeonce.head SET chain = sha256('')", "ends at position 1"),
-    "a newer format": ("UPDATE chargeonce.head SET format = 1000", "run migrate"),
+    "a newer format": ("UPDATE chargeonce.head SET format = 1000", "use the version that wrote it"),
     "no head": ("DELETE FROM chargeonce.head", "lost its head"),
     "no tables": ("DROP SCHEMA chargeonce CASCADE", "migrate"),
 }

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from command_service.journal import JournalRefused
@@ -157,6 +158,26 @@ def test_a_role_that_may_not_make_a_schema_is_told_what_it_needs(place: Postgres
     fetch(str(place), f"CREATE SCHEMA chargeonce AUTHORIZATION {role}")
     assert limited.migrate().startswith("made the journal")
     serve(limited)
+
+
+async def test_a_server_that_begins_meanwhile_waits_and_finds_what_was_done(places: Places) -> None:
+    """Here the journal is left for another place: a server that had read the head before would serve from it."""
+    place = await asyncio.to_thread(places.database)
+    url = str(place)
+    connection = await asyncpg.connect(url)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM chargeonce.head FOR UPDATE")
+        opening = asyncio.create_task(place.open())
+        while not await connection.fetch(
+            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        ):
+            assert not opening.done()
+            await asyncio.sleep(0.01)
+        assert await connection.fetch("SELECT FROM chargeonce.server") == []
+        await connection.execute("UPDATE chargeonce.head SET home = 'elsewhere', format = -format")
+    with pytest.raises(JournalRefused, match="is served from another place"):
+        await opening
+    await connection.close()
 
 
 async def test_a_standby_is_neither_migrated_nor_read_from() -> None:

@@ -3,10 +3,12 @@
 * A standby is never read from: what it shows is not what may still be lost, and it shows it late.
 * Every node that answers is asked. Of two that take writes the one of the higher timeline is the primary: a promotion raises
   the timeline, so the other one is a former primary that has come back. One that is lower than a timeline seen before is
-  refused, and so is a primary whose journal is another one, or lacks what is known to be durable.
+  refused, and so is a primary whose journal is another one, or lacks what is known to be durable. The latter is marked, so
+  that no server serves from it before an operator has looked at it.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +19,7 @@ import structlog
 from chassis.backoff import Backoff
 from command_service.journal import START, JournalRefused
 from command_service.journal.postgres.schema import FORMAT, wrong_format
-from command_service.journal.postgres.session import HeadRow, Lost, Node, Session
+from command_service.journal.postgres.session import HeadRow, Lost, Node, Session, Undone
 from command_service.journal.store import Head
 
 log = structlog.get_logger()
@@ -32,6 +34,16 @@ ANSWER_SECONDS = 2.0
 # With `off` and `local` a commit is not waited for, with `remote_write` the standby's machine may still lose it
 # (postgresql.org/docs/current/runtime-config-wal.html#GUC-SYNCHRONOUS-COMMIT).
 SAFE_COMMITS = ("on", "remote_apply")
+
+
+class _Missing(JournalRefused):
+    """The primary lacks records that were acknowledged. A server that is started anew could not know it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}. The database was restored to an earlier time, or a standby was promoted that did not have all: run "
+            "restore, which makes a new journal of it; the bank is asked what it knows"
+        )
 
 
 class _Answer(NamedTuple):
@@ -134,11 +146,12 @@ class Cluster:
             if 0 < known.position < found.head.place.position:
                 there = await primary.session.at(known.position)
                 if there is None or there[4] != known.chain:
-                    raise JournalRefused(
-                        f"{primary.node.name} has another record at position {known.position} than was stored"
-                    )
+                    raise _Missing(f"there is another record at position {known.position} than was acknowledged")
         except JournalRefused as refused:
             self.refused = refused
+            if isinstance(refused, _Missing):
+                with contextlib.suppress(Lost, Undone):
+                    await primary.session.condemn(f"nowhere: {refused}")
             raise
 
     def check(self, found: HeadRow, durable: Head) -> None:
@@ -154,11 +167,7 @@ class Cluster:
                 f"the database holds the journal {found.journal_id} now, and {self.journal_id} was served"
             )
         if place.position < known.position or (place.position == known.position and place.chain != known.chain):
-            raise JournalRefused(
-                f"the database's journal ends at position {place.position}, and {known.position} were acknowledged: it was "
-                "restored to an earlier time, or a standby was promoted that did not have all. Run restore, which makes it "
-                "a new journal; the bank is asked what it knows"
-            )
+            raise _Missing(f"the journal ends at position {place.position}, and {known.position} were acknowledged")
         if found.synchronous_commit not in SAFE_COMMITS:
             raise JournalRefused(
                 f"synchronous_commit is {found.synchronous_commit}: an acknowledged charge could be lost. Set it to on"

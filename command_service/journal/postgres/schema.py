@@ -20,7 +20,8 @@ UPGRADES: Final[Mapping[int, Sequence[str]]] = {}
 SCHEMA: Final = (
     "CREATE SCHEMA chargeonce",
     # One row: where the journal ends. `chain` is that of the newest record, `recorded_at` its time in microseconds since 1970.
-    # `home` names the place that the journal is served from if that is not here: this is a copy, or it was moved.
+    # `home` names the place that the journal is served from if that is not here: this is a copy, or it was moved. That place is
+    # nowhere if a server found that records are missing which had been acknowledged.
     """
     CREATE TABLE chargeonce.head (
         is_one boolean PRIMARY KEY DEFAULT true CHECK (is_one),
@@ -62,8 +63,9 @@ def wrong_format(found: int) -> str:
     """Say why a server does not serve from tables of another format than its own, and the way out."""
     if found < 0:
         return (
-            "the database's journal is served from another place, for it is a copy, or it was moved: verify-journal names the "
-            "place. To serve it from here, stop the servers there and run copy-journal --move from there to here"
+            "the database's journal is not to be served from: it is a copy, or it was moved, or records that were acknowledged "
+            "are missing; verify-journal tells which. To serve a copy, stop the servers at the other place and run "
+            "copy-journal --move from there to here; if records are missing, run restore"
         )
     if found < FORMAT:
         return f"the database's journal has format {found}, and this program's is {FORMAT}: run migrate"

@@ -87,6 +87,10 @@ class Session(Protocol):
         """Commit a transaction that changes nothing. True: all that was committed before it is durable, whoever did it."""
         ...
 
+    async def condemn(self, why: str) -> None:
+        """Note that no server is to serve from this journal, until it is restored."""
+        ...
+
     # ------------------------------------------------------------ reading: what is committed, perhaps not durable yet
     async def head(self) -> HeadRow:
         """Read the head without its lock."""

@@ -51,6 +51,7 @@ SELECT position, chain, recorded_at, journal_id, restored, format,
 SELECT_HEAD: Final = f"{_HEAD} FROM chargeonce.head"
 # A statement of its own sees what was committed while the lock was waited for. One that also waits for the lock would not.
 LOCK_HEAD: Final = "SELECT FROM chargeonce.head FOR UPDATE"
+SHARE_HEAD: Final = "SELECT FROM chargeonce.head FOR SHARE"
 # One step into the index for each stream, whatever the planner believes of the table's size.
 SELECT_HEAD_AND_VERSIONS: Final = f"""
 {_HEAD}, ARRAY (
@@ -73,6 +74,7 @@ WITH stored AS (
 INSERT INTO chargeonce.unfinished (charge_id, server) SELECT key, $12::text::uuid FROM unnest($11::bytea[]) AS key
 ON CONFLICT DO NOTHING RETURNING charge_id
 """  # noqa: S608  # a constant of this module
+CONDEMN: Final = "UPDATE chargeonce.head SET format = -format, home = $1 WHERE format > 0"
 # A transaction that writes to the log, and so waits for the standby like any other; those before it have come there as well.
 CONFIRM: Final = """
 SELECT set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'chargeonce', '')
@@ -229,6 +231,10 @@ class Statements:
         await self._fetch(CONFIRM)
         return not self._was_warned
 
+    async def condemn(self, why: str) -> None:
+        """Note that no server is to serve from this journal; see the seam."""
+        await self._fetch(CONDEMN, why)
+
     # ------------------------------------------------------------ reading
     async def head(self) -> HeadRow:
         """Read the head; see the seam."""
@@ -258,8 +264,8 @@ class Statements:
     # ------------------------------------------------------------ leases
     async def register(self, server: str, name: str, seconds: float) -> HeadRow:
         """Note a server as at work; see the seam."""
-        # The head is read in the same transaction: `migrate`, which locks it, finds the server or is found by it.
-        await self._run(self._connection.execute(BEGIN))
+        # `migrate`, `restore` and `copy-journal`, which lock the head, find the server, or it waits and finds what they did.
+        await self._run(self._connection.execute(f"{BEGIN}; {SHARE_HEAD}"))
         found = _head_row(await self._fetch(SELECT_HEAD))
         await self._fetch(FORGET_OLD)
         await self._fetch(REGISTER, server, name, FORMAT, seconds)
