@@ -28,7 +28,7 @@ from command_service.journal.sqlite.table import (
     read_head,
     set_home,
 )
-from command_service.journal.store import no_copy
+from command_service.journal.store import no_copy, served_elsewhere
 
 # A commit writes nearly every page of the index, whose keys come in random order.
 RECORDS_A_COMMIT = 200_000
@@ -99,6 +99,8 @@ def leave(path: Path, home: str, head: Place) -> None:
     must_be_there(path)
     with lock(path, LOCAL_DISK) as held, refusing_damage(path), _taken(path, held) as connection:
         identify(path, connection)
+        if (other := home_of(connection)) not in ("", home):
+            raise JournalRefused(served_elsewhere(str(path), other))
         if (found := read_head(connection)) != head:
             raise JournalRefused(
                 f"the journal {path} has reached position {found.position}, and the copy {head.position}: run it again"
