@@ -8,7 +8,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 	$(shell git rev-parse --verify --quiet HEAD~1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs deploy-files demo test simulate prove bench lint format audit constraints clean
+.PHONY: help install run certs postgres deploy-files demo test simulate prove bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ certs: install ## make a small authority's certificates for trying, in data/cert
 
 deploy-files: install ## the certificates and passwords that deploy/compose.yaml mounts, in data/deploy
 	@$(BIN)/python -m rig.composed
+
+postgres: install ## start a PostgreSQL with a standby to try things with, and say how; Enter kills its primary
+	@$(BIN)/python -m rig.try_postgres
 
 demo: install ## the story of a crash between the bank and the journal, in a few seconds
 	@$(BIN)/python -m demo.crash
