@@ -162,7 +162,7 @@ class ComposedNode(Node):
         done = subprocess.run(
             [
                 *self._as_user,
-                "psql",
+                self._programs / "psql",
                 "-h",
                 self.folder / "run",
                 "-p",
