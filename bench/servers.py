@@ -60,7 +60,7 @@ class ChargesFailed(Exception):
 
 async def servers(*, quick: bool) -> dict[str, Any]:
     """Charges/s and CPU a charge with 1, 2 and 4 command servers on one PostgreSQL; SQLite and the peers beside."""
-    size = Size(1, 0.5, 0.3) if quick else Size(7, 3.0, 1.0)
+    size = Size(1, 0.5, 0.3) if quick else Size(9, 2.0, 0.7)
     found: dict[tuple[str, int], list[Measurement]] = {}
     appends: dict[tuple[str, int], list[float]] = {}
     async with AsyncExitStack() as stack:
@@ -80,6 +80,7 @@ async def servers(*, quick: bool) -> dict[str, Any]:
         },
         "rate_at_least": _by_load(found, lambda rounds: min(it.rate for it in rounds)),
         "rate_at_most": _by_load(found, lambda rounds: max(it.rate for it in rounds)),
+        "load_average": _by_load(found, lambda rounds: statistics.median(it.load_average for it in rounds)),
         "records_a_commit": _by_load(appends, statistics.median),
         "rate_against": {
             other: {

@@ -45,6 +45,7 @@ PARTS = {
     "storage": Part("prove.storage", 9),
     "powercut": Part("prove.deaths.powercut", 3),
     "crashpoints": Part("prove.deaths.crashpoints", 4),
+    "postgres": Part("prove.postgres", 15),
     "simulation": Part("prove.simulation.stories", 24),
 }
 # At this size every kind of fault must have fired often.
@@ -158,6 +159,7 @@ def table(harnesses: list[Harness], *, is_full: bool = False) -> str:
         lines += [f"VIOLATION in {harness.name}: {text}" for text in harness.violations]
         lines += [f"CONTROL in {harness.name} did not fail: {name}" for name, ok in harness.controls.items() if not ok]
         lines += [f"all tried in {harness.name}: {what} ({count:,})" for what, count in harness.enumerated.items()]
+        lines += [f"measured in {harness.name}: {what}: {figure}" for what, figure in harness.figures.items()]
         lines += [f"not tried in {harness.name}: {what} ({why})" for what, why in harness.skipped.items()]
         if rare := harness.rare:
             shown = ", ".join(f"{kind} {harness.faults[kind]}" for kind in rare)

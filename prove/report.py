@@ -32,6 +32,8 @@ class Harness:
     """What was tried in full, and of how many cases it consists."""
     skipped: dict[str, str] = field(default_factory=dict)
     """What could not be tried on this machine, and why."""
+    figures: dict[str, str] = field(default_factory=dict)
+    """What was measured besides."""
 
     @property
     def is_sound(self) -> bool:
@@ -72,6 +74,7 @@ class Harness:
             "complete": self.complete,
             "enumerated": self.enumerated,
             "skipped": self.skipped,
+            "figures": self.figures,
         }
 
 

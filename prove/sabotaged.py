@@ -7,11 +7,17 @@ It is the product's own server otherwise, and nothing of the product reads that 
 """
 
 import os
+import socket
 import sys
+from collections.abc import Sequence
 
 import structlog
 
 from command_service.cli import main
+from command_service.journal.postgres.place import PostgresPlace
+from command_service.journal.postgres.session import Node
+from command_service.journal.postgres.store import PostgresStore
+from command_service.journal.store import Store
 from command_service.parts import Parts
 from command_service.settings import Settings
 from prove import canaries
@@ -29,6 +35,20 @@ class WritesItsLogItself(Parts):
         structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=sys.__stderr__))
 
 
+class OnDatabase(Parts):
+    """Those of a journal in PostgreSQL, with the database's nodes as a part."""
+
+    def nodes(self) -> Sequence[Node]:
+        """Return the nodes of the journal's database."""
+        assert isinstance(self.settings.journal, PostgresPlace)
+        return self.settings.journal.nodes()
+
+    async def store(self) -> Store:
+        """Open the journal's store. Raises JournalRefused."""
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        return await PostgresStore.open(self.nodes(), name=name, new_id=self.new_id, chance=self.chance())
+
+
 def sabotage(server: Server, bug: str) -> None:
     """Have a command server start with a bug from now on."""
     server.module, server.environment = "prove.sabotaged", {**server.environment, VARIABLE: bug}
@@ -36,4 +56,5 @@ def sabotage(server: Server, bug: str) -> None:
 
 if __name__ == "__main__":
     bug = os.environ[VARIABLE]
-    main(make_parts=WritesItsLogItself if bug == WRITES_ITS_LOG_ITSELF else canaries.planted(bug, Parts))
+    parts = OnDatabase if bug in canaries.OF_A_DATABASE else Parts
+    main(make_parts=WritesItsLogItself if bug == WRITES_ITS_LOG_ITSELF else canaries.planted(bug, parts))

@@ -15,6 +15,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,20 @@ if [ -n "$pid" ]; then
     while kill -0 "$pid" && [ $((tries -= 1)) -gt 0 ]; do sleep 0.05; done
 fi 2>/dev/null
 exec rm -rf "$0"
+"""
+
+
+# None of our environment, which may hold settings for PostgreSQL.
+ENVIRONMENT = {"LC_ALL": "C"}
+# Becomes another user and then another program. A child that subprocess itself gives another user is forked, and in a process
+# that uses gRPC the fork may run into gRPC's threads and crash.
+AS_USER = """
+import os, sys
+uid, gid, *command = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(gid))
+os.setuid(int(uid))
+os.execv(command[0], command)
 """
 
 
@@ -199,12 +214,13 @@ class Node:
 
     def _run(self, program: str, *arguments: str | Path) -> str:
         done = subprocess.run(
-            [self._programs / program, *arguments],
+            [*self._as_user, self._programs / program, *arguments],
             check=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            **self._as_user({"PGPASSWORD": self.password}),
+            cwd=self.folder,
+            env={**ENVIRONMENT, "PGPASSWORD": self.password},
         )
         said: str = done.stdout.decode(errors="replace")
         if done.returncode != 0:
@@ -232,6 +248,7 @@ class Node:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._as_user,
                     self._programs / "postgres",
                     *("-D", self.data, "-p", str(self.port)),
                     *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
@@ -241,7 +258,8 @@ class Node:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                **self._as_user(),
+                cwd=self.folder,
+                env=ENVIRONMENT,
             )
         self._tell_watch(str(self._process.pid))
         return self._process
@@ -279,14 +297,15 @@ class Node:
         assert package.origin is not None
         installed = Path(package.origin).parent
         programs = Path(installed.name, "pginstall18", "bin")
-        try:
-            subprocess.run(
-                [installed.parent / programs / "postgres", "--version"],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                **self._as_user(),
-            )
-        except PermissionError:
+        tried = subprocess.run(
+            [*self._as_user, installed.parent / programs / "postgres", "--version"],
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+            env=ENVIRONMENT,
+        )
+        if tried.returncode != 0:
             # Each finds the others, and the libraries in a folder beside the package, by where it lies itself.
             for part in (
                 programs,
@@ -304,11 +323,11 @@ class Node:
         if self._user is not None:
             os.chown(path, self._user.pw_uid, self._user.pw_gid)
 
-    def _as_user(self, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """What a process of the server is started with: none of our environment, which may hold settings for PostgreSQL."""
+    @property
+    def _as_user(self) -> list[str]:
+        """What stands before a command for the server's user to run it."""
         user = self._user
-        as_user = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        return {"cwd": self.folder, "env": {"LC_ALL": "C", **(environment or {})}, **as_user}
+        return [] if user is None else [sys.executable, "-ISc", AS_USER, str(user.pw_uid), str(user.pw_gid)]
 
 
 def _unprivileged() -> pwd.struct_passwd | None:

@@ -119,16 +119,14 @@ async def test_a_commit_that_the_standby_never_got_is_made_again_where_the_stand
     async with rig.open() as journal, rig.open("other") as other:
         await add(journal, stream(1), 0, [b"a"], finished=False)
         await other.beyond(0)
-        pair.standby.pause()
-        try:
-            appending = asyncio.create_task(add(journal, stream(1), 1, [b"b"], finished=False))
-            await pair.execute("SELECT pg_cancel_backend($1)", await until_in_syncrep(pair, rig))
-            await until(lambda: stored(rig, pair, 2))
-            reading = asyncio.create_task(other.read(stream(1)))
-            await waits(appending, reading)
-            pair.primary.kill()
-        finally:
-            pair.standby.resume()
+        await pair.standby.stop()
+        appending = asyncio.create_task(add(journal, stream(1), 1, [b"b"], finished=False))
+        await pair.execute("SELECT pg_cancel_backend($1)", await until_in_syncrep(pair, rig))
+        await until(lambda: stored(rig, pair, 2))
+        reading = asyncio.create_task(other.read(stream(1)))
+        await waits(appending, reading)
+        pair.primary.kill()
+        await pair.standby.start()
         await pair.fail_over()
         (record,) = await appending
         await other.beyond(1)

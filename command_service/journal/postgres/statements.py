@@ -68,7 +68,8 @@ WITH stored AS (
     SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::bytea[], $6::bytea[])
 ), moved AS (
     UPDATE chargeonce.head SET position = $7, chain = $8, recorded_at = $9
-    RETURNING pg_notify('{CHANNEL}', $12::text)
+    RETURNING CASE WHEN EXISTS (SELECT FROM chargeonce.server WHERE server <> $12::text::uuid AND until > now())
+        THEN pg_notify('{CHANNEL}', $12::text) END
 ), ended AS (
     DELETE FROM chargeonce.unfinished WHERE charge_id = ANY($10::bytea[])
 )
