@@ -29,12 +29,6 @@ def place(postgres_url: str) -> PostgresPlace:
     return PostgresPlace.of(postgres_url)
 
 
-@pytest.fixture
-def places(tmp_path: Path, postgres: Node) -> Places:
-    """Where more journals are."""
-    return Places(tmp_path, postgres)
-
-
 def upgrade(place: PostgresPlace, *more: str) -> str:
     """Bring a journal up to a made-up next format."""
     return migrate(place.url, random_id, to=NEXT, upgrades={FORMAT: (*UPGRADES[FORMAT], *more)})
