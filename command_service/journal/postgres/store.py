@@ -146,6 +146,8 @@ class PostgresStore:
             try:
                 return await self._begin()
             except Undone as undone:
+                if undone.is_full:
+                    raise
                 log.warning("the database did not let the server begin, and is asked again", why=str(undone))
                 await asyncio.sleep(UNDONE_AGAIN_SECONDS)
 
