@@ -357,6 +357,20 @@ async def test_a_server_for_which_there_is_no_connection_left_waits_and_goes_on(
         gapless(rig, [1, 2])
 
 
+async def test_a_wait_for_news_that_is_given_up_leaves_no_task_behind(rig: PostgresRig) -> None:
+    """A reader that cannot wait for the hint ends the wait; where one server is alone, no hint ever comes."""
+    (node,) = rig.place.nodes()
+    session = await node.connect()
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(session.news(60))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() == before
+    session.end()
+
+
 async def take_all(node: Node, others: contextlib.AsyncExitStack) -> None:
     """Take every connection that there is."""
     with contextlib.suppress(asyncpg.TooManyConnectionsError):

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -292,8 +292,9 @@ class Statements:
         """Wait for records; see the seam."""
         if self._connection.is_closed():
             raise Lost("the connection has ended")
-        await asyncio.wait([waiting := asyncio.ensure_future(self._has_news.wait())], timeout=seconds)
-        waiting.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._has_news.wait()
         self._has_news.clear()
 
     def end(self) -> None:
