@@ -180,8 +180,11 @@ class PostgresStore:
         while True:
             try:
                 async with self._writer.one() as session:
+                    durable = (
+                        self._cluster.durable
+                    )  # a head that is read now has it, and perhaps not what comes meanwhile
                     found, versions = await session.begin(list(dict.fromkeys(keys)))
-                    self._cluster.check(found, self._cluster.durable)
+                    self._cluster.check(found, durable)
                     if sent is not None and await _stands(session, sent):
                         await session.rollback()
                         return await self._stored(
