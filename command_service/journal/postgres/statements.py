@@ -330,9 +330,7 @@ def _translated() -> Any:
         raise JournalCorrupt(None) from error
     except _LOST as error:
         raise Lost(str(error) or type(error).__name__) from error
-    except (
-        asyncpg.PostgresError
-    ) as error:  # whatever it says, it was not done, and it may go away
+    except asyncpg.PostgresError as error:  # whatever it says, it was not done, and it may go away
         raise Undone(str(error)) from error
 
 

@@ -53,6 +53,8 @@ UNDONE_AGAIN_SECONDS = 0.5
 UNHINTED_SECONDS = 0.25
 # The pace of hints under load: our own commits bring the head forward, too.
 NOTICE_EVERY_SECONDS = 0.01
+# Whoever was away for an hour finds millions of others' records.
+RECORDS_TOLD_AT_ONCE = 10_000
 RELEASE_SECONDS = 2.0
 
 
@@ -381,8 +383,11 @@ class PostgresStore:
             self._others.append((known, found.head.place.position))
             self._advance(found.head)
         while self._others:
-            self._tell(await session.streams_between(*self._others[0]))
-            del self._others[0]  # not before it is told: the connection may be lost meanwhile
+            after, until = self._others[0]
+            reached = min(until, after + RECORDS_TOLD_AT_ONCE)
+            self._tell(await session.streams_between(after, reached))
+            # Not before it is told: the connection may be lost meanwhile.
+            self._others[:1] = [(reached, until)] if reached < until else []
 
     # ------------------------------------------------------------ looking after it
     @property
