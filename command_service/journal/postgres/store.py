@@ -182,9 +182,7 @@ class PostgresStore:
         while True:
             try:
                 async with self._writer.one() as session:
-                    durable = (
-                        self._cluster.durable
-                    )  # a head that is read now has it, and perhaps not what comes meanwhile
+                    durable = self._cluster.durable  # what comes to be known from now on may be newer than what is read
                     found, versions = await session.begin(list(dict.fromkeys(keys)))
                     self._cluster.check(found, durable)
                     if sent is not None and await _stands(session, sent):
