@@ -3,7 +3,7 @@
 * No state of a session is relied on: what a transaction needs is set in it, and LISTEN is a hint. So a pooler may stand
   between, if it keeps prepared statements.
 * No call of asyncpg is cancelled or timed. It would cancel the statement, and PostgreSQL takes a cancelled wait for the standby
-  for the end of the wait: the commit stands, and others see it (docs/postgresql.md has the facts). The connection is cut instead.
+  for the end of the wait: the commit stands, and others see it (facts: docs/postgresql.md). The connection is cut instead.
 """
 
 import asyncio
