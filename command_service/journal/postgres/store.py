@@ -13,7 +13,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -155,7 +155,7 @@ class PostgresStore:
             log.warning(
                 "the journal's database has no synchronous standby: what was acknowledged is lost with its disk"
             )
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._keep_leases())]
+        self._tasks = [asyncio.create_task(self._until_refused(work)) for work in (self._follow(), self._leases.keep())]
 
     # ------------------------------------------------------------ writing
     async def commit(self, batch: Sequence[Append], head: Head) -> Committed:
@@ -325,8 +325,6 @@ class PostgresStore:
                         await self._hint(session)
             except (Lost, Undone):
                 await asyncio.sleep(AGAIN_SECONDS)
-            except JournalRefused:  # `look` tells it
-                return
 
     async def _hint(self, session: Session) -> None:
         """Wait until there may be something new, or a reader waits for it."""
@@ -392,9 +390,12 @@ class PostgresStore:
         if self._cluster.refused is not None:
             raise self._cluster.refused
 
-    async def _keep_leases(self) -> None:
-        with contextlib.suppress(JournalRefused):  # `look` tells it
-            await self._leases.keep()
+    async def _until_refused(self, work: Awaitable[None]) -> None:
+        """Do what goes on while the store is open. A server would be away for ever without it: `look` tells what ends it."""
+        try:
+            await work
+        except JournalRefused as refused:
+            self._cluster.refused = self._cluster.refused or refused
 
     async def close(self) -> None:
         """Let go of the leases, if the database can be reached, and of the database."""
