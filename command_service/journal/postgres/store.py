@@ -128,7 +128,7 @@ class PostgresStore:
             nodes_named = ", ".join(node.name for node in nodes)
             raise JournalRefused(
                 f"for {START_SECONDS:g} s no primary of the database has served at {nodes_named}, or it waits for its "
-                "standby: see the log above"
+                f"standby: {store._cluster.trouble or 'nothing else is amiss'}"
             ) from None
         except Undone as undone:
             store._cut()
@@ -143,6 +143,7 @@ class PostgresStore:
             try:
                 return await self._begin()
             except Undone as undone:
+                self._cluster.trouble = str(undone)
                 log.warning("the database did not let the server begin, and is asked again", why=str(undone))
                 await asyncio.sleep(START_AGAIN_SECONDS)
 
