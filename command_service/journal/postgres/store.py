@@ -156,7 +156,7 @@ class PostgresStore:
             log.warning(
                 "the journal's database has no synchronous standby: what was acknowledged is lost with its disk"
             )
-        self._tasks = [asyncio.create_task(self._until_refused(work)) for work in (self._follow(), self._leases.keep())]
+        self._tasks = [asyncio.create_task(self._until_refused(work)) for work in (self._follow, self._leases.keep)]
 
     # ------------------------------------------------------------ writing
     async def commit(self, batch: Sequence[Append], head: Head) -> Committed:
@@ -391,10 +391,10 @@ class PostgresStore:
         if self._cluster.refused is not None:
             raise self._cluster.refused
 
-    async def _until_refused(self, work: Awaitable[None]) -> None:
+    async def _until_refused(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do what goes on while the store is open. A server would be away for ever without it: `look` tells what ends it."""
         try:
-            await work
+            await work()
         except JournalRefused as refused:
             self._cluster.refused = self._cluster.refused or refused
 
