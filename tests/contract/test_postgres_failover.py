@@ -239,6 +239,32 @@ async def test_a_server_whose_role_lacks_rights_does_not_start_and_names_them(
             pass
 
 
+TORN = {
+    "its newest record is lost": "DELETE FROM chargeonce.record WHERE position = 2",
+    "all are lost": "DELETE FROM chargeonce.record",
+    "its newest record is damaged": "UPDATE chargeonce.record SET event = 'c' WHERE position = 2",
+    "its head is an older one": """
+        UPDATE chargeonce.head SET (position, chain) = (SELECT position, chain FROM chargeonce.record WHERE position = 1)
+    """,
+    "its head is damaged": "UPDATE chargeonce.head SET chain = sha256(chain)",
+}
+
+
+@pytest.mark.parametrize("torn", TORN)
+async def test_a_server_does_not_start_with_a_journal_whose_head_is_not_its_newest_record(
+    torn: str, postgres_url: str
+) -> None:
+    rig = PostgresRig(postgres_url)
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"a", b"b"], finished=False)
+    connection = await asyncpg.connect(rig.url)
+    await connection.execute(TORN[torn])
+    await connection.close()
+    with pytest.raises(JournalRefused, match=r"its head is at position [12], .* verify-journal"):
+        async with rig.open():
+            pass
+
+
 async def test_a_journal_that_goes_on_elsewhere_than_was_acknowledged_is_refused_at_the_next_connection(
     postgres: Node, postgres_url: str
 ) -> None:

@@ -150,6 +150,7 @@ class PostgresStore:
     async def _begin(self) -> None:
         found = await self._leases.begin()
         self.journal_id, self.restored = found.journal_id, found.restored
+        await self._writer.ask(_check_tail)
         await self._listener.ask(self._catch_up)
         self._others.clear()  # nobody has begun to watch
         if not found.has_standby:
@@ -411,6 +412,23 @@ class PostgresStore:
     def _cut(self) -> None:
         for sessions in (self._writer, self._readers, self._listener, self._lessor):
             sessions.close()
+
+
+async def _check_tail(session: Session) -> None:
+    """See that the head is the newest record's, or charges whose records are lost would be made anew. Raises JournalRefused."""
+    found, _ = await session.begin([])
+    place = found.head.place
+    newest, beyond = await session.at(place.position), await session.at(place.position + 1)
+    await session.rollback()
+    try:
+        chain = verified(newest).chain if newest is not None else GENESIS
+    except JournalCorrupt:
+        chain = b""
+    if chain != place.chain or beyond is not None:
+        raise JournalRefused(
+            f"the journal in the database is damaged: its head is at position {place.position}, and its newest record is "
+            "another one. See what verify-journal says, and restore a backup"
+        )
 
 
 async def _stands(session: Session, plan: _Plan) -> bool:
