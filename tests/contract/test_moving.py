@@ -17,17 +17,10 @@ from command_service.journal import JournalRefused, Place
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.store import RECORDS_A_CHUNK, Location
 from command_service.operate import print_journal, verify_journal
-from rig.postgres import Node
 from tests.contract.moving import ALL, Places, contents, copy, fetch, full, move, serve, served
 
 WAYS = [("sqlite", "postgres"), ("postgres", "sqlite"), ("postgres", "postgres"), ("sqlite", "sqlite")]
 KINDS = ["sqlite", "postgres"]
-
-
-@pytest.fixture
-def places(tmp_path: Path, postgres: Node) -> Places:
-    """Where the journals are."""
-    return Places(tmp_path, postgres)
 
 
 @pytest.mark.parametrize(("kind", "to"), WAYS)
