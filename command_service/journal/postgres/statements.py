@@ -212,7 +212,7 @@ class Statements:
         self._was_warned = False
         try:
             await self._run(self._connection.execute("COMMIT"))
-        except (Undone, asyncpg.PostgresError) as error:  # whatever it says: what became of it is looked up
+        except (Undone, JournalRefused) as error:  # whatever it says: what became of it is looked up
             raise Lost(f"a commit failed: {error}") from error
         return not self._was_warned
 
@@ -332,6 +332,13 @@ def _translated() -> Any:
         raise Lost(str(error) or type(error).__name__) from error
     except asyncpg.PostgresError as error:  # whatever it says, it was not done, and it may go away
         raise Undone(str(error)) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise JournalRefused(
+            f"the role may not use the journal: {error}. Let the role that ran migrate serve, or GRANT this one USAGE on the "
+            "schema chargeonce and ALL on its tables"
+        ) from error
+    except asyncpg.PostgresError as error:
+        raise JournalRefused(f"the journal's database cannot be used: {error}") from error
 
 
 def _head_row(rows: Sequence[Any]) -> HeadRow:
