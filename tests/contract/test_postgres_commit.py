@@ -17,7 +17,7 @@ from command_service.journal import (
     Record,
     VersionConflict,
 )
-from command_service.journal.postgres import statements
+from command_service.journal.postgres import statements, store
 from prove.network.faultproxy import Fault, Kind, Way
 from rig.postgres import Connection, Node, database
 from tests.contract.journal_rigs import PostgresRig, add, stream
@@ -208,10 +208,16 @@ async def test_an_error_that_stays_is_told_as_busy_and_goes_away_with_its_cause(
     gapless(rig, [1, 2])
 
 
-async def test_a_start_that_the_database_has_no_room_for_is_refused(faulty: tuple[PostgresRig, Connection]) -> None:
+async def test_a_start_that_the_database_has_no_room_for_waits_and_is_refused_in_the_end(
+    faulty: tuple[PostgresRig, Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs, connection = faulty
+    await order(connection, "register", "53100", times=1)
+    async with theirs.open():
+        assert await fired(connection) == 2
+    monkeypatch.setattr(store, "START_SECONDS", 1.0)
     await order(connection, "register", "53100", times=1_000_000)
-    with pytest.raises(JournalRefused, match="a fault of the test"):
+    with pytest.raises(JournalRefused, match="takes no writes"):
         async with theirs.open():
             pass
 

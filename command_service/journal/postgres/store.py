@@ -126,11 +126,8 @@ class PostgresStore:
             nodes_named = ", ".join(node.name for node in nodes)
             raise JournalRefused(
                 f"for {START_SECONDS:g} s no primary of the database has served at {nodes_named}, or it waits for its "
-                "standby: see the log above"
+                "standby, or takes no writes: see the log above"
             ) from None
-        except Undone as undone:
-            store._cut()
-            raise JournalRefused(f"the database does not take what a start writes: {undone}") from undone
         except BaseException:
             store._cut()
             raise
