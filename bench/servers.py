@@ -4,6 +4,7 @@ In turns, as in the comparison: each round measures each service once, in anothe
 within a round. All of it shares one machine, so more servers show here what they cost, and only on more cores what they bring.
 """
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -60,7 +61,7 @@ class ChargesFailed(Exception):
 
 async def servers(*, quick: bool) -> dict[str, Any]:
     """Charges/s and CPU a charge with 1, 2 and 4 command servers on one PostgreSQL; SQLite and the peers beside."""
-    size = Size(1, 0.5, 0.3) if quick else Size(7, 3.0, 1.0)
+    size = Size(1, 0.5, 0.3) if quick else Size(5, 2.0, 0.7)
     found: dict[tuple[str, int], list[Measurement]] = {}
     appends: dict[tuple[str, int], list[float]] = {}
     async with AsyncExitStack() as stack:
@@ -73,13 +74,14 @@ async def servers(*, quick: bool) -> dict[str, Any]:
                     found.setdefault(at, []).append(measured)
                     if batch is not None:
                         appends.setdefault(at, []).append(batch)
-    return {
+    figures = {
         "figures": {
             figure: _by_load(found, lambda rounds, get=get: statistics.median(map(get, rounds)))  # type: ignore[misc]
             for figure, get in FIGURES.items()
         },
         "rate_at_least": _by_load(found, lambda rounds: min(it.rate for it in rounds)),
         "rate_at_most": _by_load(found, lambda rounds: max(it.rate for it in rounds)),
+        "load_average": _by_load(found, lambda rounds: statistics.median(it.load_average for it in rounds)),
         "records_a_commit": _by_load(appends, statistics.median),
         "rate_against": {
             other: {
@@ -88,6 +90,25 @@ async def servers(*, quick: bool) -> dict[str, Any]:
             for other in AGAINST
         },
     }
+    print(table(figures))
+    return figures
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The tables of docs/benchmark.md and docs/scaling.md."""
+    figures, lines = found["figures"], []
+    for name, in_flight in itertools.product(figures["rate"], map(str, IN_FLIGHT)):
+        shown = [f"{figures[figure][name][in_flight]:.2f}" for figure in FIGURES if figure.startswith("cpu_ms")]
+        low, high = (found[bound][name][in_flight] for bound in ("rate_at_least", "rate_at_most"))
+        batch = found["records_a_commit"].get(name, {}).get(in_flight)
+        lines.append(
+            f"| {name} | {in_flight} | {figures['rate'][name][in_flight]:,.0f} | {low:,.0f} to {high:,.0f} | "
+            f"{' | '.join(shown)} | {f'{batch:.1f}' if batch else ''} |"
+        )
+    for other, by_load in found["rate_against"].items():
+        each = (f"{median:.2f} ({low:.2f} to {high:.2f})" for median, low, high in by_load.values())
+        lines.append(f"| {other} | {' | '.join(each)} |")
+    return "\n".join(lines)
 
 
 async def _measure(entrant: _Entrant, postgres: Postgres | None, size: Size) -> list[tuple[Measurement, float | None]]:

@@ -174,8 +174,7 @@ def query_server(folder: Path, feed: str, name: str = "query") -> Server:
 
 
 async def start(stack: AsyncExitStack, server: Server, **settings: str) -> Server:
-    """Start a server; the stack ends it, and the processes that it started."""
-    await server.start(**settings)
+    """Start a server; the stack ends it, and the processes that it started, also if it does not start."""
 
     async def end() -> None:
         if server.is_running:
@@ -183,7 +182,7 @@ async def start(stack: AsyncExitStack, server: Server, **settings: str) -> Serve
             await server.ended()
 
     stack.push_async_callback(end)
-    return server
+    return await server.start(**settings)
 
 
 async def _unchanged(listen: str) -> str:

@@ -54,7 +54,7 @@ def verify_journal(at: Location) -> str:
         return (
             f"ok: {journal.head.position} records of {len(states)} charges, {len(stored)} unfinished, "
             f"journal {journal.journal_id}{' (restored)' if journal.restored else ''}, chain {journal.head.chain.hex()}"
-            + (f"; not to be served from here, but from {journal.home}" if journal.home else "")
+            + (f"; it is served from {journal.home}" if journal.home else "")
             + ("" if journal.is_anchored else "; no anchor can be read beside it, and so a lost tail would not be seen")
         )
 

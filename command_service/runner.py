@@ -67,28 +67,35 @@ class Runner:
         Clients may come before: they find the runs of the charges that are read so far. Raises Unreadable.
         """
         unfinished = await self._journal.news()
-        await self._look_at(unfinished)
+        runs, errors = await self._look_at(unfinished)
+        if errors:
+            raise errors[0]
+        self._start(runs)
         return len(unfinished)
 
     async def keep_up(self) -> NoReturn:
         """Look at the charges of which the journal has news, until cancelled. Call it after `recover`."""
         while True:
-            news = await self._journal.news()
-            try:
-                await self._look_at(news)
-            except Exception as error:  # a stream that cannot be read: the next start or call tells
+            runs, errors = await self._look_at(await self._journal.news())
+            for error in errors:  # a stream that cannot be read: the next start or call tells
                 log_unexpected("a charge of another server could not be taken up", error)
+            self._start(runs)
 
-    async def _look_at(self, charge_ids: Sequence[str]) -> None:
-        """Bring the runs of charges up to the journal, and start those that this server is to drive. Raises Unreadable."""
+    async def _look_at(self, charge_ids: Sequence[str]) -> tuple[Sequence[Run], Sequence[Exception]]:
+        """Bring the runs of charges up to the journal; return those to start, and what is amiss with charges that are not read.
+
+        All are read before the first one runs: thousands of running loops would make the reading take ten times as long.
+        """
         ours = [it for it in charge_ids if it in self._runs or self._journal.drives(it)]
-        found: list[Run | None] = []
+        found: list[Run | BaseException | None] = []
         for begin in range(0, len(ours), LOADED_AT_ONCE):
-            found += await asyncio.gather(*map(self._take_up, ours[begin : begin + LOADED_AT_ONCE]))
-        # All are read before the first one runs: thousands of running loops would make the reading take ten times as long.
-        for run in found:
-            if run is not None:
-                self._tasks.start(self.drive(run))
+            some = ours[begin : begin + LOADED_AT_ONCE]
+            found += await asyncio.gather(*map(self._take_up, some), return_exceptions=True)
+        return [it for it in found if isinstance(it, Run)], [it for it in found if isinstance(it, Exception)]
+
+    def _start(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            self._tasks.start(self.drive(run))
 
     async def _take_up(self, charge_id: str) -> Run | None:
         if (run := self._runs.get(charge_id)) is not None:

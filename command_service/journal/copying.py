@@ -33,8 +33,8 @@ def copy_journal(source: Location, target: Location, *, move: bool, tell: Callab
             _compare(journal, source, copy.head, target)
             _copy(journal, copy, tell)
         if move:
-            if not home:
-                source.leave(str(target), copy.head)
+            # Also if it was left before: who undoes that move meanwhile is refused, or we are.
+            source.leave(str(target), copy.head)
             copy.serve_here()
     end = f"{copy.head.position - before} records copied, up to position {copy.head.position}, chain {copy.head.chain.hex()}"
     if move:

@@ -185,7 +185,10 @@ class Reading(Protocol):
 
 
 class Copy(Protocol):
-    """A journal that is being written from another place, and is served from there. No server opens it meanwhile."""
+    """A journal that is being written from another place, and is served from there. No server opens it meanwhile.
+
+    Each call raises JournalRefused if another program has written there since the one before.
+    """
 
     head: Place
 
@@ -303,6 +306,7 @@ class Location(Protocol):
     def leave(self, home: str, head: Place) -> None:
         """Note that the journal, which ends at a place, is served from `home` from now on.
 
-        Raises JournalRefused if a server is at work here, or if the journal goes on after that place.
+        Raises JournalRefused if a server is at work here, if the journal goes on after that place, or if it was left for
+        another one.
         """
         ...

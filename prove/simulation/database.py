@@ -34,6 +34,8 @@ class Database:
         """A former primary takes commits without a standby: PostgreSQL's operators have failed to keep it away."""
         self.at_warning: Callable[[], None] = lambda: None
         """A wait for the standby was cancelled, and what was written is to be lost by a failover."""
+        self.at_wait: Callable[[], None] = lambda: None
+        """A commit waits for the standby, and the primary is to die meanwhile."""
         self._stage = stage
         self._durable = durable
         self._noted = 0
@@ -90,7 +92,11 @@ class Database:
 
     def _warns(self, machine: Machine) -> bool:
         """Whether a wait is cancelled: then what was written comes to the standby late, or never."""
-        if machine is not self.primary or not self.spoils("pg_warned", machine):
+        if machine is not self.primary:
+            return False
+        if self._stage.dice.draws("pg_killed_in_commit"):
+            self._stage.later(self._stage.dice.uniform(0.0, sum(LATENCY_SECONDS)), self.at_wait)
+        if not self.spoils("pg_warned", machine):
             return False
         self._stalls_until = self._stage.loop.time() + self._stage.dice.uniform(0.2, 3.0)
         if self._stage.dice.draws("pg_warned_lost"):

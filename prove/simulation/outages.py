@@ -1,5 +1,7 @@
 """What befalls a simulated PostgreSQL as a whole, and what its operators do about it: one such thing at a time."""
 
+from functools import partial
+
 from prove.simulation.database import Database
 from prove.simulation.machine import Machine
 from prove.simulation.plan import Weather
@@ -14,7 +16,8 @@ class Outages:
         self._dice = stage.dice
         self._database = database
         self._is_busy = False
-        database.at_warning = self.lose_what_was_warned_of
+        database.at_warning = partial(self._fail_over_now, "pg_warned_lost")
+        database.at_wait = partial(self._fail_over_now, "pg_killed_in_commit")
 
     def begin(self, event: Weather) -> bool:
         """Begin what the plan wants; return whether it could."""
@@ -42,14 +45,14 @@ class Outages:
                 self._stage.later(event.seconds, self._restart, standby)
         return True
 
-    def lose_what_was_warned_of(self) -> None:
-        """Fail over before the standby has what was committed with a warning."""
+    # ------------------------------------------------------------ failover
+    def _fail_over_now(self, kind: str) -> None:
+        """Fail over in the middle of something, if nothing else is amiss."""
         if not self._is_busy and self._database.standby is not None:
             self._is_busy = True
-            self._dice.met("pg_warned_lost")
+            self._dice.met(kind)
             self._fail_over()
 
-    # ------------------------------------------------------------ failover
     def _fail_over(self) -> None:
         former = self._database.primary
         former.kill()
@@ -75,7 +78,7 @@ class Outages:
             return
         self._dice.met("pg_old_primary")
         former.restart()
-        former.waits_for_standby = self._dice.whole(0, 1) == 0
+        former.waits_for_standby = self._dice.whole(0, 2) == 0
         self._database.has_pretender = not former.waits_for_standby
         self._note(f"node {former.name} is back, and does not know that it was relieved")
         self._stage.later(self._dice.uniform(1.0, 6.0), self._take_in, former)

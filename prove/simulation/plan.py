@@ -106,6 +106,7 @@ DATABASE_FAULTS = {
     "pg_undone": 0.1,
     "pg_slow": 0.1,
     "pg_warned": 0.3,
+    "pg_killed_in_commit": 0.2,
     "pg_unreachable": 0.3,
     "pg_hint_lost": 0.9,
 }

@@ -1,12 +1,15 @@
 """The world of one story: simulated processes that run the product's own code, and the harm that is done to them.
 
-The code under test is the product's: the commands' servicer, the runner, the journal on a real SQLite file, the gateway's
-adapter, the feed and its servicer, the subscriber, the projection and the view. Its surroundings are simulated, by
-parts of which each is given those before it and knows no other:
+The code under test is the product's: the commands' servicer, the runner, the journal on a real SQLite file or above a
+simulated database, the gateway's adapter, the feed and its servicer, the subscriber, the projection and the view. Its
+surroundings are simulated, by parts of which each is given those before it and knows no other:
 
     stage     chance, the clock, the loop, the notes
     bank      its transactions, and its answers with their faults
-    disk      files, their durable part, commits that fail
+    durable   what of the journal can no longer be lost
+    disk      files, commits that fail
+    database  in some stories: two nodes of a PostgreSQL, and the connections to them
+    outages   what befalls these nodes, and what their operators do
     servers   processes that start, die and come back, and the feeds between them
     callers   clients and their network
     sky       the weather: harm that begins at a time and ends

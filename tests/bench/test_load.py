@@ -213,6 +213,34 @@ async def test_a_closed_loop_makes_charges_and_prints_begin_and_end(
     assert len(moved) >= 4
 
 
+async def test_calls_go_to_several_servers_in_turns() -> None:
+    """As many to each, also if there are more servers than a generator has connections by itself."""
+    taken = [0] * 5
+    targets = []
+
+    class Counter(CommandServiceServicer):
+        def __init__(self, number: int) -> None:
+            self._number = number
+
+        async def Charge(self, _: ChargeRequest, context: Any) -> ChargeResponse:  # noqa: ARG002, N802  # the contract's
+            taken[self._number] += 1
+            return ChargeResponse(status=ChargeStatus.CHARGE_STATUS_CHARGED)
+
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(len(taken)):
+            server = grpc.aio.server()
+            add_CommandServiceServicer_to_server(Counter(number), server)  # type: ignore[abstract]  # one method is called
+            targets.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+            await server.start()
+            stack.push_async_callback(server.stop, 0)
+        generator = Generator(Order(",".join(targets), 1, (), 0.2, 0.0, obey_retry_info=True, call_seconds=20.0))
+        await generator.open()
+        for _ in range(3 * len(taken)):
+            await generator.charge(0.0)
+        await generator.close()
+    assert taken == [3] * len(taken)
+
+
 @asynccontextmanager
 async def an_ingress(*answers: bytes | None) -> AsyncIterator[tuple[str, list[bytes], list[asyncio.Task[None]]]]:
     """A server that gives these answers in turn; None closes the connection. Its URL, its requests, its connections."""

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from rig.postgres import wait_for
+from command_service.journal.postgres.place import PostgresPlace
+from rig.postgres import Node, wait_for
 from rig.postgres_pair import Pair
 from tests.contract.bank_rigs import RIGS, Rig
+from tests.contract.moving import Places
 
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -59,3 +61,17 @@ async def pair(shared_pair: Pair) -> AsyncIterator[Pair]:
     yield shared_pair
     if not shared_pair.standby.is_running or not await shared_pair.standby.fetch("SELECT WHERE pg_is_in_recovery()"):
         await shared_pair.rejoin()
+
+
+@pytest.fixture
+def places(tmp_path: Path, postgres: Node) -> Places:
+    """Where journals are."""
+    return Places(tmp_path, postgres)
+
+
+@pytest.fixture
+def place(places: Places) -> PostgresPlace:
+    """A journal in a database."""
+    place = places.full("postgres")
+    assert isinstance(place, PostgresPlace)
+    return place

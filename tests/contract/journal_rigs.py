@@ -27,7 +27,7 @@ from command_service.journal.postgres.place import PostgresPlace
 from command_service.journal.postgres.schema import FORMAT, SCHEMA
 from command_service.journal.postgres.store import PostgresStore
 from command_service.journal.sqlite.file import SqliteFile
-from command_service.journal.store import random_id
+from command_service.journal.store import Store, random_id
 from rig.postgres import wait_for
 
 
@@ -69,20 +69,17 @@ class Rig(Protocol):
         ...
 
 
-class SqliteRig:
-    """A journal in a real file."""
+class _Grouping:
+    """What a rig has whatever its store: a journal over it, whose clock ticks and whose process does not really end."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "journal.db"
-        self.disk: Disk = LOCAL_DISK
+    def __init__(self) -> None:
         self.rhythm = RHYTHM
         self.has_ended = asyncio.Event()
         """The journal has ended its process."""
         self._ticks = itertools.count(1_790_000_000_000_000)
 
     @asynccontextmanager
-    async def open(self, *, free_bytes: int = 0) -> AsyncIterator[Journal]:
-        store = await SqliteFile(self.path).open(free_bytes=free_bytes, disk=self.disk)
+    async def _over(self, store: Store) -> AsyncIterator[Journal]:
         journal = await GroupCommit.open(
             store, now=lambda: next(self._ticks), end_process=self._end_process, rhythm=self.rhythm
         )
@@ -90,6 +87,24 @@ class SqliteRig:
             yield journal
         finally:
             await journal.close()
+
+    def _end_process(self) -> NoReturn:
+        self.has_ended.set()
+        raise AssertionError("the journal ended the process")
+
+
+class SqliteRig(_Grouping):
+    """A journal in a real file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "journal.db"
+        self.disk: Disk = LOCAL_DISK
+
+    @asynccontextmanager
+    async def open(self, *, free_bytes: int = 0) -> AsyncIterator[Journal]:
+        async with self._over(await SqliteFile(self.path).open(free_bytes=free_bytes, disk=self.disk)) as journal:
+            yield journal
 
     def moment(self) -> Moment:
         connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, isolation_level=None)
@@ -102,10 +117,6 @@ class SqliteRig:
             {str(uuid.UUID(bytes=key)) for (key,) in unfinished},
         )
 
-    def _end_process(self) -> NoReturn:
-        self.has_ended.set()
-        raise AssertionError("the journal ended the process")
-
     def commits(self) -> int:
         """Count the commit frames in the WAL: those that name the database's size (sqlite.org/fileformat2.html, 4.1)."""
         wal = self.path.with_name(self.path.name + "-wal").read_bytes()
@@ -116,17 +127,14 @@ class SqliteRig:
         return sum(frame[4:8] != bytes(4) and frame[8:16] == salt for frame in frames)
 
 
-class PostgresRig:
+class PostgresRig(_Grouping):
     """A journal in a database of a real server. It may be open several times at once."""
 
     def __init__(self, url: str, *, is_made: bool = False) -> None:
         """`is_made`: another rig has made the journal, which this one reaches by another way."""
+        super().__init__()
         self.url = url
         self.place = PostgresPlace.of(url)
-        self.rhythm = RHYTHM
-        self.has_ended = asyncio.Event()
-        """The journal has ended its process."""
-        self._ticks = itertools.count(1_790_000_000_000_000)
         if not is_made:
             wait_for(self._make())
 
@@ -146,13 +154,8 @@ class PostgresRig:
     @asynccontextmanager
     async def open(self, name: str = "rig") -> AsyncIterator[Journal]:
         store = await PostgresStore.open(self.place.nodes(), name=name, new_id=random_id, chance=random.Random())
-        journal = await GroupCommit.open(
-            store, now=lambda: next(self._ticks), end_process=self._end_process, rhythm=self.rhythm
-        )
-        try:
+        async with self._over(store) as journal:
             yield journal
-        finally:
-            await journal.close()
 
     def moment(self) -> Moment:
         return wait_for(self._moment())
@@ -182,10 +185,6 @@ class PostgresRig:
             return int(await connection.fetchval("SELECT count(DISTINCT xmin::text) FROM chargeonce.record"))
         finally:
             await connection.close()
-
-    def _end_process(self) -> NoReturn:
-        self.has_ended.set()
-        raise AssertionError("the journal ended the process")
 
 
 STORES = ("sqlite", "postgres")

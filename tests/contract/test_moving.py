@@ -1,29 +1,26 @@
 """A journal is copied and moved between its stores: nothing of it changes, and it is never served from two places."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from command_service.journal import JournalRefused
+from command_service.journal import JournalRefused, Place
 from command_service.journal.sqlite.file import SqliteFile
-from command_service.journal.store import RECORDS_A_CHUNK
+from command_service.journal.store import RECORDS_A_CHUNK, Location
 from command_service.operate import print_journal, verify_journal
-from rig.postgres import Node
 from tests.contract.moving import ALL, Places, contents, copy, fetch, full, move, serve, served
 
 WAYS = [("sqlite", "postgres"), ("postgres", "sqlite"), ("postgres", "postgres"), ("sqlite", "sqlite")]
 KINDS = ["sqlite", "postgres"]
-
-
-@pytest.fixture
-def places(tmp_path: Path, postgres: Node) -> Places:
-    """Where the journals are."""
-    return Places(tmp_path, postgres)
 
 
 @pytest.mark.parametrize(("kind", "to"), WAYS)
@@ -105,6 +102,90 @@ def test_a_journal_that_was_moved_on_is_not_moved_from_its_first_place_again(pla
     serve(third)
 
 
+# ---------------------------------------------------------------- two moves at once
+class Leaving:
+    """A place at which something happens just before, or just after, it is left."""
+
+    def __init__(
+        self, place: Location, *, before: Callable[[], object] = str, after: Callable[[], object] = str
+    ) -> None:
+        self._place = place
+        self._before, self._after = before, after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._place, name)
+
+    def __str__(self) -> str:
+        return str(self._place)
+
+    def leave(self, home: str, head: Place) -> None:
+        """Leave it."""
+        self._before()
+        self._place.leave(home, head)
+        self._after()
+
+
+def attempt(source: Location, target: Location) -> None:
+    """Move a journal, which may be refused."""
+    with contextlib.suppress(JournalRefused):
+        move(source, target)
+
+
+def served_from(*places: Location) -> list[Location]:
+    """Those of the places that a server serves from."""
+    found = []
+    for place in places:
+        with contextlib.suppress(JournalRefused):
+            serve(place)
+            found.append(place)
+    return found
+
+
+@pytest.mark.parametrize(("kind", "to"), WAYS)
+def test_of_two_moves_at_once_to_two_places_one_is_done(places: Places, kind: str, to: str) -> None:
+    source, one, other = places.full(kind), places.empty(to), places.empty(to)
+    with pytest.raises(JournalRefused, match=f"is served from {re.escape(str(other))}"):
+        move(Leaving(source, before=lambda: move(source, other)), one)
+    assert served_from(source, one, other) == [other]
+
+
+@pytest.mark.parametrize(("kind", "to"), WAYS)
+def test_a_move_that_is_undone_in_its_midst_leaves_one_place_at_the_most(places: Places, kind: str, to: str) -> None:
+    """And one that is run again then."""
+    source, target = places.full(kind), places.empty(to)
+    attempt(Leaving(source, after=lambda: attempt(target, source)), target)
+    assert len(served_from(source, target)) <= 1
+    attempt(Leaving(target, after=lambda: attempt(source, target)), source)
+    assert len(served_from(source, target)) <= 1
+    attempt(source, target)
+    assert len(served_from(source, target)) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slow_move_does_not_call_a_journal_back_from_where_it_was_moved_on_to(places: Places, kind: str) -> None:
+    source, target, third = places.full(kind), places.database(), places.file()
+
+    def meanwhile() -> None:
+        move(source, target)
+        move(target, third)
+
+    with pytest.raises(JournalRefused, match=r"another program has copied to .* meanwhile, or moved the journal"):
+        move(Leaving(source, before=meanwhile), target)
+    assert served_from(source, target, third) == [third]
+
+
+def test_a_slow_copy_leaves_the_charges_of_a_server_alone_that_serves_from_it_by_now(places: Places) -> None:
+    """Its list of unfinished charges is older than theirs."""
+    source, target = places.full("sqlite"), places.database()
+    with source.read() as journal:
+        identity = journal.journal_id
+    with target.receive(identity, restored=False, home=str(source)) as slow:
+        move(source, target)
+        with pytest.raises(JournalRefused, match="meanwhile"):
+            slow.note_unfinished(set())
+    assert contents(target) == contents(source)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_journal_is_not_moved_while_a_server_is_at_work_and_copied_all_the_same(places: Places, kind: str) -> None:
     source, target = places.full(kind), places.empty("postgres")
@@ -173,6 +254,19 @@ def test_a_copy_that_is_killed_goes_on_after_its_last_chunk(places: Places, tmp_
         serve(target)
     rest = len(contents(source).records) - RECORDS_A_CHUNK
     assert move(source, target).startswith(f"moved: {rest} records copied")
+    assert contents(target) == contents(source)
+
+
+def test_a_copy_to_a_disk_without_room_goes_on_once_there_is_some(places: Places, tmp_path: Path) -> None:
+    """What its anchor says is there: otherwise it would be refused as one that has lost its tail."""
+    source, target = full(tmp_path / "source.db", 9_000), places.file()
+    command = f"exec {sys.executable} -m command_service copy-journal sqlite:///{source} sqlite:///{target}"
+    copying = subprocess.run(
+        ["/bin/bash", "-c", f"ulimit -f 1000; {command}"], capture_output=True, text=True, check=False
+    )
+    assert copying.returncode == 1, copying.stdout
+    assert "cannot be used" in copying.stderr
+    assert copy(source, target).startswith("copied: ")
     assert contents(target) == contents(source)
 
 

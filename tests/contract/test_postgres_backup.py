@@ -19,20 +19,6 @@ from tests.contract.moving import ALL, Places, contents, copy, fetch, full, serv
 
 
 @pytest.fixture
-def places(tmp_path: Path, postgres: Node) -> Places:
-    """Where journals are."""
-    return Places(tmp_path, postgres)
-
-
-@pytest.fixture
-def place(places: Places) -> PostgresPlace:
-    """A journal in a database."""
-    place = places.full("postgres")
-    assert isinstance(place, PostgresPlace)
-    return place
-
-
-@pytest.fixture
 def backup(tmp_path: Path) -> Path:
     """Where a backup is written."""
     return tmp_path / "backup.db"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 import asyncpg
@@ -234,6 +235,32 @@ async def test_a_database_that_ends_connections_by_a_time_limit_ends_nothing_els
             await asyncio.sleep(0.3)
         assert journal.accepting
     gapless(rig, [1, 2, 3])
+
+
+async def test_a_warning_that_transaction_ids_run_out_is_not_taken_for_a_lost_standby() -> None:
+    """It comes with each id that is given: whoever tried again for as long as it is warned would use up the rest of them."""
+    async with Node() as node:
+        await node.stop()
+        await use_up_transaction_ids(node)
+        await node.start()
+        # As a vacuum that cannot get on, which is how it comes to this.
+        vacuuming = await node.connect()
+        await vacuuming.execute("BEGIN; LOCK TABLE pg_description IN SHARE UPDATE EXCLUSIVE MODE")
+        rig = PostgresRig(await database(node))
+        async with rig.open() as journal:
+            await add(journal, stream(1), 0, [b"a"], finished=False)
+            assert not await asyncio.wait_for(journal.reaches(2), 10)
+        await vacuuming.close()
+
+
+async def use_up_transaction_ids(node: Node) -> None:
+    """Have a server that is stopped begin with one of its last thirty million."""
+    ids_a_file = 1 << 20
+    newest = (2**31 - 30_000_000) // ids_a_file * ids_a_file
+    await node.run("pg_resetwal", "-x", str(newest), "-D", node.data)
+    status = node.data / "pg_xact" / f"{newest // ids_a_file:04X}"
+    status.write_bytes(bytes(ids_a_file // 4))
+    shutil.chown(status, (node.data / "PG_VERSION").owner())
 
 
 # ---------------------------------------------------------------- the head's lock

@@ -117,6 +117,38 @@ async def test_a_connection_that_is_slow_to_come_about_is_not_used_when_there_is
             await slow
 
 
+async def test_whoever_stops_waiting_for_a_primary_leaves_no_connection_behind(
+    postgres: Node, postgres_url: str
+) -> None:
+    """One node has answered, and of another nothing is heard: calls end by then, and each would keep one."""
+    place = PostgresRig(postgres_url).place
+    async with Proxy(lambda: ("127.0.0.1", postgres.port)) as silent:
+        silent.order(*[Fault(Kind.BLACK_HOLE)] * 10)
+        url = postgres_url.replace(postgres.address, f"{postgres.address},{silent.address}")
+        cluster = Cluster(PostgresRig(url, is_made=True).place.nodes(), random.Random(0))
+
+        async def connections() -> int:
+            ((count,),) = await postgres.fetch(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chargeonce' AND datname = $1",
+                place.url.database,
+            )
+            return int(count)
+
+        connecting = [asyncio.create_task(cluster.connect()) for _ in range(5)]
+
+        async def have_answered() -> bool:
+            return await connections() == len(connecting)
+
+        async def are_gone() -> bool:
+            return await connections() == 0
+
+        await until(have_answered)
+        for each in connecting:
+            each.cancel()
+        await asyncio.gather(*connecting, return_exceptions=True)
+        await asyncio.wait_for(until(are_gone), 20)
+
+
 async def test_a_primary_that_freezes_is_left_for_the_promoted_standby(pair: Pair, rig: PostgresRig) -> None:
     """Its connections stay, and say nothing. When it goes on, what it was sent is not told a second time."""
     async with rig.open() as journal:

@@ -1,29 +1,13 @@
 """A journal in PostgreSQL as an operator reads it: whole, of one moment, beside its servers, and damage is named."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 
 from command_service.journal import JournalRefused, Place
 from command_service.journal.postgres.place import PostgresPlace
 from command_service.operate import print_journal, verify_journal
-from rig.postgres import Node
 from tests.contract.moving import ALL, Places, contents, fetch
-
-
-@pytest.fixture
-def places(tmp_path: Path, postgres: Node) -> Places:
-    """Where journals are."""
-    return Places(tmp_path, postgres)
-
-
-@pytest.fixture
-def place(places: Places) -> PostgresPlace:
-    """A journal in a database."""
-    place = places.full("postgres")
-    assert isinstance(place, PostgresPlace)
-    return place
 
 
 def test_a_whole_journal_is_verified_and_said_to_have_no_note_of_its_end(place: PostgresPlace) -> None:

@@ -89,6 +89,23 @@ async def test_a_commit_whose_wait_is_ended_is_not_told_and_not_shown_before_the
     gapless(rig, [1, 2])
 
 
+async def test_a_role_that_is_shown_no_warnings_is_told_of_a_wait_that_was_ended_all_the_same(
+    pair: Pair, rig: PostgresRig
+) -> None:
+    """The setting of a role or a database: without the warning the commit looks like any other."""
+    await pair.execute(f"ALTER DATABASE {rig.place.url.database} SET client_min_messages = 'error'")
+    async with rig.open() as journal, rig.open("other") as other:
+        async with without_standby(pair):
+            appending = asyncio.create_task(add(journal, stream(1), 0, [b"a"], finished=False))
+            for _ in range(2):
+                await pair.execute("SELECT pg_cancel_backend($1)", await until_in_syncrep(pair, rig))
+                await until(lambda: stored(rig, pair, 1))
+            following = asyncio.create_task(other.beyond(0))
+            await waits(appending, following)
+        await asyncio.gather(appending, following)
+    gapless(rig, [1])
+
+
 async def stored(rig: PostgresRig, pair: Pair, position: int) -> bool:
     """Whether the primary shows a record."""
     return bool(

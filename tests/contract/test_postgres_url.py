@@ -1,16 +1,17 @@
 """How a place in PostgreSQL is written, and how it is reached: nothing is guessed, and no secret is shown."""
 
 import asyncio
-import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 
-from chassis.settings import Address, SettingsError
+from chassis.settings import Address, SettingsError, read
 from command_service.journal import JournalRefused
 from command_service.journal.location import location
 from command_service.journal.postgres.place import PostgresPlace
 from command_service.journal.postgres.url import Url, parse
+from command_service.parts import Parts
 from command_service.settings import Settings, check_way_to
 from rig.certs import HERE, Authority
 from rig.postgres import Node
@@ -24,7 +25,7 @@ def here(*ports: int) -> tuple[Address, ...]:
 
 
 @pytest.mark.parametrize(
-    ("text", "read", "shown"),
+    ("text", "url", "shown"),
     [
         (
             "postgresql://me@127.0.0.1/charges",
@@ -71,11 +72,11 @@ def here(*ports: int) -> tuple[Address, ...]:
         ),
     ],
 )  # fmt: skip
-def test_a_url_is_read_as_libpq_reads_it_and_shown_without_files(text: str, read: Url, shown: str) -> None:
-    assert parse(text) == read
+def test_a_url_is_read_as_libpq_reads_it_and_shown_without_files(text: str, url: Url, shown: str) -> None:
+    assert parse(text) == url
     assert str(location(text)) == shown
     again = parse(shown + ("?sslmode=disable" if "example" in shown else ""))
-    assert (again.nodes, again.user, again.database) == (read.nodes, read.user, read.database)
+    assert (again.nodes, again.user, again.database) == (url.nodes, url.user, url.database)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +151,22 @@ def test_a_database_beyond_this_machine_must_be_verified(text: str, is_refused: 
         check_way_to(place, is_open=False)
 
 
-def test_the_setting_takes_a_database() -> None:
-    field = next(field for field in dataclasses.fields(Settings) if field.name == "journal")
-    assert isinstance(field.metadata["parse"]("postgresql://me@127.0.0.1/charges"), PostgresPlace)
+async def test_neither_a_server_nor_a_command_goes_over_such_a_network() -> None:
+    environment = {"COMMAND_JOURNAL": "postgresql://me@db.invalid/charges?sslmode=require"}
+    with pytest.raises(SettingsError, match="not verified"):
+        await Parts(read(Settings, environment)).store()
+    for arguments in (
+        ["verify-journal"],
+        ["migrate"],
+        ["copy-journal", environment["COMMAND_JOURNAL"], "sqlite:///x.db"],
+    ):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "command_service", *arguments),
+            env=environment,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await process.communicate()
+        assert (process.returncode, b"what answers there is not verified" in said) == (1, True)
 
 
 def test_a_password_comes_from_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:

@@ -135,7 +135,11 @@ class ComposedNode(Node):
     def _begin(self, _: Sequence[str]) -> "subprocess.Popen[bytes]":
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["/bin/sh", self._script], stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self._as_composed()
+                [*self._as_user, "/bin/sh", self._script],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **self._as_composed(),
             )
         self._tell_watch(str(self._process.pid))
         return self._process
@@ -143,7 +147,7 @@ class ComposedNode(Node):
     def refuses_to_begin(self) -> str:
         """Run the script where it must not start a server, and return what it says."""
         done = subprocess.run(
-            ["/bin/sh", self._script],
+            [*self._as_user, "/bin/sh", self._script],
             capture_output=True,
             text=True,
             check=False,
@@ -156,7 +160,19 @@ class ComposedNode(Node):
     def sql(self, statement: str) -> str:
         """Do a statement as the superuser, over the socket, and return what it answers."""
         done = subprocess.run(
-            ["psql", "-h", self.folder / "run", "-p", str(self.port), "-U", "postgres", "-At", "-c", statement],
+            [
+                *self._as_user,
+                self._programs / "psql",
+                "-h",
+                self.folder / "run",
+                "-p",
+                str(self.port),
+                "-U",
+                "postgres",
+                "-At",
+                "-c",
+                statement,
+            ],
             capture_output=True,
             text=True,
             check=True,
@@ -171,7 +187,13 @@ class ComposedNode(Node):
     def logs_in(self, user: str, database: str, password: str) -> str:
         """Log in over TCP and return what is said against it."""
         done = subprocess.run(
-            ["psql", f"host=127.0.0.1 port={self.port} user={user} dbname={database}", "-c", "SELECT"],
+            [
+                *self._as_user,
+                self._programs / "psql",
+                f"host=127.0.0.1 port={self.port} user={user} dbname={database}",
+                "-c",
+                "SELECT",
+            ],
             capture_output=True,
             text=True,
             check=False,
@@ -190,7 +212,7 @@ class ComposedNode(Node):
             "PGDATA": str(self.data),
             "PATH": f"{self.folder / 'bin-of-image'}:{self._programs}:/usr/bin:/bin",
         }
-        return self._as_user(environment)
+        return {"cwd": self.folder, "env": environment}
 
     def _here(self, text: str) -> str:
         for path, at in (

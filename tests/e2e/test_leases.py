@@ -13,6 +13,8 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeResponse
 from chassis import settings
 from command_service import serving
+from command_service.codec import encode
+from command_service.events import ChargeRequested
 from command_service.journal.store import Store
 from command_service.parts import Parts
 from command_service.settings import Settings
@@ -22,6 +24,9 @@ from rig.around import Around
 from rig.fleet import migrate, read_records
 from rig.referee import PATIENT_SECONDS, Referee
 from rig.world import CHARGED, a_request, apart_from_source, id_of
+from tests.contract.journal_rigs import PostgresRig, stream
+from tests.contract.postgres_rigs import until
+from tests.core.stories import REQUEST
 
 pytestmark = pytest.mark.timeout(180)
 SERVERS = 3
@@ -93,3 +98,27 @@ async def test_servers_that_ignore_leases_altogether_charge_each_key_once(bank: 
         is_at_rest=True,
     )
     assert check(observed) == []
+
+
+async def test_a_charge_that_cannot_be_read_keeps_no_other_one_from_being_taken_over(
+    bank: Referee, postgres_url: str
+) -> None:
+    """As a newer server's, which ends while it drives both of them. Nobody asks for them again."""
+    rig, unreadable = PostgresRig(postgres_url), stream(1)
+    requested = encode(ChargeRequested(REQUEST))
+    environment = {
+        "COMMAND_LISTEN": "127.0.0.1:0",
+        "COMMAND_FEED_LISTEN": "127.0.0.1:0",
+        "COMMAND_JOURNAL": postgres_url,
+        "COMMAND_BANK_URL": str(bank.http.base_url).rstrip("/"),
+        "COMMAND_DRAIN_SECONDS": "1",
+    }
+    async with serving.serve(settings.read(Settings, environment), Parts):
+        async with rig.open("newer") as journal:
+            await journal.append(unreadable, 0, [b"\xff"], finished=False)
+            await journal.append(REQUEST.charge_id, 0, [requested], finished=False)
+
+        async def is_the_only_one_left() -> bool:
+            return (await asyncio.to_thread(rig.moment)).unfinished == {unreadable}
+
+        await asyncio.wait_for(until(is_the_only_one_left), PATIENT_SECONDS)

@@ -199,6 +199,7 @@ def test_the_lock_is_given_in_order_and_never_to_two() -> None:
         await asyncio.sleep(0.1)
         await first.rollback()
         await waiting
+        await asyncio.sleep(1.0)
         assert not later.done()
         second.end()  # a session that ends gives it back
         await later

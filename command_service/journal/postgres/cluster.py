@@ -105,13 +105,13 @@ class Cluster:
     async def _ask_all(self) -> tuple[list[_Answer], list[BaseException]]:
         """Connect to all nodes at once; return those that take writes, and what is amiss with the others."""
         asking = [asyncio.ensure_future(self._ask(node)) for node in self._nodes]
+        unused = set(asking)
         try:
-            await asyncio.wait(asking, timeout=ANSWER_SECONDS)
+            _, unused = await asyncio.wait(asking, timeout=ANSWER_SECONDS)
         finally:
-            for each in asking:
-                if not each.done():
-                    each.add_done_callback(_end_late)
-                    each.cancel()
+            for each in unused:  # all of them if we are cancelled
+                each.add_done_callback(_end_late)
+                each.cancel()
         answers: list[_Answer] = []
         errors: list[BaseException] = []
         for node, each in zip(self._nodes, asking, strict=True):
@@ -255,6 +255,6 @@ class Sessions:
 
 
 def _end_late(asking: "asyncio.Task[_Answer | None]") -> None:
-    """A node that answers too late is not used."""
+    """A node that answers too late, or when nobody waits any more, is not used."""
     if not asking.cancelled() and asking.exception() is None and (answer := asking.result()) is not None:
         answer.session.end()

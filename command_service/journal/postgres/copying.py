@@ -14,7 +14,7 @@ from command_service.journal.records import key_of
 from command_service.journal.sqlite import backup as backups
 from command_service.journal.sqlite.making import Identity
 from command_service.journal.sqlite.reading import reading as reading_file
-from command_service.journal.store import Fold, in_chunks, no_copy, random_id
+from command_service.journal.store import Fold, in_chunks, no_copy, random_id, served_elsewhere
 
 COLUMNS = ("position", "charge_id", "version", "recorded_at", "chain", "event")
 MOVE_HEAD = "UPDATE chargeonce.head SET position = $1, chain = $2, recorded_at = $3"
@@ -22,6 +22,8 @@ SET_IDENTITY = "UPDATE chargeonce.head SET journal_id = $1, restored = $2, home 
 SET_HOME = "UPDATE chargeonce.head SET home = $1, format = $2"
 # A record without a head that covers it counts as well.
 HAS_RECORDS = "SELECT EXISTS (SELECT FROM chargeonce.record)"
+# The transaction that has written the head last: another one's if another program has done anything to the journal.
+WRITTEN_BY = "SELECT xmin::text FROM chargeonce.head"
 CLEAR_UNFINISHED = "DELETE FROM chargeonce.unfinished"
 CLEAR_SERVERS = "DELETE FROM chargeonce.server"
 
@@ -29,27 +31,45 @@ CLEAR_SERVERS = "DELETE FROM chargeonce.server"
 class PostgresCopy:
     """A journal in PostgreSQL that is being written from another place. See `command_service.journal.store.Copy`."""
 
-    def __init__(self, connection: Primary, head: Place) -> None:
-        """Use `receive`."""
+    def __init__(self, url: Url, connection: Primary, head: Place) -> None:
+        """Use `receive`, in its transaction."""
         self.head = head
+        self._url = url
         self._connection = connection
+        self._written_by = _written_by(connection)
 
     def store(self, records: Sequence[Record]) -> None:
         """Store records that follow the head, as they are."""
-        with self._connection.transaction():
-            if self._connection.head(lock=True).place != self.head:
-                raise JournalRefused("another program is copying to the same database")
+        with self._alone():
             _store(self._connection, records)
         self.head = Place(records[-1].position, records[-1].chain)
 
     def note_unfinished(self, charge_ids: Collection[str]) -> None:
         """Note which streams are unfinished up to the head, and no others. No server drives them."""
-        with self._connection.transaction():
+        with self._alone():
             _note_unfinished(self._connection, charge_ids)
 
     def serve_here(self) -> None:
         """Note that the journal is served from here from now on; see the port."""
-        self._connection.fetch(SET_HOME, "", FORMAT)
+        with self._alone():
+            self._connection.fetch(SET_HOME, "", FORMAT)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Begin a transaction in the journal as we have left it. Raises JournalRefused if anybody else has written to it.
+
+        Between our transactions nothing is locked. Another copy might have been moved on from here meanwhile, or back.
+        """
+        with self._connection.transaction():
+            self._connection.head(lock=True)
+            if _written_by(self._connection) != self._written_by:
+                raise JournalRefused(
+                    f"another program has copied to {self._url} meanwhile, or moved the journal: see verify-journal there, and "
+                    "run it again"
+                )
+            yield
+            written_by = _written_by(self._connection)
+        self._written_by = written_by
 
 
 @contextlib.contextmanager
@@ -63,7 +83,8 @@ def receive(url: Url, journal_id: str, *, restored: bool, home: str) -> Iterator
                 if found.journal_id == journal_id or _has_records(connection, found):
                     raise JournalRefused(no_copy(str(url), found.journal_id, found.home, home))
                 connection.fetch(SET_IDENTITY, UUID(journal_id), restored, home, -FORMAT)
-        yield PostgresCopy(connection, found.place)
+            copy = PostgresCopy(url, connection, found.place)
+        yield copy
 
 
 def leave(url: Url, home: str, head: Place) -> None:
@@ -71,6 +92,8 @@ def leave(url: Url, home: str, head: Place) -> None:
     with primary(url) as connection, connection.transaction():
         found = connection.head(lock=True)
         connection.refuse_servers()
+        if found.home not in ("", home):
+            raise JournalRefused(served_elsewhere(str(url), found.home))
         if found.place != head:
             raise JournalRefused(
                 f"the journal {url} has reached position {found.place.position}, and the copy {head.position}: run it again"
@@ -132,6 +155,11 @@ def _store(connection: Primary, records: Sequence[Record]) -> None:
 def _note_unfinished(connection: Primary, charge_ids: Collection[str]) -> None:
     connection.fetch(CLEAR_UNFINISHED)
     connection.copy("unfinished", ("charge_id",), [(key_of(charge_id),) for charge_id in charge_ids])
+
+
+def _written_by(connection: Primary) -> str:
+    ((written_by,),) = connection.fetch(WRITTEN_BY)
+    return str(written_by)
 
 
 def _has_records(connection: Primary, found: Found) -> bool:

@@ -78,9 +78,9 @@ class Leases:
                 log.warning("the leases could not be renewed, and will be again", why=str(undone))
 
     async def _renew(self) -> None:
-        had_lapsed, asked_at = self._clock() >= self._until, self._clock()
+        asked_at = self._clock()
         if await self._sessions.ask(lambda session: session.renew(self.server, LEASE_SECONDS)):
-            self._until = asked_at + LEASE_SECONDS
+            had_lapsed, self._until = self._clock() >= self._until, asked_at + LEASE_SECONDS
             if had_lapsed:  # nobody has claimed them meanwhile: all of them go on here
                 self._tell(self._driven)
             return
@@ -99,6 +99,7 @@ class Leases:
             self._tell(claimed)
             if len(claimed) < CLAIMED_AT_ONCE:
                 return
+            await self._renew()  # to claim many takes longer than a lease lasts, and then they would be anybody's again
 
     async def _begin_anew(self) -> None:
         former = self.server

@@ -63,9 +63,9 @@ def wrong_format(found: int) -> str:
     """Say why a server does not serve from tables of another format than its own, and the way out."""
     if found < 0:
         return (
-            "the database's journal is not to be served from: it is a copy, or it was moved, or records that were acknowledged "
-            "are missing; verify-journal tells which. To serve a copy, stop the servers at the other place and run "
-            "copy-journal --move from there to here; if records are missing, run restore"
+            "the database's journal is not to be served from here: it is a copy, or it was moved, or records that were "
+            "acknowledged are missing; verify-journal tells which. To serve a copy, stop the servers at the other place and "
+            "run copy-journal --move from there to here; if records are missing, run restore"
         )
     if found < FORMAT:
         return f"the database's journal has format {found}, and this program's is {FORMAT}: run migrate"

@@ -3,14 +3,14 @@
 * No state of a session is relied on: what a transaction needs is set in it, and LISTEN is a hint. So a pooler may stand
   between, if it keeps prepared statements.
 * No call of asyncpg is cancelled or timed. It would cancel the statement, and PostgreSQL takes a cancelled wait for the standby
-  for the end of the wait: the commit stands, and others see it (`facts` in docs/postgresql.md). The connection is cut instead.
+  for the end of the wait: the commit stands, and others see it (docs/postgresql.md has the facts). The connection is cut instead.
 """
 
 import asyncio
 import socket
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -37,8 +37,10 @@ SELECT pg_is_in_recovery(),
     CASE WHEN pg_is_in_recovery() THEN 0
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END
 """
+# Without the warning, a wait for the standby that was ended would pass for a commit that has come there.
 BEGIN: Final = f"""
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = {LOCK_MILLISECONDS};
 SET LOCAL idle_in_transaction_session_timeout = {IDLE_MILLISECONDS}
 """
@@ -66,7 +68,8 @@ WITH stored AS (
     SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::bytea[], $6::bytea[])
 ), moved AS (
     UPDATE chargeonce.head SET position = $7, chain = $8, recorded_at = $9
-    RETURNING pg_notify('{CHANNEL}', $12::text)
+    RETURNING CASE WHEN EXISTS (SELECT FROM chargeonce.server WHERE server <> $12::text::uuid AND until > now())
+        THEN pg_notify('{CHANNEL}', $12::text) END
 ), ended AS (
     DELETE FROM chargeonce.unfinished WHERE charge_id = ANY($10::bytea[])
 )
@@ -75,7 +78,9 @@ ON CONFLICT DO NOTHING RETURNING charge_id
 """  # noqa: S608  # a constant of this module
 CONDEMN: Final = "UPDATE chargeonce.head SET format = -format, home = $1 WHERE format > 0"
 # A transaction that writes to the log, and so waits for the standby like any other; those before it have come there as well.
-CONFIRM: Final = """
+# It is begun like any other: that transaction ids run out is warned of before the commit, at each that is given.
+CONFIRM: Final = f"""
+{BEGIN};
 SELECT set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'chargeonce', '')
 """
 _VERIFIABLE: Final = """
@@ -226,9 +231,8 @@ class Statements:
 
     async def confirm(self) -> bool:
         """Commit a transaction that changes nothing; see the seam."""
-        self._was_warned = False
-        await self._fetch(CONFIRM)
-        return not self._was_warned
+        await self._run(self._connection.execute(CONFIRM))
+        return await self.commit()
 
     async def condemn(self, why: str) -> None:
         """Note that no server is to serve from this journal; see the seam."""
@@ -297,8 +301,9 @@ class Statements:
         """Wait for records; see the seam."""
         if self._connection.is_closed():
             raise Lost("the connection has ended")
-        await asyncio.wait([waiting := asyncio.ensure_future(self._has_news.wait())], timeout=seconds)
-        waiting.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._has_news.wait()
         self._has_news.clear()
 
     def end(self) -> None:

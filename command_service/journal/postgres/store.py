@@ -33,7 +33,7 @@ from command_service.journal import (
 from command_service.journal.postgres.cluster import AGAIN_SECONDS, Cluster, Sessions
 from command_service.journal.postgres.leases import Leases
 from command_service.journal.postgres.session import HeadRow, Lost, Node, Session, Undone
-from command_service.journal.records import Row, following, id_of, key_of, seal, verified
+from command_service.journal.records import RECORDS_A_READ, Row, following, id_of, key_of, seal, verified
 from command_service.journal.store import Append, Committed, Head
 
 log = structlog.get_logger()
@@ -110,6 +110,8 @@ class PostgresStore:
         self._news: dict[str, None] = {}
         self._has_news = asyncio.Event()
         self._has_news.set()  # the first call of `news` returns at once
+        self._newest: Mapping[Place, Sequence[Row]] = {}
+        """What our newest commit stored, by the place before it: whoever follows need not ask the database for it again."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -208,6 +210,8 @@ class PostgresStore:
         known = self._cluster.durable.place.position
         if found.head.place.position > known:
             self._others.append((known, found.head.place.position))
+        if not is_later:
+            self._newest = {found.head.place: plan.rows}
         self._advance(found.head if is_later else plan.head)
         return Committed(plan.outcomes, plan.head)
 
@@ -235,8 +239,10 @@ class PostgresStore:
 
     async def read_after(self, place: Place, until: int) -> Sequence[Record]:
         """Read on from a place; see the port."""
-        rows = await self._readers.ask(lambda session: session.after(place.position, until))
-        return following(rows, place, until)
+        rows = self._newest.get(place)
+        if rows is None:
+            rows = await self._readers.ask(lambda session: session.after(place.position, until))
+        return following(rows[: min(until - place.position, RECORDS_A_READ)], place, until)
 
     async def chain_at(self, position: int) -> bytes:
         """Return the chain up to a position; see the port."""

@@ -21,7 +21,7 @@ from command_service.journal.sqlite.starting import (
     store_wal_again,
 )
 from command_service.journal.sqlite.table import (
-    BULK_CACHE,
+    DRAFT_PRAGMAS,
     READER_PRAGMAS,
     RENEW_JOURNAL,
     WRITER_PRAGMAS,
@@ -53,7 +53,7 @@ def write(to: Path, identity: Identity, records: Iterator[Record], unfinished: C
     _make_draft(draft)
     with (
         refusing_damage(draft),
-        contextlib.closing(open_connection(draft, read_only=False, pragmas={**ONE_FILE, **BULK_CACHE})) as connection,
+        contextlib.closing(open_connection(draft, read_only=False, pragmas=DRAFT_PRAGMAS)) as connection,
     ):
         begin(connection, identity)
         insert(connection, records)

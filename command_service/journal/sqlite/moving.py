@@ -28,7 +28,10 @@ from command_service.journal.sqlite.table import (
     read_head,
     set_home,
 )
-from command_service.journal.store import no_copy
+from command_service.journal.store import no_copy, served_elsewhere
+
+# A commit writes nearly every page of the index, whose keys come in random order.
+RECORDS_A_COMMIT = 200_000
 
 
 class SqliteCopy:
@@ -40,16 +43,28 @@ class SqliteCopy:
         self._path = path
         self._connection = connection
         self._journal_id = journal_id
+        self._committed = self.head.position
 
     def store(self, records: Sequence[Record]) -> None:
-        """Store records that follow the head, as they are."""
-        with _transaction(self._connection):
-            insert(self._connection, records)
+        """Store records that follow the head, as they are. Some of the last ones may have to be stored again after a crash."""
+        if not self._connection.in_transaction:
+            self._connection.execute("BEGIN IMMEDIATE")
+        insert(self._connection, records)
         self.head = Place(records[-1].position, records[-1].chain)
-        anchor.write(self._path, anchor.Anchor(self._journal_id, self.head))
+        if self.head.position >= self._committed + RECORDS_A_COMMIT:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make durable what was stored. After an error of SQLite that may be less than was asked for."""
+        if self._connection.in_transaction:
+            self._connection.execute("COMMIT")
+        reached = read_head(self._connection)
+        self._committed = reached.position
+        anchor.write(self._path, anchor.Anchor(self._journal_id, reached))
 
     def note_unfinished(self, charge_ids: Collection[str]) -> None:
         """Note which streams are unfinished up to the head, and no others."""
+        self.commit()
         with _transaction(self._connection):
             note_unfinished(self._connection, charge_ids)
 
@@ -72,7 +87,11 @@ def receive(path: Path, identity: Identity) -> Iterator[SqliteCopy]:
             home = home_of(connection)
             if (journal_id, restored, home) != identity:
                 raise JournalRefused(no_copy(str(path), journal_id, home, identity.home))
-            yield SqliteCopy(path, connection, journal_id)
+            copy = SqliteCopy(path, connection, journal_id)
+            try:
+                yield copy
+            finally:
+                copy.commit()
 
 
 def leave(path: Path, home: str, head: Place) -> None:
@@ -80,6 +99,8 @@ def leave(path: Path, home: str, head: Place) -> None:
     must_be_there(path)
     with lock(path, LOCAL_DISK) as held, refusing_damage(path), _taken(path, held) as connection:
         identify(path, connection)
+        if (other := home_of(connection)) not in ("", home):
+            raise JournalRefused(served_elsewhere(str(path), other))
         if (found := read_head(connection)) != head:
             raise JournalRefused(
                 f"the journal {path} has reached position {found.position}, and the copy {head.position}: run it again"

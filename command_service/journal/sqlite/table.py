@@ -20,8 +20,9 @@ WRITER_PRAGMAS: Mapping[str, str | int] = {
     "foreign_keys": 0,
 }
 # To write a whole journal: the index's pages are touched in random order. In KiB, with the minus sign that says so.
-BULK_CACHE: Mapping[str, str | int] = {"cache_size": -(256 << 10)}
-BULK_PRAGMAS: Mapping[str, str | int] = {**WRITER_PRAGMAS, **BULK_CACHE}
+BULK_PRAGMAS: Mapping[str, str | int] = {**WRITER_PRAGMAS, "cache_size": -(256 << 10)}
+# A file that is thrown away if it is not finished, and synced when it is.
+DRAFT_PRAGMAS: Mapping[str, str | int] = {"journal_mode": "off", "synchronous": 0, "cache_size": -(256 << 10)}
 READER_PRAGMAS = {"query_only": 1}
 
 SCHEMA = """
