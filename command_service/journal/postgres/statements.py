@@ -325,20 +325,16 @@ def _translated() -> Any:
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
         raise JournalRefused(f"the database has no journal: {error}; `migrate` makes one") from error
     except asyncpg.InsufficientPrivilegeError as error:
-        raise JournalRefused(f"the database does not let its role use the journal: {error}") from error
+        raise JournalRefused(
+            f"the role may not use the journal: {error}. Let the role that ran migrate serve, or GRANT this one USAGE on the "
+            "schema chargeonce and ALL on its tables"
+        ) from error
     except (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError) as error:
         raise JournalCorrupt(None) from error
     except _LOST as error:
         raise Lost(str(error) or type(error).__name__) from error
     except asyncpg.PostgresError as error:  # whatever it says, it was not done, and it may go away
         raise Undone(str(error)) from error
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise JournalRefused(
-            f"the role may not use the journal: {error}. Let the role that ran migrate serve, or GRANT this one USAGE on the "
-            "schema chargeonce and ALL on its tables"
-        ) from error
-    except asyncpg.PostgresError as error:
-        raise JournalRefused(f"the journal's database cannot be used: {error}") from error
 
 
 def _head_row(rows: Sequence[Any]) -> HeadRow:
