@@ -12,13 +12,14 @@ import pytest
 from command_service.journal import (
     Journal,
     JournalBusy,
+    JournalCorrupt,
     JournalFull,
     JournalRefused,
     NotStored,
     Record,
     VersionConflict,
 )
-from command_service.journal.postgres import statements, store
+from command_service.journal.postgres import statements
 from prove.network.faultproxy import Fault, Kind, Way
 from rig.postgres import Connection, Node, database
 from tests.contract.journal_rigs import PostgresRig, add, stream
@@ -170,7 +171,7 @@ async def fired(connection: Connection) -> int:
 async def test_an_error_at_any_statement_is_mended_by_another_try_or_told_as_not_stored(
     faulty: tuple[PostgresRig, Connection], rig: PostgresRig
 ) -> None:
-    """Serialization failure, deadlock, lock timeout, shutdown, no transaction ids left, full disk.
+    """Serialization failure, deadlock, lock timeout, shutdown, no transaction ids left, full disk, I/O.
 
     Nothing is doubled, and no position is left out.
     """
@@ -178,7 +179,7 @@ async def test_an_error_at_any_statement_is_mended_by_another_try_or_told_as_not
     version = 1
     async with theirs.open() as journal:
         await add(journal, stream(1), 0, [b"first"], finished=False)
-        for code, place in itertools.product(("40001", "40P01", "55P03", "57P01", "54000", "53100"), PLACES):
+        for code, place in itertools.product(("40001", "40P01", "55P03", "57P01", "54000", "53100", "58030"), PLACES):
             await order(connection, place, code, times=1)
             is_told = code == "53100" and place != "commit"  # what a commit says is looked up in any case
             (outcome,) = await asyncio.gather(
@@ -209,16 +210,41 @@ async def test_an_error_that_stays_is_told_as_busy_and_goes_away_with_its_cause(
     gapless(rig, [1, 2])
 
 
-async def test_a_start_that_the_database_has_no_room_for_waits_and_is_refused_in_the_end(
-    faulty: tuple[PostgresRig, Connection], monkeypatch: pytest.MonkeyPatch
+async def test_an_error_of_any_kind_neither_ends_reads_nor_the_news_of_other_servers(
+    faulty: tuple[PostgresRig, Connection], rig: PostgresRig
+) -> None:
+    """An I/O error, a fault inside PostgreSQL, a statement that an operator has cancelled."""
+    theirs, connection = faulty
+    async with theirs.open() as journal, rig.open("other") as other:
+        for version, code in enumerate(("58030", "XX000", "57014")):
+            await order(connection, "versions", code, times=2)
+            await add(other, stream(1), version, [b"a"], finished=False)
+            await journal.beyond(version)
+            assert len(await journal.read(stream(1))) == version + 1
+            assert await fired(connection) > 0
+            await order(connection, "", "", 0)
+        await order(connection, "versions", "XX001", times=1_000_000)
+        with pytest.raises(JournalCorrupt):
+            await journal.read(stream(1))
+
+
+@pytest.mark.parametrize(
+    "taken",
+    ["DROP SCHEMA chargeonce CASCADE", "REVOKE SELECT ON ALL TABLES IN SCHEMA chargeonce FROM charges"],
+)
+async def test_a_server_whose_tables_are_taken_away_ends_also_if_nothing_is_asked_of_it(
+    taken: str, faulty: tuple[PostgresRig, Connection]
 ) -> None:
     theirs, connection = faulty
-    await order(connection, "register", "53100", times=1)
     async with theirs.open():
-        assert await fired(connection) == 2
-    monkeypatch.setattr(store, "START_SECONDS", 1.0)
+        await connection.execute(taken)
+        await asyncio.wait_for(theirs.has_ended.wait(), 20)
+
+
+async def test_a_start_that_the_database_has_no_room_for_is_refused(faulty: tuple[PostgresRig, Connection]) -> None:
+    theirs, connection = faulty
     await order(connection, "register", "53100", times=1_000_000)
-    with pytest.raises(JournalRefused, match="takes no writes"):
+    with pytest.raises(JournalRefused, match="a fault of the test"):
         async with theirs.open():
             pass
 
@@ -335,6 +361,20 @@ async def test_a_server_for_which_there_is_no_connection_left_waits_and_goes_on(
             await others.aclose()
             await appending
         gapless(rig, [1, 2])
+
+
+async def test_a_wait_for_news_that_is_given_up_leaves_no_task_behind(rig: PostgresRig) -> None:
+    """A reader that cannot wait for the hint ends the wait; where one server is alone, no hint ever comes."""
+    (node,) = rig.place.nodes()
+    session = await node.connect()
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(session.news(60))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() == before
+    session.end()
 
 
 async def take_all(node: Node, others: contextlib.AsyncExitStack) -> None:

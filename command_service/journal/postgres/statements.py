@@ -3,7 +3,7 @@
 * No state of a session is relied on: what a transaction needs is set in it, and LISTEN is a hint. So a pooler may stand
   between, if it keeps prepared statements.
 * No call of asyncpg is cancelled or timed. It would cancel the statement, and PostgreSQL takes a cancelled wait for the standby
-  for the end of the wait: the commit stands, and others see it (docs/postgresql.md has the facts). The connection is cut instead.
+  for the end of the wait: the commit stands, and others see it (facts: docs/postgresql.md). The connection is cut instead.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import asyncpg
 
-from command_service.journal import JournalRefused, Place
+from command_service.journal import JournalCorrupt, JournalRefused, Place
 from command_service.journal.postgres.schema import FORMAT
 from command_service.journal.postgres.session import HeadRow, Lost, Standing, Undone
 from command_service.journal.records import RECORDS_A_READ, Row, Verifiable
@@ -124,15 +124,6 @@ UPDATE chargeonce.unfinished SET server = NULL FROM {_QUICK} WHERE server = $1::
 """  # noqa: S608  # a constant
 
 # By SQLSTATE (postgresql.org/docs/current/errcodes-appendix.html).
-_UNDONE = (
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.QueryCanceledError,
-    asyncpg.UniqueViolationError,  # somebody has written without the head's lock
-    asyncpg.InsufficientResourcesError,  # memory, disk, connections
-    asyncpg.ProgramLimitExceededError,  # no more transaction ids before a vacuum
-)
 _LOST = (
     OSError,
     asyncpg.PostgresConnectionError,
@@ -176,7 +167,7 @@ class PostgresNode:
             )
         except _NEVER as error:
             raise JournalRefused(f"{self.name} refuses the connection: {error}") from error
-        except (*_LOST, *_UNDONE, asyncpg.PostgresError, TimeoutError) as error:
+        except (*_LOST, asyncpg.PostgresError, TimeoutError) as error:
             raise Lost(f"{self.name}: {error or type(error).__name__}") from error
         return Statements(connection)
 
@@ -221,7 +212,7 @@ class Statements:
         self._was_warned = False
         try:
             await self._run(self._connection.execute("COMMIT"))
-        except (Undone, asyncpg.PostgresError) as error:  # whatever it says: what became of it is looked up
+        except (Undone, JournalRefused) as error:  # whatever it says: what became of it is looked up
             raise Lost(f"a commit failed: {error}") from error
         return not self._was_warned
 
@@ -333,9 +324,16 @@ def _translated() -> Any:
         raise Undone(str(error), is_full=True) from error
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
         raise JournalRefused(f"the database has no journal: {error}; `migrate` makes one") from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise JournalRefused(
+            f"the role may not use the journal: {error}. Let the role that ran migrate serve, or GRANT this one USAGE on the "
+            "schema chargeonce and ALL on its tables"
+        ) from error
+    except (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError) as error:
+        raise JournalCorrupt(None) from error
     except _LOST as error:
         raise Lost(str(error) or type(error).__name__) from error
-    except _UNDONE as error:
+    except asyncpg.PostgresError as error:  # whatever it says, it was not done, and it may go away
         raise Undone(str(error)) from error
 
 
