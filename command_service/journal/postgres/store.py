@@ -186,10 +186,10 @@ class PostgresStore:
                     found, versions = await session.begin(list(dict.fromkeys(keys)))
                     self._cluster.check(found, durable)
                     if sent is not None and await _stands(session, sent):
+                        # Of those that it began, others may have taken over some since, or brought them to rest.
+                        ours = await session.driven(self._leases.server, sent.streams(finished=False))
                         await session.rollback()
-                        return await self._stored(
-                            session, sent, found, ours=sent.streams(finished=False), is_durable=False
-                        )
+                        return await self._stored(session, sent, found, ours=ours, is_durable=False)
                     sent = None  # nothing was stored, certainly
                     plan = _Plan.of(batch, keys, versions, found.head, recorded_at)
                     if not plan.rows:
