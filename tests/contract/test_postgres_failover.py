@@ -233,6 +233,70 @@ async def test_a_database_that_holds_something_else_than_was_served_ends_the_ser
         assert reason in await ended(rig, journal, 1)
 
 
+IDLE = {
+    "no head": SPOILT["no head"],
+    "no tables": SPOILT["no tables"],
+    "no right to write": ("REVOKE ALL ON chargeonce.server FROM {role}", "permission denied"),
+    "another table than ours": ("ALTER TABLE chargeonce.server RENAME COLUMN until TO till", '"until" does not exist'),
+}
+
+
+@pytest.mark.parametrize("spoilt", IDLE)
+async def test_a_database_that_cannot_be_used_ends_a_server_that_has_nothing_to_do_too(
+    spoilt: str, postgres: Node, postgres_url: str
+) -> None:
+    """It would be away for ever, and nobody would know why."""
+    made = PostgresRig(postgres_url)
+    name, role = made.place.url.database, f"role_{made.place.url.database}"
+    await postgres.execute(f"CREATE ROLE {role} LOGIN", database=name)
+    await postgres.execute(f"GRANT USAGE ON SCHEMA chargeonce TO {role}", database=name)
+    await postgres.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA chargeonce TO {role}", database=name)
+    rig = PostgresRig(postgres_url.replace("postgres@", f"{role}@"), is_made=True)
+    statement, reason = IDLE[spoilt]
+    with structlog.testing.capture_logs() as logged:
+        async with rig.open():
+            await postgres.execute(statement.format(role=role), database=name)
+            await asyncio.wait_for(rig.has_ended.wait(), 20)
+    assert reason in " ".join(str(line.get("reason", "")) for line in logged)
+
+
+async def test_a_server_whose_role_lacks_rights_does_not_start_and_names_them(
+    postgres: Node, postgres_url: str
+) -> None:
+    made = PostgresRig(postgres_url)
+    name, role = made.place.url.database, f"role_{made.place.url.database}"
+    await postgres.execute(f"CREATE ROLE {role} LOGIN", database=name)
+    with pytest.raises(JournalRefused, match=r"permission denied for schema chargeonce.*GRANT"):
+        async with PostgresRig(postgres_url.replace("postgres@", f"{role}@"), is_made=True).open():
+            pass
+
+
+TORN = {
+    "its newest record is lost": "DELETE FROM chargeonce.record WHERE position = 2",
+    "all are lost": "DELETE FROM chargeonce.record",
+    "its newest record is damaged": "UPDATE chargeonce.record SET event = 'c' WHERE position = 2",
+    "its head is an older one": """
+        UPDATE chargeonce.head SET (position, chain) = (SELECT position, chain FROM chargeonce.record WHERE position = 1)
+    """,
+    "its head is damaged": "UPDATE chargeonce.head SET chain = sha256(chain)",
+}
+
+
+@pytest.mark.parametrize("torn", TORN)
+async def test_a_server_does_not_start_with_a_journal_whose_head_is_not_its_newest_record(
+    torn: str, postgres_url: str
+) -> None:
+    rig = PostgresRig(postgres_url)
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"a", b"b"], finished=False)
+    connection = await asyncpg.connect(rig.url)
+    await connection.execute(TORN[torn])
+    await connection.close()
+    with pytest.raises(JournalRefused, match=r"its head is at position [12], .* verify-journal"):
+        async with rig.open():
+            pass
+
+
 async def test_a_journal_that_goes_on_elsewhere_than_was_acknowledged_is_refused_at_the_next_connection(
     postgres: Node, postgres_url: str
 ) -> None:

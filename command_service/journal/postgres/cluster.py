@@ -68,6 +68,8 @@ class Cluster:
         """The newest head that is known to be durable."""
         self.refused: JournalRefused | None = None
         """Why the journal must no longer be served from."""
+        self.trouble = ""
+        """Why something has to be tried again, as of late."""
         self._told: set[str] = set()
         self._sessions: dict[Session, int] = {}
         """Those in use or kept, each with its timeline."""
@@ -194,7 +196,8 @@ class Cluster:
                 found = await self.connect()
             except Lost as lost:
                 failures += 1
-                self._tell_once(str(lost))
+                self.trouble = str(lost)
+                self._tell_once(self.trouble)
                 await asyncio.sleep(BACKOFF.seconds(failures, self._chance))
             else:
                 self._told.clear()
@@ -244,7 +247,8 @@ class Sessions:
             try:
                 async with self.one() as session:
                     return await work(session)
-            except Lost:
+            except Lost as lost:
+                self._cluster.trouble = str(lost)
                 await asyncio.sleep(AGAIN_SECONDS)
 
     def close(self) -> None:

@@ -215,7 +215,7 @@ class Statements:
         self._was_warned = False
         try:
             await self._run(self._connection.execute("COMMIT"))
-        except (Undone, asyncpg.PostgresError) as error:  # whatever it says: what became of it is looked up
+        except (Undone, JournalRefused) as error:  # whatever it says: what became of it is looked up
             raise Lost(f"a commit failed: {error}") from error
         return not self._was_warned
 
@@ -332,7 +332,10 @@ def _translated() -> Any:
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
         raise JournalRefused(f"the database has no journal: {error}; `migrate` makes one") from error
     except asyncpg.InsufficientPrivilegeError as error:
-        raise JournalRefused(f"the database does not let its role use the journal: {error}") from error
+        raise JournalRefused(
+            f"the role may not use the journal: {error}. Let the role that ran migrate serve, or GRANT this one USAGE on the "
+            "schema chargeonce and ALL on its tables"
+        ) from error
     except (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError) as error:
         raise JournalCorrupt(None) from error
     except _LOST as error:

@@ -133,7 +133,7 @@ class PostgresStore:
             nodes_named = ", ".join(node.name for node in nodes)
             raise JournalRefused(
                 f"for {START_SECONDS:g} s no primary of the database has served at {nodes_named}, or it waits for its "
-                "standby: see the log above"
+                f"standby: {store._cluster.trouble or 'nothing else is amiss'}"
             ) from None
         except Undone as undone:
             store._cut()
@@ -150,12 +150,14 @@ class PostgresStore:
             except Undone as undone:
                 if undone.is_full:
                     raise
+                self._cluster.trouble = str(undone)
                 log.warning("the database did not let the server begin, and is asked again", why=str(undone))
                 await asyncio.sleep(UNDONE_AGAIN_SECONDS)
 
     async def _begin(self) -> None:
         found = await self._leases.begin()
         self.journal_id, self.restored = found.journal_id, found.restored
+        await self._writer.ask(_check_tail)
         await self._listener.ask(self._catch_up)
         self._others.clear()  # nobody has begun to watch
         if not found.has_standby:
@@ -427,6 +429,23 @@ class PostgresStore:
     def _cut(self) -> None:
         for sessions in (self._writer, self._readers, self._listener, self._lessor):
             sessions.close()
+
+
+async def _check_tail(session: Session) -> None:
+    """See that the head is the newest record's, or charges whose records are lost would be made anew. Raises JournalRefused."""
+    found, _ = await session.begin([])
+    place = found.head.place
+    newest, beyond = await session.at(place.position), await session.at(place.position + 1)
+    await session.rollback()
+    try:
+        chain = verified(newest).chain if newest is not None else GENESIS
+    except JournalCorrupt:
+        chain = b""
+    if chain != place.chain or beyond is not None:
+        raise JournalRefused(
+            f"the journal in the database is damaged: its head is at position {place.position}, and its newest record is "
+            "another one. See what verify-journal says, and restore a backup"
+        )
 
 
 async def _stands(session: Session, plan: _Plan) -> bool:
