@@ -83,6 +83,16 @@ async def test_another_server_goes_on_from_a_commit_whose_answer_was_lost(rig: P
     gapless(rig, [1, 2])
 
 
+async def test_a_server_whose_commit_is_settled_drives_what_it_began_and_nothing_of_others(rig: PostgresRig) -> None:
+    async with proxied(rig) as (journal, proxy), rig.open("other") as other:
+        await add(other, stream(1), 0, [b"a"], finished=False)
+        for number, version in ((1, 1), (2, 0)):
+            proxy.order(Fault(Kind.CUT, Way.DOWN, when=COMMITTED))
+            await add(journal, stream(number), version, [b"b"], finished=False)
+        assert [journal.drives(stream(number)) for number in (1, 2)] == [False, True]
+        assert [other.drives(stream(number)) for number in (1, 2)] == [True, False]
+
+
 async def test_a_backend_that_is_terminated_at_any_moment_loses_nothing_and_doubles_nothing(
     rig: PostgresRig, postgres: Node
 ) -> None:

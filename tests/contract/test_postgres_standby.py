@@ -65,6 +65,19 @@ async def test_while_the_standby_is_gone_appends_wait_and_none_is_lost(pair: Pai
     assert [position for position, _, _ in rig.moment().records] == list(range(1, 20))
 
 
+async def test_while_the_standby_is_gone_nobody_who_asks_for_a_later_position_keeps_others_from_reading(
+    pair: Pair, rig: PostgresRig
+) -> None:
+    """Query servers that have seen more at another server ask for it here, each again and again."""
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"before"], finished=True)
+        async with without_standby(pair):
+            asking = [asyncio.create_task(journal.reaches(99)) for _ in range(10)]
+            await waits(*asking)
+            assert [record.event for record in await asyncio.wait_for(journal.read(stream(1)), 10)] == [b"before"]
+        assert not any(await asyncio.gather(*asking))
+
+
 @pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
 async def test_a_commit_whose_wait_is_ended_is_not_told_and_not_shown_before_the_standby_has_it(
     end: str, pair: Pair, rig: PostgresRig

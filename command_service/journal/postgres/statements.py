@@ -118,6 +118,9 @@ WITH free AS (
 UPDATE chargeonce.unfinished AS it SET server = $1::uuid FROM free, {_QUICK}
 WHERE it.charge_id = free.charge_id RETURNING it.charge_id
 """  # noqa: S608  # a constant
+SELECT_DRIVEN: Final = (
+    "SELECT charge_id FROM chargeonce.unfinished WHERE charge_id = ANY($2::bytea[]) AND server = $1::uuid"
+)
 RELEASE: Final = f"""
 WITH gone AS (DELETE FROM chargeonce.server WHERE server = $1::uuid)
 UPDATE chargeonce.unfinished SET server = NULL FROM {_QUICK} WHERE server = $1::uuid
@@ -273,6 +276,10 @@ class Statements:
     async def claim(self, server: str, most: int) -> Sequence[bytes]:
         """Have a server drive streams that nobody drives; see the seam."""
         return [key for (key,) in await self._fetch(CLAIM, server, most)]
+
+    async def driven(self, server: str, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Tell which of some streams a server drives; see the seam."""
+        return [key for (key,) in await self._fetch(SELECT_DRIVEN, server, keys)]
 
     async def release(self, server: str) -> None:
         """Note that a server is no longer at work; see the seam."""

@@ -103,6 +103,7 @@ class PostgresStore:
         self._cluster = cluster
         self._writer, self._readers = Sessions(cluster, 1), Sessions(cluster, READERS)
         self._listener, self._lessor = Sessions(cluster, 1), Sessions(cluster, 1)
+        self._confirmer = Sessions(cluster, 1)  # no reader's: it waits for the standby
         self._leases = Leases(self._lessor, name, new_id, self._tell)
         self._clock = asyncio.get_running_loop().time
         self._commit_began: float | None = None
@@ -188,10 +189,10 @@ class PostgresStore:
                     found, versions = await session.begin(list(dict.fromkeys(keys)))
                     self._cluster.check(found, durable)
                     if sent is not None and await _stands(session, sent):
+                        # Of those that it began, others may have taken over some since, or brought them to rest.
+                        ours = await session.driven(self._leases.server, sent.streams(finished=False))
                         await session.rollback()
-                        return await self._stored(
-                            session, sent, found, ours=sent.streams(finished=False), is_durable=False
-                        )
+                        return await self._stored(session, sent, found, ours=ours, is_durable=False)
                     sent = None  # nothing was stored, certainly
                     plan = _Plan.of(batch, keys, versions, found.head, recorded_at)
                     if not plan.rows:
@@ -314,7 +315,7 @@ class PostgresStore:
 
         while self._cluster.durable.place.position < position:
             with contextlib.suppress(Undone):
-                if await self._readers.ask(newest) < position:
+                if await self._confirmer.ask(newest) < position:
                     return False
             await self._until_durable(position)
         return True
@@ -427,7 +428,7 @@ class PostgresStore:
         self._cut()
 
     def _cut(self) -> None:
-        for sessions in (self._writer, self._readers, self._listener, self._lessor):
+        for sessions in (self._writer, self._readers, self._listener, self._lessor, self._confirmer):
             sessions.close()
 
 
