@@ -269,8 +269,14 @@ async def test_a_database_that_ends_connections_by_a_time_limit_ends_nothing_els
             proxy.order(Fault(Kind.DELAY, Way.UP, when=COMMIT, seconds=0.3))
             await add(journal, stream(1), version, [b"a"], finished=False)
             await asyncio.sleep(0.3)
+        holder = await asyncpg.connect(rig.url, server_settings={setting: "0"})
+        await holder.execute("BEGIN; SELECT FROM chargeonce.head FOR UPDATE")
+        appending = asyncio.create_task(add(journal, stream(1), 3, [b"a"], finished=False))
+        await asyncio.sleep(0.5)
+        await holder.close()
+        await appending
         assert journal.accepting
-    gapless(rig, [1, 2, 3])
+    gapless(rig, [1, 2, 3, 4])
 
 
 async def test_a_warning_that_transaction_ids_run_out_is_not_taken_for_a_lost_standby() -> None:

@@ -82,7 +82,7 @@ class Leases:
         if await self._sessions.ask(lambda session: session.renew(self.server, LEASE_SECONDS)):
             had_lapsed, self._until = self._clock() >= self._until, asked_at + LEASE_SECONDS
             if had_lapsed:  # nobody has claimed them meanwhile: all of them go on here
-                self._tell(self._driven)
+                self._tell(sorted(self._driven))
             return
         log.warning("this server was away for longer than its leases last: others may drive its charges now")
         await self._begin_anew()

@@ -336,6 +336,8 @@ def _translated() -> Any:
             f"the role may not use the journal: {error}. Let the role that ran migrate serve, or GRANT this one USAGE on the "
             "schema chargeonce and ALL on its tables"
         ) from error
+    except asyncpg.SyntaxOrAccessError as error:  # the tables are not ours
+        raise JournalRefused(f"the journal's database cannot be used: {error}") from error
     except (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError) as error:
         raise JournalCorrupt(None) from error
     except _LOST as error:
