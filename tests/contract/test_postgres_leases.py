@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import asyncpg
 import pytest
 
-from command_service.journal.postgres import leases, store
+from command_service.journal.postgres import leases, following
 from command_service.journal.postgres.statements import Statements
 from tests.contract.journal_rigs import PostgresRig, add, stream
 
@@ -34,7 +34,7 @@ async def test_whoever_finds_many_records_of_others_hears_of_their_charges_by_an
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them, but not all at once: in an hour of absence there may be millions."""
-    monkeypatch.setattr(store, "RECORDS_TOLD_AT_ONCE", 3)
+    monkeypatch.setattr(following, "RECORDS_TOLD_AT_ONCE", 3)
     asked: list[tuple[int, int]] = []
     ask = Statements.streams_between
 

@@ -118,7 +118,9 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
 # ---------------------------------------------------------------- by the source
 JOURNAL = ROOT / "command_service" / "journal"
 # Of PostgreSQL a story runs what lies above the seam (session.py): the store, its leases, and the way to the primary.
-ABOVE_SEAM = frozenset({"__init__.py", "session.py", "store.py", "leases.py", "cluster.py", "schema.py"})
+ABOVE_SEAM = frozenset(
+    {"__init__.py", "session.py", "store.py", "plan.py", "following.py", "leases.py", "cluster.py", "schema.py"}
+)
 
 
 def simulated() -> list[Path]:

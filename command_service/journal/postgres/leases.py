@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
+from command_service.journal import JournalRefused
 from command_service.journal.postgres.cluster import Sessions
 from command_service.journal.postgres.session import HeadRow, Lost, Undone
 
@@ -38,6 +39,7 @@ class Leases:
         self._clock = asyncio.get_running_loop().time
         self._until = 0.0
         self._driven: set[bytes] = set()
+        self._journal_id = ""
         self.server = ""
         """The server's id."""
 
@@ -49,8 +51,13 @@ class Leases:
 
     async def _register(self) -> HeadRow:
         asked_at, self.server = self._clock(), self._new_id()  # also if it fails: the former id is not renewed any more
+        self._driven.clear()
         found = await self._sessions.ask(lambda session: session.register(self.server, self._name, LEASE_SECONDS))
-        self._until = asked_at + LEASE_SECONDS
+        if self._journal_id not in ("", found.journal_id):  # restored while this server was suspended
+            raise JournalRefused(
+                f"the database holds the journal {found.journal_id} now, and {self._journal_id} was served"
+            )
+        self._journal_id, self._until = found.journal_id, asked_at + LEASE_SECONDS
         return found
 
     def drives(self, key: bytes) -> bool:
@@ -103,7 +110,6 @@ class Leases:
 
     async def _begin_anew(self) -> None:
         former = self.server
-        self._driven.clear()
         await self._register()
         await self._sessions.ask(lambda session: session.release(former))  # or else its time passes
 
