@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import asyncpg
 import pytest
 
-from command_service.journal.postgres import leases, following
+from command_service.journal.postgres import following, leases
 from command_service.journal.postgres.statements import Statements
 from tests.contract.journal_rigs import PostgresRig, add, stream
 
