@@ -31,7 +31,7 @@ from command_service.values import Effect, InProgress, NoAnswer
 # The number of concurrent reads of streams when the server starts: enough to keep the reading thread busy.
 LOADED_AT_ONCE = 256
 # A charge that another server drives is looked at again when the journal has news of it. This is for news that never comes.
-LOOK_AGAIN_SECONDS = 30.0
+LOOK_AGAIN_SECONDS = 10.0
 
 
 class Runner:

@@ -62,7 +62,7 @@ async def run(seconds: float, say: Say, *, failovers: int = 0, seed: int = 0) ->
                 harness.canaries_found += await is_found(pair, bug)
 
     await asyncio.gather(lane(), plant())
-    harness.figures = _figures(times)
+    harness.figures = _figures(harness.violations, times)
     harness.seconds = time.monotonic() - began
     return harness
 
@@ -75,13 +75,13 @@ async def _play(pair: Pair, seed: int, is_enough: Callable[[], bool], harness: H
             for number in range(FAILOVERS_A_WORLD):
                 await world.more(50)
                 loss = min(faults.LOSSES, key=lambda loss: (harness.faults[loss], list(faults.LOSSES).index(loss)))
-                await _lose(world, loss, returns=number % RETURNS_EACH == RETURNS_EACH - 1)
+                await lose(world, loss, returns=number % RETURNS_EACH == RETURNS_EACH - 1)
                 if is_enough():
                     return
                 await _harm(world, next(between))
 
 
-async def _lose(world: World, loss: str, *, returns: bool) -> None:
+async def lose(world: World, loss: str, *, returns: bool) -> None:
     """Lose the primary, go on with the other one, and have the first one follow that."""
     await faults.LOSSES[loss](world)
     world.harness.faults[loss] += 1
@@ -111,7 +111,7 @@ async def is_found(pair: Pair, bug: str) -> bool:
                     await _harm(world, fault)
                 else:
                     loss = faults.KILLED if fault == faults.RETURNED else fault
-                    await _lose(world, loss, returns=fault == faults.RETURNED)
+                    await lose(world, loss, returns=fault == faults.RETURNED)
         if planted.found(f"({invariant})"):
             return True
         if not pair.standby.is_running:
@@ -119,9 +119,11 @@ async def is_found(pair: Pair, bug: str) -> bool:
     return False
 
 
-def _figures(times: Times) -> dict[str, str]:
+def _figures(violations: Sequence[str], times: Times) -> dict[str, str]:
     """What was measured, as told to a person."""
     return {
+        "acknowledged and lost": str(sum(text.startswith(("I7 ", "I10 ")) for text in violations)),
+        "charged twice": str(sum(text.startswith("I1 ") for text in violations)),
         "no new charge ends after the loss of a primary": _quantiles(times.gaps),
         "a killed command server's charges are driven by the other one": _quantiles(times.claims),
         "a killed command server's charges are at rest": _quantiles(times.takeovers),

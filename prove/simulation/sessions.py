@@ -150,6 +150,11 @@ class Session(Line):
 
         return await self._ask("claim", claim)
 
+    async def driven(self, server: str, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Tell which of some streams a server drives."""
+        unfinished = self._machine.tables.unfinished
+        return await self._ask("driven", lambda: [key for key in keys if unfinished.get(key) == server])
+
     async def condemn(self, why: str) -> None:
         """Note that no server is to serve from this journal: in a story it never comes to that."""
         self._stage.broke("I7", self._machine.name, why)

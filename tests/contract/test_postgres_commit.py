@@ -12,6 +12,7 @@ import pytest
 from command_service.journal import (
     Journal,
     JournalBusy,
+    JournalCorrupt,
     JournalFull,
     JournalRefused,
     NotStored,
@@ -80,6 +81,16 @@ async def test_another_server_goes_on_from_a_commit_whose_answer_was_lost(rig: P
         (record,) = await appending
         assert (record.position, record.event) == (1, b"a")
     gapless(rig, [1, 2])
+
+
+async def test_a_server_whose_commit_is_settled_drives_what_it_began_and_nothing_of_others(rig: PostgresRig) -> None:
+    async with proxied(rig) as (journal, proxy), rig.open("other") as other:
+        await add(other, stream(1), 0, [b"a"], finished=False)
+        for number, version in ((1, 1), (2, 0)):
+            proxy.order(Fault(Kind.CUT, Way.DOWN, when=COMMITTED))
+            await add(journal, stream(number), version, [b"b"], finished=False)
+        assert [journal.drives(stream(number)) for number in (1, 2)] == [False, True]
+        assert [other.drives(stream(number)) for number in (1, 2)] == [True, False]
 
 
 async def test_a_backend_that_is_terminated_at_any_moment_loses_nothing_and_doubles_nothing(
@@ -170,7 +181,7 @@ async def fired(connection: Connection) -> int:
 async def test_an_error_at_any_statement_is_mended_by_another_try_or_told_as_not_stored(
     faulty: tuple[PostgresRig, Connection], rig: PostgresRig
 ) -> None:
-    """Serialization failure, deadlock, lock timeout, shutdown, no transaction ids left, full disk.
+    """Serialization failure, deadlock, lock timeout, shutdown, no transaction ids left, full disk, I/O.
 
     Nothing is doubled, and no position is left out.
     """
@@ -178,7 +189,7 @@ async def test_an_error_at_any_statement_is_mended_by_another_try_or_told_as_not
     version = 1
     async with theirs.open() as journal:
         await add(journal, stream(1), 0, [b"first"], finished=False)
-        for code, place in itertools.product(("40001", "40P01", "55P03", "57P01", "54000", "53100"), PLACES):
+        for code, place in itertools.product(("40001", "40P01", "55P03", "57P01", "54000", "53100", "58030"), PLACES):
             await order(connection, place, code, times=1)
             is_told = code == "53100" and place != "commit"  # what a commit says is looked up in any case
             (outcome,) = await asyncio.gather(
@@ -209,6 +220,37 @@ async def test_an_error_that_stays_is_told_as_busy_and_goes_away_with_its_cause(
     gapless(rig, [1, 2])
 
 
+async def test_an_error_of_any_kind_neither_ends_reads_nor_the_news_of_other_servers(
+    faulty: tuple[PostgresRig, Connection], rig: PostgresRig
+) -> None:
+    """An I/O error, a fault inside PostgreSQL, a statement that an operator has cancelled."""
+    theirs, connection = faulty
+    async with theirs.open() as journal, rig.open("other") as other:
+        for version, code in enumerate(("58030", "XX000", "57014")):
+            await order(connection, "versions", code, times=2)
+            await add(other, stream(1), version, [b"a"], finished=False)
+            await journal.beyond(version)
+            assert len(await journal.read(stream(1))) == version + 1
+            assert await fired(connection) > 0
+            await order(connection, "", "", 0)
+        await order(connection, "versions", "XX001", times=1_000_000)
+        with pytest.raises(JournalCorrupt):
+            await journal.read(stream(1))
+
+
+@pytest.mark.parametrize(
+    "taken",
+    ["DROP SCHEMA chargeonce CASCADE", "REVOKE SELECT ON ALL TABLES IN SCHEMA chargeonce FROM charges"],
+)
+async def test_a_server_whose_tables_are_taken_away_ends_also_if_nothing_is_asked_of_it(
+    taken: str, faulty: tuple[PostgresRig, Connection]
+) -> None:
+    theirs, connection = faulty
+    async with theirs.open():
+        await connection.execute(taken)
+        await asyncio.wait_for(theirs.has_ended.wait(), 20)
+
+
 async def test_a_start_that_the_database_has_no_room_for_is_refused(faulty: tuple[PostgresRig, Connection]) -> None:
     theirs, connection = faulty
     await order(connection, "register", "53100", times=1_000_000)
@@ -227,8 +269,14 @@ async def test_a_database_that_ends_connections_by_a_time_limit_ends_nothing_els
             proxy.order(Fault(Kind.DELAY, Way.UP, when=COMMIT, seconds=0.3))
             await add(journal, stream(1), version, [b"a"], finished=False)
             await asyncio.sleep(0.3)
+        holder = await asyncpg.connect(rig.url, server_settings={setting: "0"})
+        await holder.execute("BEGIN; SELECT FROM chargeonce.head FOR UPDATE")
+        appending = asyncio.create_task(add(journal, stream(1), 3, [b"a"], finished=False))
+        await asyncio.sleep(0.5)
+        await holder.close()
+        await appending
         assert journal.accepting
-    gapless(rig, [1, 2, 3])
+    gapless(rig, [1, 2, 3, 4])
 
 
 async def test_a_warning_that_transaction_ids_run_out_is_not_taken_for_a_lost_standby() -> None:
@@ -323,6 +371,20 @@ async def test_a_server_for_which_there_is_no_connection_left_waits_and_goes_on(
             await others.aclose()
             await appending
         gapless(rig, [1, 2])
+
+
+async def test_a_wait_for_news_that_is_given_up_leaves_no_task_behind(rig: PostgresRig) -> None:
+    """A reader that cannot wait for the hint ends the wait; where one server is alone, no hint ever comes."""
+    (node,) = rig.place.nodes()
+    session = await node.connect()
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(session.news(60))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() == before
+    session.end()
 
 
 async def take_all(node: Node, others: contextlib.AsyncExitStack) -> None:

@@ -9,6 +9,7 @@ import pytest
 from command_service.journal import JournalRefused
 from command_service.journal.postgres import store
 from prove.network.faultproxy import Fault, Kind, Proxy, Way
+from rig.postgres import database
 from rig.postgres_pair import Pair
 from tests.contract.journal_rigs import PostgresRig, add, stream
 from tests.contract.postgres_rigs import COMMIT, END_OURS, gapless, made_on, until, waits
@@ -62,6 +63,19 @@ async def test_while_the_standby_is_gone_appends_wait_and_none_is_lost(pair: Pai
         await asyncio.gather(*appending)
         assert journal.accepting
     assert [position for position, _, _ in rig.moment().records] == list(range(1, 20))
+
+
+async def test_while_the_standby_is_gone_nobody_who_asks_for_a_later_position_keeps_others_from_reading(
+    pair: Pair, rig: PostgresRig
+) -> None:
+    """Query servers that have seen more at another server ask for it here, each again and again."""
+    async with rig.open() as journal:
+        await add(journal, stream(1), 0, [b"before"], finished=True)
+        async with without_standby(pair):
+            asking = [asyncio.create_task(journal.reaches(99)) for _ in range(10)]
+            await waits(*asking)
+            assert [record.event for record in await asyncio.wait_for(journal.read(stream(1)), 10)] == [b"before"]
+        assert not any(await asyncio.gather(*asking))
 
 
 @pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
@@ -189,6 +203,18 @@ async def test_a_standby_alone_is_not_served_from(
     with pytest.raises(JournalRefused, match="no primary of the database"):
         async with theirs.open():
             pass
+
+
+async def test_a_standby_that_does_not_have_the_database_yet_keeps_nobody_from_its_start(pair: Pair) -> None:
+    await pair.standby.execute("SELECT pg_wal_replay_pause()")
+    try:
+        url = await database(pair)
+        rig = PostgresRig(pair.primary.dsn(url.rpartition("/")[2]))
+        async with PostgresRig(url, is_made=True).open() as journal:
+            await add(journal, stream(1), 0, [b"a"], finished=False)
+        gapless(rig, [1])
+    finally:
+        await pair.standby.execute("SELECT pg_wal_replay_resume()")
 
 
 async def test_a_database_without_a_journal_is_refused_with_the_way_out(postgres_url: str) -> None:

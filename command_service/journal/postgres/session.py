@@ -132,6 +132,10 @@ class Session(Protocol):
         """
         ...
 
+    async def driven(self, server: str, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Tell which of some streams are unfinished and a server's to drive."""
+        ...
+
     async def release(self, server: str) -> None:
         """Note that a server is no longer at work, and drives nothing."""
         ...

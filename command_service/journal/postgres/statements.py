@@ -3,7 +3,7 @@
 * No state of a session is relied on: what a transaction needs is set in it, and LISTEN is a hint. So a pooler may stand
   between, if it keeps prepared statements.
 * No call of asyncpg is cancelled or timed. It would cancel the statement, and PostgreSQL takes a cancelled wait for the standby
-  for the end of the wait: the commit stands, and others see it (docs/postgresql.md has the facts). The connection is cut instead.
+  for the end of the wait: the commit stands, and others see it (facts: docs/postgresql.md). The connection is cut instead.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import asyncpg
 
-from command_service.journal import JournalRefused, Place
+from command_service.journal import JournalCorrupt, JournalRefused, Place
 from command_service.journal.postgres.schema import FORMAT
 from command_service.journal.postgres.session import HeadRow, Lost, Standing, Undone
 from command_service.journal.records import RECORDS_A_READ, Row, Verifiable
@@ -118,21 +118,15 @@ WITH free AS (
 UPDATE chargeonce.unfinished AS it SET server = $1::uuid FROM free, {_QUICK}
 WHERE it.charge_id = free.charge_id RETURNING it.charge_id
 """  # noqa: S608  # a constant
+SELECT_DRIVEN: Final = (
+    "SELECT charge_id FROM chargeonce.unfinished WHERE charge_id = ANY($2::bytea[]) AND server = $1::uuid"
+)
 RELEASE: Final = f"""
 WITH gone AS (DELETE FROM chargeonce.server WHERE server = $1::uuid)
 UPDATE chargeonce.unfinished SET server = NULL FROM {_QUICK} WHERE server = $1::uuid
 """  # noqa: S608  # a constant
 
 # By SQLSTATE (postgresql.org/docs/current/errcodes-appendix.html).
-_UNDONE = (
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.QueryCanceledError,
-    asyncpg.UniqueViolationError,  # somebody has written without the head's lock
-    asyncpg.InsufficientResourcesError,  # memory, disk, connections
-    asyncpg.ProgramLimitExceededError,  # no more transaction ids before a vacuum
-)
 _LOST = (
     OSError,
     asyncpg.PostgresConnectionError,
@@ -176,7 +170,7 @@ class PostgresNode:
             )
         except _NEVER as error:
             raise JournalRefused(f"{self.name} refuses the connection: {error}") from error
-        except (*_LOST, *_UNDONE, asyncpg.PostgresError, TimeoutError) as error:
+        except (*_LOST, asyncpg.PostgresError, TimeoutError) as error:
             raise Lost(f"{self.name}: {error or type(error).__name__}") from error
         return Statements(connection)
 
@@ -283,6 +277,10 @@ class Statements:
         """Have a server drive streams that nobody drives; see the seam."""
         return [key for (key,) in await self._fetch(CLAIM, server, most)]
 
+    async def driven(self, server: str, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Tell which of some streams a server drives; see the seam."""
+        return [key for (key,) in await self._fetch(SELECT_DRIVEN, server, keys)]
+
     async def release(self, server: str) -> None:
         """Note that a server is no longer at work; see the seam."""
         await self._fetch(RELEASE, server)
@@ -333,17 +331,19 @@ def _translated() -> Any:
         raise Undone(str(error), is_full=True) from error
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
         raise JournalRefused(f"the database has no journal: {error}; `migrate` makes one") from error
-    except _LOST as error:
-        raise Lost(str(error) or type(error).__name__) from error
-    except _UNDONE as error:
-        raise Undone(str(error)) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise JournalRefused(
             f"the role may not use the journal: {error}. Let the role that ran migrate serve, or GRANT this one USAGE on the "
             "schema chargeonce and ALL on its tables"
         ) from error
-    except asyncpg.PostgresError as error:
+    except asyncpg.SyntaxOrAccessError as error:  # the tables are not ours
         raise JournalRefused(f"the journal's database cannot be used: {error}") from error
+    except (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError) as error:
+        raise JournalCorrupt(None) from error
+    except _LOST as error:
+        raise Lost(str(error) or type(error).__name__) from error
+    except asyncpg.PostgresError as error:  # whatever it says, it was not done, and it may go away
+        raise Undone(str(error)) from error
 
 
 def _head_row(rows: Sequence[Any]) -> HeadRow:

@@ -15,6 +15,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import structlog
 
@@ -37,19 +38,23 @@ from command_service.journal.records import RECORDS_A_READ, Row, following, id_o
 from command_service.journal.store import Append, Committed, Head
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 READERS = 3
 # A start waits this long for a primary, and for its standby.
 START_SECONDS = 30.0
-START_AGAIN_SECONDS = 0.5
 # A commit takes milliseconds. After this long its callers wait in vain for now, and there may be a new primary.
 AWAY_AFTER_SECONDS = 2.0
 # Transactions that PostgreSQL undoes in a row, such as for a head that somebody holds for five seconds each time.
 UNDONE_IN_A_ROW = 3
+# Before the next try of a start, or of a read, that PostgreSQL did not do.
+UNDONE_AGAIN_SECONDS = 0.5
 # How long a record of another server may go unnoticed if the hint of it fails to come.
 UNHINTED_SECONDS = 0.25
 # The pace of hints under load: our own commits bring the head forward, too.
 NOTICE_EVERY_SECONDS = 0.01
+# Whoever was away for an hour finds millions of others' records.
+RECORDS_TOLD_AT_ONCE = 10_000
 RELEASE_SECONDS = 2.0
 
 
@@ -98,6 +103,7 @@ class PostgresStore:
         self._cluster = cluster
         self._writer, self._readers = Sessions(cluster, 1), Sessions(cluster, READERS)
         self._listener, self._lessor = Sessions(cluster, 1), Sessions(cluster, 1)
+        self._confirmer = Sessions(cluster, 1)  # no reader's: it waits for the standby
         self._leases = Leases(self._lessor, name, new_id, self._tell)
         self._clock = asyncio.get_running_loop().time
         self._commit_began: float | None = None
@@ -143,9 +149,11 @@ class PostgresStore:
             try:
                 return await self._begin()
             except Undone as undone:
+                if undone.is_full:
+                    raise
                 self._cluster.trouble = str(undone)
                 log.warning("the database did not let the server begin, and is asked again", why=str(undone))
-                await asyncio.sleep(START_AGAIN_SECONDS)
+                await asyncio.sleep(UNDONE_AGAIN_SECONDS)
 
     async def _begin(self) -> None:
         found = await self._leases.begin()
@@ -157,7 +165,7 @@ class PostgresStore:
             log.warning(
                 "the journal's database has no synchronous standby: what was acknowledged is lost with its disk"
             )
-        self._tasks = [asyncio.create_task(self._until_refused(work)) for work in (self._follow, self._leases.keep)]
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._leases.keep())]
 
     # ------------------------------------------------------------ writing
     async def commit(self, batch: Sequence[Append], head: Head) -> Committed:
@@ -177,13 +185,14 @@ class PostgresStore:
         while True:
             try:
                 async with self._writer.one() as session:
+                    durable = self._cluster.durable  # what comes to be known from now on may be newer than what is read
                     found, versions = await session.begin(list(dict.fromkeys(keys)))
-                    self._cluster.check(found, self._cluster.durable)
+                    self._cluster.check(found, durable)
                     if sent is not None and await _stands(session, sent):
+                        # Of those that it began, others may have taken over some since, or brought them to rest.
+                        ours = await session.driven(self._leases.server, sent.streams(finished=False))
                         await session.rollback()
-                        return await self._stored(
-                            session, sent, found, ours=sent.streams(finished=False), is_durable=False
-                        )
+                        return await self._stored(session, sent, found, ours=ours, is_durable=False)
                     sent = None  # nothing was stored, certainly
                     plan = _Plan.of(batch, keys, versions, found.head, recorded_at)
                     if not plan.rows:
@@ -197,6 +206,7 @@ class PostgresStore:
             except Lost as lost:
                 log.warning("the database was lost during a commit; it is found out what became of it", why=str(lost))
             except Undone as undone:
+                log.warning("the database did not commit", why=str(undone))
                 undone_in_a_row += 1
                 if sent is None and undone.is_full:
                     raise JournalFull from undone
@@ -236,7 +246,7 @@ class PostgresStore:
     async def read_stream(self, charge_id: str) -> Sequence[Record]:
         """Read a stream; see the port."""
         key = key_of(charge_id)
-        while rows := await self._readers.ask(lambda session: session.stream(key)):
+        while rows := await self._read(lambda session: session.stream(key)):
             if rows[-1][0] <= self._cluster.durable.place.position:
                 break
             await self._until_durable(rows[-1][0])
@@ -246,21 +256,30 @@ class PostgresStore:
         """Read on from a place; see the port."""
         rows = self._newest.get(place)
         if rows is None:
-            rows = await self._readers.ask(lambda session: session.after(place.position, until))
+            rows = await self._read(lambda session: session.after(place.position, until))
         return following(rows[: min(until - place.position, RECORDS_A_READ)], place, until)
+
+    async def _read(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Read, as often as it takes: who cannot wait for it has a deadline."""
+        while True:
+            try:
+                return await self._readers.ask(work)
+            except Undone as undone:
+                log.warning("the database did not let us read, and is asked again", why=str(undone))
+                await asyncio.sleep(UNDONE_AGAIN_SECONDS)
 
     async def chain_at(self, position: int) -> bytes:
         """Return the chain up to a position; see the port."""
         if not position:
             return GENESIS
-        row = await self._readers.ask(lambda session: session.at(position))
+        row = await self._read(lambda session: session.at(position))
         if row is None:
             raise JournalCorrupt(position)
         return verified(row).chain
 
     async def unfinished(self) -> Sequence[str]:
         """List the streams that are not finished, whoever drives them."""
-        return [id_of(key) for key in await self._readers.ask(lambda session: session.unfinished())]
+        return [id_of(key) for key in await self._read(lambda session: session.unfinished())]
 
     # ------------------------------------------------------------ other servers
     def drives(self, charge_id: str) -> bool:
@@ -296,7 +315,7 @@ class PostgresStore:
 
         while self._cluster.durable.place.position < position:
             with contextlib.suppress(Undone):
-                if await self._readers.ask(newest) < position:
+                if await self._confirmer.ask(newest) < position:
                     return False
             await self._until_durable(position)
         return True
@@ -365,8 +384,11 @@ class PostgresStore:
             self._others.append((known, found.head.place.position))
             self._advance(found.head)
         while self._others:
-            self._tell(await session.streams_between(*self._others[0]))
-            del self._others[0]  # not before it is told: the connection may be lost meanwhile
+            after, until = self._others[0]
+            reached = min(until, after + RECORDS_TOLD_AT_ONCE)
+            self._tell(await session.streams_between(after, reached))
+            # Not before it is told: the connection may be lost meanwhile.
+            self._others[:1] = [(reached, until)] if reached < until else []
 
     # ------------------------------------------------------------ looking after it
     @property
@@ -391,13 +413,9 @@ class PostgresStore:
             await self._cluster.survey()
         if self._cluster.refused is not None:
             raise self._cluster.refused
-
-    async def _until_refused(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do what goes on while the store is open. A server would be away for ever without it: `look` tells what ends it."""
-        try:
-            await work()
-        except JournalRefused as refused:
-            self._cluster.refused = self._cluster.refused or refused
+        for task in self._tasks:
+            if task.done() and (error := task.exception()) is not None:
+                raise JournalRefused(str(error) or type(error).__name__) from error
 
     async def close(self) -> None:
         """Let go of the leases, if the database can be reached, and of the database."""
@@ -410,7 +428,7 @@ class PostgresStore:
         self._cut()
 
     def _cut(self) -> None:
-        for sessions in (self._writer, self._readers, self._listener, self._lessor):
+        for sessions in (self._writer, self._readers, self._listener, self._lessor, self._confirmer):
             sessions.close()
 
 
