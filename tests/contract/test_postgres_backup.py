@@ -83,7 +83,7 @@ async def test_a_backup_during_appends_is_an_exact_prefix(postgres_url: str, tmp
 
 def test_a_damaged_journal_makes_no_backup(place: PostgresPlace, backup: Path) -> None:
     fetch(str(place), "UPDATE chargeonce.record SET version = 9 WHERE position = 30")
-    with pytest.raises(JournalRefused, match="the record at position 30 does not fit the chain"):
+    with pytest.raises(JournalRefused, match=f"{place} is damaged: the record at position 30 does not fit the chain"):
         place.backup(backup)
     assert not backup.exists()
 

@@ -85,6 +85,7 @@ def test_a_url_is_read_as_libpq_reads_it_and_shown_without_files(text: str, url:
         ("postgresql://me:SECRET@h/charges", r"must hold no password.* passfile=FILE, .*~/\.pgpass .*PGPASSFILE"),
         ("postgresql://me:SECR%2FET@h/charges", "must hold no password"),
         ("postgresql://me:SEC@RET@h/charges", "must hold no password"),
+        ("postgresql://me%3ASECRET@h/charges", "must hold no password"),
         ("postgresql://me:SEC/RET@h/charges", "hosts must be host:port"),
         ("postgresql://me@h/charges?password=SECRET", "must hold no password"),
         ("postgresql://me@h/charges?sslpassword=SECRET", "must hold no password"),

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
-from command_service.journal import START, JournalRefused, Place, Record
+from command_service.journal import START, JournalCorrupt, JournalRefused, Place, Record
 from command_service.journal.postgres.primary import Found, Primary, primary
 from command_service.journal.postgres.reading import PostgresReading, reading
 from command_service.journal.postgres.schema import FORMAT
@@ -106,7 +106,15 @@ def backup(url: Url, to: Path) -> Place:
     backups.refuse_existing(to)
     with reading(url, at_one_moment=True) as journal:
         identity = Identity(journal.journal_id, journal.restored, journal.home)
-        return backups.write(to, identity, journal.records(), journal.unfinished())
+        return backups.write(to, identity, _undamaged(url, journal.records()), journal.unfinished())
+
+
+def _undamaged(url: Url, records: Iterator[Record]) -> Iterator[Record]:
+    """Say of damage whose it is: who writes the records elsewhere would take it for its own."""
+    try:
+        yield from records
+    except JournalCorrupt as error:
+        raise JournalRefused(f"the journal {url} is damaged: {error}. Restore a backup.") from error
 
 
 def restore(url: Url, source: Path | None, unfinished_in: Fold) -> tuple[str, Place]:

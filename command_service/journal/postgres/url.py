@@ -53,7 +53,7 @@ def parse(value: str) -> Url:
     before, _, query = value.removeprefix(scheme).partition("?")
     authority, _, path = before.partition("/")
     login, at, hosts = authority.rpartition("@")
-    if ":" in login:
+    if ":" in unquote(login):  # also if the user was quoted together with it
         raise ValueError(_NOT_IN_HERE)
     chosen = _parameters(query)
     user, database = _decoded(login), _decoded(path)
