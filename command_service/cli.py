@@ -21,7 +21,7 @@ from command_service.journal import JournalRefused
 from command_service.journal.copying import copy_journal
 from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE, location
 from command_service.journal.store import Location
-from command_service.operate import print_journal, restore_journal, verify_journal
+from command_service.operate import print_journal, restore_journal, served_from, verify_journal
 from command_service.parts import Parts
 from command_service.serving import serve
 from command_service.settings import Settings, check_way_to
@@ -131,10 +131,16 @@ def _operate(chosen: argparse.Namespace) -> None:
             place = read.journal.backup(chosen.to)
             print(f"copied {place.position} records to {chosen.to}, chain {place.chain.hex()}")
         case "restore":
+            home = served_from(read.journal) if chosen.backup is None else ""
             journal_id, place = restore_journal(
                 read.journal, chosen.backup, any_file_system=read.journal_any_file_system
             )
             print(f"restored: {place.position} records under the new journal id {journal_id}")
+            if home:
+                print(
+                    f"it was noted as served from {home}: see that no server serves from there any more, or what was "
+                    "unfinished is charged in both places"
+                )
 
 
 def _location(argument: str, value: str) -> Location:

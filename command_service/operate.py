@@ -3,6 +3,7 @@
 All read the store itself; printing and verifying work beside a running server too.
 """
 
+import contextlib
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -67,6 +68,13 @@ def restore_journal(
     Raises JournalRefused, also for an event that cannot be read.
     """
     return at.restore(source, lambda records: _unfinished(_fold(records)), any_file_system=any_file_system, disk=disk)
+
+
+def served_from(at: Location) -> str:
+    """Return the place that a copy, or a journal that was moved, is served from; "" if it is none or cannot be read."""
+    with contextlib.suppress(JournalRefused), at.read() as journal:
+        return journal.home
+    return ""
 
 
 def _fold(records: Iterable[Record]) -> dict[str, State]:

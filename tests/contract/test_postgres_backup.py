@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from command_service import cli
 from command_service.journal import JournalRefused, Place
 from command_service.journal.postgres.place import PostgresPlace
 from command_service.journal.sqlite.file import SqliteFile
@@ -144,6 +145,18 @@ def test_a_backup_of_a_copy_is_restored_to_be_served(places: Places, backup: Pat
     serve(restored)
     restore_journal(target, None)
     serve(target)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_restore_of_a_copy_names_the_place_that_may_still_be_served(
+    places: Places, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = places.full("sqlite"), places.empty(kind)
+    copy(source, target)
+    monkeypatch.setenv("COMMAND_JOURNAL", str(target) if kind == "postgres" else f"sqlite:///{target}")
+    for expected in (True, False):  # once it is restored it is no copy any more
+        cli.main(["restore"])
+        assert (f"served from {source}: see that no server" in capsys.readouterr().out) is expected
 
 
 def test_a_restore_that_is_killed_leaves_an_empty_database(places: Places, backup: Path) -> None:

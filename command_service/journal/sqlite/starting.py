@@ -16,6 +16,7 @@ from command_service.journal.sqlite.making import bytes_in, wal_beside
 from command_service.journal.sqlite.table import (
     FORMAT,
     FORMATS,
+    MARKED_FORMATS,
     PROBE,
     SELECT_JOURNAL,
     UPGRADE,
@@ -96,7 +97,7 @@ def identify(path: Path, connection: sqlite3.Connection) -> tuple[str, bool]:
     if row is None:
         raise JournalCorrupt(None)
     journal_id, stored_format, restored = row
-    if abs(stored_format) not in FORMATS:
+    if stored_format not in (*FORMATS, *MARKED_FORMATS):
         raise JournalRefused(
             f"the journal {path} has format {stored_format}; this server writes format {FORMAT}, and knows no other: use the "
             "version that wrote it"

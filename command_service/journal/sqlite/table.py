@@ -10,7 +10,8 @@ from command_service.journal.records import RECORDS_A_READ, following, id_of, ke
 # that a charge is only to be held. A server that opens a journal of format 1 marks it as of format 2; its records stay.
 FORMAT = 2
 FORMATS = (1, FORMAT)
-# With a minus sign, of a journal that is served from another place, which the table `home` names: no server serves from it.
+# Of a journal that is served from another place, which the table `home` names: no server, of any version, serves from it.
+MARKED_FORMATS = tuple(-known for known in FORMATS)
 
 WRITER_PRAGMAS: Mapping[str, str | int] = {
     "journal_mode": "wal",  # readers read beside the writer
