@@ -104,6 +104,8 @@ async def is_found(pair: Pair, bug: str) -> bool:
     fault, invariant = CANARIES[bug]
     planted = Harness(bug, "failovers")
     for seed in range(CANARY_TRIES):
+        if not pair.standby.is_running:  # what was found before has ended its story early
+            await pair.rejoin()
         with tempfile.TemporaryDirectory(prefix="prove-") as folder:
             async with a_world(pair, Path(folder), seed, planted, Times(), bug=bug) as world:
                 await world.more(20)
@@ -114,8 +116,6 @@ async def is_found(pair: Pair, bug: str) -> bool:
                     await lose(world, loss, returns=fault == faults.RETURNED)
         if planted.found(f"({invariant})"):
             return True
-        if not pair.standby.is_running:
-            await pair.rejoin()
     return False
 
 
