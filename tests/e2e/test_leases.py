@@ -56,6 +56,18 @@ async def bank(tmp_path: Path) -> AsyncIterator[Referee]:
         yield referee
 
 
+def settings_of(bank: Referee, journal: str) -> Settings:
+    """Those of a command server on any ports, which ends soon."""
+    environment = {
+        "COMMAND_LISTEN": "127.0.0.1:0",
+        "COMMAND_FEED_LISTEN": "127.0.0.1:0",
+        "COMMAND_JOURNAL": journal,
+        "COMMAND_BANK_URL": str(bank.http.base_url).rstrip("/"),
+        "COMMAND_DRAIN_SECONDS": "1",
+    }
+    return settings.read(Settings, environment)
+
+
 async def test_servers_that_ignore_leases_altogether_charge_each_key_once(bank: Referee, postgres_url: str) -> None:
     """Each key comes to all servers at once, and each server drives every charge: the bank is asked more often than it need be,
     money moves once, and all callers hear the same."""
@@ -63,16 +75,7 @@ async def test_servers_that_ignore_leases_altogether_charge_each_key_once(bank: 
     async with AsyncExitStack() as stack:
         stubs = []
         for _ in range(SERVERS):
-            environment = {
-                "COMMAND_LISTEN": "127.0.0.1:0",
-                "COMMAND_FEED_LISTEN": "127.0.0.1:0",
-                "COMMAND_JOURNAL": postgres_url,
-                "COMMAND_BANK_URL": str(bank.http.base_url).rstrip("/"),
-                "COMMAND_DRAIN_SECONDS": "1",
-            }
-            running = await stack.enter_async_context(
-                serving.serve(settings.read(Settings, environment), WithoutLeases)
-            )
+            running = await stack.enter_async_context(serving.serve(settings_of(bank, postgres_url), WithoutLeases))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(str(running.listen)))
             stubs.append(command_pb2_grpc.CommandServiceStub(channel))
         # A slow answer to one of the drivers lets the others overtake it.
@@ -106,14 +109,7 @@ async def test_a_charge_that_cannot_be_read_keeps_no_other_one_from_being_taken_
     """As a newer server's, which ends while it drives both of them. Nobody asks for them again."""
     rig, unreadable = PostgresRig(postgres_url), stream(1)
     requested = encode(ChargeRequested(REQUEST))
-    environment = {
-        "COMMAND_LISTEN": "127.0.0.1:0",
-        "COMMAND_FEED_LISTEN": "127.0.0.1:0",
-        "COMMAND_JOURNAL": postgres_url,
-        "COMMAND_BANK_URL": str(bank.http.base_url).rstrip("/"),
-        "COMMAND_DRAIN_SECONDS": "1",
-    }
-    async with serving.serve(settings.read(Settings, environment), Parts):
+    async with serving.serve(settings_of(bank, postgres_url), Parts):
         async with rig.open("newer") as journal:
             await journal.append(unreadable, 0, [b"\xff"], finished=False)
             await journal.append(REQUEST.charge_id, 0, [requested], finished=False)
