@@ -35,6 +35,7 @@ async def test_a_database_to_try_things_with_takes_charges_before_and_after_its_
 
     try:
         url = await said("COMMAND_JOURNAL='(.*)'")
+        _, standby = url.partition("@")[2].partition("/")[0].split(",")
         async with gateway_mock.serve("127.0.0.1:0", tmp_path / "bank.db") as bank:
             environment = {
                 "COMMAND_JOURNAL": url,
@@ -49,7 +50,7 @@ async def test_a_database_to_try_things_with_takes_charges_before_and_after_its_
                     assert (await stub.Charge(a_request(), timeout=PATIENT_SECONDS)).status == CHARGED
                     await said("(Ctrl-C ends both)")
                     process.stdin.write(b"\n")
-                    await said("(is the primary now)")
+                    assert await said(r"(\S+) is the primary now") == standby
                     assert (await stub.Charge(a_request(), timeout=PATIENT_SECONDS)).status == CHARGED
                     await said("(and is there)")
             finally:
