@@ -31,7 +31,7 @@ from command_service.events import Authorized
 from command_service.explaining import explaining
 from command_service.failures import OperationUnderWay
 from command_service.intake import Intake
-from command_service.operation import AtRest
+from command_service.operation import AtRest, awaits_customer
 from command_service.reception import Accepted, Reception, Source
 from command_service.screening import AnyRequest
 from command_service.statuses import (
@@ -140,8 +140,8 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
                         raise OperationUnderWay(retry_after_seconds=BLOCKED_RETRY_SECONDS)
                     raise refusal(Reason.OUTCOME_UNKNOWN)
                 accepted = entry.accepted.result()
-                if accepted.run is not None:
-                    await waiting.until(accepted.run.ended)
+                if (run := accepted.run) is not None:
+                    await waiting.until(run.told if isinstance(request, ChargeRequest) else run.ended)
                 return accepted
             finally:
                 entry.withdraw()  # if nobody is there any more, its turn is not waited for
@@ -200,6 +200,10 @@ def _charge_response(accepted: Accepted, journal_id: str) -> ChargeResponse:
         journal_id=journal_id,
     )
     response.requested_at.FromMicroseconds(opening.requested_at)
+    if awaits_customer(opening):
+        response.action.url = opening.url
+        if opening.expires_at:
+            response.action.expires_at.FromMicroseconds(opening.expires_at)
     if isinstance(opening, AtRest):
         response.position = opening.position
         response.decided_at.FromMicroseconds(opening.decided_at)

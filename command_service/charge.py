@@ -304,6 +304,13 @@ def is_at_rest(state: State) -> bool:
     return isinstance(state, Charge) and isinstance(state.newest, AtRest)
 
 
+def bank_of(state: State) -> str:
+    """Return the name of the bank that was chosen for a charge. Raises ImpossibleEvent if nobody has asked for one."""
+    if isinstance(state, Charge):
+        return state.request.bank
+    raise ImpossibleEvent("a charge that nobody has asked for is at no bank")
+
+
 def is_of(state: State, tenant: str) -> bool:
     """Whether there is a charge, and it is this tenant's: for every other tenant it does not exist."""
     return isinstance(state, Charge) and state.request.tenant == tenant

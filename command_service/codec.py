@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from charging.v1 import command_pb2, common_pb2, journal_pb2
 from command_service.events import (
+    ActionRequired,
     AuthorizationExpired,
     Authorized,
     Captured,
@@ -76,6 +77,9 @@ def encode(event: Event) -> bytes:
                 requested.capture = command_pb2.CaptureMode.CAPTURE_MODE_MANUAL
             if request.not_after:
                 requested.not_after.FromMicroseconds(request.not_after)
+            requested.off_session = request.is_off_session
+            requested.return_url = request.return_url
+            requested.bank = request.bank
         case TokenIssued(token):
             stored.token_issued.token = token
         case TokenExpired(token):
@@ -105,6 +109,7 @@ def encode(event: Event) -> bytes:
 Later = (
     OperationRequested
     | NotAfterPassed
+    | ActionRequired
     | Authorized
     | Captured
     | Voided
@@ -123,6 +128,11 @@ def _set_later(stored: journal_pb2.Event, event: Later) -> None:
             _set_operation(stored, event)
         case NotAfterPassed():
             stored.not_after_passed.SetInParent()
+        case ActionRequired(url, expires_at):
+            action = stored.action_required.action
+            action.url = url
+            if expires_at:
+                action.expires_at.FromMicroseconds(expires_at)
         case Authorized(user_id, card, amount, transaction_id, expires_at):
             authorized = stored.authorized
             authorized.user_id = user_id
@@ -196,6 +206,9 @@ def decode(serialised: bytes) -> Event:
                     metadata=tuple(sorted(requested.metadata.items())),
                     is_held=_is_held_in(requested.capture),
                     not_after=requested.not_after.ToMicroseconds() if requested.HasField("not_after") else 0,
+                    is_off_session=requested.off_session,
+                    return_url=requested.return_url,
+                    bank=requested.bank,
                 )
             )
         case "capture_requested":
@@ -206,6 +219,11 @@ def decode(serialised: bytes) -> Event:
             return _operation_in(Kind.REFUND, stored.refund_requested, reason=stored.refund_requested.reason)
         case "not_after_passed":
             return NotAfterPassed()
+        case "action_required":
+            action = stored.action_required.action
+            return ActionRequired(
+                action.url, action.expires_at.ToMicroseconds() if action.HasField("expires_at") else 0
+            )
         case "token_issued":
             return TokenIssued(stored.token_issued.token)
         case "token_expired":

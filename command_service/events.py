@@ -46,6 +46,14 @@ class TokenExpired:
 
 
 @value
+class ActionRequired:
+    """The bank wants a step of the customer. `expires_at`, in microseconds since 1970: when it gives up; 0 if not told."""
+
+    url: str
+    expires_at: int = 0
+
+
+@value
 class Charged:
     """The money moved, once."""
 
@@ -149,7 +157,7 @@ Undone = (
     ChargeDeclined | ChargeAbandoned | ChargeCalledOff | OperationDeclined | OperationAbandoned | AuthorizationExpired
 )
 Outcome = Moved | Undone | ReviewRequired
-Event = ChargeRequested | OperationRequested | NotAfterPassed | TokenIssued | TokenExpired | Outcome
+Event = ChargeRequested | OperationRequested | NotAfterPassed | TokenIssued | TokenExpired | ActionRequired | Outcome
 
 
 class Recorded(NamedTuple):

@@ -63,6 +63,8 @@ def request_of(wire: ChargeRequest, caller: Caller) -> Request:
         metadata=tuple(sorted(wire.metadata.items())),
         is_held=wire.capture == CaptureMode.CAPTURE_MODE_MANUAL,
         not_after=_microseconds(wire.not_after) if wire.HasField("not_after") else 0,
+        is_off_session=wire.off_session,
+        return_url=wire.return_url,
     )
 
 

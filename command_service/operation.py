@@ -13,6 +13,9 @@ step names the same transaction, unless that one has expired, and a repeated exe
 5. An operation that opens a charge can be called off: then the bank is asked to close the token instead of executing it. If
    the bank had executed it already, that is its outcome.
 6. No event follows an operation at rest.
+7. The bank may want a step of the customer before money moves. The execute step is then repeated at a slow pace, to learn
+   whether that step was done. If nobody is there to do it (`is_off_session`), the charge is called off and declined. If the
+   bank gives up waiting, it is declined too: no new token is requested.
 
     state              event                                               next state
     -----------------  --------------------------------------------------  -----------------
@@ -23,6 +26,10 @@ step names the same transaction, unless that one has expired, and a repeated exe
     AwaitingExecution  TokenExpired                                        AwaitingToken
     AwaitingExecution  Moved, Declined, ReviewRequired, CalledOff          AtRest
     AwaitingExecution  NotAfterPassed, VoidRequested                       CallingOff
+    AwaitingExecution  ActionRequired                                      AwaitingCustomer
+    AwaitingCustomer   ActionRequired                                      AwaitingCustomer
+    AwaitingCustomer   Moved, Declined, ReviewRequired, CalledOff          AtRest
+    AwaitingCustomer   NotAfterPassed, VoidRequested                       CallingOff
     CallingOff         VoidRequested                                       CallingOff
     CallingOff         Moved, Declined, ReviewRequired, CalledOff          AtRest
     CallingOff         Abandoned                                           AtRest
@@ -37,15 +44,16 @@ step names the same transaction, unless that one has expired, and a repeated exe
 
 Absent is the state before the first event of an operation; `charge.py` folds that event, since it knows what may follow. The
 events are named as the journal stores them: in the code CaptureRequested, VoidRequested and RefundRequested are one event with
-a kind, OperationRequested. Only the kinds that can be CalledOff have NotAfterPassed and, before they are at rest,
-VoidRequested, which also requests the void that waits for their end. These tables are the one place where the order of events
-is written by hand: tests hold the code to them, and the judge's grammar is made from them. All of it is pure.
+a kind, OperationRequested. Only the kinds that can be CalledOff have ActionRequired, NotAfterPassed and, before they are at
+rest, VoidRequested, which also requests the void that waits for their end. These tables are the one place where the order of
+events is written by hand: tests hold the code to them, and the judge's grammar is made from them. All of it is pure.
 """
 
 from typing import ClassVar, NamedTuple, TypeGuard, assert_never
 
 from command_service.events import (
     MOVED,
+    ActionRequired,
     AuthorizationExpired,
     Authorized,
     Captured,
@@ -80,6 +88,7 @@ from command_service.values import (
     Expired,
     InProgress,
     Kind,
+    NeedsAction,
     NoAnswer,
     Operation,
     Refused,
@@ -94,6 +103,8 @@ from command_service.values import (
 ATTEMPTS_BEFORE_GIVING_UP = 5
 # A bank whose tokens always expire before they are executed is broken, and requesting on would never end.
 TOKEN_LIMIT = 8
+# An address of the customer's step that changes is stored anew, this often: a bank that names another one each time is broken.
+ADDRESS_LIMIT = 8
 
 
 # ---------------------------------------------------------------- states
@@ -118,6 +129,18 @@ class AwaitingExecution:
 
 
 @value
+class AwaitingCustomer:
+    """The bank waits for a step of the customer at `url`. `addresses` is the number of those that it has named."""
+
+    operation: Operation
+    requested_at: int
+    token: str
+    url: str
+    expires_at: int
+    addresses: int = 1
+
+
+@value
 class CallingOff:
     """The bank is asked to close the transaction. `token` is None if the journal holds none that is open."""
 
@@ -137,7 +160,7 @@ class AtRest:
     decided_at: int
 
 
-UnderWay = AwaitingToken | AwaitingExecution | CallingOff
+UnderWay = AwaitingToken | AwaitingExecution | AwaitingCustomer | CallingOff
 Progress = UnderWay | AtRest
 
 
@@ -179,6 +202,10 @@ def next_step(progress: Progress) -> Effect | None:
             return RequestToken(operation, expired_tokens)
         case AwaitingExecution(operation, _, _, token):
             return Execute(operation, token)
+        case AwaitingCustomer(operation, _, token) if operation.request.is_off_session:
+            return CallOff(operation, token)
+        case AwaitingCustomer(operation, _, token):
+            return Execute(operation, token)
         case CallingOff(operation, _, token):
             return CallOff(operation, token)
         case AtRest():
@@ -196,6 +223,8 @@ def decide(progress: Progress, message: Answered) -> list[Event]:
             return _after_token_step(progress, message.answer, message.attempts)
         case AwaitingExecution():
             return _after_execute_step(progress, message.answer)
+        case AwaitingCustomer():
+            return _while_the_customer_is_awaited(progress, message.answer)
         case CallingOff():
             return _after_calling_off(progress, message.answer, message.attempts)
         case _:
@@ -213,7 +242,7 @@ def _after_token_step(progress: AwaitingToken, answer: Answer, attempts: Attempt
             return [_declined(operation, DeclineReason.BANK_REFUSED)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Executed() | Expired() | CalledOff():  # No adapter gives this answer to this step.
+        case Executed() | Expired() | CalledOff() | NeedsAction():  # No adapter gives this answer to this step.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case InProgress():  # It answers, so it is not given up.
             return []
@@ -240,12 +269,31 @@ def _after_execute_step(progress: AwaitingExecution, answer: Answer) -> list[Eve
             return [ReviewRequired(ReviewReason.EXECUTE_REFUSED, evidence)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Token():  # No adapter gives this answer to this step.
+        case NeedsAction(url, expires_at) if operation.opens:
+            return [ActionRequired(url, expires_at)]
+        case Token() | NeedsAction():  # No adapter gives this answer to this step.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case InProgress() | NoAnswer():
             return []
         case _:
             assert_never(answer)
+
+
+def _while_the_customer_is_awaited(progress: AwaitingCustomer, answer: Answer) -> list[Event]:
+    """Say what the answer to the repeated execute step means, or to calling off if nobody is there to take the step."""
+    match answer:
+        case NeedsAction(url, expires_at):
+            is_another = (url, expires_at) != (progress.url, progress.expires_at) and progress.addresses < ADDRESS_LIMIT
+            return [ActionRequired(url, expires_at)] if is_another else []
+        case Expired():  # The bank has closed it for ever, unexecuted, since the step was not done in time.
+            return [ChargeDeclined(DeclineReason.AUTHENTICATION_REQUIRED)]
+        case CalledOff() if progress.operation.request.is_off_session:
+            return [ChargeDeclined(DeclineReason.AUTHENTICATION_REQUIRED)]
+        case Refused(evidence) if progress.operation.request.is_off_session:
+            return [ReviewRequired(ReviewReason.CALL_OFF_REFUSED, evidence)]
+        case _:  # as before the bank wanted that step
+            asked = AwaitingExecution(progress.operation, progress.requested_at, 0, progress.token)
+            return _after_execute_step(asked, answer)
 
 
 def _after_calling_off(progress: CallingOff, answer: Answer, attempts: Attempts) -> list[Event]:
@@ -261,7 +309,7 @@ def _after_calling_off(progress: CallingOff, answer: Answer, attempts: Attempts)
             return [ReviewRequired(ReviewReason.CALL_OFF_REFUSED, evidence)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
-        case Token():  # No adapter gives this answer to this step.
+        case Token() | NeedsAction():  # No adapter gives this answer to this step.
             return [ReviewRequired(ReviewReason.CONTRADICTION)]
         case InProgress():
             return []
@@ -327,6 +375,11 @@ def _may_end(event: Event, progress: UnderWay) -> TypeGuard[Outcome]:
             return isinstance(event, MOVED[operation.kind]) and not isinstance(progress, AwaitingToken)
 
 
+def awaits_customer(progress: Progress) -> TypeGuard[AwaitingCustomer]:
+    """Whether a customer is there and the bank waits for this customer's step, so that a client is to be told of it."""
+    return isinstance(progress, AwaitingCustomer) and not progress.operation.request.is_off_session
+
+
 def call_off(progress: Progress) -> CallingOff:
     """Fold in that an operation is to be called off. Raises ImpossibleEvent unless it opens a charge and is under way."""
     if not isinstance(progress, AtRest) and progress.operation.opens:
@@ -342,7 +395,11 @@ def evolve(progress: Progress, recorded: Recorded) -> Progress:
             return AwaitingExecution(operation, requested_at, expired, token)
         case AwaitingExecution(operation, requested_at, expired, token), TokenExpired(closed) if closed == token:
             return AwaitingToken(operation, requested_at, expired + 1)
-        case AwaitingToken() | AwaitingExecution(), NotAfterPassed():
+        case AwaitingExecution(operation, requested_at, _, token), ActionRequired(url, expires_at) if operation.opens:
+            return AwaitingCustomer(operation, requested_at, token, url, expires_at)
+        case AwaitingCustomer(operation, requested_at, token, _, _, addresses), ActionRequired(url, expires_at):
+            return AwaitingCustomer(operation, requested_at, token, url, expires_at, addresses + 1)
+        case AwaitingToken() | AwaitingExecution() | AwaitingCustomer(), NotAfterPassed():
             return call_off(progress)
     if not isinstance(progress, AtRest) and _may_end(event, progress):
         return AtRest(progress.operation, progress.requested_at, event, recorded.position, recorded.recorded_at)

@@ -30,6 +30,7 @@ from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
 from command_service.bank.gateway import Gateway
 from command_service.bank.line import Line
+from command_service.bank.lines import THE_ONLY_ONE, Lines
 from command_service.bank.transport import open_transport
 from command_service.bank.two_step import Dialect, TwoStepBank
 from command_service.duplicates import Recent
@@ -53,9 +54,9 @@ EX_IOERR = 74
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The parts that run charges, over one journal and one bank."""
+    """The parts that run charges, over one journal and its banks."""
 
-    line: Line
+    lines: Lines
     runner: Runner
     reception: Reception
 
@@ -155,35 +156,43 @@ class Parts:
         """Put the bank's own API over the wire."""
         return Gateway(self.settings.bank_url, self.wire())
 
+    def banks(self) -> Mapping[str, Bank]:
+        """Make the adapters of all banks, by their names."""
+        return {THE_ONLY_ONE: self.bank()}
+
     def bank(self) -> Bank:
-        """Make the bank's adapter, over its dialect."""
+        """Make the adapter of the bank without a name, over its dialect."""
         return TwoStepBank(self.dialect(), call_timeout_seconds=self.settings.bank_timeout_seconds)
 
     def line(self, bank: Bank) -> Line:
         """Make the line to the bank, with its breaker."""
         return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=self.settings.bank_calls)
 
-    def runner(self, journal: Journal, line: Line) -> Runner:
+    def lines(self, banks: Mapping[str, Bank]) -> Lines:
+        """Make the lines to all banks."""
+        return Lines({name: self.line(bank) for name, bank in banks.items()}, lambda _: (THE_ONLY_ONE,))
+
+    def runner(self, journal: Journal, lines: Lines) -> Runner:
         """Make the loop."""
         return Runner(
             journal,
-            line,
+            lines,
             abandon_after_seconds=self.settings.abandon_after_seconds,
             now=self.now,
             chance=self.chance(),
             unfinished=Shares(self.settings.max_unfinished, self.weights),
         )
 
-    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
+    def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
         """Make the door for commands."""
         recent = Recent(self.settings.duplicate_window_seconds, self.now)
-        return Reception(journal, runner, line, recent, self.wait_until)
+        return Reception(journal, runner, lines, recent, self.wait_until)
 
-    def assemble(self, journal: Journal, bank: Bank) -> "Assembled":
+    def assemble(self, journal: Journal, banks: Mapping[str, Bank]) -> "Assembled":
         """Put together the parts that run charges."""
-        line = self.line(bank)
-        runner = self.runner(journal, line)
-        return Assembled(line, runner, self.reception(journal, runner, line))
+        lines = self.lines(banks)
+        runner = self.runner(journal, lines)
+        return Assembled(lines, runner, self.reception(journal, runner, lines))
 
     def intake(self) -> Intake:
         """Make the reader and screening of clients' messages."""

@@ -10,14 +10,14 @@ was never given out, and at the same time.
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple, assert_never
 
 from chassis.shares import Excess
 from chassis.tasks import Tasks
-from command_service.bank.line import Line
-from command_service.charge import Absent, Charge, Command, Follow, is_at_rest, outcome_of
+from command_service.bank.lines import Lines
+from command_service.charge import Absent, Charge, Command, Follow, bank_of, is_at_rest, outcome_of
 from command_service.duplicates import Recent, recall
 from command_service.failures import (
     BankUnreachable,
@@ -97,7 +97,7 @@ class Reception:
         self,
         journal: Journal,
         runner: Runner,
-        line: Line,
+        lines: Lines,
         recent: Recent,
         wait_until: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -105,7 +105,7 @@ class Reception:
         self._journal = journal
         self._streams = Streams(journal, runner.reload)
         self._runner = runner
-        self._line = line
+        self._lines = lines
         self._recent = recent
         self._wait_until = wait_until
         # One call for each charge is being handled, the leader. Calls that come meanwhile wait for its end. If it finds an
@@ -210,7 +210,11 @@ class Reception:
         return snapshot
 
     async def _open(self, command: Command, excess: Excess | None) -> Accepted:
-        refusal = self._refusal(excess) or await self._duplicate(command)
+        bank = self._lines.choose(
+            command.request
+        )  # stored with the charge, if it turns out to be new, and never changed
+        command = replace(command, request=replace(command.request, bank=bank))
+        refusal = self._refusal(excess, bank) or await self._duplicate(command)
         # Its place is kept before the append, and given back unless this call makes the charge: of two alike charges that come
         # together the second one is refused.
         is_noted = self._recent.note(command.request)
@@ -225,7 +229,7 @@ class Reception:
     async def _follow(self, command: Follow, snapshot: Snapshot, excess: Excess | None) -> Accepted:
         charge_id = command.wish.charge_id
         # Nothing keeps a void from calling off a charge under way: that is counted already, and the bank may be away.
-        refusal = self._refusal(excess) if is_at_rest(snapshot.state) else None
+        refusal = self._refusal(excess, bank_of(snapshot.state)) if is_at_rest(snapshot.state) else None
         try:
             accepted = await self._decide(command, snapshot, refusal)
         except OperationUnderWay:
@@ -265,12 +269,13 @@ class Reception:
             return Snapshot(charge_id)
         return await self._runner.load(charge_id)
 
-    def _refusal(self, excess: Excess | None) -> CallFailed | None:
+    def _refusal(self, excess: Excess | None, bank: str) -> CallFailed | None:
         """The reason to refuse a command if it turns out to be new, or None. `excess`: the unfinished charges leave no room."""
         is_alone = len(self._leaders) <= 1  # this command is among them
         # While the bank is spared, one new charge at a time may be the probe: the bank may never answer those under way.
-        if self._line.is_spared and not (self._line.may_probe and is_alone):
-            return BankUnreachable(retry_after_seconds=self._line.retry_after_seconds)
+        line = self._lines.at(bank)
+        if line.is_spared and not (line.may_probe and is_alone):
+            return BankUnreachable(retry_after_seconds=line.retry_after_seconds)
         match excess:
             case Excess.SERVER:
                 return TooManyUnfinished(retry_after_seconds=1.0)

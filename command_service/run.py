@@ -8,7 +8,7 @@ import structlog
 
 from command_service.charge import Charge
 from command_service.events import ReviewRequired
-from command_service.operation import AtRest
+from command_service.operation import AtRest, awaits_customer
 from command_service.streams import Snapshot
 
 log = structlog.get_logger()
@@ -23,10 +23,19 @@ class Run:
     """Not begun by this process: a crash or a stop had interrupted it."""
     ended: "asyncio.Future[None]"
     """Done when the loop has ended. Add a callback and do not await it: a caller that is cancelled would cancel it for all."""
+    told: "asyncio.Future[None]" = field(init=False)
+    """Done too while the customer's step is awaited: then the call that asks for the charge is told so. Do not await it."""
     is_driven: bool = False
     """A task brings it to rest: that of the call that began it, or the runner's own after a start."""
     bank_calls: int = 0
+    _began: float = field(init=False)
     _moved_on: asyncio.Event | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.ended.get_loop().time()
+        self.told = self.ended.get_loop().create_future()
+        self.ended.add_done_callback(self._tell)
+        self._note_customer()
 
     @property
     def tenant(self) -> str:
@@ -34,11 +43,29 @@ class Run:
         assert isinstance(self.snapshot.state, Charge), "a charge on its way has events"
         return self.snapshot.state.request.tenant
 
+    @property
+    def age_seconds(self) -> float:
+        """The time since this process took the charge up."""
+        return self.ended.get_loop().time() - self._began
+
     def move_on(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot that a client's command or another server has made. It ends a pause."""
         if snapshot.version > self.snapshot.version:
             self.snapshot = snapshot
+            self._note_customer()
             self.wake()
+
+    def _note_customer(self) -> None:
+        """Tell that the customer's step is awaited; or that it is not any more, and the outcome is waited for again."""
+        state = self.snapshot.state
+        if isinstance(state, Charge) and awaits_customer(state.opening):
+            self._tell()
+        elif self.told.done() and not self.ended.done():
+            self.told = self.ended.get_loop().create_future()
+
+    def _tell(self, _: object = None) -> None:
+        if not self.told.done():
+            self.told.set_result(None)
 
     def wake(self) -> None:
         """End a pause."""

@@ -19,17 +19,19 @@ from chassis.shares import Shares
 from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
-from command_service.bank.line import Line
-from command_service.charge import Absent, Due, Message, is_at_rest, is_overdue, next_step, seconds_to_its_end
+from command_service.bank.lines import Lines
+from command_service.charge import Absent, Charge, Due, Message, is_at_rest, is_overdue, next_step, seconds_to_its_end
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
 from command_service.operation import Answered, Attempts, counts_for_giving_up
 from command_service.run import Run
 from command_service.streams import KeepsMoving, Snapshot, Streams
-from command_service.values import Effect, InProgress, NoAnswer
+from command_service.values import Effect, InProgress, NeedsAction, NoAnswer
 
 # The number of concurrent reads of streams when the server starts: enough to keep the reading thread busy.
 LOADED_AT_ONCE = 256
+# How often the bank is asked whether the customer has taken the step that it waits for.
+CUSTOMER_SECONDS = 4.0
 # A charge that another server drives is looked at again when the journal has news of it. This is for news that never comes.
 LOOK_AGAIN_SECONDS = 10.0
 
@@ -40,7 +42,7 @@ class Runner:
     def __init__(
         self,
         journal: Journal,
-        line: Line,
+        lines: Lines,
         *,
         abandon_after_seconds: float,
         now: Callable[[], int],
@@ -50,7 +52,7 @@ class Runner:
         """`now` gives microseconds since 1970. In `unfinished` each charge on its way takes a place of its tenant."""
         self._journal = journal
         self._streams = Streams(journal)
-        self._line = line
+        self._lines = lines
         self._abandon_after_seconds = abandon_after_seconds
         self._now = now
         self._chance = chance
@@ -190,8 +192,7 @@ class Runner:
                     pauses = 0
                     continue
                 pauses += 1
-                answer = message.answer if isinstance(message, Answered) else None
-                wished_seconds = answer.retry_after_seconds if isinstance(answer, NoAnswer | InProgress) else None
+                wished_seconds = _wished_seconds(message)
                 pause_seconds = PAUSES.seconds(pauses, self._chance, wished_seconds)
                 if await run.pause(min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))):
                     pauses, effect = 0, next_step(run.snapshot.state)
@@ -223,8 +224,10 @@ class Runner:
             drives = self._journal.drives(snapshot.charge_id)
             return drives and run.snapshot is snapshot and not is_overdue(snapshot.state, self._now())
 
-        # A restored journal may have lost steps: then the bank is asked what it knows, before anything is done.
-        performed = await self._line.perform(effect, look_up_first=self._journal.restored, is_wanted=is_wanted)
+        line = self._lines.at(effect.operation.request.bank)
+        # A restored journal may have lost steps, and a bank forgets keys: then it is asked what it knows, before anything.
+        look_up_first = self._journal.restored or self._age_seconds(run) >= line.remembers_seconds
+        performed = await line.perform(effect, look_up_first=look_up_first, is_wanted=is_wanted)
         if performed is None:
             return Due(self._now())
         run.bank_calls += performed.calls
@@ -233,9 +236,26 @@ class Runner:
         attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
         return Answered(effect, performed.answer, attempts)
 
+    def _age_seconds(self, run: Run) -> float:
+        """The age of a charge's operation under way, at least that of its run: a clock that goes back makes nothing young."""
+        state = run.snapshot.state
+        assert isinstance(state, Charge), "a charge on its way has events"
+        return max((self._now() - state.newest.requested_at) / 1_000_000, run.age_seconds)
+
     async def close(self) -> None:
         """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""
         await self._tasks.close()
+
+
+def _wished_seconds(message: Message) -> float | None:
+    """The pause that the bank asks for, or that people need."""
+    match message:
+        case Answered(answer=NoAnswer(seconds) | InProgress(seconds)):
+            return seconds
+        case Answered(answer=NeedsAction()):
+            return CUSTOMER_SECONDS
+        case _:
+            return None
 
 
 @dataclass(slots=True)

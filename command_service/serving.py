@@ -75,9 +75,10 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         tls, admission = parts.entrance.tls, parts.entrance.gate
         journal = await parts.journal()
         stack.push_async_callback(journal.close)
-        bank = parts.bank()
-        stack.push_async_callback(bank.close)
-        assembled = parts.assemble(journal, bank)
+        banks = parts.banks()
+        for bank in banks.values():
+            stack.push_async_callback(bank.close)
+        assembled = parts.assemble(journal, banks)
         stack.push_async_callback(assembled.close)
         with _refusing_unreadable(f"the journal {chosen.journal} holds a record that cannot be read"):
             await assembled.reception.recall()
@@ -119,7 +120,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
 
         def take_vitals() -> Vitals:
             limit = chosen.attention_after_seconds
-            return vitals(runner, assembled.line, journal, now=parts.now(), attention_after_seconds=limit)
+            return vitals(runner, assembled.lines, journal, now=parts.now(), attention_after_seconds=limit)
 
         if chosen.metrics_listen is not None:
             await metrics.offer(

@@ -19,7 +19,7 @@ from command_service.events import (
     ReviewRequired,
     Voided,
 )
-from command_service.operation import AtRest, Progress
+from command_service.operation import AtRest, Progress, awaits_customer
 from command_service.values import Kind
 
 
@@ -44,6 +44,8 @@ def status_of(charge: Charge) -> ChargeStatus.ValueType:
 
 def status_told(opening: Progress) -> ChargeStatus.ValueType:
     """Return the status that the key of a charge is told, once decided for ever."""
+    if awaits_customer(opening):
+        return ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
     if not isinstance(opening, AtRest):
         return ChargeStatus.CHARGE_STATUS_PENDING
     match opening.outcome:

@@ -43,6 +43,8 @@ class Request:
     """A client's request for a charge. User, card, amount and `is_held` are compared on a retry.
 
     `not_after` is in microseconds since 1970, 0 for none: past it the charge is called off instead of executed.
+    `is_off_session`: the customer is not there to take a step that the bank may want. `return_url`: where the bank sends the
+    customer back to; empty if the client gave none. `bank` names the bank that was chosen; empty: the one without a name.
     """
 
     charge_id: str
@@ -56,6 +58,9 @@ class Request:
     metadata: tuple[tuple[str, str], ...] = ()
     is_held: bool = False
     not_after: int = 0
+    is_off_session: bool = False
+    return_url: str = ""
+    bank: str = ""
 
 
 class Kind(Enum):
@@ -231,6 +236,18 @@ class InProgress:
 
 
 @value
+class NeedsAction:
+    """The bank waits for a step of the customer, such as 3-D Secure, and no money has moved. Only to the opening execute step.
+
+    `url` is where to send the customer, the same however often the bank is asked. `expires_at` is in microseconds since 1970:
+    when the bank gives up waiting; 0 if it does not tell it.
+    """
+
+    url: str
+    expires_at: int = 0
+
+
+@value
 class NoAnswer:
     """The request may or may not have been done. `our_setup`: the bank does not accept us (credentials)."""
 
@@ -238,4 +255,6 @@ class NoAnswer:
     our_setup: bool = False
 
 
-Answer = Token | Executed | Declined | Expired | CalledOff | Refused | Contradiction | InProgress | NoAnswer
+Answer = (
+    Token | Executed | Declined | Expired | CalledOff | Refused | Contradiction | InProgress | NeedsAction | NoAnswer
+)

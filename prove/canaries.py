@@ -7,12 +7,14 @@ that finds no planted bug proves nothing.
 
 import random
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
 from command_service.bank.line import Line
+from command_service.bank.lines import Lines
 from command_service.intake import Intake
 from command_service.journal import Journal
 from command_service.parts import Assembled, Parts
@@ -104,36 +106,36 @@ class NoPauseAfterAVainCall(Parts):
 class KeyScopeIsForgotten(Parts):
     """Two keys are one charge."""
 
-    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
+    def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
         """Make a door that mixes keys up."""
-        return ShortKeys(super().reception(journal, runner, line)).as_one()
+        return ShortKeys(super().reception(journal, runner, lines)).as_one()
 
 
 class AnotherBodyIsNotNoticed(Parts):
     """A second request under a used key gets the answer to the first, whatever it asks for."""
 
-    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
+    def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
         """Make a door that does not look at bodies."""
-        return FirstBody(super().reception(journal, runner, line)).as_one()
+        return FirstBody(super().reception(journal, runner, lines)).as_one()
 
 
 class AJoinReturnsAnothersAnswer(Parts):
     """A caller that waits for one charge is told of another."""
 
-    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
+    def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
         """Make a door that mixes up its callers."""
-        return MixedUpJoins(super().reception(journal, runner, line)).as_one()
+        return MixedUpJoins(super().reception(journal, runner, lines)).as_one()
 
 
 class TwoBeginOneCharge(Parts):
     """Neither the door nor the journal sees that another call begins the charge at the same time."""
 
-    def assemble(self, journal: Journal, bank: Bank) -> Assembled:
+    def assemble(self, journal: Journal, banks: Mapping[str, Bank]) -> Assembled:
         """Make two loops and two doors that do not know of each other."""
-        careless, line = AnyVersion(journal).as_one(), self.line(bank)
-        one, other = self.runner(careless, line), self.runner(careless, line)
-        doors = [self.reception(careless, runner, line) for runner in (one, other)]
-        return Assembled(line, TwoLoops(one, other).as_one(), TwoDoors(*doors).as_one())
+        careless, lines = AnyVersion(journal).as_one(), self.lines(banks)
+        one, other = self.runner(careless, lines), self.runner(careless, lines)
+        doors = [self.reception(careless, runner, lines) for runner in (one, other)]
+        return Assembled(lines, TwoLoops(one, other).as_one(), TwoDoors(*doors).as_one())
 
 
 class WhatWasFoundIsForgotten(Parts):

@@ -12,7 +12,7 @@ from typing import Any
 from charging.v1.common_pb2 import DeclineReason
 from charging.v1.journal_pb2 import Event
 from command_service.bank import Bank
-from command_service.bank.line import Line
+from command_service.bank.lines import Lines
 from command_service.charge import Charge, Command, Follow
 from command_service.codec import encode, operation_id_of
 from command_service.events import OperationDeclined, OperationRequested
@@ -207,9 +207,9 @@ class AnyCharge(Around[Reception]):
 class AKeyOfOneChargeIsFoundInAnother(Parts):
     """The key of an operation is not scoped to its charge."""
 
-    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
+    def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
         """Make a door that mixes charges up."""
-        return AnyCharge(super().reception(journal, runner, line)).as_one()
+        return AnyCharge(super().reception(journal, runner, lines)).as_one()
 
 
 class Deciding(Around[Reception]):
@@ -275,17 +275,17 @@ class CountsDeclined(Deciding):
 class AVoidIsAcceptedBesideACapture(Parts):
     """Nobody looks whether another operation is under way."""
 
-    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
+    def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
         """Make a door that accepts both."""
-        return VoidsBeside(super().reception(journal, runner, line), journal, runner).as_one()
+        return VoidsBeside(super().reception(journal, runner, lines), journal, runner).as_one()
 
 
 class ABookCountsADeclinedRefund(Parts):
     """A refund is written into the book when it is asked for."""
 
-    def reception(self, journal: Journal, runner: Runner, line: Line) -> Reception:
+    def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
         """Make a door with a wrong book."""
-        return CountsDeclined(super().reception(journal, runner, line), journal, runner).as_one()
+        return CountsDeclined(super().reception(journal, runner, lines), journal, runner).as_one()
 
 
 def _seen(task: "asyncio.Task[Any]") -> None:

@@ -248,7 +248,7 @@ class Course:
                 self.stage = AWAITING_TOKEN
             case "not_after_passed":
                 self._call_off()
-            case "charge_requested":
+            case "charge_requested" | "action_required":
                 raise StreamBroken(record.position)
             case "capture_requested":
                 operation = self._begin(

@@ -61,6 +61,7 @@ EventName = (
         "not_after_passed",
         "token_issued",
         "token_expired",
+        "action_required",
     ]
     | Moved
     | Undone

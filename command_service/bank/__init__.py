@@ -20,6 +20,11 @@ An adapter promises these, since nothing else keeps a customer from being charge
    without a token it may also mean that the bank has no transaction of our reference. A late token step may still open one:
    it moves no money, and nobody will execute it. If the bank has executed the transaction, the answer is `Executed`.
 
+7. `NeedsAction` means that no money has moved, and that the bank waits for a step of the customer. Its address is one to which
+   people can be sent (`is_address`), and the same as long as that step is wanted. The execute step is then repeated every few
+   seconds: it asks how things stand, and begins no new step of the customer. If the bank gives up waiting, or the step fails,
+   the answer is `Expired` or `Declined`, and promise 3 holds.
+
 And no charge ends on one answer that does not name it, since that may be the answer to another question. The question is put
 again in a way that excludes this, or the answer is `NoAnswer`.
 
@@ -34,11 +39,21 @@ from command_service.values import Answer, Effect
 class Bank(Protocol):
     """A bank behind its adapter."""
 
+    @property
+    def remembers_seconds(self) -> float:
+        """For how long after the first request the bank knows a repeated one for what it is; infinity: for ever.
+
+        A step of an operation older than that is performed with `look_up_first`. A bank that forgets keys says less than it
+        promises, so that a request on its way, and clocks that differ, have room.
+        """
+        ...
+
     async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
         """Do one step at the bank and say what came back; what cannot be known is NoAnswer, never an exception.
 
         It takes no longer than the adapter's total deadline. With `look_up_first` the bank is asked what it knows of
-        the charge before anything is done: a restored journal may have forgotten steps that the bank has not.
+        the charge before anything is done: a restored journal may have forgotten steps that the bank has not, and the bank
+        may have forgotten that a request is a repeated one. Without a look-up the answer is a `Contradiction`.
         """
         ...
 

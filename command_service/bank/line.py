@@ -25,6 +25,11 @@ class Line:
         self._slots = Slots(calls_at_once)
 
     @property
+    def remembers_seconds(self) -> float:
+        """For how long the bank knows a repeated request for what it is (`Bank.remembers_seconds`)."""
+        return self._bank.remembers_seconds
+
+    @property
     def is_spared(self) -> bool:
         """Whether the bank is called by probes only, because it does not answer or does not accept us."""
         return self._breaker.is_open

@@ -2,8 +2,8 @@
 
 A `Dialect` puts five questions to its bank and reads the replies. The meaning of a reply for the charge is decided here and
 nowhere else, because this decision keeps money from moving twice. A transaction is open while the bank still waits for its
-execution; a reply is doubtful if it must be heard again before anything rests on it. *Settling* is the execute step, or the
-calling off of a token: both ask the bank to close a transaction, and read its end in one way.
+execution, or for the customer; a reply is doubtful if it must be heard again before anything rests on it. *Settling* is the
+execute step, or the calling off of a token: both ask the bank to close a transaction, and read its end in one way.
 
     the bank replies                               the step's answer
     ---------------------------------------------  ---------------------------------------------------------
@@ -12,6 +12,7 @@ calling off of a token: both ask the bank to close a transaction, and read its e
     token step: fields that differ, twice          Contradiction
     token step: a refusal and differing fields     NoAnswer
     settling: executed, fields equal to ours       Executed
+    execute step: awaits the customer              NeedsAction
     settling: declined, expired or cancelled       the look-up's answer, else Contradiction
     settling: fields that differ from ours         the look-up's answer; if it is open, the step again, else Contradiction
     settling: a refusal                            the look-up's answer; if it is open, the step again, else Refused
@@ -38,6 +39,7 @@ calling off of a token: both ask the bank to close a transaction, and read its e
 """
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable
 from enum import Enum
@@ -60,6 +62,7 @@ from command_service.values import (
     Expired,
     InProgress,
     Kind,
+    NeedsAction,
     NoAnswer,
     Refused,
     RequestToken,
@@ -79,9 +82,10 @@ def is_storable(bank_id: str) -> bool:
 
 # ---------------------------------------------------------------- what a bank replies
 class Stage(Enum):
-    """How far a transaction has come, says the bank. All but `CREATED` are for ever."""
+    """How far a transaction has come, says the bank. All but the first two are for ever."""
 
     CREATED = "created"
+    AWAITS_CUSTOMER = "awaits_customer"
     EXECUTED = "executed"
     DECLINED = "declined"
     EXPIRED = "expired"
@@ -114,6 +118,10 @@ class Transaction:
     is_final: bool = False
     hold_expires_at: int = 0
     """In microseconds since 1970; 0 unless it is an executed authorize and the bank tells it."""
+    url: str = ""
+    """Where to send the customer: an address (`is_address`) if it awaits the customer, else empty."""
+    action_expires_at: int = 0
+    """In microseconds since 1970; 0 unless it awaits the customer and the bank tells until when."""
 
     def differences(self, effect: Effect) -> tuple[str, ...]:
         """The names of the fields that are not ours. The token is compared if the effect has one."""
@@ -225,10 +233,11 @@ def heard(exchange: Exchange, reply: Reply, effect: Effect) -> Reply:
 class TwoStepBank:
     """A bank of two steps as a `Bank`, whatever its dialect."""
 
-    def __init__(self, dialect: Dialect, call_timeout_seconds: float) -> None:
+    def __init__(self, dialect: Dialect, call_timeout_seconds: float, *, remembers_seconds: float = math.inf) -> None:
         """The timeout is for a whole `perform`, look-ups included."""
         self._dialect = dialect
         self._call_timeout_seconds = call_timeout_seconds
+        self.remembers_seconds = remembers_seconds
 
     async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
         """Do one step at the bank and say what came back. Never raises; see the port."""
@@ -280,6 +289,8 @@ class TwoStepBank:
                     return unsettled
                 case Transaction(stage=Stage.CREATED) as known if not known.differences(effect):
                     pass  # The bank waits for this step, as we thought.
+                case Transaction(stage=Stage.AWAITS_CUSTOMER) as known if not known.differences(effect):
+                    return NeedsAction(known.url, known.action_expires_at)
                 case Transaction() | Refusal() as known:
                     return _end(known, effect) or _contradiction(known, effect)
         return await self._settled(partial(self._dialect.execute, effect), effect, effect.token)
@@ -308,6 +319,8 @@ class TwoStepBank:
                     return unsettled
                 case Transaction(stage=Stage.EXECUTED) as said if not _is_doubtful(said, effect):
                     return Executed(said.transaction_id, said.hold_expires_at)
+                case Transaction(stage=Stage.AWAITS_CUSTOMER) as said if _awaits_customer(said, effect):
+                    return NeedsAction(said.url, said.action_expires_at)
                 case Transaction() | Refusal() as said:
                     pass
             match await self._find(effect, token, fresh=True):
@@ -316,6 +329,8 @@ class TwoStepBank:
                 case Transaction() | Refusal() as known:
                     if (end := _end(known, effect)) is not None:
                         return end
+                    if isinstance(known, Transaction) and _awaits_customer(known, effect):
+                        return NeedsAction(known.url, known.action_expires_at)
             if _is_doubtful(known, effect) or not _is_doubtful(said, effect):
                 break
             # The bank still waits for this step, and its reply may not have been about it.
@@ -347,6 +362,12 @@ async def _heard_twice(question: Question, effect: Effect) -> Reply | Contradict
             return again
 
 
+def _awaits_customer(known: Transaction, effect: Execute | CallOff) -> bool:
+    """Whether it is our transaction, and it is to be executed but for a step of the customer."""
+    is_wanted = isinstance(effect, Execute) and known.stage is Stage.AWAITS_CUSTOMER
+    return is_wanted and not known.differences(effect)
+
+
 def _is_doubtful(reply: Reply, effect: Effect) -> bool:
     """Whether a reply must be heard again before anything rests on it."""
     match reply:
@@ -376,7 +397,7 @@ def _end(known: Transaction | Refusal, effect: Execute | CallOff) -> Answer | No
             return Expired()
         case Stage.CANCELLED:
             return CalledOff()
-        case Stage.CREATED:
+        case Stage.CREATED | Stage.AWAITS_CUSTOMER:
             return None
         case _:
             assert_never(known.stage)

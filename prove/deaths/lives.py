@@ -249,7 +249,7 @@ class Story:
             beneath, adapter = Unfinished(journal, found).as_one(), Renaming(adapter, found).as_one()
         bank = Port("bank", adapter, points)
         parts = Clocked(lambda: self.scenario.is_late and any(call.step == "token" for call in self.bank_calls))
-        assembled = parts.assemble(cast("Journal", Port("journal", beneath, points)), cast("Bank", bank))
+        assembled = parts.assemble(cast("Journal", Port("journal", beneath, points)), {"": cast("Bank", bank)})
         service = parts.commands(assembled.reception)
 
         async def live() -> None:

@@ -169,7 +169,7 @@ class Servers:
         if self.database is None and (listed := self.unfinished()) != disk.durable.unfinished:
             text = f"{len(listed)} charges are listed as unfinished, not {len(disk.durable.unfinished)}"
             stage.broke("I16", process.name, text)
-        assembled = parts.assemble(journal, parts.bank())
+        assembled = parts.assemble(journal, parts.banks())
         commands, feed = parts.commands(assembled.reception), parts.feed(journal)
         process.journal, process.assembled, process.commands, process.feed = journal, assembled, commands, feed
         process.feed_service = JournalService(feed)

@@ -12,8 +12,8 @@ from pathlib import Path
 from command_service import operation
 
 GRAMMAR = Path(__file__).parents[2] / "judge" / "grammar.py"
-# The rows of these events and of this state are for the kinds that can be called off.
-CALLING_OFF = frozenset({"NotAfterPassed", "VoidRequested", "CallingOff"})
+# The rows of these events and states are for the kinds that can be called off.
+CALLING_OFF = frozenset({"NotAfterPassed", "VoidRequested", "CallingOff", "ActionRequired", "AwaitingCustomer"})
 
 Row = Sequence[Sequence[str]]
 """A line of a table: its cells, and the names in each."""

@@ -894,7 +894,7 @@ async def test_a_call_during_recovery_joins_the_recovered_charge(world: World) -
         stack.push_async_callback(journal.close)
         bank = gateway_bank(world.bank_url, open_transport(max_connections=8), PATIENT_SECONDS)
         stack.push_async_callback(bank.close)
-        assembled = Parts(settings.read(Settings, {})).assemble(journal, bank)
+        assembled = Parts(settings.read(Settings, {})).assemble(journal, {"": bank})
         stack.push_async_callback(assembled.close)
         runner, reception = assembled.runner, assembled.reception
         requested = decode(records(world.journal)[0].event)
@@ -926,7 +926,7 @@ async def test_an_unfinished_charge_without_events_ends_the_start(tmp_path: Path
             vandal.execute("INSERT INTO unfinished VALUES (randomblob(16))")
             vandal.commit()
         bank = gateway_bank("http://127.0.0.1:1", open_transport(max_connections=1), PATIENT_SECONDS)
-        assembled = Parts(settings.read(Settings, {})).assemble(journal, bank)
+        assembled = Parts(settings.read(Settings, {})).assemble(journal, {"": bank})
         stack.push_async_callback(assembled.close)
         runner = assembled.runner
         with pytest.raises(ImpossibleEvent):

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -102,6 +103,8 @@ class InMemory:
 class Scripted:
     """A bank that gives these answers in turn, and then does each step."""
 
+    remembers_seconds = math.inf
+
     def __init__(self, *answers: Answer) -> None:
         self._answers: Iterator[Answer] = iter(answers)
         self.asked: list[Effect] = []
@@ -119,7 +122,7 @@ def charged(journal: InMemory, bank: Scripted) -> None:
     loop = VirtualLoop(None)
 
     async def main() -> None:
-        assembled = Timed(loop).assemble(cast("Journal", journal), cast("Bank", bank))
+        assembled = Timed(loop).assemble(cast("Journal", journal), {"": cast("Bank", bank)})
         accepted = await assembled.reception.accept(Command(REQUEST))
         assert accepted.run is not None
         await accepted.run.ended
@@ -173,7 +176,7 @@ def test_a_call_with_a_conflict_at_each_attempt_ends_after_a_few_attempts() -> N
     journal, loop = Contested(), VirtualLoop(None)
 
     async def main() -> None:
-        assembled = Timed(loop).assemble(cast("Journal", journal), cast("Bank", Scripted()))
+        assembled = Timed(loop).assemble(cast("Journal", journal), {"": cast("Bank", Scripted())})
         await assembled.reception.accept(Command(REQUEST))
 
     with pytest.raises(KeepsMoving):
@@ -188,7 +191,7 @@ def test_calls_for_a_key_at_rest_share_one_look_up() -> None:
     counted, loop = Counted(journal), VirtualLoop(None)
 
     async def main() -> None:
-        reception = Timed(loop).assemble(counted.as_one(), cast("Bank", bank)).reception
+        reception = Timed(loop).assemble(counted.as_one(), {"": cast("Bank", bank)}).reception
         answers = await asyncio.gather(*(reception.accept(Command(REQUEST)).accepted for _ in range(200)))
         told = {(answer.source, answer.run) for answer in answers}
         assert told == {(Source.REPLAYED, None)}
@@ -244,7 +247,7 @@ def test_a_read_that_a_runs_end_has_overtaken_begins_no_run() -> None:
 
     async def main() -> None:
         await InMemory.append(journal, REQUEST.charge_id, 0, [encode(ChargeRequested(REQUEST))], finished=False)
-        assembled = Timed(loop).assemble(cast("Journal", journal), cast("Bank", bank))
+        assembled = Timed(loop).assemble(cast("Journal", journal), {"": cast("Bank", bank)})
         recovering = asyncio.ensure_future(assembled.runner.recover())
         await asyncio.sleep(0.1)
         accepted = await assembled.reception.accept(Command(REQUEST))
@@ -270,7 +273,7 @@ def test_attempts_count_for_the_operation_that_they_were_made_for() -> None:
     journal, loop = InMemory(), VirtualLoop(None)
 
     async def main() -> None:
-        reception = Timed(loop).assemble(cast("Journal", journal), cast("Bank", bank)).reception
+        reception = Timed(loop).assemble(cast("Journal", journal), {"": cast("Bank", bank)}).reception
         charging = await reception.accept(Command(held))
         await asyncio.sleep(0.2)
         await reception.accept(Follow(wish))
@@ -296,7 +299,7 @@ def test_an_owners_operation_does_not_wait_for_a_strangers_look_up() -> None:
     stuck.stored = journal.stored
 
     async def main() -> None:
-        reception = Timed(loop).assemble(cast("Journal", stuck), cast("Bank", bank)).reception
+        reception = Timed(loop).assemble(cast("Journal", stuck), {"": cast("Bank", bank)}).reception
         strangers = reception.accept(a_wish("stranger", "refund-1"))
         await asyncio.sleep(2.5 * BEAT_SECONDS)
         assert (await reception.accept(a_wish(REQUEST.tenant, "refund-2"))).source is Source.FRESH
@@ -324,7 +327,7 @@ def test_a_stranger_is_answered_on_a_beat_whatever_the_charge_is_doing(what: str
         charged(journal, Scripted())
 
     async def main() -> None:
-        reception = Timed(loop).assemble(cast("Journal", journal), cast("Bank", NeverDone())).reception
+        reception = Timed(loop).assemble(cast("Journal", journal), {"": cast("Bank", NeverDone())}).reception
         if what in ("under way", "waiting for its turn"):
             await reception.accept(a_wish(REQUEST.tenant, "refund-1"))
         if what == "waiting for its turn":
@@ -365,7 +368,7 @@ def test_two_overtaken_reads_are_each_read_once_more() -> None:
     journal, bank, loop = Slow(), Scripted(), VirtualLoop(None)
 
     async def main() -> None:
-        runner = Timed(loop).assemble(cast("Journal", journal), cast("Bank", bank)).runner
+        runner = Timed(loop).assemble(cast("Journal", journal), {"": cast("Bank", bank)}).runner
         reading = [asyncio.ensure_future(runner.load(REQUEST.charge_id)) for _ in range(2)]
         await asyncio.sleep(0.1)
         state = evolve(Absent(), Recorded(ChargeRequested(REQUEST), 1, 1))
