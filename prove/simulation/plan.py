@@ -1,21 +1,17 @@
-"""A story's plan: everything that a seed decides before it begins, and the chance that it rolls while it runs.
+"""A story's plan: everything that a seed decides before it begins.
 
-A plan is a swarm: in each story some kinds of fault are off, most are rare, a few are wildly up. Each kind has a stream of
-chance of its own, so that leaving one out leaves the others nearly as they were. That is what lets a failing story be shrunk:
-a `Mask` leaves out clients, their calls, kinds of fault, and single firings.
+A plan is a swarm: in each story some kinds of fault are off, most are rare, a few are wildly up. A `Mask` leaves something out
+of it: clients, their calls, kinds of fault, and single firings.
 """
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 from prove.simulation import ops
 from prove.simulation.ops import Op
+from prove.simulation.shapes import BankPlan
 from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE
-
-T = TypeVar("T")
 
 # Faults of single calls, commits and messages, each with the highest weight that still lets stories come to something.
 CALL_FAULTS = {
@@ -97,6 +93,8 @@ LATER = {
 }
 # From this seed on several command servers share a journal in a PostgreSQL of two nodes. All others stay what they were.
 SHARED = 1_000_000
+# From this seed on a story is of banks of every shape, alone or two together, and of customers who take their step or do not.
+BANKS = 2_000_000
 # What goes wrong between these servers and their database, and at its nodes, in the same terms as above.
 DATABASE_FAULTS = {
     "pg_cut_before": 0.1,
@@ -129,6 +127,8 @@ class Weather:
     at: float
     kind: str
     seconds: float
+    bank: str | None = None
+    """The bank that it comes over, if it is such a weather; None: over all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +168,15 @@ class Plan:
     """The command servers that share a database; 0: there is one server, with a file."""
     ignores_leases: bool = False
     """Each of them drives every charge."""
+    banks: Sequence[BankPlan] = (BankPlan(),)
 
 
 def plan_of(seed: int) -> Plan:
     """Make the plan of a seed."""
-    return _alone(seed) if seed < SHARED else _shared(_alone(seed))
+    plan = _alone(seed)
+    if seed < SHARED:
+        return plan
+    return _shared(plan)
 
 
 def _shared(plan: Plan) -> Plan:
@@ -268,58 +272,3 @@ def _alone(seed: int) -> Plan:
         hold_seconds=hold_seconds,
         late_factor=LONG_LATE_FACTOR if is_long else 1.0,
     )
-
-
-class Dice:
-    """The chance that a story rolls while it runs."""
-
-    def __init__(self, plan: Plan, mask: Mask) -> None:
-        self._plan = plan
-        self._mask = mask
-        self._streams: dict[str, random.Random] = {}
-        self._firings: Counter[str] = Counter()
-        self._world = random.Random(f"world {plan.seed}")
-        self.is_over = False
-        """Faults have stopped."""
-        self.fired: Counter[str] = Counter()
-
-    @property
-    def drawn(self) -> dict[str, int]:
-        """How often each kind was drawn, whether or not it came to happen: what a mask's firings are numbered by."""
-        return dict(self._firings)
-
-    def fires(self, kind: str) -> bool:
-        """Whether a fault happens now; it counts as fired then."""
-        if not self.draws(kind):
-            return False
-        self.fired[kind] += 1
-        return True
-
-    def draws(self, kind: str) -> bool:
-        """Whether a fault is to happen later. Who makes it happen counts it then: until then it may find nothing to harm."""
-        weight = self._plan.weights.get(kind)
-        if weight is None or self.is_over or kind in self._mask.kinds:
-            return False
-        stream = self._streams.get(kind)
-        if stream is None:
-            stream = self._streams[kind] = random.Random(f"{kind} {self._plan.seed}")
-        if stream.random() >= weight:
-            return False
-        self._firings[kind] += 1
-        return (kind, self._firings[kind]) not in self._mask.firings
-
-    def met(self, kind: str) -> None:
-        """A call or a commit meets what was there before it, such as a bank that is down: that counts as fired."""
-        self.fired[kind] += 1
-
-    def uniform(self, low: float, high: float) -> float:
-        """A number between two."""
-        return low + (high - low) * self._world.random()
-
-    def pick(self, things: Sequence[Any]) -> Any:
-        """One of several."""
-        return things[int(self._world.random() * len(things))]
-
-    def whole(self, low: int, high: int) -> int:
-        """A whole number from low to high."""
-        return low + int(self._world.random() * (high - low + 1))

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import random
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, cast
@@ -54,12 +54,17 @@ class Servers:
     """The processes that live on a disk: what starts them, and what ends them."""
 
     def __init__(
-        self, stage: Stage, disk: Disk, bank: Bank, database: Database | None, parts: "type[SimulatedParts]"
+        self,
+        stage: Stage,
+        disk: Disk,
+        banks: Mapping[str, Bank],
+        database: Database | None,
+        parts: "type[SimulatedParts]",
     ) -> None:
         """With a database the command servers share the journal in it; without one there is one, with a file."""
         self.stage = stage
         self.disk = disk
-        self.bank = bank
+        self.banks = banks
         self.database = database
         self.processes: dict[str, Process] = {}
         self.feeds = Feeds(stage, disk.durable, self.a_command)
@@ -318,12 +323,12 @@ class SimulatedParts(Parts):
         """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""
         return Rhythm(turns_before_commit=self._stage.plan.seed % 3)
 
-    def wire(self) -> Wire:
-        """Connect to the simulated bank."""
+    def wire(self, bank: str = "") -> Wire:
+        """Connect to a simulated bank."""
         stage, servers = self._stage, self._servers
         is_durable = servers.disk.durable.tokens.__contains__
         pressure = Pressure(stage.plan.bank_calls, stage.loop.time, stage.broke)
-        return Wire(servers.bank, stage.dice, stage.outside, is_durable, stage.note, pressure)
+        return Wire(servers.banks[bank], stage.dice, stage.outside, is_durable, stage.note, pressure)
 
     def feed(self, journal: Journal) -> Feed:
         """Make a feed whose heartbeat the plan names."""

@@ -5,7 +5,7 @@ simulated database, the gateway's adapter, the feed and its servicer, the subscr
 surroundings are simulated, by parts of which each is given those before it and knows no other:
 
     stage     chance, the clock, the loop, the notes
-    bank      its transactions, and its answers with their faults
+    banks     their transactions, and their answers with their faults
     durable   what of the journal can no longer be lost
     disk      files, commits that fail
     database  in some stories: two nodes of a PostgreSQL, and the connections to them
@@ -29,7 +29,7 @@ from typing import Any
 import structlog
 
 from judge.history import PENDING, Violation
-from prove.simulation.bank import Bank
+from prove.simulation.banks import banks_of
 from prove.simulation.callers import FOR_GOOD, UNFIT, Callers
 from prove.simulation.database import Database
 from prove.simulation.disk import Disk
@@ -76,14 +76,14 @@ class World:
         self._guard = Guard()
         self._logs: list[dict[str, Any]] = []
         self._stage = Stage(plan, mask)
-        self._bank = Bank(plan.token_seconds, plan.hold_seconds, self._stage.loop.time, late_factor=plan.late_factor)
+        self._banks = banks_of(plan, self._stage.loop.time)
         self._disk = Disk(self._stage, folder)
         database = Database(self._stage, self._disk.durable, self._disk.new_id()) if plan.servers else None
-        self._servers = Servers(self._stage, self._disk, self._bank, database, parts)
+        self._servers = Servers(self._stage, self._disk, self._banks, database, parts)
         self._callers = Callers(self._stage, self._disk, self._servers)
         outages = Outages(self._stage, database) if database is not None else None
-        self._sky = Sky(self._stage, self._bank, self._disk, self._servers, outages)
-        self._judging = Judging(self._stage, self._bank, self._disk, self._servers, self._callers)
+        self._sky = Sky(self._stage, self._banks, self._disk, self._servers, outages)
+        self._judging = Judging(self._stage, self._banks, self._disk, self._servers, self._callers)
 
     def run(self) -> Told:
         """Run the story, and judge it."""
@@ -125,7 +125,8 @@ class World:
             return
         await asyncio.sleep(SETTLE_SECONDS)
         await self._audit()
-        if (late_seconds := self._bank.expects_until - stage.loop.time()) > 0:
+        expects_until = max(bank.expects_until for bank in self._banks.values())
+        if (late_seconds := expects_until - stage.loop.time()) > 0:
             await asyncio.sleep(late_seconds + AFTER_LATE_SECONDS)
         if not await self._comes_to_rest([]):
             return
