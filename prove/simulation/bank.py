@@ -60,15 +60,22 @@ class Bank(ABC):
     is_down: bool = False
     is_unauthorized: bool = False
     lives: int = 0
+    is_silent: bool = False
+    """It takes every request, and never answers."""
     expects_until: float = 0.0
     """When the last of the requests comes that are late, or copies."""
+    wants_customer: Callable[[str], None] = field(default=lambda _: None)
+    """Told once of each token whose customer is to take a step."""
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Where customers were sent, each with our reference."""
 
     def now_ms(self) -> float:
         """Tell the time that the rules count in."""
         return self.clock() * 1_000
 
-    def calm(self) -> None:  # noqa: B027  # most banks have nothing to do
-        """Be patient for the rest of the story: faults have stopped."""
+    def calm(self) -> None:
+        """Answer, and be patient, for the rest of the story: faults have stopped."""
+        self.is_silent = False
 
     # ------------------------------------------------------------ the API
     @property
@@ -113,6 +120,10 @@ class Bank(ABC):
     @abstractmethod
     def expire_hold(self, asked: Asked) -> None:
         """Let that hold lapse."""
+
+    @abstractmethod
+    def take_step(self, token: str, *, confirms: bool) -> bool:
+        """A customer confirms, or refuses; say whether that was in time."""
 
     # ------------------------------------------------------------ its lies
     @abstractmethod

@@ -19,5 +19,6 @@ def _bank(each: BankPlan, plan: Plan, clock: Callable[[], float]) -> Bank:
         each.name,
         late_factor=plan.late_factor,
         token_seconds=plan.token_seconds,
+        calm_token_seconds=each.step_seconds,
         hold_seconds=plan.hold_seconds,
     )

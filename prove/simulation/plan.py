@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from prove.simulation import ops
+from prove.simulation import ops, shapes
 from prove.simulation.ops import Op
 from prove.simulation.shapes import BankPlan
 from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE
@@ -64,7 +64,7 @@ CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", 
 # What came of it in the end, by the journal.
 ENDS = (
     *("authorized", "captured", "voided", "refunded", "charge_called_off", "not_after_passed", "authorization_expired"),
-    *("operation_declined", "operation_abandoned"),
+    *("operation_declined", "operation_abandoned", "action_required"),
 )
 
 
@@ -115,9 +115,27 @@ DATABASE_WEATHER = (
     "pause_command",
 )
 STORIES_WITHOUT_LEASES = 1 / 8
+# What customers do, by whom a bank wants a step, and what befalls one bank of several.
+CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.3, "customer_refuses": 0.5}
+BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
+# The customer's step is looked for every thirtieth of a charge's age, at the most every five minutes, and a clock that jumps
+# makes a charge old.
+REST_OF_CUSTOMERS_SECONDS = 400.0
 # At rest after faults everything must be well within a minute.
 DATABASE_WEATHER_SECONDS = 8.0
-KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *DATABASE_FAULTS, *DATABASE_SEQUELS, *DATABASE_WEATHER, *CLIENTS, *ENDS)
+KINDS = (
+    *CALL_FAULTS,
+    *WEATHER,
+    *LATER,
+    *DATABASE_FAULTS,
+    *DATABASE_SEQUELS,
+    *DATABASE_WEATHER,
+    *CUSTOMERS,
+    "customer_confirms",
+    "bank_silent",
+    *CLIENTS,
+    *ENDS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +187,8 @@ class Plan:
     ignores_leases: bool = False
     """Each of them drives every charge."""
     banks: Sequence[BankPlan] = (BankPlan(),)
+    rest_seconds: float = 60.0
+    """What the product promises: how long after faults have stopped everything is at rest."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -176,7 +196,7 @@ def plan_of(seed: int) -> Plan:
     plan = _alone(seed)
     if seed < SHARED:
         return plan
-    return _shared(plan)
+    return _shared(plan) if seed < BANKS else _of_banks(plan)
 
 
 def _shared(plan: Plan) -> Plan:
@@ -207,6 +227,36 @@ def _shared(plan: Plan) -> Plan:
         grid_seconds=grid_seconds,
         servers=servers,
         ignores_leases=ignores_leases,
+    )
+
+
+def _of_banks(plan: Plan) -> Plan:
+    """The same, at banks of other shapes, or at several."""
+    chance = random.Random(f"banks {plan.seed}")
+    banks = shapes.banks(chance)
+    weights = {**plan.weights}
+    for kind, most in CUSTOMERS.items():
+        if chance.random() < 0.6:
+            weights[kind] = most * chance.uniform(0.1, 1.0)
+    # Each bank has a weather of its own.
+    weather = [
+        replace(event, bank=chance.choice(banks).name) if event.kind in BANK_WEATHER else event
+        for event in plan.weather
+    ]
+    for _ in range(chance.choice((0, 0, 1))):
+        seconds = chance.choice((2.0, 8.0, 25.0)) * chance.uniform(0.5, 1.5)
+        weather.append(
+            Weather(chance.uniform(0.0, plan.horizon_seconds), "bank_silent", seconds, chance.choice(banks).name)
+        )
+    weather.sort(key=lambda event: event.at)
+    return replace(
+        plan,
+        banks=banks,
+        clients=[[shapes.with_customer(op) for op in ops] for ops in plan.clients],
+        weights=weights,
+        weather=weather,
+        token_seconds=chance.choice(shapes.STEP_SECONDS),
+        rest_seconds=REST_OF_CUSTOMERS_SECONDS,
     )
 
 

@@ -34,6 +34,7 @@ class TwoStepBank(Bank):
     """A bank of two steps."""
 
     token_seconds: float = 900.0
+    calm_token_seconds: float = 900.0
     hold_seconds: float = 604_800.0
     book: Book = field(init=False)
 
@@ -41,8 +42,9 @@ class TwoStepBank(Bank):
         self.book = Book(CARDS, hold_ms=self.hold_seconds * 1_000)
 
     def calm(self) -> None:
-        """Be patient for the rest of the story: faults have stopped."""
-        self.token_seconds = 900.0
+        """Answer, and be patient, for the rest of the story: faults have stopped."""
+        self.is_silent = False
+        self.token_seconds = self.calm_token_seconds
 
     @property
     def strays(self) -> Sequence[tuple[int, Said]]:
@@ -146,6 +148,10 @@ class TwoStepBank(Bank):
     def expire_hold(self, asked: Asked) -> None:
         """Let that hold lapse."""
         self.book.expire_hold(self._acts_on(asked) or "", self.now_ms())
+
+    def take_step(self, token: str, *, confirms: bool) -> bool:
+        """A customer confirms, or refuses; say whether that was in time."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------ its lies
     def can_lie(self, kind: str, asked: Asked, said: Said) -> bool:

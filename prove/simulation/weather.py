@@ -48,7 +48,7 @@ class Sky:
                 if not view.alive or not view.is_up:
                     return
                 view.start(servers.stop(view))
-            case "bank_down" | "unauthorized" | "clock_before_1970" | "disk_full":
+            case "bank_down" | "bank_silent" | "unauthorized" | "clock_before_1970" | "disk_full":
                 self._set(event.kind, event.bank, is_on=True)
                 stage.later(event.seconds, self.end, event.kind, event.bank)
             case "bank_restart":
@@ -89,6 +89,9 @@ class Sky:
             case "bank_down":
                 for each in self._over(bank):
                     each.is_down = is_on
+            case "bank_silent":
+                for each in self._over(bank):
+                    each.is_silent = is_on
             case "unauthorized":
                 for each in self._over(bank):
                     each.is_unauthorized = is_on

@@ -114,6 +114,9 @@ class _OneCall:
             chaos.met("bank_down")
             self._note("bank", self._step, "nobody is there")
             return self._end(httpx.ConnectError("refused"))
+        if bank.is_silent:
+            chaos.met("bank_silent")
+            return self._note("bank", self._step, "hears, and is silent")
         if bank.is_unauthorized:
             chaos.met("unauthorized")
             return self._reply((401, {}, b'{"error": "unauthorized"}'), "401")

@@ -12,6 +12,7 @@ surroundings are simulated, by parts of which each is given those before it and 
     outages   what befalls these nodes, and what their operators do
     servers   processes that start, die and come back, and the feeds between them
     callers   clients and their network
+    customers the people whose step a bank wants
     sky       the weather: harm that begins at a time and ends
     judging   the files at the end, and the invariants that broke
     world     the story, from its beginning to its end
@@ -28,9 +29,10 @@ from typing import Any
 
 import structlog
 
-from judge.history import PENDING, Violation
+from judge.history import Call, Violation
 from prove.simulation.banks import banks_of
-from prove.simulation.callers import FOR_GOOD, UNFIT, Callers
+from prove.simulation.callers import FOR_GOOD, UNFIT, Callers, awaits_customer, is_decided
+from prove.simulation.customers import Customers
 from prove.simulation.database import Database
 from prove.simulation.disk import Disk
 from prove.simulation.guard import Guard, Reached
@@ -43,8 +45,6 @@ from prove.simulation.servers import Servers, SimulatedParts
 from prove.simulation.stage import Note, Stage
 from prove.simulation.weather import Sky
 
-# What the product promises once faults have stopped.
-REST_SECONDS = 60.0
 # What comes of a late request at the bank has come by then.
 AFTER_LATE_SECONDS = 1.0
 # The journal looks once a second whether there is room on the disk again.
@@ -83,6 +83,7 @@ class World:
         self._callers = Callers(self._stage, self._disk, self._servers)
         outages = Outages(self._stage, database) if database is not None else None
         self._sky = Sky(self._stage, self._banks, self._disk, self._servers, outages)
+        Customers(self._stage, self._banks)
         self._judging = Judging(self._stage, self._banks, self._disk, self._servers, self._callers)
 
     def run(self) -> Told:
@@ -141,13 +142,15 @@ class World:
 
     async def _audit(self) -> None:
         """Ask again for everything that was ever asked for: by now each has an outcome, and says so."""
-        loop, until = self._stage.loop, self._plan.horizon_seconds + REST_SECONDS
+        loop, until = self._stage.loop, self._plan.horizon_seconds + self._plan.rest_seconds
         for op in self._callers.known_bodies:
             call = await self._callers.call("auditor", op)
-            while call.outcome == "refused" and call.advice == "RETRY_SAME_KEY" and loop.time() < until:
-                await asyncio.sleep(4.0)  # a bank that was spared is tried again within 20 s
+            while _is_open(call) and loop.time() < until:
+                await asyncio.sleep(
+                    4.0
+                )  # a bank that was spared is tried again within 20 s, and a customer takes as long
                 call = await self._callers.call("auditor", op)
-            if call.outcome == "unknown" or call.status == PENDING:
+            if call.outcome == "unknown" or (call.outcome == "ok" and not is_decided(call)):
                 self._stage.broke("L1", f"key {op.key}", f"at rest, it is {call.outcome} {call.reason}")
             elif call.outcome == "refused" and call.reason not in (*FOR_GOOD, "CHARGE_NOT_FOUND"):
                 self._stage.broke("L5", f"key {op.key}", f"at rest, it is refused: {call.reason}")
@@ -159,7 +162,7 @@ class World:
     async def _comes_to_rest(self, clients: list["asyncio.Task[None]"]) -> bool:
         """Wait for all clients and servers; False if they are not at rest in time, which is told as broken."""
         loop, processes = self._stage.loop, self._servers.processes
-        until = loop.time() + REST_SECONDS
+        until = loop.time() + self._plan.rest_seconds
         while loop.time() < until:
             if all(client.done() for client in clients) and not any(map(self._unrest, processes.values())):
                 for client in clients:
@@ -168,7 +171,7 @@ class World:
             await asyncio.sleep(0.5)
         waiting = [f"{process.name} ({why})" for process in processes.values() if (why := self._unrest(process))]
         waiting += ["a client" for client in clients if not client.done()]
-        self._stage.broke("L1", ", ".join(waiting), f"not at rest {REST_SECONDS:.0f} s after faults stopped")
+        self._stage.broke("L1", ", ".join(waiting), f"not at rest {self._plan.rest_seconds:.0f} s after faults stopped")
         return False
 
     def _unrest(self, process: Process) -> str:
@@ -201,6 +204,12 @@ class World:
             text = f"its loop stopped: {entry['error']} {entry['lines'][-2:]}"
             self._stage.broke("L1", f"charge {entry['charge_id']}", text)
         raise structlog.DropEvent
+
+
+def _is_open(call: Call) -> bool:
+    """Whether it is worth asking again."""
+    is_refused_for_now = call.outcome == "refused" and call.advice == "RETRY_SAME_KEY"
+    return is_refused_for_now or awaits_customer(call)
 
 
 def run_story(plan: Plan, mask: Mask, folder: Path, parts: type[SimulatedParts] = SimulatedParts) -> Told:
