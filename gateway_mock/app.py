@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
-from gateway_mock import faults, reading
+from gateway_mock import faults, page, reading
 from gateway_mock.faults import Kind, Script, Step, answer
 from gateway_mock.ledger import Ledger, open_ledger
-from gateway_mock.model import CARDS, HOLD_MS, STATUS, Operation, Refusal, Transaction, told
+from gateway_mock.model import ASKING_CARDS, CARDS, HOLD_MS, REQUIRES_ACTION, STATUS, Operation, Refusal, Transaction, told
 from gateway_mock.reading import BadField
 from gateway_mock.wire import (
     STOP_SECONDS,
@@ -62,7 +62,7 @@ async def serve(
     Raises `LedgerUnusable`, `sqlite3.Error`, `OSError` and, for a malformed address, `ValueError`.
     """
     async with open_ledger(ledger_path, hold_ms=round(hold_seconds * 1000)) as ledger:
-        bank = Bank(ledger, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
+        bank = Bank(ledger, lifetime_ms=round(token_seconds * 1000), may_die=own_process, scheme="https" if tls else "http")
         async with serving(listen, bank.respond, stop_seconds=stop_seconds, tls=tls) as address:
             yield address
 
@@ -85,10 +85,11 @@ class Call:
 class Bank:
     """Answers requests. The faults and the log of calls are in memory and end with it; the ledger stays."""
 
-    def __init__(self, ledger: Ledger, *, lifetime_ms: int, may_die: bool) -> None:
+    def __init__(self, ledger: Ledger, *, lifetime_ms: int, may_die: bool, scheme: str = "http") -> None:
         self._ledger = ledger
         self._lifetime_ms = lifetime_ms
         self._may_die = may_die
+        self._scheme = scheme
         self._script = Script()
         self._calls: deque[Call] = deque(maxlen=MAX_CALLS)
 
@@ -106,6 +107,10 @@ class Bank:
                     return answer(200, self._script.listing())
                 case "DELETE", ["faults"]:
                     return answer(200, {"cleared": self._script.clear()})
+                case "GET", ["customer", token]:
+                    return page.shown(await self._as_of_now(token))
+                case "POST", ["customer", token, "confirm" | "refuse" as step]:
+                    return await self._customers_step(token, step, request.body)
         except BadField as error:
             return answer(400, {"error": "bad_request", "field": str(error)})
         call = self._record(request)
@@ -180,6 +185,19 @@ class Bank:
             return answer(200, _as_it_is(await self._ledger.cancel(transaction, _now_ms())))
 
         return await self._meet_fault(Step.CANCEL, call, transaction, partial(self._ledger.find, token), work)
+
+    async def _customers_step(self, token: str, step: str, body: bytes) -> Reply:
+        if body:
+            raise BadField("body")
+        known = await self._as_of_now(token)
+        if known is None:
+            return page.shown(None)
+        take = self._ledger.confirm if step == "confirm" else self._ledger.refuse
+        return page.sent_on(await take(known, _now_ms()))
+
+    async def _as_of_now(self, token: str) -> Transaction | None:
+        known = await self._ledger.find(unquote(token))
+        return None if known is None else await self._ledger.close_if_late(known, _now_ms())
 
     async def _find(self, token: str, call: Call) -> Transaction | None:
         """Find a call's transaction. Another call may close it before the work of this one is done: the ledger decides."""

@@ -44,6 +44,8 @@ class Request:
     path: str
     query: str
     body: bytes
+    host: str = ""
+    """The host and port that the client used, as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Answer:
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    content_type: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +215,8 @@ class _Line:
         self.idle = False
         self._head_only = head.method == b"HEAD"
         path, _, query = head.target.decode("ascii").partition("?")
-        return Request(head.method.decode("ascii"), path, query, bytes(body))
+        host = next((value.decode("latin-1") for name, value in head.headers if name == b"host"), "")
+        return Request(head.method.decode("ascii"), path, query, bytes(body), host)
 
     async def send(self, reply: Reply, *, last: bool = False) -> bool:
         """Send the reply, and return whether the connection can be used again. With `last` the reply says that it cannot."""
@@ -294,7 +298,7 @@ class _Line:
         return False
 
     def _head(self, answer: Answer, last: bool) -> bytes:
-        own = [("content-type", "application/json"), ("content-length", str(len(answer.body)))]
+        own = [("content-type", answer.content_type), ("content-length", str(len(answer.body)))]
         closing = [("connection", "close")] if last else []
         head = h11.Response(status_code=answer.status, headers=[*own, *closing, *answer.headers])
         return self._http.send(head) or b""
