@@ -135,6 +135,11 @@ class Ledger:
         self._closing = _Together(database, CLOSE)
         self._finding = _Together(database, FIND)
 
+    @property
+    def database(self) -> aiosqlite.Connection:
+        """The one connection to the file, for tables that stand beside this one."""
+        return self._database
+
     async def issue(self, wanted: Transaction, now_ms: int) -> Transaction | Refusal:
         """Do the token step: give the reference's transaction, which is the wanted one if it is opened now.
 
@@ -178,8 +183,8 @@ class Ledger:
         if seen.on is not None:
             return await self._execute_following(seen, seen.on, now_ms, transaction_id)
         how = closing(seen, now_ms, transaction_id, hold_ms=self._hold_ms)
-        if how is None:
-            return seen, False
+        if how is None:  # Whoever was asked may have answered since.
+            return await self.find(seen.token) or seen if is_open(seen) else seen, False
         closed = await self._close(seen, how, now_ms)
         return closed, closed.transaction_id == transaction_id
 

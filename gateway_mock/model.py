@@ -6,6 +6,9 @@ Pure: no I/O and no clock. Times come in, in milliseconds from any start, and so
 * A reference has at most one open transaction, and at most one that is ever executed: another is opened only after all
   before it have expired. The order of the first binds the reference.
 * A late token is closed as expired before any answer says so.
+* Of some cards a bank wants a step of the customer. An execute step of an opening then moves nothing: the transaction stays
+  open, and *requires action*. The customer's confirming executes it, or declines it if the card is such a one; refusing
+  declines it. Its time goes on, and whatever comes after that finds it expired.
 * An *opening* (charge, authorize) names a card. A *following* one (capture, void, refund) acts on an executed opening. It is
   executed if the opening's funds allow it at that moment, and declined if they do not.
 
@@ -47,7 +50,7 @@ CARDS: Mapping[str, str | None] = {
 """The cards that a bank knows, and why it declines to execute an opening of each; None: it approves."""
 
 ASKING_CARDS: Mapping[str, str | None] = {"tok_3ds": None, "tok_3ds_declined": "card_declined"}
-"""The cards of which it wants a step of the customer first, and why it declines an opening that was confirmed; None: it approves."""
+"""The cards of which a bank wants a step of the customer first, and why it declines what was confirmed; None: it approves."""
 
 DECLINED_KINDS: Mapping[str, Operation] = {
     "tok_capture_declined": CAPTURE,
@@ -85,6 +88,7 @@ class Refusal(StrEnum):
     FIELDS_DIFFER = "fields_differ"
     TRANSACTION_UNKNOWN = "transaction_unknown"
     CURRENCY_DIFFERS = "currency_differs"
+    KEY_REUSED = "key_reused"
 
 
 STATUS: Mapping[Refusal, int] = {
@@ -95,6 +99,7 @@ STATUS: Mapping[Refusal, int] = {
     Refusal.FIELDS_DIFFER: 409,
     Refusal.TRANSACTION_UNKNOWN: 422,
     Refusal.CURRENCY_DIFFERS: 422,
+    Refusal.KEY_REUSED: 422,
 }
 """The HTTP status of each refusal."""
 
@@ -262,7 +267,7 @@ def closing(
     if seen.state is not CREATED:
         return None
     if funds is None:
-        if seen.card in ASKING_CARDS:
+        if seen.card in ASKING_CARDS and seen.card not in cards:
             return ASKING
         reason = cards[seen.card]
     else:

@@ -100,7 +100,7 @@ def _changes(version: list[object], tables: list[object]) -> tuple[str, ...]:
             return ()
         case [[0], []]:
             return (_TABLE, *_INDEXES)
-        case [[2], ["transactions"]]:
+        case [[2], _]:
             return _from_older(_OF_VERSION_2)
         # Version 1 wrote its number last. If it was killed before, its table is there and may lack its indexes.
         case [[0 | 1], ["transactions"]]:
