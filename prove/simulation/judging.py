@@ -14,7 +14,7 @@ from judge.checker import check
 from judge.files import read_anchor, read_journal, read_view, records_in, view_in
 from judge.history import Call, Observed, Record, Session, View, Violation
 from judge.streams import Stream
-from prove.simulation.bank import APPROVED, DECLINES, Bank
+from prove.simulation.bank import Bank
 from prove.simulation.callers import Callers
 from prove.simulation.disk import Disk
 from prove.simulation.host import Process
@@ -150,20 +150,21 @@ class Judging:
         Nor is it refused for good unless the bank lied about it, or knows no such card. And we ask for nothing that the bank's
         own book does not allow, but that its hold may have lapsed.
         """
-        found, cards = [], {}
+        found, requested = [], {}
         lied_about = set[str]().union(*(bank.lied_about for bank in self._banks.values()))
         for record in self._records:
             event = Event.FromString(record.event)
             kind = event.WhichOneof("kind")
             if kind == "charge_requested":
-                cards[record.charge_id] = event.charge_requested.card.token
+                requested[record.charge_id] = event.charge_requested
             if kind in ENDS:
                 self._stage.dice.met(str(kind))
             if record.charge_id in lied_about:
                 continue
             where = f"charge {record.charge_id}, position {record.position}"
             is_refused = event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED
-            if is_refused and cards[record.charge_id] in (*APPROVED, *DECLINES):
+            asked = requested[record.charge_id]
+            if is_refused and asked.card.token in self._banks[asked.bank].cards:
                 found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
             if kind == "operation_declined" and event.operation_declined.reason not in OF_A_CARD:
                 found.append(Violation("I17", where, "the bank refused it, and not because of the card"))
