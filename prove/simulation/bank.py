@@ -72,6 +72,8 @@ class Bank(ABC):
     """Told of each look-up that finds a transaction whose key is forgotten: to ask for it again would move money again."""
     addresses: dict[str, str] = field(default_factory=dict)
     """Where customers were sent, each with our reference."""
+    confirmed: set[str] = field(default_factory=set)
+    """The references of which the customers confirmed in time."""
 
     def now_ms(self) -> float:
         """Tell the time that the rules count in."""

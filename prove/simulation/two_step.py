@@ -185,6 +185,7 @@ class TwoStepBank(Bank):
         if known is None or known.state is not REQUIRES_ACTION:
             return False
         if confirms:
+            self.confirmed.add(known.reference)
             self.book.confirm(token, self.now_ms(), self._new_id())
         else:
             self.book.refuse(token, self.now_ms())
