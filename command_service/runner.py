@@ -30,8 +30,9 @@ from command_service.values import Effect, InProgress, NeedsAction, NoAnswer
 
 # The number of concurrent reads of streams when the server starts: enough to keep the reading thread busy.
 LOADED_AT_ONCE = 256
-# How often the bank is asked whether the customer has taken the step that it waits for.
-CUSTOMER_SECONDS = 4.0
+# The pause between two looks whether the customer has taken the step that the bank waits for: a thirtieth of the charge's age,
+# within these. Most customers take it within minutes; those who never do would cost most of the calls.
+CUSTOMER_SECONDS, LONGEST_CUSTOMER_SECONDS, CUSTOMER_SHARE = 4.0, 300.0, 1 / 30
 # A charge that another server drives is looked at again when the journal has news of it. This is for news that never comes.
 LOOK_AGAIN_SECONDS = 10.0
 
@@ -192,8 +193,7 @@ class Runner:
                     pauses = 0
                     continue
                 pauses += 1
-                wished_seconds = _wished_seconds(message)
-                pause_seconds = PAUSES.seconds(pauses, self._chance, wished_seconds)
+                pause_seconds = self._pause_seconds(run, message, pauses)
                 if await run.pause(min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))):
                     pauses, effect = 0, next_step(run.snapshot.state)
             run.log_rest()
@@ -236,6 +236,17 @@ class Runner:
         attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
         return Answered(effect, performed.answer, attempts)
 
+    def _pause_seconds(self, run: Run, message: Message, pauses: int) -> float:
+        """The pause after a step that has not moved the charge on: as the bank asks for, or as people need."""
+        match message:
+            case Answered(answer=NeedsAction()):
+                seconds = min(max(CUSTOMER_SECONDS, self._age_seconds(run) * CUSTOMER_SHARE), LONGEST_CUSTOMER_SECONDS)
+                return seconds * self._chance.uniform(1.0, 1.25)
+            case Answered(answer=NoAnswer(seconds) | InProgress(seconds)):
+                return PAUSES.seconds(pauses, self._chance, seconds)
+            case _:
+                return PAUSES.seconds(pauses, self._chance)
+
     def _age_seconds(self, run: Run) -> float:
         """The age of a charge's operation under way, at least that of its run: a clock that goes back makes nothing young."""
         state = run.snapshot.state
@@ -245,17 +256,6 @@ class Runner:
     async def close(self) -> None:
         """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""
         await self._tasks.close()
-
-
-def _wished_seconds(message: Message) -> float | None:
-    """The pause that the bank asks for, or that people need."""
-    match message:
-        case Answered(answer=NoAnswer(seconds) | InProgress(seconds)):
-            return seconds
-        case Answered(answer=NeedsAction()):
-            return CUSTOMER_SECONDS
-        case _:
-            return None
 
 
 @dataclass(slots=True)

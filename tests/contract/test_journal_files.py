@@ -511,19 +511,22 @@ async def test_a_journal_of_a_newer_format_is_refused(rig: SqliteRig, path: Path
         await fill(rig)
 
 
+@pytest.mark.parametrize("former", [1, 2])
 @pytest.mark.parametrize("by", ["start", "restore"])
-async def test_a_journal_of_a_former_format_is_marked_as_of_this_one(rig: SqliteRig, path: Path, by: str) -> None:
+async def test_a_journal_of_a_former_format_is_marked_as_of_this_one(
+    rig: SqliteRig, path: Path, by: str, former: int
+) -> None:
     """By the first start, or by a restore: the former program refuses it then. Its records stay."""
     (record,) = await fill(rig, b"a")
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE journal SET format = 1")
+        connection.execute("UPDATE journal SET format = ?", (former,))
         connection.commit()
     if by == "restore":
         restore(path, None)
     else:
         await fill(rig)
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT format FROM journal").fetchall() == [(2,)]
+        assert connection.execute("SELECT format FROM journal").fetchall() == [(table.FORMAT,)]
     async with rig.open() as journal:
         assert await all_of(journal) == [record]
 

@@ -104,6 +104,18 @@ def test_an_older_server_at_work_is_waited_for_by_its_operator(place: PostgresPl
     assert formats(place) == (NEXT, True)
 
 
+def test_tables_of_the_first_format_are_upgraded(places: Places) -> None:
+    """Of format 1, which knew no banks by name: a server of this version waits for `migrate`."""
+    place = places.full("postgres")
+    assert isinstance(place, PostgresPlace)
+    before = contents(place)
+    fetch(str(place), "UPDATE chargeonce.head SET format = 1")
+    with pytest.raises(JournalRefused, match="migrate"):
+        serve(place)
+    assert place.migrate() == f"upgraded the journal {before.identity[0]} from format 1 to {FORMAT}"
+    assert contents(place) == before
+
+
 def test_a_real_server_at_work_is_noticed(place: PostgresPlace) -> None:
     place.migrate()
     with served(place), pytest.raises(JournalRefused, match="older version is at work"):

@@ -8,13 +8,15 @@ and loses those of transactions that are rolled back.
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-FORMAT: Final = 1
-"""Raised by each change of these tables. A server serves from tables of its own format only.
+FORMAT: Final = 2
+"""Raised by each change of these tables, and by events that an older program would take for others. A server serves from tables
+of its own format only.
 
 With a minus sign it is that of a journal that is served from another place, which `home` names: so no server serves from it.
 """
 
-UPGRADES: Final[Mapping[int, Sequence[str]]] = {}
+# Since format 2 a request may name its bank.
+UPGRADES: Final[Mapping[int, Sequence[str]]] = {1: ()}
 """By format: the statements that make the next one of it."""
 
 SCHEMA: Final = (

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from command_service.journal import GENESIS, START, JournalCorrupt, Place, Record
 from command_service.journal.records import RECORDS_A_READ, following, id_of, key_of, verified
 
-# Format 2 has the tables of format 1, and may hold events that a program of format 1 would take for others: it would overlook
-# that a charge is only to be held. A server that opens a journal of format 1 marks it as of format 2; its records stay.
-FORMAT = 2
-FORMATS = (1, FORMAT)
+# All formats have the same tables. A later one may hold events that a program of an earlier one would take for others: it would
+# overlook that a charge is only to be held (since 2), or at which bank it is (since 3). A server that opens a journal of an
+# earlier format marks it as of its own; its records stay.
+FORMAT = 3
+FORMATS = (1, 2, FORMAT)
 # Of a journal that is served from another place, which the table `home` names: no server, of any version, serves from it.
 MARKED_FORMATS = tuple(-known for known in FORMATS)
 
