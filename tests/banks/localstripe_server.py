@@ -2,11 +2,11 @@
 # (localstripe and aiohttp are installed in build/banks-venv only)
 """localstripe on loopback: build/banks-venv/bin/python tests/banks/localstripe_server.py PORT
 
-Its own command listens on every interface of the machine and writes its store to a file in /tmp after each request; here it does
-neither. It lacks some of Stripe's API that the adapter needs. That is added, and nothing that decides about money:
+Its own command listens on every interface of the machine and writes its store to a file in /tmp after each request; here it
+does neither. It lacks some of Stripe's API that the adapter needs. That is added, and nothing that decides about money:
 
-* it refuses parameters that Stripe takes: `return_url` and `off_session` of confirm, `cancellation_reason` of cancel, `metadata`
-  of capture. They are taken, and the two that Stripe shows are shown
+* it refuses parameters that Stripe takes: `return_url` and `off_session` of confirm, `cancellation_reason` of cancel,
+  `metadata` of capture. They are taken, and the two that Stripe shows are shown
 * it names no address for the customer's step. Here it is a page of ours, which ends the step by localstripe's own means
 * there is no search. The one query that the adapter makes is answered from the store, the newest intent first
 * `GET /_config/books` tells all that the store holds of money
