@@ -134,7 +134,9 @@ async def _called_off_though_nobody_heard(trial: Trial) -> None:
     """For each call that calling off makes."""
     effect = await trial.opened(await trial.operation())
     before = trial.wire.calls
-    await trial.answer(named(effect), by=trial.losing)
+    end = await trial.answer(named(effect), by=trial.losing)
+    expect(end == CalledOff(), "called off, it was", end)
+    await _stays(trial, effect, end)
     for nth in range(1, trial.wire.calls - before + 1):
         effect = await trial.opened(await trial.operation())
         trial.wire.throw(nth)
