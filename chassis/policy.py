@@ -24,14 +24,13 @@ token_sha256 = "..."              # 64 hexadecimal digits
 What is not named is denied. A file with any fault is refused as a whole.
 """
 
-import difflib
 import re
-import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chassis.documents import Reading, listed, read_toml, shown
 from chassis.identity import Credential, Identity, Need, may
 from chassis.tokens import ALGORITHMS, USUAL_ALGORITHMS, KeysUnusable, TokenRules, read_keys
 from chassis.watched import Files, Unusable
@@ -62,18 +61,9 @@ class Roles:
 
 def read_policy(path: Path, roles: Roles, files: Files) -> Policy:
     """Read a policy, and the keys that it names. Raises Unusable, whose text lists every problem."""
-    try:
-        document = tomllib.loads(files.read(path).decode())
-    except UnicodeDecodeError:
-        raise Unusable(f"{path}: is not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        # Its text may quote the file, and ends with the place. A number that is too long for Python has none.
-        place = "".join(re.findall(r" \(at [a-z0-9 ,]+\)$", str(error)))
-        raise Unusable(f"{path}: is no TOML{place}") from None
     reading = _Reading(roles, path.parent, files)
-    policy = reading.policy(document)
-    if reading.problems:
-        raise Unusable(f"{path}: cannot be used:\n  " + "\n  ".join(reading.problems))
+    policy = reading.policy(read_toml(path, files))
+    reading.end(path)
     return policy
 
 
@@ -88,17 +78,15 @@ def described(policy: Policy, access: Mapping[str, Need | str]) -> Iterator[str]
             yield f"  {answer}  {method.removeprefix('/')}" + ("" if isinstance(need, Need) else f"  ({need})")
 
 
-class _Reading:
-    """Reads a document and collects its problems, so that all are told together."""
-
+class _Reading(Reading):
     def __init__(self, roles: Roles, folder: Path, files: Files) -> None:
+        super().__init__()
         self._roles = roles
         self._folder = folder
         self._files = files
-        self.problems: list[str] = []
 
     def policy(self, document: Mapping[str, Any]) -> Policy:
-        self._only("the file", document, ("jwt", "tenants", "identities"))
+        self.only("the file", document, ("jwt", "tenants", "identities"))
         tokens = self._tokens(document["jwt"]) if "jwt" in document else None
         listed = document.get("identities", [])
         if not isinstance(listed, list) or not listed:
@@ -124,17 +112,17 @@ class _Reading:
         return Policy(identities, by_credential, tokens, weights, rates)
 
     def _identity(self, where: str, entry: Mapping[str, Any]) -> Identity:
-        self._only(where, entry, ("name", "tenant", "roles", *(kind.value for kind in Credential)))
+        self.only(where, entry, ("name", "tenant", "roles", *(kind.value for kind in Credential)))
         name, tenant = self._name(where, entry, "name"), ""
         if "tenant" in entry:
             tenant = self._name(where, entry, "tenant")
         roles = entry.get("roles")
         if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
-            self.problems.append(f"{where}: roles must be a list of {_listed(self._roles.known)}")
+            self.problems.append(f"{where}: roles must be a list of {listed(self._roles.known)}")
             roles = []
         for role in roles:
             if role not in self._roles.known:
-                self.problems.append(f"{where}: there is no role {_shown(role, self._roles.known)}")
+                self.problems.append(f"{where}: there is no role {shown(role, self._roles.known)}")
             elif "tenant" not in entry and role not in self._roles.without_tenant:
                 self.problems.append(f"{where}: the role {role} needs a tenant")
         return Identity(name, tenant, frozenset(roles))
@@ -152,7 +140,7 @@ class _Reading:
             else:
                 found.append((kind, value))
         if not any(kind.value in entry for kind in Credential):
-            self.problems.append(f"{where}: has no credential: {_listed(kind.value for kind in Credential)}")
+            self.problems.append(f"{where}: has no credential: {listed(kind.value for kind in Credential)}")
         return found
 
     def _tokens(self, entry: Any) -> TokenRules | None:
@@ -160,7 +148,7 @@ class _Reading:
         if not isinstance(entry, dict):
             self.problems.append(f"{where}: must be a table")
             return None
-        self._only(where, entry, ("issuer", "audience", "keys", "algorithms"))
+        self.only(where, entry, ("issuer", "audience", "keys", "algorithms"))
         texts = []
         for key in ("issuer", "audience", "keys"):
             value = entry.get(key)
@@ -171,7 +159,7 @@ class _Reading:
         issuer, audience, keys = texts
         algorithms = entry.get("algorithms", list(USUAL_ALGORITHMS))
         if not isinstance(algorithms, list) or not algorithms or not all(each in ALGORITHMS for each in algorithms):
-            self.problems.append(f"{where}: algorithms must be a list of {_listed(ALGORITHMS)}")
+            self.problems.append(f"{where}: algorithms must be a list of {listed(ALGORITHMS)}")
         if not keys:
             return None
         file = self._folder / keys
@@ -191,21 +179,16 @@ class _Reading:
         for tenant, values in entry.items():
             where = f"[tenants.{tenant}]"
             if tenant not in tenants:
-                self.problems.append(f"[tenants]: no identity has the tenant {_shown(tenant, tenants)}")
+                self.problems.append(f"[tenants]: no identity has the tenant {shown(tenant, tenants)}")
             elif not isinstance(values, dict):
                 self.problems.append(f"{where}: must be a table")
             else:
-                self._only(where, values, ("weight", "rate"))
-                if (weight := self._number(where, values, "weight", *_WEIGHTS)) is not None:
+                self.only(where, values, ("weight", "rate"))
+                if (weight := self.number(where, values, "weight", *_WEIGHTS)) is not None:
                     weights[tenant] = weight
-                if (rate := self._number(where, values, "rate", *_RATES)) is not None:
+                if (rate := self.number(where, values, "rate", *_RATES)) is not None:
                     rates[tenant] = rate
         return weights, rates
-
-    def _only(self, where: str, entry: Mapping[str, Any], known: Collection[str]) -> None:
-        for key in entry:
-            if key not in known:
-                self.problems.append(f"{where}: nothing is meant by the key {_shown(key, known)}")
 
     def _name(self, where: str, entry: Mapping[str, Any], key: str) -> str:
         value = entry.get(key)
@@ -213,15 +196,6 @@ class _Reading:
             return value
         self.problems.append(f"{where}: {key} {_NAME_RULE}")
         return f"{where}'s {key}"
-
-    def _number(self, where: str, entry: Mapping[str, Any], key: str, least: float, most: float) -> float | None:
-        value = entry.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            self.problems.append(f"{where}: {key} must be a number from {least:g} to {most:g}")
-            return None
-        return float(value)
 
 
 def _fault(kind: Credential, value: str, has_tokens: bool) -> str:
@@ -247,15 +221,3 @@ def _fault(kind: Credential, value: str, has_tokens: bool) -> str:
                 if re.fullmatch("[0-9a-f]{64}", value)
                 else "must be 64 small hexadecimal digits: the token's SHA-256"
             )
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
-
-
-def _shown(word: str, known: Collection[str]) -> str:
-    """Quote a word that is nearly the one that is meant, or a plain one. Another may be a token, in the wrong place."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    if near:
-        return f"{word!r}: is {near[0]!r} meant?"
-    return repr(word) if re.fullmatch("[a-z_]{1,24}", word) else f"of {len(word)} characters"

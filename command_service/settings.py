@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import httpx
-
 from chassis.settings import (
     Address,
     SettingsError,
@@ -19,32 +17,11 @@ from chassis.settings import (
     whole,
     yes_or_no,
 )
+from command_service.bank.addresses import bank_url
 from command_service.currencies import EXPONENTS, MOST_DIGITS
 from command_service.journal.location import DEFAULT, location
 from command_service.journal.postgres.url import FORM
 from command_service.journal.store import Location
-
-# The labels of a host name, or the digits of an IPv6 address; httpx checks the rest.
-_HOST = re.compile(rb"(?:[0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*")
-
-
-def bank_url(value: str) -> str:
-    """Read an http or https URL without a trailing slash. One that httpx cannot use would fail each call."""
-    try:
-        url = httpx.URL(value)
-        fits = (
-            url.scheme in ("http", "https")
-            and url.host
-            and _HOST.fullmatch(url.raw_host)
-            and (url.port is None or 0 < url.port < 65536)
-            and not url.userinfo
-            and not re.search(r"[?#\s]", value)
-        )
-    except (httpx.InvalidURL, ValueError):  # a ValueError: a host that IDNA does not know
-        fits = False
-    if not fits:  # a text of our own: httpx quotes the value, which may hold a password
-        raise ValueError("must be http://host:port or https://host, with a path if need be, and nothing else")
-    return value.rstrip("/")
 
 
 def max_amounts(value: str) -> Mapping[str, int]:

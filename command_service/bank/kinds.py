@@ -1,6 +1,6 @@
 """The kinds of banks that can be configured, and how an adapter of each is made."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from chassis.documents import Reading
+from chassis.settings import SettingsError
 from chassis.watched import Watched
 from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
@@ -35,7 +37,22 @@ Maker = Callable[[BankSettings, httpx.AsyncBaseTransport, list[Watched[Any]]], B
 """Makes an adapter over a transport, and adds to the list what it reads from files. Raises SettingsError naming the option."""
 
 
+def check_members(chosen: BankSettings, options: Collection[str] = (), *, has_key: bool) -> None:
+    """Refuse what a bank's kind does not know: other options than these, and a key file if it has none, or no key file.
+
+    Raises SettingsError, whose text quotes nothing that may be a secret.
+    """
+    reading, where = Reading(), f"[banks.{chosen.name}]"
+    reading.only(where, chosen.options, options)
+    if has_key is not (chosen.key_file is not None):
+        what = "needs a key_file" if has_key else "takes no key_file"
+        reading.problems.append(f"{where}: a bank of the kind {chosen.kind} {what}")
+    if reading.problems:
+        raise SettingsError("\n  ".join(("banks cannot be used:", *reading.problems)))
+
+
 def _two_step(chosen: BankSettings, transport: httpx.AsyncBaseTransport, _: list[Watched[Any]]) -> Bank:
+    check_members(chosen, has_key=False)
     return gateway_bank(chosen.url, transport, chosen.timeout_seconds)
 
 
