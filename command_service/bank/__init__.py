@@ -19,7 +19,6 @@ An adapter promises these, since nothing else keeps a customer from being charge
 6. `CalledOff` means that the bank has closed the token for ever, unexecuted: a late execute cannot succeed. To a `CallOff`
    without a token it may also mean that the bank has no transaction of our reference. A late token step may still open one:
    it moves no money, and nobody will execute it. If the bank has executed the transaction, the answer is `Executed`.
-
 7. `NeedsAction` means that no money has moved, and that the bank waits for a step of the customer. Its address is one to which
    people can be sent (`is_address`), and the same as long as that step is wanted. The execute step is then repeated every few
    seconds: it asks how things stand, and begins no new step of the customer. If the bank gives up waiting, or the step fails,
