@@ -24,10 +24,13 @@ An adapter promises these, since nothing else keeps a customer from being charge
    seconds: it asks how things stand, and begins no new step of the customer. If the bank gives up waiting, or the step fails,
    the answer is `Expired` or `Declined`, and promise 3 holds.
 
+8. The bank counts by itself: it declines a refund of more than was captured and not refunded, and a capture or void of what is
+   not held. The core counts too; but the journal of a restored server may have forgotten what was captured and refunded.
+
 And no charge ends on one answer that does not name it, since that may be the answer to another question. The question is put
 again in a way that excludes this, or the answer is `NoAnswer`.
 
-tests/contract/test_bank.py and its neighbours hold every adapter to them, for every kind.
+`conformance` holds any bank to them, for every kind; tests/contract/test_bank.py and its neighbours hold every adapter to more.
 """
 
 from typing import Protocol
