@@ -13,10 +13,10 @@ from chassis.exposure import is_loopback
 from chassis.secret import secret_in
 from chassis.settings import SettingsError
 from chassis.watched import Watched
+from command_service.address import is_address
 from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.stripe import CUSTOMER_SECONDS, stripe_bank
-from command_service.screening import is_address
 
 
 @dataclass(frozen=True, slots=True)

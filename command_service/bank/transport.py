@@ -88,10 +88,9 @@ class Exchange:
         """
         if self.content_type.partition(";")[0].strip().lower() != "application/json":
             return None
+        decoder = _JSON_WITH_FRACTIONS if takes_fractions else _JSON
         try:
-            said = (_JSON_WITH_FRACTIONS if takes_fractions else _JSON).decode(
-                self.body.decode()
-            )  # UTF-8 and nothing else: given bytes, json guesses.
+            said = decoder.decode(self.body.decode())  # UTF-8 and nothing else: given bytes, json guesses.
         except (ValueError, RecursionError):
             return None
         return said if isinstance(said, dict) else None

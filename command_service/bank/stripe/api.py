@@ -22,7 +22,7 @@ class Page(NamedTuple):
     """A page of a list or of a search."""
 
     got: Exchange
-    data: Sequence[object]
+    data: Sequence[Mapping[str, object]]
     has_more: bool
 
 

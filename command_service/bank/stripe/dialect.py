@@ -159,7 +159,7 @@ class Stripe:
         return await self._order(effect, f"/payment_intents/{effect.token}/confirm", order, key=key, fresh=fresh)
 
     async def _close(self, effect: Execute | CallOff, token: str, why: str, *, fresh: bool) -> Reply:
-        """Cancel an intent that was seen open. Without a key: an intent is cancelled once, and an old error is never replayed."""
+        """Cancel an intent that was seen open: without a key, since that is done once anyway, and no old error is replayed."""
         order = [_EXPANDED, ("cancellation_reason", why)]
         said = await self._order(effect, f"/payment_intents/{token}/cancel", order, fresh=fresh)
         if _is_settled(said):

@@ -3,11 +3,12 @@
 A member that is there and malformed makes the whole object unreadable; Stripe adds members at any time, which are ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
+from command_service.address import is_address
 from command_service.bank.stripe.units import in_minor_units
 from command_service.bank.two_step import is_storable
-from command_service.screening import is_address
 from command_service.values import value
 
 STATUSES = frozenset(
@@ -83,7 +84,7 @@ class Refund:
     metadata: Mapping[str, str]
 
 
-def intent_in(said: object) -> Intent | None:
+def intent_in(said: Mapping[str, object]) -> Intent | None:
     """Read an intent. None: it is none, or malformed."""
     match said:
         case {
@@ -120,7 +121,7 @@ def intent_in(said: object) -> Intent | None:
     return None
 
 
-def charge_in(said: object, currency_code: str) -> Charge | None:
+def charge_in(said: Mapping[str, object], currency_code: str) -> Charge | None:
     """Read a charge of an intent in this currency. None: it is none, or malformed."""
     match said:
         case {
@@ -140,7 +141,7 @@ def charge_in(said: object, currency_code: str) -> Charge | None:
     return None
 
 
-def refund_in(said: object) -> Refund | None:
+def refund_in(said: Mapping[str, object]) -> Refund | None:
     """Read a refund. None: it is none, or malformed."""
     match said:
         case {
@@ -159,21 +160,21 @@ def refund_in(said: object) -> Refund | None:
     return None
 
 
-def page_in(said: Mapping[str, object]) -> tuple[list[object], bool] | None:
+def page_in(said: Mapping[str, object]) -> tuple[Sequence[Mapping[str, object]], bool] | None:
     """Read a page of a list or of a search: its objects, and whether there are more. None: it is none."""
     match said:
         case {"object": "list" | "search_result", "data": list(data), "has_more": bool(has_more)}:
-            return data, has_more
+            if all(isinstance(each, Mapping) for each in data):
+                return data, has_more
     return None
 
 
 def _minor(amount: object, currency_code: str) -> int | None:
     # In Python true is an int, and equals 1.
-    is_number = isinstance(amount, int) and not isinstance(amount, bool)
-    return in_minor_units(amount, currency_code) if is_number else None
+    return in_minor_units(amount, currency_code) if isinstance(amount, int) and not isinstance(amount, bool) else None
 
 
-def _is_metadata(said: object) -> bool:
+def _is_metadata(said: object) -> TypeGuard[Mapping[str, str]]:
     return isinstance(said, Mapping) and all(isinstance(content, str) for content in said.values())
 
 
