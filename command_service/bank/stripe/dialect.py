@@ -101,7 +101,7 @@ class Stripe:
         seen = await self._look(effect, token, fresh=fresh)
         if not isinstance(seen, _Seen) or not _is_open(seen.reply) or _differs(seen.reply, effect):
             return _reply(seen)
-        return await self._close(effect, token, reading.CALLED_OFF, fresh=fresh)
+        return await self._close(effect, seen.intent, reading.CALLED_OFF, fresh=fresh)
 
     async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
         """Look the intent up, or what became of the capture, void or refund."""
@@ -146,7 +146,7 @@ class Stripe:
                 return _if_open(seen.reply, said)
         if not isinstance(seen, _Seen) or _differs(seen.reply, effect) or not _is_created(seen.reply):
             return _reply(seen)
-        return await self._close(effect, effect.token, reading.CLOSED, fresh=fresh)
+        return await self._close(effect, seen.intent, reading.CLOSED, fresh=fresh)
 
     async def _order_confirmation(self, effect: Execute, *, fresh: bool) -> _Heard:
         request = effect.operation.request
@@ -158,13 +158,27 @@ class Stripe:
         key = f"{effect.operation.reference}:confirm:{effect.token}:{digest}"
         return await self._order(effect, f"/payment_intents/{effect.token}/confirm", order, key=key, fresh=fresh)
 
-    async def _close(self, effect: Execute | CallOff, token: str, why: str, *, fresh: bool) -> Reply:
-        """Cancel an intent that was seen open: without a key, since that is done once anyway, and no old error is replayed."""
+    async def _close(self, effect: Execute | CallOff, open_one: Intent, why: str, *, fresh: bool) -> Reply:
+        """Cancel an intent that was seen open.
+
+        Without keys: an intent is cancelled once anyway, and no old error is replayed. Since a cancel lets a hold go, an intent
+        that may still be authorized is disarmed before: without a payment method it never will be. Stripe takes the method from
+        it only while it is open.
+        """
+        path = f"/payment_intents/{open_one.intent_id}"
+        if effect.operation.kind is Kind.AUTHORIZE and open_one.status != "requires_payment_method":
+            said = await self._order(effect, path, [_EXPANDED, ("payment_method", "")], fresh=fresh)
+            if not isinstance(said, _Seen) or said.intent.status != "requires_payment_method":
+                return await self._after(effect, open_one.intent_id, said, fresh=fresh)
         order = [_EXPANDED, ("cancellation_reason", why)]
-        said = await self._order(effect, f"/payment_intents/{token}/cancel", order, fresh=fresh)
+        said = await self._order(effect, f"{path}/cancel", order, fresh=fresh)
+        return await self._after(effect, open_one.intent_id, said, fresh=fresh)
+
+    async def _after(self, effect: Effect, intent_id: str, said: _Heard, *, fresh: bool) -> Reply:
+        """Say what an order came to; what is no end is looked up."""
         if _is_settled(said):
             return _reply(said)
-        return _if_open(_reply(await self._look(effect, token, fresh=fresh)), said)
+        return _if_open(_reply(await self._look(effect, intent_id, fresh=fresh)), said)
 
     # ------------------------------------------------------------ capture, void and refund
     async def _capture(self, effect: Execute, amount: int, *, fresh: bool) -> _Heard:
