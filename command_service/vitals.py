@@ -1,9 +1,11 @@
 """The vitals of a command server: the figures that an operator watches, taken together as one value."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from chassis.metrics import By, Figures
 from command_service.bank.lines import Lines
 from command_service.charge import Charge
 from command_service.journal import Journal
@@ -18,17 +20,22 @@ class Vitals:
     oldest_unfinished_seconds: float
     unfinished_charges: int
     charges_needing_attention: int
-    bank_breaker_open: bool
+    bank_breaker_open: Mapping[str, bool]
+    """By the banks' names."""
     journal_position: int
     journal_wal_bytes: int
     journal_accepting: bool
+
+    def figures(self) -> Figures:
+        """Return them as gauges."""
+        return {**dataclasses.asdict(self), "bank_breaker_open": By("bank", self.bank_breaker_open)}
 
 
 TEXTS: Mapping[str, str] = MappingProxyType(
     {
         "oldest_unfinished_seconds": "Age of the oldest unfinished charge",
         "unfinished_charges": "Charges on their way",
-        "charges_needing_attention": "Charges unfinished for too long",
+        "charges_needing_attention": "Charges unfinished for too long, or at a bank that no setting names",
         "bank_breaker_open": "1 while a bank is being spared",
         "journal_position": "The journal's head",
         "journal_wal_bytes": "Size of the write-ahead log; a long read makes it grow",
@@ -39,20 +46,28 @@ TEXTS: Mapping[str, str] = MappingProxyType(
 
 def vitals(runner: Runner, lines: Lines, journal: Journal, *, now: int, attention_after_seconds: float) -> Vitals:
     """Take the figures. `now` is in microseconds since 1970."""
-    ages = [_age_seconds(run, now) for run in runner.runs()]
+    charges = [_charge(run) for run in runner.runs()]
+    ages = [_age_seconds(charge, now) for charge in charges]
     return Vitals(
         oldest_unfinished_seconds=max(ages, default=0.0),
         unfinished_charges=len(ages),
-        charges_needing_attention=sum(age > attention_after_seconds for age in ages),
-        bank_breaker_open=any(line.is_spared for _, line in lines),
+        charges_needing_attention=sum(
+            age > attention_after_seconds or not lines.lead_to(charge.request.bank)
+            for charge, age in zip(charges, ages, strict=True)
+        ),
+        bank_breaker_open={name: line.is_spared for name, line in lines},
         journal_position=journal.head.position,
         journal_wal_bytes=journal.wal_bytes,
         journal_accepting=journal.accepting,
     )
 
 
-def _age_seconds(run: Run, now: int) -> float:
-    """The age of a charge's operation under way; 0 if the clock has gone back to before its request."""
+def _charge(run: Run) -> Charge:
     state = run.snapshot.state
     assert isinstance(state, Charge), "a charge on its way has events"
-    return max(0.0, (now - state.newest.requested_at) / 1_000_000)
+    return state
+
+
+def _age_seconds(charge: Charge, now: int) -> float:
+    """The age of a charge's operation under way; 0 if the clock has gone back to before its request."""
+    return max(0.0, (now - charge.newest.requested_at) / 1_000_000)

@@ -12,6 +12,7 @@ from typing import NoReturn, cast
 from chassis import settings
 from chassis.disk import Disk as DiskPort
 from chassis.settings import Address
+from command_service.bank.kinds import BankSettings
 from command_service.feed import Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
@@ -318,7 +319,7 @@ class SimulatedParts(Parts):
         """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""
         return Rhythm(turns_before_commit=self._stage.plan.seed % 3)
 
-    def wire(self) -> Wire:
+    def wire(self, _: BankSettings) -> Wire:
         """Connect to the simulated bank."""
         stage, servers = self._stage, self._servers
         is_durable = servers.disk.durable.tokens.__contains__
