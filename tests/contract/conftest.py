@@ -24,6 +24,7 @@ CHOSEN = {
     "test_bank_calling_off.py": ["uvloop"],
     "test_gateway.py": ["uvloop"],
     "test_line.py": ["uvloop"],
+    "test_lines.py": ["uvloop"],
     "test_tunnel.py": ["asyncio", "uvloop"],
 }
 
