@@ -106,6 +106,8 @@ TOKEN_LIMIT = 8
 # An address of the customer's step that changes is stored anew, this often: a bank that names another one each time is broken.
 ADDRESS_LIMIT = 8
 
+_NOT_AUTHENTICATED = ChargeDeclined(DeclineReason.AUTHENTICATION_REQUIRED)
+
 
 # ---------------------------------------------------------------- states
 @value
@@ -224,7 +226,7 @@ def decide(progress: Progress, message: Answered) -> list[Event]:
         case AwaitingExecution():
             return _after_execute_step(progress, message.answer)
         case AwaitingCustomer():
-            return _while_the_customer_is_awaited(progress, message.answer)
+            return _while_the_customer_is_awaited(progress, message.answer, message.attempts)
         case CallingOff():
             return _after_calling_off(progress, message.answer, message.attempts)
         case _:
@@ -279,21 +281,19 @@ def _after_execute_step(progress: AwaitingExecution, answer: Answer) -> list[Eve
             assert_never(answer)
 
 
-def _while_the_customer_is_awaited(progress: AwaitingCustomer, answer: Answer) -> list[Event]:
-    """Say what the answer to the repeated execute step means, or to calling off if nobody is there to take the step."""
+def _while_the_customer_is_awaited(progress: AwaitingCustomer, answer: Answer, attempts: Attempts) -> list[Event]:
+    operation, requested_at, token = progress.operation, progress.requested_at, progress.token
+    if operation.request.is_off_session:  # It is called off, and that is a decline: nobody wanted it voided.
+        events = _after_calling_off(CallingOff(operation, requested_at, token), answer, attempts)
+        return [_NOT_AUTHENTICATED] if events == [ChargeCalledOff()] else events
     match answer:
         case NeedsAction(url, expires_at):
-            is_another = (url, expires_at) != (progress.url, progress.expires_at) and progress.addresses < ADDRESS_LIMIT
-            return [ActionRequired(url, expires_at)] if is_another else []
+            is_another = (url, expires_at) != (progress.url, progress.expires_at)
+            return [ActionRequired(url, expires_at)] if is_another and progress.addresses < ADDRESS_LIMIT else []
         case Expired():  # The bank has closed it for ever, unexecuted, since the step was not done in time.
-            return [ChargeDeclined(DeclineReason.AUTHENTICATION_REQUIRED)]
-        case CalledOff() if progress.operation.request.is_off_session:
-            return [ChargeDeclined(DeclineReason.AUTHENTICATION_REQUIRED)]
-        case Refused(evidence) if progress.operation.request.is_off_session:
-            return [ReviewRequired(ReviewReason.CALL_OFF_REFUSED, evidence)]
-        case _:  # as before the bank wanted that step
-            asked = AwaitingExecution(progress.operation, progress.requested_at, 0, progress.token)
-            return _after_execute_step(asked, answer)
+            return [_NOT_AUTHENTICATED]
+        case _:  # As before the bank wanted that step.
+            return _after_execute_step(AwaitingExecution(operation, requested_at, 0, token), answer)
 
 
 def _after_calling_off(progress: CallingOff, answer: Answer, attempts: Attempts) -> list[Event]:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from google.protobuf.message import Message
 
 from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
+from command_service.address import is_address
 from command_service.card_numbers import card_number_in, may_hold_card_number, unescaped
 from command_service.currencies import EXPONENTS, MAX_MINOR_UNITS
 from command_service.values import Card, Money, Request, Wish
@@ -47,7 +48,7 @@ AMOUNT_LAST_DIGIT = "must end in 0: in a currency of three decimals the last one
 CURRENCY_UNKNOWN = "must be the ISO 4217 code, in upper case, of a currency in use"
 FINGERPRINT_MALFORMED = "must be empty or at most 255 of A-Z a-z 0-9 _ . : ~ + / = -"
 NOT_AFTER_MALFORMED = "must be a time after 1970 and before the year 10000"
-RETURN_URL_MALFORMED = "must be an http or https address of at most 2,048 printable ASCII characters without spaces"
+RETURN_URL_MALFORMED = "must be an http or https address of at most 2,048 characters, in ASCII and without a user name"
 BRAND_TOO_LONG = "must be at most 64 bytes of UTF-8"
 TEXT_TOO_LONG = "must be at most 1,500 bytes of UTF-8"
 TEXT_UNPRINTABLE = "must not hold control or invisible characters"
@@ -63,7 +64,6 @@ _NAME = re.compile(r"[!-~]{1,255}")
 # so that no program downstream reads markup or a format in it. Stripe promises that no id of its own is longer than 255.
 _CARD_TOKEN = re.compile(r"[A-Za-z0-9_.:~+/=-]{1,255}")
 _CHARGE_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
-_ADDRESS = re.compile(r"https?://(?=[!-~]{1,2040}\Z)[^/?#@\"<>\\^`{|}]+[^\"<>\\^`{|}]*")
 _LAST4 = re.compile(r"[0-9]{4}|")
 _METADATA_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,40}")
 # The security codes that PCI DSS 4 forbids to keep (3.3), by every scheme's name and whatever the value. A key is compared in
@@ -170,7 +170,7 @@ def _all_faults(request: Request, max_minor_units: Mapping[str, int]) -> Iterato
     else:
         yield from _amount_faults(request.amount, max_minor_units)
     if request.return_url:
-        yield "return_url", None if is_address(request.return_url) else RETURN_URL_MALFORMED
+        yield "return_url", _code_fault(request.return_url) if is_address(request.return_url) else RETURN_URL_MALFORMED
     yield "description", _text_fault(request.description)
     yield "metadata", METADATA_TOO_MANY if len(request.metadata) > MAX_METADATA_ENTRIES else None
     size = sum(_bytes_of(text) for entry in request.metadata for text in entry)
@@ -202,11 +202,6 @@ def _amount_faults(amount: Money, max_minor_units: Mapping[str, int] | None = No
         yield "amount.minor_units", AMOUNT_LAST_DIGIT
 
 
-def is_address(text: str) -> bool:
-    """Whether a text is an http or https address to which people can be sent."""
-    return _ADDRESS.fullmatch(text) is not None
-
-
 def _form_fault(form: re.Pattern[str], text: str, fault: str) -> str | None:
     if not text:
         return REQUIRED
@@ -219,9 +214,12 @@ def _text_fault(text: str) -> str | None:
         return TEXT_TOO_LONG
     if _visible_fault(text) and _visible_fault(_LAYOUT.sub("", text)):
         return TEXT_UNPRINTABLE
-    if _THREE_DIGITS.search(text) and (_TOLD_CODE.search(text) or _TOLD_CODE.search(unescaped(text))):
-        return TEXT_TELLS_CODE
-    return None
+    return _code_fault(text)
+
+
+def _code_fault(text: str) -> str | None:
+    is_told = _THREE_DIGITS.search(text) and (_TOLD_CODE.search(text) or _TOLD_CODE.search(unescaped(text)))
+    return TEXT_TELLS_CODE if is_told else None
 
 
 def _visible_fault(text: str) -> str | None:

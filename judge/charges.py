@@ -30,9 +30,11 @@ _OPERATION_AT_REST = {
     "review_required": _STATUS.OPERATION_STATUS_IN_REVIEW,
     "charge_called_off": _STATUS.OPERATION_STATUS_CALLED_OFF,
 }
+_UNDER_WAY = (_STATUS.OPERATION_STATUS_PENDING, _STATUS.OPERATION_STATUS_REQUIRES_ACTION)
 # The status of a charge whose opening operation was not executed.
 _NEVER_OPENED = {
     _STATUS.OPERATION_STATUS_PENDING: ChargeStatus.CHARGE_STATUS_PENDING,
+    _STATUS.OPERATION_STATUS_REQUIRES_ACTION: ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION,
     _STATUS.OPERATION_STATUS_DECLINED: ChargeStatus.CHARGE_STATUS_DECLINED,
     _STATUS.OPERATION_STATUS_ABANDONED: ChargeStatus.CHARGE_STATUS_ABANDONED,
     _STATUS.OPERATION_STATUS_CALLED_OFF: ChargeStatus.CHARGE_STATUS_VOIDED,
@@ -50,6 +52,8 @@ class Charge:
     has_lapsed: bool = False
     is_called_off: bool = False
     has_token: bool = False
+    action: Any = None
+    """The step that the bank wants of the customer."""
 
     @classmethod
     def requested(cls, record: Any, asked: Any, tenant: int) -> "Charge":
@@ -72,6 +76,8 @@ class Charge:
             "description": asked.description,
             "metadata": json.dumps(dict(asked.metadata), sort_keys=True, ensure_ascii=False),
             "requested_at": record.recorded_at,
+            "bank": asked.bank,
+            "off_session": int(asked.off_session),
         }
         kind = _KIND.OPERATION_KIND_AUTHORIZE if is_manual else _KIND.OPERATION_KIND_CHARGE
         return cls(row, [_operation(row, 0, kind, asked, record.recorded_at)])
@@ -79,9 +85,9 @@ class Charge:
     def read(self, kind: str, event: Event, at: int) -> int:
         """Take in an event other than the first. Returns the number of the operation that it belongs to."""
         content = getattr(event, kind)
-        unfinished = [
-            operation for operation in self.operations if operation["status"] == _STATUS.OPERATION_STATUS_PENDING
-        ]
+        unfinished = [operation for operation in self.operations if operation["status"] in _UNDER_WAY]
+        if kind != "action_required" and self.action is not None:
+            self.action, self.operations[0]["status"] = None, _STATUS.OPERATION_STATUS_PENDING
         if kind in _REQUESTS:
             self.is_called_off = bool(unfinished)
             self.operations.append(_operation(self.row, len(self.operations), _REQUESTS[kind], content, at))
@@ -92,6 +98,10 @@ class Charge:
             self.has_token = kind == "token_issued"
         elif kind == "not_after_passed":
             self.is_called_off = True
+        elif kind == "action_required":
+            self.action = content.action
+            if not self.row["off_session"]:  # else nobody is to be sent there
+                operation["status"] = _STATUS.OPERATION_STATUS_REQUIRES_ACTION
         else:
             self.has_token = self.is_called_off = False
             operation["status"] = _OPERATION_AT_REST[kind]
@@ -131,6 +141,7 @@ class Charge:
         charged, authorized = moved[_KIND.OPERATION_KIND_CHARGE], moved[_KIND.OPERATION_KIND_AUTHORIZE]
         captured = charged + moved[_KIND.OPERATION_KIND_CAPTURE]
         refunded = moved[_KIND.OPERATION_KIND_REFUND]
+        action = None if self.row["off_session"] else self.action
         is_closed = self.has_lapsed or any(one["final"] or one["kind"] == _KIND.OPERATION_KIND_VOID for one in done)
         held = 0 if is_closed else authorized + charged - captured
         self.row |= {
@@ -141,12 +152,19 @@ class Charge:
             "held_minor_units": held,
             "hold_expires_at": self.expires_at if held else 0,
             "status": self._status(captured, refunded, held),
+            "action_url": "" if action is None else action.url,
+            "action_expires_at": 0 if action is None else action.expires_at.ToMicroseconds(),
         }
 
     def _stage(self) -> int:
-        """0: at rest; 1 and 2: the token step, the execute step; 3 and 4: it is called off, without and with an open token."""
-        if all(one["status"] != _STATUS.OPERATION_STATUS_PENDING for one in self.operations):
+        """0: at rest; 1 and 2: the token step, the execute step; 3 and 4: it is called off, without and with an open token.
+
+        5: a step of the customer is awaited.
+        """
+        if all(one["status"] not in _UNDER_WAY for one in self.operations):
             return 0
+        if self.action is not None:
+            return 5
         return 1 + self.has_token + 2 * self.is_called_off
 
     def _status(self, captured: int, refunded: int, held: int) -> int:

@@ -35,7 +35,7 @@ from judge.history import (
     fold,
 )
 from judge.settlement import asked, booked, operations_of, settled, summed
-from judge.streams import Operation, Stream
+from judge.streams import REQUIRES_ACTION, Operation, Stream
 
 # Of charges and of operations that follow: ChargeStatus and OperationStatus agree in it.
 _PENDING = 1
@@ -125,7 +125,7 @@ def _calls(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violat
                 yield from _answer(call, charge, known, observed.records)
                 outcome = call.status, call.transaction_id, call.decline_reason, call.told_amount
                 told = (call.charge_id, call.position, *outcome)
-                if call.status != _PENDING and first_told.setdefault(call.names, told) != told:
+                if not _is_open(call) and first_told.setdefault(call.names, told) != told:
                     before = first_told[call.names]
                     yield Violation("I6", where, f"the outcome was {before} once and {told} another time")
             case "refused":
@@ -141,6 +141,11 @@ def _calls(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violat
                     yield Violation("I15", where, f"told that nothing was stored ({call.reason}), but it was")
             case "unknown":
                 pass
+
+
+def _is_open(call: Call) -> bool:
+    """Whether an answer promises nothing yet."""
+    return call.status == _PENDING or (call.operation == "charge" and call.status == REQUIRES_ACTION)
 
 
 def _is_free(charge: Stream, known: Operation | None) -> bool:
@@ -170,7 +175,7 @@ def _answer(
         yield Violation("I7", where, f"position {call.position} does not hold an event of this charge")
         return
     is_decided = known.ending is not None and call.position >= known.ending[0].position
-    status, transaction_id, reason = _PENDING, "", 0
+    status, transaction_id, reason = known.status_at(call.position), "", 0
     if is_decided:
         status, transaction_id, reason = known.status, known.transaction_id, known.decline_reason
     if call.status != status or call.position < known.requested.position:

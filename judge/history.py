@@ -39,7 +39,10 @@ STATUS_AT_REST = {
 }
 # The sums of the contract's CurrencySummary: of money that moved or is held, and of the amounts of charges in a status.
 _SUMS_OF_MONEY = {"charged": "captured", "refunded": "refunded", "held": "held"}
-_SUMS_OF_STATUS = frozenset({"pending", "declined", "in_review", "abandoned", "voided", "authorization_expired"})
+_SUMS_OF_STATUS = {
+    **{name: name for name in ("pending", "declined", "in_review", "abandoned", "voided", "authorization_expired")},
+    "requires_action": "pending",
+}
 # The reasons for which, by the contract, nothing was stored.
 NOTHING_STORED = frozenset(
     {
@@ -173,6 +176,8 @@ class Movement:
     kind: str = "charge"
     card: str = ""
     on: str = ""
+    bank: str | None = None
+    """The name of the bank whose statement it is; None if there is one bank only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,8 @@ class BankCall:
     """For an execute: whether the journal's synced image held the token when the call was made."""
     kind: str = ""
     on: str = ""
+    bank: str | None = None
+    """The name of the bank that was called; None if there is one bank only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +352,7 @@ def _sums(charges: Iterable[Row]) -> list[Row]:
         amounts = {name: minor_units for name, minor_units in moved.items() if minor_units}
         status = ChargeStatus.Name(charge["status"]).removeprefix("CHARGE_STATUS_").lower()
         if status in _SUMS_OF_STATUS:
-            amounts[status] = charge["minor_units"]
+            amounts[_SUMS_OF_STATUS[status]] = charge["minor_units"]
         for name, minor_units in amounts.items():
             key = charge["tenant"], charge["user_id"], charge["currency_code"], name
             row = sums.setdefault(key, dict(zip(names, key, strict=True)) | {"charge_count": 0, "minor_units": 0})

@@ -18,6 +18,8 @@ OPENING = frozenset({"charge", "authorize"})
 """The kinds of operation with which a charge opens. The others follow."""
 REVIEW = "review_required"
 AT_REST = "AtRest"
+AWAITS_CUSTOMER = "AwaitingCustomer"
+REQUIRES_ACTION = ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
 Entry = tuple[Record, str, Event]
 
 _FOLLOWING = {"capture_requested": "capture", "void_requested": "void", "refund_requested": "refund"}
@@ -108,6 +110,8 @@ class Operation:
     state: str = "AwaitingToken"
     is_called_off: bool = False
     """The bank may be asked to call it off."""
+    asks_customer: list[int] = field(default_factory=list)
+    """The positions from which, in turn, its key was told that the customer is awaited, and that it is not so any more."""
     issued: list[str] = field(default_factory=list)
     expired: list[str] = field(default_factory=list)
     ending: Entry | None = None
@@ -143,6 +147,11 @@ class Operation:
     def status(self) -> int:
         """What its key is told: a ChargeStatus if it opens its charge, else an OperationStatus."""
         return (_STATUS_OF_A_CHARGE if self.kind in OPENING else _STATUS_OF_A_FOLLOWING_ONE)[self.end]
+
+    def status_at(self, position: int) -> int:
+        """What its key was told at a position before its end."""
+        times = sum(begun <= position for begun in self.asks_customer)
+        return REQUIRES_ACTION if times % 2 else _STATUS_OF_A_CHARGE[""]
 
     @property
     def decline_reason(self) -> int:
@@ -224,8 +233,11 @@ class Stream:
         else:
             yield from _told(newest, kind, getattr(event, kind), self.requested, where)
         if state is not None:
+            is_off_session = self.requested.off_session
+            if not is_off_session and (newest.state == AWAITS_CUSTOMER) != (state == AWAITS_CUSTOMER):
+                newest.asks_customer.append(record.position)
             newest.state = state
-            newest.is_called_off |= state == "CallingOff"
+            newest.is_called_off |= state == "CallingOff" or (state == AWAITS_CUSTOMER and is_off_session)
         if state == AT_REST:
             self._end(newest, (record, kind, event))
 

@@ -13,9 +13,17 @@ from typing import Any, NamedTuple, assert_never
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1 import journal_pb2
-from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
+from charging.v1.common_pb2 import (
+    ChargeStatus,
+    CustomerAction,
+    DeclineReason,
+    OperationKind,
+    OperationStatus,
+    ReviewReason,
+)
 from query_service.schema import (
     AT_REST,
+    AWAITING_CUSTOMER,
     AWAITING_EXECUTION,
     AWAITING_TOKEN,
     CALLING_OFF,
@@ -27,6 +35,7 @@ from query_service.schema import (
 )
 from query_service.words import (
     ABANDONED,
+    ASKS_CUSTOMER,
     AUTHORIZATION_EXPIRED,
     AUTHORIZE,
     AUTHORIZED,
@@ -47,6 +56,7 @@ from query_service.words import (
     PENDING,
     REFUND,
     REFUNDED,
+    REQUIRES_ACTION,
     UNDER_WAY,
     UNKNOWN,
     VOID,
@@ -55,6 +65,8 @@ from query_service.words import (
     Moved,
     Undone,
 )
+
+_OFF_SESSION = Charge._fields.index("off_session")
 
 Requested = journal_pb2.CaptureRequested | journal_pb2.VoidRequested | journal_pb2.RefundRequested
 
@@ -155,6 +167,8 @@ class Course:
     refunded_minor_units: int = 0
     held_minor_units: int = 0
     hold_expires_at: int = 0
+    action_url: str = ""
+    action_expires_at: int = 0
     void: OperationCourse | None = None
 
     @classmethod
@@ -182,6 +196,8 @@ class Course:
             request.description,
             json.dumps(dict(request.metadata), sort_keys=True, ensure_ascii=False) if request.metadata else "{}",
             at,
+            request.bank,
+            int(request.off_session),
         )
         asked = (tenant, position, 0, kind, key, minor_units, request.actor, "", 0, at)
         opening = OperationCourse(asked, 0, kind, minor_units, at)
@@ -214,11 +230,14 @@ class Course:
             charge.refunded_minor_units,
             charge.held_minor_units,
             charge.hold_expires_at,
+            charge.action_url,
+            charge.action_expires_at,
             newest if is_called_off else None,
         )
 
     def row(self) -> tuple[Any, ...]:
         """Make the row of the charge as it stands now."""
+        asks = self.status == REQUIRES_ACTION
         return (
             *self.request,
             self.status,
@@ -231,6 +250,8 @@ class Course:
             self.refunded_minor_units,
             self.held_minor_units,
             self.hold_expires_at if self.held_minor_units else 0,
+            self.action_url if asks else "",
+            self.action_expires_at if asks else 0,
         )
 
     def move(self, name: EventName, event: journal_pb2.Event, record: Record) -> int:
@@ -248,7 +269,9 @@ class Course:
                 self.stage = AWAITING_TOKEN
             case "not_after_passed":
                 self._call_off()
-            case "charge_requested" | "action_required":
+            case "action_required":
+                self._ask_customer(event.action_required.action, record.position)
+            case "charge_requested":
                 raise StreamBroken(record.position)
             case "capture_requested":
                 operation = self._begin(
@@ -294,12 +317,21 @@ class Course:
         self.operations.append(begun)
         return begun
 
+    def _ask_customer(self, action: CustomerAction, position: int) -> None:
+        """The bank waits for a step of the customer. Nobody is told so if the customer is not there: it is called off."""
+        self.stage = AWAITING_CUSTOMER
+        if not self.request[_OFF_SESSION]:
+            self.status, self.operation.status = REQUIRES_ACTION, ASKS_CUSTOMER
+            self.action_url = action.url
+            self.action_expires_at = _microseconds(action.expires_at, position) if action.HasField("expires_at") else 0
+
     def _call_off(self) -> None:
         """Have the bank close the transaction. A charge that is being called off already stays at its stage."""
         if self.stage == AWAITING_TOKEN:
             self.stage = CALLING_OFF
-        elif self.stage == AWAITING_EXECUTION:
+        elif self.stage in (AWAITING_EXECUTION, AWAITING_CUSTOMER):
             self.stage = CALLING_OFF_TOKEN
+        self.status, self.operation.status = PENDING, UNDER_WAY
 
     def _execute(self, name: Moved, event: journal_pb2.Event, position: int) -> None:
         """The bank has executed the operation under way: note its transaction, and the money."""

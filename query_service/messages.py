@@ -98,7 +98,13 @@ def charge_of(rows: ChargeRows, journal_id: str) -> query_pb2.Charge:
         held_minor_units=charge.held_minor_units,
         operations=[_operation_of(operation, charge.currency_code) for operation in rows.operations],
         journal_id=journal_id,
+        bank=charge.bank,
+        off_session=bool(charge.off_session),
     )
+    if charge.action_url:
+        shown.action.url = charge.action_url
+        if charge.action_expires_at:
+            shown.action.expires_at.FromMicroseconds(charge.action_expires_at)
     if charge.not_after:
         shown.not_after.FromMicroseconds(charge.not_after)
     if charge.hold_expires_at:

@@ -17,6 +17,7 @@ from charging.v1.common_pb2 import ChargeStatus, OperationKind
 from query_service.course import Course, Record, Standing, StreamBroken
 from query_service.schema import (
     AT_REST,
+    AWAITING_CUSTOMER,
     AWAITING_EXECUTION,
     AWAITING_TOKEN,
     CALLING_OFF,
@@ -35,6 +36,7 @@ from query_service.words import (
     IN_REVIEW,
     PENDING,
     REFUND,
+    REQUIRES_ACTION,
     VOID,
     VOIDED,
     EventName,
@@ -62,9 +64,11 @@ def _grammar() -> Iterator[tuple[OperationKind.ValueType, int, tuple[EventName, 
             calls_off: tuple[EventName, ...] = ("not_after_passed", "void_requested")
             ends: tuple[EventName, ...] = ("charge_declined", "review_required")
             yield kind, AWAITING_TOKEN, ("token_issued", *ends, "charge_abandoned", *calls_off)
-            yield kind, AWAITING_EXECUTION, ("token_expired", moved, *ends, "charge_called_off", *calls_off)
-            yield kind, CALLING_OFF_TOKEN, (moved, *ends, "charge_called_off", "void_requested")
-            yield kind, CALLING_OFF, (moved, *ends, "charge_called_off", "void_requested", "charge_abandoned")
+            ends_at_bank: tuple[EventName, ...] = (moved, *ends, "charge_called_off")
+            yield kind, AWAITING_EXECUTION, ("token_expired", "action_required", *ends_at_bank, *calls_off)
+            yield kind, AWAITING_CUSTOMER, ("action_required", *ends_at_bank, *calls_off)
+            yield kind, CALLING_OFF_TOKEN, (*ends_at_bank, "void_requested")
+            yield kind, CALLING_OFF, (*ends_at_bank, "void_requested", "charge_abandoned")
         else:
             ends = ("operation_declined", "review_required")
             if kind != REFUND:
@@ -181,6 +185,7 @@ def project(
 # The sums that a charge enters with its whole amount, by its status. It enters others with the money that moved or is held.
 _SUM_OF_STATUS: Mapping[ChargeStatus.ValueType, str] = {
     PENDING: "pending",
+    REQUIRES_ACTION: "pending",
     DECLINED: "declined",
     IN_REVIEW: "in_review",
     ABANDONED: "abandoned",

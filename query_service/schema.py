@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from charging.v1.command_pb2 import CaptureMode
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 GENESIS: Final = bytes(32)  # the chain before position 1
 
 
@@ -40,13 +40,14 @@ AWAITING_TOKEN: Final = 1
 AWAITING_EXECUTION: Final = 2
 CALLING_OFF: Final = 3  # before the journal held a token that is open
 CALLING_OFF_TOKEN: Final = 4
+AWAITING_CUSTOMER: Final = 5
 
 
 class Charge(NamedTuple):
     """A charge: the client's request, the charge's status, and its money. Times are microseconds since 1970, 0 for none.
 
     `requested_position`, the position of its ChargeRequested, names it in the other tables. `hold_expires_at` is 0 unless
-    something is held.
+    something is held. `action_url` and `action_expires_at` are empty and 0 unless its status is REQUIRES_ACTION.
     """
 
     tenant: int
@@ -65,6 +66,8 @@ class Charge(NamedTuple):
     description: str
     metadata: str  # a JSON object with sorted keys: a protobuf map has no order of its own
     requested_at: int
+    bank: str
+    off_session: int  # 1: the customer is not there to take a step
     status: ChargeStatus.ValueType
     updated_at: int
     version: int
@@ -75,6 +78,8 @@ class Charge(NamedTuple):
     refunded_minor_units: int
     held_minor_units: int
     hold_expires_at: int
+    action_url: str
+    action_expires_at: int
 
 
 class Operation(NamedTuple):

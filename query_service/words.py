@@ -10,6 +10,7 @@ from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, O
 
 # The status of a charge.
 PENDING: Final = ChargeStatus.CHARGE_STATUS_PENDING
+REQUIRES_ACTION: Final = ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
 CHARGED: Final = ChargeStatus.CHARGE_STATUS_CHARGED
 DECLINED: Final = ChargeStatus.CHARGE_STATUS_DECLINED
 IN_REVIEW: Final = ChargeStatus.CHARGE_STATUS_IN_REVIEW
@@ -33,6 +34,7 @@ REFUND: Final = OperationKind.OPERATION_KIND_REFUND
 
 # The status of an operation, and no reasons.
 UNDER_WAY: Final = OperationStatus.OPERATION_STATUS_PENDING
+ASKS_CUSTOMER: Final = OperationStatus.OPERATION_STATUS_REQUIRES_ACTION
 EXECUTED: Final = OperationStatus.OPERATION_STATUS_EXECUTED
 NOT_DONE: Final = OperationStatus.OPERATION_STATUS_DECLINED
 UNKNOWN: Final = OperationStatus.OPERATION_STATUS_IN_REVIEW

@@ -6,8 +6,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import strategies as st
 
 from charging.v1.command_pb2 import CaptureMode
-from charging.v1.common_pb2 import DeclineReason, Money
+from charging.v1.common_pb2 import CustomerAction, DeclineReason, Money
 from charging.v1.journal_pb2 import (
+    ActionRequired,
     AuthorizationExpired,
     Authorized,
     Captured,
@@ -39,6 +40,7 @@ from tests.sealed import (
 )
 
 AMOUNT = 1000
+STEP_ENDS = EPOCH_MICROSECONDS + 600 * 1_000_000
 HOLD_ENDS = EPOCH_MICROSECONDS + 7 * 24 * 3600 * 1_000_000
 
 
@@ -52,6 +54,20 @@ def held(key: str, user: str = "user-1", *, minor_units: int = AMOUNT, tenant: s
     """The request of a charge that opens with a hold."""
     event = requested(key, user, minor_units=minor_units, tenant=tenant)
     event.charge_requested.capture = CaptureMode.CAPTURE_MODE_MANUAL
+    return event
+
+
+def off_session(key: str, user: str = "user-1", *, minor_units: int = AMOUNT) -> Event:
+    """The request of a charge whose customer is not there."""
+    event = requested(key, user, minor_units=minor_units)
+    event.charge_requested.off_session = True
+    return event
+
+
+def action_required(url: str = "https://bank.example/customer/1", *, expires_at: int = STEP_ENDS) -> Event:
+    event = Event(action_required=ActionRequired(action=CustomerAction(url=url)))
+    if expires_at:
+        event.action_required.action.expires_at.FromMicroseconds(expires_at)
     return event
 
 
@@ -126,7 +142,7 @@ def candidates(amounts: Sequence[int]) -> Iterator[Event]:
     """Every kind of event that may follow in some charge; requests for each of these amounts."""
     yield from (token_issued(), token_expired(), charged(), declined(), in_review(), abandoned(), not_after_passed())
     yield from (authorized(), captured(), voided(), refunded(), called_off(), lapsed())
-    yield from (operation_declined(), operation_abandoned())
+    yield from (operation_declined(), operation_abandoned(), action_required())
     for minor_units in amounts:
         yield from (capture(minor_units), capture(minor_units, final=True), void(minor_units), refund(minor_units))
 

@@ -19,16 +19,18 @@ An adapter promises these, since nothing else keeps a customer from being charge
 6. `CalledOff` means that the bank has closed the token for ever, unexecuted: a late execute cannot succeed. To a `CallOff`
    without a token it may also mean that the bank has no transaction of our reference. A late token step may still open one:
    it moves no money, and nobody will execute it. If the bank has executed the transaction, the answer is `Executed`.
-
 7. `NeedsAction` means that no money has moved, and that the bank waits for a step of the customer. Its address is one to which
    people can be sent (`is_address`), and the same as long as that step is wanted. The execute step is then repeated every few
    seconds: it asks how things stand, and begins no new step of the customer. If the bank gives up waiting, or the step fails,
    the answer is `Expired` or `Declined`, and promise 3 holds.
 
+8. The bank counts by itself: it declines a refund of more than was captured and not refunded, and a capture or void of what is
+   not held. The core counts too; but the journal of a restored server may have forgotten what was captured and refunded.
+
 And no charge ends on one answer that does not name it, since that may be the answer to another question. The question is put
 again in a way that excludes this, or the answer is `NoAnswer`.
 
-tests/contract/test_bank.py and its neighbours hold every adapter to them, for every kind.
+`conformance` holds any bank to them, for every kind; tests/contract/test_bank.py and its neighbours hold every adapter to more.
 """
 
 from typing import Protocol

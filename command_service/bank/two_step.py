@@ -12,7 +12,7 @@ execute step, or the calling off of a token: both ask the bank to close a transa
     token step: fields that differ, twice          Contradiction
     token step: a refusal and differing fields     NoAnswer
     settling: executed, fields equal to ours       Executed
-    execute step: awaits the customer              NeedsAction
+    execute step: awaits the customer              NeedsAction; NoAnswer if nobody can be sent to its address
     settling: declined, expired or cancelled       the look-up's answer, else Contradiction
     settling: fields that differ from ours         the look-up's answer; if it is open, the step again, else Contradiction
     settling: a refusal                            the look-up's answer; if it is open, the step again, else Refused
@@ -46,6 +46,7 @@ from enum import Enum
 from functools import partial
 from typing import Protocol, assert_never
 
+from command_service.address import is_address
 from command_service.bank.transport import Exchange, no_answer
 from command_service.card_numbers import card_number_in
 from command_service.values import (
@@ -119,7 +120,7 @@ class Transaction:
     hold_expires_at: int = 0
     """In microseconds since 1970; 0 unless it is an executed authorize and the bank tells it."""
     url: str = ""
-    """Where to send the customer: an address (`is_address`) if it awaits the customer, else empty."""
+    """Where to send the customer, as the bank says it; empty unless it awaits the customer."""
     action_expires_at: int = 0
     """In microseconds since 1970; 0 unless it awaits the customer and the bank tells until when."""
 
@@ -289,8 +290,8 @@ class TwoStepBank:
                     return unsettled
                 case Transaction(stage=Stage.CREATED) as known if not known.differences(effect):
                     pass  # The bank waits for this step, as we thought.
-                case Transaction(stage=Stage.AWAITS_CUSTOMER) as known if not known.differences(effect):
-                    return NeedsAction(known.url, known.action_expires_at)
+                case Transaction() as known if _awaits_customer(known, effect):
+                    return _needs_action(known)
                 case Transaction() | Refusal() as known:
                     return _end(known, effect) or _contradiction(known, effect)
         return await self._settled(partial(self._dialect.execute, effect), effect, effect.token)
@@ -319,8 +320,8 @@ class TwoStepBank:
                     return unsettled
                 case Transaction(stage=Stage.EXECUTED) as said if not _is_doubtful(said, effect):
                     return Executed(said.transaction_id, said.hold_expires_at)
-                case Transaction(stage=Stage.AWAITS_CUSTOMER) as said if _awaits_customer(said, effect):
-                    return NeedsAction(said.url, said.action_expires_at)
+                case Transaction() as said if _awaits_customer(said, effect):
+                    return _needs_action(said)
                 case Transaction() | Refusal() as said:
                     pass
             match await self._find(effect, token, fresh=True):
@@ -330,7 +331,7 @@ class TwoStepBank:
                     if (end := _end(known, effect)) is not None:
                         return end
                     if isinstance(known, Transaction) and _awaits_customer(known, effect):
-                        return NeedsAction(known.url, known.action_expires_at)
+                        return _needs_action(known)
             if _is_doubtful(known, effect) or not _is_doubtful(said, effect):
                 break
             # The bank still waits for this step, and its reply may not have been about it.
@@ -366,6 +367,11 @@ def _awaits_customer(known: Transaction, effect: Execute | CallOff) -> bool:
     """Whether it is our transaction, and it is to be executed but for a step of the customer."""
     is_wanted = isinstance(effect, Execute) and known.stage is Stage.AWAITS_CUSTOMER
     return is_wanted and not known.differences(effect)
+
+
+def _needs_action(known: Transaction) -> NeedsAction | NoAnswer:
+    """Nobody is sent to a text that is no address, and it is not stored: the bank is asked again."""
+    return NeedsAction(known.url, known.action_expires_at) if is_address(known.url) else no_answer("no address")
 
 
 def _is_doubtful(reply: Reply, effect: Effect) -> bool:

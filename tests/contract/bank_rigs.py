@@ -1,12 +1,13 @@
 """A rig: one adapter with a bank behind it that follows orders. Every rig in RIGS runs the suites of the bank's contract.
 
-These are test_bank.py, test_bank_answers.py and test_bank_calling_off.py.
+These are test_bank.py, test_bank_answers.py, test_bank_calling_off.py and test_conformance.py.
 
 A rig names troubles in the words of gateway_mock ("on execute: lose_answer"), whose docstring defines them. The rig of another
 bank translates them into the faults of that bank's double. A rig's bank is a process of its own; the tests of a module share
 it, each under references of its own.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any, Protocol
 import httpx
 
 from command_service.bank import Bank
+from command_service.bank.conformance.checks import OPENINGS
+from command_service.bank.conformance.subject import Between, Provoke, Subject
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.transport import open_transport
 from command_service.values import DeclineReason, Kind, Operation
@@ -59,9 +62,15 @@ class Rig(Protocol):
     unknown_card: str
     declined_cards: Mapping[Kind, Mapping[str, DeclineReason]]
     """For each kind the cards for which the bank declines it, and nothing that must be executed before it."""
+    not_tried: Mapping[str, Collection[Kind]]
+    """The kinds for which a check of the conformance suite is not possible to try, by its name."""
 
     def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AbstractAsyncContextManager[Bank]:
         """Open an adapter with connections of its own, like one more process of ours."""
+        ...
+
+    def subject(self) -> Subject:
+        """Tell the conformance suite how to try the bank, and what can be provoked at it."""
         ...
 
     def trouble(self, on: str, fault: str, **details: Any) -> None:
@@ -104,6 +113,15 @@ class Rig(Protocol):
         ...
 
 
+def provoked(order: Callable[[str], None]) -> Provoke:
+    """Give an order to the bank's double as the conformance suite gives it."""
+
+    async def run(reference: str) -> None:
+        await asyncio.to_thread(order, reference)
+
+    return run
+
+
 class GatewayRig:
     """The two-step gateway, and gateway_mock."""
 
@@ -122,6 +140,13 @@ class GatewayRig:
         Kind.REFUND: {"tok_refund_declined": DeclineReason.CARD_DECLINED},
     }
 
+    not_tried: Mapping[str, Collection[Kind]] = {
+        "the customer's step is awaited, at one address": OPENINGS,
+        "when the customer has taken the step, it is executed once": OPENINGS,
+        "when the customer has failed, it is closed": OPENINGS,
+        "with nobody there for the step, it is closed": OPENINGS,
+    }
+
     def __init__(self, ledger: Path) -> None:
         self._ledger = ledger
         self._referee = httpx.Client(timeout=PATIENT_SECONDS, trust_env=False)
@@ -129,11 +154,25 @@ class GatewayRig:
 
     @asynccontextmanager
     async def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AsyncIterator[Bank]:
-        bank = gateway_bank(self._url, open_transport(max_connections=32, verify=NO_TLS), call_timeout_seconds)
+        bank = self._open(lambda wire: wire, call_timeout_seconds)
         try:
             yield bank
         finally:
             await bank.close()
+
+    def subject(self) -> Subject:
+        return Subject(
+            open_bank=self._open,
+            approved_card=self.approved_card,
+            other_card="tok_mastercard",
+            declined_cards=self.declined_cards,
+            expire=provoked(self.expire),
+            lapse=provoked(self.expire_hold),
+        )
+
+    def _open(self, between: Between, call_timeout_seconds: float = PATIENT_SECONDS) -> Bank:
+        wire = between(open_transport(max_connections=32, verify=NO_TLS))
+        return gateway_bank(self._url, wire, call_timeout_seconds)
 
     def trouble(self, on: str, fault: str, **details: Any) -> None:
         self._ask("POST", "/faults", json={"on": on, "fault": fault, **details})

@@ -14,6 +14,7 @@ import pytest
 
 from command_service.charge import Absent, Charge, Command, Due, Follow, Message, State, decide, evolve, next_step
 from command_service.events import (
+    ActionRequired,
     Authorized,
     Captured,
     ChargeCalledOff,
@@ -45,6 +46,7 @@ from command_service.values import (
     InProgress,
     Kind,
     Money,
+    NeedsAction,
     NoAnswer,
     Operation,
     Refused,
@@ -68,6 +70,7 @@ REQUEST = Request(
     metadata=(("order", "1001"),),
 )
 HELD = replace(REQUEST, is_held=True)
+OFF_SESSION = replace(REQUEST, is_off_session=True)
 EVIDENCE = Evidence(("amount",), 200, 17, bytes(range(32)))
 REQUESTED_AT = 1_700_000_000_000_000
 LAPSES_AT = REQUESTED_AT + 7 * 86_400_000_000
@@ -122,6 +125,8 @@ token_issued = TokenIssued("t1")
 token_expired = TokenExpired("t1")
 not_after_passed = NotAfterPassed()
 called_off_ = ChargeCalledOff()
+STEP_URL, STEP_ENDS_AT = "https://bank.example/customer/t1", REQUESTED_AT + 600_000_000
+action_required = ActionRequired(STEP_URL, STEP_ENDS_AT)
 charged = Charged(REQUEST.user_id, REQUEST.card, REQUEST.amount, "tx1")
 authorized = Authorized(REQUEST.user_id, REQUEST.card, REQUEST.amount, "tx1", LAPSES_AT)
 CHARGED: tuple[Event, ...] = (requested, token_issued, charged)
@@ -199,6 +204,11 @@ def expired(*, to: Effect | None = None) -> Arrival:
 def called_off(*, to: Effect | None = None) -> Arrival:
     """The bank has closed the token, since it was called off."""
     return _answers(CalledOff(), to)
+
+
+def needs_action(url: str = STEP_URL, expires_at: int = STEP_ENDS_AT, *, to: Effect | None = None) -> Arrival:
+    """The bank waits for a step of the customer."""
+    return _answers(NeedsAction(url, expires_at), to)
 
 
 def refused(*, to: Effect | None = None) -> Arrival:

@@ -20,6 +20,7 @@ from command_service.book import Book
 from command_service.charge import Absent, Charge, State
 from command_service.codec import charge_id_of, decode, encode, operation_id_of
 from command_service.events import (
+    ActionRequired,
     AuthorizationExpired,
     Authorized,
     Captured,
@@ -164,6 +165,19 @@ STORED: dict[str, Event] = {
     "authorization_expired": AuthorizationExpired(),
     **{f"operation_declined.{reason.value}": OperationDeclined(reason) for reason in DeclineReason},
     "operation_abandoned": OperationAbandoned(5),
+    "charge_requested.of_a_bank": ChargeRequested(
+        replace(
+            REQUEST,
+            card=FINGERPRINTED,
+            is_held=True,
+            not_after=1_800_000_000_000_001,
+            is_off_session=True,
+            return_url="https://shop.example/back?order=1001",
+            bank="north",
+        )
+    ),
+    "action_required": ActionRequired("https://bank.example/customer/tx_5f1c", 1_800_000_000_000_001),
+    "action_required.without_end": ActionRequired("https://bank.example/customer/tx_5f1c"),
 }
 """The events of the fixtures' names. Lines are added to a fixture, never changed; other bytes need another fixture."""
 FORMATS = sorted(path.name for path in FIXTURES.glob("events_*.txt"))
@@ -216,12 +230,16 @@ requests = st.builds(
     metadata=metadata,
     is_held=st.booleans(),
     not_after=times,
+    is_off_session=st.booleans(),
+    return_url=text,
+    bank=text,
 )
 events = st.one_of(
     st.builds(ChargeRequested, requests),
     st.builds(OperationRequested, st.just(Kind.CAPTURE), text, text, text, amounts, is_final=st.booleans()),
     st.builds(OperationRequested, st.sampled_from([Kind.VOID, Kind.REFUND]), text, text, text, amounts, reason=text),
     st.just(NotAfterPassed()),
+    st.builds(ActionRequired, text, times),
     st.builds(TokenIssued, text),
     st.builds(TokenExpired, text),
     st.builds(Charged, text, cards, amounts, text),
@@ -288,10 +306,16 @@ def test_the_events_are_the_same_in_the_core_and_in_the_contract() -> None:
 
 
 WHOLE = [
-    *("charge_requested.held", "token_issued", "token_expired", "charged.fingerprint", "charge_declined.card_declined"),
+    *(
+        "charge_requested.of_a_bank",
+        "token_issued",
+        "token_expired",
+        "charged.fingerprint",
+        "charge_declined.card_declined",
+    ),
     *("review_required.fields_differ", "charge_abandoned", "capture_requested.final", "void_requested"),
     *("refund_requested", "not_after_passed", "authorized", "captured", "voided", "refunded", "charge_called_off"),
-    *("authorization_expired", "operation_declined.other", "operation_abandoned"),
+    *("authorization_expired", "operation_declined.other", "operation_abandoned", "action_required"),
 ]
 
 

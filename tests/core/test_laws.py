@@ -14,7 +14,7 @@ from hypothesis import given as given_any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from charging.v1.common_pb2 import OperationStatus
+from charging.v1.common_pb2 import ChargeStatus, OperationStatus
 from command_service.book import Book
 from command_service.charge import (
     Absent,
@@ -34,6 +34,7 @@ from command_service.charge import (
 )
 from command_service.codec import decode, encode
 from command_service.events import (
+    ActionRequired,
     AuthorizationExpired,
     Authorized,
     Captured,
@@ -55,7 +56,15 @@ from command_service.events import (
     Voided,
 )
 from command_service.failures import CommandRefused, ImpossibleEvent, OperationUnderWay
-from command_service.operation import TOKEN_LIMIT, Answered, AtRest, Attempts, AwaitingExecution, CallingOff
+from command_service.operation import (
+    TOKEN_LIMIT,
+    Answered,
+    AtRest,
+    Attempts,
+    AwaitingExecution,
+    CallingOff,
+    awaits_customer,
+)
 from command_service.statuses import (
     decline_reason_told,
     operation_status_told,
@@ -79,6 +88,7 @@ from command_service.values import (
     InProgress,
     Kind,
     Money,
+    NeedsAction,
     NoAnswer,
     Refused,
     Request,
@@ -87,11 +97,23 @@ from command_service.values import (
     Token,
 )
 from tests.core.diagram import GRAMMAR, diagram, grammar
-from tests.core.stories import DAY_SECONDS, EVIDENCE, FIRST_TRY, REQUEST, REQUESTED_AT, reference, stored, wish
+from tests.core.stories import (
+    DAY_SECONDS,
+    EVIDENCE,
+    FIRST_TRY,
+    REQUEST,
+    REQUESTED_AT,
+    STEP_ENDS_AT,
+    STEP_URL,
+    reference,
+    stored,
+    wish,
+)
 
 SMALL = replace(REQUEST, amount=Money(2, "EUR"), not_after=REQUESTED_AT + 1)
 SMALL_HOLD = replace(SMALL, is_held=True)
-OPENINGS = (SMALL, SMALL_HOLD)
+SMALL_OFF_SESSION = replace(SMALL, is_off_session=True)
+OPENINGS = (SMALL, SMALL_HOLD, SMALL_OFF_SESSION)
 FAULT = ("amount", "must be at least 1")
 KEYS = ("k1", "k2")
 FOLLOWING = (Kind.CAPTURE, Kind.VOID, Kind.REFUND)
@@ -118,6 +140,8 @@ ANSWERS: list[Answer] = [
     Refused(EVIDENCE),
     Contradiction(EVIDENCE),
     InProgress(3.0),
+    NeedsAction(STEP_URL, STEP_ENDS_AT),
+    NeedsAction(STEP_URL + "/again"),
     NoAnswer(),
 ]
 OLD = REQUESTED_AT + 2 * int(DAY_SECONDS * 1_000_000)
@@ -234,6 +258,7 @@ EVENTS: list[Event] = [
     TokenIssued("t1"),
     TokenExpired("t1"),
     TokenExpired("t2"),
+    ActionRequired(STEP_URL, STEP_ENDS_AT),
     Charged(SMALL.user_id, SMALL.card, SMALL.amount, "tx1"),
     Authorized(SMALL.user_id, SMALL.card, SMALL.amount, "tx1"),
     Captured(Money(1, "EUR"), "tx1"),
@@ -391,7 +416,7 @@ def test_only_the_streams_newest_token_is_executed_or_closed(charge: Charge, str
     """It is durable before it is used."""
     step = next_step(charge)
     if isinstance(step, Execute):
-        assert stream[-1] == TokenIssued(step.token)
+        assert [event for event in stream if not isinstance(event, ActionRequired)][-1] == TokenIssued(step.token)
     if isinstance(step, CallOff):
         tokens = [event for event in stream if isinstance(event, TokenIssued | TokenExpired)]
         is_open = bool(tokens) and isinstance(tokens[-1], TokenIssued)
@@ -411,6 +436,21 @@ def test_a_new_token_is_asked_for_only_after_the_last_one_has_expired(
         begun = max(number for number, event in enumerate(stream) if isinstance(event, begins))
         names = [name_of(event) for event in stream[begun:]]
         assert step.expired_tokens == names.count("TokenExpired") == names.count("TokenIssued")
+
+
+@over_every_state
+def test_a_step_of_the_customer_is_awaited_only_after_the_bank_has_named_it(
+    charge: Charge, stream: tuple[Event, ...]
+) -> None:
+    """And only of a customer who is there. Nobody else's transaction is executed once the bank wants that step."""
+    if awaits_customer(charge.opening):
+        assert stream[-1] == ActionRequired(charge.opening.url, charge.opening.expires_at)
+        assert not charge.request.is_off_session
+    if charge.request.is_off_session and any(isinstance(event, ActionRequired) for event in stream):
+        assert not (isinstance(step := next_step(charge), Execute) and step.operation.opens)
+    assert (status_told(charge.opening) == ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION) == awaits_customer(
+        charge.opening
+    )
 
 
 @over_every_state
@@ -471,7 +511,7 @@ def _is_impossible_for_another_reason(charge: Charge, event: Event) -> bool:
             return False
 
 
-@pytest.mark.parametrize("request_", OPENINGS, ids=["charge", "authorize"])
+@pytest.mark.parametrize("request_", OPENINGS, ids=["charge", "authorize", "off session"])
 def test_no_more_tokens_than_the_limit_are_requested(request_: Request) -> None:
     """Of any operation: the last expired token ends in review."""
     state, stream = recorded(Absent(), ChargeRequested(request_)), 0
@@ -500,6 +540,7 @@ answers = st.one_of(
     st.builds(Refused, evidence),
     st.builds(Contradiction, evidence, st.sampled_from(ReviewReason)),
     st.builds(InProgress, seconds),
+    st.builds(NeedsAction, words, times),
     st.builds(NoAnswer, seconds, st.booleans()),
 )
 tries = st.builds(
@@ -520,6 +561,7 @@ requests = st.builds(
     amount=st.builds(Money, st.sampled_from([1, 100, 1 << 62]), st.sampled_from(["EUR", "JPY"])),
     is_held=st.booleans(),
     not_after=st.just(0) | times,
+    is_off_session=st.booleans(),
 )
 follows = st.builds(
     lambda kind, key, amount, is_final, tenant: Follow(

@@ -6,7 +6,7 @@ import itertools
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,14 @@ from query_service.words import (
     PARTIALLY_REFUNDED,
     PENDING,
     REFUNDED,
+    REQUIRES_ACTION,
     VOIDED,
 )
 from tests.operations import (
     AMOUNT,
     HOLD_ENDS,
+    STEP_ENDS,
+    action_required,
     authorized,
     called_off,
     candidates,
@@ -57,6 +60,7 @@ from tests.operations import (
     lapsed,
     lives,
     not_after_passed,
+    off_session,
     operation_abandoned,
     operation_declined,
     refund,
@@ -127,6 +131,8 @@ def streams_and_cuts(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]
         if draw(st.booleans()):
             asked.not_after.FromMicroseconds(EPOCH_MICROSECONDS + 5)
             asked.card.fingerprint = "one card"
+        if draw(st.booleans()):
+            asked.bank, asked.off_session = "north", draw(st.booleans())
         left[key] = iter(draw(lives(first)))
     while left:
         key = draw(st.sampled_from(sorted(left)))
@@ -165,9 +171,12 @@ def kind_of_state(state: State) -> object:
     )
 
 
-@pytest.mark.parametrize("first", [requested("order-0001", minor_units=2), held("order-0001", minor_units=2)])
-def test_the_projection_accepts_in_each_state_exactly_the_events_that_the_core_accepts(first: Event) -> None:
+@pytest.mark.parametrize("make", [requested, held, off_session])
+def test_the_projection_accepts_in_each_state_exactly_the_events_that_the_core_accepts(
+    make: Callable[..., Event],
+) -> None:
     """Every state of the core that a charge of two minor units can reach, and every kind of event in it."""
+    first = make("order-0001", minor_units=2)
     state = state_after(Absent(), first)
     assert state is not None
     left: list[tuple[list[Event], State]] = [([first], state)]
@@ -199,7 +208,7 @@ def test_the_projection_accepts_in_each_state_exactly_the_events_that_the_core_a
 @given(st.data())
 def test_a_charge_and_its_operations_are_shown_as_the_core_tells_them(data: st.DataObject) -> None:
     """The two decide by their own code, and agree on the money, the statuses, the reasons and the transactions."""
-    first = data.draw(st.sampled_from([requested("order-0001"), held("order-0001")]))
+    first = data.draw(st.sampled_from([make("order-0001") for make in (requested, held, off_session)]))
     events = data.draw(lives(first))
     state: State | None = Absent()
     for event in events:
@@ -286,6 +295,7 @@ def test_summaries_are_the_sums_of_their_charges(stream: tuple[list[Record], lis
     counts: Counter[tuple[object, ...]] = Counter()
     whole = {
         PENDING: "pending",
+        REQUIRES_ACTION: "pending",
         DECLINED: "declined",
         IN_REVIEW: "in_review",
         ABANDONED: "abandoned",
@@ -354,6 +364,7 @@ def test_a_range_of_times_holds_the_charges_requested_in_it(
 
 
 DONE, OPEN = OperationStatus.OPERATION_STATUS_EXECUTED, OperationStatus.OPERATION_STATUS_PENDING
+ASKS = OperationStatus.OPERATION_STATUS_REQUIRES_ACTION
 NOT_DONE, UNKNOWN = OperationStatus.OPERATION_STATUS_DECLINED, OperationStatus.OPERATION_STATUS_IN_REVIEW
 GIVEN_UP, CALLED_OFF = OperationStatus.OPERATION_STATUS_ABANDONED, OperationStatus.OPERATION_STATUS_CALLED_OFF
 HOLD = (token_issued(), authorized())
@@ -451,6 +462,14 @@ class Shown:
         ((token_issued(), void(AMOUNT), declined()), Shown(DECLINED, operations=(NOT_DONE, NOT_DONE))),
         ((void(AMOUNT), abandoned()), Shown(ABANDONED, operations=(GIVEN_UP, GIVEN_UP))),
         ((void(AMOUNT), in_review()), Shown(IN_REVIEW, operations=(UNKNOWN, UNKNOWN))),
+        # The bank waits for a step of the customer.
+        ((token_issued(), action_required()), Shown(REQUIRES_ACTION, operations=(ASKS,))),
+        ((token_issued(), action_required(), action_required("x")), Shown(REQUIRES_ACTION, operations=(ASKS,))),
+        ((token_issued(), action_required(), authorized()), Shown(AUTHORIZED, AMOUNT, held=AMOUNT)),
+        ((token_issued(), action_required(), declined()), Shown(DECLINED, operations=(NOT_DONE,))),
+        ((token_issued(), action_required(), not_after_passed()), Shown(PENDING, operations=(OPEN,))),
+        ((token_issued(), action_required(), void(AMOUNT)), Shown(PENDING, operations=(OPEN, OPEN))),
+        ((token_issued(), action_required(), void(AMOUNT), called_off()), Shown(VOIDED, operations=(CALLED_OFF, DONE))),
         # It comes too late: a hold is let go by the same void.
         ((token_issued(), void(AMOUNT), authorized()), Shown(AUTHORIZED, AMOUNT, held=AMOUNT, operations=(DONE, OPEN))),
         (
@@ -478,6 +497,29 @@ def test_a_held_charge_shows_its_money_and_its_operations(life: Sequence[Event],
     assert charge.version == charge.position == len(life) + 1
     assert charge.updated_at == EPOCH_MICROSECONDS + charge.position
     assert changes.entries[-1][Entry._fields.index("status")] == shown.status
+
+
+@pytest.mark.parametrize(
+    ("first", "life", "action"),
+    [
+        (requested, (), ("", 0)),
+        (requested, (action_required("a"),), ("a", STEP_ENDS)),
+        (requested, (action_required("a"), action_required("b", expires_at=0)), ("b", 0)),
+        (requested, (action_required("a"), charged()), ("", 0)),
+        (requested, (action_required("a"), not_after_passed()), ("", 0)),
+        (off_session, (action_required("a"),), ("", 0)),
+    ],
+)
+def test_the_customers_step_is_shown_as_long_as_it_is_awaited(
+    first: Callable[[str], Event], life: Sequence[Event], action: tuple[str, int]
+) -> None:
+    """And not where nobody is there to take it."""
+    changes = changes_of(first("order-0001"), token_issued(), *life)
+    charge = charge_in(changes.charges)
+    assert (charge.action_url, charge.action_expires_at) == action
+    assert (charge.status == REQUIRES_ACTION) == bool(action[0])
+    is_under_way = charge.status in (PENDING, REQUIRES_ACTION)
+    assert ("pending" in {one.name for one in changes.sums}) == is_under_way
 
 
 @pytest.mark.parametrize(

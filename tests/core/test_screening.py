@@ -69,6 +69,7 @@ GOOD = Request(
     amount=Money(1250, "EUR"),
     description="Zwei Plätze, Reihe 12 🎟️",
     metadata=(("order.id", "A-1001"), ("note", "")),
+    return_url="https://shop.example/back?order=A-1001",
 )
 VISA = "4111111111111111"
 
@@ -82,6 +83,7 @@ def wire(request: Request) -> ChargeRequest:
         amount=common_pb2.Money(minor_units=request.amount.minor_units, currency_code=request.amount.currency_code),
         description=request.description,
         metadata=dict(request.metadata),
+        return_url=request.return_url,
     )
 
 
@@ -101,6 +103,7 @@ PLACES: dict[str, Callable[[str], Request]] = {
     "card.fingerprint": lambda text: dataclasses.replace(GOOD, card=Card("tok_visa", fingerprint=text)),
     "amount.currency_code": lambda text: dataclasses.replace(GOOD, amount=Money(1250, text)),
     "description": lambda text: dataclasses.replace(GOOD, description=text),
+    "return_url": lambda text: dataclasses.replace(GOOD, return_url=text),
     "metadata.key": lambda text: dataclasses.replace(GOOD, metadata=((text, "1"),)),
     "metadata.value": lambda text: dataclasses.replace(GOOD, metadata=(("a", "1"), ("b", text), ("c", text))),
 }
@@ -896,6 +899,66 @@ def test_a_good_request_has_no_faults() -> None:
 
 
 # ---------------------------------------------------------------- a new charge
+ADDRESSES = (
+    "",
+    *(
+        "http://a",
+        "https://shop.example",
+        "https://SHOP.example/",
+        "http://127.0.0.1:8080/customer/ttok_1",
+        "http://[::1]:1/",
+    ),
+    *(
+        "https://shop.example?order=1",
+        "https://shop.example#top",
+        "https://shop_2.example:65535/a/../b;c=d?e=f&g=@h#i/j?k",
+    ),
+    *("https://shop.example/%F0%9F%8E%9F/x'y(z)*!$,+~:[]", "https://xn--caf-dma.example/", "https://a/" + "x" * 2038),
+    "https://hooks.stripe.com/3d_secure_2/hosted?merchant=acct_1&payment_intent=pi_3&client_secret=pi_3_secret_x",
+)
+NO_ADDRESSES = (
+    *(
+        "x",
+        "shop.example",
+        "//shop.example/",
+        "/back",
+        "https:",
+        "https://",
+        "https:///back",
+        "https://?a",
+        "https://#a",
+    ),
+    *("ftp://shop.example", "javascript:alert(1)", "data:text/html,x", "shop://back", "file:///etc/passwd"),
+    *("HTTPS://shop.example", "Https://shop.example", "https:shop.example", "https:/shop.example", "http s://a"),
+    *("https://bank.example@shop.example", "https://bank.example:443@shop.example/", "https://a:b@c/", "https://@a/"),
+    *(
+        "https://shop.example\\@bank.example/",
+        "https://shop.example\\back",
+        "https://shop.example:",
+        "https://a:1234567",
+    ),
+    *("https://a:80a", "https://[::1", "https://::1/", "https://[shop.example]", "https://a b/", "https://a/b c"),
+    *(
+        " https://a",
+        "https://a ",
+        "https://a\n",
+        "https://a/\r\nLocation: b",
+        "https://a/\t",
+        "https://a/\0",
+        "\ufeffhttps://a",
+    ),
+    *(
+        "https://caf\u00e9.example/",
+        "https://shop.example/caf\u00e9",
+        "https://sh\u043ep.example",
+        "https://a\u3002b",
+        "\u202ehttps://a",
+    ),
+    *("https://a/\u200b", "\uff48ttps://a", "https://a\u2215b@c", *(f"https://a/{sign}" for sign in '"<>^`{|}\\')),
+    "https://a/" + "x" * 2039,
+)
+
+
 def _amount(minor_units: int, currency_code: str = "EUR") -> Request:
     return dataclasses.replace(GOOD, amount=Money(minor_units, currency_code))
 
@@ -1001,6 +1064,11 @@ def _amount(minor_units: int, currency_code: str = "EUR") -> Request:
                 *("cvv no. 123", "card verification value: 123", "my CVC code is\n123"),
             )
         ),
+        *((PLACES["return_url"](text), "return_url", screening.RETURN_URL_MALFORMED) for text in NO_ADDRESSES),
+        *(
+            (PLACES["return_url"](f"https://shop.example/{text}"), "return_url", screening.TEXT_TELLS_CODE)
+            for text in ("?cvv=123", "#cvc:1234", "?a=security%20code%20123", "?CVV2%3D123")
+        ),
         *(
             (PLACES["metadata.key"](key), "metadata.key", screening.METADATA_KEY_MALFORMED)
             for key in ["", "k" * 41, "a b", "a/b", "ä", "a\n", "a@b"]
@@ -1061,6 +1129,7 @@ def test_a_new_charge_that_breaks_a_rule_is_refused_with_the_field_and_the_rule(
         PLACES["card.brand"]("银" * 21 + "V"),
         PLACES["card.brand"]("Cartes Bancaires 银联"),
         PLACES["description"](""),
+        *map(PLACES["return_url"], ADDRESSES),
         *(
             PLACES[field](text)
             for field in ("description", "metadata.value")
@@ -1147,14 +1216,15 @@ def test_the_largest_request_that_the_contract_allows_fits_the_limit_of_a_messag
         amount=Money(10**12 - 1, "IDR"),
         description="猫" * 500,
         metadata=tuple((f"{n:02}" + "k" * 38, "猫" * 153 + "v") for n in range(20)),
+        return_url="https://" + "a" * 2_040,
     )
     assert (faults(largest), always_refused(largest)) == ((), ())
     assert sum(len(key.encode()) + len(value.encode()) for key, value in largest.metadata) == 10_000
     message = wire(largest)
-    message.capture, message.allow_duplicate = command_pb2.CAPTURE_MODE_MANUAL, True
+    message.capture, message.allow_duplicate, message.off_session = command_pb2.CAPTURE_MODE_MANUAL, True, True
     message.not_after.FromMicroseconds(LATEST)
     assert message.ByteSize() <= COMMAND_BYTES
-    for more in ("idempotency_key", "user_id", "description"):
+    for more in ("idempotency_key", "user_id", "description", "return_url"):
         longer = dataclasses.replace(largest, **{more: getattr(largest, more) + "x"})
         assert {field for field, _ in faults(longer) + always_refused(longer)} == {more}
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from charging.v1.command_pb2 import CaptureMode
-from charging.v1.common_pb2 import Card, DeclineReason, Money, ReviewReason
+from charging.v1.common_pb2 import Card, CustomerAction, DeclineReason, Money, ReviewReason
 from charging.v1.journal_pb2 import (
+    ActionRequired,
     AuthorizationExpired,
     Authorized,
     Captured,
@@ -34,11 +35,13 @@ from judge.history import Call, Observed, Record, charge_id_of, operation_id_of
 
 KEY, OTHER = "order-00001", "order-00002"
 CARD_NUMBER = "4111111111111111"
-CHARGED, DECLINED, PENDING = 2, 3, 1
+CHARGED, DECLINED, PENDING, REQUIRES_ACTION = 2, 3, 1, 11
 ID = charge_id_of("default", KEY)
 
 
-def requested(key: str, amount: int = 1250, actor: str = "anonymous", *, is_held: bool = False) -> Event:
+def requested(
+    key: str, amount: int = 1250, actor: str = "anonymous", *, is_held: bool = False, off_session: bool = False
+) -> Event:
     return Event(
         charge_requested=ChargeRequested(
             charge_id=charge_id_of("default", key),
@@ -50,6 +53,7 @@ def requested(key: str, amount: int = 1250, actor: str = "anonymous", *, is_held
             amount=Money(minor_units=amount, currency_code="EUR"),
             metadata={"b": "2", "a": "1"},
             capture=CaptureMode.CAPTURE_MODE_MANUAL if is_held else CaptureMode.CAPTURE_MODE_UNSPECIFIED,
+            off_session=off_session,
         )
     )
 
@@ -82,6 +86,7 @@ CALLED_OFF = Event(charge_called_off=ChargeCalledOff())
 LAPSED = Event(authorization_expired=AuthorizationExpired())
 NOT_DONE = Event(operation_declined=OperationDeclined(reason=DeclineReason.DECLINE_REASON_OTHER))
 GIVEN_UP = Event(operation_abandoned=OperationAbandoned(attempts=5))
+ASKED = Event(action_required=ActionRequired(action=CustomerAction(url="https://bank.example/customer/t-1")))
 TOO_LATE = Event(not_after_passed=NotAfterPassed())
 
 
