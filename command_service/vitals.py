@@ -9,6 +9,7 @@ from chassis.metrics import By, Figures
 from command_service.bank.lines import Lines
 from command_service.charge import Charge
 from command_service.journal import Journal
+from command_service.operation import awaits_customer
 from command_service.run import Run
 from command_service.runner import Runner
 
@@ -19,6 +20,7 @@ class Vitals:
 
     oldest_unfinished_seconds: float
     unfinished_charges: int
+    charges_awaiting_customer: int
     charges_needing_attention: int
     bank_breaker_open: Mapping[str, bool]
     """By the banks' names."""
@@ -33,8 +35,9 @@ class Vitals:
 
 TEXTS: Mapping[str, str] = MappingProxyType(
     {
-        "oldest_unfinished_seconds": "Age of the oldest unfinished charge",
+        "oldest_unfinished_seconds": "Age of the oldest unfinished charge that waits for no customer",
         "unfinished_charges": "Charges on their way",
+        "charges_awaiting_customer": "Charges on their way whose customer the bank waits for",
         "charges_needing_attention": "Charges unfinished for too long, or at a bank that no setting names",
         "bank_breaker_open": "1 while a bank is being spared",
         "journal_position": "The journal's head",
@@ -47,13 +50,16 @@ TEXTS: Mapping[str, str] = MappingProxyType(
 def vitals(runner: Runner, lines: Lines, journal: Journal, *, now: int, attention_after_seconds: float) -> Vitals:
     """Take the figures. `now` is in microseconds since 1970."""
     charges = [_charge(run) for run in runner.runs()]
-    ages = [_age_seconds(charge, now) for charge in charges]
+    # People take their time. At a bank that no setting names nobody sees whether they have.
+    unhindered = [it for it in charges if not awaits_customer(it.newest) or not lines.lead_to(it.request.bank)]
+    ages = [_age_seconds(charge, now) for charge in unhindered]
     return Vitals(
         oldest_unfinished_seconds=max(ages, default=0.0),
-        unfinished_charges=len(ages),
+        unfinished_charges=len(charges),
+        charges_awaiting_customer=len(charges) - len(unhindered),
         charges_needing_attention=sum(
             age > attention_after_seconds or not lines.lead_to(charge.request.bank)
-            for charge, age in zip(charges, ages, strict=True)
+            for charge, age in zip(unhindered, ages, strict=True)
         ),
         bank_breaker_open={name: line.is_spared for name, line in lines},
         journal_position=journal.head.position,

@@ -14,6 +14,8 @@ Running it
 * `GATEWAY_MOCK_TOKEN_SECONDS`  how long a token can be executed, default 900, 0 to a year. With 0 each is late at once.
 * `GATEWAY_MOCK_HOLD_SECONDS`   how long a hold lasts, default 604800 (a week), 0 to a year. With 0 each has lapsed at once.
 
+* `GATEWAY_MOCK_KEY_SECONDS`    how long a key of the one-step bank is remembered, default 86400 (a day), 0 to a year.
+
 When it serves it says so in one JSON line on stderr, with the real port: `{"event": "serving", "listen":
 "127.0.0.1:43211", ...}`. SIGTERM, SIGINT and SIGHUP end it with exit status 0. In a test: `async with gateway_mock.serve(
 "127.0.0.1:0", path) as address`.
@@ -89,6 +91,42 @@ broken, and all else approved. Others are unknown.
 
     200 {"state": "cancelled", ...}                   as a look-up answers; or executed, declined or expired, if it was before
     404 {"error": "token_unknown"}
+
+One step
+========
+
+The same process plays another bank too, under a path of its own: an order is executed or declined at once, and carries a key,
+1 to 255 visible characters of ASCII. The members are those of a token step's order. A payment of one bank is unknown to the
+other; the statement, the log of calls and the faults are common.
+
+    curl -s localhost:8080/one-step/payments -H 'Idempotency-Key: key-1' \\
+         -d '{"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}'
+
+    200 {"key": "key-1", "state": "executed", "replayed": false, "reference": "charge-1", "kind": "charge", "card": "tok_visa",
+         "amount": 1250, "currency": "EUR", "transaction_id": "txn_90ac...", "reason": null}
+    200 {..., "state": "declined", "reason": "insufficient_funds", ...}     with the reasons above, and card_unknown
+    400 {"error": "bad_request", "field": "Idempotency-Key"}                also "amount", and so on
+    410 {"error": "key_cancelled", "key": "key-1", ...}                     the key was called off before it was used
+    422 {"error": "key_reused"}                                             the key is known with another order
+    422 {"error": "transaction_unknown"}, {"error": "currency_differs"}     as above; nothing is kept under the key
+
+The same key gives the saved answer of its payment, `replayed`, for `GATEWAY_MOCK_KEY_SECONDS` after its first use. Then it is
+forgotten: *the same request is a new payment, and the card is charged a second time*. A reference binds nothing. Such banks are
+like that, and a client must know it.
+
+    curl -s localhost:8080/one-step/payments/key-1/cancel -d '{"reference": "charge-1", ...}'    the whole order again
+
+    200 {"key": "key-1", "state": "cancelled", ...}   a key that is not known is closed for ever, and is never forgotten
+    200 {..., "state": "executed", ...}               or declined: how its payment ended, and nothing is changed
+    422 {"error": "key_reused"}
+
+    curl -s 'localhost:8080/one-step/payments?reference=charge-1'      the newest payment of the reference, which is never
+                                                                       forgotten; if there is none, a key called off
+    404 {"error": "reference_unknown", "reference": "charge-1"}        which says what was not found
+
+Faults of these calls are ordered `on` execute, cancel and look_up. Nothing is open here, so that expire_token changes nothing.
+After forget_token a look-up finds nothing, and to the other calls it is refuse with status 404. In the statement and the log of
+calls `token` is the key.
 
 Looking
 =======

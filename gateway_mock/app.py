@@ -7,21 +7,23 @@ is one; only then is the work done. The work is the ledger's.
 import asyncio
 import secrets
 import ssl
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
+from heapq import merge
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
 from gateway_mock import faults, reading
+from gateway_mock.calls import Call, now_ms, rfc3339
 from gateway_mock.faults import Kind, Script, Step, answer
-from gateway_mock.ledger import Ledger, open_ledger
-from gateway_mock.model import CARDS, HOLD_MS, STATUS, Operation, Refusal, Transaction, told
+from gateway_mock.ledger import Ledger
+from gateway_mock.model import CARDS, HOLD_MS, STATUS, Refusal, Transaction, told
+from gateway_mock.one_step import OneStep
+from gateway_mock.payment_ledger import PaymentLedger, open_ledgers
+from gateway_mock.payments import KEY_MS
 from gateway_mock.reading import BadField
 from gateway_mock.wire import (
     STOP_SECONDS,
@@ -38,6 +40,7 @@ from gateway_mock.wire import (
 
 TOKEN_SECONDS = 900.0  # A quarter of an hour, as real banks give.
 HOLD_SECONDS = HOLD_MS / 1000
+KEY_SECONDS = KEY_MS / 1000
 MAX_CALLS = 100_000  # The log then takes some 30 MiB, and holds more calls than a test makes.
 
 Find = Callable[[], Awaitable[Transaction | None]]
@@ -50,6 +53,7 @@ async def serve(
     *,
     token_seconds: float = TOKEN_SECONDS,
     hold_seconds: float = HOLD_SECONDS,
+    key_seconds: float = KEY_SECONDS,
     stop_seconds: float = STOP_SECONDS,
     own_process: bool = False,
     tls: ssl.SSLContext | None = None,
@@ -61,35 +65,23 @@ async def serve(
     Calls at work when it stops get `stop_seconds` to end. With `own_process` the faults that kill the process may be ordered.
     Raises `LedgerUnusable`, `sqlite3.Error`, `OSError` and, for a malformed address, `ValueError`.
     """
-    async with open_ledger(ledger_path, hold_ms=round(hold_seconds * 1000)) as ledger:
-        bank = Bank(ledger, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
+    times = {"hold_ms": round(hold_seconds * 1000), "key_ms": round(key_seconds * 1000)}
+    async with open_ledgers(ledger_path, **times) as (ledger, payments):
+        bank = Bank(ledger, payments, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
         async with serving(listen, bank.respond, stop_seconds=stop_seconds, tls=tls) as address:
             yield address
-
-
-@dataclass
-class Call:
-    """A call as the log shows it. It comes in with fields that are filled in later."""
-
-    n: int
-    method: str
-    path: str
-    reference: str | None
-    token: str | None
-    kind: Operation | None
-    at: str
-    fault: str | None = None
-    status: int | None = None
 
 
 class Bank:
     """Answers requests. The faults and the log of calls are in memory and end with it; the ledger stays."""
 
-    def __init__(self, ledger: Ledger, *, lifetime_ms: int, may_die: bool) -> None:
+    def __init__(self, ledger: Ledger, payments: PaymentLedger, *, lifetime_ms: int, may_die: bool) -> None:
         self._ledger = ledger
+        self._payments = payments
         self._lifetime_ms = lifetime_ms
         self._may_die = may_die
         self._script = Script()
+        self._one_step = OneStep(payments, self._script)
         self._calls: deque[Call] = deque(maxlen=MAX_CALLS)
 
     async def respond(self, request: Request) -> Reply:
@@ -130,6 +122,8 @@ class Bank:
                 case "GET", ["transactions"]:
                     call.reference = reference = reading.only(request.query, "reference")
                     return await self._look_up(partial(self._ledger.newest, reference), Refusal.REFERENCE_UNKNOWN, call)
+                case _, ["one-step", "payments", *rest]:
+                    return await self._one_step.respond(request, rest, call)
                 case _:
                     return answer(404, {"error": "not_found"})
         except BadField as error:
@@ -144,9 +138,9 @@ class Bank:
         async def work() -> Answer:
             if wanted.on is None and wanted.card not in CARDS:
                 return _refused(Refusal.CARD_UNKNOWN)
-            now_ms = _now_ms()
-            wanted.token, wanted.expires_at_ms = f"ttok_{secrets.token_hex(16)}", now_ms + self._lifetime_ms
-            issued = await self._ledger.issue(wanted, now_ms)
+            opened_at_ms = now_ms()
+            wanted.token, wanted.expires_at_ms = f"ttok_{secrets.token_hex(16)}", opened_at_ms + self._lifetime_ms
+            issued = await self._ledger.issue(wanted, opened_at_ms)
             if isinstance(issued, Refusal):
                 return _refused(issued)
             call.token = issued.token
@@ -163,7 +157,7 @@ class Bank:
                 return _refused(Refusal.TOKEN_UNKNOWN)
             if said not in (None, (transaction.amount_minor, transaction.currency)):
                 return _refused(Refusal.FIELDS_DIFFER)
-            closed, by_this_call = await self._ledger.execute(transaction, _now_ms())
+            closed, by_this_call = await self._ledger.execute(transaction, now_ms())
             status, member, word = told(closed, by_this_call=by_this_call)
             return answer(status, {member: word, **_members(closed)})
 
@@ -177,7 +171,7 @@ class Bank:
         async def work() -> Answer:
             if transaction is None:
                 return _refused(Refusal.TOKEN_UNKNOWN)
-            return answer(200, _as_it_is(await self._ledger.cancel(transaction, _now_ms())))
+            return answer(200, _as_it_is(await self._ledger.cancel(transaction, now_ms())))
 
         return await self._meet_fault(Step.CANCEL, call, transaction, partial(self._ledger.find, token), work)
 
@@ -197,7 +191,7 @@ class Bank:
             found = await find()  # Again: a fault may have taken its time, and have changed it.
             if found is None:
                 return _refused(unknown)
-            return answer(200, _as_it_is(await self._ledger.close_if_late(found, _now_ms())))
+            return answer(200, _as_it_is(await self._ledger.close_if_late(found, now_ms())))
 
         return await self._meet_fault(Step.LOOK_UP, call, known, find, work)
 
@@ -215,11 +209,11 @@ class Bank:
         if fault.kind is Kind.DELAY:
             await asyncio.sleep(fault.seconds)
         if fault.kind is Kind.EXPIRE_TOKEN and (transaction := await find()) is not None:
-            await self._ledger.expire(transaction, _now_ms())
+            await self._ledger.expire(transaction, now_ms())
         if fault.kind is Kind.EXPIRE_HOLD and on is not None:
-            await self._ledger.expire_hold(on, _now_ms())
+            await self._ledger.expire_hold(on, now_ms())
         if fault.kind is Kind.ODD_TRANSACTION_ID and (transaction := await find()) is not None:
-            await self._ledger.execute(transaction, _now_ms(), transaction_id=fault.transaction_id)
+            await self._ledger.execute(transaction, now_ms(), transaction_id=fault.transaction_id)
         return effect(await work())
 
     async def _statement(self) -> Answer:
@@ -231,16 +225,18 @@ class Bank:
                 "kind": executed.kind,
                 "minor_units": executed.amount_minor,
                 "currency_code": executed.currency,
-                "executed_at": _rfc3339(executed.closed_at_ms or 0),
+                "executed_at": rfc3339(executed.closed_at_ms or 0),
             }
             | ({} if executed.on is None else {"on": executed.on})
-            for executed in await self._ledger.executed()
+            for executed in merge(
+                await self._ledger.executed(), await self._payments.executed(), key=lambda one: one.closed_at_ms or 0
+            )
         ]
         return answer(200, {"movements": movements})
 
     def _record(self, request: Request) -> Call:
         n = self._calls[-1].n + 1 if self._calls else 1
-        call = Call(n, request.method, request.path, None, None, None, _rfc3339(_now_ms()))
+        call = Call(n, request.method, request.path, None, None, None, rfc3339(now_ms()))
         self._calls.append(call)
         return call
 
@@ -263,12 +259,12 @@ def _refused(why: Refusal) -> Answer:
 
 
 def _as_it_is(known: Transaction) -> dict[str, object]:
-    return _members(known) | {"state": known.state, "expires_at": _rfc3339(known.expires_at_ms)}
+    return _members(known) | {"state": known.state, "expires_at": rfc3339(known.expires_at_ms)}
 
 
 def _members(known: Transaction) -> dict[str, object]:
     hold = known.hold_expires_at_ms
-    return known.members() | ({} if hold is None else {"hold_expires_at": _rfc3339(hold)})
+    return known.members() | ({} if hold is None else {"hold_expires_at": rfc3339(hold)})
 
 
 def _status(reply: Reply) -> int | None:
@@ -282,11 +278,3 @@ def _status(reply: Reply) -> int | None:
             return status
         case Silence() | Death():
             return None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _rfc3339(at_ms: float) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,7 +14,7 @@ from chassis import process, settings, telemetry
 from chassis.settings import Address, address, file_path, number, optional_path, setting, state_file, yes_or_no
 from chassis.tls import ServerTls
 from chassis.watched import keep_fresh
-from gateway_mock.app import HOLD_SECONDS, TOKEN_SECONDS, serve
+from gateway_mock.app import HOLD_SECONDS, KEY_SECONDS, TOKEN_SECONDS, serve
 from gateway_mock.schema import LedgerUnusable
 
 MAX_SECONDS = 366 * 24 * 3600  # More than a year is a mistyped number.
@@ -54,6 +54,12 @@ class Settings:
         str(HOLD_SECONDS),
         "how long an authorized amount can be captured; with 0 each hold has lapsed at once",
     )
+    key_seconds: float = setting(
+        "GATEWAY_MOCK_KEY_SECONDS",
+        number(0, MAX_SECONDS),
+        str(KEY_SECONDS),
+        "how long the one-step bank remembers a key; with 0 each request is a new payment",
+    )
 
 
 PROGRAM = "python -m gateway_mock"
@@ -86,6 +92,7 @@ async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> N
         chosen.ledger,
         token_seconds=chosen.token_seconds,
         hold_seconds=chosen.hold_seconds,
+        key_seconds=chosen.key_seconds,
         own_process=True,
         tls=tls.context if tls else None,
     ) as listen:
@@ -96,6 +103,7 @@ async def _serve_until_stopped(chosen: Settings, stop: process.StopRequest) -> N
             ledger=str(chosen.ledger),
             token_seconds=chosen.token_seconds,
             hold_seconds=chosen.hold_seconds,
+            key_seconds=chosen.key_seconds,
         )
         await stop.wait()
         watching.cancel()

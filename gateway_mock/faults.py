@@ -224,10 +224,14 @@ def effect(fault: Fault) -> Reply | Callable[[Answer], Reply]:
         case Kind.WRONG_REFERENCE:
             return lambda said: _changed(said, reference=lambda reference: f"not-{reference}")
         case Kind.WRONG_TOKEN:
-            return lambda said: _changed(said, token=lambda _: f"ttok_{0:032x}")
+            return lambda said: _changed(said, token=lambda _: f"ttok_{0:032x}", key=lambda _: f"key_{0:032x}")
         case Kind.CONTRADICT:
             return lambda said: _changed(
-                said, result=lambda _: "declined", transaction_id=lambda _: None, reason=lambda _: "card_declined"
+                said,
+                result=lambda _: "declined",
+                state=lambda _: "declined",
+                transaction_id=lambda _: None,
+                reason=lambda _: "card_declined",
             )
         case Kind.STOP_AFTER:
             return lambda _: Death()

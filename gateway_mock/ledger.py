@@ -131,6 +131,11 @@ class Ledger:
         self._closing = _Together(database, CLOSE)
         self._finding = _Together(database, FIND)
 
+    @property
+    def database(self) -> aiosqlite.Connection:
+        """The one connection to the file, for tables that stand beside this one."""
+        return self._database
+
     async def issue(self, wanted: Transaction, now_ms: int) -> Transaction | Refusal:
         """Do the token step: give the reference's transaction, which is the wanted one if it is opened now.
 

@@ -81,6 +81,7 @@ class Refusal(StrEnum):
     FIELDS_DIFFER = "fields_differ"
     TRANSACTION_UNKNOWN = "transaction_unknown"
     CURRENCY_DIFFERS = "currency_differs"
+    KEY_REUSED = "key_reused"
 
 
 STATUS: Mapping[Refusal, int] = {
@@ -91,6 +92,7 @@ STATUS: Mapping[Refusal, int] = {
     Refusal.FIELDS_DIFFER: 409,
     Refusal.TRANSACTION_UNKNOWN: 422,
     Refusal.CURRENCY_DIFFERS: 422,
+    Refusal.KEY_REUSED: 422,
 }
 """The HTTP status of each refusal."""
 

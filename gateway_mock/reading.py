@@ -11,6 +11,7 @@ from gateway_mock.model import CAPTURE, CHARGE, FOLLOWING, Operation, Transactio
 MAX_AMOUNT = 2**63 - 1  # What SQLite stores.
 
 _REFERENCE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _TRANSACTION_ID = re.compile(r"[\x20-\x7e]{1,255}")  # With room for ids that a fault made odd.
 
@@ -48,6 +49,13 @@ def order(body: bytes) -> Transaction:
         raise BadField("final")
     _nothing_but(said, allowed)
     return Transaction("", reference, card, amount, currency, 0, kind=kind, on=on, final=final)
+
+
+def key(said: str | None) -> str:
+    """Read the key that an order carries."""
+    if said is None or not _KEY.fullmatch(said):
+        raise BadField("Idempotency-Key")
+    return said
 
 
 def compared(body: bytes) -> tuple[int, str]:

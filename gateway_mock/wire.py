@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import assert_never
@@ -38,12 +38,16 @@ STOP_SECONDS = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that has arrived whole. `path` and `query` are as they were sent, percent-encoded."""
+    """A request that has arrived whole. `path` and `query` are as they were sent, percent-encoded.
+
+    Of the headers that came twice, `headers` has the last. Their names are in lower case.
+    """
 
     method: str
     path: str
     query: str
     body: bytes
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,8 @@ class _Line:
         self.idle = False
         self._head_only = head.method == b"HEAD"
         path, _, query = head.target.decode("ascii").partition("?")
-        return Request(head.method.decode("ascii"), path, query, bytes(body))
+        headers = {name.decode("ascii"): said.decode("latin-1") for name, said in head.headers}
+        return Request(head.method.decode("ascii"), path, query, bytes(body), headers)
 
     async def send(self, reply: Reply, *, last: bool = False) -> bool:
         """Send the reply, and return whether the connection can be used again. With `last` the reply says that it cannot."""
