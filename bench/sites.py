@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from bench import programs, rivals
 from bench.postgres import Database, make_journal, start_postgres
-from bench.programs import Program
 from rig.processes import Server
+from rig.programs import Program
 
 PRODUCT = "chargeonce"
 ECHO = "echo"

@@ -12,9 +12,8 @@ from typing import Any, TypeVar, cast
 
 from command_service.api import CommandService
 from command_service.bank import Bank
-from command_service.bank.breaker import Breaker
 from command_service.bank.line import Line
-from command_service.bank.lines import Lines
+from command_service.bank.lines import THE_ONLY_ONE, Lines
 from command_service.intake import Intake
 from command_service.journal import Journal
 from command_service.parts import Assembled, Parts
@@ -90,9 +89,10 @@ class AbandonedInTheExecuteStep(Parts):
 class BankCallsHaveNoLimit(Parts):
     """A burst of charges is a burst of calls."""
 
-    def line(self, bank: Bank) -> Line:
+    def line(self, bank: Bank, *, calls_at_once: int, name: str = THE_ONLY_ONE) -> Line:
         """Make a line that is never full."""
-        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=1_000_000)
+        del calls_at_once
+        return super().line(bank, calls_at_once=1_000_000, name=name)
 
 
 class NoPauseAfterAVainCall(Parts):

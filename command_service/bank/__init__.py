@@ -23,6 +23,8 @@ An adapter promises these, since nothing else keeps a customer from being charge
    people can be sent (`is_address`), and the same as long as that step is wanted. The execute step is then repeated every few
    seconds: it asks how things stand, and begins no new step of the customer. If the bank gives up waiting, or the step fails,
    the answer is `Expired` or `Declined`, and promise 3 holds.
+8. The bank counts by itself: it declines a refund of more than was captured and not refunded, and a capture or void of what is
+   not held. The core counts too; but the journal of a restored server may have forgotten what was captured and refunded.
 
 A bank of one step executes an order at once, and knows a repeated order by its key. Promises 1 and 2 then rest on three of its
 own: for a stated time a key brings back what its first order came to, under concurrent repeats too, and another order under it
@@ -33,7 +35,7 @@ leaves the rest to people.
 And no charge ends on one answer that does not name it, since that may be the answer to another question. The question is put
 again in a way that excludes this, or the answer is `NoAnswer`.
 
-tests/contract/test_bank.py and its neighbours hold every adapter to them, for every kind.
+`conformance` holds any bank to them, for every kind; tests/contract/test_bank.py and its neighbours hold every adapter to more.
 """
 
 from typing import Protocol

@@ -27,6 +27,7 @@ import httpx
 import structlog
 
 from command_service.bank.http11 import Arrived, Http11Transport, Origin, lines, written
+from command_service.bank.tunnel import NoTunnel, Proxy
 from command_service.values import Evidence, NoAnswer, value
 
 MAX_BODY_BYTES = 64 * 1024  # An honest answer has 300 bytes; this is what a dishonest one may cost us in memory.
@@ -92,17 +93,21 @@ class Exchange:
         return Evidence(fields, self.status, len(self.body), hashlib.sha256(self.body).digest())
 
 
-def open_transport(*, max_connections: int, verify: ssl.SSLContext | bool = True) -> httpx.AsyncBaseTransport:
+def open_transport(
+    *, max_connections: int, verify: ssl.SSLContext | bool = True, proxy: str = ""
+) -> httpx.AsyncBaseTransport:
     """Make the transport that talks to real banks. A call that finds `max_connections` busy waits, within its deadline.
 
     It resends nothing by itself. `verify` names the authorities that it trusts (True: those of the certifi package); variables
-    of the environment, which nobody sees, do not.
+    of the environment, which nobody sees, do not. `proxy` is the URL of a proxy, with a port, that leads to https banks.
     """
+    url = httpx.URL(proxy)
     return Http11Transport(
         tls=httpx.create_ssl_context(verify, trust_env=False),
         max_connections=max_connections,
         idle_seconds=IDLE_SECONDS,
         max_answer_bytes=MAX_ANSWER_BYTES,
+        proxy=Proxy(url.host, url.port) if url.port is not None else None,
     )
 
 
@@ -235,6 +240,8 @@ def _failed(error: Exception) -> NoAnswer:
                 return no_answer(f"its certificate {distrust}", our_setup=True)
             case ssl.SSLError(reason=reason) if reason in _OUR_CERTIFICATE_REFUSED:
                 return no_answer(f"it does not accept our certificate ({reason})", our_setup=True)
+            case NoTunnel(our_setup=our_setup):
+                return no_answer(str(cause), our_setup=our_setup)
         cause = cause.__cause__ or cause.__context__
     return no_answer(type(error).__name__)
 

@@ -34,9 +34,9 @@ OF_A_CARD = (DeclineReason.DECLINE_REASON_CARD_DECLINED,)
 class Judging:
     """Reads the files of a story's servers, and judges the story."""
 
-    def __init__(self, stage: Stage, bank: Bank, disk: Disk, servers: Servers, callers: Callers) -> None:
+    def __init__(self, stage: Stage, banks: Mapping[str, Bank], disk: Disk, servers: Servers, callers: Callers) -> None:
         self._stage = stage
-        self._bank = bank
+        self._banks = banks
         self._disk = disk
         self._servers = servers
         self._callers = callers
@@ -101,8 +101,8 @@ class Judging:
         observed = Observed(
             self._records,
             calls=self._callers.history,
-            movements=self._bank.movements,
-            bank_calls=self._bank.calls,
+            movements=[moved for bank in self._banks.values() for moved in bank.movements],
+            bank_calls=[call for bank in self._banks.values() for call in bank.calls],
             view=self._views[0] if self._views else None,
             sessions=[*servers.feeds.sessions, Session(0, self._disk.durable.records)],
             anchor=read_anchor(self._file) if servers.database is None else None,
@@ -151,6 +151,7 @@ class Judging:
         own book does not allow, but that its hold may have lapsed.
         """
         found, cards = [], {}
+        lied_about = set[str]().union(*(bank.lied_about for bank in self._banks.values()))
         for record in self._records:
             event = Event.FromString(record.event)
             kind = event.WhichOneof("kind")
@@ -158,7 +159,7 @@ class Judging:
                 cards[record.charge_id] = event.charge_requested.card.token
             if kind in ENDS:
                 self._stage.dice.met(str(kind))
-            if record.charge_id in self._bank.lied_about:
+            if record.charge_id in lied_about:
                 continue
             where = f"charge {record.charge_id}, position {record.position}"
             is_refused = event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED

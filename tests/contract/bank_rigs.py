@@ -1,6 +1,6 @@
 """A rig: one adapter with a bank behind it that follows orders. Every rig in RIGS runs the suites of the bank's contract.
 
-These are test_bank.py, test_bank_answers.py and test_bank_calling_off.py.
+These are test_bank.py, test_bank_answers.py, test_bank_calling_off.py and test_conformance.py.
 
 Banks differ in what they can do. A test, or one of its cases, that is about such an ability says so (`needs`), and is not
 there for a bank without it.
@@ -10,6 +10,7 @@ bank translates them into the faults of that bank's double. A rig's bank is a pr
 it, each under references of its own.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -17,9 +18,9 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Set
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from command_service.bank import Bank
+from command_service.bank.conformance.checks import OPENINGS
+from command_service.bank.conformance.subject import Between, Provoke, Subject
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.one_step import one_step_bank
 from command_service.bank.transport import open_transport
@@ -88,9 +91,15 @@ class Rig(Protocol):
     unknown_card: str
     declined_cards: Mapping[Kind, Mapping[str, DeclineReason]]
     """For each kind the cards for which the bank declines it, and nothing that must be executed before it."""
+    not_tried: Mapping[str, Collection[Kind]]
+    """The kinds for which a check of the conformance suite is not possible to try, by its name."""
 
     def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AbstractAsyncContextManager[Bank]:
         """Open an adapter with connections of its own, like one more process of ours."""
+        ...
+
+    def subject(self) -> Subject:
+        """Tell the conformance suite how to try the bank, and what can be provoked at it."""
         ...
 
     def trouble(self, on: str, fault: str, **details: Any) -> None:
@@ -137,6 +146,15 @@ class Rig(Protocol):
         ...
 
 
+def provoked(order: Callable[[str], None]) -> Provoke:
+    """Give an order to the bank's double as the conformance suite gives it."""
+
+    async def run(reference: str) -> None:
+        await asyncio.to_thread(order, reference)
+
+    return run
+
+
 class GatewayRig:
     """The two-step gateway, and gateway_mock."""
 
@@ -156,6 +174,13 @@ class GatewayRig:
         Kind.REFUND: {"tok_refund_declined": DeclineReason.CARD_DECLINED},
     }
 
+    not_tried: Mapping[str, Collection[Kind]] = {
+        "the customer's step is awaited, at one address": OPENINGS,
+        "when the customer has taken the step, it is executed once": OPENINGS,
+        "when the customer has failed, it is closed": OPENINGS,
+        "with nobody there for the step, it is closed": OPENINGS,
+    }
+
     def __init__(self, ledger: Path) -> None:
         self._ledger = ledger
         self._referee = httpx.Client(timeout=PATIENT_SECONDS, trust_env=False)
@@ -163,11 +188,25 @@ class GatewayRig:
 
     @asynccontextmanager
     async def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AsyncIterator[Bank]:
-        bank = gateway_bank(self._url, open_transport(max_connections=32, verify=NO_TLS), call_timeout_seconds)
+        bank = self._open(lambda wire: wire, call_timeout_seconds)
         try:
             yield bank
         finally:
             await bank.close()
+
+    def subject(self) -> Subject:
+        return Subject(
+            open_bank=self._open,
+            approved_card=self.approved_card,
+            other_card="tok_mastercard",
+            declined_cards=self.declined_cards,
+            expire=provoked(self.expire),
+            lapse=provoked(self.expire_hold),
+        )
+
+    def _open(self, between: Between, call_timeout_seconds: float = PATIENT_SECONDS) -> Bank:
+        wire = between(open_transport(max_connections=32, verify=NO_TLS))
+        return gateway_bank(self._url, wire, call_timeout_seconds)
 
     def trouble(self, on: str, fault: str, **details: Any) -> None:
         self._ask("POST", "/faults", json={"on": on, "fault": fault, **details})
@@ -249,15 +288,19 @@ class OneStepRig(GatewayRig):
     """The bank of one step, and gateway_mock."""
 
     abilities = frozenset()
+    not_tried: Mapping[str, Collection[Kind]] = {
+        **GatewayRig.not_tried,
+        "what has expired is never executed": tuple(Kind),
+        "after an expiry one more token is given": tuple(Kind),
+        "another amount or currency under a known token moves nothing": tuple(Kind),
+    }
 
-    @asynccontextmanager
-    async def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AsyncIterator[Bank]:
-        transport = open_transport(max_connections=32, verify=NO_TLS)
-        bank = one_step_bank(self._url + "/one-step", transport, call_timeout_seconds)
-        try:
-            yield bank
-        finally:
-            await bank.close()
+    def subject(self) -> Subject:
+        return replace(super().subject(), expire=None)
+
+    def _open(self, between: Between, call_timeout_seconds: float = PATIENT_SECONDS) -> Bank:
+        wire = between(open_transport(max_connections=32, verify=NO_TLS))
+        return one_step_bank(self._url + "/one-step", wire, call_timeout_seconds)
 
     def calls(self, *steps: str) -> list[str]:
         # The token is ours, and that a look-up finds nothing is heard twice.
@@ -278,8 +321,7 @@ def _running(make: type[GatewayRig], folder: Path) -> Iterator[Rig]:
         rig.stop()
 
 
-RIGS: Mapping[str, Callable[[Path], AbstractContextManager[Rig]]] = {
-    "gateway": partial(_running, GatewayRig),
-    "one_step": partial(_running, OneStepRig),
-}
+gateway_rig, one_step_rig = partial(_running, GatewayRig), partial(_running, OneStepRig)
+
+RIGS: Mapping[str, Callable[[Path], AbstractContextManager[Rig]]] = {"gateway": gateway_rig, "one_step": one_step_rig}
 ABILITIES: Mapping[str, Set[Ability]] = {"gateway": GatewayRig.abilities, "one_step": OneStepRig.abilities}

@@ -22,6 +22,7 @@ CHOSEN = {
     "test_bank.py": ["uvloop"],
     "test_bank_answers.py": ["uvloop"],
     "test_bank_calling_off.py": ["uvloop"],
+    "test_conformance.py": ["uvloop"],
     "test_gateway.py": ["uvloop"],
     "test_line.py": ["uvloop"],
 }
