@@ -25,6 +25,8 @@ CHOSEN = {
     "test_conformance.py": ["uvloop"],
     "test_gateway.py": ["uvloop"],
     "test_line.py": ["uvloop"],
+    "test_lines.py": ["uvloop"],
+    "test_tunnel.py": ["asyncio", "uvloop"],
 }
 
 
