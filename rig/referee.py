@@ -1,5 +1,6 @@
 """The bank's side, over its own HTTP: faults to order, the calls that it got, and the money that it moved."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,14 @@ class Referee:
     async def no_more_trouble(self) -> None:
         """Forget all faults."""
         (await self.http.delete("/faults")).raise_for_status()
+
+    # ------------------------------------------------------------ the customer
+    async def press(self, url: str, button: str) -> httpx.Response:
+        """Open the page of a step as its customer's browser does, and press "Confirm" or "Refuse". Returns what then comes."""
+        page = (await self.http.get(url)).raise_for_status().text
+        forms = re.findall(r'<form method="post" action="([^"]+)"><button>(\w+)</button></form>', page)
+        (action,) = [action for action, word in forms if word == button]
+        return await self.http.post(action)
 
     # ------------------------------------------------------------ calls and money
     async def calls(self, after: int = 0) -> list[dict[str, Any]]:
