@@ -1,7 +1,7 @@
 """The loops and the rigs: the bank's adapter is tested on the servers' loop, and its transport on both loops."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import uvloop
 from command_service.journal.postgres.place import PostgresPlace
 from rig.postgres import Node, wait_for
 from rig.postgres_pair import Pair
-from tests.contract.bank_rigs import RIGS, Rig
+from tests.contract.bank_rigs import ABILITIES, RIGS, Ability, Rig
 from tests.contract.moving import Places
 
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -34,6 +34,25 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {name: LOOPS[name] for name in CHOSEN.get(item.path.name, ["asyncio"])}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(ability): it is about something that not every bank can do")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about abilities that the rig's bank has not."""
+    left_out = [item for item in items if (needed := _needed(item)) and needed - _present(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _needed(item: pytest.Item) -> set[Ability]:
+    return {mark.args[0] for mark in item.iter_markers("needs")}
+
+
+def _present(item: pytest.Item) -> Set[Ability]:
+    return ABILITIES[str(item.callspec.params["shared_rig"])] if isinstance(item, pytest.Function) else frozenset()
 
 
 @pytest.fixture(scope="module", params=RIGS)

@@ -69,7 +69,7 @@ async def test_a_bank_that_executes_nothing_cannot_be_tried(rig: Rig) -> None:
 
 
 async def test_a_bank_that_does_not_accept_us_cannot_be_tried(rig: Rig) -> None:
-    rig.trouble("token", "refuse", status=401)
+    rig.trouble(rig.calls("token", "execute")[0], "refuse", status=401)
     with pytest.raises(CannotBeTried, match="does not accept us"):
         await found(rig.subject())
 
