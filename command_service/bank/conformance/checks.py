@@ -34,6 +34,10 @@ class NotPossible(Exception):
     """The rule cannot be tried at this bank; the text says why."""
 
 
+class Unanswered(NotPossible):
+    """The bank came to no answer."""
+
+
 class CannotBeTried(Exception):
     """Nothing can be tried at this bank; the text says why, and the way out."""
 
@@ -65,6 +69,8 @@ class NotTried:
     """The rule was not possible to try."""
 
     reason: str
+    is_silence: bool = False
+    """The bank came to no answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Promises 3, 5, 6 and 7: what is closed stays closed, and the customer's step moves nothing before it is taken."""
 
-from urllib.parse import urlsplit
-
+from command_service.address import is_address
 from command_service.bank.conformance.checks import KINDS, OPENINGS, Check, NotPossible
 from command_service.bank.conformance.trial import Trial, expect, named, the_only, unnamed
 from command_service.values import (
@@ -153,8 +152,7 @@ async def _customer_awaited(trial: Trial) -> None:
     if trial.subject.looks_up:
         answers.append(await trial.later(effect, look_up_first=True))
     expect(set(answers) == {wanted}, "repeated while the customer was awaited, the execute step gave", *answers)
-    address = urlsplit(wanted.url)
-    expect(address.scheme in ("http", "https") and bool(address.hostname), "its address is none", wanted)
+    expect(is_address(wanted.url), "its address is not one to which people can be sent", wanted)
     end = await trial.answer(named(effect))
     expect(end == CalledOff(), "called off while the customer was awaited, it was", end)
     await _stays(trial, effect, end)
