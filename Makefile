@@ -8,7 +8,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 	$(shell git rev-parse --verify --quiet HEAD~1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs postgres deploy-files demo test simulate prove bench lint format audit constraints clean
+.PHONY: help install run certs postgres deploy-files demo test test-banks simulate prove bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,17 @@ demo: install ## the story of a crash between the bank and the journal, in a few
 
 test: install ## run all tests
 	@$(BIN)/python -m pytest
+
+# Of the fakes that others wrote, one is from PyPI. Like the others it has a folder of its own, never beside the product.
+build/banks-venv/installed: tests/banks/requirements.txt
+	@echo "Setting up build/banks-venv/ (about half a minute) ..."
+	@test -x build/banks-venv/bin/pip || $(PYTHON) -m venv build/banks-venv
+	@build/banks-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+test-banks: install build/banks-venv/installed ## try the adapters at three fakes of Stripe that others wrote (needs Go and Node.js)
+	@$(BIN)/python -m tests.banks.programs
+	@$(BIN)/python -m pytest tests/banks
 
 SEEDS ?= 1000
 simulate: install ## SEEDS=n: tell n simulated stories, after finding every planted bug
@@ -91,6 +102,7 @@ constraints: ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet pyproject.toml --extra dev --output-file constraints.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml --output-file deploy/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml bench/requirements.in --output-file bench/requirements.txt
+	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet tests/banks/requirements.in --output-file tests/banks/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet .ci/audit.in --output-file .ci/audit.txt
 
 clean: ## remove everything that was made here, but what is in data/

@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import grpc
 import h11
@@ -30,7 +31,14 @@ READERS = 32
 READER_SECONDS = 5.0
 
 
-Figures = Mapping[str, float]
+class By(NamedTuple):
+    """A figure for each of a few names, which are told as a label; the empty name is told without it."""
+
+    label: str
+    figures: Mapping[str, float]
+
+
+Figures = Mapping[str, float | By]
 
 
 async def offer(
@@ -76,7 +84,15 @@ class _Gauges(Collector):
     def collect(self) -> Iterable[Metric]:
         """Take the figures once for all gauges."""
         figures = self._take()
-        return [GaugeMetricFamily(f"{self._prefix}_{name}", text, figures[name]) for name, text in self._texts.items()]
+        return [_gauge(f"{self._prefix}_{name}", text, figures[name]) for name, text in self._texts.items()]
+
+
+def _gauge(name: str, text: str, figure: float | By) -> Metric:
+    gauge = GaugeMetricFamily(name, text)
+    by_name = figure.figures if isinstance(figure, By) else {"": figure}
+    for each, number in by_name.items():
+        gauge.add_sample(name, {figure.label: each} if isinstance(figure, By) and each else {}, number)
+    return gauge
 
 
 class _Readers:

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,12 +40,14 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def setting(variable: str, parse: Callable[[str], T], default: Default, why: str) -> T:
+def setting(
+    variable: str, parse: Callable[[str], T], default: Default, why: str, *, instead_of: Sequence[str] = ()
+) -> T:
     """Declare a field read from `variable`; a default of None makes it required. `why` is shown with a problem.
 
-    A default may depend on the environment.
+    A default may depend on the environment. Where `variable` is set, those that it stands instead of must not be.
     """
-    metadata = {"variable": variable, "parse": parse, "default": default, "why": why}
+    metadata = {"variable": variable, "parse": parse, "default": default, "why": why, "instead_of": instead_of}
     # The type checker sees the field's own type; the dataclass sees its description.
     return dataclasses.field(metadata=metadata)  # type: ignore[no-any-return]  # dataclasses.field is typed as its value
 
@@ -64,6 +66,8 @@ def read(settings: type[T], environment: Mapping[str, str]) -> T:
             values[field.name] = field.metadata["parse"](text)
         except ValueError as error:
             problems.append(f"{variable}: {error} ({why})")
+        both = [other for other in field.metadata["instead_of"] if environment.get(variable) and environment.get(other)]
+        problems += [f"{variable} and {other} are both set: set one of them ({why})" for other in both]
     problems += _unknown(settings, environment)
     if problems:
         raise SettingsError("settings cannot be used:\n  " + "\n  ".join(problems))

@@ -18,6 +18,7 @@ def configure_logging(service: str) -> None:
     """Send structlog's entries and the warnings of libraries to standard error as JSON lines."""
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(serializer=_json),

@@ -7,10 +7,11 @@ journal's files, the connection to the bank, and the process's own end.
 
 import os
 import random
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,11 +29,15 @@ from chassis.watched import Watched
 from command_service.api import CommandService
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
+from command_service.bank.configured import Banks, read_banks
 from command_service.bank.gateway import Gateway
+from command_service.bank.kinds import KINDS, BankSettings
 from command_service.bank.line import Line
 from command_service.bank.lines import THE_ONLY_ONE, Lines
+from command_service.bank.routes import Route, rule
 from command_service.bank.transport import open_transport
 from command_service.bank.two_step import Dialect, TwoStepBank
+from command_service.bank.unconfigured import Unconfigured
 from command_service.duplicates import Recent
 from command_service.feed import Feed
 from command_service.intake import Intake, screened
@@ -139,38 +144,68 @@ class Parts:
         self.watched += made.watched
         return made
 
-    def wire(self) -> httpx.AsyncBaseTransport:
-        """Make the HTTP connections to the bank. Raises Unusable or SettingsError if its certificates cannot be used."""
-        folder, url = self.settings.bank_tls, httpx.URL(self.settings.bank_url)
-        if url.scheme == "http" and folder is not None:
+    @cached_property
+    def configured(self) -> Banks:
+        """The banks as the settings name them. Raises Unusable if their file cannot be used."""
+        chosen = self.settings
+        if chosen.banks is not None:
+            return read_banks(chosen.banks)
+        only = BankSettings(
+            THE_ONLY_ONE,
+            "two_step",
+            chosen.bank_url,
+            tls=chosen.bank_tls,
+            calls=chosen.bank_calls,
+            timeout_seconds=chosen.bank_timeout_seconds,
+        )
+        return Banks({THE_ONLY_ONE: only}, (Route({THE_ONLY_ONE: 1.0}),))
+
+    def wire(self, bank: BankSettings) -> httpx.AsyncBaseTransport:
+        """Make the HTTP connections to a bank. Raises Unusable or SettingsError if its certificates cannot be used."""
+        url = httpx.URL(bank.url)
+        if url.scheme == "http" and bank.tls is not None:
             raise SettingsError("COMMAND_BANK_TLS is set, and COMMAND_BANK_URL is http: is https meant?")
         if url.scheme == "http" and not is_loopback(url.host):
-            log.warning("the bank is called in plaintext: others may read the calls, and answer them")
-        if folder is None:
-            return open_transport(max_connections=self.settings.bank_calls)
-        made = ClientTls(folder, default_authorities=Path(certifi.where()))
-        self.watched.append(made.watched)
-        return open_transport(max_connections=self.settings.bank_calls, verify=made.context)
+            log.warning("the bank is called in plaintext: others may read the calls, and answer them", bank=bank.name)
+        verify: ssl.SSLContext | bool = True
+        if bank.tls is not None:
+            made = ClientTls(bank.tls, default_authorities=Path(certifi.where()))
+            self.watched.append(made.watched)
+            verify = made.context
+        return open_transport(max_connections=bank.calls, verify=verify, proxy=bank.proxy)
 
     def dialect(self) -> Dialect:
-        """Put the bank's own API over the wire."""
-        return Gateway(self.settings.bank_url, self.wire())
+        """Put the API of the bank without a name over its wire."""
+        return Gateway(self.settings.bank_url, self.wire(self.configured.banks[THE_ONLY_ONE]))
 
     def banks(self) -> Mapping[str, Bank]:
-        """Make the adapters of all banks, by their names."""
-        return {THE_ONLY_ONE: self.bank()}
+        """Make the adapters of all banks, by their names. Raises SettingsError if one cannot be made of its settings."""
+        if self.settings.banks is None:
+            return {THE_ONLY_ONE: self.bank()}
+        return {
+            name: KINDS[bank.kind](bank, self.wire(bank), self.watched) for name, bank in self.configured.banks.items()
+        }
 
     def bank(self) -> Bank:
         """Make the adapter of the bank without a name, over its dialect."""
         return TwoStepBank(self.dialect(), call_timeout_seconds=self.settings.bank_timeout_seconds)
 
-    def line(self, bank: Bank) -> Line:
-        """Make the line to the bank, with its breaker."""
-        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=self.settings.bank_calls)
+    def line(self, bank: Bank, *, calls_at_once: int, name: str = THE_ONLY_ONE) -> Line:
+        """Make the line to a bank, with its breaker."""
+        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=calls_at_once, name=name)
 
     def lines(self, banks: Mapping[str, Bank]) -> Lines:
         """Make the lines to all banks."""
-        return Lines({name: self.line(bank) for name, bank in banks.items()}, lambda _: (THE_ONLY_ONE,))
+        configured = self.configured
+        return Lines(
+            {
+                name: self.line(bank, calls_at_once=configured.banks[name].calls, name=name)
+                for name, bank in banks.items()
+            },
+            partial(rule, configured.routes),
+            lambda name: self.line(Unconfigured(), calls_at_once=1, name=name),
+            unnamed=configured.unnamed,
+        )
 
     def runner(self, journal: Journal, lines: Lines) -> Runner:
         """Make the loop."""

@@ -210,11 +210,11 @@ class Reception:
         return snapshot
 
     async def _open(self, command: Command, excess: Excess | None) -> Accepted:
-        bank = self._lines.choose(
-            command.request
-        )  # stored with the charge, if it turns out to be new, and never changed
+        # Stored with the charge, if it turns out to be new, and never changed.
+        bank, may_begin = self._lines.choose(command.request)
         command = replace(command, request=replace(command.request, bank=bank))
-        refusal = self._refusal(excess, bank) or await self._duplicate(command)
+        unreachable = None if may_begin else self._unreachable(bank)
+        refusal = unreachable or self._refusal(excess) or await self._duplicate(command)
         # Its place is kept before the append, and given back unless this call makes the charge: of two alike charges that come
         # together the second one is refused.
         is_noted = self._recent.note(command.request)
@@ -229,7 +229,9 @@ class Reception:
     async def _follow(self, command: Follow, snapshot: Snapshot, excess: Excess | None) -> Accepted:
         charge_id = command.wish.charge_id
         # Nothing keeps a void from calling off a charge under way: that is counted already, and the bank may be away.
-        refusal = self._refusal(excess, bank_of(snapshot.state)) if is_at_rest(snapshot.state) else None
+        refusal = None
+        if is_at_rest(snapshot.state):
+            refusal = self._unreachable(bank_of(snapshot.state)) or self._refusal(excess)
         try:
             accepted = await self._decide(command, snapshot, refusal)
         except OperationUnderWay:
@@ -269,13 +271,17 @@ class Reception:
             return Snapshot(charge_id)
         return await self._runner.load(charge_id)
 
-    def _refusal(self, excess: Excess | None, bank: str) -> CallFailed | None:
-        """The reason to refuse a command if it turns out to be new, or None. `excess`: the unfinished charges leave no room."""
+    def _unreachable(self, bank: str) -> BankUnreachable | None:
+        """The reason to refuse what is new at a bank that is spared, or that no setting names."""
         is_alone = len(self._leaders) <= 1  # this command is among them
         # While the bank is spared, one new charge at a time may be the probe: the bank may never answer those under way.
         line = self._lines.at(bank)
-        if line.is_spared and not (line.may_probe and is_alone):
-            return BankUnreachable(retry_after_seconds=line.retry_after_seconds)
+        if self._lines.lead_to(bank) and (not line.is_spared or (line.may_probe and is_alone)):
+            return None
+        return BankUnreachable(retry_after_seconds=line.retry_after_seconds)
+
+    def _refusal(self, excess: Excess | None) -> CallFailed | None:
+        """The reason to refuse a command if it turns out to be new, or None. `excess`: the unfinished charges leave no room."""
         match excess:
             case Excess.SERVER:
                 return TooManyUnfinished(retry_after_seconds=1.0)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -127,7 +126,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
                 chosen.metrics_listen,
                 "chargeonce",
                 {**TEXTS, **gate.TEXTS},
-                lambda: {**dataclasses.asdict(take_vitals()), **admission.figures()},
+                lambda: {**take_vitals().figures(), **admission.figures()},
                 admission,
                 tls,
             )

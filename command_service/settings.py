@@ -111,6 +111,14 @@ class Settings:
     bank_calls: int = setting(
         "COMMAND_BANK_CALLS", whole(1, 10_000), "128", "concurrent calls to the bank: more would only queue there"
     )
+    banks: Path | None = setting(
+        "COMMAND_BANKS",
+        optional_path,
+        "",
+        "the TOML file that names several banks and the rule by which one is chosen for a charge, instead of the settings of "
+        "the only bank; it is read at the start",
+        instead_of=("COMMAND_BANK_URL", "COMMAND_BANK_TLS", "COMMAND_BANK_TIMEOUT_SECONDS", "COMMAND_BANK_CALLS"),
+    )
     max_calls: int = setting("COMMAND_MAX_CALLS", whole(1, 100_000), "2000", "concurrent commands: each takes memory")
     max_unfinished: int = setting(
         "COMMAND_MAX_UNFINISHED",

@@ -176,6 +176,8 @@ class Movement:
     kind: str = "charge"
     card: str = ""
     on: str = ""
+    bank: str | None = None
+    """The name of the bank whose statement it is; None if there is one bank only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,8 @@ class BankCall:
     """For an execute: whether the journal's synced image held the token when the call was made."""
     kind: str = ""
     on: str = ""
+    bank: str | None = None
+    """The name of the bank that was called; None if there is one bank only."""
 
 
 @dataclass(frozen=True, slots=True)

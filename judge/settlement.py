@@ -32,6 +32,8 @@ def settled(movements: Sequence[Movement], found: Found) -> Iterator[Violation]:
         if operation.kind in OPENING and len(moved) == 1:
             by_key[charge.requested.tenant, operation.key] += 1
         for movement in moved:
+            if movement.bank not in (None, charge.requested.bank):
+                yield Violation("I5", where, f"the money moved at {movement.bank!r}, not {charge.requested.bank!r}")
             if not _is_ours(movement, charge, operation):
                 yield Violation("I5", where, "the bank moved something else than was requested")
             if movement.token not in operation.issued:
@@ -102,9 +104,12 @@ def asked(calls: Sequence[BankCall], movements: Sequence[Movement], found: Found
     settled_tokens = {movement.token for movement in movements}
     executed: dict[str, list[str]] = defaultdict(list)
     for call in calls:
+        reference = call.reference or reference_of.get(call.token, "")
+        if reference in found and call.bank not in (None, chosen := found[reference][0].requested.bank):
+            where = _named(found[reference], reference)
+            yield Violation("I5", where, f"the {call.step} step went to the bank {call.bank!r}, not {chosen!r}")
         if call.step == "look_up":
             continue
-        reference = call.reference or reference_of.get(call.token, "")
         if reference not in found:
             if call.step != "cancel" or reference:  # The bank's own token of a reference may be called off.
                 where = f"reference {reference or '?'}" + (f", token {call.token}" if call.token else "")

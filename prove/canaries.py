@@ -12,15 +12,14 @@ from typing import Any, TypeVar, cast
 
 from command_service.api import CommandService
 from command_service.bank import Bank
-from command_service.bank.breaker import Breaker
 from command_service.bank.line import Line
-from command_service.bank.lines import Lines
+from command_service.bank.lines import THE_ONLY_ONE, Lines
 from command_service.intake import Intake
 from command_service.journal import Journal
 from command_service.parts import Assembled, Parts
 from command_service.reception import Reception
 from command_service.runner import Runner
-from prove import database_bugs, journal_bugs, operation_bugs
+from prove import database_bugs, journal_bugs, operation_bugs, shape_bugs
 from prove.bank_bugs import ARefusalIsBelievedAtOnce, ChargedOnAMismatchingAnswer
 from prove.loop_bugs import (
     AnyVersion,
@@ -90,9 +89,10 @@ class AbandonedInTheExecuteStep(Parts):
 class BankCallsHaveNoLimit(Parts):
     """A burst of charges is a burst of calls."""
 
-    def line(self, bank: Bank) -> Line:
+    def line(self, bank: Bank, *, calls_at_once: int, name: str = THE_ONLY_ONE) -> Line:
         """Make a line that is never full."""
-        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=1_000_000)
+        del calls_at_once
+        return super().line(bank, calls_at_once=1_000_000, name=name)
 
 
 class NoPauseAfterAVainCall(Parts):
@@ -189,10 +189,18 @@ _CLASSES: tuple[type[Parts], ...] = (
     ChargedOnAMismatchingAnswer,
     ARefusalIsBelievedAtOnce,
     *operation_bugs.BUGS,
+    *shape_bugs.BUGS,
 )
-_BUGS = {re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower(): bug for bug in _CLASSES}
+
+
+def _named(bug: type[Parts]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower()
+
+
+_BUGS = {_named(bug): bug for bug in _CLASSES}
 OF_THE_VIEW = "checkpoint outside the transaction"
 OF_A_DATABASE = frozenset(database_bugs.BUGS)
+OF_OTHER_BANKS = frozenset(map(_named, shape_bugs.BUGS))
 NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW, *database_bugs.BUGS)
 
 

@@ -188,18 +188,18 @@ class Town:
 
     async def start_command(self, **more: str) -> None:
         """Start the command server; again on its own ports, if it was started before."""
-        await self.command.start(**{**self._of_command(), **more})
+        await self.command.start(**{**self._of_command("COMMAND_BANKS" in more), **more})
 
     async def start_command_unheard(self, log: int, **more: str) -> None:
         """Start the command server again with another descriptor for its log, without waiting until it serves."""
         await self.command.begin(log, **{**self._of_command(), **more})
 
-    def _of_command(self) -> dict[str, str]:
+    def _of_command(self, names_banks: bool = False) -> dict[str, str]:
         return {
             "COMMAND_LISTEN": self.command.serving.get("listen", free_address()),
             "COMMAND_FEED_LISTEN": self.command.serving.get("feed", free_address()),
             "COMMAND_JOURNAL": f"sqlite:///{self.journal}",
-            "COMMAND_BANK_URL": self.bank_url,
+            **({} if names_banks else {"COMMAND_BANK_URL": self.bank_url}),
         }
 
     async def start_query(self, **more: str) -> None:

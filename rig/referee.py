@@ -82,10 +82,8 @@ def bank_call(call: Mapping[str, Any]) -> BankCall:
     match step_of(call):
         case "look_up":
             return BankCall("look_up", reference, call["token"] or "")
-        case "execute":
-            return BankCall("execute", reference, call["path"].split("/")[2])
-        case "cancel":
-            return BankCall("cancel", reference, call["path"].split("/")[2])
+        case "execute" | "cancel" as step:
+            return BankCall(step, reference, call["token"] or "")
         case _:
             return BankCall("token", reference)  # the token it has is the answer's
 
@@ -95,4 +93,4 @@ def step_of(call: Mapping[str, Any]) -> str:
     if call["method"] == "GET":
         return "look_up"
     last = call["path"].rsplit("/", 1)[1]
-    return last if last in ("execute", "cancel") else "token"
+    return {"execute": "execute", "cancel": "cancel", "payments": "execute"}.get(last, "token")

@@ -192,7 +192,8 @@ class World:
     async def start(self, **more: str) -> None:
         """Start the command server, over the same journal if there is one."""
         self._settings.update(more)
-        await self._servers.command_up({"COMMAND_BANK_URL": self.bank_url, **self._settings})
+        only_bank = {} if "COMMAND_BANKS" in self._settings else {"COMMAND_BANK_URL": self.bank_url}
+        await self._servers.command_up({**only_bank, **self._settings})
         self.channel = grpc.aio.insecure_channel(str(self.running.listen))
         self.feed_channel = grpc.aio.insecure_channel(str(self.running.feed_listen))
         for channel in (self.channel, self.feed_channel):

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from enum import Enum
 
 from chassis.backoff import Backoff
-from command_service.values import Answer, NoAnswer
+from command_service.values import Answer, NoAnswer, Token
 
 # The longest pause, whatever the bank wishes: a charge that waits longer looks lost to the people who wait for it.
 LONGEST_PAUSE_SECONDS = 20.0
 PAUSES = Backoff(first_seconds=0.1, longest_seconds=LONGEST_PAUSE_SECONDS)
 """Between attempts for one charge that changed nothing."""
+# While a bank is spared and others take its new charges, one of these is sent to it all the same in so many seconds. It is the
+# probe if no charge waits at the bank, or if the bank never answers those that do.
+NEW_CHARGE_SECONDS = 60.0
 # The breaker opens after this many charges in a row without an answer, or refused because of our set-up. The bank may have
 # trouble with a few charges only: they pause by themselves, and only many would be a burden.
 UNANSWERED_TO_OPEN, SETUP_REFUSED_TO_OPEN = 10, 3
@@ -26,6 +29,11 @@ class Admission(Enum):
 
     CALL = "call"
     PROBE = "probe"
+
+
+def is_heard(answer: Answer) -> bool:
+    """Whether the bank was called for an answer. One that was not says nothing of how the bank is."""
+    return not isinstance(answer, Token) or answer.is_heard
 
 
 class Breaker:
@@ -43,6 +51,7 @@ class Breaker:
         self._newest = NoAnswer()  # of the newest unanswered call
         self._pause_seconds = 0.0  # 0: the breaker is closed
         self._probe_at = 0.0
+        self._new_charge_at = 0.0
         self._probing: asyncio.Event | None = None  # set when the probe that is under way has ended
 
     @property
@@ -54,6 +63,13 @@ class Breaker:
     def wants_probe(self) -> bool:
         """Whether the breaker is open, no probe is under way, and the next probe is due."""
         return self.is_open and self._probing is None and self._clock() >= self._probe_at
+
+    def tries_new_charge(self) -> bool:
+        """Whether a new charge is to find out if the bank answers again, though another bank would take it. One in a while."""
+        if not self.is_open or self._probing is not None or self._clock() < self._new_charge_at:
+            return False
+        self._new_charge_at = self._clock() + NEW_CHARGE_SECONDS
+        return True
 
     @property
     def retry_after_seconds(self) -> float:
@@ -86,6 +102,8 @@ class Breaker:
         if given is Admission.PROBE and self._probing is not None:
             self._probing.set()
             self._probing = None
+        if not is_heard(answer):
+            return
         if not isinstance(answer, NoAnswer):
             self._unanswered.clear()
             self._pause_seconds = 0.0
@@ -98,6 +116,8 @@ class Breaker:
         if given is Admission.PROBE or len(self._unanswered) >= (
             SETUP_REFUSED_TO_OPEN if answer.our_setup else UNANSWERED_TO_OPEN
         ):
+            if not self.is_open:
+                self._new_charge_at = self._clock() + NEW_CHARGE_SECONDS
             longer = LONGEST_PAUSE_SECONDS if answer.our_setup else max(1.0, self._pause_seconds * 2)
             self._pause_seconds = min(LONGEST_PAUSE_SECONDS, longer)
             self._probe_at = self._clock() + self._pause_seconds

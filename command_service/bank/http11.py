@@ -11,8 +11,10 @@ the exchange of the bytes (measured).
    function: a caller that does not trust the answer calls it before anything else is awaited, and the connection is never
    used again. A request with the extension `fresh` gets a new connection of its own: no answer to another request can come
    over it.
-4. It follows no redirect, decompresses nothing, takes no proxy and reads no environment. An answer of status 1xx is
-   skipped; but 101, which would be another protocol, is an error.
+4. It follows no redirect, decompresses nothing and reads no environment. An answer of status 1xx is skipped; but 101, which
+   would be another protocol, is an error.
+5. A proxy, if one is given, is asked to CONNECT (RFC 9110, 9.3.6), and TLS with the server begins behind it: the proxy can read
+   and change nothing. Without TLS it could, so nothing goes through it then, and nothing ever goes around it.
 
 The parser is llhttp, that of Node.js, in its strict mode. Each answer gets a new one, so that nothing of an answer can
 find its way into the next.
@@ -26,6 +28,8 @@ from typing import NamedTuple, cast
 
 import httptools
 import httpx
+
+from command_service.bank.tunnel import NoTunnel, Proxy, open_tunnel
 
 
 class Origin(NamedTuple):
@@ -58,7 +62,13 @@ class Http11Transport(httpx.AsyncBaseTransport):
     """
 
     def __init__(
-        self, *, tls: ssl.SSLContext, max_connections: int, idle_seconds: float, max_answer_bytes: int
+        self,
+        *,
+        tls: ssl.SSLContext,
+        max_connections: int,
+        idle_seconds: float,
+        max_answer_bytes: int,
+        proxy: Proxy | None = None,
     ) -> None:
         """`tls` names the authorities to trust. A call that finds `max_connections` busy waits for its turn, first come first.
 
@@ -73,6 +83,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         # closed by now, and connections that are not needed grow old.
         self._idle: dict[_Connection, float] = {}
         self._ageing: asyncio.TimerHandle | None = None
+        self._proxy = proxy
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -89,7 +100,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
     async def ask(self, origin: Origin, message: bytes, *, fresh: bool) -> Arrived:
         """Send a request, made by `written`, once, and read the answer whole. Cancelling ends the connection.
 
-        Raises OSError, ssl.SSLError or httpx.ProtocolError.
+        Raises OSError, ssl.SSLError, httpx.ProtocolError or NoTunnel.
         """
         async with self._turns:
             connection = await self._connection(origin, fresh=fresh)
@@ -117,14 +128,34 @@ class Http11Transport(httpx.AsyncBaseTransport):
             if connection.origin == origin and connection.is_quiet():
                 return connection
             connection.end()  # The server has just closed it; or it is another server's, and its place is needed.
-        scheme, host, port = origin
-        tls = self._tls if scheme == "https" else None
+        tls = self._tls if origin.scheme == "https" else None
+        host, port = origin.host.decode("ascii"), origin.port or (443 if tls else 80)
+        if self._proxy is not None:
+            return await self._connection_through(self._proxy, origin, host, port, tls)
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(origin, self._idle), host.decode("ascii"), port or (443 if tls else 80), ssl=tls
+            lambda: _Connection(origin, self._idle), host, port, ssl=tls
         )
         if tls is None and not connection.is_quiet():  # Over TLS a server may send session tickets first.
             connection.end()
             raise httpx.RemoteProtocolError("the server spoke before it was asked")
+        return connection
+
+    async def _connection_through(
+        self, proxy: Proxy, origin: Origin, host: str, port: int, tls: ssl.SSLContext | None
+    ) -> "_Connection":
+        if tls is None:
+            raise NoTunnel("nothing goes through a proxy without TLS", our_setup=True)
+        wire = await open_tunnel(proxy, host, port)
+        connection = _Connection(origin, self._idle)
+        connection.connection_made(wire)  # until there is TLS over it: it may end meanwhile
+        try:
+            encrypted = await asyncio.get_running_loop().start_tls(wire, connection, tls, server_hostname=host)
+        except BaseException:  # cancelled, too
+            wire.abort()
+            raise
+        if encrypted is None:
+            raise NoTunnel("the way through the proxy ended at once")
+        connection.connection_made(encrypted)
         return connection
 
     def _put_back(self, connection: "_Connection") -> None:

@@ -3,14 +3,19 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import structlog
+
 from chassis.slots import Slots
 from command_service.bank import Bank
-from command_service.bank.breaker import Breaker
+from command_service.bank.breaker import Breaker, is_heard
 from command_service.values import Answer, Effect, NoAnswer
 
 
 class Performed(NamedTuple):
-    """What came of a step. `calls` is 0 if the bank was not called, since a probe for another charge came to no answer."""
+    """What came of a step. `calls` is 0 if the bank was not called.
+
+    A probe for another charge has come to no answer, or the adapter knew the answer.
+    """
 
     answer: Answer
     calls: int
@@ -19,7 +24,9 @@ class Performed(NamedTuple):
 class Line:
     """The way to one bank, which all charges at this bank share."""
 
-    def __init__(self, bank: Bank, breaker: Breaker, *, calls_at_once: int) -> None:
+    def __init__(self, bank: Bank, breaker: Breaker, *, calls_at_once: int, name: str = "") -> None:
+        """`name` is the bank's, for the log."""
+        self._name = name
         self._bank = bank
         self._breaker = breaker
         self._slots = Slots(calls_at_once)
@@ -39,6 +46,10 @@ class Line:
         """Whether a call now would be let through to find out if the bank answers again."""
         return self._breaker.wants_probe and not self._slots.are_taken
 
+    def tries_new_charge(self) -> bool:
+        """Whether a new charge is to find out if the spared bank answers again, though another would take it. Now and then."""
+        return self._breaker.tries_new_charge()
+
     @property
     def retry_after_seconds(self) -> float:
         """When it may be worth coming back while the bank is spared."""
@@ -53,6 +64,8 @@ class Line:
         While the breaker is open, an unanswered probe is the answer to every waiting step.
         """
         tenant = effect.operation.request.tenant
+        if self._name:  # the caller is the charge's own task: all that it logs from now on says it
+            structlog.contextvars.bind_contextvars(bank=self._name)
         while True:
             await self._slots.take(tenant)  # held during the call only, never through a pause
             try:
@@ -64,7 +77,7 @@ class Line:
                         answer = await self._bank.perform(effect, look_up_first=look_up_first)
                     finally:  # a bank must not raise; if it does, a probe without an end would admit no call ever again
                         self._breaker.note(admitted, effect.operation.request.charge_id, answer)
-                    return Performed(answer, 1)
+                    return Performed(answer, int(is_heard(answer)))
             finally:
                 self._slots.give_back(tenant)
             if (unanswered := await self._breaker.pause()) is not None:

@@ -1,6 +1,7 @@
 """The lines to all banks, by the banks' names, and the choice of the bank for a new charge."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from command_service.bank.line import Line
 from command_service.values import Request
@@ -12,22 +13,52 @@ THE_ONLY_ONE = ""
 """The name of the bank that COMMAND_BANK_URL names, and of the bank of charges that were accepted before banks had names."""
 
 
+class Choice(NamedTuple):
+    """The bank for a charge, if it turns out to be new. `may_begin`: this bank takes a new charge now."""
+
+    bank: str
+    may_begin: bool
+
+
 class Lines:
     """The way to every bank."""
 
-    def __init__(self, lines: Mapping[str, Line], rule: Rule) -> None:
-        """The rule names banks of `lines` only."""
+    def __init__(
+        self, lines: Mapping[str, Line], rule: Rule, to_missing: Callable[[str], Line], *, unnamed: str = THE_ONLY_ONE
+    ) -> None:
+        """The rule names banks of `lines` only. `unnamed` is the bank of charges that name none, if it is one of `lines`.
+
+        `to_missing` makes the line of charges at a bank that is none of `lines`.
+        """
         self._lines = lines
         self._rule = rule
+        self._to_missing = to_missing
+        self._missing: dict[str, Line] = {}
+        self._unnamed = unnamed
+
+    def lead_to(self, bank: str) -> bool:
+        """Whether the bank of a charge is one of those that settings name."""
+        return (bank or self._unnamed) in self._lines
 
     def at(self, bank: str) -> Line:
         """Return the line to the bank of a charge, by the name that its request bears."""
-        return self._lines[bank]
+        if self.lead_to(bank):
+            return self._lines[bank or self._unnamed]
+        if bank not in self._missing:
+            self._missing[bank] = self._to_missing(bank)
+        return self._missing[bank]
 
-    def choose(self, request: Request) -> str:
-        """Choose the bank for a charge, if it turns out to be new: the first one of the rule's that is not spared."""
+    def choose(self, request: Request) -> Choice:
+        """Choose the bank for a charge, if it turns out to be new: the first one of the rule's that is not spared.
+
+        Among several, one that is spared is tried with a new charge now and then: else nobody might find it again.
+        """
         names = self._rule(request)
-        return next((name for name in names if not self._lines[name].is_spared), names[0])
+        for name in names:
+            line = self._lines[name]
+            if not line.is_spared or (len(names) > 1 and line.tries_new_charge()):
+                return Choice(name, may_begin=True)
+        return Choice(next((name for name in names if self._lines[name].may_probe), names[0]), may_begin=False)
 
     def __iter__(self) -> Iterator[tuple[str, Line]]:
         return iter(self._lines.items())

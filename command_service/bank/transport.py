@@ -20,6 +20,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Never, cast
 
@@ -27,6 +28,7 @@ import httpx
 import structlog
 
 from command_service.bank.http11 import Arrived, Http11Transport, Origin, lines, written
+from command_service.bank.tunnel import NoTunnel, Proxy
 from command_service.values import Evidence, NoAnswer, value
 
 MAX_BODY_BYTES = 64 * 1024  # An honest answer has 300 bytes; this is what a dishonest one may cost us in memory.
@@ -60,6 +62,8 @@ _HEADERS = [
 ]
 JSON_CONTENT = (b"Content-Type", b"application/json")
 """The header of a body that is JSON."""
+FORM_CONTENT = (b"Content-Type", b"application/x-www-form-urlencoded")
+"""The header of a body that is a form."""
 
 _WANTED = frozenset({b"content-encoding", b"content-type", b"retry-after"})
 
@@ -77,12 +81,16 @@ class Exchange:
     end_connection: Callable[[], None]
     """Ends the connection that brought it. It is called before anything else is awaited, or not at all."""
 
-    def json_object(self) -> Mapping[str, object] | None:
-        """The body, if it says that it is JSON and is one strict object: no key twice, no float, no NaN, no deep nest."""
+    def json_object(self, *, takes_fractions: bool = False) -> Mapping[str, object] | None:
+        """The body, if it says that it is JSON and is one strict object: no key twice, no float, no NaN, no deep nest.
+
+        A bank may have fractions where no amount stands: `takes_fractions` makes each a Decimal, never equal to an int's type.
+        """
         if self.content_type.partition(";")[0].strip().lower() != "application/json":
             return None
+        decoder = _JSON_WITH_FRACTIONS if takes_fractions else _JSON
         try:
-            said = _JSON.decode(self.body.decode())  # UTF-8 and nothing else: given bytes, json guesses.
+            said = decoder.decode(self.body.decode())  # UTF-8 and nothing else: given bytes, json guesses.
         except (ValueError, RecursionError):
             return None
         return said if isinstance(said, dict) else None
@@ -92,17 +100,21 @@ class Exchange:
         return Evidence(fields, self.status, len(self.body), hashlib.sha256(self.body).digest())
 
 
-def open_transport(*, max_connections: int, verify: ssl.SSLContext | bool = True) -> httpx.AsyncBaseTransport:
+def open_transport(
+    *, max_connections: int, verify: ssl.SSLContext | bool = True, proxy: str = ""
+) -> httpx.AsyncBaseTransport:
     """Make the transport that talks to real banks. A call that finds `max_connections` busy waits, within its deadline.
 
     It resends nothing by itself. `verify` names the authorities that it trusts (True: those of the certifi package); variables
-    of the environment, which nobody sees, do not.
+    of the environment, which nobody sees, do not. `proxy` is the URL of a proxy, with a port, that leads to https banks.
     """
+    url = httpx.URL(proxy)
     return Http11Transport(
         tls=httpx.create_ssl_context(verify, trust_env=False),
         max_connections=max_connections,
         idle_seconds=IDLE_SECONDS,
         max_answer_bytes=MAX_ANSWER_BYTES,
+        proxy=Proxy(url.host, url.port) if url.port is not None else None,
     )
 
 
@@ -235,6 +247,8 @@ def _failed(error: Exception) -> NoAnswer:
                 return no_answer(f"its certificate {distrust}", our_setup=True)
             case ssl.SSLError(reason=reason) if reason in _OUR_CERTIFICATE_REFUSED:
                 return no_answer(f"it does not accept our certificate ({reason})", our_setup=True)
+            case NoTunnel(our_setup=our_setup):
+                return no_answer(str(cause), our_setup=our_setup)
         cause = cause.__cause__ or cause.__context__
     return no_answer(type(error).__name__)
 
@@ -255,3 +269,4 @@ _JSON = json.JSONDecoder(
     parse_float=_refuse,  # 1e3 is an amount to some and garbage to others.
     parse_constant=_refuse,
 )
+_JSON_WITH_FRACTIONS = json.JSONDecoder(object_pairs_hook=_each_key_once, parse_float=Decimal, parse_constant=_refuse)

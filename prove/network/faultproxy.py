@@ -36,6 +36,8 @@ class Kind(StrEnum):
     """Bytes of this way are not read any more, as by a reader that does not read."""
     THROTTLE = "throttle"
     """From now on a byte each `seconds`."""
+    LOSE_ANSWER = "lose_answer"
+    """What goes up gets through. What comes down after it does not: `seconds` after its first byte both ends are closed."""
     DUPLICATE = "duplicate"
     """What goes up within `seconds` is sent a second time after that, over a link of its own."""
     FORGE = "forge"
@@ -69,6 +71,8 @@ class _Link:
     fault: Fault | None = None
     left_bytes: int = 0
     copied: bytearray | None = None
+    silence_seconds: float | None = None
+    """How long the link is silent, once an answer that is to be lost has come. None: no answer is to be lost."""
     has_fired: bool = False
     is_dark: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -181,6 +185,11 @@ class Proxy:
                 continue
             if sink.is_closing():
                 break
+            if link.silence_seconds is not None and way is Way.DOWN:
+                self.fired[Kind.LOSE_ANSWER] += 1
+                await asyncio.sleep(link.silence_seconds)
+                link.end(reset=False)
+                break
             if link.fault is None and (fault := self._claim(way, chunk)) is not None:
                 link.fault, link.left_bytes = fault, fault.after_bytes
             if link.fault is not None and link.fault.way is way:
@@ -215,7 +224,7 @@ class Proxy:
             link.left_bytes -= len(chunk)
             return chunk
         passed, rest, link.left_bytes = chunk[: link.left_bytes], chunk[link.left_bytes :], 0
-        if fault.kind is not Kind.DUPLICATE and not link.has_fired:
+        if fault.kind not in (Kind.DUPLICATE, Kind.LOSE_ANSWER) and not link.has_fired:
             self.fired[fault.kind] += 1
         link.has_fired = True
         if passed:
@@ -239,6 +248,9 @@ class Proxy:
                     sink.write(bytes([byte]))
                     await sink.drain()
                     await asyncio.sleep(fault.seconds)
+            case Kind.LOSE_ANSWER:
+                link.silence_seconds = fault.seconds
+                return rest
             case Kind.DUPLICATE:
                 if link.copied is None:
                     link.copied = bytearray()

@@ -141,9 +141,19 @@ class Callers:
                     self._dice.fired["other_body"] += 1
                 elif call.reason in FOR_GOOD and call.reason != "INVALID_REQUEST":
                     self._dice.fired["other_refusal"] += 1
-                if call.status not in (0, PENDING) or call.reason in FOR_GOOD or self._dice.is_over:
+                if is_decided(call) or call.reason in FOR_GOOD or self._dice.is_over:
                     break
                 await asyncio.sleep(self._dice.uniform(0.0, 2.0))
+
+
+def is_decided(call: Call) -> bool:
+    """Whether it was told an outcome."""
+    return call.status not in (0, PENDING) and not awaits_customer(call)
+
+
+def awaits_customer(call: Call) -> bool:
+    """Whether it was told that the bank wants a step of the customer."""
+    return call.operation == "charge" and call.status == ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
 
 
 def _status(call: Call) -> str:
@@ -165,6 +175,7 @@ def _request(op: Op, not_after: int) -> Request:
     request.card.token, request.amount.minor_units, request.amount.currency_code = op.card, op.amount or 0, op.currency
     if op.is_held:
         request.capture = CaptureMode.CAPTURE_MODE_MANUAL
+    request.off_session = op.is_off_session
     if not_after:
         request.not_after.FromMicroseconds(not_after)
     match op.spoiled:

@@ -57,6 +57,8 @@ class Op:
     is_held: bool = False
     not_after_seconds: float | None = None
     """How long after the first try the charge may still be executed."""
+    is_off_session: bool = False
+    """Nobody is there to take a step that the bank may want."""
 
 
 def charge(chance: random.Random, keys: Sequence[str], horizon: float) -> Op:

@@ -1,21 +1,18 @@
-"""A story's plan: everything that a seed decides before it begins, and the chance that it rolls while it runs.
+"""A story's plan: everything that a seed decides before it begins.
 
-A plan is a swarm: in each story some kinds of fault are off, most are rare, a few are wildly up. Each kind has a stream of
-chance of its own, so that leaving one out leaves the others nearly as they were. That is what lets a failing story be shrunk:
-a `Mask` leaves out clients, their calls, kinds of fault, and single firings.
+A plan is a swarm: in each story some kinds of fault are off, most are rare, a few are wildly up. A `Mask` leaves something out
+of it: clients, their calls, kinds of fault, and single firings.
 """
 
+import math
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
-from prove.simulation import ops
+from prove.simulation import ops, shapes
 from prove.simulation.ops import Op
+from prove.simulation.shapes import BankPlan
 from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE
-
-T = TypeVar("T")
 
 # Faults of single calls, commits and messages, each with the highest weight that still lets stories come to something.
 CALL_FAULTS = {
@@ -68,7 +65,7 @@ CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", 
 # What came of it in the end, by the journal.
 ENDS = (
     *("authorized", "captured", "voided", "refunded", "charge_called_off", "not_after_passed", "authorization_expired"),
-    *("operation_declined", "operation_abandoned"),
+    *("operation_declined", "operation_abandoned", "action_required"),
 )
 
 
@@ -97,6 +94,8 @@ LATER = {
 }
 # From this seed on several command servers share a journal in a PostgreSQL of two nodes. All others stay what they were.
 SHARED = 1_000_000
+# From this seed on a story is of banks of every shape, alone or two together, and of customers who take their step or do not.
+BANKS = 2_000_000
 # What goes wrong between these servers and their database, and at its nodes, in the same terms as above.
 DATABASE_FAULTS = {
     "pg_cut_before": 0.1,
@@ -117,9 +116,31 @@ DATABASE_WEATHER = (
     "pause_command",
 )
 STORIES_WITHOUT_LEASES = 1 / 8
+# What customers do, by whom a bank wants a step, and what befalls one bank of several.
+CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.3, "customer_refuses": 0.5}
+BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
+STORIES_OF_FORGOTTEN_KEYS = 0.5
+# Clocks that differ by more than an adapter's room are another story.
+CLOCK_JUMP_SECONDS = 5.0
+# The customer's step is looked for every thirtieth of a charge's age, at the most every five minutes, and a clock that jumps
+# makes a charge old.
+REST_OF_CUSTOMERS_SECONDS = 400.0
 # At rest after faults everything must be well within a minute.
 DATABASE_WEATHER_SECONDS = 8.0
-KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *DATABASE_FAULTS, *DATABASE_SEQUELS, *DATABASE_WEATHER, *CLIENTS, *ENDS)
+KINDS = (
+    *CALL_FAULTS,
+    *WEATHER,
+    *LATER,
+    *DATABASE_FAULTS,
+    *DATABASE_SEQUELS,
+    *DATABASE_WEATHER,
+    *CUSTOMERS,
+    "customer_confirms",
+    "bank_silent",
+    "key_forgotten",
+    *CLIENTS,
+    *ENDS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +150,8 @@ class Weather:
     at: float
     kind: str
     seconds: float
+    bank: str | None = None
+    """The bank that it comes over, if it is such a weather; None: over all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +191,19 @@ class Plan:
     """The command servers that share a database; 0: there is one server, with a file."""
     ignores_leases: bool = False
     """Each of them drives every charge."""
+    banks: Sequence[BankPlan] = (BankPlan(),)
+    clock_jump_seconds: float = 3_600.0
+    """The furthest that a clock jumps."""
+    rest_seconds: float = 60.0
+    """What the product promises: how long after faults have stopped everything is at rest."""
 
 
 def plan_of(seed: int) -> Plan:
     """Make the plan of a seed."""
-    return _alone(seed) if seed < SHARED else _shared(_alone(seed))
+    plan = _alone(seed)
+    if seed < SHARED:
+        return plan
+    return _shared(plan) if seed < BANKS else _of_banks(plan)
 
 
 def _shared(plan: Plan) -> Plan:
@@ -203,6 +234,45 @@ def _shared(plan: Plan) -> Plan:
         grid_seconds=grid_seconds,
         servers=servers,
         ignores_leases=ignores_leases,
+    )
+
+
+def _of_banks(plan: Plan) -> Plan:
+    """The same, at banks of other shapes, or at several."""
+    chance = random.Random(f"banks {plan.seed}")
+    banks = shapes.banks(chance)
+    weights = {**plan.weights}
+    for kind, most in CUSTOMERS.items():
+        if chance.random() < 0.6:
+            weights[kind] = most * chance.uniform(0.1, 1.0)
+    # Each bank has a weather of its own.
+    weather = [
+        replace(event, bank=chance.choice(banks).name) if event.kind in BANK_WEATHER else event
+        for event in plan.weather
+    ]
+    for _ in range(chance.choice((0, 0, 1))):
+        seconds = chance.choice((2.0, 8.0, 25.0)) * chance.uniform(0.5, 1.5)
+        weather.append(
+            Weather(chance.uniform(0.0, plan.horizon_seconds), "bank_silent", seconds, chance.choice(banks).name)
+        )
+    horizon, forgetful = plan.horizon_seconds, [bank for bank in banks if bank.key_seconds < math.inf]
+    if forgetful and chance.random() < STORIES_OF_FORGOTTEN_KEYS:
+        bank = chance.choice(forgetful)
+        away_seconds = bank.key_seconds * chance.uniform(0.8, 1.4)
+        weather.append(Weather(chance.uniform(0.0, horizon), "bank_down", away_seconds, bank.name))
+        horizon += away_seconds + chance.uniform(0.0, 60.0)
+    weather.sort(key=lambda event: event.at)
+    asks = any(bank.kind != shapes.ONE_STEP for bank in banks)
+    return replace(
+        plan,
+        banks=banks,
+        horizon_seconds=horizon,
+        clients=[[shapes.with_customer(op) for op in ops] for ops in plan.clients] if asks else plan.clients,
+        clock_jump_seconds=CLOCK_JUMP_SECONDS if forgetful else plan.clock_jump_seconds,
+        weights=weights,
+        weather=weather,
+        token_seconds=chance.choice(shapes.STEP_SECONDS),
+        rest_seconds=REST_OF_CUSTOMERS_SECONDS,
     )
 
 
@@ -268,58 +338,3 @@ def _alone(seed: int) -> Plan:
         hold_seconds=hold_seconds,
         late_factor=LONG_LATE_FACTOR if is_long else 1.0,
     )
-
-
-class Dice:
-    """The chance that a story rolls while it runs."""
-
-    def __init__(self, plan: Plan, mask: Mask) -> None:
-        self._plan = plan
-        self._mask = mask
-        self._streams: dict[str, random.Random] = {}
-        self._firings: Counter[str] = Counter()
-        self._world = random.Random(f"world {plan.seed}")
-        self.is_over = False
-        """Faults have stopped."""
-        self.fired: Counter[str] = Counter()
-
-    @property
-    def drawn(self) -> dict[str, int]:
-        """How often each kind was drawn, whether or not it came to happen: what a mask's firings are numbered by."""
-        return dict(self._firings)
-
-    def fires(self, kind: str) -> bool:
-        """Whether a fault happens now; it counts as fired then."""
-        if not self.draws(kind):
-            return False
-        self.fired[kind] += 1
-        return True
-
-    def draws(self, kind: str) -> bool:
-        """Whether a fault is to happen later. Who makes it happen counts it then: until then it may find nothing to harm."""
-        weight = self._plan.weights.get(kind)
-        if weight is None or self.is_over or kind in self._mask.kinds:
-            return False
-        stream = self._streams.get(kind)
-        if stream is None:
-            stream = self._streams[kind] = random.Random(f"{kind} {self._plan.seed}")
-        if stream.random() >= weight:
-            return False
-        self._firings[kind] += 1
-        return (kind, self._firings[kind]) not in self._mask.firings
-
-    def met(self, kind: str) -> None:
-        """A call or a commit meets what was there before it, such as a bank that is down: that counts as fired."""
-        self.fired[kind] += 1
-
-    def uniform(self, low: float, high: float) -> float:
-        """A number between two."""
-        return low + (high - low) * self._world.random()
-
-    def pick(self, things: Sequence[Any]) -> Any:
-        """One of several."""
-        return things[int(self._world.random() * len(things))]
-
-    def whole(self, low: int, high: int) -> int:
-        """A whole number from low to high."""
-        return low + int(self._world.random() * (high - low + 1))

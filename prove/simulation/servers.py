@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import random
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, cast
@@ -20,7 +20,6 @@ from command_service.journal.postgres.store import PostgresStore
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.journal.store import Store
 from command_service.owners import Owners
-from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.database_bugs import WithoutLeases
 from prove.simulation.bank import Bank
@@ -29,9 +28,8 @@ from prove.simulation.disk import Disk
 from prove.simulation.feeds import Feeds
 from prove.simulation.host import Connection, Process, ProcessEnded
 from prove.simulation.loop import PROCESS
-from prove.simulation.pressure import Pressure
 from prove.simulation.stage import Stage
-from prove.simulation.wire import Wire
+from prove.simulation.ways import BANK_URL, WaysToBanks
 from query_service.parts import Parts as QueryParts
 from query_service.settings import Settings as QuerySettings
 from query_service.subscriber import FeedLost, OpenFeed
@@ -43,7 +41,6 @@ FILES_READ_EVERY = 8
 # Half of the command servers' lives are over within some 130 callbacks, half of the query servers' within some 60, and a
 # start takes some twenty: a process that is chosen to die is mostly still there then.
 STARTING_CALLBACKS, LIVING_CALLBACKS = 30, 250
-BANK_URL = "http://bank.test"
 DEFAULTS = settings.read(Settings, {})
 # What a server says that finds no database in time: its operators start it again.
 NO_PRIMARY = "no primary of the database has served"
@@ -54,12 +51,17 @@ class Servers:
     """The processes that live on a disk: what starts them, and what ends them."""
 
     def __init__(
-        self, stage: Stage, disk: Disk, bank: Bank, database: Database | None, parts: "type[SimulatedParts]"
+        self,
+        stage: Stage,
+        disk: Disk,
+        banks: Mapping[str, Bank],
+        database: Database | None,
+        parts: "type[SimulatedParts]",
     ) -> None:
         """With a database the command servers share the journal in it; without one there is one, with a file."""
         self.stage = stage
         self.disk = disk
-        self.bank = bank
+        self.banks = banks
         self.database = database
         self.processes: dict[str, Process] = {}
         self.feeds = Feeds(stage, disk.durable, self.a_command)
@@ -248,7 +250,7 @@ class SimulatedQueryParts(QueryParts):
         return partial(self._servers.feeds.open, self._process.name)
 
 
-class SimulatedParts(Parts):
+class SimulatedParts(WaysToBanks):
     """The product's own parts, on the story's clock, disk and bank. A planted bug overrides one of them."""
 
     query_parts: type[SimulatedQueryParts] = SimulatedQueryParts
@@ -267,7 +269,10 @@ class SimulatedParts(Parts):
                 max_unfinished=plan.max_unfinished,
                 abandon_after_seconds=plan.abandon_after_seconds,
                 max_calls=plan.max_calls,
-            )
+            ),
+            servers.stage,
+            servers.banks,
+            servers.disk.durable.tokens.__contains__,
         )
         self._servers = servers
         self._stage = servers.stage
@@ -317,13 +322,6 @@ class SimulatedParts(Parts):
     def rhythm(self) -> Rhythm:
         """Wait for few turns: here turns cost no time, and commits are to fall between all that others do."""
         return Rhythm(turns_before_commit=self._stage.plan.seed % 3)
-
-    def wire(self) -> Wire:
-        """Connect to the simulated bank."""
-        stage, servers = self._stage, self._servers
-        is_durable = servers.disk.durable.tokens.__contains__
-        pressure = Pressure(stage.plan.bank_calls, stage.loop.time, stage.broke)
-        return Wire(servers.bank, stage.dice, stage.outside, is_durable, stage.note, pressure)
 
     def feed(self, journal: Journal) -> Feed:
         """Make a feed whose heartbeat the plan names."""

@@ -1,5 +1,7 @@
 """The weather of a story: harm that begins at a time and lasts for a while, such as a bank that is down or a full disk."""
 
+from collections.abc import Mapping, Sequence
+
 from prove.simulation.bank import Bank
 from prove.simulation.disk import Disk
 from prove.simulation.outages import Outages
@@ -11,12 +13,14 @@ LASTING = ("bank_down", "unauthorized", "disk_full", "clock_before_1970")
 
 
 class Sky:
-    """Brings the plan's weather over a bank, a disk and servers."""
+    """Brings the plan's weather over banks, a disk and servers."""
 
-    def __init__(self, stage: Stage, bank: Bank, disk: Disk, servers: Servers, outages: Outages | None) -> None:
+    def __init__(
+        self, stage: Stage, banks: Mapping[str, Bank], disk: Disk, servers: Servers, outages: Outages | None
+    ) -> None:
         """`outages` are those of the database, if there is one."""
         self._stage = stage
-        self._bank = bank
+        self._banks = banks
         self._disk = disk
         self._servers = servers
         self._outages = outages
@@ -44,13 +48,15 @@ class Sky:
                 if not view.alive or not view.is_up:
                     return
                 view.start(servers.stop(view))
-            case "bank_down" | "unauthorized" | "clock_before_1970" | "disk_full":
-                self._set(event.kind, is_on=True)
-                stage.later(event.seconds, self.end, event.kind)
+            case "bank_down" | "bank_silent" | "unauthorized" | "clock_before_1970" | "disk_full":
+                self._set(event.kind, event.bank, is_on=True)
+                stage.later(event.seconds, self.end, event.kind, event.bank)
             case "bank_restart":
-                self._bank.lives += 1
+                for bank in self._over(event.bank):
+                    bank.lives += 1
             case "clock_jump":
-                stage.clock_offset += int(dice.uniform(-3_600e6, 3_600e6))
+                furthest = stage.plan.clock_jump_seconds * 1e6
+                stage.clock_offset += int(dice.uniform(-furthest, furthest))
             case kind if kind.startswith("pg_"):
                 if self._outages is None or not self._outages.begin(event):
                     return
@@ -58,12 +64,12 @@ class Sky:
                 return
         if event.kind not in MET:
             dice.fired[event.kind] += 1
-        stage.note("weather", event.kind, f"{event.seconds:.1f} s")
+        stage.note("weather", event.kind, *([event.bank] if event.bank else []), f"{event.seconds:.1f} s")
 
-    def end(self, kind: str) -> None:
+    def end(self, kind: str, bank: str | None = None) -> None:
         """End a weather that lasts."""
-        self._set(kind, is_on=False)
-        self._stage.note("weather", kind, "ends")
+        self._set(kind, bank, is_on=False)
+        self._stage.note("weather", kind, *([bank] if bank else []), "ends")
 
     def clear(self) -> None:
         """End all faults, for the rest of the story."""
@@ -71,16 +77,25 @@ class Sky:
         self._stage.note("weather", "faults stop")
         for kind in LASTING:
             self.end(kind)
-        self._bank.token_seconds = 900.0
+        for bank in self._banks.values():
+            bank.calm()
         for process in self._servers.processes.values():
             process.ticks_left = 0
 
-    def _set(self, kind: str, *, is_on: bool) -> None:
+    def _over(self, bank: str | None) -> Sequence[Bank]:
+        return [*self._banks.values()] if bank is None else [self._banks[bank]]
+
+    def _set(self, kind: str, bank: str | None, *, is_on: bool) -> None:
         match kind:
             case "bank_down":
-                self._bank.is_down = is_on
+                for each in self._over(bank):
+                    each.is_down = is_on
+            case "bank_silent":
+                for each in self._over(bank):
+                    each.is_silent = is_on
             case "unauthorized":
-                self._bank.is_unauthorized = is_on
+                for each in self._over(bank):
+                    each.is_unauthorized = is_on
             case "clock_before_1970":
                 self._stage.is_clock_unset = is_on
             case "disk_full":

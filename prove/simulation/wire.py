@@ -7,44 +7,23 @@ import asyncio
 import contextvars
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
 
 import httpx
 
 from command_service.bank.transport import target_of
-from gateway_mock.model import Transaction
-from prove.simulation.bank import Bank, Reply, as_reply
+from prove.simulation.bank import Asked, Bank, Chaos, Reply, as_reply
 from prove.simulation.pressure import Pressure
 
 # Longer than any pause of ours, negative, and nonsense.
 RETRY_AFTERS = ("1", "1000000000", "-5", "soon", "Wed, 21 Oct 2076 07:28:00 GMT", "9" * 400)
 BEFORE = (
     *("lose_request", "hang_before", "error_before", "throttled", "redirect", "refuse", "in_progress"),
-    "forget_token",  # the last of them, and no fault of a token step
+    "forget_token",  # the last of them: there may be nothing to forget
 )
 AFTER = ("lose_answer", "hang_after", "error_after", "garbage", "half_body", "huge_body", "slow_body")
 LIES = ("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "wrong_card", "contradict", "mixed_up")
 LATER_LIES = ("wrong_kind", "wrong_on")
 OTHERWISE = ("delay_request", "duplicate", "late_duplicate", "expire_token")
-
-# Answers to somebody else's question. They come over a connection that served before, and over no other.
-STRAYS: tuple[tuple[int, dict[str, object]], ...] = (
-    (409, {"error": "refused"}),
-    (404, {"error": "token_unknown"}),
-    (404, {"error": "reference_unknown"}),
-    (410, {"error": "token_expired"}),
-    (202, {"result": "in_progress"}),
-    (200, {"result": "declined", "reason": "card_declined", "transaction_id": None}),
-)
-
-
-class Chaos(Protocol):
-    """Whether a fault happens now. Each asking is a draw of the seed's; a yes counts as fired."""
-
-    def fires(self, kind: str) -> bool: ...  # noqa: D102  # the class says it
-    def met(self, kind: str) -> None: ...  # noqa: D102
-    def uniform(self, low: float, high: float) -> float: ...  # noqa: D102
-    def pick(self, things: Any) -> Any: ...  # noqa: D102
 
 
 class Wire(httpx.AsyncBaseTransport):
@@ -73,10 +52,11 @@ class Wire(httpx.AsyncBaseTransport):
         """Send a request; its answer comes, or does not."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Reply | Exception] = loop.create_future()
-        call = _OneCall(self, request, answer, self._bank.lives)
+        bank, key = self._bank, request.headers.get("idempotency-key", "")
+        asked = bank.asked(request.method, target_of(request), request.content, key)
+        call = _OneCall(self, asked, answer, is_fresh=bool(request.extensions.get("fresh")))
         loop.call_later(self._chaos.uniform(0.001, 0.03), call.arrive, context=self._world)
-        about = call._target, call._body
-        with self._pressure.call(self._bank.charge_of(*about), self._bank.reference_of(*about)):
+        with self._pressure.call(bank.charge_of(asked), bank.reference_of(asked)):
             reply = await answer
         if isinstance(reply, Exception):
             raise reply
@@ -104,20 +84,17 @@ class _OneCall:
     """One request on its way. Its faults are drawn when it arrives, so that they are about what it meets there."""
 
     def __init__(
-        self, wire: Wire, request: httpx.Request, answer: "asyncio.Future[Reply | Exception]", life: int
+        self, wire: Wire, asked: Asked, answer: "asyncio.Future[Reply | Exception]", *, is_fresh: bool
     ) -> None:
         self._wire = wire
         self._bank, self._chaos, self._note = wire._bank, wire._chaos, wire._note
-        self._method = request.method
-        self._target = target_of(request)
-        self._body = request.content
-        self._is_fresh = bool(request.extensions.get("fresh"))
+        self._asked = asked
+        self._step = asked.step
+        self._is_fresh = is_fresh
         self._answer = answer
-        self._life = life
-        path = self._target.split("?")[0].strip("/").split("/")
-        self._step = "look_up" if request.method == "GET" else path[-1] if len(path) > 1 else "token"
+        self._life = wire._bank.lives
         # Asked when the request leaves: later the journal may have caught up.
-        self._durable = wire._is_durable(path[1]) if self._step in ("execute", "cancel") else None
+        self._durable = wire._is_durable(asked.token) if self._step in ("execute", "cancel") else None
 
     def _later(self, seconds: float, what: Callable[..., None], *args: object) -> None:
         asyncio.get_running_loop().call_later(seconds, what, *args, context=self._wire._world)
@@ -137,10 +114,14 @@ class _OneCall:
             chaos.met("bank_down")
             self._note("bank", self._step, "nobody is there")
             return self._end(httpx.ConnectError("refused"))
+        if bank.is_silent:
+            chaos.met("bank_silent")
+            return self._note("bank", self._step, "hears, and is silent")
         if bank.is_unauthorized:
             chaos.met("unauthorized")
             return self._reply((401, {}, b'{"error": "unauthorized"}'), "401")
-        possible = BEFORE[:-1] if self._step == "token" else BEFORE  # there is no token yet to be forgotten
+        forgotten = bank.oblivion(self._asked)
+        possible = BEFORE[:-1] if forgotten is None else BEFORE
         fault = next((kind for kind in possible if chaos.fires(kind)), None)
         match fault:
             case "lose_request":
@@ -157,10 +138,10 @@ class _OneCall:
             case "refuse":
                 self._lie()
                 status = 404 if self._step == "look_up" else chaos.pick((400, 404, 409, 422))
-                return self._reply(as_reply(status, {"error": "refused"}), fault)
+                return self._reply(as_reply(status, bank.refusal(self._asked)), fault)
             case "forget_token":
                 self._lie()
-                return self._reply(as_reply(404, {"error": "token_unknown"}), fault)
+                return self._reply(as_reply(404, forgotten or {}), fault)
             case "in_progress":
                 said: dict[str, object] = {"result": "in_progress"}
                 if chaos.uniform(0.0, 1.0) < 0.5:  # it really is at it
@@ -169,7 +150,7 @@ class _OneCall:
                 return self._reply((status, {**headers, "retry-after": chaos.pick(RETRY_AFTERS)}, body), fault)
         if not self._is_fresh and chaos.fires("stray"):  # No lie: it is not about us. What we asked for is done later.
             self._late(chaos.uniform(0.0, 1.0), self.arrive, True)
-            return self._reply(as_reply(*chaos.pick(STRAYS)), "stray")
+            return self._reply(as_reply(*chaos.pick(bank.strays)), "stray")
         if self._step == "cancel" and self._durable and chaos.fires("late_execute"):
             for _ in range(2):  # of ours, from before: so late, and doubled on its way
                 self._late(chaos.uniform(0.0, 5.0), self._execute_late)
@@ -186,11 +167,11 @@ class _OneCall:
         if self._bank.lives != self._life or self._bank.is_down:  # it restarted, and forgot who was connected
             chaos.met("bank_down" if self._bank.is_down else "bank_restart")
             return self._end(httpx.ReadError("reset"), "cut by the bank's restart")
-        if self._bank.has_open(self._target, self._body) and chaos.fires("expire_token"):
-            self._bank.expire(self._target, self._body)
+        if self._bank.has_open(self._asked) and chaos.fires("expire_token"):
+            self._bank.expire(self._asked)
             self._note("bank", self._step, "the token expires")
-        if self._bank.has_hold(self._target, self._body) and chaos.fires("expire_hold"):
-            self._bank.expire_hold(self._target, self._body)
+        if self._bank.has_hold(self._asked) and chaos.fires("expire_hold"):
+            self._bank.expire_hold(self._asked)
             self._note("bank", self._step, "the hold lapses")
         reply = self._do("done")
         fault = next((kind for kind in AFTER if chaos.fires(kind)), None)
@@ -216,58 +197,31 @@ class _OneCall:
 
     def _bent(self, reply: Reply) -> tuple[Reply, str]:
         """An answer that lies, if the story wants one."""
-        said = json.loads(reply[2])
-        mine = said.get("reference", "")
-        others = [t for t in self._bank.book.by_token.values() if t.transaction_id and t.reference != mine]
-        fault = next(
-            (kind for kind in (*LIES, *LATER_LIES) if self._can_lie(kind, said, others) and self._chaos.fires(kind)), ""
-        )
-        field_name = fault.removeprefix("wrong_")
-        match fault:
-            case "":
-                return reply, ""
-            case "contradict" if self._step == "cancel":
-                said.update({"state": "cancelled", "transaction_id": None})
-            case "contradict":
-                said.update({"result": "declined", "transaction_id": None, "reason": "card_declined"})
-            case "mixed_up":  # the answer to somebody else's call
-                said = {"result": "executed", **self._chaos.pick(others).members()}
-            case "wrong_amount":
-                said["amount"] += 1
-            case "wrong_currency":
-                said["currency"] = "ZZZ"
-            case "wrong_kind":
-                said["kind"] = "capture" if said["kind"] == "refund" else "refund"
-            case _:
-                said[field_name] += "-x"
+        said, asked, bank = json.loads(reply[2]), self._asked, self._bank
+        possible = (kind for kind in (*LIES, *LATER_LIES) if bank.can_lie(kind, asked, said))
+        fault = next((kind for kind in possible if self._chaos.fires(kind)), "")
+        if not fault:
+            return reply, ""
+        said = bank.lie(fault, asked, said, self._chaos)
         self._lie()
         return as_reply(reply[0], said), fault
 
-    def _can_lie(self, kind: str, said: dict[str, Any], others: list[Transaction]) -> bool:
-        """In a look-up only single fields: one that lied as the step did would be a bank that breaks its contract."""
-        match kind:
-            case "contradict":
-                return self._step in ("execute", "cancel") and bool(said.get("transaction_id"))
-            case "mixed_up":
-                return self._step == "execute" and bool(others)
-        return kind.removeprefix("wrong_") in said
-
     def _do(self, how: str) -> Reply:
         """The bank does what it is asked, answer or no answer."""
-        before = len(self._bank.book.executed)
-        reply = self._bank.answer(self._method, self._target, self._body, token_was_durable=self._durable)
-        moved = "the money moves" if len(self._bank.book.executed) > before else ""
-        self._note("bank", self._step, how, self._target.rpartition("/transactions")[2], reply[0], moved)
+        before = self._bank.executed
+        reply = self._bank.answer(self._asked, token_was_durable=self._durable)
+        moved = "the money moves" if self._bank.executed > before else ""
+        self._note("bank", self._step, how, self._asked.shown, reply[0], moved)
         return reply
 
     def _execute_late(self) -> None:
         """An execute of the token that is called off: only of one that the journal holds, since only that was ever sent."""
-        order = self._target.removesuffix("/cancel") + "/execute"
-        reply = self._bank.answer("POST", order, b"", token_was_durable=None)
-        self._note("bank", "execute", "comes late", order.rpartition("/transactions")[2], reply[0])
+        order = self._bank.execute_of(self._asked)
+        reply = self._bank.answer(order, token_was_durable=None)
+        self._note("bank", "execute", "comes late", order.shown, reply[0])
 
     def _lie(self) -> None:
-        self._bank.lied_about.add(self._bank.charge_of(self._target, self._body))
+        self._bank.lied_about.add(self._bank.charge_of(self._asked))
 
     def _reply(self, reply: Reply, fault: str = "") -> None:
         if fault:

@@ -5,13 +5,14 @@ simulated database, the gateway's adapter, the feed and its servicer, the subscr
 surroundings are simulated, by parts of which each is given those before it and knows no other:
 
     stage     chance, the clock, the loop, the notes
-    bank      its transactions, and its answers with their faults
+    banks     their transactions, and their answers with their faults
     durable   what of the journal can no longer be lost
     disk      files, commits that fail
     database  in some stories: two nodes of a PostgreSQL, and the connections to them
     outages   what befalls these nodes, and what their operators do
     servers   processes that start, die and come back, and the feeds between them
     callers   clients and their network
+    customers the people whose step a bank wants
     sky       the weather: harm that begins at a time and ends
     judging   the files at the end, and the invariants that broke
     world     the story, from its beginning to its end
@@ -23,14 +24,16 @@ import shutil
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from judge.history import PENDING, Violation
-from prove.simulation.bank import Bank
-from prove.simulation.callers import FOR_GOOD, UNFIT, Callers
+from judge.history import Call, Violation
+from prove.simulation.banks import banks_of
+from prove.simulation.callers import FOR_GOOD, UNFIT, Callers, awaits_customer, is_decided
+from prove.simulation.customers import Customers
 from prove.simulation.database import Database
 from prove.simulation.disk import Disk
 from prove.simulation.guard import Guard, Reached
@@ -43,8 +46,6 @@ from prove.simulation.servers import Servers, SimulatedParts
 from prove.simulation.stage import Note, Stage
 from prove.simulation.weather import Sky
 
-# What the product promises once faults have stopped.
-REST_SECONDS = 60.0
 # What comes of a late request at the bank has come by then.
 AFTER_LATE_SECONDS = 1.0
 # The journal looks once a second whether there is room on the disk again.
@@ -76,14 +77,17 @@ class World:
         self._guard = Guard()
         self._logs: list[dict[str, Any]] = []
         self._stage = Stage(plan, mask)
-        self._bank = Bank(plan.token_seconds, plan.hold_seconds, self._stage.loop.time, late_factor=plan.late_factor)
+        self._banks = banks_of(plan, self._stage.loop.time)
         self._disk = Disk(self._stage, folder)
         database = Database(self._stage, self._disk.durable, self._disk.new_id()) if plan.servers else None
-        self._servers = Servers(self._stage, self._disk, self._bank, database, parts)
+        self._servers = Servers(self._stage, self._disk, self._banks, database, parts)
         self._callers = Callers(self._stage, self._disk, self._servers)
         outages = Outages(self._stage, database) if database is not None else None
-        self._sky = Sky(self._stage, self._bank, self._disk, self._servers, outages)
-        self._judging = Judging(self._stage, self._bank, self._disk, self._servers, self._callers)
+        self._sky = Sky(self._stage, self._banks, self._disk, self._servers, outages)
+        Customers(self._stage, self._banks)
+        for bank in self._banks.values():
+            bank.forgot_key = partial(self._stage.dice.met, "key_forgotten")
+        self._judging = Judging(self._stage, self._banks, self._disk, self._servers, self._callers)
 
     def run(self) -> Told:
         """Run the story, and judge it."""
@@ -125,7 +129,8 @@ class World:
             return
         await asyncio.sleep(SETTLE_SECONDS)
         await self._audit()
-        if (late_seconds := self._bank.expects_until - stage.loop.time()) > 0:
+        expects_until = max(bank.expects_until for bank in self._banks.values())
+        if (late_seconds := expects_until - stage.loop.time()) > 0:
             await asyncio.sleep(late_seconds + AFTER_LATE_SECONDS)
         if not await self._comes_to_rest([]):
             return
@@ -140,13 +145,15 @@ class World:
 
     async def _audit(self) -> None:
         """Ask again for everything that was ever asked for: by now each has an outcome, and says so."""
-        loop, until = self._stage.loop, self._plan.horizon_seconds + REST_SECONDS
+        loop, until = self._stage.loop, self._plan.horizon_seconds + self._plan.rest_seconds
         for op in self._callers.known_bodies:
             call = await self._callers.call("auditor", op)
-            while call.outcome == "refused" and call.advice == "RETRY_SAME_KEY" and loop.time() < until:
-                await asyncio.sleep(4.0)  # a bank that was spared is tried again within 20 s
+            while _is_open(call) and loop.time() < until:
+                await asyncio.sleep(
+                    4.0
+                )  # a bank that was spared is tried again within 20 s, and a customer takes as long
                 call = await self._callers.call("auditor", op)
-            if call.outcome == "unknown" or call.status == PENDING:
+            if call.outcome == "unknown" or (call.outcome == "ok" and not is_decided(call)):
                 self._stage.broke("L1", f"key {op.key}", f"at rest, it is {call.outcome} {call.reason}")
             elif call.outcome == "refused" and call.reason not in (*FOR_GOOD, "CHARGE_NOT_FOUND"):
                 self._stage.broke("L5", f"key {op.key}", f"at rest, it is refused: {call.reason}")
@@ -158,7 +165,7 @@ class World:
     async def _comes_to_rest(self, clients: list["asyncio.Task[None]"]) -> bool:
         """Wait for all clients and servers; False if they are not at rest in time, which is told as broken."""
         loop, processes = self._stage.loop, self._servers.processes
-        until = loop.time() + REST_SECONDS
+        until = loop.time() + self._plan.rest_seconds
         while loop.time() < until:
             if all(client.done() for client in clients) and not any(map(self._unrest, processes.values())):
                 for client in clients:
@@ -167,7 +174,7 @@ class World:
             await asyncio.sleep(0.5)
         waiting = [f"{process.name} ({why})" for process in processes.values() if (why := self._unrest(process))]
         waiting += ["a client" for client in clients if not client.done()]
-        self._stage.broke("L1", ", ".join(waiting), f"not at rest {REST_SECONDS:.0f} s after faults stopped")
+        self._stage.broke("L1", ", ".join(waiting), f"not at rest {self._plan.rest_seconds:.0f} s after faults stopped")
         return False
 
     def _unrest(self, process: Process) -> str:
@@ -200,6 +207,12 @@ class World:
             text = f"its loop stopped: {entry['error']} {entry['lines'][-2:]}"
             self._stage.broke("L1", f"charge {entry['charge_id']}", text)
         raise structlog.DropEvent
+
+
+def _is_open(call: Call) -> bool:
+    """Whether it is worth asking again."""
+    is_refused_for_now = call.outcome == "refused" and call.advice == "RETRY_SAME_KEY"
+    return is_refused_for_now or awaits_customer(call)
 
 
 def run_story(plan: Plan, mask: Mask, folder: Path, parts: type[SimulatedParts] = SimulatedParts) -> Told:

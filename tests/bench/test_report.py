@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import rig.programs
 from bench import __main__ as driver
 from bench import machine, page, programs, results, sites, targets
 from bench.compare import compare, ratios, summary
@@ -146,7 +147,7 @@ def comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 
         monkeypatch.setattr(driver, "compare", compared)
         monkeypatch.setattr(driver, "BUILD", tmp_path)
-        monkeypatch.setattr(programs, "BUILD", tmp_path)
+        monkeypatch.setattr(rig.programs, "BUILD", tmp_path)
         monkeypatch.setattr(sys, "argv", ["bench", "--only", "compare", *more])
         monkeypatch.setattr(signal, "signal", lambda *_: None)
         return driver.main()
@@ -180,7 +181,7 @@ def test_a_peer_without_its_server_is_left_out_and_the_file_and_the_page_say_why
 
 def test_a_program_whose_tools_are_missing_leaves_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And is tried again when it is installed the next time."""
-    monkeypatch.setattr(programs, "BUILD", tmp_path)
+    monkeypatch.setattr(rig.programs, "BUILD", tmp_path)
     restate = programs.RESTATE
     assert restate.missing() == "not installed: `python -m bench.programs` does it"
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -206,7 +207,7 @@ def test_a_program_that_cannot_be_installed_leaves_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, npm: str, reason: str
 ) -> None:
     """A registry that is out of reach, or a processor that nobody builds for."""
-    monkeypatch.setattr(programs, "BUILD", tmp_path)
+    monkeypatch.setattr(rig.programs, "BUILD", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("node", "npm"):
         (tmp_path / name).write_text(f"#!/bin/sh\n{npm}\n")

@@ -154,7 +154,15 @@ async def test_a_token_is_settled_by_the_last_reply_about_it(effect: Effect, que
 
 @pytest.mark.parametrize(("token", "look_up_first"), [(None, False), (None, True), ("ttok_1", True), ("ttok_0", True)])
 async def test_calling_off_by_reference_closes_the_newest_transaction(token: str | None, look_up_first: bool) -> None:
-    """Whatever token our journal holds, if any. That there is none is believed when it is heard twice."""
+    """Whatever token our journal holds, if any. That there is none is believed when it is heard twice.
+
+    One that is closed is told as it ended, and nothing is asked of it.
+    """
+    ends = {
+        Stage.DECLINED: Declined(DeclineReason.EXPIRED_CARD),
+        Stage.EXPIRED: Expired(),
+        Stage.CANCELLED: CalledOff(),
+    }
     for known, again in product(REPLIES.values(), repeat=2):
         script = Script(
             {
@@ -172,9 +180,14 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(token: str
         if got == NoAnswer(7.0):
             assert isinstance(looked_up, Transaction)
             assert not looked_up.differences(ASK)
+            assert looked_up.stage in (Stage.CREATED, Stage.EXECUTED)
+            assert looked_up.stage is Stage.CREATED or not looked_up.transaction_id
             assert script.asked[-1] == (f"calling off {looked_up.token}", True)
             continue
         assert script.asked == [("by reference", False), ("by reference", True)][: 1 + has_asked_twice]
+        if isinstance(looked_up, Transaction) and not looked_up.differences(ASK):
+            assert got == ends.get(looked_up.stage, Executed(looked_up.transaction_id))
+            continue
         match got:
             case CalledOff():
                 assert (known, again, token) == (Refusal(), Refusal(), None)

@@ -487,7 +487,7 @@ async def test_while_the_bank_is_away_known_keys_are_answered_and_new_ones_are_r
     await world.bank_down()
     begun_before = [a_request() for _ in range(UNANSWERED_TO_OPEN)]
     await asyncio.gather(*[world.pending(request) for request in begun_before])
-    await until(lambda: world.running.vitals().bank_breaker_open)
+    await until(lambda: world.running.vitals().bank_breaker_open[""])
 
     stored = head(world.journal)
     new = a_request()
@@ -520,7 +520,7 @@ async def test_a_charge_that_the_bank_never_answers_delays_no_other(
     await until(lambda: world.running.vitals().unfinished_charges)
     for _ in range(20):
         assert (await world.charge(a_request())).status == CHARGED
-        assert not world.running.vitals().bank_breaker_open
+        assert not world.running.vitals().bank_breaker_open[""]
     assert (await stuck).status == PENDING
 
 
@@ -531,7 +531,7 @@ async def test_a_new_charge_may_be_the_probe_that_finds_the_bank_back(world: Wor
     for request in stuck:
         request.card.token = "tok_mastercard"
     await asyncio.gather(*[world.pending(request) for request in stuck])
-    await until(lambda: world.running.vitals().bank_breaker_open)
+    await until(lambda: world.running.vitals().bank_breaker_open[""])
     request = a_request()
     refusals = set()
 
@@ -544,7 +544,7 @@ async def test_a_new_charge_may_be_the_probe_that_finds_the_bank_back(world: Wor
 
     await until(is_taken)
     assert refusals <= {"BANK_UNREACHABLE"}
-    assert not world.running.vitals().bank_breaker_open
+    assert not world.running.vitals().bank_breaker_open[""]
     assert (await world.charge(a_request())).status == CHARGED
     assert world.running.vitals().unfinished_charges == UNANSWERED_TO_OPEN
 

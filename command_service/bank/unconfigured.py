@@ -1,0 +1,23 @@
+"""A bank that no setting names any more, or none on this server: nothing is sent to it, and its charges wait for people."""
+
+import math
+
+from command_service.bank.transport import no_answer
+from command_service.values import Effect, NoAnswer
+
+
+class Unconfigured:
+    """Stands for the bank of charges that bear a name which nobody knows."""
+
+    @property
+    def remembers_seconds(self) -> float:
+        """It is not asked."""
+        return math.inf
+
+    async def perform(self, _: Effect, *, look_up_first: bool) -> NoAnswer:
+        """Give no answer, for a reason of our own set-up: it counts for no giving up, and is told by an error of the log."""
+        del look_up_first
+        return no_answer("no setting names the bank of this charge", our_setup=True)
+
+    async def close(self) -> None:
+        """There is nothing to close."""

@@ -1,0 +1,58 @@
+"""The banks that a story has, of which shape each is, and what that means for those who pay there."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from prove.simulation.ops import Op
+
+TWO_STEP, ONE_STEP, STRIPE = "two_step", "one_step", "stripe"
+# Those of one story; they have the names of their places, but for a bank of two steps that is alone now and then.
+SHAPES = ((TWO_STEP,), (ONE_STEP,), (TWO_STEP, ONE_STEP))
+NAMES = ("acme", "bolt")
+# For how long a bank knows a key. A sixth of it is the adapter's room for requests that are late, and for clocks: more than the
+# lateness of anything in a story. It may be a day, in virtual time; but a breaker probes three times a minute.
+KEY_SECONDS = (420.0, 600.0, 1_200.0)
+# For how long a bank waits for a customer.
+STEP_SECONDS = (3.0, 12.0, 25.0, 40.0)
+# Cards whose bank wants a step of the customer, for cards without.
+OF_A_CUSTOMER = {"tok_visa": "tok_3ds", "tok_mastercard": "tok_3ds", "tok_declined": "tok_3ds_declined"}
+
+
+@dataclass(frozen=True, slots=True)
+class BankPlan:
+    """One of a story's banks."""
+
+    name: str = ""
+    """Empty: the bank of COMMAND_BANK_URL, which is of two steps."""
+    kind: str = TWO_STEP
+    key_seconds: float = math.inf
+    """For how long it knows a key."""
+    step_seconds: float = 900.0
+    """For how long it waits for a customer, once faults have stopped."""
+
+
+def banks(chance: random.Random) -> Sequence[BankPlan]:
+    """Choose a story's banks."""
+    kinds = chance.choice(SHAPES)
+    if kinds == (TWO_STEP,) and chance.random() < 0.5:
+        return (_bank("", TWO_STEP, chance),)
+    return [_bank(name, kind, chance) for name, kind in zip(NAMES, kinds, strict=False)]
+
+
+def _bank(name: str, kind: str, chance: random.Random) -> BankPlan:
+    key_seconds = math.inf if kind == TWO_STEP else chance.choice(KEY_SECONDS)
+    return BankPlan(name, kind, key_seconds, chance.choice(STEP_SECONDS))
+
+
+def with_customer(op: Op) -> Op:
+    """The same wish, at banks that want a step of some customers: its key decides which."""
+    if op.method != "charge":
+        return op
+    own = random.Random(f"customer of {op.key}")
+    card = OF_A_CUSTOMER.get(op.card, op.card) if own.random() < 0.6 else op.card
+    is_off_session, not_after_seconds = own.random() < 0.2, op.not_after_seconds
+    if not_after_seconds is None and own.random() < 0.15:
+        not_after_seconds = own.choice((2.0, 8.0, 20.0))
+    return replace(op, card=card, is_off_session=is_off_session, not_after_seconds=not_after_seconds)
