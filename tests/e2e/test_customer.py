@@ -13,11 +13,13 @@ from charging.v1 import command_pb2_grpc, query_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason, OperationStatus
 from charging.v1.query_pb2 import (
+    Charge,
     GetChargeHistoryRequest,
     GetChargeRequest,
     GetUserSummaryRequest,
     ListChargesRequest,
     WatchChargeRequest,
+    WatchChargeResponse,
 )
 from rig.processes import Town
 from rig.referee import PATIENT_SECONDS, Referee
@@ -52,6 +54,12 @@ async def until_charged(town: Town, request: ChargeRequest) -> ChargeResponse:
     return answer
 
 
+async def next_of(watch: Any) -> Charge:
+    """The charge as a watch sends it next."""
+    sent: WatchChargeResponse = await watch.read()
+    return sent.charge
+
+
 @asynccontextmanager
 async def queries(town: Town) -> AsyncIterator["query_pb2_grpc.QueryServiceAsyncStub"]:
     await town.start_query()
@@ -67,20 +75,19 @@ async def test_whoever_watches_a_charge_sees_that_its_customer_is_awaited_and_th
     asked = await charge(town, request)
     async with queries(town) as query:
         watch = query.WatchCharge(WatchChargeRequest(charge_id=asked.charge_id), wait_for_ready=True)
-        shown = await watch.read()
-        while shown.charge.status != REQUIRES_ACTION:
-            shown = await watch.read()
-        assert shown.charge.action == asked.action
-        (opening,) = shown.charge.operations
+        while (shown := await next_of(watch)).status != REQUIRES_ACTION:
+            pass
+        assert shown.action == asked.action
+        (opening,) = shown.operations
         assert opening.status == OperationStatus.OPERATION_STATUS_REQUIRES_ACTION
         listed = await query.ListCharges(ListChargesRequest(status=REQUIRES_ACTION))
         assert [each.charge_id for each in listed.charges] == [asked.charge_id]
         (euros,) = (await query.GetUserSummary(GetUserSummaryRequest(user_id="alice"))).currencies
         assert (euros.pending_minor_units, euros.pending_count) == (1250, 1)
-        await referee.press(shown.charge.action.url, "Confirm")
-        while shown.charge.status == REQUIRES_ACTION:
-            shown = await watch.read()
-        assert (shown.charge.status, shown.charge.HasField("action")) == (CHARGED, False)
+        await referee.press(shown.action.url, "Confirm")
+        while (shown := await next_of(watch)).status == REQUIRES_ACTION:
+            pass
+        assert (shown.status, shown.HasField("action")) == (CHARGED, False)
         history = await query.GetChargeHistory(GetChargeHistoryRequest(charge_id=asked.charge_id))
         assert [(entry.event, entry.status) for entry in history.entries[2:]] == [
             ("ActionRequired", REQUIRES_ACTION),
