@@ -9,11 +9,15 @@ from typing import Any
 import httpx
 
 from chassis.documents import Reading
+from chassis.exposure import is_loopback
+from chassis.secret import secret_in
 from chassis.settings import SettingsError
 from chassis.watched import Watched
+from command_service.address import is_address
 from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.one_step import KEY_SECONDS, one_step_bank
+from command_service.bank.stripe import CUSTOMER_SECONDS, stripe_bank
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,5 +88,31 @@ def _one_step(chosen: BankSettings, transport: httpx.AsyncBaseTransport, _: list
     )
 
 
-KINDS: Mapping[str, Maker] = {"two_step": _two_step, "one_step": _one_step}
+def _stripe(chosen: BankSettings, transport: httpx.AsyncBaseTransport, watched: list[Watched[Any]]) -> Bank:
+    check_members(chosen, ("return_url", "customer_seconds"), has_key=True)
+    reading, where = Reading(), f"[banks.{chosen.name}]"
+    return_url = chosen.options.get("return_url")
+    if not isinstance(return_url, str) or not is_address(return_url):
+        reading.problems.append(
+            f"{where}: return_url must be an http or https address: customers come back to it from 3-D Secure"
+        )
+    customer_seconds = reading.number(where, chosen.options, "customer_seconds", 60.0, 30 * 86_400.0)
+    address = httpx.URL(chosen.url)
+    if address.scheme != "https" and not is_loopback(address.host):
+        reading.problems.append(f"{where}: url must be https: the secret key is shown to it")
+    if reading.problems or chosen.key_file is None:
+        raise SettingsError("\n  ".join(("banks cannot be used:", *reading.problems)))
+    key = secret_in(chosen.key_file)
+    watched.append(key)
+    return stripe_bank(
+        chosen.url,
+        transport,
+        chosen.timeout_seconds,
+        key=lambda: key.value,
+        return_url=str(return_url),
+        customer_seconds=CUSTOMER_SECONDS if customer_seconds is None else customer_seconds,
+    )
+
+
+KINDS: Mapping[str, Maker] = {"two_step": _two_step, "one_step": _one_step, "stripe": _stripe}
 """How a bank of each kind is made, by the word for it in the file."""

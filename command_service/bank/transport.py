@@ -20,6 +20,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Never, cast
 
@@ -61,6 +62,8 @@ _HEADERS = [
 ]
 JSON_CONTENT = (b"Content-Type", b"application/json")
 """The header of a body that is JSON."""
+FORM_CONTENT = (b"Content-Type", b"application/x-www-form-urlencoded")
+"""The header of a body that is a form."""
 
 _WANTED = frozenset({b"content-encoding", b"content-type", b"retry-after"})
 
@@ -78,12 +81,16 @@ class Exchange:
     end_connection: Callable[[], None]
     """Ends the connection that brought it. It is called before anything else is awaited, or not at all."""
 
-    def json_object(self) -> Mapping[str, object] | None:
-        """The body, if it says that it is JSON and is one strict object: no key twice, no float, no NaN, no deep nest."""
+    def json_object(self, *, takes_fractions: bool = False) -> Mapping[str, object] | None:
+        """The body, if it says that it is JSON and is one strict object: no key twice, no float, no NaN, no deep nest.
+
+        A bank may have fractions where no amount stands: `takes_fractions` makes each a Decimal, never equal to an int's type.
+        """
         if self.content_type.partition(";")[0].strip().lower() != "application/json":
             return None
+        decoder = _JSON_WITH_FRACTIONS if takes_fractions else _JSON
         try:
-            said = _JSON.decode(self.body.decode())  # UTF-8 and nothing else: given bytes, json guesses.
+            said = decoder.decode(self.body.decode())  # UTF-8 and nothing else: given bytes, json guesses.
         except (ValueError, RecursionError):
             return None
         return said if isinstance(said, dict) else None
@@ -262,3 +269,4 @@ _JSON = json.JSONDecoder(
     parse_float=_refuse,  # 1e3 is an amount to some and garbage to others.
     parse_constant=_refuse,
 )
+_JSON_WITH_FRACTIONS = json.JSONDecoder(object_pairs_hook=_each_key_once, parse_float=Decimal, parse_constant=_refuse)

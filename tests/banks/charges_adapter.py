@@ -56,7 +56,7 @@ class Charges:
     """The `Dialect` of the Charges API."""
 
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport, key: Watched[bytes]) -> None:
-        self._endpoint = Endpoint(transport, url)
+        self._endpoint = Endpoint(transport, url + "/v1")
         self._key = key
 
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:  # noqa: ARG002
@@ -70,11 +70,11 @@ class Charges:
         operation, units = effect.operation, effect.operation.amount.minor_units
         match operation.kind:
             case Kind.CHARGE | Kind.AUTHORIZE:
-                path, order = "/v1/charges", _opening(operation, is_captured=operation.kind is Kind.CHARGE)
+                path, order = "/charges", _opening(operation, is_captured=operation.kind is Kind.CHARGE)
             case Kind.CAPTURE:
-                path, order = f"/v1/charges/{operation.on}/capture", {"amount": units}
+                path, order = f"/charges/{operation.on}/capture", {"amount": units}
             case Kind.VOID | Kind.REFUND:
-                path, order = "/v1/refunds", {"charge": operation.on, "amount": units, **_marks(operation)}
+                path, order = "/refunds", {"charge": operation.on, "amount": units, **_marks(operation)}
             case _:
                 assert_never(operation.kind)
         return _reply(*await self._ask(path, order, key=effect.token, fresh=fresh), effect)
@@ -84,22 +84,24 @@ class Charges:
         got, said = await self._look(effect)
         if said is None:
             hold = {**_opening(effect.operation, is_captured=False), "metadata[called_off]": "yes"}
-            got, said = await self._ask("/v1/charges", hold, key=token, fresh=fresh)
+            got, said = await self._ask("/charges", hold, key=token, fresh=fresh)
         reply = _reply(got, said, effect)
         is_cancelled = isinstance(reply, Transaction) and reply.stage is Stage.CANCELLED
         if is_cancelled and said and said["status"] == "succeeded" and not said["refunded"]:
-            let_go, _ = await self._ask("/v1/refunds", {"charge": said["id"]}, key=f"{token}:let-go", fresh=fresh)
+            let_go, _ = await self._ask("/refunds", {"charge": said["id"]}, key=f"{token}:let-go", fresh=fresh)
             if isinstance(let_go, NoAnswer) or let_go.status != 200:
                 return no_answer("what was held to use a key up is not let go yet")
         return reply
 
     async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:  # noqa: ARG002
         """Look for our reference, which is the token."""
-        return _reply(*await self._look(effect), effect)
+        return await self.find_by_reference(effect, fresh=fresh)
 
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:  # noqa: ARG002
         """Look for our reference."""
-        return _reply(*await self._look(effect), effect)
+        got, said = await self._look(effect)
+        reply = _reply(got, said, effect)
+        return no_answer("a look-up was refused") if said and isinstance(reply, Refusal) else reply
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -108,9 +110,9 @@ class Charges:
     async def _look(self, effect: Effect) -> tuple[Exchange | NoAnswer, _Said]:
         """Fetch what bears our reference; None: nothing does."""
         operation, after = effect.operation, ""
-        path = "/v1/charges?" if operation.opens else f"/v1/refunds?charge={operation.on}&"
+        path = "/charges?" if operation.opens else f"/refunds?charge={operation.on}&"
         if operation.kind is Kind.CAPTURE:
-            got, said = await self._ask(f"/v1/charges/{operation.on}", fresh=True)
+            got, said = await self._ask(f"/charges/{operation.on}", fresh=True)
             return got, None if said and said.get("captured") is False else said
         while True:
             got, said = await self._ask(f"{path}limit={PAGE}{after}", fresh=True)

@@ -29,6 +29,7 @@ from command_service.values import (
     Executed,
     Expired,
     Kind,
+    NeedsAction,
     Operation,
     RequestToken,
     Token,
@@ -59,7 +60,7 @@ async def test_what_the_bank_does_not_answer_is_not_tried(rig: Rig) -> None:
     rig.trouble("cancel", "error_before", times=10_000)
     off = CHECK["what was called off is never executed"]
     for finding in await found(replace(rig.subject(), patience_seconds=0.2), off):
-        assert finding.end == NotTried("the bank did not come to an answer within 0.2 s")
+        assert finding.end == NotTried("the bank did not come to an answer within 0.2 s", is_silence=True)
 
 
 async def test_a_bank_that_executes_nothing_cannot_be_tried(rig: Rig) -> None:
@@ -70,7 +71,7 @@ async def test_a_bank_that_executes_nothing_cannot_be_tried(rig: Rig) -> None:
 
 async def test_a_bank_that_does_not_accept_us_cannot_be_tried(rig: Rig) -> None:
     rig.trouble(rig.calls("token", "execute")[0], "refuse", status=401)
-    with pytest.raises(CannotBeTried, match="does not accept us"):
+    with pytest.raises(CannotBeTried, match="it does not accept us"):
         await found(rig.subject())
 
 
@@ -233,6 +234,33 @@ class CallsOffNothingUnknown(Bent):
         return await super().perform(effect, look_up_first=look_up_first)
 
 
+class NamesAnotherPageEachTime(Bent):
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        answer = await super().perform(effect, look_up_first=look_up_first)
+        return replace(answer, url=f"{answer.url}?{uuid.uuid4()}") if isinstance(answer, NeedsAction) else answer
+
+
+class PaysAgainWhenTheCustomerCame(EachExecuteIsNew):
+    """For a card with the customer's step alone."""
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        if effect.operation.request.card.token != "tok_3ds":
+            return await self.inner.perform(effect, look_up_first=look_up_first)
+        return await super().perform(effect, look_up_first=look_up_first)
+
+
+class ExecutesThoughNobodyCame(Bent):
+    """Whatever the customer does, and whether one is there, a second execute is told as executed."""
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        answer = await super().perform(effect, look_up_first=look_up_first)
+        if isinstance(effect, Execute) and isinstance(answer, NeedsAction | Declined | Expired | CalledOff):
+            if effect.token in self.memory:
+                return Executed("txn_of_nobody")
+            self.memory[effect.token] = effect.operation
+        return answer
+
+
 class CountsNothing(Bent):
     """What follows is executed, whatever is left."""
 
@@ -268,6 +296,10 @@ BUGS: Mapping[str, type[Bent]] = {
     "what acts on nothing is refused": ActsOnNothing,
     **{check.name: CallsOffInNameOnly for check in CHECKS if check.promise == 6},
     "what the bank does not know can be called off": CallsOffNothingUnknown,
+    "the customer's step is awaited, at one address": NamesAnotherPageEachTime,
+    "when the customer has taken the step, it is executed once": PaysAgainWhenTheCustomerCame,
+    "when the customer has failed, it is closed": ExecutesThoughNobodyCame,
+    "with nobody there for the step, it is closed": ExecutesThoughNobodyCame,
     **{check.name: CountsNothing for check in CHECKS if check.promise == 8},
 }
 
@@ -278,7 +310,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
         yield rig.subject()
 
 
-@pytest.mark.parametrize("check", [check for check in CHECKS if check.promise != 7], ids=lambda check: check.name)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 async def test_each_check_finds_a_bank_that_breaks_its_rule(honest: Subject, check: Check) -> None:
     """For each kind of operation. What follows in another currency than its opening is refused for that already."""
     if check.name == "another currency under a known reference is refused":
