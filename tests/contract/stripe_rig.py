@@ -169,6 +169,15 @@ class StripeRig(GatewayRig):
             if movement["reference"] in references
         ]
 
+    def unfired(self) -> list[str]:
+        orders = {call["reference"] for call in self._ask("GET", "/calls") if call["path"] == "/v1/payment_intents"}
+        return [
+            fault["fault"]
+            for fault in self._ask("GET", "/faults")
+            # The token step of what follows makes no call.
+            if fault["fired"] < fault["times"] and not (fault["on"] == "token" and fault["reference"] not in orders)
+        ]
+
     def asked(self, reference: str) -> list[str]:
         """The adapter's questions, each of which takes some calls, or none."""
         return [question for known, question in self._asked if known == reference]

@@ -127,8 +127,8 @@ class Stripe:
             return Refusal(page.got)
         newest = max(found, key=lambda it: it.created)
         seen = await self._look(effect, newest.intent_id, fresh=fresh)
-        if isinstance(seen, _Seen) and seen.intent.intent_id != newest.intent_id:
-            return no_answer("another intent than was asked for")
+        if isinstance(seen, Refusal) or (isinstance(seen, _Seen) and seen.intent.intent_id != newest.intent_id):
+            return no_answer("a look-up that does not find what the search found")
         return _reply(seen)
 
     async def close(self) -> None:
