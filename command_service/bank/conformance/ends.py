@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from command_service.address import is_address
-from command_service.bank.conformance.checks import KINDS, OPENINGS, Check, NotPossible
+from command_service.bank.conformance.checks import KINDS, OPENINGS, Check, NotPossible, told
 from command_service.bank.conformance.trial import Trial, expect, named, the_only, unnamed
 from command_service.values import (
     CalledOff,
@@ -200,8 +200,8 @@ async def _nobody_is_there(trial: Trial) -> None:
 async def _awaiting(trial: Trial) -> tuple[Execute, NeedsAction]:
     effect = await trial.opened(trial.opening(trial.kind, _customer_card(trial)))
     wanted = await trial.answer(effect)
-    expect(isinstance(wanted, NeedsAction), "with a card for which the customer's step is wanted, it was", wanted)
-    assert isinstance(wanted, NeedsAction)
+    if not isinstance(wanted, NeedsAction):
+        raise NotPossible(f"with the card {_customer_card(trial)} no step of the customer was wanted: {told(wanted)}")
     return effect, wanted
 
 
