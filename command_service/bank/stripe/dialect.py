@@ -58,7 +58,7 @@ class Stripe:
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:
         """Create an intent under our reference, or hear of the known one. For an operation that follows, ask nothing."""
         operation, amount = effect.operation, in_stripes_units(effect.operation.amount)
-        if amount is None or _is_for_a_part_of_a_hold(operation):
+        if amount is None or _is_not_stripes(operation):
             return Refusal()
         if not operation.opens:
             return reading.unasked(operation)
@@ -81,7 +81,7 @@ class Stripe:
         if operation.opens:
             return await self._confirm(effect, fresh=fresh)
         amount = in_stripes_units(operation.amount)
-        if amount is None or effect.token != operation.reference or _is_for_a_part_of_a_hold(operation):
+        if amount is None or effect.token != operation.reference or _is_not_stripes(operation):
             return Refusal()
         match operation.kind:
             case Kind.CAPTURE:
@@ -272,11 +272,17 @@ class Stripe:
         return reading.following(got, intent, effect)
 
 
-def _is_for_a_part_of_a_hold(operation: Operation) -> bool:
-    """Stripe captures a hold once and lets go the rest, and voids it as a whole."""
-    if operation.kind is Kind.CAPTURE and operation.is_final:
-        return operation.amount.currency_code != operation.request.amount.currency_code
-    return operation.kind in (Kind.CAPTURE, Kind.VOID) and operation.amount != operation.request.amount
+def _is_not_stripes(operation: Operation) -> bool:
+    """Whether an operation is none that Stripe has: it captures a hold once and lets go the rest, and voids it as a whole.
+
+    What follows has no currency of its own there: another one than the opening's would not be seen.
+    """
+    opening = operation.request.amount
+    if operation.opens:
+        return False
+    is_part = operation.amount.minor_units != opening.minor_units
+    is_whole_only = operation.kind is Kind.VOID or (operation.kind is Kind.CAPTURE and not operation.is_final)
+    return operation.amount.currency_code != opening.currency_code or (is_whole_only and is_part)
 
 
 def _failed(got: Exchange, failed: Unsettled | Reply, effect: Effect) -> Unsettled | Reply:
@@ -311,4 +317,10 @@ def _if_open(known: Reply, said: _Heard) -> Reply:
     """What an order comes to after a look-up: if that finds the transaction open, what the order's own answer comes to."""
     if not _is_open(known):
         return known
-    return said.reply if isinstance(said, Unsettled) else no_answer("an order that was not done")
+    match said:
+        case Unsettled(NoAnswer(seconds)):
+            return no_answer("an error that is not known", retry_after_seconds=seconds)
+        case Unsettled(reply):
+            return reply
+        case _:
+            return no_answer("an order that was not done")
