@@ -68,6 +68,8 @@ async def _one_more_after_expiry(trial: Trial) -> None:
 async def _expired(trial: Trial) -> tuple[Operation, Execute]:
     if trial.subject.expire is None:
         raise NotPossible("nobody but the bank can let a transaction expire")
+    if not await trial.asks_in_token_step():
+        raise NotPossible("what the bank knows from its execution only cannot expire before")
     operation = await trial.operation()
     effect = await trial.opened(operation)
     await trial.subject.expire(operation.reference)
