@@ -98,7 +98,7 @@ class StripeRig(GatewayRig):
         "what has expired is never executed": FOLLOWING,
         "after an expiry one more token is given": FOLLOWING,
         "another amount or currency under a known token moves nothing": FOLLOWING,
-        "captures of parts stay within what is held": FOLLOWING,
+        "captures of parts stay within what is held": (Kind.CAPTURE,),
     }
 
     @asynccontextmanager
