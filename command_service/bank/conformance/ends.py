@@ -96,8 +96,14 @@ async def _called_off_for_ever(trial: Trial) -> None:
         end = the_only("called off at once, it was", await trial.at_once(way(effect)))
         expect(end == CalledOff(), "called off, it was", end)
         await _stays(trial, effect, end)
-        token = await trial.later(RequestToken(effect.operation, 0))
-        expect(token == Token(effect.token), "the token step of what was called off gave another token", token)
+
+
+async def _no_other_token(trial: Trial) -> None:
+    effect = await trial.opened(await trial.operation())
+    end = await trial.answer(named(effect))
+    expect(end == CalledOff(), "called off, it was", end)
+    first, token = Token(effect.token), await trial.later(RequestToken(effect.operation, 0))
+    expect(token == first, "before and after it was called off, the token step gave", first, token)
 
 
 async def _ways(trial: Trial) -> list[Callable[[Execute], CallOff]]:
@@ -219,6 +225,7 @@ CHECKS = (
     Check("what has expired is never executed", 3, KINDS, _expired_for_ever),
     Check("when the hold has lapsed, it is declined for that reason", 3, _ON_HOLD, _lapsed_hold),
     Check("after an expiry one more token is given", 5, KINDS, _one_more_after_expiry),
+    Check("what was called off is given no other token", 1, OPENINGS, _no_other_token),
     Check("what was called off is never executed", 6, OPENINGS, _called_off_for_ever),
     Check("what the bank does not know can be called off", 6, OPENINGS, _called_off_unknown),
     Check("what was executed is not called off", 6, OPENINGS, _called_off_too_late),
