@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "copy-journal": _Command("command_service.cli", ("copy-journal",), "copy a journal to another place, or move it"),
     "check-policy": _Command("command_service.cli", ("check-policy",), "tell what each identity of a policy may do"),
+    "check-bank": _Command("command_service.cli", ("check-bank",), "hold a bank for tests to its promises"),
     "health": _Command("chargeonce.health", (), "ask a running server for its health"),
     "verify-history": _Command("judge.cli", (), "compare journal, bank statement and view, and find broken invariants"),
 }

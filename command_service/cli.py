@@ -16,6 +16,9 @@ from chassis import process, settings, telemetry
 from chassis.caller import ANYBODY
 from chassis.policy import described, read_policy
 from chassis.watched import Files
+from command_service.bank.conformance import page
+from command_service.bank.conformance.checks import CannotBeTried
+from command_service.checking import add_arguments, check_bank
 from command_service.codec import charge_id_of
 from command_service.journal import JournalRefused
 from command_service.journal.copying import copy_journal
@@ -48,6 +51,8 @@ def main(
     if chosen.command is None:
         telemetry.configure_logging("command")
         process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
+    if chosen.command == "check-bank":
+        sys.exit(_try_bank(chosen))
     try:
         _operate(chosen)
     except (settings.SettingsError, JournalRefused, OSError) as error:
@@ -95,7 +100,30 @@ def _parser(program: str) -> tuple[argparse.ArgumentParser, Mapping[str, argpars
         "check-policy", help="tell what each identity of a policy may do; exit status 1 if the policy cannot be used"
     )
     checking.add_argument("policy", type=Path, metavar="FILE")
+    add_arguments(
+        commands.add_parser(
+            "check-bank",
+            help="hold a bank for tests to its promises; exit status 1 if it breaks one, 2 if it could not be tried",
+            description="Tries a bank with charges, holds, captures, voids and refunds that are really made there: repeated, "
+            "all at once, called off, and with answers thrown away.",
+        )
+    )
     return parser, commands.choices
+
+
+def _try_bank(chosen: argparse.Namespace) -> int:
+    """Run check-bank; return its exit status."""
+    try:
+        found = check_bank(
+            Parts(settings.read(Settings, os.environ)),
+            chosen,
+            tell=lambda finding: print(page.progress(finding), file=sys.stderr, flush=True),
+        )
+    except (CannotBeTried, settings.SettingsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(page.as_json(found) if chosen.as_json else page.table(found))
+    return 1 if page.is_broken(found) else 0
 
 
 def _operate(chosen: argparse.Namespace) -> None:

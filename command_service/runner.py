@@ -180,10 +180,11 @@ class Runner:
                     await self._let_others_drive(run)
                     unanswered, pauses, effect = 0, 0, next_step(run.snapshot.state)
                     continue
-                message = await self._perform(run, effect, unanswered)
-                with contextlib.suppress(NotStored, KeepsMoving):
-                    # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
-                    run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
+                with run.turn():
+                    message = await self._perform(run, effect, unanswered)
+                    with contextlib.suppress(NotStored, KeepsMoving):
+                        # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
+                        run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
                 done, effect = effect, next_step(run.snapshot.state)
                 if isinstance(message, Answered):
                     unanswered = message.attempts.unanswered
@@ -211,22 +212,28 @@ class Runner:
     async def _let_others_drive(self, run: Run) -> None:
         """Wait for progress of the server that drives a charge, or until this one is to."""
         charge_id, before = run.snapshot.charge_id, run.snapshot
-        run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
+        with run.turn():
+            run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
         if run.snapshot is before and not self._journal.drives(charge_id):
             await run.pause(LOOK_AGAIN_SECONDS)
 
     async def _perform(self, run: Run, effect: Effect, unanswered: int) -> Message:
         """Have the bank do a step, unless it is no longer wanted when its turn comes: then only time has passed."""
-        snapshot = run.snapshot
+        snapshot, line = run.snapshot, self._lines.at(effect.operation.request.bank)
+
+        def looks_up_first() -> bool:
+            # A restored journal may have lost steps, and a bank forgets keys: then it is asked what it knows, before anything.
+            return self._journal.restored or self._age_seconds(run) >= line.remembers_seconds
+
+        look_up_first = looks_up_first()
 
         def is_wanted() -> bool:
-            # A client may have called the charge off during the wait, its time may have passed, or another server drives it.
+            # During the wait a client may have called the charge off, its time may have passed, another server may drive it, or
+            # it may have become too old to be sent without a look-up.
             drives = self._journal.drives(snapshot.charge_id)
-            return drives and run.snapshot is snapshot and not is_overdue(snapshot.state, self._now())
+            is_the_same = run.snapshot is snapshot and looks_up_first() is look_up_first
+            return drives and is_the_same and not is_overdue(snapshot.state, self._now())
 
-        line = self._lines.at(effect.operation.request.bank)
-        # A restored journal may have lost steps, and a bank forgets keys: then it is asked what it knows, before anything.
-        look_up_first = self._journal.restored or self._age_seconds(run) >= line.remembers_seconds
         performed = await line.perform(effect, look_up_first=look_up_first, is_wanted=is_wanted)
         if performed is None:
             return Due(self._now())

@@ -1,6 +1,6 @@
 """The values of the core: clients' requests, questions to a bank, and its answers. They decide nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar, dataclass_transform
 
@@ -180,9 +180,13 @@ Effect = RequestToken | Execute | CallOff
 # ---------------------------------------------------------------- answers: the bank's, or none
 @value
 class Token:
-    """The bank has a transaction under our reference, and this token names it."""
+    """The bank has a transaction under our reference, and this token names it.
+
+    `is_heard`: the bank said so. Else the token is a name of ours, and the bank was not called: it may be away.
+    """
 
     token: str
+    is_heard: bool = field(default=True, compare=False)
 
 
 @value

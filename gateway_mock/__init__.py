@@ -32,8 +32,11 @@ was closed as expired does the token step open another, with another token.
     {"token": "ttok_5b1f...", "state": "created", "expires_at": "2026-11-23T10:43:00.000Z", "reference": "charge-1",
      "kind": "charge", "card": "tok_visa", "amount": 1250, "currency": "EUR", "transaction_id": null, "reason": null}
 
-`state` is created, executed, declined, expired or cancelled. `amount` is in minor units, 1 to 2^63-1. `reference` is 1 to 128
-of `[A-Za-z0-9_.:-]`, `currency` three capital letters. Content types are not looked at.
+`state` is created, requires_action, executed, declined, expired or cancelled. `amount` is in minor units, 1 to 2^63-1.
+`reference` is 1 to 128 of `[A-Za-z0-9_.:-]`, `currency` three capital letters. Content types are not looked at.
+
+The order of an opening may say that the customer is not there (`off_session`, default false), which this bank hears without
+asking any less, and to which `return_url` (http or https) the customer is sent after a step. Neither binds the reference.
 
 An order may say its `kind`. An opening names a `card`: "charge" (the default) or "authorize". What follows names no card:
 "capture", "void" and "refund" act `on` an executed opening, by its transaction_id, and a capture may be `final` (default
@@ -61,6 +64,7 @@ says the amount and the currency, which are then compared.
     200 {"result": "executed", "token": "ttok_5b1f...", "reference": "charge-1", "kind": "charge", "card": "tok_visa",
          "amount": 1250, "currency": "EUR", "transaction_id": "txn_90ac...", "reason": null}
     200 {"result": "already_executed", ...}           the same transaction_id as the first time
+    202 {"result": "requires_action", ...}            nothing moved, and a step of the customer is wanted: see below
     200 {"result": "declined", "transaction_id": null, "reason": "insufficient_funds", ...}   closed for ever
     404 {"error": "token_unknown"}
     409 {"error": "fields_differ"}
@@ -83,7 +87,20 @@ declined, with the first of these reasons:
 Cards: `tok_visa` and `tok_mastercard` are approved. `tok_declined` (card_declined), `tok_insufficient_funds`
 (insufficient_funds) and `tok_expired_card` (expired_card) are declined by the execute step of an opening. For
 `tok_capture_declined`, `tok_void_declined` and `tok_refund_declined` that kind is declined (card_declined) if no rule above is
-broken, and all else approved. Others are unknown.
+broken, and all else approved. `tok_3ds` and `tok_3ds_declined` want the customer first. Others are unknown.
+
+*The customer's step.* As with 3-D Secure, the cards `tok_3ds` (then approved) and `tok_3ds_declined` (then declined:
+card_declined) want a step of the customer. The execute step of an opening then moves nothing, however often it is asked. All
+answers about the transaction have `action_url`, the page to send the customer to, and `action_expires_at`, the end of its
+token's time. On the page stand the amount and two buttons: confirming executes the transaction, as an execute step would do it
+for another card, and refusing declines it (authentication_required). Then the customer is sent to the order's `return_url`, or
+else to the page again. What the execute step says afterwards is how it stands.
+
+    curl -s http://localhost:8080/customer/ttok_5b1f...                   the page, in HTML; 404 if the token is unknown
+    curl -s -X POST http://localhost:8080/customer/ttok_5b1f.../confirm   its buttons: 303 with Location, whatever it changed
+    curl -s -X POST http://localhost:8080/customer/ttok_5b1f.../refuse
+
+The page is at the address at which the bank listens.
 
 *Calling off.* It closes an open transaction for ever, unexecuted, and changes no other. The body is empty.
 
@@ -144,7 +161,7 @@ Looking
       "at": "2026-11-23T10:28:00.001Z", "fault": null, "status": 200}]
 
 `status` is null if no answer was sent, or none yet; `kind` if the transaction is not known. The tester's calls (/statement,
-/calls, /faults) are not listed.
+/calls, /faults) and the customer's are not listed.
 
 Faults
 ======

@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
-from gateway_mock import faults, reading
+from gateway_mock import faults, page, reading
 from gateway_mock.calls import Call, now_ms, rfc3339
 from gateway_mock.faults import Kind, Script, Step, answer
 from gateway_mock.ledger import Ledger
-from gateway_mock.model import CARDS, HOLD_MS, STATUS, Refusal, Transaction, told
+from gateway_mock.model import ASKING_CARDS, CARDS, HOLD_MS, REQUIRES_ACTION, STATUS, Refusal, Transaction, told
 from gateway_mock.one_step import OneStep
 from gateway_mock.payment_ledger import PaymentLedger, open_ledgers
 from gateway_mock.payments import KEY_MS
@@ -69,6 +69,7 @@ async def serve(
     async with open_ledgers(ledger_path, **times) as (ledger, payments):
         bank = Bank(ledger, payments, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
         async with serving(listen, bank.respond, stop_seconds=stop_seconds, tls=tls) as address:
+            bank.url = f"{'https' if tls else 'http'}://{address}"
             yield address
 
 
@@ -80,6 +81,8 @@ class Bank:
         self._payments = payments
         self._lifetime_ms = lifetime_ms
         self._may_die = may_die
+        self.url = ""
+        """Where it serves, once it does."""
         self._script = Script()
         self._one_step = OneStep(payments, self._script)
         self._calls: deque[Call] = deque(maxlen=MAX_CALLS)
@@ -98,6 +101,10 @@ class Bank:
                     return answer(200, self._script.listing())
                 case "DELETE", ["faults"]:
                     return answer(200, {"cleared": self._script.clear()})
+                case "GET", ["customer", token]:
+                    return page.shown(await self._as_of_now(token))
+                case "POST", ["customer", token, "confirm" | "refuse" as step]:
+                    return await self._customers_step(token, step, request.body)
         except BadField as error:
             return answer(400, {"error": "bad_request", "field": str(error)})
         call = self._record(request)
@@ -136,7 +143,7 @@ class Bank:
             wanted.card = opening.card  # Faults are ordered by card.
 
         async def work() -> Answer:
-            if wanted.on is None and wanted.card not in CARDS:
+            if wanted.on is None and wanted.card not in CARDS and wanted.card not in ASKING_CARDS:
                 return _refused(Refusal.CARD_UNKNOWN)
             opened_at_ms = now_ms()
             wanted.token, wanted.expires_at_ms = f"ttok_{secrets.token_hex(16)}", opened_at_ms + self._lifetime_ms
@@ -144,7 +151,7 @@ class Bank:
             if isinstance(issued, Refusal):
                 return _refused(issued)
             call.token = issued.token
-            return answer(200, _as_it_is(issued))
+            return answer(200, self._as_it_is(issued))
 
         return await self._meet_fault(Step.TOKEN, call, wanted, partial(self._ledger.newest, wanted.reference), work)
 
@@ -159,7 +166,7 @@ class Bank:
                 return _refused(Refusal.FIELDS_DIFFER)
             closed, by_this_call = await self._ledger.execute(transaction, now_ms())
             status, member, word = told(closed, by_this_call=by_this_call)
-            return answer(status, {member: word, **_members(closed)})
+            return answer(status, {member: word, **self._members(closed)})
 
         return await self._meet_fault(Step.EXECUTE, call, transaction, partial(self._ledger.find, token), work)
 
@@ -171,9 +178,22 @@ class Bank:
         async def work() -> Answer:
             if transaction is None:
                 return _refused(Refusal.TOKEN_UNKNOWN)
-            return answer(200, _as_it_is(await self._ledger.cancel(transaction, now_ms())))
+            return answer(200, self._as_it_is(await self._ledger.cancel(transaction, now_ms())))
 
         return await self._meet_fault(Step.CANCEL, call, transaction, partial(self._ledger.find, token), work)
+
+    async def _customers_step(self, token: str, step: str, body: bytes) -> Reply:
+        if body:
+            raise BadField("body")
+        known = await self._as_of_now(token)
+        if known is None:
+            return page.shown(None)
+        take = self._ledger.confirm if step == "confirm" else self._ledger.refuse
+        return page.sent_on(await take(known, now_ms()))
+
+    async def _as_of_now(self, token: str) -> Transaction | None:
+        known = await self._ledger.find(unquote(token))
+        return None if known is None else await self._ledger.close_if_late(known, now_ms())
 
     async def _find(self, token: str, call: Call) -> Transaction | None:
         """Find a call's transaction. Another call may close it before the work of this one is done: the ledger decides."""
@@ -191,7 +211,7 @@ class Bank:
             found = await find()  # Again: a fault may have taken its time, and have changed it.
             if found is None:
                 return _refused(unknown)
-            return answer(200, _as_it_is(await self._ledger.close_if_late(found, now_ms())))
+            return answer(200, self._as_it_is(await self._ledger.close_if_late(found, now_ms())))
 
         return await self._meet_fault(Step.LOOK_UP, call, known, find, work)
 
@@ -215,6 +235,18 @@ class Bank:
         if fault.kind is Kind.ODD_TRANSACTION_ID and (transaction := await find()) is not None:
             await self._ledger.execute(transaction, now_ms(), transaction_id=fault.transaction_id)
         return effect(await work())
+
+    def _as_it_is(self, known: Transaction) -> dict[str, object]:
+        return self._members(known) | {"state": known.state, "expires_at": rfc3339(known.expires_at_ms)}
+
+    def _members(self, known: Transaction) -> dict[str, object]:
+        members, hold = known.members(), known.hold_expires_at_ms
+        if hold is not None:
+            members["hold_expires_at"] = rfc3339(hold)
+        if known.state is REQUIRES_ACTION:
+            members["action_url"] = f"{self.url}/customer/{known.token}"
+            members["action_expires_at"] = rfc3339(known.expires_at_ms)
+        return members
 
     async def _statement(self) -> Answer:
         movements = [
@@ -256,15 +288,6 @@ class Bank:
 
 def _refused(why: Refusal) -> Answer:
     return answer(STATUS[why], {"error": why})
-
-
-def _as_it_is(known: Transaction) -> dict[str, object]:
-    return _members(known) | {"state": known.state, "expires_at": rfc3339(known.expires_at_ms)}
-
-
-def _members(known: Transaction) -> dict[str, object]:
-    hold = known.hold_expires_at_ms
-    return known.members() | ({} if hold is None else {"hold_expires_at": rfc3339(hold)})
 
 
 def _status(reply: Reply) -> int | None:

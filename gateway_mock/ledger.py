@@ -17,7 +17,6 @@ import aiosqlite
 
 from gateway_mock.model import (
     CANCELLATION,
-    CREATED,
     EXPIRY,
     HOLD_MS,
     Closing,
@@ -26,10 +25,13 @@ from gateway_mock.model import (
     State,
     Transaction,
     closing,
+    confirmation,
     funds_of,
+    is_open,
     issued,
     lapses,
     objection,
+    refusal,
 )
 from gateway_mock.schema import prepare
 
@@ -38,16 +40,18 @@ LOCK_TIMEOUT_SECONDS = 1.0
 
 _FIELDS = (
     "token, reference, card, amount, currency, expires_at, state, closed_at, transaction_id, reason, kind, acts_on, final, "
-    "hold_expires_at"
+    "hold_expires_at, return_url"
 )
 
 # OPEN, CLOSE and FIND are given a JSON array of wishes and grant all of them in one commit: see `_Together`.
 
 # `one_lives` refuses a second one. An expired one does not count there, yet its order (`order_of`) still binds its reference.
 OPEN = f"""
-    INSERT INTO transactions (token, reference, kind, card, amount, currency, state, opened_at, expires_at, acts_on, final)
+    INSERT INTO transactions (token, reference, kind, card, amount, currency, state, opened_at, expires_at, acts_on, final,
+                              return_url)
     SELECT value ->> 'token', value ->> 'reference', value ->> 'kind', value ->> 'card', value ->> 'amount',
-           value ->> 'currency', 'created', value ->> 'now', value ->> 'expires_at', value ->> 'on', value ->> 'final'
+           value ->> 'currency', 'created', value ->> 'now', value ->> 'expires_at', value ->> 'on', value ->> 'final',
+           value ->> 'return_url'
     FROM json_each(?)
     WHERE NOT EXISTS (
         SELECT 1 FROM transactions AS known
@@ -65,13 +69,13 @@ OPEN = f"""
 # Of two wishes for one token SQLite grants either. The numbers of movements grow, with gaps.
 _CLOSE_IF = """
     UPDATE transactions
-    SET state = value ->> 'state', closed_at = value ->> 'now', transaction_id = value ->> 'transaction_id',
-        reason = value ->> 'reason', hold_expires_at = value ->> 'hold_expires_at',
+    SET state = value ->> 'state', closed_at = CASE value ->> 'state' WHEN 'requires_action' THEN NULL ELSE value ->> 'now' END,
+        transaction_id = value ->> 'transaction_id', reason = value ->> 'reason', hold_expires_at = value ->> 'hold_expires_at',
         movement = CASE value ->> 'state'
             WHEN 'executed' THEN (SELECT coalesce(max(movement), 0) FROM transactions) + 1 + key
         END
     FROM json_each(?)
-    WHERE token = value ->> 'token' AND state = 'created'
+    WHERE token = value ->> 'token' AND state IN ('created', 'requires_action')
 """
 
 CLOSE = f"{_CLOSE_IF} RETURNING {_FIELDS}"
@@ -155,6 +159,7 @@ class Ledger:
             "expires_at": wanted.expires_at_ms,
             "on": wanted.on,
             "final": wanted.final,
+            "return_url": wanted.return_url,
         }
         may_be_opened = wanted.on is None or objection(wanted, opening) is None
         while True:  # Each further round has closed a late transaction, and there was one.
@@ -170,7 +175,7 @@ class Ledger:
     async def execute(
         self, seen: Transaction, now_ms: int, *, transaction_id: str | None = None
     ) -> tuple[Transaction, bool]:
-        """Do the execute step: give the transaction, closed, and whether this call has executed it.
+        """Do the execute step: give the transaction after it, and whether this call has executed it.
 
         The id is a new one unless one is given.
         """
@@ -178,15 +183,25 @@ class Ledger:
         if seen.on is not None:
             return await self._execute_following(seen, seen.on, now_ms, transaction_id)
         how = closing(seen, now_ms, transaction_id, hold_ms=self._hold_ms)
-        if how is None:
-            return seen, False
+        if how is None:  # Whoever was asked may have answered since.
+            return await self.find(seen.token) or seen if is_open(seen) else seen, False
         closed = await self._close(seen, how, now_ms)
         return closed, closed.transaction_id == transaction_id
 
     async def cancel(self, seen: Transaction, now_ms: int) -> Transaction:
         """Call it off: close an open one for ever. Give it as it is then."""
         known = await self.close_if_late(seen, now_ms)
-        return await self._close(known, CANCELLATION, now_ms) if known.state is CREATED else known
+        return await self._close(known, CANCELLATION, now_ms) if is_open(known) else known
+
+    async def confirm(self, seen: Transaction, now_ms: int) -> Transaction:
+        """Take the customer's step, if it is asked for. Give the transaction as it is then."""
+        how = confirmation(seen, now_ms, f"txn_{secrets.token_hex(16)}", self._hold_ms)
+        return seen if how is None else await self._close(seen, how, now_ms)
+
+    async def refuse(self, seen: Transaction, now_ms: int) -> Transaction:
+        """Have the customer refuse the step, if it is asked for. Give the transaction as it is then."""
+        how = refusal(seen, now_ms)
+        return seen if how is None else await self._close(seen, how, now_ms)
 
     async def expire_hold(self, transaction_id: str, now_ms: int) -> None:
         """Let the hold of an executed authorize lapse before its time. A charge has none."""
@@ -323,6 +338,7 @@ def _transaction(
     on: str | None,
     final: int,
     hold_expires_at: int | None,
+    return_url: str,
 ) -> Transaction:
     """Read the `_FIELDS` of a row."""
     return Transaction(
@@ -340,4 +356,5 @@ def _transaction(
         on,
         bool(final),
         hold_expires_at,
+        return_url,
     )

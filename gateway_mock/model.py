@@ -6,6 +6,9 @@ Pure: no I/O and no clock. Times come in, in milliseconds from any start, and so
 * A reference has at most one open transaction, and at most one that is ever executed: another is opened only after all
   before it have expired. The order of the first binds the reference.
 * A late token is closed as expired before any answer says so.
+* Of some cards a bank wants a step of the customer. An execute step of an opening then moves nothing: the transaction stays
+  open, and *requires action*. The customer's confirming executes it, or declines it if the card is such a one; refusing
+  declines it. Its time goes on, and whatever comes after that finds it expired.
 * An *opening* (charge, authorize) names a card. A *following* one (capture, void, refund) acts on an executed opening. It is
   executed if the opening's funds allow it at that moment, and declined if they do not.
 
@@ -46,6 +49,9 @@ CARDS: Mapping[str, str | None] = {
 }
 """The cards that a bank knows, and why it declines to execute an opening of each; None: it approves."""
 
+ASKING_CARDS: Mapping[str, str | None] = {"tok_3ds": None, "tok_3ds_declined": "card_declined"}
+"""The cards of which a bank wants a step of the customer first, and why it declines what was confirmed; None: it approves."""
+
 DECLINED_KINDS: Mapping[str, Operation] = {
     "tok_capture_declined": CAPTURE,
     "tok_void_declined": VOID,
@@ -58,9 +64,10 @@ HOLD_MS = 7 * 24 * 3_600_000.0
 
 
 class State(StrEnum):
-    """How far a transaction has come. All but `CREATED` are for ever."""
+    """How far a transaction has come. All but the first two are for ever."""
 
     CREATED = "created"
+    REQUIRES_ACTION = "requires_action"
     EXECUTED = "executed"
     DECLINED = "declined"
     EXPIRED = "expired"
@@ -68,7 +75,7 @@ class State(StrEnum):
 
 
 # As names of the module: Python 3.11 takes 0.2 us to find one in its class (measured), and the benchmark's bank has no time.
-CREATED, EXECUTED, DECLINED, EXPIRED, CANCELLED = State
+CREATED, REQUIRES_ACTION, EXECUTED, DECLINED, EXPIRED, CANCELLED = State
 
 
 class Refusal(StrEnum):
@@ -121,6 +128,8 @@ class Transaction:
     """Of a capture: whether it releases the rest of the hold."""
     hold_expires_at_ms: float | None = None
     """None unless it is an executed authorize."""
+    return_url: str = ""
+    """Of an opening: where the customer is sent back to after the step; empty if its order names none."""
 
     def members(self) -> dict[str, object]:
         """The members that each answer about it has. Times are not among them: each bank writes those in its own way."""
@@ -142,7 +151,7 @@ class Transaction:
 
 
 class Closing(NamedTuple):
-    """How a transaction is closed."""
+    """How a transaction is closed; or `ASKING`: it stays open, and a step of the customer is wanted."""
 
     state: State
     transaction_id: str | None = None
@@ -152,6 +161,9 @@ class Closing(NamedTuple):
 
 EXPIRY = Closing(EXPIRED)
 CANCELLATION = Closing(CANCELLED)
+ASKING = Closing(REQUIRES_ACTION)
+REFUSAL = Closing(DECLINED, reason="authentication_required")
+"""The customer did not confirm."""
 
 
 class Funds(NamedTuple):
@@ -165,9 +177,14 @@ class Funds(NamedTuple):
 
 
 # ---------------------------------------------------------------- the rules
+def is_open(seen: Transaction) -> bool:
+    """Whether it can still be executed."""
+    return seen.state is CREATED or seen.state is REQUIRES_ACTION
+
+
 def lapses(seen: Transaction, now_ms: float) -> bool:
     """Whether its time is over and it is to be closed as expired."""
-    return seen.state is CREATED and seen.expires_at_ms <= now_ms
+    return is_open(seen) and seen.expires_at_ms <= now_ms
 
 
 def order_of(seen: Transaction) -> tuple[object, ...]:
@@ -241,28 +258,52 @@ def closing(
     funds: Funds | None = None,
     hold_ms: float = HOLD_MS,
 ) -> Closing | None:
-    """How an execute step closes it, under this id if it is executed. None: it is closed already.
+    """How an execute step closes it, under this id if it is executed. None: nothing changes, it is closed or asked for already.
 
     A following one needs the `funds` of its opening; an opening has none. An authorize takes a hold that lasts `hold_ms`.
     """
+    if lapses(seen, now_ms):
+        return EXPIRY
     if seen.state is not CREATED:
         return None
-    if seen.expires_at_ms <= now_ms:
-        return EXPIRY
     if funds is None:
+        if seen.card in ASKING_CARDS and seen.card not in cards:
+            return ASKING
         reason = cards[seen.card]
     else:
         no = "card_declined" if DECLINED_KINDS.get(seen.card) is seen.kind else None
         reason = broken_rule(seen, funds, now_ms) or no
+    return _done(seen, reason, transaction_id, now_ms + hold_ms)
+
+
+def confirmation(seen: Transaction, now_ms: float, transaction_id: str, hold_ms: float = HOLD_MS) -> Closing | None:
+    """How the customer's confirming closes it, under this id if it is executed. None: nothing is asked for."""
+    if lapses(seen, now_ms):
+        return EXPIRY
+    if seen.state is not REQUIRES_ACTION:
+        return None
+    return _done(seen, ASKING_CARDS[seen.card], transaction_id, now_ms + hold_ms)
+
+
+def refusal(seen: Transaction, now_ms: float) -> Closing | None:
+    """How the customer's refusing closes it. None: nothing is asked for."""
+    if lapses(seen, now_ms):
+        return EXPIRY
+    return REFUSAL if seen.state is REQUIRES_ACTION else None
+
+
+def _done(seen: Transaction, reason: str | None, transaction_id: str, hold_expires_at_ms: float) -> Closing:
     if reason is not None:
         return Closing(DECLINED, reason=reason)
     if seen.kind is AUTHORIZE:
-        return Closing(EXECUTED, transaction_id, hold_expires_at_ms=now_ms + hold_ms)
+        return Closing(EXECUTED, transaction_id, hold_expires_at_ms=hold_expires_at_ms)
     return Closing(EXECUTED, transaction_id)
 
 
 def told(closed: Transaction, *, by_this_call: bool) -> tuple[int, str, str]:
-    """What an execute step says of a closed transaction: the status, and beside the `members` one more, with its word."""
+    """What an execute step says of a transaction after it: the status, and beside the `members` one more, with its word."""
+    if closed.state is REQUIRES_ACTION:
+        return 202, "result", "requires_action"
     if closed.state is EXPIRED:
         return 410, "error", "token_expired"
     if closed.state is CANCELLED:
@@ -294,7 +335,7 @@ class Book:
         """
         opening = None
         if wanted.on is None:
-            if wanted.card not in self._cards:
+            if wanted.card not in self._cards and wanted.card not in ASKING_CARDS:
                 return Refusal.CARD_UNKNOWN
         elif (opening := self.opening(wanted.on)) is not None:
             wanted.card = opening.card
@@ -306,7 +347,7 @@ class Book:
     def execute(
         self, token: str, now_ms: float, transaction_id: str, *, compared: tuple[object, object] | None = None
     ) -> tuple[Transaction, bool] | Refusal:
-        """Do the execute step: give the transaction, closed, and whether this call has executed it.
+        """Do the execute step: give the transaction after it, and whether this call has executed it.
 
         If the order named an amount and a currency, they are `compared` with the transaction's.
         """
@@ -326,8 +367,26 @@ class Book:
         known = self.find(token, now_ms)
         if known is None:
             return Refusal.TOKEN_UNKNOWN
-        if known.state is CREATED:
+        if is_open(known):
             self._close(known, CANCELLATION, now_ms)
+        return known
+
+    def confirm(self, token: str, now_ms: float, transaction_id: str) -> Transaction | Refusal:
+        """Take the customer's step for one that asks for it. Give the transaction as it is then."""
+        known = self.find(token, now_ms)
+        if known is None:
+            return Refusal.TOKEN_UNKNOWN
+        if (how := confirmation(known, now_ms, transaction_id, self._hold_ms)) is not None:
+            self._close(known, how, now_ms)
+        return known
+
+    def refuse(self, token: str, now_ms: float) -> Transaction | Refusal:
+        """Have the customer refuse the step, if it is asked for. Give the transaction as it is then."""
+        known = self.find(token, now_ms)
+        if known is None:
+            return Refusal.TOKEN_UNKNOWN
+        if (how := refusal(known, now_ms)) is not None:
+            self._close(known, how, now_ms)
         return known
 
     def find(self, token: str, now_ms: float) -> Transaction | None:
@@ -358,7 +417,7 @@ class Book:
 
     def expire(self, token: str, now_ms: float) -> None:
         """Close the token's transaction as expired, before its time, unless it is closed."""
-        if (known := self.by_token[token]).state is CREATED:
+        if is_open(known := self.by_token[token]):
             self._close(known, EXPIRY, now_ms)
 
     def _as_of(self, known: Transaction | None, now_ms: float) -> Transaction | None:
@@ -367,7 +426,7 @@ class Book:
         return known
 
     def _close(self, known: Transaction, how: Closing, now_ms: float) -> None:
-        known.state, known.closed_at_ms = how.state, now_ms
+        known.state, known.closed_at_ms = how.state, None if how is ASKING else now_ms
         known.transaction_id, known.reason = how.transaction_id, how.reason
         if how.transaction_id is not None:
             known.hold_expires_at_ms = how.hold_expires_at_ms

@@ -15,13 +15,16 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _TRANSACTION_ID = re.compile(r"[\x20-\x7e]{1,255}")  # With room for ids that a fault made odd.
 
+# The bank sends browsers there, in a header and in a page.
+_RETURN_URL = re.compile(r"https?://[!#-;=?-~]{1,2040}")
+
 _KINDS: Mapping[str, Operation] = {kind.value: kind for kind in Operation}
 _COMPARED = frozenset({"amount", "currency"})
 _OF_ALL = _COMPARED | {"reference", "kind"}
-_OF_AN_OPENING = _OF_ALL | {"card"}
+_OF_AN_OPENING = _OF_ALL | {"card", "off_session", "return_url"}
 _OF_A_FOLLOWING = _OF_ALL | {"on"}
 _OF_A_CAPTURE = _OF_A_FOLLOWING | {"final"}
-_OF_SOME = ("card", "on", "final")  # In an order of another kind they are refused by name.
+_OF_SOME = ("card", "on", "final", "off_session", "return_url")  # In an order of another kind they are refused by name.
 
 
 class BadField(Exception):
@@ -44,11 +47,11 @@ def order(body: bytes) -> Transaction:
     if not isinstance(card, str):
         raise BadField("card")
     amount, currency = _amount_and_currency(said)
-    final = said.get("final", False)
-    if not isinstance(final, bool):
-        raise BadField("final")
+    final = _yes_or_no(said, "final")
+    _yes_or_no(said, "off_session")  # This bank asks all the same.
+    return_url = _text(said, "return_url", _RETURN_URL) if "return_url" in said else ""
     _nothing_but(said, allowed)
-    return Transaction("", reference, card, amount, currency, 0, kind=kind, on=on, final=final)
+    return Transaction("", reference, card, amount, currency, 0, kind=kind, on=on, final=final, return_url=return_url)
 
 
 def key(said: str | None) -> str:
@@ -99,6 +102,13 @@ def _amount_and_currency(said: Mapping[str, object]) -> tuple[int, str]:
     if not (type(amount) is int and 1 <= amount <= MAX_AMOUNT):  # `type is`: True is an int too.
         raise BadField("amount")
     return amount, _text(said, "currency", _CURRENCY)
+
+
+def _yes_or_no(said: Mapping[str, object], key: str) -> bool:
+    value = said.get(key, False)
+    if not isinstance(value, bool):
+        raise BadField(key)
+    return value
 
 
 def _text(said: Mapping[str, object], key: str, pattern: re.Pattern[str]) -> str:

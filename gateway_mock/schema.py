@@ -1,13 +1,14 @@
 """The ledger's file: its tables, how SQLite is to keep them, and the way from the version before.
 
-Version 1 knew charges alone. A ledger of that version becomes one of version 2 when it is opened, in one SQLite transaction.
+Version 1 knew charges alone, and version 2 no step of the customer. A ledger of an older version becomes one of this version
+when it is opened, in one SQLite transaction.
 """
 
 from collections.abc import Mapping
 
 import aiosqlite
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 PRAGMAS: Mapping[str, tuple[str, str | int]] = {
     # One bank a ledger: a second process would have its own faults and its own log of calls, and a test would read the
@@ -28,16 +29,19 @@ _TABLE = """
         card            TEXT    NOT NULL,                                   -- the opening's, if it follows one
         amount          INTEGER NOT NULL CHECK (amount > 0),                -- in minor units
         currency        TEXT    NOT NULL,
-        state           TEXT    NOT NULL CHECK (state IN ('created', 'executed', 'declined', 'expired', 'cancelled')),
+        state           TEXT    NOT NULL CHECK (
+            state IN ('created', 'requires_action', 'executed', 'declined', 'expired', 'cancelled')
+        ),
         opened_at       INTEGER NOT NULL,
         expires_at      INTEGER NOT NULL,
-        closed_at       INTEGER          CHECK ((closed_at IS NULL) = (state = 'created')),
+        closed_at       INTEGER          CHECK ((closed_at IS NULL) = (state IN ('created', 'requires_action'))),
         transaction_id  TEXT    UNIQUE   CHECK ((transaction_id IS NOT NULL) = (state = 'executed')),
         movement        INTEGER UNIQUE   CHECK ((movement IS NOT NULL) = (state = 'executed')),  -- order of execution
         reason          TEXT             CHECK ((reason IS NOT NULL) = (state = 'declined')),
         acts_on         TEXT             CHECK ((acts_on IS NULL) = (kind IN ('charge', 'authorize'))),
         final           INTEGER NOT NULL DEFAULT 0 CHECK (final IN (0, 1) AND (final = 0 OR kind = 'capture')),
-        hold_expires_at INTEGER          CHECK ((hold_expires_at IS NOT NULL) = (kind = 'authorize' AND state = 'executed'))
+        hold_expires_at INTEGER          CHECK ((hold_expires_at IS NOT NULL) = (kind = 'authorize' AND state = 'executed')),
+        return_url      TEXT    NOT NULL DEFAULT ''                         -- where the customer goes after the step
     ) STRICT
 """
 
@@ -54,13 +58,17 @@ _OF_VERSION_1 = (
     "number, token, reference, kind, card, amount, currency, state, opened_at, expires_at, closed_at, transaction_id, "
     "movement, reason"
 )
-_FROM_VERSION_1 = (
-    "ALTER TABLE transactions RENAME TO version_1",
-    _TABLE,
-    f"INSERT INTO transactions ({_OF_VERSION_1}) SELECT {_OF_VERSION_1} FROM version_1",  # noqa: S608 - a constant
-    "DROP TABLE version_1",  # with its indexes, whose names are then free
-    *_INDEXES,
-)
+_OF_VERSION_2 = f"{_OF_VERSION_1}, acts_on, final, hold_expires_at"
+
+
+def _from_older(columns: str) -> tuple[str, ...]:
+    return (
+        "ALTER TABLE transactions RENAME TO older",
+        _TABLE,
+        f"INSERT INTO transactions ({columns}) SELECT {columns} FROM older",  # noqa: S608 - constants of this module
+        "DROP TABLE older",  # with its indexes, whose names are then free
+        *_INDEXES,
+    )
 
 
 class LedgerUnusable(Exception):
@@ -88,13 +96,15 @@ async def prepare(database: aiosqlite.Connection) -> None:
 
 def _changes(version: list[object], tables: list[object]) -> tuple[str, ...]:
     match version, tables:
-        case [[2], _]:
+        case [[3], _]:
             return ()
         case [[0], []]:
             return (_TABLE, *_INDEXES)
+        case [[2], _]:
+            return _from_older(_OF_VERSION_2)
         # Version 1 wrote its number last. If it was killed before, its table is there and may lack its indexes.
         case [[0 | 1], ["transactions"]]:
-            return _FROM_VERSION_1
+            return _from_older(_OF_VERSION_1)
         case _:
             raise LedgerUnusable("the ledger was written by another version of the mock bank")
 

@@ -57,6 +57,7 @@ class Answer:
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    content_type: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +300,7 @@ class _Line:
         return False
 
     def _head(self, answer: Answer, last: bool) -> bytes:
-        own = [("content-type", "application/json"), ("content-length", str(len(answer.body)))]
+        own = [("content-type", answer.content_type), ("content-length", str(len(answer.body)))]
         closing = [("connection", "close")] if last else []
         head = h11.Response(status_code=answer.status, headers=[*own, *closing, *answer.headers])
         return self._http.send(head) or b""

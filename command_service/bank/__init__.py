@@ -23,9 +23,14 @@ An adapter promises these, since nothing else keeps a customer from being charge
    people can be sent (`is_address`), and the same as long as that step is wanted. The execute step is then repeated every few
    seconds: it asks how things stand, and begins no new step of the customer. If the bank gives up waiting, or the step fails,
    the answer is `Expired` or `Declined`, and promise 3 holds.
-
 8. The bank counts by itself: it declines a refund of more than was captured and not refunded, and a capture or void of what is
    not held. The core counts too; but the journal of a restored server may have forgotten what was captured and refunded.
+
+A bank of one step executes an order at once, and knows a repeated order by its key. Promises 1 and 2 then rest on three of its
+own: for a stated time a key brings back what its first order came to, under concurrent repeats too, and another order under it
+is refused; the newest order of a reference is found, at the latest before its key is forgotten; and a key can be closed before
+it was used. Past that time such an adapter looks up first and sends nothing blindly. `one_step` is one; without a look-up it
+leaves the rest to people.
 
 And no charge ends on one answer that does not name it, since that may be the answer to another question. The question is put
 again in a way that excludes this, or the answer is `NoAnswer`.
@@ -38,6 +43,14 @@ from typing import Protocol
 from command_service.values import Answer, Effect
 
 
+def trusted_seconds(promised_seconds: float) -> float:
+    """For how long a bank is relied upon to know a key that it promises to keep for so long: for five sixths of the time.
+
+    So 20 hours of 24. The rest is for requests that are still on their way, and for clocks that differ.
+    """
+    return promised_seconds * 5 / 6
+
+
 class Bank(Protocol):
     """A bank behind its adapter."""
 
@@ -45,8 +58,8 @@ class Bank(Protocol):
     def remembers_seconds(self) -> float:
         """For how long after the first request the bank knows a repeated one for what it is; infinity: for ever.
 
-        A step of an operation older than that is performed with `look_up_first`. A bank that forgets keys says less than it
-        promises, so that a request on its way, and clocks that differ, have room.
+        A step of an operation older than that is performed with `look_up_first`. A bank that forgets keys is trusted
+        for less than it promises (`trusted_seconds`).
         """
         ...
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from chassis.backoff import Backoff
-from command_service.values import Answer, NoAnswer
+from command_service.values import Answer, NoAnswer, Token
 
 # The longest pause, whatever the bank wishes: a charge that waits longer looks lost to the people who wait for it.
 LONGEST_PAUSE_SECONDS = 20.0
@@ -29,6 +29,11 @@ class Admission(Enum):
 
     CALL = "call"
     PROBE = "probe"
+
+
+def is_heard(answer: Answer) -> bool:
+    """Whether the bank was called for an answer. One that was not says nothing of how the bank is."""
+    return not isinstance(answer, Token) or answer.is_heard
 
 
 class Breaker:
@@ -97,6 +102,8 @@ class Breaker:
         if given is Admission.PROBE and self._probing is not None:
             self._probing.set()
             self._probing = None
+        if not is_heard(answer):
+            return
         if not isinstance(answer, NoAnswer):
             self._unanswered.clear()
             self._pause_seconds = 0.0

@@ -85,7 +85,7 @@ class _Reading(Reading):
             self.problems.append("[banks]: a bank's name must be 1 to 40 of a-z 0-9 _ -")
         banks = {name: self._bank(f"[banks.{name}]", name, tables[name]) for name in names}
         unnamed = document.get("unnamed", "")
-        if unnamed != "" and unnamed not in banks:
+        if unnamed != "" and unnamed not in tuple(banks):
             self.problems.append(f"unnamed: there is no bank {_quoted(unnamed, banks)}")
         return Banks(MappingProxyType(banks), self._routes(document.get("routes"), banks), str(unnamed))
 
@@ -96,7 +96,7 @@ class _Reading(Reading):
         kind, url = entry.get("kind"), self._read(where, entry, "url", bank_url) or ""
         if "url" not in entry:
             self.problems.append(f"{where}: url is missing: the bank's address")
-        if kind not in KINDS:
+        if kind not in tuple(KINDS):
             self.problems.append(f"{where}: kind must be one of {listed(KINDS)}")
         proxy = self._read(where, entry, "proxy", proxy_url) or ""
         key_file, tls = (self._read(where, entry, key, file_path) for key in ("key_file", "tls"))

@@ -9,6 +9,7 @@ Here are its paths, members, statuses and words, and no conclusion from them: `t
     400, 404, 409 or 422 to an order, in one of the bank's own words   Refusal
     404 to a look-up, in one of the bank's own words                   Refusal
     202 in_progress                                                    InProgress
+    202 requires_action, in every member                               Transaction that awaits the customer
     401 or 403, or a certificate that is not trusted                   NoAnswer, our_setup
     anything else                                                      NoAnswer
 
@@ -18,13 +19,12 @@ Here are its paths, members, statuses and words, and no conclusion from them: `t
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 import httpx
 
+from command_service.bank.times import microseconds
 from command_service.bank.transport import JSON_CONTENT, Endpoint, Exchange, no_answer
 from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
 from command_service.values import (
@@ -48,9 +48,11 @@ class _Question:
     refusals: frozenset[int]
 
 
-_STATES = {stage.value: stage for stage in Stage}
-_ENDS = {word: stage for word, stage in _STATES.items() if stage is not Stage.CREATED}
+_OPEN = {"created": Stage.CREATED, "requires_action": Stage.AWAITS_CUSTOMER}
+_ENDS = {stage.value: stage for stage in Stage if stage not in _OPEN.values()}
+_STATES = _OPEN | _ENDS
 _RESULTS = {"executed": Stage.EXECUTED, "already_executed": Stage.EXECUTED, "declined": Stage.DECLINED}
+_ASKS = {"requires_action": Stage.AWAITS_CUSTOMER}
 _CLOSED = {"token_expired": Stage.EXPIRED, "token_cancelled": Stage.CANCELLED}
 _DEFINITE = frozenset({400, 404, 409, 422})
 # The bank's own words for its refusals.
@@ -67,7 +69,9 @@ _WORDS = {
 }
 
 _TOKEN_STEP = _Question("POST", {200: ("state", _STATES)}, _DEFINITE)
-_EXECUTE_STEP = _Question("POST", {200: ("result", _RESULTS), 410: ("error", _CLOSED)}, _DEFINITE)
+_EXECUTE_STEP = _Question(
+    "POST", {200: ("result", _RESULTS), 202: ("result", _ASKS), 410: ("error", _CLOSED)}, _DEFINITE
+)
 # One that is open still was not called off: this is no answer.
 _CANCEL = _Question("POST", {200: ("state", _ENDS)}, _DEFINITE)
 # Any other refusal of a look-up tells nothing of the transaction, and so is no answer.
@@ -79,12 +83,9 @@ _REASONS = {
     "card_declined": DeclineReason.CARD_DECLINED,
     "insufficient_funds": DeclineReason.INSUFFICIENT_FUNDS,
     "expired_card": DeclineReason.EXPIRED_CARD,
+    "authentication_required": DeclineReason.AUTHENTICATION_REQUIRED,
     "authorization_expired": DeclineReason.AUTHORIZATION_EXPIRED,
 }
-# RFC 3339 and nothing else: Python takes other forms too, and times without a zone.
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
-_BEGIN_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Gateway:
@@ -107,6 +108,11 @@ class Gateway:
             order["kind"] = operation.kind.value
         if operation.kind is Kind.CAPTURE:
             order["final"] = operation.is_final
+        # Only if they say something: a bank that knows neither gets the orders that it knows.
+        if operation.opens and operation.request.is_off_session:
+            order["off_session"] = True
+        if operation.opens and operation.request.return_url:
+            order["return_url"] = operation.request.return_url
         # With the count, the request after an expired token is another one than the request before.
         key = f"{operation.reference}:token:{effect.expired_tokens}"
         return await self._ask(_TOKEN_STEP, effect, "", order, key=key, fresh=fresh)
@@ -198,8 +204,13 @@ def _transaction(got: Exchange, said: Mapping[str, object], stage: Stage) -> Tra
             kind = _KINDS.get(str(said.get("kind", "charge")))
             on, is_final = said.get("on", ""), said.get("final", False)
             is_hold = kind is Kind.AUTHORIZE and stage is Stage.EXECUTED
-            hold_expires_at = _microseconds(said.get("hold_expires_at")) if is_hold else 0
+            hold_expires_at = microseconds(said.get("hold_expires_at")) if is_hold else 0
+            asks = stage is Stage.AWAITS_CUSTOMER
+            url, action_expires_at = (said.get("action_url"), said.get("action_expires_at")) if asks else ("", None)
+            asks_until = microseconds(action_expires_at)
             if kind is None or not isinstance(on, str) or not isinstance(is_final, bool) or hold_expires_at is None:
+                return None
+            if not isinstance(url, str) or asks_until is None:
                 return None
             usable_id = transaction_id if isinstance(transaction_id, str) and is_storable(transaction_id) else ""
             reason = None if word is None else _REASONS.get(word, DeclineReason.OTHER)
@@ -217,16 +228,7 @@ def _transaction(got: Exchange, said: Mapping[str, object], stage: Stage) -> Tra
                 on,
                 is_final,
                 hold_expires_at,
+                url,
+                asks_until,
             )
     return None
-
-
-def _microseconds(said: object) -> int | None:
-    """Read a time after 1970: microseconds since then, 0 if none is said. None: it is malformed."""
-    if said is None:
-        return 0
-    try:
-        at = datetime.fromisoformat(said) if isinstance(said, str) and _TIME.fullmatch(said) else _BEGIN_OF_TIME
-    except ValueError:  # Of a 13th month.
-        return None
-    return (at - _BEGIN_OF_TIME) // _MICROSECOND if at > _BEGIN_OF_TIME else None

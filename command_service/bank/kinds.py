@@ -16,6 +16,7 @@ from chassis.watched import Watched
 from command_service.address import is_address
 from command_service.bank import Bank
 from command_service.bank.gateway import gateway_bank
+from command_service.bank.one_step import KEY_SECONDS, one_step_bank
 from command_service.bank.stripe import CUSTOMER_SECONDS, stripe_bank
 
 
@@ -46,11 +47,19 @@ def check_members(chosen: BankSettings, options: Collection[str] = (), *, has_ke
 
     Raises SettingsError, whose text quotes nothing that may be a secret.
     """
-    reading, where = Reading(), f"[banks.{chosen.name}]"
+    reading, where = Reading(), _where(chosen)
     reading.only(where, chosen.options, options)
     if has_key is not (chosen.key_file is not None):
         what = "needs a key_file" if has_key else "takes no key_file"
         reading.problems.append(f"{where}: a bank of the kind {chosen.kind} {what}")
+    _end(reading)
+
+
+def _where(chosen: BankSettings) -> str:
+    return f"[banks.{chosen.name}]"
+
+
+def _end(reading: Reading) -> None:
     if reading.problems:
         raise SettingsError("\n  ".join(("banks cannot be used:", *reading.problems)))
 
@@ -58,6 +67,25 @@ def check_members(chosen: BankSettings, options: Collection[str] = (), *, has_ke
 def _two_step(chosen: BankSettings, transport: httpx.AsyncBaseTransport, _: list[Watched[Any]]) -> Bank:
     check_members(chosen, has_key=False)
     return gateway_bank(chosen.url, transport, chosen.timeout_seconds)
+
+
+def _one_step(chosen: BankSettings, transport: httpx.AsyncBaseTransport, _: list[Watched[Any]]) -> Bank:
+    check_members(chosen, ("key_seconds", "looks_up"), has_key=False)
+    reading, where = Reading(), _where(chosen)
+    # A call that is given up at its deadline must have arrived long before its key is forgotten.
+    least = 12 * chosen.timeout_seconds
+    key_seconds = reading.number(where, chosen.options, "key_seconds", least, 366 * KEY_SECONDS)
+    looks_up = chosen.options.get("looks_up", True)
+    if not isinstance(looks_up, bool):
+        reading.problems.append(f"{where}: looks_up must be true or false")
+    _end(reading)
+    return one_step_bank(
+        chosen.url,
+        transport,
+        chosen.timeout_seconds,
+        key_seconds=KEY_SECONDS if key_seconds is None else key_seconds,
+        looks_up=looks_up is True,
+    )
 
 
 def _stripe(chosen: BankSettings, transport: httpx.AsyncBaseTransport, watched: list[Watched[Any]]) -> Bank:
@@ -86,5 +114,5 @@ def _stripe(chosen: BankSettings, transport: httpx.AsyncBaseTransport, watched: 
     )
 
 
-KINDS: Mapping[str, Maker] = {"two_step": _two_step, "stripe": _stripe}
+KINDS: Mapping[str, Maker] = {"two_step": _two_step, "one_step": _one_step, "stripe": _stripe}
 """How a bank of each kind is made, by the word for it in the file."""

@@ -7,12 +7,15 @@ import structlog
 
 from chassis.slots import Slots
 from command_service.bank import Bank
-from command_service.bank.breaker import Breaker
+from command_service.bank.breaker import Breaker, is_heard
 from command_service.values import Answer, Effect, NoAnswer
 
 
 class Performed(NamedTuple):
-    """What came of a step. `calls` is 0 if the bank was not called, since a probe for another charge came to no answer."""
+    """What came of a step. `calls` is 0 if the bank was not called.
+
+    A probe for another charge has come to no answer, or the adapter knew the answer.
+    """
 
     answer: Answer
     calls: int
@@ -74,7 +77,7 @@ class Line:
                         answer = await self._bank.perform(effect, look_up_first=look_up_first)
                     finally:  # a bank must not raise; if it does, a probe without an end would admit no call ever again
                         self._breaker.note(admitted, effect.operation.request.charge_id, answer)
-                    return Performed(answer, 1)
+                    return Performed(answer, int(is_heard(answer)))
             finally:
                 self._slots.give_back(tenant)
             if (unanswered := await self._breaker.pause()) is not None:

@@ -17,7 +17,8 @@ execute step, or the calling off of a token: both ask the bank to close a transa
     settling: fields that differ from ours         the look-up's answer; if it is open, the step again, else Contradiction
     settling: a refusal                            the look-up's answer; if it is open, the step again, else Refused
     calling off without a token, after a look-up by our reference:
-        fields equal to ours                       what calling off its token settles
+        fields equal to ours, closed               how it ended
+        fields equal to ours, open                 what calling off its token settles
         a refusal, twice                           CalledOff: there is nothing to close
         fields that differ, twice                  Contradiction
         a refusal and differing fields             NoAnswer
@@ -274,10 +275,10 @@ class TwoStepBank:
                 case Transaction(stage=Stage.EXPIRED) | Refusal():
                     pass  # There is no token, or one that would only expire again: the bank is asked for one.
                 case Transaction():
-                    return Token(known.token)
+                    return _token(known)
         match await _heard_twice(partial(dialect.request_token, effect), effect):
             case Transaction() as known:
-                return Token(known.token)
+                return _token(known)
             case Refusal() as refusal:
                 return Refused(refusal.evidence())
             case Contradiction() | InProgress() | NoAnswer() as answer:
@@ -301,8 +302,11 @@ class TwoStepBank:
             return await self._settled(partial(self._dialect.cancel, effect, effect.token), effect, effect.token)
         unnamed = CallOff(effect.operation, None)
         match await _heard_twice(partial(self._dialect.find_by_reference, unnamed), unnamed):
-            case Transaction(token=token):
+            case Transaction(token=token) as known:
                 named = CallOff(effect.operation, token)
+                # Of a closed one nothing is asked: a bank may have forgotten that this token was used.
+                if not _is_doubtful(known, named) and (end := _end(known, named)) is not None:
+                    return end
                 # Fresh: if a bank mixes up its answers on the connection of the look-up, no repetition would get any further.
                 return await self._settled(partial(self._dialect.cancel, named, token), named, token, fresh=True)
             case Refusal() as refusal:  # Nothing is open, unless the bank has forgotten a token that it gave us.
@@ -361,6 +365,10 @@ async def _heard_twice(question: Question, effect: Effect) -> Reply | Contradict
             return _contradiction(again, effect)
         case _:
             return again
+
+
+def _token(known: Transaction) -> Token:
+    return Token(known.token, is_heard=known.exchange is not None)
 
 
 def _awaits_customer(known: Transaction, effect: Execute | CallOff) -> bool:

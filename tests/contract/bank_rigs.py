@@ -2,6 +2,9 @@
 
 These are test_bank.py, test_bank_answers.py, test_bank_calling_off.py and test_conformance.py.
 
+Banks differ in what they can do. A test, or one of its cases, that is about such an ability says so (`needs`), and is not
+there for a bank without it.
+
 A rig names troubles in the words of gateway_mock ("on execute: lose_answer"), whose docstring defines them. The rig of another
 bank translates them into the faults of that bank's double. A rig's bank is a process of its own; the tests of a module share
 it, each under references of its own.
@@ -15,24 +18,49 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Set
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
+import pytest
+from _pytest.mark import ParameterSet
 
 from command_service.bank import Bank
 from command_service.bank.conformance.checks import OPENINGS
 from command_service.bank.conformance.subject import Between, Provoke, Subject
 from command_service.bank.gateway import gateway_bank
+from command_service.bank.one_step import one_step_bank
 from command_service.bank.transport import open_transport
 from command_service.values import DeclineReason, Kind, Operation
 
 PATIENT_SECONDS = 20.0  # Longer than any honest call takes on a busy machine.
 IMPATIENT_SECONDS = 0.2  # For a bank that does not answer: a test waits this long.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Making the usual one takes longer than a test.
+
+
+class Ability(Enum):
+    """What a bank may be able to do, and another not."""
+
+    OPENS = "opens a transaction in the token step, which binds its fields, and knows it before it is executed"
+    EXPIRES = "closes an open transaction as expired"
+
+
+def needs(ability: Ability) -> pytest.MarkDecorator:
+    """Mark a test, or a case of it, that is about this ability."""
+    return pytest.mark.needs(ability)
+
+
+OPENS, EXPIRES = needs(Ability.OPENS), needs(Ability.EXPIRES)
+
+
+def case(on: str, *more: Any) -> ParameterSet:
+    """A case about the calls of one step, which a bank may not have."""
+    return pytest.param(on, *more, marks=OPENS if on == "token" else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +86,7 @@ def movement(operation: Operation, transaction_id: str) -> Movement:
 class Rig(Protocol):
     """An adapter and its bank, for the contract's tests."""
 
+    abilities: Set[Ability]
     approved_card: str
     unknown_card: str
     declined_cards: Mapping[Kind, Mapping[str, DeclineReason]]
@@ -101,6 +130,10 @@ class Rig(Protocol):
         """List the bank's calls under this reference, in order: token, execute, cancel, look_up."""
         ...
 
+    def calls(self, *steps: str) -> list[str]:
+        """List the calls that these steps make. `open` is a look-up of what is not executed and not closed."""
+        ...
+
     def quiet(self) -> None:
         """Wait until the bank has no work left, late requests included."""
         ...
@@ -125,6 +158,7 @@ def provoked(order: Callable[[str], None]) -> Provoke:
 class GatewayRig:
     """The two-step gateway, and gateway_mock."""
 
+    abilities: Set[Ability] = frozenset(Ability)
     approved_card = "tok_visa"
     unknown_card = "tok_nobody"
     _declined_openings: Mapping[str, DeclineReason] = {
@@ -140,12 +174,7 @@ class GatewayRig:
         Kind.REFUND: {"tok_refund_declined": DeclineReason.CARD_DECLINED},
     }
 
-    not_tried: Mapping[str, Collection[Kind]] = {
-        "the customer's step is awaited, at one address": OPENINGS,
-        "when the customer has taken the step, it is executed once": OPENINGS,
-        "when the customer has failed, it is closed": OPENINGS,
-        "with nobody there for the step, it is closed": OPENINGS,
-    }
+    not_tried: Mapping[str, Collection[Kind]] = {}
 
     def __init__(self, ledger: Path) -> None:
         self._ledger = ledger
@@ -168,7 +197,13 @@ class GatewayRig:
             declined_cards=self.declined_cards,
             expire=provoked(self.expire),
             lapse=provoked(self.expire_hold),
+            customer_card="tok_3ds",
+            confirm=provoked(partial(self._press, "confirm")),
+            fail=provoked(partial(self._press, "refuse")),
         )
+
+    def _press(self, button: str, page: str) -> None:
+        assert self._referee.post(f"{page}/{button}").status_code == 303
 
     def _open(self, between: Between, call_timeout_seconds: float = PATIENT_SECONDS) -> Bank:
         wire = between(open_transport(max_connections=32, verify=NO_TLS))
@@ -205,6 +240,9 @@ class GatewayRig:
 
     def asked(self, reference: str) -> list[str]:
         return [_step(call) for call in self._ask("GET", "/calls") if call["reference"] == reference]
+
+    def calls(self, *steps: str) -> list[str]:
+        return ["look_up" if step == "open" else step for step in steps]
 
     def quiet(self) -> None:
         while any(call["fault"] == "delay" and call["status"] is None for call in self._ask("GET", "/calls")):
@@ -244,16 +282,50 @@ def _step(call: dict[str, Any]) -> str:
     if call["method"] == "GET":
         return "look_up"
     last: str = call["path"].rpartition("/")[2]
-    return last if last in ("execute", "cancel") else "token"
+    return {"execute": "execute", "payments": "execute", "cancel": "cancel"}.get(last, "token")
+
+
+class OneStepRig(GatewayRig):
+    """The bank of one step, and gateway_mock."""
+
+    abilities = frozenset()
+    not_tried: Mapping[str, Collection[Kind]] = {
+        "the customer's step is awaited, at one address": OPENINGS,
+        "when the customer has taken the step, it is executed once": OPENINGS,
+        "when the customer has failed, it is closed": OPENINGS,
+        "with nobody there for the step, it is closed": OPENINGS,
+        "what has expired is never executed": tuple(Kind),
+        "after an expiry one more token is given": tuple(Kind),
+        "another amount or currency under a known token moves nothing": tuple(Kind),
+    }
+
+    def subject(self) -> Subject:
+        return replace(super().subject(), expire=None, customer_card="")
+
+    def _open(self, between: Between, call_timeout_seconds: float = PATIENT_SECONDS) -> Bank:
+        wire = between(open_transport(max_connections=32, verify=NO_TLS))
+        return one_step_bank(self._url + "/one-step", wire, call_timeout_seconds)
+
+    def calls(self, *steps: str) -> list[str]:
+        # The token is ours, and that a look-up finds nothing is heard twice.
+        made = {"token": [], "open": ["look_up", "look_up"]}
+        return [call for step in steps for call in made.get(step, [step])]
+
+    def expire_hold(self, reference: str) -> None:
+        # Before its order comes, the bank does not know what acts on the hold.
+        self.trouble("execute", "expire_hold", reference=reference)
 
 
 @contextmanager
-def gateway_rig(folder: Path) -> Iterator[Rig]:
-    rig = GatewayRig(folder / "gateway.db")
+def _running(make: type[GatewayRig], folder: Path) -> Iterator[Rig]:
+    rig = make(folder / "gateway.db")
     try:
         yield rig
     finally:
         rig.stop()
 
 
-RIGS: Mapping[str, Callable[[Path], AbstractContextManager[Rig]]] = {"gateway": gateway_rig}
+gateway_rig, one_step_rig = partial(_running, GatewayRig), partial(_running, OneStepRig)
+
+RIGS: Mapping[str, Callable[[Path], AbstractContextManager[Rig]]] = {"gateway": gateway_rig, "one_step": one_step_rig}
+ABILITIES: Mapping[str, Set[Ability]] = {"gateway": GatewayRig.abilities, "one_step": OneStepRig.abilities}

@@ -1,7 +1,7 @@
 """The loops and the rigs: the bank's adapter is tested on the servers' loop, and its transport on both loops."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,16 @@ import uvloop
 from command_service.journal.postgres.place import PostgresPlace
 from rig.postgres import Node, wait_for
 from rig.postgres_pair import Pair
-from tests.contract.bank_rigs import RIGS, Rig
+from tests.contract.bank_rigs import ABILITIES, RIGS, Ability, Rig
 from tests.contract.moving import Places
+from tests.contract.stripe_rig import StripeRig, stripe_rig
 
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
+ALL_RIGS = {**RIGS, "stripe": stripe_rig}
+ALL_ABILITIES = {**ABILITIES, "stripe": StripeRig.abilities}
 CHOSEN = {
     "test_http11.py": ["asyncio", "uvloop"],
     "test_bank.py": ["uvloop"],
@@ -25,6 +28,8 @@ CHOSEN = {
     "test_conformance.py": ["uvloop"],
     "test_gateway.py": ["uvloop"],
     "test_line.py": ["uvloop"],
+    "test_lines.py": ["uvloop"],
+    "test_tunnel.py": ["asyncio", "uvloop"],
 }
 
 
@@ -34,10 +39,29 @@ def pytest_asyncio_loop_factories(
     return {name: LOOPS[name] for name in CHOSEN.get(item.path.name, ["asyncio"])}
 
 
-@pytest.fixture(scope="module", params=RIGS)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(ability): it is about something that not every bank can do")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about abilities that the rig's bank has not."""
+    left_out = [item for item in items if (needed := _needed(item)) and needed - _present(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _needed(item: pytest.Item) -> set[Ability]:
+    return {mark.args[0] for mark in item.iter_markers("needs")}
+
+
+def _present(item: pytest.Item) -> Set[Ability]:
+    return ALL_ABILITIES[str(item.callspec.params["shared_rig"])] if isinstance(item, pytest.Function) else frozenset()
+
+
+@pytest.fixture(scope="module", params=ALL_RIGS)
 def shared_rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder: Path = tmp_path_factory.mktemp(request.param)
-    with RIGS[request.param](folder) as rig:
+    with ALL_RIGS[request.param](folder) as rig:
         yield rig
 
 

@@ -26,7 +26,7 @@ from command_service.values import (
     ReviewReason,
     Token,
 )
-from tests.contract.bank_rigs import IMPATIENT_SECONDS, Rig, movement
+from tests.contract.bank_rigs import EXPIRES, IMPATIENT_SECONDS, OPENS, Rig, movement
 from tests.contract.operations import (
     KINDS,
     OWN_FIELDS,
@@ -74,6 +74,7 @@ async def test_a_token_step_moves_no_money(rig: Rig, kind: Kind) -> None:
     assert rig.movements(asked.operation.reference) == []
 
 
+@OPENS
 @pytest.mark.parametrize("kind", KINDS)
 async def test_looking_up_first_takes_the_token_step_only_for_a_reference_unknown_to_the_bank(
     rig: Rig, kind: Kind
@@ -148,7 +149,7 @@ async def test_looking_up_first_does_not_execute_an_executed_transaction(rig: Ri
         done = await answer_after_looking(bank, effect)
         assert isinstance(done, Executed)
         before = rig.asked(effect.operation.reference)
-        assert before == ["token", "look_up", "execute"]
+        assert before == rig.calls("token", "open", "execute")
         assert await answer_after_looking(bank, effect) == done
         assert rig.asked(effect.operation.reference) == [*before, "look_up"]
 
@@ -238,6 +239,7 @@ async def test_what_comes_after_the_hold_lapsed_is_declined_for_that_reason(rig:
     assert rig.movements(effect.operation.reference) == []
 
 
+@EXPIRES
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_expired_token_never_executes(rig: Rig, kind: Kind) -> None:
     """Nor after the next token has executed."""
@@ -253,6 +255,7 @@ async def test_an_expired_token_never_executes(rig: Rig, kind: Kind) -> None:
     assert rig.movements(asked.operation.reference) == [movement(asked.operation, done.transaction_id)]
 
 
+@EXPIRES
 async def test_an_expired_token_never_executes_after_a_restart(rig: Rig) -> None:
     """Of the bank."""
     async with rig.adapter() as bank:
@@ -266,6 +269,7 @@ async def test_an_expired_token_never_executes_after_a_restart(rig: Rig) -> None
             assert rig.movements(effect.operation.reference) == []
 
 
+@EXPIRES
 async def test_an_execute_that_arrives_after_expired_was_said_moves_nothing(rig: Rig) -> None:
     """It was under way when we stopped waiting, and the token expired meanwhile."""
     async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
@@ -284,6 +288,7 @@ async def test_an_execute_that_arrives_after_expired_was_said_moves_nothing(rig:
         assert len(rig.movements(step.operation.reference)) == 1
 
 
+@EXPIRES
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_race_between_expiry_and_executes_has_one_winner(rig: Rig, kind: Kind) -> None:
     """Either every answer is executed, or every answer is expired and no money moved."""
@@ -312,6 +317,7 @@ async def test_an_untrue_decline_is_not_believed(rig: Rig, kind: Kind) -> None:
 
 
 # ---------------------------------------------------------------- rule 4: other fields are refused
+@OPENS
 @pytest.mark.parametrize(("kind", "name"), OWN_FIELDS)
 async def test_a_known_reference_with_another_field_gives_no_token(rig: Rig, kind: Kind, name: str) -> None:
     """Open or executed, by a step or a look-up. The first operation continues unchanged."""
@@ -328,6 +334,7 @@ async def test_a_known_reference_with_another_field_gives_no_token(rig: Rig, kin
     assert len(rig.movements(asked.operation.reference)) == 1
 
 
+@OPENS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["amount", "currency"])
 async def test_a_known_token_with_another_field_moves_nothing(rig: Rig, kind: Kind, name: str) -> None:
@@ -343,6 +350,7 @@ async def test_a_known_token_with_another_field_moves_nothing(rig: Rig, kind: Ki
         assert isinstance(await answer_of(bank, effect), Executed)
 
 
+@OPENS
 @pytest.mark.parametrize(("kind", "name"), [*OWN_FIELDS, *[(kind, "reference") for kind in KINDS]])
 async def test_an_execution_with_another_field_is_never_ours(rig: Rig, kind: Kind, name: str) -> None:
     """A token of another operation, or of this one with other fields, is a contradiction, executed or not."""
@@ -355,6 +363,7 @@ async def test_an_execution_with_another_field_is_never_ours(rig: Rig, kind: Kin
         assert isinstance(await answer_after_looking(bank, other), Contradiction)
 
 
+@OPENS
 @pytest.mark.parametrize("kind", [Kind.CAPTURE, Kind.VOID, Kind.REFUND])
 async def test_what_follows_nothing_is_refused(rig: Rig, kind: Kind) -> None:
     """A transaction that the bank does not know, one that opened nothing, and an opening in another currency."""
@@ -371,6 +380,7 @@ async def test_what_follows_nothing_is_refused(rig: Rig, kind: Kind) -> None:
 
 
 # ---------------------------------------------------------------- rule 5: only a definite expiry leads to a new token
+@EXPIRES
 @pytest.mark.parametrize("kind", KINDS)
 async def test_after_expired_the_token_step_opens_one_more_transaction(rig: Rig, kind: Kind) -> None:
     """One only, for any number of calls; looked up first or not."""
@@ -384,6 +394,7 @@ async def test_after_expired_the_token_step_opens_one_more_transaction(rig: Rig,
         assert token.token != expired.token
 
 
+@EXPIRES
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_journal_that_forgot_an_expired_token_gets_a_new_one(rig: Rig, kind: Kind) -> None:
     """Looking up first never returns a token that would only expire again."""

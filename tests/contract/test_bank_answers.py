@@ -34,7 +34,7 @@ from command_service.values import (
     RequestToken,
     ReviewReason,
 )
-from tests.contract.bank_rigs import IMPATIENT_SECONDS, Rig, movement
+from tests.contract.bank_rigs import EXPIRES, IMPATIENT_SECONDS, OPENS, Ability, Rig, case, movement
 from tests.contract.operations import (
     KINDS,
     MOVED,
@@ -47,7 +47,7 @@ from tests.contract.operations import (
     run_to_rest,
 )
 
-BOTH_STEPS = ("token", "execute")
+BOTH_STEPS = (case("token"), case("execute"))
 
 
 def charge(rig: Rig, *, card: str = "") -> RequestToken:
@@ -57,6 +57,11 @@ def charge(rig: Rig, *, card: str = "") -> RequestToken:
 
 def declined_card(rig: Rig, kind: Kind) -> str:
     return next(iter(rig.declined_cards[kind]))
+
+
+def ends_at(rig: Rig) -> list[type[Executed] | type[Declined] | type[Expired]]:
+    """How a transaction can end at the rig's bank, by itself."""
+    return [Executed, Declined, *([Expired] if Ability.EXPIRES in rig.abilities else [])]
 
 
 def assert_agreed(rig: Rig, ends: Iterable[tuple[Operation, Outcome]]) -> None:
@@ -160,7 +165,7 @@ async def test_the_deadline_is_for_step_and_look_ups_together(rig: Rig) -> None:
         effect = await opened(bank, asked)
         rig.trouble("look_up", "hang_before")
         assert await answer_of(impatient, effect) == NoAnswer()
-    assert rig.asked(asked.operation.reference) == ["token", "execute", "look_up"]
+    assert rig.asked(asked.operation.reference) == rig.calls("token", "execute", "look_up")
 
 
 async def test_cancelling_a_step_is_not_swallowed(rig: Rig) -> None:
@@ -192,21 +197,22 @@ PAUSES = [
 ]
 
 
+@pytest.mark.parametrize("on", [*BOTH_STEPS, "look_up"])
 @pytest.mark.parametrize(("said", "seconds"), PAUSES)
 async def test_the_pause_that_the_bank_asks_for_is_kept_within_limits(
-    rig: Rig, said: str, seconds: float | None
+    rig: Rig, on: str, said: str, seconds: float | None
 ) -> None:
     """Throttled or in progress, on a step or on a look-up; garbage is ignored."""
     asked = charge(rig)
     async with rig.adapter() as bank:
-        effect = await opened(bank, asked)
+        step = asked if on == "token" else await opened(bank, asked)
         for fault, answer in (("throttled", NoAnswer(seconds)), ("in_progress", InProgress(seconds))):
-            for on, step in (("token", asked), ("execute", effect), ("look_up", effect)):
-                rig.trouble(on, fault, retry_after=said)
-                assert await bank.perform(step, look_up_first=on == "look_up") == answer
+            rig.trouble(on, fault, retry_after=said)
+            assert await bank.perform(step, look_up_first=on == "look_up") == answer
     assert rig.movements(asked.operation.reference) == []
 
 
+@OPENS
 @pytest.mark.parametrize("status", [400, 404, 409, 422])
 async def test_a_repeated_refusal_of_the_token_step_is_an_answer(rig: Rig, status: int) -> None:
     """It carries the status and the shape of the bank's reply, and no part of its text."""
@@ -228,12 +234,12 @@ async def test_an_unrepeated_refusal_is_not_believed(rig: Rig, on: str, status: 
             asked = await requested(bank, kind, rig.approved_card)
             rig.trouble(on, "refuse", status=status)
             assert isinstance(await answer_of(bank, await opened(bank, asked)), Executed)
-            assert rig.asked(asked.operation.reference) == (
-                ["token", "token", "execute"] if on == "token" else ["token", "execute", "look_up", "execute"]
-            )
+            steps = ("token", "token", "execute") if on == "token" else ("token", "execute", "open", "execute")
+            assert rig.asked(asked.operation.reference) == rig.calls(*steps)
             assert len(rig.movements(asked.operation.reference)) == 1
 
 
+@OPENS
 @pytest.mark.parametrize(("fault", "details"), [*NO_ANSWERS, ("in_progress", {})])
 async def test_a_second_try_of_the_token_step_without_an_outcome_decides_nothing(
     rig: Rig, fault: str, details: dict[str, Any]
@@ -252,6 +258,7 @@ async def test_a_second_try_of_the_token_step_without_an_outcome_decides_nothing
     assert rig.unfired() == []
 
 
+@OPENS
 async def test_a_card_the_bank_does_not_know_is_refused(rig: Rig) -> None:
     """In the token step: there is nothing to execute."""
     async with rig.adapter() as bank:
@@ -267,9 +274,9 @@ EXECUTE_REFUSALS = [("refuse", {"status": status}) for status in (400, 404, 409,
 async def test_a_refused_execute_is_settled_by_a_look_up(
     rig: Rig, fault: str, details: dict[str, Any], kind: Kind
 ) -> None:
-    """If the look-up finds an ended transaction, its end counts; if it is open or unknown, the refusal counts."""
+    """If the look-up finds an ended transaction, its end counts; if it is open, the refusal counts."""
     async with rig.adapter() as bank:
-        for end in (Executed, Declined, Expired):
+        for end in ends_at(rig):
             card = declined_card(rig, kind) if end is Declined else rig.approved_card
             effect = await opened(bank, await requested(bank, kind, card))
             rig.trouble("execute", fault, times=2, **details)
@@ -283,9 +290,19 @@ async def test_a_refused_execute_is_settled_by_a_look_up(
             rig.trouble("execute", fault, **details)
             rig.trouble("look_up", "forget_token")
             assert await answer_of(bank, effect) == truth, "known by reference"
-            rig.trouble("execute", fault, **details)
-            rig.trouble("look_up", "forget_token", times=2)
-            assert isinstance(await answer_of(bank, effect), Refused), "forgotten altogether"
+    assert rig.unfired() == []
+
+
+@OPENS
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refused_execute_of_what_the_bank_has_forgotten_is_not_repeated(rig: Rig, kind: Kind) -> None:
+    """Neither the token nor our reference is known: there is nothing that waits for it."""
+    async with rig.adapter() as bank:
+        effect = await opened(bank, await requested(bank, kind, rig.approved_card))
+        await answer_of(bank, effect)
+        rig.trouble("execute", "refuse")
+        rig.trouble("look_up", "forget_token", times=2)
+        assert isinstance(await answer_of(bank, effect), Refused)
     assert rig.unfired() == []
 
 
@@ -312,6 +329,7 @@ async def test_an_execution_with_other_fields_is_settled_by_a_look_up(rig: Rig, 
     assert rig.unfired() == []
 
 
+@OPENS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", WRONG[:3])
 async def test_a_token_with_other_fields_is_settled_by_asking_again(rig: Rig, field: str, kind: Kind) -> None:
@@ -328,6 +346,7 @@ async def test_a_token_with_other_fields_is_settled_by_asking_again(rig: Rig, fi
             assert (answer.reason, answer.evidence.fields) == (ReviewReason.FIELDS_DIFFER, (field,))
 
 
+@EXPIRES
 @pytest.mark.parametrize("kind", KINDS)
 async def test_expired_counts_only_if_the_look_up_confirms_it(rig: Rig, kind: Kind) -> None:
     """If the bank has forgotten the token by then, the outcome is not guessed."""
@@ -367,7 +386,7 @@ async def test_an_execution_under_an_id_that_may_not_be_kept_is_a_matter_for_peo
         reference = effect.operation.reference
         rig.trouble("execute", "odd_transaction_id", transaction_id=transaction_id)
         assert await answer_of(bank, effect) == unusable
-        assert rig.asked(reference) == ["token", "execute", "look_up", "look_up"]
+        assert rig.asked(reference) == rig.calls("token", "execute", "look_up", "look_up")
         assert await answer_after_looking(bank, effect) == unusable
         for look_up_first in (False, True):
             end = outcome(await run_to_rest(bank, effect.operation, look_up_first=look_up_first, attempts=2))
@@ -402,7 +421,7 @@ async def test_an_extra_answer_changes_no_outcome(
         operations = [(await requested(bank, kind, rig.approved_card)).operation for kind in kinds]
         for number, operation in enumerate(operations[::3]):
             pause, reference = number % 5 / 1000, operation.reference
-            for on in ("token", "execute"):
+            for on in rig.calls("token", "execute"):
                 rig.trouble(on, "extra_answer", reference=reference, seconds=pause, status=status, body=body)
         waiting = iter(operations)
 
@@ -433,7 +452,7 @@ ONLY_ON = {"contradict": ("execute",), "forget_token": ("execute", "look_up")}
 TROUBLES = [(on, fault) for fault in HARMLESS + LIES for on in ONLY_ON.get(fault, ("token", "execute", "look_up"))]
 
 
-@pytest.mark.parametrize(("on", "fault"), TROUBLES)
+@pytest.mark.parametrize(("on", "fault"), [case(on, fault) for on, fault in TROUBLES])
 async def test_an_operation_comes_to_rest_in_agreement_with_the_bank(rig: Rig, on: str, fault: str) -> None:
     """After three faults of any kind. If the bank does not lie, each kind is executed."""
     async with rig.adapter() as bank:
@@ -453,6 +472,7 @@ async def test_an_operation_comes_to_rest_in_agreement_with_the_bank(rig: Rig, o
             assert end == declined(DeclineReason.BANK_REFUSED), "said twice"
 
 
+@EXPIRES
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_operation_outlives_tokens_that_expire(rig: Rig, kind: Kind) -> None:
     """Each is closed for ever before the next one is requested, and the last one moves the money."""

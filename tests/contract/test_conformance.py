@@ -12,7 +12,16 @@ import httpx
 import pytest
 
 from command_service.bank import Bank
-from command_service.bank.conformance.checks import OPENINGS, Broken, CannotBeTried, Check, Finding, Kept, NotTried
+from command_service.bank.conformance.checks import (
+    FOLLOWING,
+    OPENINGS,
+    Broken,
+    CannotBeTried,
+    Check,
+    Finding,
+    Kept,
+    NotTried,
+)
 from command_service.bank.conformance.subject import Between, Subject
 from command_service.bank.conformance.suite import CHECKS, findings
 from command_service.bank.transport import target_of
@@ -29,6 +38,7 @@ from command_service.values import (
     Executed,
     Expired,
     Kind,
+    NeedsAction,
     Operation,
     RequestToken,
     Token,
@@ -59,7 +69,7 @@ async def test_what_the_bank_does_not_answer_is_not_tried(rig: Rig) -> None:
     rig.trouble("cancel", "error_before", times=10_000)
     off = CHECK["what was called off is never executed"]
     for finding in await found(replace(rig.subject(), patience_seconds=0.2), off):
-        assert finding.end == NotTried("the bank did not come to an answer within 0.2 s")
+        assert finding.end == NotTried("the bank did not come to an answer within 0.2 s", is_silence=True)
 
 
 async def test_a_bank_that_executes_nothing_cannot_be_tried(rig: Rig) -> None:
@@ -69,8 +79,8 @@ async def test_a_bank_that_executes_nothing_cannot_be_tried(rig: Rig) -> None:
 
 
 async def test_a_bank_that_does_not_accept_us_cannot_be_tried(rig: Rig) -> None:
-    rig.trouble("token", "refuse", status=401)
-    with pytest.raises(CannotBeTried, match="does not accept us"):
+    rig.trouble(rig.calls("token", "execute")[0], "refuse", status=401)
+    with pytest.raises(CannotBeTried, match="it does not accept us"):
         await found(rig.subject())
 
 
@@ -140,6 +150,19 @@ class RefundsTwice(Bent):
             if effect.operation.kind is Kind.REFUND:
                 await self.newly_executed(effect.operation)
         return answer
+
+
+class PaysTwiceUnderOneId(Bent):
+    """For an opening that is executed again; then more can be refunded, or captured."""
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        answer = await super().perform(effect, look_up_first=look_up_first)
+        operation = effect.operation
+        if isinstance(answer, Executed) and operation.opens:
+            times = "twice " if answer.transaction_id in self.memory else ""
+            self.memory[times + answer.transaction_id] = operation
+        is_paid_from_the_second = isinstance(answer, Declined) and f"twice {operation.on}" in self.memory
+        return Executed("txn_of_the_second") if is_paid_from_the_second else answer
 
 
 class FirstAnswerNamesAnother(httpx.AsyncBaseTransport):
@@ -233,6 +256,33 @@ class CallsOffNothingUnknown(Bent):
         return await super().perform(effect, look_up_first=look_up_first)
 
 
+class NamesAnotherPageEachTime(Bent):
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        answer = await super().perform(effect, look_up_first=look_up_first)
+        return replace(answer, url=f"{answer.url}?{uuid.uuid4()}") if isinstance(answer, NeedsAction) else answer
+
+
+class PaysAgainWhenTheCustomerCame(EachExecuteIsNew):
+    """For a card with the customer's step alone."""
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        if effect.operation.request.card.token != "tok_3ds":
+            return await self.inner.perform(effect, look_up_first=look_up_first)
+        return await super().perform(effect, look_up_first=look_up_first)
+
+
+class ExecutesThoughNobodyCame(Bent):
+    """Whatever the customer does, and whether one is there, a second execute is told as executed."""
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        answer = await super().perform(effect, look_up_first=look_up_first)
+        if isinstance(effect, Execute) and isinstance(answer, NeedsAction | Declined | Expired | CalledOff):
+            if effect.token in self.memory:
+                return Executed("txn_of_nobody")
+            self.memory[effect.token] = effect.operation
+        return answer
+
+
 class CountsNothing(Bent):
     """What follows is executed, whatever is left."""
 
@@ -256,6 +306,7 @@ def bent(subject: Subject, bug: type[Bent]) -> Subject:
 
 BUGS: Mapping[str, type[Bent]] = {
     "a repeated token step gives the same transaction": KnowsNoReference,
+    "what was called off is given no other token": KnowsNoReference,
     "a repeated execute step is done once": EachExecuteIsNew,
     "a step is done once though its answers were thrown away": EachExecuteIsNew,
     "looked up first, a step ends as it would have": KnowsNoReference,
@@ -268,7 +319,18 @@ BUGS: Mapping[str, type[Bent]] = {
     "what acts on nothing is refused": ActsOnNothing,
     **{check.name: CallsOffInNameOnly for check in CHECKS if check.promise == 6},
     "what the bank does not know can be called off": CallsOffNothingUnknown,
+    "the customer's step is awaited, at one address": NamesAnotherPageEachTime,
+    "when the customer has taken the step, it is executed once": PaysAgainWhenTheCustomerCame,
+    "when the customer has failed, it is closed": ExecutesThoughNobodyCame,
+    "with nobody there for the step, it is closed": ExecutesThoughNobodyCame,
     **{check.name: CountsNothing for check in CHECKS if check.promise == 8},
+}
+
+
+REFUSED_BY_THE_BOOKS = {
+    "another amount under a known reference is refused": (Kind.VOID,),
+    "another currency under a known reference is refused": FOLLOWING,
+    "another kind under a known reference is refused": (Kind.REFUND,),
 }
 
 
@@ -278,11 +340,11 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
         yield rig.subject()
 
 
-@pytest.mark.parametrize("check", [check for check in CHECKS if check.promise != 7], ids=lambda check: check.name)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 async def test_each_check_finds_a_bank_that_breaks_its_rule(honest: Subject, check: Check) -> None:
-    """For each kind of operation. What follows in another currency than its opening is refused for that already."""
-    if check.name == "another currency under a known reference is refused":
-        check = replace(check, kinds=OPENINGS)
+    """For each kind of operation, unless the mock bank's books refuse it already."""
+    kinds = [kind for kind in check.kinds if kind not in REFUSED_BY_THE_BOOKS.get(check.name, ())]
+    check = replace(check, kinds=tuple(kinds))
     for finding in await found(bent(honest, BUGS[check.name]), check):
         assert isinstance(finding.end, Broken), finding
 
@@ -290,8 +352,22 @@ async def test_each_check_finds_a_bank_that_breaks_its_rule(honest: Subject, che
 async def test_a_refund_that_is_done_twice_under_one_id_is_found_by_what_is_left(honest: Subject) -> None:
     once = CHECK["a repeated execute step is done once"]
     ends = {finding.kind: finding.end for finding in await found(bent(honest, RefundsTwice), once)}
-    assert ends.pop(Kind.REFUND) == Broken("a refund of the rest was not executed: declined (other)")
+    assert ends.pop(Kind.REFUND) == Broken(
+        "a refund of what is left after one execution was not executed: declined (other)"
+    )
     assert set(ends.values()) == {Kept()}
+
+
+async def test_an_opening_that_is_done_twice_under_one_id_is_found_by_what_is_left(honest: Subject) -> None:
+    once = replace(CHECK["a repeated execute step is done once"], kinds=OPENINGS)
+    for finding in await found(bent(honest, PaysTwiceUnderOneId), once):
+        assert finding.end == Broken("more was left to move than after one execution: executed as txn_of_the_second")
+
+
+async def test_what_is_left_at_a_bank_that_does_not_count_shows_nothing(honest: Subject) -> None:
+    """It breaks promise 8, and may well keep promise 2."""
+    once = CHECK["a repeated execute step is done once"]
+    assert {finding.end for finding in await found(bent(honest, CountsNothing), once)} == {Kept()}
 
 
 async def test_what_was_thrown_away_is_compared_with_its_repeat(honest: Subject) -> None:

@@ -244,7 +244,7 @@ async def test_a_token_step_takes_the_token_in_any_state(state: str) -> None:
     assert await answer_from(ASK, http(OURS | ended | {"state": state})) == Token("ttok_1")
 
 
-@pytest.mark.parametrize("word", ["do_not_honour", "bank_refused", "authentication_required", "", "4111111111111111"])
+@pytest.mark.parametrize("word", ["do_not_honour", "bank_refused", "already_charged", "", "4111111111111111"])
 async def test_an_unknown_reason_of_the_bank_becomes_other(word: str) -> None:
     """Our reasons are a closed set, and some of them never come from a bank."""
     said = OURS | {"reason": word}

@@ -42,7 +42,7 @@ async def test_a_step_that_is_unwanted_when_its_turn_comes_is_not_sent(rig: Rig)
         wanted = False
         assert isinstance(await under_way, Performed)
         assert await waiting is None
-        assert rig.asked(late.operation.reference) == ["token"]
+        assert rig.asked(late.operation.reference) == rig.calls("token")
         wanted = True
         performed = await line.perform(late, look_up_first=False, is_wanted=lambda: wanted)
         assert performed is not None
@@ -55,15 +55,16 @@ async def test_an_unwanted_step_is_no_probe(rig: Rig) -> None:
     clock = Clock()
     async with rig.adapter() as bank:
         line = a_line(bank, clock)
-        rig.trouble("token", "refuse", status=401, times=SETUP_REFUSED_TO_OPEN)
-        for _ in range(SETUP_REFUSED_TO_OPEN):
-            assert await line.perform(new_step(rig), look_up_first=False) == Performed(NoAnswer(our_setup=True), 1)
+        steps = [await opened(bank, new_step(rig)) for _ in range(SETUP_REFUSED_TO_OPEN + 2)]
+        *refused, unwanted, wanted = steps
+        rig.trouble("execute", "refuse", status=401, times=SETUP_REFUSED_TO_OPEN)
+        for step in refused:
+            assert await line.perform(step, look_up_first=False) == Performed(NoAnswer(our_setup=True), 1)
         assert line.is_spared
         clock.now += 60.0
         assert line.may_probe
-        unwanted = new_step(rig)
         assert await line.perform(unwanted, look_up_first=False, is_wanted=lambda: False) is None
-        assert rig.asked(unwanted.operation.reference) == []
+        assert "execute" not in rig.asked(unwanted.operation.reference)
         assert line.may_probe
-        assert await line.perform(new_step(rig), look_up_first=False, is_wanted=lambda: True) is not None
+        assert await line.perform(wanted, look_up_first=False, is_wanted=lambda: True) is not None
         assert not line.is_spared

@@ -28,6 +28,7 @@ from command_service.values import (
     Expired,
     InProgress,
     Kind,
+    NeedsAction,
     NoAnswer,
     Refused,
     RequestToken,
@@ -43,10 +44,14 @@ CALL_OFF = CallOff(CHARGE, "ttok_1")
 
 CREATED = Transaction(Stage.CREATED, "ttok_1", "charge-1", "tok_visa", 1250, "EUR")
 EXECUTED = replace(CREATED, stage=Stage.EXECUTED, transaction_id="txn_1")
+STEP_URL = "https://bank.example/customer/ttok_1"
+ASKS = replace(CREATED, stage=Stage.AWAITS_CUSTOMER, url=STEP_URL, action_expires_at=7)
 REPLIES: Mapping[str, Reply] = {
     "created": CREATED,
     "executed": EXECUTED,
     "executed, no usable id": replace(EXECUTED, transaction_id=""),
+    "awaits the customer": ASKS,
+    "awaits the customer nowhere": replace(ASKS, url="bank.example/customer"),
     "declined": replace(CREATED, stage=Stage.DECLINED, reason=DeclineReason.EXPIRED_CARD),
     "expired": replace(CREATED, stage=Stage.EXPIRED),
     "cancelled": replace(CREATED, stage=Stage.CANCELLED),
@@ -128,8 +133,12 @@ async def test_a_token_is_settled_by_the_last_reply_about_it(effect: Effect, que
             case CalledOff():
                 assert is_ours(last, Stage.CANCELLED)
                 assert script.asked[-1][0] != question
+            case NeedsAction(url, expires_at):
+                assert last == ASKS
+                assert (effect, url, expires_at) == (EXECUTE, STEP_URL, 7)
             case InProgress() | NoAnswer():
-                assert got == last
+                is_nowhere = effect == EXECUTE and last == REPLIES["awaits the customer nowhere"]
+                assert got == (NoAnswer() if is_nowhere else last)
             case Refused():
                 assert isinstance(again if script.asked.count((question, True)) else first, Refusal)
             case Contradiction(_, ReviewReason.TRANSACTION_ID_UNUSABLE):
@@ -145,7 +154,15 @@ async def test_a_token_is_settled_by_the_last_reply_about_it(effect: Effect, que
 
 @pytest.mark.parametrize(("token", "look_up_first"), [(None, False), (None, True), ("ttok_1", True), ("ttok_0", True)])
 async def test_calling_off_by_reference_closes_the_newest_transaction(token: str | None, look_up_first: bool) -> None:
-    """Whatever token our journal holds, if any. That there is none is believed when it is heard twice."""
+    """Whatever token our journal holds, if any. That there is none is believed when it is heard twice.
+
+    One that is closed is told as it ended, and nothing is asked of it.
+    """
+    ends = {
+        Stage.DECLINED: Declined(DeclineReason.EXPIRED_CARD),
+        Stage.EXPIRED: Expired(),
+        Stage.CANCELLED: CalledOff(),
+    }
     for known, again in product(REPLIES.values(), repeat=2):
         script = Script(
             {
@@ -163,9 +180,14 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(token: str
         if got == NoAnswer(7.0):
             assert isinstance(looked_up, Transaction)
             assert not looked_up.differences(ASK)
+            assert looked_up.stage in (Stage.CREATED, Stage.EXECUTED)
+            assert looked_up.stage is Stage.CREATED or not looked_up.transaction_id
             assert script.asked[-1] == (f"calling off {looked_up.token}", True)
             continue
         assert script.asked == [("by reference", False), ("by reference", True)][: 1 + has_asked_twice]
+        if isinstance(looked_up, Transaction) and not looked_up.differences(ASK):
+            assert got == ends.get(looked_up.stage, Executed(looked_up.transaction_id))
+            continue
         match got:
             case CalledOff():
                 assert (known, again, token) == (Refusal(), Refusal(), None)
@@ -206,6 +228,7 @@ async def test_a_look_up_first_keeps_a_step_from_being_taken_twice() -> None:
         got = await answer(EXECUTE, script, look_up_first=True)
         known = by_reference if ("by reference", True) in script.asked else by_token
         assert (script.asked[-1] == ("execute step", False)) == is_ours(known, Stage.CREATED)
+        assert isinstance(got, NeedsAction) == (known == ASKS), "asking again would do no harm, and is not needed"
         if isinstance(got, Executed | Declined | Expired | CalledOff):
             assert isinstance(known, Transaction)
             assert not known.differences(EXECUTE)
@@ -231,7 +254,7 @@ async def test_a_token_step_ends_on_a_token_of_ours_or_on_two_replies_that_agree
                 assert again.differences(ASK)
             case InProgress() | NoAnswer():
                 assert last in UNSETTLED or isinstance(step, Refusal) != isinstance(again, Refusal)
-            case Executed() | Declined() | Expired() | CalledOff():
+            case Executed() | Declined() | Expired() | CalledOff() | NeedsAction():
                 pytest.fail("the answer to a question that was not asked")
 
 
@@ -267,6 +290,45 @@ def test_an_id_that_would_change_a_path_or_reveal_a_card_number_is_not_stored(ba
     """An id of the bank's own form is stored."""
     assert not is_storable(bank_id)
     assert is_storable("ttok_5b1f.A:9-z")
+
+
+NO_ADDRESSES = (
+    *("", "x", "/customer/1", "//bank.example/1", "javascript:alert(1)", "data:text/html,x", "ftp://bank.example/1"),
+    *(
+        "https://shop.example@bank.example/",
+        "https://",
+        "https:///1",
+        "https://bank.example/a b",
+        "https://bank.example/\n",
+    ),
+    *("https://b\u00e4nk.example/", "https://bank.example/" + "a" * 2028, "https://bank.example/4111111111111111"),
+    *(
+        "https://bank.example/4111-1111-1111-1111",
+        "https://bank.example/?card=4111%201111%201111%201111",
+        "https://a/<b>",
+    ),
+)
+
+
+@pytest.mark.parametrize("url", NO_ADDRESSES)
+@pytest.mark.parametrize("look_up_first", [False, True])
+async def test_what_is_no_address_or_shows_a_card_number_is_no_answer(url: str, look_up_first: bool) -> None:
+    """Whatever a dialect lets through: nobody is sent there, and it is not stored."""
+    said = replace(ASKS, url=url)
+    replies: dict[tuple[str, bool], Reply] = {
+        ("execute step", False): said,
+        ("execute step", True): said,
+        ("by token", False): said,
+    }
+    assert await answer(EXECUTE, Script(replies), look_up_first=look_up_first) == NoAnswer()
+    replies = {("execute step", False): Refusal(), ("by token", True): said}
+    assert await answer(EXECUTE, Script(replies)) == NoAnswer()
+
+
+async def test_a_step_of_the_customer_that_only_a_look_up_tells_is_told() -> None:
+    """The reply to the step itself belonged to another question."""
+    script = Script({("execute step", False): REPLIES["another's execution"], ("by token", True): ASKS})
+    assert await answer(EXECUTE, script) == NeedsAction(STEP_URL, 7)
 
 
 # ---------------------------------------------------------------- room for a bank of another shape

@@ -14,7 +14,7 @@ from command_service.bank.breaker import (
     Admission,
     Breaker,
 )
-from command_service.values import InProgress, NoAnswer
+from command_service.values import InProgress, NoAnswer, Token
 
 VAIN = NoAnswer()
 
@@ -70,6 +70,32 @@ def test_one_probe_at_a_time_finds_out_whether_the_bank_is_back() -> None:
     assert breaker.admit() is Admission.PROBE
     breaker.note(Admission.PROBE, "one", InProgress(None))
     assert breaker.admit() is Admission.CALL
+
+
+OURS = Token("ours", is_heard=False)
+
+
+def test_an_answer_for_which_the_bank_was_not_called_does_not_close_the_breaker() -> None:
+    """A token may be a name of ours. The next probe is due at once."""
+    breaker, clock = opened()
+    clock.now += 60.0
+    probe = breaker.admit()
+    assert probe is Admission.PROBE
+    breaker.note(probe, "another", OURS)
+    assert breaker.is_open
+    probe = breaker.admit()
+    assert probe is Admission.PROBE
+    breaker.note(probe, "another", Token("the bank's"))
+    assert not breaker.is_open
+
+
+def test_an_answer_for_which_the_bank_was_not_called_does_not_keep_the_breaker_closed() -> None:
+    """At a bank of one step such answers are between any two that it did not give."""
+    breaker = Breaker(Clock(), Random(1))
+    for number in range(UNANSWERED_TO_OPEN):
+        breaker.note(Admission.CALL, f"charge {number}", OURS)
+        breaker.note(Admission.CALL, f"charge {number}", VAIN)
+    assert breaker.is_open
 
 
 async def test_waiters_for_the_breaker_sleep_until_the_probe_under_way_ends() -> None:

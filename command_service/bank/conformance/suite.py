@@ -16,6 +16,7 @@ from command_service.bank.conformance.checks import (
     NotPossible,
     NotTried,
     RuleBroken,
+    Unanswered,
 )
 from command_service.bank.conformance.subject import Subject
 from command_service.bank.conformance.throwing import Throwing
@@ -26,7 +27,7 @@ CHECKS: tuple[Check, ...] = tuple(
     sorted(steps.CHECKS + fields.CHECKS + ends.CHECKS + books.CHECKS, key=lambda check: check.promise)
 )
 # A bank that cannot be reached at all is soon told from one that is slow.
-_FIRST_PATIENCE_SECONDS = 10.0
+_FIRST_PATIENCE_SECONDS = 5.0
 
 
 async def findings(subject: Subject, checks: Sequence[Check] = CHECKS) -> AsyncIterator[Finding]:
@@ -45,25 +46,37 @@ async def findings(subject: Subject, checks: Sequence[Check] = CHECKS) -> AsyncI
         for bank in (*banks, losing):
             stack.push_async_callback(bank.close)
         (wire,) = wires
-        first = Trial(replace(subject, patience_seconds=_FIRST_PATIENCE_SECONDS), Kind.CHARGE, banks, losing, wire)
-        try:
-            await first.executed(first.opening(Kind.CHARGE))
-        except NotPossible as reason:
-            raise CannotBeTried(f"a charge of the card {subject.approved_card} was not executed: {reason}") from None
+        patience_seconds = min(_FIRST_PATIENCE_SECONDS, subject.patience_seconds)
+        first = Trial(replace(subject, patience_seconds=patience_seconds), Kind.CHARGE, banks, losing, wire)
+        await _see_that_it_works(first)
         for check in checks:
             for kind in check.kinds:
-                yield await _finding(check, Trial(subject, kind, banks, losing, wire))
+                end = await _end(check, Trial(subject, kind, banks, losing, wire))
+                if isinstance(end, NotTried) and end.is_silence:
+                    await _see_that_it_works(first)  # or each of the others would be waited for as well
+                yield Finding(check, kind, end)
+
+
+async def _see_that_it_works(first: Trial) -> None:
+    try:
+        await first.executed(first.opening(Kind.CHARGE))
+    except Unanswered as reason:
+        raise CannotBeTried(f"{reason}: see that it runs, and that this is its address") from None
+    except NotPossible as reason:
+        raise CannotBeTried(f"{reason}: see that it approves this card, currency and amount") from None
 
 
 def _nothing(inner: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
     return inner
 
 
-async def _finding(check: Check, trial: Trial) -> Finding:
+async def _end(check: Check, trial: Trial) -> Kept | Broken | NotTried:
     try:
         await check.run(trial)
     except RuleBroken as seen:
-        return Finding(check, trial.kind, Broken(str(seen)))
+        return Broken(str(seen))
+    except Unanswered as reason:
+        return NotTried(str(reason), is_silence=True)
     except NotPossible as reason:
-        return Finding(check, trial.kind, NotTried(str(reason)))
-    return Finding(check, trial.kind, Kept())
+        return NotTried(str(reason))
+    return Kept()

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Sequence
 
 from command_service.bank import Bank
-from command_service.bank.conformance.checks import CannotBeTried, NotPossible, RuleBroken, told
+from command_service.bank.conformance.checks import CannotBeTried, NotPossible, RuleBroken, Unanswered, told
 from command_service.bank.conformance.subject import Subject
 from command_service.bank.conformance.throwing import Throwing
 from command_service.values import (
@@ -20,7 +20,6 @@ from command_service.values import (
     Money,
     NoAnswer,
     Operation,
-    Refused,
     Request,
     RequestToken,
     Token,
@@ -87,18 +86,20 @@ class Trial:
     async def answer(self, effect: Effect, *, by: Bank | None = None, look_up_first: bool = False) -> Answer:
         """Do a step, again and again while the bank gives no answer or is at work on it.
 
-        Raises NotPossible if that does not end, CannotBeTried if the bank does not accept us.
+        Raises Unanswered if that does not end, CannotBeTried if the bank does not accept us.
         """
         loop = asyncio.get_running_loop()
         until, pause_seconds = loop.time() + self.subject.patience_seconds, _FIRST_PAUSE_SECONDS
         while True:
             match said := await (by or self._banks[0]).perform(effect, look_up_first=look_up_first):
                 case NoAnswer(our_setup=True):
-                    raise CannotBeTried("the bank does not accept us")
+                    raise CannotBeTried(
+                        "it does not accept us: see that its key and its certificates are those meant for it"
+                    )
                 case NoAnswer(retry_after_seconds=wished) | InProgress(retry_after_seconds=wished):
                     pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
                     if loop.time() > until:
-                        raise NotPossible(
+                        raise Unanswered(
                             f"the bank did not come to an answer within {self.subject.patience_seconds:g} s"
                         )
                     await asyncio.sleep(max(pause_seconds, wished or 0.0))
@@ -112,17 +113,21 @@ class Trial:
     async def at_once(self, *effects: Effect, times: int = AT_ONCE) -> list[Answer]:
         """Do steps this often, all at once, over several adapters."""
         put = [(effects[n % len(effects)], self._banks[n // len(effects) % len(self._banks)]) for n in range(times)]
-        return await asyncio.gather(*[self.answer(effect, by=bank) for effect, bank in put])
+        ends = await asyncio.gather(*[self.answer(effect, by=bank) for effect, bank in put], return_exceptions=True)
+        answers = []
+        for end in ends:  # All have ended, so that none is under way in the next check.
+            if isinstance(end, BaseException):
+                raise end
+            answers.append(end)
+        return answers
 
     async def opened(self, operation: Operation) -> Execute:
         """Do the token step, and make the execute step that follows. Raises NotPossible."""
         match said := await self.answer(RequestToken(operation, 0)):
             case Token(token):
                 return Execute(operation, token)
-            case Refused():
-                raise NotPossible(f"a plain {operation.kind.value} is refused")
             case _:
-                raise NotPossible(f"a plain {operation.kind.value} came to no token: {told(said)}")
+                raise NotPossible(f"{_named(operation)} came to no token: {told(said)}")
 
     async def executed(self, operation: Operation) -> str:
         """Do both steps of what is prepared; return the bank's id. Raises NotPossible."""
@@ -130,7 +135,7 @@ class Trial:
             case Executed(transaction_id):
                 return transaction_id
             case _:
-                raise NotPossible(f"a plain {operation.kind.value} was not executed: {told(said)}")
+                raise NotPossible(f"{_named(operation)} was not executed: {told(said)}")
 
     async def ends(self, operation: Operation) -> Answer:
         """Do both steps, and say how it ended: in the token step if that gives no token."""
@@ -143,6 +148,10 @@ class Trial:
         before = self.wire.calls
         await self.answer(RequestToken(operation, 0), by=self.losing)
         return self.wire.calls > before
+
+
+def _named(operation: Operation) -> str:
+    return f"a plain {operation.kind.value} with the card {operation.request.card.token}"
 
 
 def named(effect: Execute) -> CallOff:

@@ -7,7 +7,7 @@ A charge or an authorize takes two steps. Its token is the id of an intent, whic
 
     request_token   POST /payment_intents, unconfirmed: no money can move. Key: our reference and the number of expired tokens
     execute         GET the intent; if it is to be confirmed, POST /payment_intents/{token}/confirm; what is no end is looked up
-    cancel          GET the intent; unless it is executed or closed, POST /payment_intents/{token}/cancel
+    cancel          GET the intent; unless it is executed or closed, POST /payment_intents/{token}/cancel; see 4
 
 A capture, void or refund takes one. Its token is our own reference, and no call is made for it. `execute` sends the order under
 the token as key, and our reference in the metadata, by which a look-up finds it: POST /payment_intents/{on}/capture, .../cancel
@@ -26,9 +26,10 @@ What Stripe does, and what is done about it (https://docs.stripe.com/api/idempot
    `two_step` looks it up before it says Declined. If a confirmation wins against the cancel, that look-up says so. A look-up
    changes nothing: to it the intent is open, and the next execute step closes it. So is one whose customer has not taken the
    step within `customer_seconds` of the intent's creation, or cannot, since Stripe names no address for it.
-4. *A cancel lets a hold go.* So a calling off looks first, and an intent that is authorized is told as executed. If the
-   authorization comes between look and cancel, the hold is gone and nothing has moved: CANCELLED. Should another server have
-   stored Authorized by then, a later capture is declined: no money moves that is not on record.
+4. *A cancel lets a hold go.* So a calling off looks first, and an intent that is authorized is told as executed. One that may
+   still be authorized is disarmed before it is cancelled: its payment method is taken away, which Stripe does only while it is
+   open ("You may only update the payment_method of a PaymentIntent with one of the following statuses:
+   requires_payment_method, requires_confirmation, requires_action").
 5. *Lists name nothing of ours if they are empty.* A refund is sent only after the intent itself was seen over the same
    question, and the list came over a connection of its own. The intent is read first: if it has no room for the refund
    although the list, read later, does not have it, then it was not our refund that took the room.

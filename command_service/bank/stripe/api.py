@@ -95,10 +95,9 @@ def order_failed(got: Exchange) -> Unsettled | Refusal | InProgress | NoAnswer:
     """Judge an answer to an order that shows nothing of what was ordered."""
     if (unheard := _unheard(got)) is not None:
         return unheard
-    unknown = no_answer(f"status {got.status}", retry_after_seconds=got.retry_after_seconds)
     match verdict_of(said_in(got)) if got.status >= 400 else None:
         case None:
-            return unknown
+            return no_answer(f"status {got.status}", retry_after_seconds=got.retry_after_seconds)
         case Verdict.REFUSED if got.status < 500:
             return Refusal(got)
         case Verdict.BUSY:
@@ -108,7 +107,7 @@ def order_failed(got: Exchange) -> Unsettled | Refusal | InProgress | NoAnswer:
         case Verdict.LAPSING:
             return Unsettled(InProgress(got.retry_after_seconds))
         case Verdict.UNKNOWN | Verdict.REFUSED | Verdict.ENDED:
-            return Unsettled(unknown)
+            return Unsettled(NoAnswer(got.retry_after_seconds))
         case verdict:
             assert_never(verdict)
 

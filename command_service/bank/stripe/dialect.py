@@ -58,7 +58,7 @@ class Stripe:
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:
         """Create an intent under our reference, or hear of the known one. For an operation that follows, ask nothing."""
         operation, amount = effect.operation, in_stripes_units(effect.operation.amount)
-        if amount is None or _is_for_a_part_of_a_hold(operation):
+        if amount is None or _is_not_stripes(operation):
             return Refusal()
         if not operation.opens:
             return reading.unasked(operation)
@@ -81,7 +81,7 @@ class Stripe:
         if operation.opens:
             return await self._confirm(effect, fresh=fresh)
         amount = in_stripes_units(operation.amount)
-        if amount is None or effect.token != operation.reference or _is_for_a_part_of_a_hold(operation):
+        if amount is None or effect.token != operation.reference or _is_not_stripes(operation):
             return Refusal()
         match operation.kind:
             case Kind.CAPTURE:
@@ -101,7 +101,7 @@ class Stripe:
         seen = await self._look(effect, token, fresh=fresh)
         if not isinstance(seen, _Seen) or not _is_open(seen.reply) or _differs(seen.reply, effect):
             return _reply(seen)
-        return await self._close(effect, token, reading.CALLED_OFF, fresh=fresh)
+        return await self._close(effect, seen.intent, reading.CALLED_OFF, fresh=fresh)
 
     async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
         """Look the intent up, or what became of the capture, void or refund."""
@@ -146,7 +146,7 @@ class Stripe:
                 return _if_open(seen.reply, said)
         if not isinstance(seen, _Seen) or _differs(seen.reply, effect) or not _is_created(seen.reply):
             return _reply(seen)
-        return await self._close(effect, effect.token, reading.CLOSED, fresh=fresh)
+        return await self._close(effect, seen.intent, reading.CLOSED, fresh=fresh)
 
     async def _order_confirmation(self, effect: Execute, *, fresh: bool) -> _Heard:
         request = effect.operation.request
@@ -158,13 +158,27 @@ class Stripe:
         key = f"{effect.operation.reference}:confirm:{effect.token}:{digest}"
         return await self._order(effect, f"/payment_intents/{effect.token}/confirm", order, key=key, fresh=fresh)
 
-    async def _close(self, effect: Execute | CallOff, token: str, why: str, *, fresh: bool) -> Reply:
-        """Cancel an intent that was seen open: without a key, since that is done once anyway, and no old error is replayed."""
+    async def _close(self, effect: Execute | CallOff, open_one: Intent, why: str, *, fresh: bool) -> Reply:
+        """Cancel an intent that was seen open.
+
+        Without keys: an intent is cancelled once anyway, and no old error is replayed. Since a cancel lets a hold go, an intent
+        that may still be authorized is disarmed before: without a payment method it never will be. Stripe takes the method from
+        it only while it is open.
+        """
+        path = f"/payment_intents/{open_one.intent_id}"
+        if effect.operation.kind is Kind.AUTHORIZE and open_one.status != "requires_payment_method":
+            said = await self._order(effect, path, [_EXPANDED, ("payment_method", "")], fresh=fresh)
+            if not isinstance(said, _Seen) or said.intent.status != "requires_payment_method":
+                return await self._after(effect, open_one.intent_id, said, fresh=fresh)
         order = [_EXPANDED, ("cancellation_reason", why)]
-        said = await self._order(effect, f"/payment_intents/{token}/cancel", order, fresh=fresh)
+        said = await self._order(effect, f"{path}/cancel", order, fresh=fresh)
+        return await self._after(effect, open_one.intent_id, said, fresh=fresh)
+
+    async def _after(self, effect: Effect, intent_id: str, said: _Heard, *, fresh: bool) -> Reply:
+        """Say what an order came to; what is no end is looked up."""
         if _is_settled(said):
             return _reply(said)
-        return _if_open(_reply(await self._look(effect, token, fresh=fresh)), said)
+        return _if_open(_reply(await self._look(effect, intent_id, fresh=fresh)), said)
 
     # ------------------------------------------------------------ capture, void and refund
     async def _capture(self, effect: Execute, amount: int, *, fresh: bool) -> _Heard:
@@ -182,7 +196,7 @@ class Stripe:
     async def _void(self, effect: Execute, *, fresh: bool) -> _Heard:
         operation, path = effect.operation, f"/payment_intents/{effect.operation.on}"
         mark = [_EXPANDED, (f"metadata[{reading.VOID}]", operation.reference)]
-        marked = await self._order(effect, path, mark, fresh=fresh)
+        marked = await self._order(effect, path, mark, key=operation.reference, fresh=fresh)
         if not isinstance(marked, _Seen) or not _is_created(marked.reply) or _differs(marked.reply, effect):
             return marked
         order = [_EXPANDED, ("cancellation_reason", reading.CALLED_OFF)]
@@ -258,11 +272,17 @@ class Stripe:
         return reading.following(got, intent, effect)
 
 
-def _is_for_a_part_of_a_hold(operation: Operation) -> bool:
-    """Stripe captures a hold once and lets go the rest, and voids it as a whole."""
-    if operation.kind is Kind.CAPTURE and operation.is_final:
-        return operation.amount.currency_code != operation.request.amount.currency_code
-    return operation.kind in (Kind.CAPTURE, Kind.VOID) and operation.amount != operation.request.amount
+def _is_not_stripes(operation: Operation) -> bool:
+    """Whether an operation is none that Stripe has: it captures a hold once and lets go the rest, and voids it as a whole.
+
+    What follows has no currency of its own there: another one than the opening's would not be seen.
+    """
+    opening = operation.request.amount
+    if operation.opens:
+        return False
+    is_part = operation.amount.minor_units != opening.minor_units
+    is_whole_only = operation.kind is Kind.VOID or (operation.kind is Kind.CAPTURE and not operation.is_final)
+    return operation.amount.currency_code != opening.currency_code or (is_whole_only and is_part)
 
 
 def _failed(got: Exchange, failed: Unsettled | Reply, effect: Effect) -> Unsettled | Reply:
@@ -297,4 +317,10 @@ def _if_open(known: Reply, said: _Heard) -> Reply:
     """What an order comes to after a look-up: if that finds the transaction open, what the order's own answer comes to."""
     if not _is_open(known):
         return known
-    return said.reply if isinstance(said, Unsettled) else no_answer("an order that was not done")
+    match said:
+        case Unsettled(NoAnswer(seconds)):
+            return no_answer("an error that is not known", retry_after_seconds=seconds)
+        case Unsettled(reply):
+            return reply
+        case _:
+            return no_answer("an order that was not done")

@@ -16,12 +16,9 @@
                                                                                                 by the reason
 
 An intent that is canceled before its card was authorized: "abandoned" is our word for a decline, "automatic" and "expired" are
-Stripe's for one that has expired, and by any other it was called off. One whose hold was authorized and let go has executed
-its authorize, whatever followed: a void of ours, which has left its reference, Stripe at the hold's end, or a person in the
-Dashboard. But if it was let go by our own calling off or closing, which lost a race against the authorization, it was not
-executed for us: nothing is held and nothing has moved. "requested_by_customer" without a void's reference, and "abandoned",
-say so. A capture or void finds that its hold has lapsed unless a void or a person let it go: that is "requested_by_customer",
-"duplicate" and "fraudulent".
+Stripe's for one that has expired, and by any other it was called off. One whose hold was authorized has executed its
+authorize, however the hold was let go. A void lets it go as "requested_by_customer", and has left its reference before. To a
+capture, and to another void, the hold has lapsed, unless people let it go, by that reason or "duplicate" or "fraudulent".
 
 A refund is executed if it succeeded, in progress while pending, and declined if it failed or was cancelled. One that Stripe
 does not list is open, unless no more than less than its amount is left to refund: then it is declined.
@@ -85,7 +82,7 @@ def _stage(intent: Intent, kind: Kind) -> Stage:
             return Stage.EXECUTED
         case ("requires_capture", _) if kind is Kind.AUTHORIZE:
             return Stage.EXECUTED
-        case ("canceled", reason) if intent.was_authorized and not _was_called_off(intent, reason):
+        case ("canceled", _) if intent.was_authorized:
             return Stage.EXECUTED
         case ("canceled", reason) if reason == CLOSED:
             return Stage.DECLINED
@@ -95,10 +92,6 @@ def _stage(intent: Intent, kind: Kind) -> Stage:
             return Stage.CANCELLED
         case _:
             return Stage.CREATED
-
-
-def _was_called_off(intent: Intent, reason: str) -> bool:
-    return reason == CLOSED or (reason == CALLED_OFF and VOID not in intent.metadata)
 
 
 def _why_declined(intent: Intent) -> DeclineReason:
@@ -187,11 +180,15 @@ def refund(got: Exchange, found: Refund, effect: Effect) -> Reply:
 
 
 def unlisted_refund(got: Exchange, intent: Intent, effect: Effect) -> Reply:
-    """Read a refund that Stripe does not list from the intent that it acts on, as it was before the list was read."""
+    """Read a refund that Stripe does not list from the intent that it acts on, as it was before the list was read.
+
+    If its reference captured or voided the intent, it is that capture or void.
+    """
     operation = effect.operation
     charge = intent.charge
     left_minor = charge.captured_minor - charge.refunded_minor if charge is not None else 0
     is_open = operation.amount.minor_units <= left_minor
+    known_as = {intent.metadata.get(CAPTURE): Kind.CAPTURE, intent.metadata.get(VOID): Kind.VOID}
     return Transaction(
         Stage.CREATED if is_open else Stage.DECLINED,
         operation.reference,
@@ -202,6 +199,6 @@ def unlisted_refund(got: Exchange, intent: Intent, effect: Effect) -> Reply:
         "",
         None if is_open else DeclineReason.OTHER,
         got,
-        Kind.REFUND,
+        known_as.get(operation.reference, Kind.REFUND),
         intent.intent_id,
     )

@@ -110,12 +110,12 @@ async def test_the_books_survive_kill_9(path: Path) -> None:
             assert the_rest["result"] == "executed"
 
 
-# The ledger of the version before
+# The ledgers of the versions before
 
 
-def write_ledger_of_version_1(path: Path) -> None:
+def write_ledger(path: Path, version: int) -> None:
     with closing(sqlite3.connect(path)) as ledger:
-        ledger.executescript((Path(__file__).parent / "ledger_version_1.sql").read_text())
+        ledger.executescript((Path(__file__).parent / f"ledger_version_{version}.sql").read_text())
 
 
 def rows(path: Path) -> list[dict[str, object]]:
@@ -127,7 +127,7 @@ def rows(path: Path) -> list[dict[str, object]]:
 @pytest.mark.parametrize("numbered", [True, False], ids=["whole", "killed before it had its number"])
 async def test_a_ledger_of_version_1_is_upgraded_with_all_that_is_in_it(path: Path, numbered: bool) -> None:
     """Its charges are as they were, and can be refunded; its open tokens are executed or called off."""
-    write_ledger_of_version_1(path)
+    write_ledger(path, 1)
     if not numbered:
         with closing(sqlite3.connect(path)) as ledger:
             ledger.executescript("DROP INDEX one_lives; DROP INDEX by_reference; PRAGMA user_version = 0")
@@ -135,7 +135,7 @@ async def test_a_ledger_of_version_1_is_upgraded_with_all_that_is_in_it(path: Pa
     for _ in range(2):
         async with running(path) as bank:
             assert [movement["reference"] for movement in await bank.movements()] == ["executed", "largest"]
-        new = {"acts_on": None, "final": 0, "hold_expires_at": None}
+        new = {"acts_on": None, "final": 0, "hold_expires_at": None, "return_url": ""}
         assert rows(path) == [row | new for row in before]
     async with running(path) as bank:
         assert (await bank.order(reference="declined", card="tok_declined")).json()["reason"] == "card_declined"
@@ -147,9 +147,26 @@ async def test_a_ledger_of_version_1_is_upgraded_with_all_that_is_in_it(path: Pa
             assert refund["result"] == "executed"
 
 
+async def test_a_ledger_of_version_2_is_upgraded_with_all_that_is_in_it(path: Path) -> None:
+    """What its holds and charges allow is as it was, and a card that asks the customer is a card now."""
+    write_ledger(path, 2)
+    before = rows(path)
+    for _ in range(2):
+        async with running(path) as bank:
+            kinds = [movement["kind"] for movement in await bank.movements()]
+            assert kinds == ["charge", "authorize", "capture", "refund"]
+        assert rows(path) == [row | {"return_url": ""} for row in before]
+    async with running(path) as bank:
+        charge, hold = (await bank.movements())[:2]
+        assert (await bank.do("refund", charge["transaction_id"], 1001))["reason"] == "more_than_captured"
+        assert (await bank.do("void", hold["transaction_id"], 850))["result"] == "executed"
+        assert (await bank.execute(await bank.token(reference="open"))).json()["result"] == "executed"
+        assert (await bank.execute(await bank.token(reference="new", card="tok_3ds"))).status_code == 202
+
+
 async def test_an_upgrade_that_fails_leaves_the_ledger_as_it_was(path: Path) -> None:
     """Here its last statement fails: a name is taken."""
-    write_ledger_of_version_1(path)
+    write_ledger(path, 1)
     with closing(sqlite3.connect(path)) as ledger:
         ledger.execute("CREATE VIEW followers AS SELECT 1")
     before = rows(path)
@@ -163,7 +180,7 @@ async def test_an_upgrade_that_fails_leaves_the_ledger_as_it_was(path: Path) -> 
         assert len(await bank.movements()) == 2
 
 
-@pytest.mark.parametrize("made", ["PRAGMA user_version = 3", "CREATE TABLE charges (id)"], ids=["newer", "no ledger"])
+@pytest.mark.parametrize("made", ["PRAGMA user_version = 4", "CREATE TABLE charges (id)"], ids=["newer", "no ledger"])
 async def test_a_file_that_is_no_ledger_of_ours_is_refused(path: Path, made: str) -> None:
     with closing(sqlite3.connect(path)) as file:
         file.execute(made)

@@ -1,0 +1,20 @@
+"""Times as banks write them."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+# RFC 3339 and nothing else: Python takes other forms too, and times without a zone.
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_BEGIN_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(said: object) -> int | None:
+    """Read a time after 1970: microseconds since then, 0 if none is said. None: it is malformed."""
+    if said is None:
+        return 0
+    try:
+        at = datetime.fromisoformat(said) if isinstance(said, str) and _TIME.fullmatch(said) else _BEGIN_OF_TIME
+    except ValueError:  # Of a 13th month.
+        return None
+    return (at - _BEGIN_OF_TIME) // _MICROSECOND if at > _BEGIN_OF_TIME else None

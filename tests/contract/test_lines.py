@@ -1,0 +1,107 @@
+"""The choice among the lines to several banks, with a mock bank behind each: one that does not answer is passed over."""
+
+from random import Random
+
+from command_service.bank import Bank
+from command_service.bank.breaker import NEW_CHARGE_SECONDS, UNANSWERED_TO_OPEN, Breaker
+from command_service.bank.line import Line
+from command_service.bank.lines import Choice, Lines
+from command_service.bank.unconfigured import Unconfigured
+from command_service.values import Kind, NoAnswer, RequestToken, Token
+from tests.contract.bank_rigs import Rig
+from tests.contract.operations import an_operation
+from tests.contract.test_line import Clock
+from tests.core.stories import REQUEST
+
+
+def lines_to(banks: dict[str, Bank], clock: Clock, *, order: tuple[str, ...], unnamed: str = "") -> Lines:
+    def line(bank: Bank) -> Line:
+        return Line(bank, Breaker(clock, Random(1)), calls_at_once=8)
+
+    return Lines(
+        {name: line(bank) for name, bank in banks.items()},
+        lambda _: order,
+        lambda _: line(Unconfigured()),
+        unnamed=unnamed,
+    )
+
+
+async def charge_at(rig: Rig, lines: Lines, bank: str) -> object:
+    step = RequestToken(an_operation(Kind.CHARGE, rig.approved_card), 0)
+    performed = await lines.at(bank).perform(step, look_up_first=False)
+    assert performed is not None
+    return performed.answer
+
+
+async def spare(rig: Rig, lines: Lines, bank: str) -> None:
+    """Let a bank fail until it is spared."""
+    rig.trouble("token", "error_before", times=UNANSWERED_TO_OPEN)
+    for _ in range(UNANSWERED_TO_OPEN):
+        assert not lines.at(bank).is_spared
+        await charge_at(rig, lines, bank)
+    assert lines.at(bank).is_spared
+
+
+async def test_a_spared_bank_is_passed_over_until_one_new_charge_in_a_while_finds_it_again(rig: Rig) -> None:
+    """Nobody waits at it, so that no probe of theirs would find it."""
+    clock = Clock()
+    async with rig.adapter() as bank, rig.adapter() as other:
+        lines = lines_to({"a": bank, "b": other}, clock, order=("a", "b"))
+        assert lines.choose(REQUEST) == Choice("a", may_begin=True)
+        await spare(rig, lines, "a")
+        for _ in range(3):
+            clock.now += NEW_CHARGE_SECONDS / 4
+            assert lines.choose(REQUEST) == Choice("b", may_begin=True)
+        clock.now += NEW_CHARGE_SECONDS / 4
+        assert [lines.choose(REQUEST).bank for _ in range(3)] == ["a", "b", "b"]
+        rig.trouble("token", "error_before")
+        assert isinstance(await charge_at(rig, lines, "a"), NoAnswer)
+        assert lines.choose(REQUEST) == Choice("b", may_begin=True)
+        clock.now += NEW_CHARGE_SECONDS
+        assert lines.choose(REQUEST) == Choice("a", may_begin=True)
+        assert isinstance(await charge_at(rig, lines, "a"), Token)
+        assert [lines.choose(REQUEST).bank for _ in range(3)] == ["a"] * 3
+
+
+async def test_where_all_banks_are_spared_no_charge_begins_but_a_probe(rig: Rig) -> None:
+    """As with the only bank. The one that may be probed now is named."""
+    clock = Clock()
+    async with rig.adapter() as bank, rig.adapter() as other:
+        lines = lines_to({"a": bank, "b": other}, clock, order=("a", "b"))
+        await spare(rig, lines, "b")
+        clock.now += 0.6
+        await spare(rig, lines, "a")
+        assert lines.choose(REQUEST) == Choice("a", may_begin=False)
+        assert not lines.at("a").may_probe
+        clock.now += 0.6
+        assert lines.choose(REQUEST) == Choice("b", may_begin=False)
+        assert lines.at("b").may_probe
+
+
+async def test_the_only_bank_of_a_rule_is_never_tried_with_a_new_charge_but_by_a_probe(rig: Rig) -> None:
+    clock = Clock()
+    async with rig.adapter() as bank:
+        lines = lines_to({"a": bank}, clock, order=("a",))
+        await spare(rig, lines, "a")
+        clock.now += 2 * NEW_CHARGE_SECONDS
+        assert [lines.choose(REQUEST) for _ in range(2)] == [Choice("a", may_begin=False)] * 2
+
+
+async def test_a_charge_that_names_no_bank_is_at_the_unnamed_one(rig: Rig) -> None:
+    async with rig.adapter() as bank, rig.adapter() as other:
+        banks: dict[str, Bank] = {"a": bank, "b": other}
+        named = lines_to(banks, Clock(), order=("a",), unnamed="b")
+        assert named.at("") is named.at("b") is not named.at("a")
+        assert named.lead_to("")
+        assert not lines_to(banks, Clock(), order=("a",)).lead_to("")
+        assert [name for name, _ in named] == ["a", "b"]
+
+
+async def test_to_a_bank_that_no_setting_names_nothing_is_sent(rig: Rig) -> None:
+    """It is a fault of our set-up, so that no charge is given up for it; other banks are called as ever."""
+    async with rig.adapter() as bank:
+        lines = lines_to({"a": bank}, Clock(), order=("a",))
+        assert not lines.lead_to("gone")
+        assert lines.at("gone") is lines.at("gone") is not lines.at("")
+        assert await charge_at(rig, lines, "gone") == NoAnswer(our_setup=True)
+        assert isinstance(await charge_at(rig, lines, "a"), Token)
