@@ -180,10 +180,11 @@ class Runner:
                     await self._let_others_drive(run)
                     unanswered, pauses, effect = 0, 0, next_step(run.snapshot.state)
                     continue
-                message = await self._perform(run, effect, unanswered)
-                with contextlib.suppress(NotStored, KeepsMoving):
-                    # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
-                    run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
+                with run.turn():
+                    message = await self._perform(run, effect, unanswered)
+                    with contextlib.suppress(NotStored, KeepsMoving):
+                        # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
+                        run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
                 done, effect = effect, next_step(run.snapshot.state)
                 if isinstance(message, Answered):
                     unanswered = message.attempts.unanswered
@@ -211,7 +212,8 @@ class Runner:
     async def _let_others_drive(self, run: Run) -> None:
         """Wait for progress of the server that drives a charge, or until this one is to."""
         charge_id, before = run.snapshot.charge_id, run.snapshot
-        run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
+        with run.turn():
+            run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
         if run.snapshot is before and not self._journal.drives(charge_id):
             await run.pause(LOOK_AGAIN_SECONDS)
 

@@ -19,7 +19,7 @@ from command_service.journal import Journal
 from command_service.parts import Assembled, Parts
 from command_service.reception import Reception
 from command_service.runner import Runner
-from prove import database_bugs, journal_bugs, operation_bugs
+from prove import database_bugs, journal_bugs, operation_bugs, shape_bugs
 from prove.bank_bugs import ARefusalIsBelievedAtOnce, ChargedOnAMismatchingAnswer
 from prove.loop_bugs import (
     AnyVersion,
@@ -189,10 +189,18 @@ _CLASSES: tuple[type[Parts], ...] = (
     ChargedOnAMismatchingAnswer,
     ARefusalIsBelievedAtOnce,
     *operation_bugs.BUGS,
+    *shape_bugs.BUGS,
 )
-_BUGS = {re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower(): bug for bug in _CLASSES}
+
+
+def _named(bug: type[Parts]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", bug.__name__).lower()
+
+
+_BUGS = {_named(bug): bug for bug in _CLASSES}
 OF_THE_VIEW = "checkpoint outside the transaction"
 OF_A_DATABASE = frozenset(database_bugs.BUGS)
+OF_OTHER_BANKS = frozenset(map(_named, shape_bugs.BUGS))
 NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW, *database_bugs.BUGS)
 
 

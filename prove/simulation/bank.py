@@ -6,19 +6,21 @@ A bank of a story is never wrong. What goes wrong goes wrong around it, on the w
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from gateway_mock import model
 from judge.history import BankCall, Movement
 
 CARDS = {**model.CARDS, "tok_odd": "a reason of the bank's own"}
-APPROVED = tuple(card for card, reason in CARDS.items() if reason is None)
 DECLINES = {card: reason for card, reason in CARDS.items() if reason is not None}
 Reply = tuple[int, dict[str, str], bytes]
 Step = Literal["token", "execute", "cancel", "look_up"]
 Said = dict[str, Any]
+BEGAN = datetime(2026, 9, 21, tzinfo=UTC)
+"""When the banks' clock began, for the times that they tell."""
 
 
 class Chaos(Protocol):
@@ -66,8 +68,12 @@ class Bank(ABC):
     """When the last of the requests comes that are late, or copies."""
     wants_customer: Callable[[str], None] = field(default=lambda _: None)
     """Told once of each token whose customer is to take a step."""
+    forgot_key: Callable[[], None] = field(default=lambda: None)
+    """Told of each look-up that finds a transaction whose key is forgotten: to ask for it again would move money again."""
     addresses: dict[str, str] = field(default_factory=dict)
     """Where customers were sent, each with our reference."""
+    confirmed: set[str] = field(default_factory=set)
+    """The references of which the customers confirmed in time."""
 
     def now_ms(self) -> float:
         """Tell the time that the rules count in."""
@@ -80,8 +86,18 @@ class Bank(ABC):
     # ------------------------------------------------------------ the API
     @property
     @abstractmethod
+    def cards(self) -> Collection[str]:
+        """The cards that it knows."""
+
+    @property
+    @abstractmethod
     def strays(self) -> Sequence[tuple[int, Said]]:
         """Answers that nobody here has asked for."""
+
+    @property
+    def prefix(self) -> str:
+        """What its ids begin with, so that no other bank has the same."""
+        return f"{self.name}_" if self.name else ""
 
     @abstractmethod
     def asked(self, method: str, target: str, body: bytes, key: str) -> Asked:
@@ -90,6 +106,14 @@ class Bank(ABC):
     @abstractmethod
     def answer(self, asked: Asked, *, token_was_durable: bool | None) -> Reply:
         """Do what is asked for, and answer honestly."""
+
+    @abstractmethod
+    def refusal(self, asked: Asked) -> Said:
+        """A definite no in the bank's own words, which does not say why."""
+
+    @abstractmethod
+    def oblivion(self, asked: Asked) -> Said | None:
+        """What it says if it knows nothing of what is asked for; None: it knows all that this asks for."""
 
     @abstractmethod
     def execute_of(self, asked: Asked) -> Asked:
@@ -147,6 +171,11 @@ class Bank(ABC):
     @abstractmethod
     def movements(self) -> Sequence[Movement]:
         """The statement: one for each of them."""
+
+
+def told_time(at_ms: float) -> str:
+    """Tell a time of a bank's clock: RFC 3339."""
+    return (BEGAN + timedelta(milliseconds=at_ms)).isoformat().replace("+00:00", "Z")
 
 
 def as_reply(status: int, said: Said) -> Reply:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from prove.simulation.bank import Bank
+from prove.simulation.one_step import OneStepBank
 from prove.simulation.plan import Plan
-from prove.simulation.shapes import BankPlan
+from prove.simulation.shapes import ONE_STEP, BankPlan
 from prove.simulation.two_step import TwoStepBank
 
 
@@ -14,6 +15,14 @@ def banks_of(plan: Plan, clock: Callable[[], float]) -> Mapping[str, Bank]:
 
 
 def _bank(each: BankPlan, plan: Plan, clock: Callable[[], float]) -> Bank:
+    if each.kind == ONE_STEP:
+        return OneStepBank(
+            clock,
+            each.name,
+            late_factor=plan.late_factor,
+            key_seconds=each.key_seconds,
+            hold_seconds=plan.hold_seconds,
+        )
     return TwoStepBank(
         clock,
         each.name,

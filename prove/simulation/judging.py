@@ -3,18 +3,18 @@
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from charging.v1.common_pb2 import DeclineReason, ReviewReason
-from charging.v1.journal_pb2 import Event
+from charging.v1.journal_pb2 import ChargeRequested, Event
 from command_service.journal.records import id_of
 from judge.checker import check
 from judge.files import read_anchor, read_journal, read_view, records_in, view_in
 from judge.history import Call, Observed, Record, Session, View, Violation
 from judge.streams import Stream
-from prove.simulation.bank import APPROVED, DECLINES, Bank
+from prove.simulation.bank import Bank
 from prove.simulation.callers import Callers
 from prove.simulation.disk import Disk
 from prove.simulation.host import Process
@@ -27,6 +27,7 @@ from prove.simulation.stage import Stage
 # server's own, and two that look after the journal's store and follow its head. Beside these, the command server has one for
 # each reader of the feed. With a database there are two more, for others' records and for leases, and two that wait for news.
 STANDING_OF_QUERIES, STANDING_OF_COMMANDS, STANDING_OF_DATABASE = 2, 3, 4
+NOT_AUTHENTICATED = DeclineReason.DECLINE_REASON_AUTHENTICATION_REQUIRED
 # Why an honest bank declines what follows in a charge.
 OF_A_CARD = (DeclineReason.DECLINE_REASON_CARD_DECLINED,)
 
@@ -113,7 +114,7 @@ class Judging:
         found = check(observed)
         for view in self._views[1:]:
             found += check(Observed(self._records, view=view, is_at_rest=servers.is_ending))
-        found += self._unfair_ends()
+        found += [*self._unfair_ends(), *self._customers()]
         found += [
             Violation("I9", f"position {later.position}", "recorded before the record before it")
             for earlier, later in itertools.pairwise(self._records)
@@ -144,26 +145,51 @@ class Judging:
         """The number of charges in the journal."""
         return sum(record.version == 1 for record in self._records)
 
+    def _customers(self) -> Iterator[Violation]:
+        """I15: a customer is sent only to an address that the charge's bank has named for this charge.
+
+        And nobody is said to have failed at a step, unless it was refused, or came to no end in time, or nobody was there.
+        """
+        banks, requested = self._banks, dict[str, ChargeRequested]()
+        for record in self._records:
+            event = Event.FromString(record.event)
+            where = f"charge {record.charge_id}, position {record.position}"
+            match event.WhichOneof("kind"):
+                case "charge_requested":
+                    requested[record.charge_id] = event.charge_requested
+                case "action_required":
+                    bank = banks[requested[record.charge_id].bank]
+                    if bank.addresses.get(event.action_required.action.url) != record.charge_id:
+                        yield Violation(
+                            "I15", where, "the customer is sent where the bank sends nobody for this charge"
+                        )
+                case "charge_declined":
+                    asked, is_for_that = requested[record.charge_id], event.charge_declined.reason == NOT_AUTHENTICATED
+                    took_step = record.charge_id in banks[asked.bank].confirmed
+                    if is_for_that and took_step and record.charge_id not in banks[asked.bank].lied_about:
+                        yield Violation("I15", where, "declined for a step of the customer, who has taken it")
+
     def _unfair_ends(self) -> list[Violation]:
         """A charge goes into review only if the bank lied about it, or its tokens kept expiring.
 
         Nor is it refused for good unless the bank lied about it, or knows no such card. And we ask for nothing that the bank's
         own book does not allow, but that its hold may have lapsed.
         """
-        found, cards = [], {}
+        found, requested = [], {}
         lied_about = set[str]().union(*(bank.lied_about for bank in self._banks.values()))
         for record in self._records:
             event = Event.FromString(record.event)
             kind = event.WhichOneof("kind")
             if kind == "charge_requested":
-                cards[record.charge_id] = event.charge_requested.card.token
+                requested[record.charge_id] = event.charge_requested
             if kind in ENDS:
                 self._stage.dice.met(str(kind))
             if record.charge_id in lied_about:
                 continue
             where = f"charge {record.charge_id}, position {record.position}"
             is_refused = event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED
-            if is_refused and cards[record.charge_id] in (*APPROVED, *DECLINES):
+            asked = requested[record.charge_id]
+            if is_refused and asked.card.token in self._banks[asked.bank].cards:
                 found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
             if kind == "operation_declined" and event.operation_declined.reason not in OF_A_CARD:
                 found.append(Violation("I17", where, "the bank refused it, and not because of the card"))

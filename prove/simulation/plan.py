@@ -4,6 +4,7 @@ A plan is a swarm: in each story some kinds of fault are off, most are rare, a f
 of it: clients, their calls, kinds of fault, and single firings.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -118,6 +119,9 @@ STORIES_WITHOUT_LEASES = 1 / 8
 # What customers do, by whom a bank wants a step, and what befalls one bank of several.
 CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.3, "customer_refuses": 0.5}
 BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
+STORIES_OF_FORGOTTEN_KEYS = 0.5
+# Clocks that differ by more than an adapter's room are another story.
+CLOCK_JUMP_SECONDS = 5.0
 # The customer's step is looked for every thirtieth of a charge's age, at the most every five minutes, and a clock that jumps
 # makes a charge old.
 REST_OF_CUSTOMERS_SECONDS = 400.0
@@ -133,6 +137,7 @@ KINDS = (
     *CUSTOMERS,
     "customer_confirms",
     "bank_silent",
+    "key_forgotten",
     *CLIENTS,
     *ENDS,
 )
@@ -187,6 +192,8 @@ class Plan:
     ignores_leases: bool = False
     """Each of them drives every charge."""
     banks: Sequence[BankPlan] = (BankPlan(),)
+    clock_jump_seconds: float = 3_600.0
+    """The furthest that a clock jumps."""
     rest_seconds: float = 60.0
     """What the product promises: how long after faults have stopped everything is at rest."""
 
@@ -248,11 +255,20 @@ def _of_banks(plan: Plan) -> Plan:
         weather.append(
             Weather(chance.uniform(0.0, plan.horizon_seconds), "bank_silent", seconds, chance.choice(banks).name)
         )
+    horizon, forgetful = plan.horizon_seconds, [bank for bank in banks if bank.key_seconds < math.inf]
+    if forgetful and chance.random() < STORIES_OF_FORGOTTEN_KEYS:
+        bank = chance.choice(forgetful)
+        away_seconds = bank.key_seconds * chance.uniform(0.8, 1.4)
+        weather.append(Weather(chance.uniform(0.0, horizon), "bank_down", away_seconds, bank.name))
+        horizon += away_seconds + chance.uniform(0.0, 60.0)
     weather.sort(key=lambda event: event.at)
+    asks = any(bank.kind != shapes.ONE_STEP for bank in banks)
     return replace(
         plan,
         banks=banks,
-        clients=[[shapes.with_customer(op) for op in ops] for ops in plan.clients],
+        horizon_seconds=horizon,
+        clients=[[shapes.with_customer(op) for op in ops] for ops in plan.clients] if asks else plan.clients,
+        clock_jump_seconds=CLOCK_JUMP_SECONDS if forgetful else plan.clock_jump_seconds,
         weights=weights,
         weather=weather,
         token_seconds=chance.choice(shapes.STEP_SECONDS),

@@ -17,7 +17,7 @@ from command_service.bank import Bank
 from prove import canaries
 from prove.loop_bugs import Looking
 from prove.report import Harness, Say
-from prove.simulation.plan import KINDS, SHARED, Mask, Plan, plan_of
+from prove.simulation.plan import BANKS, KINDS, SHARED, Mask, Plan, plan_of
 from prove.simulation.servers import SimulatedParts
 from prove.simulation.world import Told, run_story
 
@@ -25,8 +25,8 @@ CORPUS = Path(__file__).with_name("corpus.txt")
 CANARY_SEEDS = 200
 # Seeds that a worker runs before it reports: two to three seconds. Of each kind of story the first is run twice.
 CHUNK = 50
-# Of so many stories one is of several servers on one database.
-SHARED_EVERY = 3
+# What stories are of, in turn: one server, banks of every shape, several servers on one database.
+FIRSTS = (0, BANKS, SHARED)
 # A shrunk story is told by then, or it is told as far as it has been shrunk.
 SHRINK_SECONDS = 60.0
 SHOWN_FAILURES = 5
@@ -103,7 +103,7 @@ class Tried:
 def try_seeds(seeds: Sequence[int]) -> Tried:
     """Run some seeds; the first of each kind of story twice, to see that it repeats exactly."""
     tried = Tried()
-    twice = {seed < SHARED: seed for seed in reversed(seeds)}.values()
+    twice = {(seed < SHARED, seed < BANKS): seed for seed in reversed(seeds)}.values()
     with _folder() as folder:
         for seed in seeds:
             told = run_story(plan_of(seed), Mask(), folder / str(seed))
@@ -122,7 +122,7 @@ def try_seeds(seeds: Sequence[int]) -> Tried:
 def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
     """Say by which of the first seeds a planted bug is found; None if by none."""
     parts = canaries.planted(name, SimulatedParts)
-    first = SHARED if name in canaries.OF_A_DATABASE else 0
+    first = SHARED if name in canaries.OF_A_DATABASE else BANKS if name in canaries.OF_OTHER_BANKS else 0
     with _folder() as folder:
         for seed in range(first, first + seeds):
             if run_story(plan_of(seed), Mask(), folder / str(seed), parts).violations:
@@ -210,5 +210,5 @@ def _chunks(known: Sequence[int], first: int, seeds: int | None) -> Iterator[lis
     start, end = first, first + seeds if seeds is not None else None
     while end is None or start < end:
         stop = start + CHUNK if end is None else min(start + CHUNK, end)
-        yield [SHARED + seed if seed % SHARED_EVERY == SHARED_EVERY - 1 else seed for seed in range(start, stop)]
+        yield [FIRSTS[seed % len(FIRSTS)] + seed for seed in range(start, stop)]
         start = stop

@@ -4,20 +4,29 @@ The transactions are a `gateway_mock.model.Book`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from gateway_mock.model import AUTHORIZE, STATUS, Book, Operation, Refusal, State, Transaction, told
+from gateway_mock.model import (
+    ASKING_CARDS,
+    AUTHORIZE,
+    CREATED,
+    REQUIRES_ACTION,
+    STATUS,
+    Book,
+    Operation,
+    Refusal,
+    Transaction,
+    is_open,
+    told,
+)
 from judge.history import BankCall, Movement
-from prove.simulation.bank import CARDS, Asked, Bank, Chaos, Reply, Said, Step, as_reply
+from prove.simulation.bank import CARDS, Asked, Bank, Chaos, Reply, Said, Step, as_reply, told_time
 
 # A token of the simulation lives through the instant in which its time is over: so it did when the corpus's seeds were found.
 LAST_INSTANT_MS = 1e-6
-BEGAN = datetime(2026, 9, 21, tzinfo=UTC)
-"""When the bank's clock began, for the times that it tells."""
 # Answers to somebody else's question. They come over a connection that served before, and over no other.
 STRAYS: tuple[tuple[int, Said], ...] = (
     (409, {"error": "refused"}),
@@ -47,6 +56,11 @@ class TwoStepBank(Bank):
         self.token_seconds = self.calm_token_seconds
 
     @property
+    def cards(self) -> Collection[str]:
+        """The cards that it knows."""
+        return {*CARDS, *ASKING_CARDS}
+
+    @property
     def strays(self) -> Sequence[tuple[int, Said]]:
         """Answers that nobody here has asked for."""
         return STRAYS
@@ -60,6 +74,14 @@ class TwoStepBank(Bank):
         token = parts[1] if len(parts) > 1 else ""
         return Asked(step, method, target, body, key, token, target.rpartition("/transactions")[2])
 
+    def refusal(self, asked: Asked) -> Said:  # noqa: ARG002  # its no is the same to all
+        """A definite no in the bank's own words, which does not say why."""
+        return {"error": "refused"}
+
+    def oblivion(self, asked: Asked) -> Said | None:
+        """What it says if it knows nothing of what is asked for; None: it knows all that this asks for."""
+        return None if asked.step == "token" else {"error": "token_unknown"}
+
     def execute_of(self, asked: Asked) -> Asked:
         """The execute step of the token that is asked to be called off."""
         target = asked.target.removesuffix("/cancel") + "/execute"
@@ -72,12 +94,11 @@ class TwoStepBank(Bank):
             case "POST", ["transactions"]:
                 return self._request_token(said)
             case "POST", ["transactions", token, "execute"]:
-                self.calls.append(
-                    BankCall("execute", "", token, "", said.get("amount"), said.get("currency", ""), token_was_durable)
-                )
+                terms = "", said.get("amount"), said.get("currency", "")
+                self.calls.append(BankCall("execute", "", token, *terms, token_was_durable, bank=self.name))
                 return self._execute(token, said)
             case "POST", ["transactions", token, "cancel"]:
-                self.calls.append(BankCall("cancel", self.reference_of(asked), token))
+                self.calls.append(BankCall("cancel", self.reference_of(asked), token, bank=self.name))
                 return _shown(self.book.cancel(token, self.now_ms()))
             case "GET", ["transactions"]:
                 reference = parse_qs(query)["reference"][0]
@@ -89,8 +110,10 @@ class TwoStepBank(Bank):
     def _request_token(self, said: dict[str, Any]) -> Reply:
         reference, amount, currency = (said[name] for name in ("reference", "amount", "currency"))
         card, kind, on = said.get("card", ""), Operation(said.get("kind", "charge")), said.get("on")
-        self.calls.append(BankCall("token", reference, "", card, amount, currency, kind=kind, on=on or ""))
-        token, now_ms = f"ttok_{len(self.book.by_token) + 1}", self.now_ms()
+        self.calls.append(
+            BankCall("token", reference, "", card, amount, currency, kind=kind, on=on or "", bank=self.name)
+        )
+        token, now_ms = f"{self.prefix}ttok_{len(self.book.by_token) + 1}", self.now_ms()
         wanted = Transaction(
             token, reference, card, amount, currency, now_ms + self.token_seconds * 1_000 + LAST_INSTANT_MS
         )
@@ -99,13 +122,20 @@ class TwoStepBank(Bank):
 
     def _execute(self, token: str, said: dict[str, Any]) -> Reply:
         compared = (said.get("amount"), said.get("currency")) if said else None
-        transaction_id = f"txn_{len(self.book.executed) + 1}"
-        got = self.book.execute(token, self.now_ms(), transaction_id, compared=compared)
+        known = self.book.find(token, self.now_ms())
+        was_open = known is not None and known.state is CREATED
+        got = self.book.execute(token, self.now_ms(), self._new_id(), compared=compared)
         if isinstance(got, Refusal):
             return _shown(got)
         closed, by_this_call = got
+        if was_open and closed.state is REQUIRES_ACTION:
+            self.addresses[_address(token)] = closed.reference
+            self.wants_customer(token)
         status, member, word = told(closed, by_this_call=by_this_call)
         return as_reply(status, {member: word, **_members(closed)})
+
+    def _new_id(self) -> str:
+        return f"{self.prefix}txn_{len(self.book.executed) + 1}"
 
     # ------------------------------------------------------------ whom a request is about
     def reference_of(self, asked: Asked) -> str:
@@ -132,7 +162,7 @@ class TwoStepBank(Bank):
     def has_open(self, asked: Asked) -> bool:
         """Whether whom it is about has a transaction that can still be executed."""
         known = self.book.newest(self.reference_of(asked), self.now_ms())
-        return known is not None and known.state is State.CREATED
+        return known is not None and is_open(known)
 
     def expire(self, asked: Asked) -> None:
         """Close that transaction as expired."""
@@ -151,7 +181,15 @@ class TwoStepBank(Bank):
 
     def take_step(self, token: str, *, confirms: bool) -> bool:
         """A customer confirms, or refuses; say whether that was in time."""
-        raise NotImplementedError
+        known = self.book.find(token, self.now_ms())
+        if known is None or known.state is not REQUIRES_ACTION:
+            return False
+        if confirms:
+            self.confirmed.add(known.reference)
+            self.book.confirm(token, self.now_ms(), self._new_id())
+        else:
+            self.book.refuse(token, self.now_ms())
+        return True
 
     # ------------------------------------------------------------ its lies
     def can_lie(self, kind: str, asked: Asked, said: Said) -> bool:
@@ -197,7 +235,8 @@ class TwoStepBank(Bank):
         """The statement: one for each of them."""
         return [
             Movement(
-                t.transaction_id or "", t.token, t.reference, t.amount_minor, t.currency, t.kind, t.card, t.on or ""
+                *(t.transaction_id or "", t.token, t.reference, t.amount_minor, t.currency),
+                *(t.kind, t.card, t.on or "", self.name),
             )
             for t in self.book.executed
         ]
@@ -213,9 +252,14 @@ def _shown(known: Transaction | Refusal) -> Reply:
     return as_reply(200, {"state": known.state, **_members(known)})
 
 
+def _address(token: str) -> str:
+    return f"https://bank.test/customer/{token}"
+
+
 def _members(known: Transaction) -> dict[str, object]:
     members = known.members()
     if known.kind is AUTHORIZE and known.hold_expires_at_ms is not None:
-        ends = BEGAN + timedelta(milliseconds=known.hold_expires_at_ms)
-        members["hold_expires_at"] = ends.isoformat().replace("+00:00", "Z")
+        members["hold_expires_at"] = told_time(known.hold_expires_at_ms)
+    if known.state is REQUIRES_ACTION:
+        members["action_url"], members["action_expires_at"] = _address(known.token), told_time(known.expires_at_ms)
     return members

@@ -11,7 +11,7 @@ from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.simulation.bank import Bank as SimulatedBank
 from prove.simulation.pressure import Pressure
-from prove.simulation.shapes import BankPlan
+from prove.simulation.shapes import ONE_STEP, BankPlan
 from prove.simulation.stage import Stage
 from prove.simulation.wire import Wire
 
@@ -38,7 +38,8 @@ class WaysToBanks(Parts):
 
     def _settings(self, each: BankPlan) -> BankSettings:
         calls, seconds = self.settings.bank_calls, self.settings.bank_timeout_seconds
-        return BankSettings(each.name, each.kind, BANK_URL, calls=calls, timeout_seconds=seconds)
+        options = {"key_seconds": each.key_seconds} if each.kind == ONE_STEP else {}
+        return BankSettings(each.name, each.kind, BANK_URL, calls=calls, timeout_seconds=seconds, options=options)
 
     def wire(self, bank: BankSettings) -> Wire:
         """Connect to a bank."""

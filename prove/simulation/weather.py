@@ -55,7 +55,8 @@ class Sky:
                 for bank in self._over(event.bank):
                     bank.lives += 1
             case "clock_jump":
-                stage.clock_offset += int(dice.uniform(-3_600e6, 3_600e6))
+                furthest = stage.plan.clock_jump_seconds * 1e6
+                stage.clock_offset += int(dice.uniform(-furthest, furthest))
             case kind if kind.startswith("pg_"):
                 if self._outages is None or not self._outages.begin(event):
                     return

@@ -18,7 +18,7 @@ from prove.simulation.pressure import Pressure
 RETRY_AFTERS = ("1", "1000000000", "-5", "soon", "Wed, 21 Oct 2076 07:28:00 GMT", "9" * 400)
 BEFORE = (
     *("lose_request", "hang_before", "error_before", "throttled", "redirect", "refuse", "in_progress"),
-    "forget_token",  # the last of them, and no fault of a token step
+    "forget_token",  # the last of them: there may be nothing to forget
 )
 AFTER = ("lose_answer", "hang_after", "error_after", "garbage", "half_body", "huge_body", "slow_body")
 LIES = ("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "wrong_card", "contradict", "mixed_up")
@@ -120,7 +120,8 @@ class _OneCall:
         if bank.is_unauthorized:
             chaos.met("unauthorized")
             return self._reply((401, {}, b'{"error": "unauthorized"}'), "401")
-        possible = BEFORE[:-1] if self._step == "token" else BEFORE  # there is no token yet to be forgotten
+        forgotten = bank.oblivion(self._asked)
+        possible = BEFORE[:-1] if forgotten is None else BEFORE
         fault = next((kind for kind in possible if chaos.fires(kind)), None)
         match fault:
             case "lose_request":
@@ -137,10 +138,10 @@ class _OneCall:
             case "refuse":
                 self._lie()
                 status = 404 if self._step == "look_up" else chaos.pick((400, 404, 409, 422))
-                return self._reply(as_reply(status, {"error": "refused"}), fault)
+                return self._reply(as_reply(status, bank.refusal(self._asked)), fault)
             case "forget_token":
                 self._lie()
-                return self._reply(as_reply(404, {"error": "token_unknown"}), fault)
+                return self._reply(as_reply(404, forgotten or {}), fault)
             case "in_progress":
                 said: dict[str, object] = {"result": "in_progress"}
                 if chaos.uniform(0.0, 1.0) < 0.5:  # it really is at it

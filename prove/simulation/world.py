@@ -24,6 +24,7 @@ import shutil
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ class World:
         outages = Outages(self._stage, database) if database is not None else None
         self._sky = Sky(self._stage, self._banks, self._disk, self._servers, outages)
         Customers(self._stage, self._banks)
+        for bank in self._banks.values():
+            bank.forgot_key = partial(self._stage.dice.met, "key_forgotten")
         self._judging = Judging(self._stage, self._banks, self._disk, self._servers, self._callers)
 
     def run(self) -> Told:

@@ -315,7 +315,11 @@ NO_ADDRESSES = (
 async def test_what_is_no_address_or_shows_a_card_number_is_no_answer(url: str, look_up_first: bool) -> None:
     """Whatever a dialect lets through: nobody is sent there, and it is not stored."""
     said = replace(ASKS, url=url)
-    replies = {("execute step", False): said, ("execute step", True): said, ("by token", False): said}
+    replies: dict[tuple[str, bool], Reply] = {
+        ("execute step", False): said,
+        ("execute step", True): said,
+        ("by token", False): said,
+    }
     assert await answer(EXECUTE, Script(replies), look_up_first=look_up_first) == NoAnswer()
     replies = {("execute step", False): Refusal(), ("by token", True): said}
     assert await answer(EXECUTE, Script(replies)) == NoAnswer()
