@@ -65,8 +65,7 @@ class _Server:
             case "GET", ["statement"]:
                 return answer(200, {"movements": [asdict(movement) for movement in self._bank.movements]})
             case "POST", ["double", name]:
-                self._keep(at=time.time(), double=name, details=json.loads(request.body))
-                return answer(200, {})
+                return answer(200, self._keep(at=time.time(), double=name, details=json.loads(request.body)))
             case _:
                 return await self._stripe(request)
 

@@ -196,7 +196,7 @@ class Stripe:
     async def _void(self, effect: Execute, *, fresh: bool) -> _Heard:
         operation, path = effect.operation, f"/payment_intents/{effect.operation.on}"
         mark = [_EXPANDED, (f"metadata[{reading.VOID}]", operation.reference)]
-        marked = await self._order(effect, path, mark, fresh=fresh)
+        marked = await self._order(effect, path, mark, key=operation.reference, fresh=fresh)
         if not isinstance(marked, _Seen) or not _is_created(marked.reply) or _differs(marked.reply, effect):
             return marked
         order = [_EXPANDED, ("cancellation_reason", reading.CALLED_OFF)]
