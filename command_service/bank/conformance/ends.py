@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from command_service.address import is_address
-from command_service.bank.conformance.checks import KINDS, OPENINGS, Check, NotPossible
+from command_service.bank.conformance.checks import KINDS, OPENINGS, Check, NotPossible, told
 from command_service.bank.conformance.trial import Trial, expect, named, the_only, unnamed
 from command_service.values import (
     CalledOff,
@@ -68,6 +68,8 @@ async def _one_more_after_expiry(trial: Trial) -> None:
 async def _expired(trial: Trial) -> tuple[Operation, Execute]:
     if trial.subject.expire is None:
         raise NotPossible("nobody but the bank can let a transaction expire")
+    if not await trial.asks_in_token_step():
+        raise NotPossible("what the bank knows from its execution only cannot expire before")
     operation = await trial.operation()
     effect = await trial.opened(operation)
     await trial.subject.expire(operation.reference)
@@ -94,8 +96,14 @@ async def _called_off_for_ever(trial: Trial) -> None:
         end = the_only("called off at once, it was", await trial.at_once(way(effect)))
         expect(end == CalledOff(), "called off, it was", end)
         await _stays(trial, effect, end)
-        token = await trial.later(RequestToken(effect.operation, 0))
-        expect(token == Token(effect.token), "the token step of what was called off gave another token", token)
+
+
+async def _no_other_token(trial: Trial) -> None:
+    effect = await trial.opened(await trial.operation())
+    end = await trial.answer(named(effect))
+    expect(end == CalledOff(), "called off, it was", end)
+    first, token = Token(effect.token), await trial.later(RequestToken(effect.operation, 0))
+    expect(token == first, "before and after it was called off, the token step gave", first, token)
 
 
 async def _ways(trial: Trial) -> list[Callable[[Execute], CallOff]]:
@@ -200,8 +208,8 @@ async def _nobody_is_there(trial: Trial) -> None:
 async def _awaiting(trial: Trial) -> tuple[Execute, NeedsAction]:
     effect = await trial.opened(trial.opening(trial.kind, _customer_card(trial)))
     wanted = await trial.answer(effect)
-    expect(isinstance(wanted, NeedsAction), "with a card for which the customer's step is wanted, it was", wanted)
-    assert isinstance(wanted, NeedsAction)
+    if not isinstance(wanted, NeedsAction):
+        raise NotPossible(f"with the card {_customer_card(trial)} no step of the customer was wanted: {told(wanted)}")
     return effect, wanted
 
 
@@ -217,6 +225,7 @@ CHECKS = (
     Check("what has expired is never executed", 3, KINDS, _expired_for_ever),
     Check("when the hold has lapsed, it is declined for that reason", 3, _ON_HOLD, _lapsed_hold),
     Check("after an expiry one more token is given", 5, KINDS, _one_more_after_expiry),
+    Check("what was called off is given no other token", 1, OPENINGS, _no_other_token),
     Check("what was called off is never executed", 6, OPENINGS, _called_off_for_ever),
     Check("what the bank does not know can be called off", 6, OPENINGS, _called_off_unknown),
     Check("what was executed is not called off", 6, OPENINGS, _called_off_too_late),

@@ -126,7 +126,10 @@ class Stripe:
         if not found:
             return Refusal(page.got)
         newest = max(found, key=lambda it: it.created)
-        return _reply(await self._look(effect, newest.intent_id, fresh=fresh))
+        seen = await self._look(effect, newest.intent_id, fresh=fresh)
+        if isinstance(seen, Refusal) or (isinstance(seen, _Seen) and seen.intent.intent_id != newest.intent_id):
+            return no_answer("a look-up that does not find what the search found")
+        return _reply(seen)
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -196,7 +199,7 @@ class Stripe:
     async def _void(self, effect: Execute, *, fresh: bool) -> _Heard:
         operation, path = effect.operation, f"/payment_intents/{effect.operation.on}"
         mark = [_EXPANDED, (f"metadata[{reading.VOID}]", operation.reference)]
-        marked = await self._order(effect, path, mark, fresh=fresh)
+        marked = await self._order(effect, path, mark, key=operation.reference, fresh=fresh)
         if not isinstance(marked, _Seen) or not _is_created(marked.reply) or _differs(marked.reply, effect):
             return marked
         order = [_EXPANDED, ("cancellation_reason", reading.CALLED_OFF)]

@@ -180,11 +180,15 @@ def refund(got: Exchange, found: Refund, effect: Effect) -> Reply:
 
 
 def unlisted_refund(got: Exchange, intent: Intent, effect: Effect) -> Reply:
-    """Read a refund that Stripe does not list from the intent that it acts on, as it was before the list was read."""
+    """Read a refund that Stripe does not list from the intent that it acts on, as it was before the list was read.
+
+    If its reference captured or voided the intent, it is that capture or void.
+    """
     operation = effect.operation
     charge = intent.charge
     left_minor = charge.captured_minor - charge.refunded_minor if charge is not None else 0
     is_open = operation.amount.minor_units <= left_minor
+    known_as = {intent.metadata.get(CAPTURE): Kind.CAPTURE, intent.metadata.get(VOID): Kind.VOID}
     return Transaction(
         Stage.CREATED if is_open else Stage.DECLINED,
         operation.reference,
@@ -195,6 +199,6 @@ def unlisted_refund(got: Exchange, intent: Intent, effect: Effect) -> Reply:
         "",
         None if is_open else DeclineReason.OTHER,
         got,
-        Kind.REFUND,
+        known_as.get(operation.reference, Kind.REFUND),
         intent.intent_id,
     )
