@@ -1,6 +1,7 @@
 """Stripe's double on a socket in the test's own process: the test sets the clock, and what happens between two calls."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,10 +35,13 @@ class Town:
     bodies: list[str] = field(default_factory=list)
     loses: Callable[[int], str] = lambda _: ""
     """For the number of a call, from 1: lose the "request", the "answer", or nothing."""
-    before: Callable[[str, str], None] = lambda method, path: None
-    """Called before each request is answered."""
+    before: Callable[[str, str], None] | None = None
+    """Called with method and path before each request is answered."""
     instead: list[tuple[str, int, Any]] = field(default_factory=list)
     """Answers (status, body) to the next requests whose method and path begin with a text, in place of Stripe's."""
+
+    extra: tuple[tuple[str, str], ...] = ()
+    """Headers of those."""
 
     def __post_init__(self) -> None:
         self.stripe = StripeBank(now=lambda: self.at, keys={KEY})
@@ -49,14 +53,15 @@ class Town:
         self.calls.append((request.method, path))
         self.headers.append(dict(request.headers))
         self.bodies.append(request.body.decode())
-        self.before(request.method, path)
+        if self.before is not None:
+            self.before(request.method, path)
         lost = self.loses(len(self.calls))
         if lost == "request":
             return Silence()
         for number, (text, status, body) in enumerate(self.instead):
             if f"{request.method} {path}".startswith(text):
                 del self.instead[number]
-                return body if not isinstance(body, bytes) else Wired(status, body)
+                return Wired(status, body if isinstance(body, bytes) else json.dumps(body).encode(), self.extra)
         target = f"{request.path}?{request.query}" if request.query else request.path
         status, headers, body = self.stripe.answer(request.method, target, request.headers, request.body)
         others = tuple((name, text) for name, text in headers.items() if name != "content-type")

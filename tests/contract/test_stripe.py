@@ -1,5 +1,8 @@
-"""What Stripe does otherwise than a bank of two steps: keys that it forgets, answers that are replayed, declines that can be tried
-again, cancels that let holds go, and the customer's step. The double is `rig.stripe_bank`, on a socket."""
+"""What Stripe does otherwise than other banks, on the double's clock.
+
+Keys that it forgets, answers that are replayed, declines that can be tried again, cancels that let holds go, and the customer's
+step. The double is `rig.stripe_bank`, on a socket.
+"""
 
 from dataclasses import replace
 from urllib.parse import urlencode
@@ -25,7 +28,8 @@ from command_service.values import (
     RequestToken,
     Token,
 )
-from rig.stripe_bank import KEY_SECONDS, Movement
+from rig.stripe_bank import KEY_SECONDS
+from rig.stripe_objects import Movement
 from tests.contract.operations import KINDS, OPENING, PRICE, an_operation, following
 from tests.contract.stripe_town import HOUR, KEY, RETURN_URL, Town, stripe_town
 
@@ -218,9 +222,9 @@ async def test_when_the_key_is_forgotten_a_look_up_keeps_it_from_being_done_agai
     async with stripe_town() as town:
         effect = await opened(town, kind)
         orders = ("/confirm", "/capture", "/cancel", "/refunds")
-        town.loses = lambda number: "answer" if town.calls[-1][1].endswith(orders) else ""
+        town.loses = lambda _: "answer" if town.calls[-1][1].endswith(orders) else ""
         assert await town.answer(effect) == NoAnswer()
-        town.loses = lambda number: ""
+        town.loses = lambda _: ""
         town.at += 25 * HOUR
         made = town.made(*orders)
         assert isinstance(await town.answer(effect, look_up_first=True), Executed)
@@ -357,7 +361,7 @@ async def test_calling_off_lets_no_hold_go(names_token: bool) -> None:
             ) -> None:
                 is_step = path.endswith("/cancel") if step == "cancel" else path.endswith(token)
                 if method == "POST" and is_step:
-                    town.before = lambda method, path: None
+                    town.before = None
                     post(town, confirm)
 
             town.before = win
