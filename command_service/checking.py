@@ -51,7 +51,7 @@ _MOCK = Cards(
 )
 CARDS: Mapping[str, Cards] = {
     "two_step": _MOCK,
-    "one_step": replace(_MOCK, customer=""),
+    "one_step": replace(_MOCK, customer=""),  # it declines the card of 3-D Secure
     "stripe": Cards(
         "pm_card_visa",
         "pm_card_mastercard",
