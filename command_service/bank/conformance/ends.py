@@ -41,6 +41,8 @@ async def _declined_for_ever(trial: Trial) -> None:
     for card, reason in cards.items():
         effect = await trial.opened(await trial.operation(card))
         end = the_only("the execute step gave", await trial.at_once(effect, times=_LATE))
+        if isinstance(end, Executed):
+            raise NotPossible(f"the card {card}, which is to be declined, is not")
         expect(end == Declined(reason), f"with a card that is to be declined ({reason.value}), it was", end)
         await _stays(trial, effect, end)
 
