@@ -55,7 +55,7 @@ _MOCK = Means(
 )
 MEANS: Mapping[str, Means] = {
     "two_step": _MOCK,
-    "one_step": replace(_MOCK, customer=""),
+    "one_step": replace(_MOCK, customer=""),  # it declines the card of 3-D Secure
     "stripe": Means(
         "pm_card_visa",
         "pm_card_mastercard",

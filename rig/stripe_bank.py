@@ -210,6 +210,8 @@ class StripeBank:
         if intent.capture_method == "manual":
             intent.status, intent.done_at = "requires_capture", self.now() + self.hold_seconds
             intent.charge.capture_before = int(intent.done_at)
+            if CARDS[intent.payment_method or ""].lapses_at_once:
+                intent.done_at = self.now()
             self._move(intent, "authorize", intent.intent_id)
         else:
             intent.status, intent.charge.captured = "succeeded", intent.amount

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from prove.simulation.bank import Bank
 from prove.simulation.one_step import OneStepBank
 from prove.simulation.plan import Plan
-from prove.simulation.shapes import ONE_STEP, BankPlan
+from prove.simulation.shapes import ONE_STEP, STRIPE, BankPlan
+from prove.simulation.stripe import StripeAccount
 from prove.simulation.two_step import TwoStepBank
 
 
@@ -22,6 +23,15 @@ def _bank(each: BankPlan, plan: Plan, clock: Callable[[], float]) -> Bank:
             late_factor=plan.late_factor,
             key_seconds=each.key_seconds,
             hold_seconds=plan.hold_seconds,
+        )
+    if each.kind == STRIPE:
+        return StripeAccount(
+            clock,
+            each.name,
+            late_factor=plan.late_factor,
+            key_seconds=each.key_seconds,
+            hold_seconds=plan.hold_seconds,
+            search_lag_seconds=each.search_lag_seconds,
         )
     return TwoStepBank(
         clock,

@@ -28,8 +28,6 @@ from prove.simulation.stage import Stage
 # each reader of the feed. With a database there are two more, for others' records and for leases, and two that wait for news.
 STANDING_OF_QUERIES, STANDING_OF_COMMANDS, STANDING_OF_DATABASE = 2, 3, 4
 NOT_AUTHENTICATED = DeclineReason.DECLINE_REASON_AUTHENTICATION_REQUIRED
-# Why an honest bank declines what follows in a charge.
-OF_A_CARD = (DeclineReason.DECLINE_REASON_CARD_DECLINED,)
 
 
 class Judging:
@@ -191,7 +189,8 @@ class Judging:
             asked = requested[record.charge_id]
             if is_refused and asked.card.token in self._banks[asked.bank].cards:
                 found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
-            if kind == "operation_declined" and event.operation_declined.reason not in OF_A_CARD:
+            reason, bank = event.operation_declined.reason, self._banks[asked.bank]
+            if kind == "operation_declined" and reason not in bank.declines:
                 found.append(Violation("I17", where, "the bank refused it, and not because of the card"))
             kept_expiring = event.review_required.reason == ReviewReason.REVIEW_REASON_TOKENS_KEEP_EXPIRING
             if kind == "review_required" and not kept_expiring:

@@ -118,6 +118,8 @@ DATABASE_WEATHER = (
 STORIES_WITHOUT_LEASES = 1 / 8
 # What customers do, by whom a bank wants a step, and what befalls one bank of several.
 CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.3, "customer_refuses": 0.5}
+# What befalls intents at Stripe.
+STRIPES = ("saved_error", "late_confirm")
 BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
 STORIES_OF_FORGOTTEN_KEYS = 0.5
 # Clocks that differ by more than an adapter's room are another story.
@@ -138,6 +140,7 @@ KINDS = (
     "customer_confirms",
     "bank_silent",
     "key_forgotten",
+    *STRIPES,
     *CLIENTS,
     *ENDS,
 )
@@ -262,12 +265,17 @@ def _of_banks(plan: Plan) -> Plan:
         weather.append(Weather(chance.uniform(0.0, horizon), "bank_down", away_seconds, bank.name))
         horizon += away_seconds + chance.uniform(0.0, 60.0)
     weather.sort(key=lambda event: event.at)
-    asks = any(bank.kind != shapes.ONE_STEP for bank in banks)
+    clients = plan.clients
+    if any(bank.kind != shapes.ONE_STEP for bank in banks):
+        clients = [[shapes.with_customer(op) for op in ops] for ops in clients]
+    if any(bank.kind == shapes.STRIPE for bank in banks):
+        clients = [[shapes.of_whole_holds(op) for op in ops] for ops in clients]
+        weights |= {kind: chance.uniform(0.1, 0.6) for kind in STRIPES if chance.random() < 0.5}
     return replace(
         plan,
         banks=banks,
         horizon_seconds=horizon,
-        clients=[[shapes.with_customer(op) for op in ops] for ops in plan.clients] if asks else plan.clients,
+        clients=clients,
         clock_jump_seconds=CLOCK_JUMP_SECONDS if forgetful else plan.clock_jump_seconds,
         weights=weights,
         weather=weather,

@@ -126,7 +126,10 @@ class Stripe:
         if not found:
             return Refusal(page.got)
         newest = max(found, key=lambda it: it.created)
-        return _reply(await self._look(effect, newest.intent_id, fresh=fresh))
+        seen = await self._look(effect, newest.intent_id, fresh=fresh)
+        if isinstance(seen, Refusal) or (isinstance(seen, _Seen) and seen.intent.intent_id != newest.intent_id):
+            return no_answer("a look-up that does not find what the search found")
+        return _reply(seen)
 
     async def close(self) -> None:
         """Let go of connections."""
