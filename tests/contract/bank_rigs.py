@@ -48,7 +48,9 @@ class Ability(Enum):
 
     OPENS = "opens a transaction in the token step, which binds its fields, and knows it before it is executed"
     EXPIRES = "closes an open transaction as expired"
-    ALIKE = "does every kind in one way: by one call for a question, in parts of a hold, under an id of its own, called off"
+    ALIKE = (
+        "does every kind in one way: by one call for a question, in parts of a hold, under an id of its own, called off"
+    )
 
 
 def needs(ability: Ability) -> pytest.MarkDecorator:
