@@ -21,6 +21,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench import sites, targets
+from bench.banks import banks
 from bench.compare import compare, rounded, summary, table
 from bench.machine import load_average
 from bench.measure import Measurement, Size
@@ -36,7 +37,7 @@ QUICK = Size(rounds=1, seconds=0.4, warmup_seconds=0.2)
 
 SCENARIOS: Mapping[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
     scenario.__name__: scenario
-    for scenario in (many, latency, growth, rebuild, readers, start, secured, overload, burst, servers)
+    for scenario in (many, latency, growth, rebuild, readers, start, secured, overload, burst, servers, banks)
 }
 
 

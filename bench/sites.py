@@ -124,17 +124,19 @@ async def start_product(
     database: Database | None = None,
     servers: int = 1,
     follow: bool = True,
+    banks: Path | None = None,
 ) -> Site:
     """Start the product as in production: logs, metrics, chain, feed, and with `follow` a query server.
 
-    The journal is that of a file, a new one in the folder by default, or a new one in an empty database.
+    The journal is that of a file, a new one in the folder by default, or a new one in an empty database. `banks` is a file of
+    several banks, `bank` among them.
     """
     url = f"sqlite:///{journal or folder / 'journal.db'}"
     if database is not None:
         url = database.url
         await make_journal(url)
     names = ["service", *(f"service {number}" for number in range(2, servers + 1))]
-    commands = {name: _command_server(folder, url, bank, name) for name in names}
+    commands = {name: _command_server(folder, url, bank, name, banks) for name in names}
     for command in commands.values():
         await start(stack, command, **{name: value for name, value in settings.items() if name.startswith("COMMAND_")})
     beside = {"bank": bank}
@@ -151,12 +153,12 @@ async def start_product(
     )
 
 
-def _command_server(folder: Path, journal: str, bank: Server, name: str) -> Server:
+def _command_server(folder: Path, journal: str, bank: Server, name: str, banks: Path | None) -> Server:
     environment = {
         "COMMAND_LISTEN": "127.0.0.1:0",
         "COMMAND_FEED_LISTEN": "127.0.0.1:0",
         "COMMAND_JOURNAL": journal,
-        "COMMAND_BANK_URL": f"http://{bank.listen}",
+        **({"COMMAND_BANK_URL": f"http://{bank.listen}"} if banks is None else {"COMMAND_BANKS": str(banks)}),
         "COMMAND_METRICS_LISTEN": "127.0.0.1:0",
     }
     return Server("command_service", environment, folder / f"{name}.log")

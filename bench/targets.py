@@ -86,6 +86,8 @@ TARGETS: Sequence[Target] = (
     # Memory is bounded if it stops growing, here between the middle third of the time and the last.
     Target("... growth of memory", ("burst", "memory_growth"), 1.1, unit=" times"),
     Target("... back to normal after", ("burst", "back_to_normal_seconds"), 5, unit=" s"),
+    Target("beside a bank that hangs: rate at another, share", ("banks", "rate_share"), 0.95, at_least=True),
+    Target("... p99 there", ("banks", "p99_times"), 1.2, unit=" times"),
     Target("rebuild of a view, records/s", ("rebuild", "records_a_second"), 150_000, at_least=True),
     # Each read encodes once, so that a count of reads counts both. One read for all readers gives 1, one read for each gives
     # 100. The bound leaves room for a reader that falls eight batches behind the others and reads again.

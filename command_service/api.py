@@ -140,8 +140,14 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
                         raise OperationUnderWay(retry_after_seconds=BLOCKED_RETRY_SECONDS)
                     raise refusal(Reason.OUTCOME_UNKNOWN)
                 accepted = entry.accepted.result()
-                if (run := accepted.run) is not None:
-                    await waiting.until(run.told if isinstance(request, ChargeRequest) else run.ended)
+                if (run := accepted.run) is None:
+                    return accepted
+                if not isinstance(request, ChargeRequest):
+                    await waiting.until(run.ended)
+                    return accepted
+                if awaits_customer(accepted.charge.opening):  # The customer may just have come back from the bank.
+                    await waiting.until(run.look())
+                await waiting.until(run.told)
                 return accepted
             finally:
                 entry.withdraw()  # if nobody is there any more, its turn is not waited for

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -24,12 +25,13 @@ class Run:
     ended: "asyncio.Future[None]"
     """Done when the loop has ended. Add a callback and do not await it: a caller that is cancelled would cancel it for all."""
     told: "asyncio.Future[None]" = field(init=False)
-    """Done too while the customer's step is awaited: then the call that asks for the charge is told so. Do not await it."""
+    """Done too while the customer's step is awaited: then the call that began the charge is told so. Do not await it."""
     is_driven: bool = False
     """A task brings it to rest: that of the call that began it, or the runner's own after a start."""
     bank_calls: int = 0
     _began: float = field(init=False)
     _moved_on: asyncio.Event | None = field(default=None, init=False)
+    _wanted_look: "asyncio.Future[None] | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._began = self.ended.get_loop().time()
@@ -64,8 +66,36 @@ class Run:
             self.told = self.ended.get_loop().create_future()
 
     def _tell(self, _: object = None) -> None:
-        if not self.told.done():
-            self.told.set_result(None)
+        for future in (self.told, self._wanted_look):
+            if future is not None and not future.done():
+                future.set_result(None)
+
+    def look(self) -> "asyncio.Future[None]":
+        """Have the loop's next turn come at once; done after it, or at the end. Do not await it.
+
+        Calls that come before it begins share it, so that however fast they come, the loop does one turn after the other.
+        """
+        if self.ended.done():
+            return self.ended
+        if self._wanted_look is None:
+            self._wanted_look = self.ended.get_loop().create_future()
+        self.wake()
+        return self._wanted_look
+
+    @property
+    def is_look_wanted(self) -> bool:
+        """Whether a call waits for the next turn of the loop."""
+        return self._wanted_look is not None
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Do a turn of the loop, given whether a call waits for it: what it learns is for every call that waits now."""
+        look, self._wanted_look = self._wanted_look, None
+        try:
+            yield look is not None
+        finally:
+            if look is not None and not look.done():
+                look.set_result(None)
 
     def wake(self) -> None:
         """End a pause."""
@@ -74,6 +104,8 @@ class Run:
 
     async def pause(self, seconds: float) -> bool:
         """Wait, at most until a client's command moves the charge on, or `wake`; return whether one of them happened."""
+        if self.is_look_wanted:
+            return True
         self._moved_on = moved_on = asyncio.Event()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

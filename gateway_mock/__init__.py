@@ -121,7 +121,8 @@ other; the statement, the log of calls and the faults are common.
 
     200 {"key": "key-1", "state": "executed", "replayed": false, "reference": "charge-1", "kind": "charge", "card": "tok_visa",
          "amount": 1250, "currency": "EUR", "transaction_id": "txn_90ac...", "reason": null}
-    200 {..., "state": "declined", "reason": "insufficient_funds", ...}     with the reasons above, and card_unknown
+    200 {..., "state": "declined", "reason": "insufficient_funds", ...}     with the reasons above, and two more:
+                                     card_unknown, and authentication_required where the two steps ask the customer
     400 {"error": "bad_request", "field": "Idempotency-Key"}                also "amount", and so on
     410 {"error": "key_cancelled", "key": "key-1", ...}                     the key was called off before it was used
     422 {"error": "key_reused"}                                             the key is known with another order

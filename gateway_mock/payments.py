@@ -7,6 +7,7 @@ Pure, as the rules of two steps in `model`, whose book of what may be captured a
   charged again.
 * A key that was called off before it was used is closed for ever: its order is then a payment that is cancelled. That key is
   never forgotten.
+* It asks no customer for a step: a card of which a bank wants one is declined.
 * A reference is our client's name for what it pays, and no key: the bank has as many payments under it as it was asked for.
 
 A payment is a `Transaction` that is closed: its token is the key, and it does not expire.
@@ -16,6 +17,7 @@ import math
 from collections.abc import Iterable
 
 from gateway_mock.model import (
+    ASKING_CARDS,
     CANCELLED,
     CARDS,
     HOLD_MS,
@@ -62,7 +64,8 @@ def carried_out(
     funds, cards = None, CARDS
     if wanted.on is None:
         # It is declined, not refused: what is wrong with a customer's card is no mistake in the order.
-        cards = {wanted.card: CARDS.get(wanted.card, "card_unknown")}
+        unknown = "authentication_required" if wanted.card in ASKING_CARDS else "card_unknown"
+        cards = {wanted.card: CARDS.get(wanted.card, unknown)}
     elif opening is None:
         return Refusal.TRANSACTION_UNKNOWN
     elif (refused := objection(wanted, opening)) is not None:

@@ -1,9 +1,10 @@
 """A client's request of whatever kind: how it is sent, its name at the bank, and what an answer tells."""
 
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, TypeGuard
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse, OperationOutcome
+from charging.v1.common_pb2 import ChargeStatus
 from judge.history import PENDING, Request, Response, charge_id_of, operation_id_of
 
 FOR_GOOD = frozenset(
@@ -40,4 +41,9 @@ def told_by(answer: Response) -> ChargeResponse | OperationOutcome:
 
 def is_decided(answer: Response) -> bool:
     """Whether an answer states an outcome. The contract's two enumerations have one number for PENDING."""
-    return told_by(answer).status != PENDING
+    return told_by(answer).status != PENDING and not awaits_customer(answer)
+
+
+def awaits_customer(answer: Response) -> TypeGuard[ChargeResponse]:
+    """Whether an answer says where to send the customer."""
+    return isinstance(answer, ChargeResponse) and answer.status == ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION

@@ -1,5 +1,6 @@
 """The bank's side, over its own HTTP: faults to order, the calls that it got, and the money that it moved."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,14 @@ class Referee:
         """Forget all faults."""
         (await self.http.delete("/faults")).raise_for_status()
 
+    # ------------------------------------------------------------ the customer
+    async def press(self, url: str, button: str) -> httpx.Response:
+        """Open the page of a step as its customer's browser does, and press "Confirm" or "Refuse". Returns what then comes."""
+        page = (await self.http.get(url)).raise_for_status().text
+        forms = re.findall(r'<form method="post" action="([^"]+)"><button>(\w+)</button></form>', page)
+        (action,) = [action for action, word in forms if word == button]
+        return await self.http.post(action)
+
     # ------------------------------------------------------------ calls and money
     async def calls(self, after: int = 0) -> list[dict[str, Any]]:
         """The calls since its start, or after the call of a number."""
@@ -73,10 +82,8 @@ def bank_call(call: Mapping[str, Any]) -> BankCall:
     match step_of(call):
         case "look_up":
             return BankCall("look_up", reference, call["token"] or "")
-        case "execute":
-            return BankCall("execute", reference, call["path"].split("/")[2])
-        case "cancel":
-            return BankCall("cancel", reference, call["path"].split("/")[2])
+        case "execute" | "cancel" as step:
+            return BankCall(step, reference, call["token"] or "")
         case _:
             return BankCall("token", reference)  # the token it has is the answer's
 
@@ -86,4 +93,4 @@ def step_of(call: Mapping[str, Any]) -> str:
     if call["method"] == "GET":
         return "look_up"
     last = call["path"].rsplit("/", 1)[1]
-    return last if last in ("execute", "cancel") else "token"
+    return {"execute": "execute", "cancel": "cancel", "payments": "execute"}.get(last, "token")

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from chassis.policy import read_policy
 from chassis.watched import Files
+from command_service.bank.configured import read_banks
 from contract.access import ROLES
 from prove import canaries
 
@@ -117,3 +118,10 @@ def test_the_policy_on_the_page_is_one_that_a_server_takes(tmp_path: Path) -> No
     policy = read_policy(tmp_path / "policy.toml", ROLES, Files())
     assert [identity.name for identity in policy.identities] == ["shop-checkout", "query-server"]
     assert len(policy.by_credential) == 5
+
+
+def test_the_banks_on_the_page_are_some_that_a_server_takes(tmp_path: Path) -> None:
+    (page,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/operating.md").read_text(), re.DOTALL)
+    (tmp_path / "banks.toml").write_text(page)
+    found = read_banks(tmp_path / "banks.toml")
+    assert (list(found.banks), len(found.routes), found.unnamed) == (["acme", "other"], 2, "acme")

@@ -19,13 +19,12 @@ Here are its paths, members, statuses and words, and no conclusion from them: `t
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 import httpx
 
+from command_service.bank.times import microseconds
 from command_service.bank.transport import JSON_CONTENT, Endpoint, Exchange, no_answer
 from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
 from command_service.values import (
@@ -87,10 +86,6 @@ _REASONS = {
     "authentication_required": DeclineReason.AUTHENTICATION_REQUIRED,
     "authorization_expired": DeclineReason.AUTHORIZATION_EXPIRED,
 }
-# RFC 3339 and nothing else: Python takes other forms too, and times without a zone.
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
-_BEGIN_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Gateway:
@@ -209,10 +204,10 @@ def _transaction(got: Exchange, said: Mapping[str, object], stage: Stage) -> Tra
             kind = _KINDS.get(str(said.get("kind", "charge")))
             on, is_final = said.get("on", ""), said.get("final", False)
             is_hold = kind is Kind.AUTHORIZE and stage is Stage.EXECUTED
-            hold_expires_at = _microseconds(said.get("hold_expires_at")) if is_hold else 0
+            hold_expires_at = microseconds(said.get("hold_expires_at")) if is_hold else 0
             asks = stage is Stage.AWAITS_CUSTOMER
             url, action_expires_at = (said.get("action_url"), said.get("action_expires_at")) if asks else ("", None)
-            asks_until = _microseconds(action_expires_at)
+            asks_until = microseconds(action_expires_at)
             if kind is None or not isinstance(on, str) or not isinstance(is_final, bool) or hold_expires_at is None:
                 return None
             if not isinstance(url, str) or asks_until is None:
@@ -237,14 +232,3 @@ def _transaction(got: Exchange, said: Mapping[str, object], stage: Stage) -> Tra
                 asks_until,
             )
     return None
-
-
-def _microseconds(said: object) -> int | None:
-    """Read a time after 1970: microseconds since then, 0 if none is said. None: it is malformed."""
-    if said is None:
-        return 0
-    try:
-        at = datetime.fromisoformat(said) if isinstance(said, str) and _TIME.fullmatch(said) else _BEGIN_OF_TIME
-    except ValueError:  # Of a 13th month.
-        return None
-    return (at - _BEGIN_OF_TIME) // _MICROSECOND if at > _BEGIN_OF_TIME else None

@@ -95,6 +95,7 @@ _REASONS = {
     "insufficient_funds": DeclineReason.INSUFFICIENT_FUNDS,
     "expired_card": DeclineReason.EXPIRED_CARD,
     "card_unknown": DeclineReason.BANK_REFUSED,
+    "authentication_required": DeclineReason.AUTHENTICATION_REQUIRED,
     "authorization_expired": DeclineReason.AUTHORIZATION_EXPIRED,
 }
 
@@ -236,12 +237,12 @@ def _read_end(got: Exchange) -> Reply:
 def _read_found(got: Exchange, reference: str) -> Reply:
     """Read the answer to a look-up."""
     said = got.json_object() or {}
-    match got.status:
-        case 202 if said.get("result") == "in_progress":
+    match got.status, said.get("error"):
+        case 202, _ if said.get("result") == "in_progress":
             return InProgress(got.retry_after_seconds)
-        case 200:
+        case 200, None:
             return _payment(got, said)
-        case 404 if said == {"error": "reference_unknown", "reference": reference}:
+        case 404, _ if said == {"error": "reference_unknown", "reference": reference}:
             return Refusal(got)
     return _nothing(got)
 

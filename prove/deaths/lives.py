@@ -40,7 +40,7 @@ from prove.deaths.scenarios import AMOUNT, Before, Scenario
 from prove.deaths.writer import end_process, now
 from prove.operation_bugs import Renaming, Unfinished
 from rig.around import Around
-from rig.asking import FOR_GOOD, is_decided, reference_of, send
+from rig.asking import FOR_GOOD, awaits_customer, is_decided, reference_of, send
 from rig.referee import Referee
 
 # A life without faults takes some 20 ms. One that takes so long hangs.
@@ -180,6 +180,7 @@ class Story:
             opening.capture = CaptureMode.CAPTURE_MODE_MANUAL
         if self.scenario.is_late:
             opening.not_after.FromMicroseconds(now() + HOUR // 2)
+        opening.off_session = self.scenario.is_off_session
         self.requests = [opening]
         for number, follows in enumerate(self.scenario.follows, 1):
             request = type(follows)(idempotency_key=f"{self.key}-{number}", charge_id=self.charge_id)
@@ -310,6 +311,11 @@ class Story:
         context = GuardedCall("", ANYBODY, Unhurried())
         try:
             answer = await send(service, request, context)
+            while self.scenario.customer and awaits_customer(answer):
+                self.calls.append(Call.answered(request, answer))
+                step = f"{answer.action.url}/{self.scenario.customer}"
+                assert (await self.referee.http.post(step)).is_redirect
+                answer = await send(service, request, context)
         except Refusal as refused:
             self.calls.append(Call.failed(request, refused.reason, refused.advice))
             assert refused.reason in FOR_GOOD, f"refused for no reason: {refused.reason}"

@@ -23,7 +23,7 @@ class Scenario:
     """A charge of a card, what follows in it, and what moves at the bank in all, in order.
 
     `fault`: of the bank's execute step, once, of the operation with which deaths begin. `is_late`: the charge's time is over
-    as soon as the bank was asked for a token.
+    as soon as the bank was asked for a token. `customer`: what the customer does who is sent to the bank: confirm or refuse.
     """
 
     name: str
@@ -34,6 +34,8 @@ class Scenario:
     follows: tuple[CaptureRequest | VoidRequest | RefundRequest, ...] = ()
     is_held: bool = False
     is_late: bool = False
+    customer: str = ""
+    is_off_session: bool = False
 
 
 def _part() -> Money:
@@ -74,6 +76,17 @@ SCENARIOS = (
         follows=(VoidRequest(),),
         is_held=True,
     ),
+    Scenario("customer confirms", ("charge",), "tok_3ds", customer="confirm"),
+    Scenario("customer refuses", (), "tok_3ds", customer="refuse"),
+    Scenario(
+        "customer confirms a hold",
+        ("authorize", "void"),
+        "tok_3ds",
+        follows=(VoidRequest(),),
+        is_held=True,
+        customer="confirm",
+    ),
+    Scenario("customer is not there", (), "tok_3ds", is_off_session=True),
 )
 
 

@@ -31,6 +31,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from command_service.bank import Bank
+from command_service.bank.conformance.checks import OPENINGS
 from command_service.bank.conformance.subject import Between, Provoke, Subject
 from command_service.bank.gateway import gateway_bank
 from command_service.bank.one_step import one_step_bank
@@ -47,6 +48,9 @@ class Ability(Enum):
 
     OPENS = "opens a transaction in the token step, which binds its fields, and knows it before it is executed"
     EXPIRES = "closes an open transaction as expired"
+    ALIKE = (
+        "does every kind in one way: by one call for a question, in parts of a hold, under an id of its own, called off"
+    )
 
 
 def needs(ability: Ability) -> pytest.MarkDecorator:
@@ -54,7 +58,7 @@ def needs(ability: Ability) -> pytest.MarkDecorator:
     return pytest.mark.needs(ability)
 
 
-OPENS, EXPIRES = needs(Ability.OPENS), needs(Ability.EXPIRES)
+OPENS, EXPIRES, ALIKE = needs(Ability.OPENS), needs(Ability.EXPIRES), needs(Ability.ALIKE)
 
 
 def case(on: str, *more: Any) -> ParameterSet:
@@ -287,16 +291,19 @@ def _step(call: dict[str, Any]) -> str:
 class OneStepRig(GatewayRig):
     """The bank of one step, and gateway_mock."""
 
-    abilities = frozenset()
+    abilities: Set[Ability] = frozenset({Ability.ALIKE})
     not_tried: Mapping[str, Collection[Kind]] = {
-        **GatewayRig.not_tried,
+        "the customer's step is awaited, at one address": OPENINGS,
+        "when the customer has taken the step, it is executed once": OPENINGS,
+        "when the customer has failed, it is closed": OPENINGS,
+        "with nobody there for the step, it is closed": OPENINGS,
         "what has expired is never executed": tuple(Kind),
         "after an expiry one more token is given": tuple(Kind),
         "another amount or currency under a known token moves nothing": tuple(Kind),
     }
 
     def subject(self) -> Subject:
-        return replace(super().subject(), expire=None)
+        return replace(super().subject(), expire=None, customer_card="")
 
     def _open(self, between: Between, call_timeout_seconds: float = PATIENT_SECONDS) -> Bank:
         wire = between(open_transport(max_connections=32, verify=NO_TLS))

@@ -12,11 +12,14 @@ from rig.postgres import Node, wait_for
 from rig.postgres_pair import Pair
 from tests.contract.bank_rigs import ABILITIES, RIGS, Ability, Rig
 from tests.contract.moving import Places
+from tests.contract.stripe_rig import StripeRig, stripe_rig
 
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
+ALL_RIGS = {**RIGS, "stripe": stripe_rig}
+ALL_ABILITIES = {**ABILITIES, "stripe": StripeRig.abilities}
 CHOSEN = {
     "test_http11.py": ["asyncio", "uvloop"],
     "test_bank.py": ["uvloop"],
@@ -52,13 +55,13 @@ def _needed(item: pytest.Item) -> set[Ability]:
 
 
 def _present(item: pytest.Item) -> Set[Ability]:
-    return ABILITIES[str(item.callspec.params["shared_rig"])] if isinstance(item, pytest.Function) else frozenset()
+    return ALL_ABILITIES[str(item.callspec.params["shared_rig"])] if isinstance(item, pytest.Function) else frozenset()
 
 
-@pytest.fixture(scope="module", params=RIGS)
+@pytest.fixture(scope="module", params=ALL_RIGS)
 def shared_rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder: Path = tmp_path_factory.mktemp(request.param)
-    with RIGS[request.param](folder) as rig:
+    with ALL_RIGS[request.param](folder) as rig:
         yield rig
 
 

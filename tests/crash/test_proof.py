@@ -37,7 +37,13 @@ def in_memory() -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("name", ["approved", "answer lost", "refunded", "called off", "hold called off too late"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("approved", "answer lost", "refunded", "called off", "hold called off too late"),
+        *("customer confirms", "customer is not there"),
+    ],
+)
 async def test_after_a_death_at_any_call_of_a_port_each_operation_ends_once(name: str, in_memory: Path) -> None:
     """Before and after every call of a port in the first life. The other scenarios' turn comes in test_prove.py."""
     harness, scenario = a_harness(), scenarios.named(name)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KINDS = tuple(Kind)
 OPENINGS = (Kind.CHARGE, Kind.AUTHORIZE)
+FOLLOWING = (Kind.CAPTURE, Kind.VOID, Kind.REFUND)
 
 
 class RuleBroken(Exception):
@@ -82,13 +83,21 @@ class Finding:
     end: Kept | Broken | NotTried
 
 
+# More answers than these are counted.
+_TOLD = 3
+
+
 def told(*answers: Answer) -> str:
     """Name answers for people, each once. No token and no address is told, since either lets others act."""
     tokens = list(dict.fromkeys(answer.token for answer in answers if isinstance(answer, Token)))
-    named = [
-        f"token {tokens.index(answer.token) + 1}" if isinstance(answer, Token) else _name(answer) for answer in answers
-    ]
-    return ", ".join(dict.fromkeys(named))
+    names = list(
+        dict.fromkeys(
+            f"token {tokens.index(answer.token) + 1}" if isinstance(answer, Token) else _name(answer)
+            for answer in answers
+        )
+    )
+    more = [f"and {len(names) - _TOLD} more"] if len(names) > _TOLD else []
+    return ", ".join([*names[:_TOLD], *more])
 
 
 def _name(answer: Answer) -> str:

@@ -31,6 +31,11 @@ class Unsettled(NamedTuple):
 
     reply: Reply
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it is no error that we know: the order may have been done."""
+        return isinstance(self.reply, NoAnswer)
+
 
 class Api:
     """Stripe, as our account's key is shown it."""
@@ -95,10 +100,9 @@ def order_failed(got: Exchange) -> Unsettled | Refusal | InProgress | NoAnswer:
     """Judge an answer to an order that shows nothing of what was ordered."""
     if (unheard := _unheard(got)) is not None:
         return unheard
-    unknown = no_answer(f"status {got.status}", retry_after_seconds=got.retry_after_seconds)
     match verdict_of(said_in(got)) if got.status >= 400 else None:
         case None:
-            return unknown
+            return no_answer(f"status {got.status}", retry_after_seconds=got.retry_after_seconds)
         case Verdict.REFUSED if got.status < 500:
             return Refusal(got)
         case Verdict.BUSY:
@@ -108,7 +112,7 @@ def order_failed(got: Exchange) -> Unsettled | Refusal | InProgress | NoAnswer:
         case Verdict.LAPSING:
             return Unsettled(InProgress(got.retry_after_seconds))
         case Verdict.UNKNOWN | Verdict.REFUSED | Verdict.ENDED:
-            return Unsettled(unknown)
+            return Unsettled(NoAnswer(got.retry_after_seconds))
         case verdict:
             assert_never(verdict)
 
