@@ -3,9 +3,10 @@
 A new charge and a charge found after a crash run through the same loop, so there is no recovery code. No transaction and no
 lock is held across a call to the bank.
 
-Where servers share a journal, a loop goes round with the bank only while this server drives the charge, or for a call that wants
-to know whether the customer has come back, and else waits for the other server's progress. That saves calls. If two loops ever drive one charge, they waste work and do no harm: the journal takes
-only the first answer to a step, and the bank does each step once (its promises 1 and 2 in `command_service.bank`).
+Where servers share a journal, a loop goes round with the bank only while this server drives the charge, or for a call that
+wants to know whether the customer has come back, and else waits for the other server's progress. That saves calls. If two loops
+ever drive one charge, they waste work and do no harm: the journal takes only the first answer to a step, and the bank does each
+step once (its promises 1 and 2 in `command_service.bank`).
 """
 
 import asyncio
