@@ -210,6 +210,8 @@ class StripeBank:
         if intent.capture_method == "manual":
             intent.status, intent.done_at = "requires_capture", self.now() + self.hold_seconds
             intent.charge.capture_before = int(intent.done_at)
+            if CARDS[intent.payment_method or ""].lapses_at_once:
+                intent.done_at = self.now()
             self._move(intent, "authorize", intent.intent_id)
         else:
             intent.status, intent.charge.captured = "succeeded", intent.amount
@@ -305,11 +307,12 @@ class StripeBank:
             intent.status, intent.action_url = "requires_payment_method", ""
             intent.last_error = {"code": "payment_intent_authentication_failure"}
 
-    def expire(self, reference: str) -> None:
-        """Cancel the newest intent of a reference, if it is open, as Stripe does by itself."""
+    def expire(self, reference: str) -> bool:
+        """Cancel the newest intent of a reference, if it is open, as Stripe does by itself; return whether there is one."""
         of_ours = [it for it in self.intents.values() if it.metadata.get("reference") == reference]
         if of_ours and of_ours[-1].status in _OPEN:
             self._end(of_ours[-1], "automatic")
+        return bool(of_ours)
 
     def lapse(self, intent_id: str) -> None:
         """Cancel an intent whose hold has lapsed."""

@@ -15,6 +15,7 @@ class Behaviour:
     wants_customer: bool = False
     processing_seconds: float = 0.0
     refund: str = "succeeded"
+    lapses_at_once: bool = False
 
 
 CARDS: dict[str, Behaviour] = {
@@ -32,6 +33,7 @@ CARDS: dict[str, Behaviour] = {
     # The double's
     "pm_card_declinedOnce": Behaviour(("generic_decline", "")),
     "pm_card_processing": Behaviour(processing_seconds=30.0),
+    "pm_card_lapsesAtOnce": Behaviour(lapses_at_once=True),
 }
 # A card's error has a code of its own for these; for all others it is card_declined.
 _OWN_CODES = ("expired_card", "processing_error", "authentication_required")

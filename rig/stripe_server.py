@@ -46,6 +46,7 @@ class _Server:
         self._bank = StripeBank(now=lambda: self._at)
         self._script = Script()
         self._calls: list[dict[str, Any]] = []
+        self._lies: dict[str, Fault | None] = {}
         if ledger.exists():
             for line in ledger.read_text().splitlines():
                 self._do(**json.loads(line))
@@ -65,24 +66,27 @@ class _Server:
             case "GET", ["statement"]:
                 return answer(200, {"movements": [asdict(movement) for movement in self._bank.movements]})
             case "POST", ["double", name]:
-                self._keep(at=time.time(), double=name, details=json.loads(request.body))
-                return answer(200, {})
+                return answer(200, self._keep(at=time.time(), double=name, details=json.loads(request.body)))
             case _:
                 return await self._stripe(request)
 
     async def _stripe(self, request: Request) -> Reply:
-        step, reference = self._step(request)
+        question, about, _ = (request.headers.get("x-question", "") + "  ").split(" ", 2)
+        step, reference = self._step(request, question)
+        reference = about or reference
         call: dict[str, Any] = {
             "method": request.method,
             "path": request.path,
             "reference": reference,
-            "question": request.headers.get("x-question", ""),
             "fault": None,
             "status": None,
         }
         self._calls.append(call)
         operation = _operation(request, step)
         fault = self._script.take(step, reference=reference, card=None, operation=operation) if step else None
+        if step is Step.LOOK_UP and question:
+            # One look-up may take several calls: what goes wrong goes wrong in all of them.
+            fault = self._lies.setdefault(request.headers["x-question"], fault)
         reply = await self._meet(fault, request, reference)
         call["fault"], call["status"] = fault and fault.kind, getattr(reply, "status", 0)
         return reply
@@ -134,10 +138,9 @@ class _Server:
         return self._bank.answer(method, target, headers, body.encode("ascii"))
 
     # ------------------------------------------------------------ what a request is about
-    def _step(self, request: Request) -> tuple[Step | None, str]:
+    def _step(self, request: Request, question: str) -> tuple[Step | None, str]:
         """Tell which step a request is, None for a part of one, and our reference."""
         form = dict(parse_qsl(request.body.decode("ascii"), keep_blank_values=True))
-        question = request.headers.get("x-question", "").partition(" ")[0]
         match request.method, request.path.removeprefix("/v1/").split("/"):
             case "POST", ["payment_intents"]:
                 return Step.TOKEN, form.get("metadata[reference]", "")
@@ -162,6 +165,8 @@ class _Server:
                 return None if is_open else Step(question), self._reference(intent_id)
             case "GET", ["payment_intents", intent_id]:
                 return Step.LOOK_UP, self._reference(intent_id)
+            case "GET", _:
+                return Step.LOOK_UP, ""
             case _:
                 return None, ""
 
@@ -193,7 +198,7 @@ def _wrong_amount(said: dict[str, Any]) -> None:
 
 
 def _wrong_token(said: dict[str, Any]) -> None:
-    said["id"] = f"pi_{0:024}"
+    said["payment_intent" if said["object"] == "refund" else "id"] = f"pi_{0:024}"
 
 
 def _declined(said: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import grpc.aio
 
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeResponse, OperationOutcome
+from charging.v1.common_pb2 import ChargeStatus
 from judge.history import Request, Response
 from prove.clients import CHANNEL_OPTIONS
 from prove.network.faultproxy import Fault, Kind, Proxy
@@ -24,6 +25,7 @@ CALL_SECONDS = 5.0
 # Short, since a request that got lost is made again after it.
 BANK_SECONDS = 1.0
 HUNG_SECONDS = 60.0
+REQUIRES_ACTION = ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
 Told = ChargeResponse | OperationOutcome
 
 
@@ -69,22 +71,27 @@ class Street:
     command: Server
     channel: grpc.aio.Channel
 
-    async def settle(self, request: Request) -> Told:
-        """Send a request until it is decided, or until the customer is to be sent to an address; return what is told."""
+    def log_of_fake(self) -> str:
+        """What the fake has printed so far."""
+        return (self.command.log.parent / "fake.log").read_text(errors="replace")
+
+    async def settle(self, request: Request, *, ends: bool = False) -> Told:
+        """Send a request until it is decided, return what is told. With `ends` a step of the customer is waited for."""
         stub = command_pb2_grpc.CommandServiceStub(self.channel)
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 answer: Response = await send(stub, request, timeout=CALL_SECONDS, wait_for_ready=True)
-                if is_decided(answer):
-                    return told_by(answer)
+                told = told_by(answer)
+                if is_decided(answer) and not (ends and told.status == REQUIRES_ACTION):
+                    return told
             await asyncio.sleep(0.05)
 
-    async def suffer(self, request: Request, call: bytes, trouble: Trouble) -> Told:
+    async def suffer(self, request: Request, call: bytes, trouble: Trouble, *, ends: bool = False) -> Told:
         """The same, while a call that it makes at the fake meets trouble."""
         fault = trouble.fault(call)
         before = self.proxy.fired[fault.kind]
         self.proxy.order(fault)
-        settling = asyncio.create_task(self.settle(request))
+        settling = asyncio.create_task(self.settle(request, ends=ends))
         if trouble.kills:
             await until(lambda: self.proxy.fired[fault.kind] > before)
             await self.command.kill()

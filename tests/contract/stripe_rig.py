@@ -15,6 +15,7 @@ import httpx
 
 from chassis.secret import Secret
 from command_service.bank import Bank
+from command_service.bank.conformance.checks import FOLLOWING
 from command_service.bank.conformance.subject import Between, Subject
 from command_service.bank.stripe import CUSTOMER_SECONDS, REMEMBERS_SECONDS, stripe_bank
 from command_service.bank.stripe.dialect import Stripe
@@ -31,33 +32,39 @@ _numbers = itertools.count()
 
 
 class _Asking:
-    """A dialect whose questions are told from each other: by a header of each request (`_Telling`)."""
+    """A dialect that notes its questions, and by whose header each request tells for which one it is (`_Telling`)."""
 
-    def __init__(self, dialect: Stripe) -> None:
+    def __init__(self, dialect: Stripe, asked: list[tuple[str, str]]) -> None:
         self._dialect = dialect
+        self._asked = asked
 
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:
-        _question.set(f"token {next(_numbers)}")
+        self._note("token", effect)
         return await self._dialect.request_token(effect, fresh=fresh)
 
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
-        _question.set(f"execute {next(_numbers)}")
+        self._note("execute", effect)
         return await self._dialect.execute(effect, fresh=fresh)
 
     async def cancel(self, effect: CallOff, token: str, *, fresh: bool) -> Reply:
-        _question.set(f"cancel {next(_numbers)}")
+        self._note("cancel", effect)
         return await self._dialect.cancel(effect, token, fresh=fresh)
 
     async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
-        _question.set(f"look_up {next(_numbers)}")
+        self._note("look_up", effect)
         return await self._dialect.find_by_token(effect, token, fresh=fresh)
 
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
-        _question.set(f"look_up {next(_numbers)}")
+        self._note("look_up", effect)
         return await self._dialect.find_by_reference(effect, fresh=fresh)
 
     async def close(self) -> None:
         await self._dialect.close()
+
+    def _note(self, question: str, effect: Effect) -> None:
+        reference = effect.operation.reference
+        self._asked.append((reference, question))
+        _question.set(f"{question} {reference} {next(_numbers)}")
 
 
 class _Telling(httpx.AsyncBaseTransport):
@@ -77,7 +84,7 @@ class _Telling(httpx.AsyncBaseTransport):
 class StripeRig(GatewayRig):
     """Stripe, and its double in `rig`."""
 
-    abilities: Set[Ability] = frozenset({Ability.OPENS, Ability.EXPIRES})
+    abilities: Set[Ability] = frozenset()
     approved_card = "pm_card_visa"
     unknown_card = "pm_card_nobody"
     _declined_openings: Mapping[str, DeclineReason] = {
@@ -90,9 +97,20 @@ class StripeRig(GatewayRig):
     declined_cards: Mapping[Kind, Mapping[str, DeclineReason]] = {
         Kind.CHARGE: _declined_openings,
         Kind.AUTHORIZE: _declined_openings,
+        Kind.CAPTURE: {"pm_card_lapsesAtOnce": DeclineReason.AUTHORIZATION_EXPIRED},
+        Kind.VOID: {"pm_card_lapsesAtOnce": DeclineReason.AUTHORIZATION_EXPIRED},
         Kind.REFUND: {"pm_card_refundFail": DeclineReason.OTHER},
     }
-    not_tried: Mapping[str, Collection[Kind]] = {}
+    not_tried: Mapping[str, Collection[Kind]] = {
+        "what has expired is never executed": FOLLOWING,
+        "after an expiry one more token is given": FOLLOWING,
+        "another amount or currency under a known token moves nothing": FOLLOWING,
+        "captures of parts stay within what is held": (Kind.CAPTURE,),
+    }
+
+    def __init__(self, ledger: Path) -> None:
+        self._asked: list[tuple[str, str]] = []
+        super().__init__(ledger)
 
     @asynccontextmanager
     async def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AsyncIterator[Bank]:
@@ -105,7 +123,7 @@ class StripeRig(GatewayRig):
             customer_seconds=CUSTOMER_SECONDS,
             now=lambda: 0.0,
         )
-        bank = TwoStepBank(_Asking(dialect), call_timeout_seconds, remembers_seconds=REMEMBERS_SECONDS)
+        bank = TwoStepBank(_Asking(dialect, self._asked), call_timeout_seconds, remembers_seconds=REMEMBERS_SECONDS)
         try:
             yield bank
         finally:
@@ -149,9 +167,18 @@ class StripeRig(GatewayRig):
             if movement["reference"] in references
         ]
 
+    def unfired(self) -> list[str]:
+        orders = {call["reference"] for call in self._ask("GET", "/calls") if call["path"] == "/v1/payment_intents"}
+        return [
+            fault["fault"]
+            for fault in self._ask("GET", "/faults")
+            # The token step of what follows makes no call.
+            if fault["fired"] < fault["times"] and not (fault["on"] == "token" and fault["reference"] not in orders)
+        ]
+
     def asked(self, reference: str) -> list[str]:
-        questions = [call["question"] for call in self._ask("GET", "/calls") if call["reference"] == reference]
-        return [question.partition(" ")[0] for question in dict.fromkeys(questions)]
+        """The adapter's questions, each of which takes some calls, or none."""
+        return [question for known, question in self._asked if known == reference]
 
     def _authenticate(self, url: str, *, succeeds: bool) -> None:
         intent_id = urlsplit(url).path.split("/")[2]

@@ -26,7 +26,7 @@ from command_service.values import (
     ReviewReason,
     Token,
 )
-from tests.contract.bank_rigs import EXPIRES, IMPATIENT_SECONDS, OPENS, Rig, movement
+from tests.contract.bank_rigs import ALIKE, EXPIRES, IMPATIENT_SECONDS, OPENS, Rig, movement
 from tests.contract.operations import (
     KINDS,
     OWN_FIELDS,
@@ -178,6 +178,7 @@ async def test_a_declined_token_never_executes(rig: Rig, kind: Kind) -> None:
             assert rig.movements(effect.operation.reference) == []
 
 
+@ALIKE
 async def test_a_token_that_breaks_a_rule_of_the_book_never_executes(rig: Rig) -> None:
     """It stays declined after the reason is gone: a refund that came before the capture stays undone."""
     async with rig.adapter() as bank:
@@ -204,6 +205,7 @@ async def test_a_token_that_breaks_a_rule_of_the_book_never_executes(rig: Rig) -
             assert rig.movements(effect.operation.reference) == []
 
 
+@ALIKE
 async def test_parts_of_a_hold_move_until_the_rest_is_released(rig: Rig) -> None:
     """A final capture releases it; what was captured can be refunded, and no more."""
     async with rig.adapter() as bank:
@@ -224,6 +226,7 @@ async def test_parts_of_a_hold_move_until_the_rest_is_released(rig: Rig) -> None
         assert await answer_to(Kind.REFUND, 1) == "Declined"
 
 
+@ALIKE
 @pytest.mark.parametrize("kind", [Kind.CAPTURE, Kind.VOID])
 async def test_what_comes_after_the_hold_lapsed_is_declined_for_that_reason(rig: Rig, kind: Kind) -> None:
     """Looked up first or not. What was captured in time can be refunded."""

@@ -1,6 +1,7 @@
 """Promise 8: the bank keeps the books of a charge, whatever the core thinks is left."""
 
 from dataclasses import replace
+from typing import assert_never
 
 from command_service.bank.conformance.checks import Check, NotPossible
 from command_service.bank.conformance.trial import Trial, expect
@@ -8,20 +9,37 @@ from command_service.values import Answer, Declined, Executed, Kind, Operation, 
 
 
 async def agree(trial: Trial, operation: Operation, on: str) -> None:
-    """See by what is left that an operation was executed once; `on` is the opening's id. Raises RuleBroken, NotPossible."""
+    """See by what is left that an operation was executed once; `on` is the opening's id. Raises RuleBroken, NotPossible.
+
+    A bank that moves more than there is after a plain execution too does not count, and so its count shows nothing.
+    """
+    too_much = await _more_than_is_left(trial, operation, on)
+    if isinstance(too_much, Executed):
+        plain = await trial.operation()
+        done = await trial.executed(plain)
+        control = await _more_than_is_left(trial, plain, plain.on or done)
+        expect(isinstance(control, Executed), "more was left to move than after one execution", too_much)
+
+
+async def _more_than_is_left(trial: Trial, operation: Operation, on: str) -> Answer:
+    """Move all that is left after one execution, and then one minor unit more; return the answer to that."""
     opening = operation if operation.opens else replace(operation, kind=Kind.CHARGE, reference="", on="")
     match operation.kind:
         case Kind.CHARGE | Kind.CAPTURE:
-            await _moves(trial, trial.following(Kind.REFUND, opening, on, trial.whole), "a refund of what was captured")
-            await _never(trial, trial.following(Kind.REFUND, opening, on, 1), "a refund of more than was captured once")
+            kind, left = Kind.REFUND, trial.whole
         case Kind.AUTHORIZE:
-            await _moves(trial, trial.following(Kind.CAPTURE, opening, on), "a capture of what is held")
-            await _never(trial, trial.following(Kind.CAPTURE, opening, on, 1), "a capture of more than was held once")
+            kind, left = Kind.CAPTURE, trial.whole
         case Kind.VOID:
-            await _never(trial, trial.following(Kind.CAPTURE, opening, on, 1), "a capture after the void")
+            kind, left = Kind.CAPTURE, 0
         case Kind.REFUND:
-            rest = trial.whole - operation.amount.minor_units
-            await _moves(trial, trial.following(Kind.REFUND, opening, on, rest), "a refund of the rest")
+            kind, left = Kind.REFUND, trial.whole - operation.amount.minor_units
+        case _:
+            assert_never(operation.kind)
+    if left:
+        await _moves(
+            trial, trial.following(kind, opening, on, left), f"a {kind.value} of what is left after one execution"
+        )
+    return await trial.ends(trial.following(kind, opening, on, 1))
 
 
 async def _refund_stays_within(trial: Trial) -> None:

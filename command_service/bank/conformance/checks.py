@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KINDS = tuple(Kind)
 OPENINGS = (Kind.CHARGE, Kind.AUTHORIZE)
+FOLLOWING = (Kind.CAPTURE, Kind.VOID, Kind.REFUND)
 
 
 class RuleBroken(Exception):

@@ -3,12 +3,13 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from command_service.bank.conformance.checks import KINDS, OPENINGS, Check, NotPossible
+from command_service.bank.conformance.checks import FOLLOWING, KINDS, OPENINGS, Check, NotPossible
 from command_service.bank.conformance.trial import Trial, expect, named
 from command_service.values import (
     CalledOff,
     Card,
     Contradiction,
+    Declined,
     Execute,
     Executed,
     Kind,
@@ -25,7 +26,7 @@ _OTHER_KIND = {
     Kind.CHARGE: Kind.AUTHORIZE,
     Kind.AUTHORIZE: Kind.CHARGE,
     Kind.CAPTURE: Kind.REFUND,
-    Kind.VOID: Kind.REFUND,
+    Kind.VOID: Kind.CAPTURE,
     Kind.REFUND: Kind.VOID,
 }
 
@@ -77,7 +78,7 @@ async def _is_refused(trial: Trial, other: Operation, when: str) -> None:
     said = await trial.answer(RequestToken(other, 0))
     if isinstance(said, Token):
         said = await trial.answer(Execute(other, said.token))
-    expect(isinstance(said, Refused | Contradiction), f"{when}, the other one was", said)
+    expect(isinstance(said, Refused | Contradiction | Declined), f"{when}, the other one was", said)
 
 
 async def _under_a_known_token(trial: Trial) -> None:
@@ -95,9 +96,6 @@ async def _under_a_known_token(trial: Trial) -> None:
         else:
             end = await trial.later(effect)
             expect(isinstance(end, Executed), "refused, and then put as it was, it was", end)
-
-
-_FOLLOWING = (Kind.CAPTURE, Kind.VOID, Kind.REFUND)
 
 
 async def _follows_nothing(trial: Trial) -> None:
@@ -123,9 +121,9 @@ CHECKS = (
     Check("another card under a known reference is refused", 4, OPENINGS, _under_a_known_reference(_card)),
     Check("another kind under a known reference is refused", 4, KINDS, _under_a_known_reference(_kind)),
     Check(
-        "another transaction to act on under a known reference is refused", 4, _FOLLOWING, _under_a_known_reference(_on)
+        "another transaction to act on under a known reference is refused", 4, FOLLOWING, _under_a_known_reference(_on)
     ),
     Check("another word on whether it is final is refused", 4, (Kind.CAPTURE,), _under_a_known_reference(_final)),
     Check("another amount or currency under a known token moves nothing", 4, KINDS, _under_a_known_token),
-    Check("what acts on nothing is refused", 4, _FOLLOWING, _follows_nothing),
+    Check("what acts on nothing is refused", 4, FOLLOWING, _follows_nothing),
 )

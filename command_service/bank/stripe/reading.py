@@ -18,7 +18,8 @@
 An intent that is canceled before its card was authorized: "abandoned" is our word for a decline, "automatic" and "expired" are
 Stripe's for one that has expired, and by any other it was called off. One whose hold was authorized has executed its
 authorize, however the hold was let go. A void lets it go as "requested_by_customer", and has left its reference before. To a
-capture, and to another void, the hold has lapsed, unless people let it go, by that reason or "duplicate" or "fraudulent".
+capture, and to another void, the hold has lapsed, unless people let it go, by that reason or "duplicate" or "fraudulent". (Of
+a hold that people let go by that reason our void can only say that it is done.)
 
 A refund is executed if it succeeded, in progress while pending, and declined if it failed or was cancelled. One that Stripe
 does not list is open, unless no more than less than its amount is left to refund: then it is declined.
@@ -180,11 +181,15 @@ def refund(got: Exchange, found: Refund, effect: Effect) -> Reply:
 
 
 def unlisted_refund(got: Exchange, intent: Intent, effect: Effect) -> Reply:
-    """Read a refund that Stripe does not list from the intent that it acts on, as it was before the list was read."""
+    """Read a refund that Stripe does not list from the intent that it acts on, as it was before the list was read.
+
+    If its reference captured or voided the intent, it is that capture or void.
+    """
     operation = effect.operation
     charge = intent.charge
     left_minor = charge.captured_minor - charge.refunded_minor if charge is not None else 0
     is_open = operation.amount.minor_units <= left_minor
+    known_as = {intent.metadata.get(CAPTURE): Kind.CAPTURE, intent.metadata.get(VOID): Kind.VOID}
     return Transaction(
         Stage.CREATED if is_open else Stage.DECLINED,
         operation.reference,
@@ -195,6 +200,6 @@ def unlisted_refund(got: Exchange, intent: Intent, effect: Effect) -> Reply:
         "",
         None if is_open else DeclineReason.OTHER,
         got,
-        Kind.REFUND,
+        known_as.get(operation.reference, Kind.REFUND),
         intent.intent_id,
     )
