@@ -82,12 +82,17 @@ class Run:
         self.wake()
         return self._wanted_look
 
+    @property
+    def is_look_wanted(self) -> bool:
+        """Whether a call waits for the next turn of the loop."""
+        return self._wanted_look is not None
+
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Do a turn of the loop: what it learns is news for every call that wanted a look before it."""
+    def turn(self) -> Iterator[bool]:
+        """Do a turn of the loop, given whether a call waits for it: what it learns is for every call that waits now."""
         look, self._wanted_look = self._wanted_look, None
         try:
-            yield
+            yield look is not None
         finally:
             if look is not None and not look.done():
                 look.set_result(None)
@@ -99,7 +104,7 @@ class Run:
 
     async def pause(self, seconds: float) -> bool:
         """Wait, at most until a client's command moves the charge on, or `wake`; return whether one of them happened."""
-        if self._wanted_look is not None:
+        if self.is_look_wanted:
             return True
         self._moved_on = moved_on = asyncio.Event()
         with contextlib.suppress(TimeoutError):

@@ -3,9 +3,10 @@
 A new charge and a charge found after a crash run through the same loop, so there is no recovery code. No transaction and no
 lock is held across a call to the bank.
 
-Where servers share a journal, a loop goes round with the bank only while this server drives the charge, and else waits for the
-other server's progress. That saves calls. If two loops ever drive one charge, they waste work and do no harm: the journal takes
-only the first answer to a step, and the bank does each step once (its promises 1 and 2 in `command_service.bank`).
+Where servers share a journal, a loop goes round with the bank only while this server drives the charge, or for a call that
+wants to know whether the customer has come back, and else waits for the other server's progress. That saves calls. If two loops
+ever drive one charge, they waste work and do no harm: the journal takes only the first answer to a step, and the bank does each
+step once (its promises 1 and 2 in `command_service.bank`).
 """
 
 import asyncio
@@ -176,12 +177,13 @@ class Runner:
         effect = next_step(run.snapshot.state)
         try:
             while effect is not None:
-                if not self._journal.drives(run.snapshot.charge_id):
+                # A call that wants to know how things stand does not wait for another server to look.
+                if not self._journal.drives(run.snapshot.charge_id) and not run.is_look_wanted:
                     await self._let_others_drive(run)
                     unanswered, pauses, effect = 0, 0, next_step(run.snapshot.state)
                     continue
-                with run.turn():
-                    message = await self._perform(run, effect, unanswered)
+                with run.turn() as is_look:
+                    message = await self._perform(run, effect, unanswered, is_look=is_look)
                     with contextlib.suppress(NotStored, KeepsMoving):
                         # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
                         run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
@@ -212,13 +214,15 @@ class Runner:
     async def _let_others_drive(self, run: Run) -> None:
         """Wait for progress of the server that drives a charge, or until this one is to."""
         charge_id, before = run.snapshot.charge_id, run.snapshot
-        with run.turn():
-            run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
+        run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
         if run.snapshot is before and not self._journal.drives(charge_id):
             await run.pause(LOOK_AGAIN_SECONDS)
 
-    async def _perform(self, run: Run, effect: Effect, unanswered: int) -> Message:
-        """Have the bank do a step, unless it is no longer wanted when its turn comes: then only time has passed."""
+    async def _perform(self, run: Run, effect: Effect, unanswered: int, *, is_look: bool) -> Message:
+        """Have the bank do a step, unless it is no longer wanted when its turn comes: then only time has passed.
+
+        `is_look`: a call waits for it, so that it is wanted whichever server drives the charge.
+        """
         snapshot, line = run.snapshot, self._lines.at(effect.operation.request.bank)
 
         def looks_up_first() -> bool:
@@ -230,7 +234,7 @@ class Runner:
         def is_wanted() -> bool:
             # During the wait a client may have called the charge off, its time may have passed, another server may drive it, or
             # it may have become too old to be sent without a look-up.
-            drives = self._journal.drives(snapshot.charge_id)
+            drives = is_look or self._journal.drives(snapshot.charge_id)
             is_the_same = run.snapshot is snapshot and looks_up_first() is look_up_first
             return drives and is_the_same and not is_overdue(snapshot.state, self._now())
 

@@ -35,8 +35,9 @@ execute step, or the calling off of a token: both ask the bank to close a transa
    mixed up on its way then costs a question, not a second charge.
 4. A step is repeated only as it was put before: with the same reference or the same token, under which a bank does it once.
 5. Nothing here takes a new token. The core does, after an `Expired`.
-6. A restored journal may hold a token that the bank has replaced. So its calling off goes by our reference, whose newest
-   transaction is the only one that can be open or executed.
+6. A restored journal may hold a token that the bank has replaced, once it had expired. So an expired one is called off by our
+   reference, whose newest transaction is the only one that can be open or executed. Any other token is that newest one: it is
+   looked up by itself, since a look-up by reference may be late.
 """
 
 import asyncio
@@ -298,21 +299,31 @@ class TwoStepBank:
         return await self._settled(partial(self._dialect.execute, effect), effect, effect.token)
 
     async def _calling_off(self, effect: CallOff, look_up_first: bool) -> Answer:
-        if effect.token is not None and not look_up_first:
-            return await self._settled(partial(self._dialect.cancel, effect, effect.token), effect, effect.token)
+        if effect.token is not None:
+            if not look_up_first:
+                return await self._settled(partial(self._dialect.cancel, effect, effect.token), effect, effect.token)
+            match await _heard_twice(partial(self._dialect.find_by_token, effect, effect.token), effect):
+                case Transaction(stage=Stage.EXPIRED) | Refusal():
+                    pass  # The bank may have replaced it.
+                case Transaction() as known:
+                    return await self._closed(known, effect, effect.token)
+                case Contradiction() | InProgress() | NoAnswer() as answer:
+                    return answer
         unnamed = CallOff(effect.operation, None)
         match await _heard_twice(partial(self._dialect.find_by_reference, unnamed), unnamed):
             case Transaction(token=token) as known:
-                named = CallOff(effect.operation, token)
-                # Of a closed one nothing is asked: a bank may have forgotten that this token was used.
-                if not _is_doubtful(known, named) and (end := _end(known, named)) is not None:
-                    return end
-                # Fresh: if a bank mixes up its answers on the connection of the look-up, no repetition would get any further.
-                return await self._settled(partial(self._dialect.cancel, named, token), named, token, fresh=True)
+                return await self._closed(known, CallOff(effect.operation, token), token)
             case Refusal() as refusal:  # Nothing is open, unless the bank has forgotten a token that it gave us.
                 return CalledOff() if effect.token is None else _contradiction(refusal, effect)
             case Contradiction() | InProgress() | NoAnswer() as answer:
                 return answer
+
+    async def _closed(self, known: Transaction, effect: CallOff, token: str) -> Answer:
+        """Call off what a look-up has shown. Of a closed one nothing is asked: a bank may have forgotten that it was used."""
+        if not _is_doubtful(known, effect) and (end := _end(known, effect)) is not None:
+            return end
+        # Fresh: if a bank mixes up its answers on the connection of the look-up, no repetition would get any further.
+        return await self._settled(partial(self._dialect.cancel, effect, token), effect, token, fresh=True)
 
     async def _settled(
         self, question: Question, effect: Execute | CallOff, token: str, *, fresh: bool = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
+from charging.v1.common_pb2 import DeclineReason
 from gateway_mock import model
 from judge.history import BankCall, Movement
 
@@ -19,8 +20,10 @@ DECLINES = {card: reason for card, reason in CARDS.items() if reason is not None
 Reply = tuple[int, dict[str, str], bytes]
 Step = Literal["token", "execute", "cancel", "look_up"]
 Said = dict[str, Any]
+EPOCH_SECONDS = 1_790_000_000
+"""What every clock says when a story begins: seconds since 1970."""
 BEGAN = datetime(2026, 9, 21, tzinfo=UTC)
-"""When the banks' clock began, for the times that they tell."""
+"""The same, as banks of two steps and of one tell it: but for half a day, which matters to nobody."""
 
 
 class Chaos(Protocol):
@@ -61,6 +64,8 @@ class Bank(ABC):
     """The charges about which an answer lied: only these may end in review."""
     is_down: bool = False
     is_unauthorized: bool = False
+    away_seconds: float = 0.0
+    """For how long it will be away, once, after an order; 0: it will not."""
     lives: int = 0
     is_silent: bool = False
     """It takes every request, and never answers."""
@@ -74,6 +79,10 @@ class Bank(ABC):
     """Where customers were sent, each with our reference."""
     confirmed: set[str] = field(default_factory=set)
     """The references of which the customers confirmed in time."""
+
+    def come_back(self) -> None:
+        """Be there again."""
+        self.is_down = False
 
     def now_ms(self) -> float:
         """Tell the time that the rules count in."""
@@ -115,6 +124,15 @@ class Bank(ABC):
     def oblivion(self, asked: Asked) -> Said | None:
         """What it says if it knows nothing of what is asked for; None: it knows all that this asks for."""
 
+    @property
+    def at_it(self) -> tuple[int, Said]:
+        """What it says while it is at a request."""
+        return 202, {"result": "in_progress"}
+
+    def again(self, asked: Asked, reply: Reply) -> Asked | None:  # noqa: ARG002  # most banks leave nothing open
+        """The same request as it may come again later, if this one was declined and may still be approved."""
+        return None
+
     @abstractmethod
     def execute_of(self, asked: Asked) -> Asked:
         """The execute step of the token that is asked to be called off."""
@@ -149,6 +167,9 @@ class Bank(ABC):
     def take_step(self, token: str, *, confirms: bool) -> bool:
         """A customer confirms, or refuses; say whether that was in time."""
 
+    def breaks_down(self) -> None:  # noqa: B027  # most banks save no errors
+        """Do the next order, and answer it with an error that is saved under its key."""
+
     # ------------------------------------------------------------ its lies
     @abstractmethod
     def can_lie(self, kind: str, asked: Asked, said: Said) -> bool:
@@ -162,6 +183,15 @@ class Bank(ABC):
         """Bend it."""
 
     # ------------------------------------------------------------ the statement
+    def takes(self, kind: str, *, is_whole: bool, is_final: bool) -> bool:  # noqa: ARG002  # most banks do
+        """Whether it takes an order of this kind: for the whole amount of its charge, or the last one of its hold."""
+        return True
+
+    @property
+    def declines(self) -> Collection[int]:
+        """Why it declines what follows in a charge, if it is asked for nothing that its own book forbids."""
+        return (DeclineReason.DECLINE_REASON_CARD_DECLINED,)
+
     @property
     @abstractmethod
     def executed(self) -> int:

@@ -9,7 +9,10 @@ from prove.simulation.ops import Op
 
 TWO_STEP, ONE_STEP, STRIPE = "two_step", "one_step", "stripe"
 # Those of one story; they have the names of their places, but for a bank of two steps that is alone now and then.
-SHAPES = ((TWO_STEP,), (ONE_STEP,), (TWO_STEP, ONE_STEP))
+SHAPES = (
+    *((TWO_STEP,), (ONE_STEP,), (STRIPE,)),
+    *((TWO_STEP, ONE_STEP), (ONE_STEP, STRIPE), (TWO_STEP, STRIPE)),
+)
 NAMES = ("acme", "bolt")
 # For how long a bank knows a key. A sixth of it is the adapter's room for requests that are late, and for clocks: more than the
 # lateness of anything in a story. It may be a day, in virtual time; but a breaker probes three times a minute.
@@ -31,6 +34,10 @@ class BankPlan:
     """For how long it knows a key."""
     step_seconds: float = 900.0
     """For how long it waits for a customer, once faults have stopped."""
+    away_seconds: float = 0.0
+    """For how long it is away once, after an order; 0: it never is."""
+    search_lag_seconds: float = 0.0
+    """How late a search is."""
 
 
 def banks(chance: random.Random) -> Sequence[BankPlan]:
@@ -43,7 +50,14 @@ def banks(chance: random.Random) -> Sequence[BankPlan]:
 
 def _bank(name: str, kind: str, chance: random.Random) -> BankPlan:
     key_seconds = math.inf if kind == TWO_STEP else chance.choice(KEY_SECONDS)
-    return BankPlan(name, kind, key_seconds, chance.choice(STEP_SECONDS))
+    lag_seconds = chance.choice((0.0, 5.0, 60.0)) if kind == STRIPE else 0.0
+    return BankPlan(name, kind, key_seconds, chance.choice(STEP_SECONDS), search_lag_seconds=lag_seconds)
+
+
+def of_whole_holds(op: Op) -> Op:
+    """The same wish, at a bank that captures a hold once: by its key a capture is mostly the last one."""
+    is_final = random.Random(f"the last of {op.charge_key} {op.key}").random() < 0.8
+    return replace(op, is_final=True) if op.method == "capture" and is_final else op
 
 
 def with_customer(op: Op) -> Op:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from judge.history import Violation
+from prove.simulation.bank import EPOCH_SECONDS
 from prove.simulation.dice import Dice
 from prove.simulation.loop import VirtualLoop
 from prove.simulation.plan import Mask, Plan
 
-EPOCH = 1_790_000_000_000_000
+EPOCH = EPOCH_SECONDS * 1_000_000
 Note = tuple[float, str, tuple[object, ...]]
 
 

@@ -3,19 +3,22 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
-from command_service.bank import Bank
+from chassis.secret import Secret
+from command_service.bank import Bank, trusted_seconds
 from command_service.bank.configured import Banks
 from command_service.bank.kinds import KINDS, BankSettings
 from command_service.bank.routes import Route
+from command_service.bank.stripe import stripe_bank
 from command_service.parts import Parts
 from command_service.settings import Settings
 from prove.simulation.bank import Bank as SimulatedBank
 from prove.simulation.pressure import Pressure
-from prove.simulation.shapes import ONE_STEP, BankPlan
+from prove.simulation.shapes import ONE_STEP, STRIPE, BankPlan
 from prove.simulation.stage import Stage
 from prove.simulation.wire import Wire
 
 BANK_URL = "http://bank.test"
+SECRET = Secret("sk_of_a_story")
 
 
 class WaysToBanks(Parts):
@@ -52,4 +55,21 @@ class WaysToBanks(Parts):
         return {name: self._adapter(bank) for name, bank in self.configured.banks.items()}
 
     def _adapter(self, bank: BankSettings) -> Bank:
-        return KINDS[bank.kind](bank, self.wire(bank), self.watched) if bank.name else self.bank()
+        if not bank.name:
+            return self.bank()
+        if bank.kind == STRIPE:
+            return self._stripe(bank)
+        return KINDS[bank.kind](bank, self.wire(bank), self.watched)
+
+    def _stripe(self, bank: BankSettings) -> Bank:
+        """As of its kind, but for a key of no file, the story's clock, and a shorter memory than the real one's."""
+        (plan,) = (each for each in self._stage.plan.banks if each.name == bank.name)
+        made = stripe_bank(
+            *(bank.url, self.wire(bank), bank.timeout_seconds),
+            key=lambda: SECRET,
+            return_url="https://shop.test/back",
+            customer_seconds=plan.step_seconds,
+            now=lambda: self._stage.now() / 1_000_000,
+        )
+        made.remembers_seconds = trusted_seconds(plan.key_seconds)
+        return made

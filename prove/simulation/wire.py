@@ -143,17 +143,16 @@ class _OneCall:
                 self._lie()
                 return self._reply(as_reply(404, forgotten or {}), fault)
             case "in_progress":
-                said: dict[str, object] = {"result": "in_progress"}
                 if chaos.uniform(0.0, 1.0) < 0.5:  # it really is at it
                     self._late(chaos.uniform(0.05, 3.0), self.arrive, True)
-                status, headers, body = as_reply(202, said)
+                status, headers, body = as_reply(*bank.at_it)
                 return self._reply((status, {**headers, "retry-after": chaos.pick(RETRY_AFTERS)}, body), fault)
         if not self._is_fresh and chaos.fires("stray"):  # No lie: it is not about us. What we asked for is done later.
             self._late(chaos.uniform(0.0, 1.0), self.arrive, True)
             return self._reply(as_reply(*chaos.pick(bank.strays)), "stray")
         if self._step == "cancel" and self._durable and chaos.fires("late_execute"):
             for _ in range(2):  # of ours, from before: so late, and doubled on its way
-                self._late(chaos.uniform(0.0, 5.0), self._execute_late)
+                self._late(chaos.uniform(0.0, 5.0), self._execute_late, bank.execute_of(self._asked))
         if self._step != "look_up" and chaos.fires("late_duplicate"):
             self._late(chaos.uniform(1.0, 40.0) * bank.late_factor, self.arrive, True)
         if self._step != "look_up" and chaos.fires("duplicate"):
@@ -163,17 +162,26 @@ class _OneCall:
         return self._process()
 
     def _process(self) -> None:
-        chaos = self._chaos
-        if self._bank.lives != self._life or self._bank.is_down:  # it restarted, and forgot who was connected
-            chaos.met("bank_down" if self._bank.is_down else "bank_restart")
+        bank, chaos = self._bank, self._chaos
+        if bank.lives != self._life or bank.is_down:  # it restarted, and forgot who was connected
+            chaos.met("bank_down" if bank.is_down else "bank_restart")
             return self._end(httpx.ReadError("reset"), "cut by the bank's restart")
-        if self._bank.has_open(self._asked) and chaos.fires("expire_token"):
-            self._bank.expire(self._asked)
+        if bank.has_open(self._asked) and chaos.fires("expire_token"):
+            bank.expire(self._asked)
             self._note("bank", self._step, "the token expires")
-        if self._bank.has_hold(self._asked) and chaos.fires("expire_hold"):
-            self._bank.expire_hold(self._asked)
+        if bank.has_hold(self._asked) and chaos.fires("expire_hold"):
+            bank.expire_hold(self._asked)
             self._note("bank", self._step, "the hold lapses")
+        if self._step != "look_up" and chaos.fires("saved_error"):
+            bank.breaks_down()
+        before = bank.executed
         reply = self._do("done")
+        if bank.away_seconds and bank.executed > before and chaos.fires("away_after"):
+            bank.is_down, away_seconds, bank.away_seconds = True, bank.away_seconds, 0.0
+            self._later(away_seconds, bank.come_back)
+            return self._end(httpx.ReadError("closed"), f"is away for {away_seconds:.0f} s")
+        if (again := bank.again(self._asked, reply)) is not None and chaos.fires("late_confirm"):
+            self._late(chaos.uniform(0.0, 8.0), self._execute_late, again)
         fault = next((kind for kind in AFTER if chaos.fires(kind)), None)
         match fault:
             case "lose_answer":
@@ -214,9 +222,8 @@ class _OneCall:
         self._note("bank", self._step, how, self._asked.shown, reply[0], moved)
         return reply
 
-    def _execute_late(self) -> None:
-        """An execute of the token that is called off: only of one that the journal holds, since only that was ever sent."""
-        order = self._bank.execute_of(self._asked)
+    def _execute_late(self, order: Asked) -> None:
+        """An execute of a token that is to be closed: only of one that the journal holds, since only that was ever sent."""
         reply = self._bank.answer(order, token_was_durable=None)
         self._note("bank", "execute", "comes late", order.shown, reply[0])
 

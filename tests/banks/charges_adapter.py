@@ -14,56 +14,44 @@
 1. A known key brings the saved answer, and another order under it is refused. It is known for 24 hours.
 2. Calling off uses the key up: for a hold, which is marked and let go at once. An execute step that arrives later is another
    order under a known key. Before that, it is looked up what the bank has done: it may have forgotten the key.
-3. A charge is captured once, and the rest is let go. So a capture that is neither final nor of everything is refused.
-4. A look-up that finds nothing of ours says that the bank still waits for the order. It goes over a connection of its own, so
-   that it is the answer to our question. The lists cannot be searched: they are read page by page, the newest first.
+3. A charge is captured once, and the rest is let go. So a capture that is neither final nor of everything is refused. To refund
+   one that is not captured is to let it go: so it is looked whether the charge is captured first.
+4. A look-up that finds nothing of ours says that the bank still waits for the order. It goes over a connection of its own.
+   The lists cannot be searched: they are read page by page, the newest first.
 """
 
 from collections.abc import Mapping
-from typing import Any, assert_never
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
 
-from chassis.watched import Files, Watched
+from chassis.secret import Secret, secret_in
+from chassis.watched import Watched
+from command_service.bank import trusted_seconds
 from command_service.bank.kinds import BankSettings, check_members
 from command_service.bank.transport import Endpoint, Exchange, no_answer
 from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
-from command_service.values import (
-    CallOff,
-    DeclineReason,
-    Effect,
-    Execute,
-    Kind,
-    NoAnswer,
-    Operation,
-    RequestToken,
-)
+from command_service.values import CallOff, DeclineReason, Effect, Execute, Kind, NoAnswer, Operation, RequestToken
 
-# Less than 24 hours by what a request may take on its way, and by what clocks may differ.
-REMEMBERS_SECONDS = 20 * 3600.0
-# A charge has up to 4 KiB, and a body of more than 64 KiB is no answer.
-PAGE = 15
-
+_PAGE = 15  # A charge has up to 4 KiB, and a body of more than 64 KiB is no answer.
 _KINDS = {kind.value: kind for kind in Kind}
-_STAGES = {"succeeded": Stage.EXECUTED, "failed": Stage.DECLINED}
 _REASONS = {"card_declined": DeclineReason.CARD_DECLINED, "expired_card": DeclineReason.EXPIRED_CARD}
-_REFUSALS = {"invalid_request_error", "idempotency_error", "card_error"}
 _Said = Mapping[str, Any] | None
 
 
 class Charges:
     """The `Dialect` of the Charges API."""
 
-    def __init__(self, url: str, transport: httpx.AsyncBaseTransport, key: Watched[bytes]) -> None:
+    def __init__(self, url: str, transport: httpx.AsyncBaseTransport, key: Watched[Secret]) -> None:
         self._endpoint = Endpoint(transport, url + "/v1")
         self._key = key
 
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:  # noqa: ARG002
         """Make no call: our reference is the token."""
-        operation = effect.operation
-        takes_a_part = operation.kind is Kind.CAPTURE and operation.amount != operation.request.amount
-        return Refusal() if takes_a_part and not operation.is_final else _open(operation)
+        operation, ours, whole = effect.operation, effect.operation.amount, effect.operation.request.amount
+        takes_a_part = operation.kind is Kind.CAPTURE and ours != whole and not operation.is_final
+        return Refusal() if takes_a_part or ours.currency_code != whole.currency_code else _open(operation)
 
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
         """Send the order, with the token as its key."""
@@ -73,10 +61,12 @@ class Charges:
                 path, order = "/charges", _opening(operation, is_captured=operation.kind is Kind.CHARGE)
             case Kind.CAPTURE:
                 path, order = f"/charges/{operation.on}/capture", {"amount": units}
-            case Kind.VOID | Kind.REFUND:
-                path, order = "/refunds", {"charge": operation.on, "amount": units, **_marks(operation)}
             case _:
-                assert_never(operation.kind)
+                got, said = await self._ask(f"/charges/{operation.on}", fresh=fresh)
+                acts_on = _reply(got, said, effect)
+                if not said or said.get("captured") is not (operation.kind is Kind.REFUND):
+                    return Refusal() if isinstance(acts_on, Transaction) else acts_on
+                path, order = "/refunds", {"charge": operation.on, "amount": units, **_marks(operation)}
         return _reply(*await self._ask(path, order, key=effect.token, fresh=fresh), effect)
 
     async def cancel(self, effect: CallOff, token: str, *, fresh: bool) -> Reply:
@@ -101,7 +91,8 @@ class Charges:
         """Look for our reference."""
         got, said = await self._look(effect)
         reply = _reply(got, said, effect)
-        return no_answer("a look-up was refused") if said and isinstance(reply, Refusal) else reply
+        is_known = isinstance(reply, Refusal) and said and said["error"].get("code") != "resource_missing"
+        return no_answer("a look-up was refused") if is_known else reply
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -115,7 +106,7 @@ class Charges:
             got, said = await self._ask(f"/charges/{operation.on}", fresh=True)
             return got, None if said and said.get("captured") is False else said
         while True:
-            got, said = await self._ask(f"{path}limit={PAGE}{after}", fresh=True)
+            got, said = await self._ask(f"{path}limit={_PAGE}{after}", fresh=True)
             match said:
                 case {"object": "list", "data": list(page), "has_more": bool(has_more)}:
                     ours = [one for one in page if one["metadata"].get("reference") == operation.reference]
@@ -128,7 +119,7 @@ class Charges:
     async def _ask(
         self, path: str, order: Mapping[str, object] | None = None, *, key: str = "", fresh: bool
     ) -> tuple[Exchange | NoAnswer, _Said]:
-        headers, body = [(b"Authorization", b"Bearer " + self._key.value)], b""
+        headers, body = [(b"Authorization", f"Bearer {self._key.value.reveal()}".encode())], b""
         if order is not None:
             body = urlencode(order).encode()
             headers += [(b"Idempotency-Key", key.encode()), (b"Content-Type", b"application/x-www-form-urlencoded")]
@@ -139,14 +130,10 @@ class Charges:
 def charges_bank(chosen: BankSettings, transport: httpx.AsyncBaseTransport, watched: list[Watched[Any]]) -> TwoStepBank:
     """Make the `Bank`, as a maker of KINDS. Raises SettingsError."""
     check_members(chosen, has_key=True)
-
-    def read(files: Files) -> bytes:
-        assert chosen.key_file is not None, "it was checked"
-        return files.read(chosen.key_file).strip()
-
-    watched.append(key := Watched(read, what=f"the key of the bank {chosen.name}"))
+    assert chosen.key_file is not None, "it was checked"
+    watched.append(key := secret_in(chosen.key_file))
     dialect = Charges(chosen.url, transport, key)
-    return TwoStepBank(dialect, chosen.timeout_seconds, remembers_seconds=REMEMBERS_SECONDS)
+    return TwoStepBank(dialect, chosen.timeout_seconds, remembers_seconds=trusted_seconds(24 * 3600.0))
 
 
 def _marks(operation: Operation) -> Mapping[str, object]:
@@ -188,15 +175,21 @@ def _read(got: Exchange, said: _Said, effect: Effect) -> Reply:
             "metadata": {"reference": str(us), "kind": str(word), "card": str(card), **more},
         } if word in _KINDS:
             kind, on = _KINDS[word], str(said.get("charge", ""))
-            stage = Stage.CANCELLED if "called_off" in more else _STAGES[status]
+            end = Stage.EXECUTED if status == "succeeded" else Stage.DECLINED
+            stage = Stage.CANCELLED if "called_off" in more else end
             if operation.kind is Kind.CAPTURE:  # The marks are those of the charge that was captured.
-                us, kind, on, name = operation.reference, Kind.CAPTURE, name, str(said["balance_transaction"])
-                units = said["amount_captured"]
+                kind = Kind.CAPTURE if kind is Kind.AUTHORIZE else kind
+                us, on, name, units = (
+                    operation.reference,
+                    name,
+                    str(said["balance_transaction"]),
+                    said["amount_captured"],
+                )
             usable = name if stage is Stage.EXECUTED and is_storable(name) else ""
             reason, is_final = _REASONS.get(str(said.get("failure_code"))), operation.is_final
             return Transaction(stage, us, us, card, units, currency.upper(), usable, reason, got, kind, on, is_final)
         case 401 | 403, _:
             return no_answer(f"status {got.status}", our_setup=True)
-        case 400 | 402 | 404, {"error": {"type": str(word)}} if word in _REFUSALS:
+        case 400 | 402 | 404, {"error": {"type": "invalid_request_error" | "idempotency_error" | "card_error"}}:
             return Refusal(got)
     return no_answer(f"status {got.status}", retry_after_seconds=got.retry_after_seconds)

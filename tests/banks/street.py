@@ -71,6 +71,10 @@ class Street:
     command: Server
     channel: grpc.aio.Channel
 
+    def log_of_fake(self) -> str:
+        """What the fake has printed so far."""
+        return (self.command.log.parent / "fake.log").read_text(errors="replace")
+
     async def settle(self, request: Request, *, ends: bool = False) -> Told:
         """Send a request until it is decided, return what is told. With `ends` a step of the customer is waited for."""
         stub = command_pb2_grpc.CommandServiceStub(self.channel)

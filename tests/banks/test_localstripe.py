@@ -14,14 +14,13 @@ import pytest_asyncio
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason
 from rig.world import CHARGED, DECLINED, a_request, id_of
-from tests.banks.fakes import client, localstripe
+from tests.banks.fakes import client, customers_card, localstripe
 from tests.banks.stories import Done, Story, stories
 from tests.banks.street import REQUIRES_ACTION, Street, Told, Trouble, a_street
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CARDS = ("pm_card_visa", "pm_card_chargeCustomerFail")
-CUSTOMERS_NUMBER = "4000002760003184"  # It wants 3-D Secure each time.
 RETURN_URL = 'return_url = "https://shop.example/back"'
 CREATE, CONFIRM, REFUND = b"POST /v1/payment_intents HTTP", b"/confirm HTTP", b"POST /v1/refunds HTTP"
 CAPTURE, CANCEL, LOOK = b"/capture HTTP", b"/cancel HTTP", b"GET /v1/payment_intents/pi_"
@@ -85,11 +84,7 @@ async def test_whatever_happens_to_a_call_it_is_done_once(street: Street, story:
 # ---------------------------------------------------------------- the customer's step
 async def of_a_customer(street: Street, **changed: Any) -> ChargeRequest:
     """A request with a card that wants its customer."""
-    card = {"number": CUSTOMERS_NUMBER, "exp_month": "12", "exp_year": "2030", "cvc": "123"}
-    order = {"type": "card", **{f"card[{name}]": content for name, content in card.items()}}
-    async with client(street.fake) as asking:
-        made = (await asking.post("/v1/payment_methods", data=order)).raise_for_status().json()
-    return a_request(card=Card(token=made["id"]), **changed)
+    return a_request(card=Card(token=await customers_card(street.fake)), **changed)
 
 
 async def take_step(street: Street, told: Told, *, fails: bool = False) -> None:

@@ -3,17 +3,20 @@
 The fake's own lists are the books. What it gets wrong is in docs/banks.md.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from charging.v1.command_pb2 import ChargeRequest
-from rig.world import id_of
+from charging.v1.command_pb2 import ChargeRequest, VoidRequest
+from prove.network.faultproxy import Fault, Kind
+from rig.world import OPERATION_EXECUTED, VOIDED, a_hold, id_of, new_key, until
 from tests.banks.fakes import client, stateful_mock
 from tests.banks.stories import Done, Story, stories
-from tests.banks.street import Street, Trouble, a_street
+from tests.banks.street import BANK_SECONDS, Street, Trouble, a_street
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -62,3 +65,28 @@ async def test_whatever_happens_to_a_call_it_is_done_once(street: Street, story:
     for call in story.calls:
         charge = await story.tell(street, call, trouble)
         assert await books(street, charge) == sorted(story.done)
+
+
+# ---------------------------------------------------------------- calling off
+async def test_what_was_called_off_is_not_done_by_a_request_that_comes_late(street: Street) -> None:
+    """Its key is used up by then: for a hold that is let go."""
+    hold, before = a_hold(), street.proxy.fired[Kind.DELAY]
+    street.proxy.order(Fault(Kind.DELAY, when=CHARGE, seconds=2 * BANK_SECONDS))
+    holding = asyncio.create_task(street.settle(hold))
+    await until(lambda: street.proxy.fired[Kind.DELAY] > before)
+    told = await street.settle(VoidRequest(idempotency_key=new_key(), charge_id=id_of(hold)))
+    assert told.status == OPERATION_EXECUTED
+    assert (await holding).status == VOIDED
+    await until(lambda: "does not match stored body" in street.log_of_fake())
+    assert await books(street, hold) == [("authorize", 1250), ("let go", 1250)]
+
+
+# ---------------------------------------------------------------- the control
+async def test_without_keys_a_lost_answer_is_a_second_charge(tmp_path: Path) -> None:
+    """So the books of this fake tell it, and the keys are what keeps it from happening."""
+    async with (
+        stateful_mock(tmp_path / "fake.log") as fake,
+        a_street(fake, CARDS, tmp_path, "keyless charges") as street,
+    ):
+        charge = await STORIES["charge"].tell(street, CHARGE, Trouble.LOST_ANSWER)
+        assert await books(street, charge) == [("charge", 1250), ("charge", 1250)]

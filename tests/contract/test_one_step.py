@@ -10,16 +10,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from chassis.settings import SettingsError
 from command_service.bank import Bank
+from command_service.bank.breaker import UNANSWERED_TO_OPEN, Breaker
 from command_service.bank.conformance.checks import Kept, NotTried
 from command_service.bank.conformance.subject import Between, Subject
 from command_service.bank.conformance.suite import CHECKS, findings
 from command_service.bank.kinds import KINDS, BankSettings
+from command_service.bank.line import Line, Performed
 from command_service.bank.one_step import one_step_bank
 from command_service.bank.transport import open_transport
 from command_service.events import ReviewRequired
@@ -348,6 +351,22 @@ async def test_without_look_ups_nothing_is_sent_past_the_keys_time(unseen_rig: F
             assert await answer_after_looking(bank, RequestToken(effect.operation, 0)) == Token(reference)
             assert len(unseen_rig.asked(reference)) == calls
             await answer_of(bank, effect)
+
+
+# ---------------------------------------------------------------- a bank that is away
+async def test_a_bank_that_does_not_answer_is_spared_though_tokens_are_given(bank_rig: ForgetfulRig) -> None:
+    """They are ours, and between any two orders."""
+    async with bank_rig.adapter() as bank:
+        line = Line(bank, Breaker(lambda: 1_000.0, Random(1)), calls_at_once=1)
+        bank_rig.trouble("execute", "error_before", times=UNANSWERED_TO_OPEN)
+        for _ in range(UNANSWERED_TO_OPEN):
+            assert not line.is_spared
+            operation = an_operation()
+            token = await line.perform(RequestToken(operation, 0), look_up_first=False)
+            assert token == Performed(Token(operation.reference), 0)
+            order = Execute(operation, operation.reference)
+            assert await line.perform(order, look_up_first=False) == Performed(NoAnswer(), 1)
+        assert line.is_spared
 
 
 # ---------------------------------------------------------------- on the wire

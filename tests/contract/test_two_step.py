@@ -153,8 +153,11 @@ async def test_a_token_is_settled_by_the_last_reply_about_it(effect: Effect, que
 
 
 @pytest.mark.parametrize(("token", "look_up_first"), [(None, False), (None, True), ("ttok_1", True), ("ttok_0", True)])
-async def test_calling_off_by_reference_closes_the_newest_transaction(token: str | None, look_up_first: bool) -> None:
-    """Whatever token our journal holds, if any. That there is none is believed when it is heard twice.
+@pytest.mark.parametrize("by_token", [REPLIES["expired"], Refusal()])
+async def test_calling_off_by_reference_closes_the_newest_transaction(
+    token: str | None, look_up_first: bool, by_token: Reply
+) -> None:
+    """Whatever token our journal holds, if any, and if it has expired. That there is none is believed when it is heard twice.
 
     One that is closed is told as it ended, and nothing is asked of it.
     """
@@ -164,8 +167,12 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(token: str
         Stage.CANCELLED: CalledOff(),
     }
     for known, again in product(REPLIES.values(), repeat=2):
+        if isinstance(by_token, Transaction):
+            by_token = replace(by_token, token=token or "")
         script = Script(
             {
+                ("by token", False): by_token,
+                ("by token", True): by_token,
                 ("by reference", False): known,
                 ("by reference", True): again,
                 ("calling off ttok_1", True): NoAnswer(7.0),
@@ -180,11 +187,12 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(token: str
         if got == NoAnswer(7.0):
             assert isinstance(looked_up, Transaction)
             assert not looked_up.differences(ASK)
-            assert looked_up.stage in (Stage.CREATED, Stage.EXECUTED)
+            assert looked_up.stage in (Stage.CREATED, Stage.AWAITS_CUSTOMER, Stage.EXECUTED)
             assert looked_up.stage is Stage.CREATED or not looked_up.transaction_id
             assert script.asked[-1] == (f"calling off {looked_up.token}", True)
             continue
-        assert script.asked == [("by reference", False), ("by reference", True)][: 1 + has_asked_twice]
+        asked = [it for it in script.asked if it[0] != "by token"]
+        assert asked == [("by reference", False), ("by reference", True)][: 1 + has_asked_twice]
         if isinstance(looked_up, Transaction) and not looked_up.differences(ASK):
             assert got == ends.get(looked_up.stage, Executed(looked_up.transaction_id))
             continue
@@ -201,6 +209,31 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(token: str
             case _:
                 assert looked_up in UNSETTLED or isinstance(known, Refusal) != isinstance(again, Refusal)
                 assert isinstance(got, InProgress | NoAnswer)
+
+
+async def test_calling_off_a_token_that_was_not_replaced_asks_for_this_token_only() -> None:
+    """A look-up by reference may be late: it would show the token before, which has expired, or none."""
+    for known, again in product(REPLIES.values(), repeat=2):
+        script = Script(
+            {
+                ("by token", False): known,
+                ("by token", True): again,
+                ("by reference", False): NoAnswer(8.0),
+                ("calling off ttok_1", True): NoAnswer(7.0),
+            }
+        )
+        got = await answer(CALL_OFF, script, look_up_first=True)
+        looked_up = again if ("by token", True) in script.asked else known
+        if got == NoAnswer(8.0):
+            assert is_ours(looked_up, Stage.EXPIRED) or known == again == Refusal()
+        elif got == NoAnswer(7.0):
+            assert isinstance(looked_up, Transaction)
+            assert looked_up.stage in (Stage.CREATED, Stage.AWAITS_CUSTOMER) or not looked_up.transaction_id
+        elif isinstance(got, Executed | Declined | CalledOff):
+            assert isinstance(looked_up, Transaction)
+            assert not looked_up.differences(CALL_OFF)
+        else:
+            assert isinstance(got, Contradiction | InProgress | NoAnswer)
 
 
 @pytest.mark.parametrize(("kind", "name"), OWN_FIELDS)

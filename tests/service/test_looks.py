@@ -35,9 +35,18 @@ class Waiting(Scripted):
         return NeedsAction(STEP_URL)
 
 
-async def _awaiting(loop: VirtualLoop, bank: Waiting) -> tuple[Run, Any]:
+class Shared(InMemory):
+    """A journal that another server has, too, which drives the charge from some time on."""
+
+    is_ours = True
+
+    def drives(self, _charge_id: str) -> bool:
+        return self.is_ours
+
+
+async def _awaiting(loop: VirtualLoop, bank: Waiting, journal: InMemory | None = None) -> tuple[Run, Any]:
     """A charge whose customer is awaited, with its pause just begun."""
-    assembled = Timed(loop).assemble(cast("Journal", InMemory()), {"": cast("Bank", bank)})
+    assembled = Timed(loop).assemble(cast("Journal", journal or InMemory()), {"": cast("Bank", bank)})
     accepted = await assembled.reception.accept(Command(REQUEST))
     assert accepted.run is not None
     await accepted.run.told
@@ -111,6 +120,26 @@ def test_however_many_want_a_look_the_bank_is_asked_once_at_a_time() -> None:
         await asyncio.gather(*(insist() for _ in range(1_000)))
         assert len(bank.asked_at) - looks == 5
         assert bank.most_at_once == 1
+        await assembled.close()
+
+    loop.run(main())
+
+
+def test_a_call_at_a_server_that_does_not_drive_the_charge_has_the_bank_asked_too() -> None:
+    """Once, and by nothing else: the other server looks by itself."""
+    loop, bank, journal = VirtualLoop(None), Waiting(), Shared()
+
+    async def main() -> None:
+        run, assembled = await _awaiting(loop, bank, journal)
+        journal.is_ours = False
+        looks = len(bank.asked_at)
+        await asyncio.sleep(600.0)
+        assert len(bank.asked_at) <= looks + 1, "the one that was due"
+        looks, wanted_at = len(bank.asked_at), loop.time()
+        await run.look()
+        assert bank.asked_at[looks:] == [wanted_at]
+        await asyncio.sleep(600.0)
+        assert len(bank.asked_at) == looks + 1
         await assembled.close()
 
     loop.run(main())

@@ -24,12 +24,15 @@ from command_service.streams import DECISIONS, KeepsMoving, Snapshot
 from command_service.values import (
     Answer,
     CallOff,
+    Card,
     Effect,
     Execute,
     Executed,
     Kind,
     Money,
     NoAnswer,
+    Operation,
+    Request,
     RequestToken,
     Token,
     Wish,
@@ -310,6 +313,65 @@ def test_an_owners_operation_does_not_wait_for_a_strangers_look_up() -> None:
         assert loop.time() == pytest.approx(3 * BEAT_SECONDS)
 
     loop.run(main())
+
+
+class Forgetful(Scripted):
+    """A bank that forgets keys after a while. It answers an execute step after so many of them."""
+
+    remembers_seconds = 10.0
+
+    def __init__(self, *answers: Answer) -> None:
+        super().__init__(*answers)
+        self.looked_first: list[bool] = []
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        if effect.operation.reference != REQUEST.charge_id:
+            await asyncio.sleep(60.0)  # another charge, which has the only slot
+        else:
+            self.looked_first.append(look_up_first)
+        return await super().perform(effect, look_up_first=False)
+
+
+class OneSlot(Timed):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__(loop)
+        self.settings = dataclasses.replace(SETTINGS, bank_calls=1)
+
+
+def test_a_step_is_looked_up_first_once_the_bank_may_have_forgotten_it() -> None:
+    """By the age of the operation: until then it is repeated as it is."""
+    journal, bank, loop = InMemory(), Forgetful(Token("ours"), *[NoAnswer(4.0)] * 6), VirtualLoop(None)
+
+    async def main() -> None:
+        reception = Timed(loop).assemble(cast("Journal", journal), {"": cast("Bank", bank)}).reception
+        charging = await reception.accept(Command(REQUEST))
+        assert charging.run is not None
+        await charging.run.ended
+
+    loop.run(main())
+    young = bank.looked_first.count(False)
+    assert 1 < young < len(bank.looked_first)
+    assert bank.looked_first == [False] * young + [True] * (len(bank.looked_first) - young)
+
+
+def test_a_step_that_becomes_old_while_it_waits_for_a_slot_is_looked_up_first() -> None:
+    """It was young when it began to wait: the age counts at which it is sent."""
+    journal, bank, loop = InMemory(), Forgetful(), VirtualLoop(None)
+    another = Request("another", "other", "key", "us", "user", Card("tok"), Money(1, "EUR"))
+
+    async def main() -> None:
+        assembled = OneSlot(loop).assemble(cast("Journal", journal), {"": cast("Bank", bank)})
+        step = RequestToken(Operation(Kind.CHARGE, "key", "another", another.amount, another), 0)
+        busy = asyncio.ensure_future(assembled.lines.at("").perform(step, look_up_first=False))
+        await asyncio.sleep(0.1)
+        charging = await assembled.reception.accept(Command(REQUEST))
+        assert charging.run is not None
+        await charging.run.ended
+        await busy
+
+    loop.run(main())
+    assert bank.looked_first == [True, True]
+    assert journal.kinds() == ["charge_requested", "token_issued", "charged"]
 
 
 class NeverDone(Scripted):
