@@ -1,7 +1,7 @@
 """The contract of every bank adapter for every kind of operation: rules 1 to 5 of command_service/bank, over real connections.
 
-Rule 6 is in test_bank_calling_off.py, the answers in test_bank_answers.py. What needs neither faults nor the bank's statement is
-in the conformance suite; see test_conformance.py.
+Rule 6 is in test_bank_calling_off.py, the answers in test_bank_answers.py. What needs neither faults nor the bank's statement
+is in the conformance suite; see test_conformance.py.
 """
 
 import asyncio
