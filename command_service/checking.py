@@ -4,14 +4,14 @@ import argparse
 import asyncio
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 import structlog
 
 from chassis.documents import listed
 from chassis.exposure import is_loopback
-from chassis.settings import SettingsError, whole
+from chassis.settings import SettingsError, number, whole
 from chassis.watched import Files
 from command_service.bank import Bank
 from command_service.bank.conformance.checks import OPENINGS, CannotBeTried, Finding
@@ -23,12 +23,14 @@ from command_service.currencies import MOST_DIGITS
 from command_service.parts import Parts
 from command_service.values import DeclineReason, Money
 
+T = TypeVar("T")
+
 _LIVE_KEYS = (b"sk_live_", b"rk_live_")
 
 
 @dataclass(frozen=True, slots=True)
-class Cards:
-    """The test cards of a bank, and the money that it is tried with."""
+class Means:
+    """What a bank is tried with: test cards, and amounts of money."""
 
     approved: str = ""
     other: str = ""
@@ -37,9 +39,11 @@ class Cards:
     currency: str = "EUR"
     other_currency: str = "USD"
     minor_units: int = 1250
+    lag_seconds: float = 0.0
+    """For how long a search may not find what was just opened."""
 
 
-_MOCK = Cards(
+_MOCK = Means(
     "tok_visa",
     "tok_mastercard",
     (
@@ -49,28 +53,30 @@ _MOCK = Cards(
     ),
     "tok_3ds",
 )
-CARDS: Mapping[str, Cards] = {
+MEANS: Mapping[str, Means] = {
     "two_step": _MOCK,
     "one_step": replace(_MOCK, customer=""),  # it declines the card of 3-D Secure
-    "stripe": Cards(
+    "stripe": Means(
         "pm_card_visa",
         "pm_card_mastercard",
         (
-            ("pm_card_chargeDeclined", DeclineReason.CARD_DECLINED),
-            ("pm_card_chargeDeclinedInsufficientFunds", DeclineReason.INSUFFICIENT_FUNDS),
+            ("pm_card_visa_chargeDeclined", DeclineReason.CARD_DECLINED),
+            ("pm_card_visa_chargeDeclinedInsufficientFunds", DeclineReason.INSUFFICIENT_FUNDS),
             ("pm_card_chargeDeclinedExpiredCard", DeclineReason.EXPIRED_CARD),
         ),
         "pm_card_authenticationRequired",
+        lag_seconds=90.0,
     ),
 }
 """The cards of each kind of bank, unless others are named: the mock bank's, and those of Stripe's test mode.
 
-Those of Stripe are in its documentation: https://docs.stripe.com/testing, "Test cards" by PaymentMethod.
+Those of Stripe are at https://docs.stripe.com/testing, by PaymentMethod. "Under normal operating conditions, data is searchable
+in under 1 minute" (https://docs.stripe.com/search#data-freshness).
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes: the bank's name, and what is to be other than `CARDS` has it."""
+    """Declare what the command takes: the bank's name, and what is to be other than `MEANS` has it."""
     parser.add_argument(
         "bank",
         nargs="?",
@@ -94,30 +100,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(flag, metavar=metavar, dest=member, help=text)
     parser.add_argument(
-        "--amount", metavar="MINOR_UNITS", dest="minor_units", type=_amount, help="of each charge, 4 or more"
+        "--amount",
+        metavar="MINOR_UNITS",
+        dest="minor_units",
+        type=_of(whole(4, 10**MOST_DIGITS - 1)),
+        help="of each charge, 4 or more",
+    )
+    parser.add_argument(
+        "--look-up-lag",
+        metavar="SECONDS",
+        dest="lag_seconds",
+        type=_of(number(0, 3600)),
+        help="how long a search may not find what was just opened; it is waited for, twice",
     )
     parser.add_argument(
         "--declined-card",
         metavar="TOKEN=REASON",
         dest="declined",
         action="append",
-        type=_declined,
+        type=_of(_declined),
         help="a card whose charges are declined, and the reason, which is one of "
         f"{listed(reason.value for reason in DeclineReason)}; may be given again",
     )
 
 
-def _amount(text: str) -> int:
-    try:
-        return whole(4, 10**MOST_DIGITS - 1)(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _of(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Tell what is wrong with an argument as the parser of a setting tells it."""
+
+    def read(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _declined(text: str) -> tuple[str, DeclineReason]:
     card, _, reason = text.partition("=")
     if not card or reason not in {known.value for known in DeclineReason}:
-        raise argparse.ArgumentTypeError("must be TOKEN=REASON")
+        raise ValueError("must be TOKEN=REASON")
     return card, DeclineReason(reason)
 
 
@@ -132,25 +154,25 @@ def check_bank(parts: Parts, asked: argparse.Namespace, *, tell: Callable[[Findi
         raise SettingsError(f"there is no such bank: {known}")
     bank = banks[asked.bank]
     _refuse_real_money(bank, is_test_bank=asked.is_test_bank)
-    cards = _cards(bank, asked)
-    if not cards.approved:
+    means = _means(bank, asked)
+    if not means.approved:
         raise SettingsError(
             f"no test cards are known for a bank of the kind {bank.kind}: name one with --approved-card"
         )
     last_word = _LastWord()
     structlog.configure(processors=[last_word])
     try:
-        return asyncio.run(_found(_subject(parts, bank, cards), tell))
+        return asyncio.run(_found(_subject(parts, bank, means), tell))
     except CannotBeTried as reason:
         why = f"; what was logged of the last call without an answer: {last_word.why}" if last_word.why else ""
         raise CannotBeTried(f"{bank.url} could not be tried: {reason}{why}") from None
 
 
-def _cards(bank: BankSettings, asked: argparse.Namespace) -> Cards:
-    named = {member.name: given for member in fields(Cards) if (given := getattr(asked, member.name)) is not None}
+def _means(bank: BankSettings, asked: argparse.Namespace) -> Means:
+    named = {member.name: given for member in fields(Means) if (given := getattr(asked, member.name)) is not None}
     if asked.declined is not None:
         named["declined"] = tuple(asked.declined)
-    return replace(CARDS.get(bank.kind, Cards()), **named)
+    return replace(MEANS.get(bank.kind, Means()), **named)
 
 
 def _refuse_real_money(bank: BankSettings, *, is_test_bank: bool) -> None:
@@ -164,18 +186,19 @@ def _refuse_real_money(bank: BankSettings, *, is_test_bank: bool) -> None:
         )
 
 
-def _subject(parts: Parts, bank: BankSettings, cards: Cards) -> Subject:
+def _subject(parts: Parts, bank: BankSettings, means: Means) -> Subject:
     def open_bank(between: Between) -> Bank:
         return KINDS[bank.kind](bank, between(parts.wire(bank)), parts.watched)
 
     return Subject(
         open_bank=open_bank,
-        approved_card=cards.approved,
-        other_card=cards.other,
-        declined_cards={kind: dict(cards.declined) for kind in OPENINGS},
-        customer_card=cards.customer,
-        price=Money(cards.minor_units, cards.currency),
-        other_currency=cards.other_currency,
+        approved_card=means.approved,
+        other_card=means.other,
+        declined_cards={kind: dict(means.declined) for kind in OPENINGS},
+        customer_card=means.customer,
+        price=Money(means.minor_units, means.currency),
+        other_currency=means.other_currency,
+        lag_seconds=means.lag_seconds,
         looks_up=bank.options.get("looks_up", True) is True,
     )
 

@@ -122,6 +122,8 @@ def _try_bank(chosen: argparse.Namespace) -> int:
     except (CannotBeTried, settings.SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 2
     print(page.as_json(found) if chosen.as_json else page.table(found))
     return 1 if page.is_broken(found) else 0
 

@@ -1,14 +1,20 @@
 """Planted bugs at banks of other shapes than two plain steps, and at several: mix-ins for a server's parts."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
+
+import httpx
 
 from command_service.bank import Bank
+from command_service.bank.kinds import BankSettings
 from command_service.bank.line import Line
 from command_service.bank.lines import Lines
+from command_service.bank.transport import target_of
 from command_service.parts import Parts
-from command_service.values import Answer, Declined, DeclineReason, Effect, NeedsAction
+from command_service.values import Answer, Declined, DeclineReason, Effect, Kind, NeedsAction
 from prove.loop_bugs import Mishearing
 from rig.around import Around
 
@@ -60,6 +66,79 @@ def _addresses() -> Callable[[Effect, Answer], Answer]:
     return mixed_up
 
 
+# ---------------------------------------------------------------- Stripe
+class Misread(httpx.AsyncBaseTransport):
+    """The way to a bank whose good answers are read by a function first."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, read: Callable[[httpx.Request, Any], Any]) -> None:
+        self._inner = inner
+        self._read = read
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send it, and read the answer wrongly."""
+        response = await self._inner.handle_async_request(request)
+        if response.status_code != 200:
+            return response
+        body = await response.aread()
+        try:
+            said = json.loads(body)
+        except ValueError:
+            return httpx.Response(200, headers=response.headers, content=body)
+        return httpx.Response(200, json=self._read(request, said) if isinstance(said, dict) else said)
+
+
+class ADeclinedIntentIsTakenForClosed(Parts):
+    """An intent whose confirmation was declined is not cancelled, though it can be confirmed again."""
+
+    def wire(self, bank: BankSettings) -> httpx.AsyncBaseTransport:
+        """Make a way on which it looks cancelled."""
+        return Misread(super().wire(bank), _closed)
+
+
+def _closed(_: httpx.Request, said: Any) -> Any:
+    if said.get("status") == "requires_payment_method" and said.get("last_payment_error"):
+        return {**said, "status": "canceled", "cancellation_reason": "abandoned"}
+    return said
+
+
+class TheAnswerToAConfirmationIsBelieved(Parts):
+    """An answer that Stripe has saved counts, whatever has become of the intent since."""
+
+    def wire(self, bank: BankSettings) -> httpx.AsyncBaseTransport:
+        """Make a way on which the intent stays as it was then."""
+        return Misread(super().wire(bank), _saved())
+
+
+def _saved() -> Callable[[httpx.Request, Any], Any]:
+    saved: dict[str, Any] = {}
+
+    def believed(request: httpx.Request, said: Any) -> Any:
+        if target_of(request).endswith("/confirm"):
+            saved[str(said.get("id"))] = said
+        is_look_up = request.method == "GET" and said.get("object") == "payment_intent"
+        return saved.get(str(said["id"]), said) if is_look_up else said
+
+    return believed
+
+
+class Blind(Around[Bank]):
+    """A bank that is asked for a refund without a look, however old that is."""
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        """Do a step."""
+        is_refund = effect.operation.kind is Kind.REFUND
+        return await self.inner.perform(effect, look_up_first=look_up_first and not is_refund)
+
+
+class ARefundIsSentBlindlyPastTheKeysTime(Parts):
+    """Nobody lists the refunds first when the bank has forgotten the key."""
+
+    def banks(self) -> Mapping[str, Bank]:
+        """Make banks that are asked blindly."""
+        return {name: Blind(bank) for name, bank in super().banks().items()}
+
+
+# ---------------------------------------------------------------- several banks
 class FailingOver(Around[Lines]):
     """The lines of charges whose bank changes while it is spared."""
 
@@ -84,5 +163,8 @@ BUGS: tuple[type[Parts], ...] = (
     AKeyIsBelievedForEver,
     AnAwaitedCustomerIsTakenForDeclined,
     ACustomerIsSentToAnothersAddress,
+    ADeclinedIntentIsTakenForClosed,
+    TheAnswerToAConfirmationIsBelieved,
+    ARefundIsSentBlindlyPastTheKeysTime,
     AChargeUnderWayGoesToAnotherBank,
 )

@@ -148,11 +148,8 @@ class Http11Transport(httpx.AsyncBaseTransport):
         wire = await open_tunnel(proxy, host, port)
         connection = _Connection(origin, self._idle)
         connection.connection_made(wire)  # until there is TLS over it: it may end meanwhile
-        try:
-            encrypted = await asyncio.get_running_loop().start_tls(wire, connection, tls, server_hostname=host)
-        except BaseException:  # cancelled, too
-            wire.abort()
-            raise
+        # If it fails or is cancelled, it closes the wire.
+        encrypted = await asyncio.get_running_loop().start_tls(wire, connection, tls, server_hostname=host)
         if encrypted is None:
             raise NoTunnel("the way through the proxy ended at once")
         connection.connection_made(encrypted)

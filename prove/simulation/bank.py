@@ -64,6 +64,8 @@ class Bank(ABC):
     """The charges about which an answer lied: only these may end in review."""
     is_down: bool = False
     is_unauthorized: bool = False
+    away_seconds: float = 0.0
+    """For how long it will be away, once, after an order; 0: it will not."""
     lives: int = 0
     is_silent: bool = False
     """It takes every request, and never answers."""
@@ -77,6 +79,10 @@ class Bank(ABC):
     """Where customers were sent, each with our reference."""
     confirmed: set[str] = field(default_factory=set)
     """The references of which the customers confirmed in time."""
+
+    def come_back(self) -> None:
+        """Be there again."""
+        self.is_down = False
 
     def now_ms(self) -> float:
         """Tell the time that the rules count in."""
@@ -177,6 +183,10 @@ class Bank(ABC):
         """Bend it."""
 
     # ------------------------------------------------------------ the statement
+    def takes(self, kind: str, *, is_whole: bool, is_final: bool) -> bool:  # noqa: ARG002  # most banks do
+        """Whether it takes an order of this kind: for the whole amount of its charge, or the last one of its hold."""
+        return True
+
     @property
     def declines(self) -> Collection[int]:
         """Why it declines what follows in a charge, if it is asked for nothing that its own book forbids."""

@@ -1,11 +1,12 @@
 """The banks of a story, made by its plan."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from prove.simulation.bank import Bank
 from prove.simulation.one_step import OneStepBank
 from prove.simulation.plan import Plan
-from prove.simulation.shapes import ONE_STEP, STRIPE, BankPlan
+from prove.simulation.shapes import BankPlan
 from prove.simulation.stripe import StripeAccount
 from prove.simulation.two_step import TwoStepBank
 
@@ -16,28 +17,24 @@ def banks_of(plan: Plan, clock: Callable[[], float]) -> Mapping[str, Bank]:
 
 
 def _bank(each: BankPlan, plan: Plan, clock: Callable[[], float]) -> Bank:
-    if each.kind == ONE_STEP:
-        return OneStepBank(
-            clock,
-            each.name,
-            late_factor=plan.late_factor,
-            key_seconds=each.key_seconds,
-            hold_seconds=plan.hold_seconds,
-        )
-    if each.kind == STRIPE:
-        return StripeAccount(
-            clock,
-            each.name,
-            late_factor=plan.late_factor,
-            key_seconds=each.key_seconds,
-            hold_seconds=plan.hold_seconds,
-            search_lag_seconds=each.search_lag_seconds,
-        )
-    return TwoStepBank(
-        clock,
-        each.name,
-        late_factor=plan.late_factor,
-        token_seconds=plan.token_seconds,
-        calm_token_seconds=each.step_seconds,
-        hold_seconds=plan.hold_seconds,
-    )
+    common: Any = {
+        "clock": clock,
+        "name": each.name,
+        "late_factor": plan.late_factor,
+        "away_seconds": each.away_seconds,
+    }
+    match each.kind:
+        case "one_step":
+            return OneStepBank(**common, key_seconds=each.key_seconds, hold_seconds=plan.hold_seconds)
+        case "stripe":
+            lag_seconds = each.search_lag_seconds
+            return StripeAccount(
+                **common, key_seconds=each.key_seconds, hold_seconds=plan.hold_seconds, search_lag_seconds=lag_seconds
+            )
+        case _:
+            return TwoStepBank(
+                **common,
+                token_seconds=plan.token_seconds,
+                calm_token_seconds=each.step_seconds,
+                hold_seconds=plan.hold_seconds,
+            )

@@ -141,19 +141,15 @@ class Callers:
                     self._dice.fired["other_body"] += 1
                 elif call.reason in FOR_GOOD and call.reason != "INVALID_REQUEST":
                     self._dice.fired["other_refusal"] += 1
-                if is_decided(call) or call.reason in FOR_GOOD or self._dice.is_over:
+                if (call.status and not is_open(call)) or call.reason in FOR_GOOD or self._dice.is_over:
                     break
                 await asyncio.sleep(self._dice.uniform(0.0, 2.0))
 
 
-def is_decided(call: Call) -> bool:
-    """Whether it was told an outcome."""
-    return call.status not in (0, PENDING) and not awaits_customer(call)
-
-
-def awaits_customer(call: Call) -> bool:
-    """Whether it was told that the bank wants a step of the customer."""
-    return call.operation == "charge" and call.status == ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
+def is_open(call: Call) -> bool:
+    """Whether it was told that its operation is under way: pending, or that the bank wants a step of the customer."""
+    awaits_customer = call.operation == "charge" and call.status == ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
+    return call.status == PENDING or awaits_customer
 
 
 def _status(call: Call) -> str:

@@ -173,24 +173,29 @@ class Judging:
         Nor is it refused for good unless the bank lied about it, or knows no such card. And we ask for nothing that the bank's
         own book does not allow, but that its hold may have lapsed.
         """
-        found, requested = [], {}
+        found, requested, is_taken = [], dict[str, ChargeRequested](), dict[str, bool]()
         lied_about = set[str]().union(*(bank.lied_about for bank in self._banks.values()))
         for record in self._records:
             event = Event.FromString(record.event)
             kind = event.WhichOneof("kind")
             if kind == "charge_requested":
                 requested[record.charge_id] = event.charge_requested
+            charge = requested[record.charge_id]
+            bank = self._banks[charge.bank]
+            if kind in ("capture_requested", "void_requested", "refund_requested"):
+                order = getattr(event, kind)
+                is_final, is_whole = event.capture_requested.final, order.amount == charge.amount
+                is_taken[record.charge_id] = bank.takes(kind, is_whole=is_whole, is_final=is_final)
             if kind in ENDS:
                 self._stage.dice.met(str(kind))
             if record.charge_id in lied_about:
                 continue
             where = f"charge {record.charge_id}, position {record.position}"
             is_refused = event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED
-            asked = requested[record.charge_id]
-            if is_refused and asked.card.token in self._banks[asked.bank].cards:
+            if is_refused and charge.card.token in bank.cards:
                 found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
-            reason, bank = event.operation_declined.reason, self._banks[asked.bank]
-            if kind == "operation_declined" and reason not in bank.declines:
+            is_declined = kind == "operation_declined" and is_taken[record.charge_id]
+            if is_declined and event.operation_declined.reason not in bank.declines:
                 found.append(Violation("I17", where, "the bank refused it, and not because of the card"))
             kept_expiring = event.review_required.reason == ReviewReason.REVIEW_REASON_TOKENS_KEEP_EXPIRING
             if kind == "review_required" and not kept_expiring:

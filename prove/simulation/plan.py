@@ -119,13 +119,13 @@ STORIES_WITHOUT_LEASES = 1 / 8
 # What customers do, by whom a bank wants a step, and what befalls one bank of several.
 CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.3, "customer_refuses": 0.5}
 # What befalls intents at Stripe.
-STRIPES = ("saved_error", "late_confirm")
+STRIPES = {"saved_error": 0.2, "late_confirm": 0.9}
 BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
-STORIES_OF_FORGOTTEN_KEYS = 0.5
+STORIES_OF_FORGOTTEN_KEYS = 0.4
 # Clocks that differ by more than an adapter's room are another story.
 CLOCK_JUMP_SECONDS = 5.0
 # The customer's step is looked for every thirtieth of a charge's age, at the most every five minutes, and a clock that jumps
-# makes a charge old.
+# makes a charge old. An error that a bank has saved under a key is replayed for the key's time.
 REST_OF_CUSTOMERS_SECONDS = 400.0
 # At rest after faults everything must be well within a minute.
 DATABASE_WEATHER_SECONDS = 8.0
@@ -140,6 +140,7 @@ KINDS = (
     "customer_confirms",
     "bank_silent",
     "key_forgotten",
+    "away_after",
     *STRIPES,
     *CLIENTS,
     *ENDS,
@@ -260,9 +261,14 @@ def _of_banks(plan: Plan) -> Plan:
         )
     horizon, forgetful = plan.horizon_seconds, [bank for bank in banks if bank.key_seconds < math.inf]
     if forgetful and chance.random() < STORIES_OF_FORGOTTEN_KEYS:
+        # It begins with an answer that is lost, of an order that was done; or at some time.
         bank = chance.choice(forgetful)
         away_seconds = bank.key_seconds * chance.uniform(0.8, 1.4)
-        weather.append(Weather(chance.uniform(0.0, horizon), "bank_down", away_seconds, bank.name))
+        if chance.random() < 0.7:
+            weights["away_after"] = chance.uniform(0.1, 0.6)
+            banks = [replace(it, away_seconds=away_seconds) if it is bank else it for it in banks]
+        else:
+            weather.append(Weather(chance.uniform(0.0, horizon), "bank_down", away_seconds, bank.name))
         horizon += away_seconds + chance.uniform(0.0, 60.0)
     weather.sort(key=lambda event: event.at)
     clients = plan.clients
@@ -270,7 +276,7 @@ def _of_banks(plan: Plan) -> Plan:
         clients = [[shapes.with_customer(op) for op in ops] for ops in clients]
     if any(bank.kind == shapes.STRIPE for bank in banks):
         clients = [[shapes.of_whole_holds(op) for op in ops] for ops in clients]
-        weights |= {kind: chance.uniform(0.1, 0.6) for kind in STRIPES if chance.random() < 0.5}
+        weights |= {kind: most * chance.uniform(0.2, 1.0) for kind, most in STRIPES.items() if chance.random() < 0.5}
     return replace(
         plan,
         banks=banks,
@@ -280,7 +286,7 @@ def _of_banks(plan: Plan) -> Plan:
         weights=weights,
         weather=weather,
         token_seconds=chance.choice(shapes.STEP_SECONDS),
-        rest_seconds=REST_OF_CUSTOMERS_SECONDS,
+        rest_seconds=REST_OF_CUSTOMERS_SECONDS + max((it.key_seconds for it in forgetful), default=0.0),
     )
 
 

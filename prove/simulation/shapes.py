@@ -34,6 +34,8 @@ class BankPlan:
     """For how long it knows a key."""
     step_seconds: float = 900.0
     """For how long it waits for a customer, once faults have stopped."""
+    away_seconds: float = 0.0
+    """For how long it is away once, after an order; 0: it never is."""
     search_lag_seconds: float = 0.0
     """How late a search is."""
 
@@ -49,7 +51,7 @@ def banks(chance: random.Random) -> Sequence[BankPlan]:
 def _bank(name: str, kind: str, chance: random.Random) -> BankPlan:
     key_seconds = math.inf if kind == TWO_STEP else chance.choice(KEY_SECONDS)
     lag_seconds = chance.choice((0.0, 5.0, 60.0)) if kind == STRIPE else 0.0
-    return BankPlan(name, kind, key_seconds, chance.choice(STEP_SECONDS), lag_seconds)
+    return BankPlan(name, kind, key_seconds, chance.choice(STEP_SECONDS), search_lag_seconds=lag_seconds)
 
 
 def of_whole_holds(op: Op) -> Op:

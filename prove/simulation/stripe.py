@@ -22,7 +22,7 @@ CARDS = {
     "tok_declined": "pm_card_declinedOnce",  # by the next one who confirms it it is approved
     "tok_insufficient_funds": "pm_card_visa_chargeDeclinedInsufficientFunds",
     "tok_expired_card": "pm_card_chargeDeclinedExpiredCard",
-    "tok_odd": "pm_card_chargeDeclinedProcessingError",
+    "tok_odd": "pm_card_declinedOnce",
     "tok_capture_declined": "pm_card_visa",
     "tok_void_declined": "pm_card_processing",
     "tok_refund_declined": "pm_card_refundFail",
@@ -106,6 +106,8 @@ class StripeAccount(Bank):
         headers = {**HEADERS, **({"idempotency-key": asked.key} if asked.key else {})}
         intent = self._intent(asked)
         before = "" if intent is None else intent.status
+        if asked.method == "GET" and intent is not None and intent.created + self.key_seconds <= self.stripe.now():
+            self.forgot_key()
         status, told, said = self.stripe.answer(asked.method, asked.target, headers, body)
         if intent is not None and intent.status == "requires_action" != before:
             self.addresses[intent.action_url] = intent.metadata["reference"]
@@ -282,6 +284,10 @@ class StripeAccount(Bank):
             )
             for it in self.stripe.movements
         ]
+
+    def takes(self, kind: str, *, is_whole: bool, is_final: bool) -> bool:
+        """Whether it takes an order of this kind: it captures a hold once, and lets it go as a whole."""
+        return kind == "refund_requested" or is_whole or (kind == "capture_requested" and is_final)
 
     @property
     def declines(self) -> Collection[int]:

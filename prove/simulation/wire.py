@@ -162,20 +162,25 @@ class _OneCall:
         return self._process()
 
     def _process(self) -> None:
-        chaos = self._chaos
-        if self._bank.lives != self._life or self._bank.is_down:  # it restarted, and forgot who was connected
-            chaos.met("bank_down" if self._bank.is_down else "bank_restart")
+        bank, chaos = self._bank, self._chaos
+        if bank.lives != self._life or bank.is_down:  # it restarted, and forgot who was connected
+            chaos.met("bank_down" if bank.is_down else "bank_restart")
             return self._end(httpx.ReadError("reset"), "cut by the bank's restart")
-        if self._bank.has_open(self._asked) and chaos.fires("expire_token"):
-            self._bank.expire(self._asked)
+        if bank.has_open(self._asked) and chaos.fires("expire_token"):
+            bank.expire(self._asked)
             self._note("bank", self._step, "the token expires")
-        if self._bank.has_hold(self._asked) and chaos.fires("expire_hold"):
-            self._bank.expire_hold(self._asked)
+        if bank.has_hold(self._asked) and chaos.fires("expire_hold"):
+            bank.expire_hold(self._asked)
             self._note("bank", self._step, "the hold lapses")
         if self._step != "look_up" and chaos.fires("saved_error"):
-            self._bank.breaks_down()
+            bank.breaks_down()
+        before = bank.executed
         reply = self._do("done")
-        if (again := self._bank.again(self._asked, reply)) is not None and chaos.fires("late_confirm"):
+        if bank.away_seconds and bank.executed > before and chaos.fires("away_after"):
+            bank.is_down, away_seconds, bank.away_seconds = True, bank.away_seconds, 0.0
+            self._later(away_seconds, bank.come_back)
+            return self._end(httpx.ReadError("closed"), f"is away for {away_seconds:.0f} s")
+        if (again := bank.again(self._asked, reply)) is not None and chaos.fires("late_confirm"):
             self._late(chaos.uniform(0.0, 8.0), self._execute_late, again)
         fault = next((kind for kind in AFTER if chaos.fires(kind)), None)
         match fault:

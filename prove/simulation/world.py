@@ -32,7 +32,7 @@ import structlog
 
 from judge.history import Call, Violation
 from prove.simulation.banks import banks_of
-from prove.simulation.callers import FOR_GOOD, UNFIT, Callers, awaits_customer, is_decided
+from prove.simulation.callers import FOR_GOOD, UNFIT, Callers, is_open
 from prove.simulation.customers import Customers
 from prove.simulation.database import Database
 from prove.simulation.disk import Disk
@@ -148,12 +148,12 @@ class World:
         loop, until = self._stage.loop, self._plan.horizon_seconds + self._plan.rest_seconds
         for op in self._callers.known_bodies:
             call = await self._callers.call("auditor", op)
-            while _is_open(call) and loop.time() < until:
+            while (is_open(call) or _is_refused_for_now(call)) and loop.time() < until:
                 await asyncio.sleep(
                     4.0
                 )  # a bank that was spared is tried again within 20 s, and a customer takes as long
                 call = await self._callers.call("auditor", op)
-            if call.outcome == "unknown" or (call.outcome == "ok" and not is_decided(call)):
+            if call.outcome == "unknown" or is_open(call):
                 self._stage.broke("L1", f"key {op.key}", f"at rest, it is {call.outcome} {call.reason}")
             elif call.outcome == "refused" and call.reason not in (*FOR_GOOD, "CHARGE_NOT_FOUND"):
                 self._stage.broke("L5", f"key {op.key}", f"at rest, it is refused: {call.reason}")
@@ -209,10 +209,9 @@ class World:
         raise structlog.DropEvent
 
 
-def _is_open(call: Call) -> bool:
+def _is_refused_for_now(call: Call) -> bool:
     """Whether it is worth asking again."""
-    is_refused_for_now = call.outcome == "refused" and call.advice == "RETRY_SAME_KEY"
-    return is_refused_for_now or awaits_customer(call)
+    return call.outcome == "refused" and call.advice == "RETRY_SAME_KEY"
 
 
 def run_story(plan: Plan, mask: Mask, folder: Path, parts: type[SimulatedParts] = SimulatedParts) -> Told:

@@ -41,7 +41,7 @@ async def test_what_localstripe_gets_wrong(tmp_path: Path) -> None:
     """It knows no keys, so that a repeated request makes one more intent, or one more refund; and it limits no refund."""
     async with localstripe(tmp_path / "fake.log") as fake:
         declined, customers = "pm_card_chargeCustomerFail=card_declined", await customers_card(fake)
-        cards = ("--declined-card", declined, "--customer-card", customers)
+        cards = ("--declined-card", declined, "--customer-card", customers, "--look-up-lag", "0")
         found = await broken_rules(fake, tmp_path, "stripe", 'return_url = "https://shop.example/"', cards=cards)
     opening, refund = ["charge", "authorize"], ["refund"]
     assert found == {

@@ -48,6 +48,9 @@ class Ability(Enum):
 
     OPENS = "opens a transaction in the token step, which binds its fields, and knows it before it is executed"
     EXPIRES = "closes an open transaction as expired"
+    ALIKE = (
+        "does every kind in one way: by one call for a question, in parts of a hold, under an id of its own, called off"
+    )
 
 
 def needs(ability: Ability) -> pytest.MarkDecorator:
@@ -55,7 +58,7 @@ def needs(ability: Ability) -> pytest.MarkDecorator:
     return pytest.mark.needs(ability)
 
 
-OPENS, EXPIRES = needs(Ability.OPENS), needs(Ability.EXPIRES)
+OPENS, EXPIRES, ALIKE = needs(Ability.OPENS), needs(Ability.EXPIRES), needs(Ability.ALIKE)
 
 
 def case(on: str, *more: Any) -> ParameterSet:
@@ -288,7 +291,7 @@ def _step(call: dict[str, Any]) -> str:
 class OneStepRig(GatewayRig):
     """The bank of one step, and gateway_mock."""
 
-    abilities = frozenset()
+    abilities: Set[Ability] = frozenset({Ability.ALIKE})
     not_tried: Mapping[str, Collection[Kind]] = {
         "the customer's step is awaited, at one address": OPENINGS,
         "when the customer has taken the step, it is executed once": OPENINGS,

@@ -34,7 +34,7 @@ from command_service.values import (
     RequestToken,
     ReviewReason,
 )
-from tests.contract.bank_rigs import EXPIRES, IMPATIENT_SECONDS, OPENS, Ability, Rig, case, movement
+from tests.contract.bank_rigs import ALIKE, EXPIRES, IMPATIENT_SECONDS, OPENS, Ability, Rig, case, movement
 from tests.contract.operations import (
     KINDS,
     MOVED,
@@ -269,6 +269,7 @@ async def test_a_card_the_bank_does_not_know_is_refused(rig: Rig) -> None:
 EXECUTE_REFUSALS = [("refuse", {"status": status}) for status in (400, 404, 409, 422)] + [("forget_token", {})]
 
 
+@ALIKE
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("fault", "details"), EXECUTE_REFUSALS)
 async def test_a_refused_execute_is_settled_by_a_look_up(
@@ -309,6 +310,7 @@ async def test_a_refused_execute_of_what_the_bank_has_forgotten_is_not_repeated(
 WRONG = ["amount", "currency", "reference", "token"]
 
 
+@ALIKE
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", WRONG)
 async def test_an_execution_with_other_fields_is_settled_by_a_look_up(rig: Rig, field: str, kind: Kind) -> None:
@@ -375,6 +377,7 @@ UNUSABLE_IDS = list(
 )
 
 
+@ALIKE
 @pytest.mark.parametrize(("kind", "transaction_id"), UNUSABLE_IDS)
 async def test_an_execution_under_an_id_that_may_not_be_kept_is_a_matter_for_people(
     rig: Rig, kind: Kind, transaction_id: str

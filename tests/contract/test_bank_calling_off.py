@@ -28,7 +28,7 @@ from command_service.values import (
     ReviewReason,
     Token,
 )
-from tests.contract.bank_rigs import EXPIRES, IMPATIENT_SECONDS, OPENS, Ability, Rig, movement
+from tests.contract.bank_rigs import ALIKE, EXPIRES, IMPATIENT_SECONDS, OPENS, Ability, Rig, movement
 from tests.contract.operations import (
     KINDS,
     NOW,
@@ -65,6 +65,7 @@ BOTH_WAYS = [with_token, without_token]
 
 
 # ---------------------------------------------------------------- closed for ever
+@ALIKE
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_was_called_off_never_executes(rig: Rig, kind: Kind) -> None:
     """Called off any number of times by two processes, with its token or without, looked up first or not."""
@@ -81,6 +82,7 @@ async def test_what_was_called_off_never_executes(rig: Rig, kind: Kind) -> None:
             assert rig.movements(effect.operation.reference) == []
 
 
+@ALIKE
 async def test_the_token_of_what_was_called_off_is_handed_on_for_ever(rig: Rig) -> None:
     """No other is opened under its reference: by a step or by a look-up, before or after the bank's restart."""
     async with rig.adapter() as bank:
@@ -96,6 +98,7 @@ async def test_the_token_of_what_was_called_off_is_handed_on_for_ever(rig: Rig) 
             assert rig.movements(effect.operation.reference) == []
 
 
+@ALIKE
 async def test_an_execute_that_arrives_after_called_off_was_said_moves_nothing(rig: Rig) -> None:
     """It was under way when we stopped waiting."""
     async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
@@ -288,6 +291,7 @@ async def test_the_bank_may_take_its_time(rig: Rig) -> None:
 REFUSALS = [*[("refuse", {"status": status}) for status in (400, 404, 409, 422)], ("forget_token", {})]
 
 
+@ALIKE
 @pytest.mark.parametrize(("fault", "details"), REFUSALS)
 async def test_a_refusal_to_call_off_is_settled_by_a_look_up(rig: Rig, fault: str, details: dict[str, Any]) -> None:
     """Once it is not believed. Twice it counts if the transaction is open; if it is closed, its end counts."""
@@ -324,6 +328,7 @@ async def test_a_refusal_to_call_off_what_the_bank_has_forgotten_counts(rig: Rig
     assert rig.unfired() == []
 
 
+@ALIKE
 @pytest.mark.parametrize("field", ["amount", "currency", "reference", "token"])
 async def test_a_reply_with_other_fields_is_settled_by_a_look_up(rig: Rig, field: str) -> None:
     """If the look-ups are wrong too, it goes into review, with the names of the fields."""
@@ -352,6 +357,7 @@ async def test_called_off_counts_only_if_the_look_up_confirms_it(rig: Rig) -> No
     assert rig.unfired() == []
 
 
+@ALIKE
 @pytest.mark.parametrize("way", BOTH_WAYS)
 async def test_an_execution_under_an_id_that_may_not_be_kept_is_not_called_off(rig: Rig, way: Any) -> None:
     """The money did move: people are told so."""

@@ -3,6 +3,7 @@
 The broken banks are the real mock bank behind an adapter that bends effects and answers.
 """
 
+import asyncio
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -89,6 +90,7 @@ class Bent(Around[Bank]):
     """A bank that does otherwise than it is asked; all adapters of it share what it remembers."""
 
     memory: dict[str, Operation]
+    opened_at: dict[str, float]
 
     async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
         return await self.inner.perform(effect, look_up_first=look_up_first)
@@ -283,6 +285,33 @@ class ExecutesThoughNobodyCame(Bent):
         return answer
 
 
+class LooksUpLate(Bent):
+    """Without its token it finds nothing that was opened less than this time ago."""
+
+    seconds = 0.3
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        now, reference = asyncio.get_running_loop().time(), effect.operation.reference
+        if isinstance(effect, RequestToken):
+            self.opened_at.setdefault(reference, now)
+        looks_up = isinstance(effect, CallOff) and (effect.token is None or look_up_first)
+        if looks_up and now < self.opened_at.get(reference, now) + self.seconds:
+            return CalledOff()
+        return await super().perform(effect, look_up_first=look_up_first)
+
+
+class LooksUpNextDay(LooksUpLate):
+    seconds = 86_400.0
+
+
+class Raises(Bent):
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        answer = await super().perform(effect, look_up_first=look_up_first)
+        if isinstance(answer, Declined):
+            raise KeyError("a word that the adapter does not know")
+        return answer
+
+
 class CountsNothing(Bent):
     """What follows is executed, whatever is left."""
 
@@ -295,10 +324,11 @@ class CountsNothing(Bent):
 def bent(subject: Subject, bug: type[Bent]) -> Subject:
     """The subject with a bug that all of its adapters share."""
     memory: dict[str, Operation] = {}
+    opened_at: dict[str, float] = {}
 
     def opened(between: Between) -> Bank:
         made = bug(subject.open_bank(between))
-        made.memory = memory
+        made.memory, made.opened_at = memory, opened_at
         return made.as_one()
 
     return replace(subject, open_bank=opened)
@@ -347,6 +377,23 @@ async def test_each_check_finds_a_bank_that_breaks_its_rule(honest: Subject, che
     check = replace(check, kinds=tuple(kinds))
     for finding in await found(bent(honest, BUGS[check.name]), check):
         assert isinstance(finding.end, Broken), finding
+
+
+async def test_a_look_up_that_lags_is_waited_for_if_that_is_known(honest: Subject) -> None:
+    """Else it is as good as none."""
+    checks = [check for check in CHECKS if check.promise in (2, 6)]
+    waiting = replace(bent(honest, LooksUpLate), lag_seconds=2 * LooksUpLate.seconds)
+    assert {finding.end for finding in await found(waiting, *checks)} == {Kept()}
+    (without,) = [
+        check for check in checks if check.name == "without its token, the bank finds what is to be called off"
+    ]
+    for finding in await found(bent(honest, LooksUpNextDay), without):
+        assert isinstance(finding.end, Broken)
+
+
+async def test_an_adapter_that_raises_breaks_the_rule_that_is_tried(honest: Subject) -> None:
+    for finding in await found(bent(honest, Raises), CHECK["what was declined is never executed"]):
+        assert finding.end == Broken("the adapter raised KeyError instead of an answer")
 
 
 async def test_a_refund_that_is_done_twice_under_one_id_is_found_by_what_is_left(honest: Subject) -> None:

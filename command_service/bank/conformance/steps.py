@@ -2,8 +2,8 @@
 
 from command_service.bank.conformance import books
 from command_service.bank.conformance.checks import KINDS, Check, NotPossible
-from command_service.bank.conformance.trial import Trial, expect, named, the_only
-from command_service.values import CallOff, Execute, Executed, RequestToken, Token
+from command_service.bank.conformance.trial import Trial, expect, named, the_only, unnamed
+from command_service.values import Execute, Executed, RequestToken, Token
 
 # A step of an honest adapter takes a few calls; one that takes more is tried so far.
 _CALLS = 10
@@ -48,7 +48,7 @@ async def _once_though_nobody_heard(trial: Trial) -> None:
         assert isinstance(done, Executed)
         trial.wire.hand_over()
         for step, answer in ((asked, token), (effect, done)):
-            first = await trial.losing.perform(step, look_up_first=False)
+            first = await trial.once(step, by=trial.losing)
             is_other = isinstance(first, type(answer)) and first != answer
             expect(not is_other, f"the answer to call {nth} and its repeat are not the same", first, answer)
         again = await trial.later(effect)
@@ -80,8 +80,8 @@ async def _same_after_looking(trial: Trial) -> None:
     expect(isinstance(done, Executed), "looked up first, the execute step of an open one gave", done)
     assert isinstance(done, Executed)
     ends = [await trial.answer(effect), await trial.later(effect, look_up_first=True)]
-    if operation.opens:
-        ends += [await trial.later(way, look_up_first=True) for way in (named(effect), CallOff(operation, None))]
+    if operation.opens and trial.finds_at_once:
+        ends += [await trial.later(way(effect), look_up_first=True) for way in (named, unnamed)]
     expect(set(ends) == {done}, "looked up first, an executed one gave", done, *ends)
     token_again = await trial.later(asked, look_up_first=True)
     expect(token_again == token, "looked up first, the token step of an executed one gave", token, token_again)

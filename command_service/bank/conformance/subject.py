@@ -33,6 +33,8 @@ class Subject:
     other_currency: str = "USD"
     looks_up: bool = True
     """Whether the adapter can look an operation up."""
+    lag_seconds: float = 0.0
+    """For how long a look-up by our reference may not find what was just opened."""
     expire: Provoke | None = None
     """Has the bank close the open transaction of a reference as expired, now."""
     lapse: Provoke | None = None

@@ -91,7 +91,7 @@ class Trial:
         loop = asyncio.get_running_loop()
         until, pause_seconds = loop.time() + self.subject.patience_seconds, _FIRST_PAUSE_SECONDS
         while True:
-            match said := await (by or self._banks[0]).perform(effect, look_up_first=look_up_first):
+            match said := await self.once(effect, by=by or self._banks[0], look_up_first=look_up_first):
                 case NoAnswer(our_setup=True):
                     raise CannotBeTried(
                         "it does not accept us: see that its key and its certificates are those meant for it"
@@ -105,6 +105,13 @@ class Trial:
                     await asyncio.sleep(max(pause_seconds, wished or 0.0))
                 case _:
                     return said
+
+    async def once(self, effect: Effect, *, by: Bank, look_up_first: bool = False) -> Answer:
+        """Do a step once. Raises RuleBroken if the adapter raises anything."""
+        try:
+            return await by.perform(effect, look_up_first=look_up_first)
+        except Exception as error:
+            raise RuleBroken(f"the adapter raised {type(error).__name__} instead of an answer") from error
 
     async def later(self, effect: Effect, *, look_up_first: bool = False) -> Answer:
         """Do a step as another process of ours would."""
@@ -120,6 +127,15 @@ class Trial:
                 raise end
             answers.append(end)
         return answers
+
+    @property
+    def finds_at_once(self) -> bool:
+        """Whether a look-up by our reference finds what was just opened."""
+        return self.subject.lag_seconds == 0.0
+
+    async def until_it_is_found(self) -> None:
+        """Wait until a look-up by our reference finds what has been opened by now."""
+        await asyncio.sleep(self.subject.lag_seconds)
 
     async def opened(self, operation: Operation) -> Execute:
         """Do the token step, and make the execute step that follows. Raises NotPossible."""

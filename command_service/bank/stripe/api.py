@@ -31,6 +31,11 @@ class Unsettled(NamedTuple):
 
     reply: Reply
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it is no error that we know: the order may have been done."""
+        return isinstance(self.reply, NoAnswer)
+
 
 class Api:
     """Stripe, as our account's key is shown it."""

@@ -73,7 +73,8 @@ class Stripe:
             (f"metadata[{reading.CARD}]", operation.request.card.token),
         ]
         key = f"{operation.reference}:token:{effect.expired_tokens}"
-        return _reply(await self._order(effect, "/payment_intents", order, key=key, fresh=fresh))
+        said = await self._order(effect, "/payment_intents", order, key=key, fresh=fresh)
+        return await self._find_created(effect) if isinstance(said, Unsettled) and said.is_unknown else _reply(said)
 
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
         """Confirm the token's intent; or capture or void the hold, or refund the charge, that the operation acts on."""
@@ -136,6 +137,13 @@ class Stripe:
         await self._api.close()
 
     # ------------------------------------------------------------ charge and authorize
+    async def _find_created(self, effect: RequestToken) -> Reply:
+        """Look for the intent of an order that came to an error, which may be a saved one: that is replayed for a day."""
+        found = await self.find_by_reference(effect, fresh=True)
+        if isinstance(found, Transaction) and found.stage is not Stage.EXPIRED:
+            return found
+        return no_answer("an error that is not known")
+
     async def _confirm(self, effect: Execute, *, fresh: bool) -> Reply:
         seen = await self._look(effect, effect.token, fresh=fresh)
         if isinstance(seen, _Seen) and seen.intent.status == "requires_confirmation":
@@ -200,7 +208,11 @@ class Stripe:
         operation, path = effect.operation, f"/payment_intents/{effect.operation.on}"
         mark = [_EXPANDED, (f"metadata[{reading.VOID}]", operation.reference)]
         marked = await self._order(effect, path, mark, key=operation.reference, fresh=fresh)
+        if isinstance(marked, Unsettled) and marked.is_unknown:
+            marked = await self._look(effect, operation.on, fresh=fresh)
         if not isinstance(marked, _Seen) or not _is_created(marked.reply) or _differs(marked.reply, effect):
+            return marked
+        if marked.intent.metadata.get(reading.VOID) != operation.reference:
             return marked
         order = [_EXPANDED, ("cancellation_reason", reading.CALLED_OFF)]
         return await self._order(effect, f"{path}/cancel", order, fresh=fresh)
@@ -320,10 +332,6 @@ def _if_open(known: Reply, said: _Heard) -> Reply:
     """What an order comes to after a look-up: if that finds the transaction open, what the order's own answer comes to."""
     if not _is_open(known):
         return known
-    match said:
-        case Unsettled(NoAnswer(seconds)):
-            return no_answer("an error that is not known", retry_after_seconds=seconds)
-        case Unsettled(reply):
-            return reply
-        case _:
-            return no_answer("an order that was not done")
+    if isinstance(said, Unsettled) and not said.is_unknown:
+        return said.reply
+    return no_answer("an error that is not known" if isinstance(said, Unsettled) else "an order that was not done")

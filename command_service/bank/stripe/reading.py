@@ -18,7 +18,8 @@
 An intent that is canceled before its card was authorized: "abandoned" is our word for a decline, "automatic" and "expired" are
 Stripe's for one that has expired, and by any other it was called off. One whose hold was authorized has executed its
 authorize, however the hold was let go. A void lets it go as "requested_by_customer", and has left its reference before. To a
-capture, and to another void, the hold has lapsed, unless people let it go, by that reason or "duplicate" or "fraudulent".
+capture, and to another void, the hold has lapsed, unless people let it go, by that reason or "duplicate" or "fraudulent". (Of
+a hold that people let go by that reason our void can only say that it is done.)
 
 A refund is executed if it succeeded, in progress while pending, and declined if it failed or was cancelled. One that Stripe
 does not list is open, unless no more than less than its amount is left to refund: then it is declined.
