@@ -16,8 +16,8 @@ from command_service.values import Answer, NoAnswer, Token
 LONGEST_PAUSE_SECONDS = 20.0
 PAUSES = Backoff(first_seconds=0.1, longest_seconds=LONGEST_PAUSE_SECONDS)
 """Between attempts for one charge that changed nothing."""
-# While a bank is spared and others take its new charges, one of these is sent to it all the same in so many seconds. It is the
-# probe if no charge waits at the bank, or if the bank never answers those that do.
+# While a bank is spared, one new charge in so many seconds is sent to it instead of being refused or sent to another bank. It
+# is the probe if no charge waits at the bank, or if the bank never answers those that do.
 NEW_CHARGE_SECONDS = 60.0
 # The breaker opens after this many charges in a row without an answer, or refused because of our set-up. The bank may have
 # trouble with a few charges only: they pause by themselves, and only many would be a burden.
@@ -65,7 +65,7 @@ class Breaker:
         return self.is_open and self._probing is None and self._clock() >= self._probe_at
 
     def tries_new_charge(self) -> bool:
-        """Whether a new charge is to find out if the bank answers again, though another bank would take it. One in a while."""
+        """Whether a new charge is to find out if the bank answers again, whatever others there are. One in a while."""
         if not self.is_open or self._probing is not None or self._clock() < self._new_charge_at:
             return False
         self._new_charge_at = self._clock() + NEW_CHARGE_SECONDS

@@ -47,7 +47,7 @@ class Line:
         return self._breaker.wants_probe and not self._slots.are_taken
 
     def tries_new_charge(self) -> bool:
-        """Whether a new charge is to find out if the spared bank answers again, though another would take it. Now and then."""
+        """Whether a new charge is to find out if the spared bank answers again, whatever others there are. One in a while."""
         return self._breaker.tries_new_charge()
 
     @property

@@ -51,12 +51,12 @@ class Lines:
     def choose(self, request: Request) -> Choice:
         """Choose the bank for a charge, if it turns out to be new: the first one of the rule's that is not spared.
 
-        Among several, one that is spared is tried with a new charge now and then: else nobody might find it again.
+        One that is spared is tried with a new charge now and then all the same: else nobody might find it again.
         """
         names = self._rule(request)
         for name in names:
             line = self._lines[name]
-            if not line.is_spared or (len(names) > 1 and line.tries_new_charge()):
+            if not line.is_spared or line.tries_new_charge():
                 return Choice(name, may_begin=True)
         return Choice(next((name for name in names if self._lines[name].may_probe), names[0]), may_begin=False)
 

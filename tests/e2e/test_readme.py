@@ -128,3 +128,28 @@ async def test_the_lines_with_certificates_and_with_a_token_do_what_the_page_say
     assert json.loads(shown[1])["charge"]["operations"][0]["actor"] == "till"
     assert refused[0] != 0
     assert "PERMISSION_DENIED" in refused[1].upper().replace(" ", "_") or "PermissionDenied" in refused[1]
+
+
+@pytest.mark.timeout(120)
+async def test_the_lines_on_the_customers_step_do_what_the_page_says(tmp_path: Path) -> None:
+    section = README.read_text().split("<!-- customer -->")[1].split("<!-- end of customer -->")[0]
+    (lines,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    asked, again = re.split(r"(?:^curl .*\n)+", lines, flags=re.MULTILINE)
+    pages = re.findall(r'^curl (?:-X (\w+) )?"\$URL(.*?)"', lines, flags=re.MULTILINE)
+    async with Town(tmp_path) as town, httpx.AsyncClient(trust_env=False) as browser:
+
+        async def in_a_shell(script: str) -> str:
+            script = script.replace("127.0.0.1:50051", town.command.listen).replace(
+                ".venv/bin/buf", shlex.quote(str(BUF))
+            )
+            status, out = await in_shell(script)
+            assert status == 0, out
+            return out
+
+        url = (await in_a_shell(f'{asked}\nprintf %s "$URL"')).strip()
+        page, confirmed = [await browser.request(method or "GET", url + path) for method, path in pages]
+        charged = json.loads(await in_a_shell(asked.partition("URL=")[0] + again))
+    assert url.startswith(town.bank_url)
+    assert "Confirm" in page.text
+    assert not confirmed.is_error
+    assert charged["status"] == "CHARGE_STATUS_CHARGED"
