@@ -211,7 +211,7 @@ class Reception:
 
     async def _open(self, command: Command, excess: Excess | None) -> Accepted:
         # Stored with the charge, if it turns out to be new, and never changed.
-        bank, may_begin = self._lines.choose(command.request)
+        bank, may_begin, is_trial = self._lines.choose(command.request)
         command = replace(command, request=replace(command.request, bank=bank))
         unreachable = None if may_begin else self._unreachable(bank)
         refusal = unreachable or self._refusal(excess) or await self._duplicate(command)
@@ -223,8 +223,11 @@ class Reception:
             accepted = await self._decide(command, await self._known(command, refusal), refusal)
             return accepted
         finally:
-            if is_noted and (accepted is None or accepted.source is not Source.FRESH):
-                self._recent.forget(command.request)
+            if accepted is None or accepted.source is not Source.FRESH:
+                if is_noted:
+                    self._recent.forget(command.request)
+                if is_trial:
+                    self._lines.at(bank).tries_another_charge()
 
     async def _follow(self, command: Follow, snapshot: Snapshot, excess: Excess | None) -> Accepted:
         charge_id = command.wish.charge_id

@@ -33,10 +33,17 @@ _REFUSED = {"error": {"type": "invalid_request_error", "code": "parameter_invali
 _MISSING = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "ordered"}}
 _IN_USE = {"error": {"type": "idempotency_error", "code": "idempotency_key_in_use", "message": "ordered"}}
 
+
+def _expire(bank: StripeBank, reference: str) -> None:
+    intent = bank.newest(reference)
+    if intent is not None and intent.status != "requires_capture":
+        bank.expire(intent.intent_id)
+
+
 _DOUBLE: Mapping[str, Callable[..., object]] = {
     "authenticate": StripeBank.authenticate,
-    "expire": StripeBank.expire,
-    "lapse": StripeBank.lapse,
+    "expire": _expire,
+    "lapse": StripeBank.expire,
     "settle_refunds": StripeBank.settle_refunds,
 }
 

@@ -71,6 +71,10 @@ class Breaker:
         self._new_charge_at = self._clock() + NEW_CHARGE_SECONDS
         return True
 
+    def tries_another_charge(self) -> None:
+        """Try the next new charge instead: the one that was tried has turned out to be none."""
+        self._new_charge_at = self._clock()
+
     @property
     def retry_after_seconds(self) -> float:
         """The time after which a call may be admitted again."""

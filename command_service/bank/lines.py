@@ -14,10 +14,14 @@ THE_ONLY_ONE = ""
 
 
 class Choice(NamedTuple):
-    """The bank for a charge, if it turns out to be new. `may_begin`: this bank takes a new charge now."""
+    """The bank for a charge, if it turns out to be new. `may_begin`: this bank takes a new charge now.
+
+    `is_trial`: although it is spared. Then the line is to be told if the charge is not new (`Line.tries_another_charge`).
+    """
 
     bank: str
     may_begin: bool
+    is_trial: bool = False
 
 
 class Lines:
@@ -56,8 +60,10 @@ class Lines:
         names = self._rule(request)
         for name in names:
             line = self._lines[name]
-            if not line.is_spared or line.tries_new_charge():
+            if not line.is_spared:
                 return Choice(name, may_begin=True)
+            if line.tries_new_charge():
+                return Choice(name, may_begin=True, is_trial=True)
         return Choice(next((name for name in names if self._lines[name].may_probe), names[0]), may_begin=False)
 
     def __iter__(self) -> Iterator[tuple[str, Line]]:

@@ -19,7 +19,8 @@ execute step, or the calling off of a token: both ask the bank to close a transa
     calling off without a token, after a look-up by our reference:
         fields equal to ours, closed               how it ended
         fields equal to ours, open                 what calling off its token settles
-        a refusal, twice                           CalledOff: there is nothing to close
+        a refusal, twice                           CalledOff: there is nothing to close; if a look-up was wanted first,
+                                                   what calling off the token settles that the token step names
         fields that differ, twice                  Contradiction
         a refusal and differing fields             NoAnswer
     executed under an id that may not be stored    the answer of two look-ups; if they agree, Contradiction
@@ -37,7 +38,8 @@ execute step, or the calling off of a token: both ask the bank to close a transa
 5. Nothing here takes a new token. The core does, after an `Expired`.
 6. A restored journal may hold a token that the bank has replaced, once it had expired. So an expired one is called off by our
    reference, whose newest transaction is the only one that can be open or executed. Any other token is that newest one: it is
-   looked up by itself, since a look-up by reference may be late.
+   looked up by itself, since a look-up by reference may be late. One that shows nothing while the journal has no token leaves
+   the token step to tell: the journal may have lost an execution that the look-up does not show yet.
 """
 
 import asyncio
@@ -67,6 +69,7 @@ from command_service.values import (
     Kind,
     NeedsAction,
     NoAnswer,
+    Operation,
     Refused,
     RequestToken,
     ReviewReason,
@@ -313,9 +316,27 @@ class TwoStepBank:
         match await _heard_twice(partial(self._dialect.find_by_reference, unnamed), unnamed):
             case Transaction(token=token) as known:
                 return await self._closed(known, CallOff(effect.operation, token), token)
-            case Refusal() as refusal:  # Nothing is open, unless the bank has forgotten a token that it gave us.
-                return CalledOff() if effect.token is None else _contradiction(refusal, effect)
+            case Refusal() as refusal if effect.token is not None:  # The bank has forgotten a token that it gave us.
+                return _contradiction(refusal, effect)
+            case Refusal() if look_up_first:
+                return await self._called_off_by_token(effect.operation)
+            case Refusal():  # Nothing is open: our journal has lost nothing, and holds no token.
+                return CalledOff()
             case Contradiction() | InProgress() | NoAnswer() as answer:
+                return answer
+
+    async def _called_off_by_token(self, operation: Operation) -> Answer:
+        """Call off what a look-up by reference has not shown, and may only be late to show: executed, for all we know.
+
+        The token step is idempotent all the same, so its transaction is the one.
+        """
+        match await self._token_step(RequestToken(operation, 0), look_up_first=False):
+            case Token(token):
+                named = CallOff(operation, token)
+                return await self._settled(partial(self._dialect.cancel, named, token), named, token)
+            case Refused():
+                return CalledOff()
+            case answer:
                 return answer
 
     async def _closed(self, known: Transaction, effect: CallOff, token: str) -> Answer:

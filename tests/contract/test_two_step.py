@@ -177,6 +177,7 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(
                 ("by reference", True): again,
                 ("calling off ttok_1", True): NoAnswer(7.0),
                 ("calling off ttok_2", True): NoAnswer(7.0),
+                ("token step", False): NoAnswer(9.0),
             }
         )
         got = await answer(CallOff(CHARGE, token), script, look_up_first=look_up_first)
@@ -191,14 +192,15 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(
             assert looked_up.stage is Stage.CREATED or not looked_up.transaction_id
             assert script.asked[-1] == (f"calling off {looked_up.token}", True)
             continue
-        asked = [it for it in script.asked if it[0] != "by token"]
+        asked = [it for it in script.asked if it[0] not in ("by token", "token step")]
         assert asked == [("by reference", False), ("by reference", True)][: 1 + has_asked_twice]
         if isinstance(looked_up, Transaction) and not looked_up.differences(ASK):
             assert got == ends.get(looked_up.stage, Executed(looked_up.transaction_id))
             continue
         match got:
-            case CalledOff():
+            case CalledOff() | NoAnswer(9.0):
                 assert (known, again, token) == (Refusal(), Refusal(), None)
+                assert (got == NoAnswer(9.0)) == look_up_first
             case Contradiction() if token is not None and known == again == Refusal():
                 pass  # The bank has forgotten the token that it gave us.
             case Contradiction(_, ReviewReason.FIELDS_DIFFER):
@@ -209,6 +211,31 @@ async def test_calling_off_by_reference_closes_the_newest_transaction(
             case _:
                 assert looked_up in UNSETTLED or isinstance(known, Refusal) != isinstance(again, Refusal)
                 assert isinstance(got, InProgress | NoAnswer)
+
+
+async def test_a_look_up_that_is_late_hides_no_execution_from_a_journal_that_has_lost_its_token() -> None:
+    """The token step names the transaction, which tells when it is called off."""
+    for step, again, end in product(REPLIES.values(), repeat=3):
+        script = Script(
+            {
+                ("by reference", False): Refusal(),
+                ("by reference", True): Refusal(),
+                ("token step", False): step,
+                ("token step", True): again,
+                ("calling off ttok_1", False): end,
+                ("calling off ttok_1", True): end,
+                ("calling off ttok_2", False): NoAnswer(),
+                ("by token", True): end,
+            }
+        )
+        got = await answer(CallOff(CHARGE, None), script, look_up_first=True)
+        if isinstance(got, Executed | Declined | Expired):
+            assert isinstance(end, Transaction)
+            assert not end.differences(CALL_OFF)
+        elif got == CalledOff():
+            assert step == again == Refusal() or is_ours(end, Stage.CANCELLED)
+        else:
+            assert isinstance(got, Contradiction | Refused | InProgress | NoAnswer)
 
 
 async def test_calling_off_a_token_that_was_not_replaced_asks_for_this_token_only() -> None:

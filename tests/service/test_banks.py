@@ -76,6 +76,14 @@ class Street:
     async def asked(self, request: ChargeRequest, bank: str) -> list[str]:
         return await self.referees[bank].asked(id_of(request))
 
+    async def spare(self, bank: str) -> list[ChargeRequest]:
+        """Have a bank answer nothing about one card until it is spared, and not then either."""
+        await self.referees[bank].trouble("token", "error_before", card="tok_mastercard", times=1_000_000)
+        stuck = [a_request(card=Card(token="tok_mastercard")) for _ in range(breaker.UNANSWERED_TO_OPEN)]
+        await asyncio.gather(*map(self.world.pending, stuck))
+        await until(lambda: self.is_spared(bank))
+        return stuck
+
     def is_spared(self, bank: str) -> bool:
         return self.world.running.vitals().bank_breaker_open[bank]
 
@@ -164,10 +172,7 @@ async def test_new_charges_pass_over_a_spared_bank_until_one_of_them_finds_it_ag
     """Those that wait at it never get an answer, though the bank serves others again."""
     monkeypatch.setattr(breaker, "NEW_CHARGE_SECONDS", 1.0)
     await street.start(FIRST_A)
-    await street.referees["a"].trouble("token", "error_before", card="tok_mastercard", times=1_000_000)
-    stuck = [a_request(card=Card(token="tok_mastercard")) for _ in range(breaker.UNANSWERED_TO_OPEN)]
-    await asyncio.gather(*map(street.world.pending, stuck))
-    await until(lambda: street.is_spared("a"))
+    stuck = await street.spare("a")
     requests, charges = [], []
     while street.is_spared("a"):
         requests.append(a_request())
@@ -179,6 +184,31 @@ async def test_new_charges_pass_over_a_spared_bank_until_one_of_them_finds_it_ag
     assert "a" in banks
     assert {street.stored(request) for request in stuck} == {"a"}
     assert street.world.running.vitals().unfinished_charges == len(stuck)
+
+
+async def test_a_known_key_that_comes_again_and_again_is_not_the_new_charge_that_finds_a_spared_bank(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a client that polls: else it would take the place of those that are new."""
+    monkeypatch.setattr(breaker, "NEW_CHARGE_SECONDS", 1.0)
+    await street.start(FIRST_A)
+    known = a_request()
+    await street.world.charge(known)
+    await street.spare("a")
+
+    async def poll() -> None:
+        while True:
+            await street.world.charge(known)
+
+    polling = asyncio.create_task(poll())
+    new = [a_request()]
+    await street.world.charge(new[-1])
+    while street.is_spared("a") and len(new) < 8:
+        await asyncio.sleep(2 * breaker.NEW_CHARGE_SECONDS)
+        new.append(a_request())
+        await street.world.charge(new[-1])
+    polling.cancel()
+    assert street.stored(new[-1]) == "a"
 
 
 async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
