@@ -229,7 +229,7 @@ class Runner:
 
         def looks_up_first() -> bool:
             # A restored journal may have lost steps, and a bank forgets keys: then it is asked what it knows, before anything.
-            return self._journal.restored or self._age_seconds(run) >= line.remembers_seconds
+            return self._journal.restored or self._may_be_older(run, line.remembers_seconds)
 
         look_up_first = looks_up_first()
 
@@ -259,6 +259,13 @@ class Runner:
                 return PAUSES.seconds(pauses, self._chance, seconds)
             case _:
                 return PAUSES.seconds(pauses, self._chance)
+
+    def _may_be_older(self, run: Run, seconds: float) -> bool:
+        """Whether a charge's operation under way may be older than that. A clock from long before its request tells no age."""
+        state = run.snapshot.state
+        assert isinstance(state, Charge), "a charge on its way has events"
+        is_clock_wrong = (self._now() - state.newest.requested_at) / 1_000_000 < -seconds / 5
+        return is_clock_wrong or self._age_seconds(run) >= seconds
 
     def _age_seconds(self, run: Run) -> float:
         """The age of a charge's operation under way, at least that of its run: a clock that goes back makes nothing young."""

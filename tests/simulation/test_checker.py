@@ -104,6 +104,8 @@ BROKEN: dict[str, Callable[[], Observed]] = {
         movements=[replace(MOVED, token="t-1")],
     ),
     "I5 asked": lambda: replace(good(), bank_calls=[BankCall("token", REFERENCE, "", "tok_visa", 9, "EUR")]),
+    "I5 asked at another bank": lambda: replace(good(), bank_calls=[BankCall("look_up", REFERENCE, bank="acme")]),
+    "I5 moved at another bank": lambda: replace(good(), movements=[replace(MOVED, bank="acme")]),
     "I5 told": lambda: bare((KEY, requested(KEY)), (KEY, issued("t-1")), (KEY, charged(amount=9))),
     "I6 other body": lambda: replace(good(), calls=[call(amount=9)]),
     "I6 another's answer": lambda: replace(good(), calls=[call(charge_id=OTHER_REFERENCE)]),

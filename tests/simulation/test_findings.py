@@ -5,6 +5,7 @@ from typing import Any
 
 from prove.simulation.ops import Op
 from prove.simulation.plan import Plan, Weather
+from prove.simulation.shapes import BankPlan
 from prove.simulation.stories import tell
 
 
@@ -61,3 +62,13 @@ def test_a_charge_that_is_overdue_pauses_while_the_disk_is_full() -> None:
     assert told.callbacks < 5_000
     events = [what[2] for _, who, what in told.notes if who == "journal"]
     assert events[-2:] == ["not_after_passed", "charge_called_off"]
+
+
+def test_a_start_without_a_clock_takes_no_operation_for_young() -> None:
+    """The bank has forgotten the key of an order that it did, and the clock of the machine that comes up shows 1970."""
+    op = Op(0.5, "order-1", "ada", "tok_visa", 1250, "EUR", 5.0, None, 1)
+    bank = BankPlan("acme", "one_step", key_seconds=420.0, away_seconds=500.0)
+    weather = [Weather(490.0, "clock_before_1970", 60.0), Weather(495.0, "kill_command", 0.0)]
+    told = tell(a_plan([[op]], weather, weights={"away_after": 1.0}, horizon_seconds=600.0, banks=[bank]))
+    assert told.violations == []
+    assert told.fired["key_forgotten"]
