@@ -197,7 +197,9 @@ class Runner:
                     continue
                 pauses += 1
                 pause_seconds = self._pause_seconds(run, message, pauses)
-                if await run.pause(min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))):
+                if isinstance(message, Answered):  # else its end has come, and the journal does not take that
+                    pause_seconds = min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))
+                if await run.pause(pause_seconds):
                     pauses, effect = 0, next_step(run.snapshot.state)
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on

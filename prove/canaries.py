@@ -200,7 +200,8 @@ def _named(bug: type[Parts]) -> str:
 _BUGS = {_named(bug): bug for bug in _CLASSES}
 OF_THE_VIEW = "checkpoint outside the transaction"
 OF_A_DATABASE = frozenset(database_bugs.BUGS)
-OF_OTHER_BANKS = frozenset(map(_named, shape_bugs.BUGS))
+OF_OTHER_BANKS = {_named(bug): kind for bug, kind in shape_bugs.BUGS.items()}
+"""Those that take other banks than the one of two plain steps, each with the trait of banks that shows it."""
 NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW, *database_bugs.BUGS)
 
 

@@ -159,12 +159,13 @@ class AChargeUnderWayGoesToAnotherBank(Parts):
         return FailingOver(super().lines(banks)).as_one()
 
 
-BUGS: tuple[type[Parts], ...] = (
-    AKeyIsBelievedForEver,
-    AnAwaitedCustomerIsTakenForDeclined,
-    ACustomerIsSentToAnothersAddress,
-    ADeclinedIntentIsTakenForClosed,
-    TheAnswerToAConfirmationIsBelieved,
-    ARefundIsSentBlindlyPastTheKeysTime,
-    AChargeUnderWayGoesToAnotherBank,
-)
+BUGS: Mapping[type[Parts], str] = {
+    AKeyIsBelievedForEver: "one_step leaves",
+    AnAwaitedCustomerIsTakenForDeclined: "two_step",
+    ACustomerIsSentToAnothersAddress: "two_step",
+    ADeclinedIntentIsTakenForClosed: "stripe",
+    TheAnswerToAConfirmationIsBelieved: "stripe",
+    ARefundIsSentBlindlyPastTheKeysTime: "stripe leaves late",
+    AChargeUnderWayGoesToAnotherBank: "several",
+}
+"""Each with the trait of a story's banks that lets it do harm, in the words of `prove.simulation.shapes.traits`."""

@@ -307,16 +307,14 @@ class StripeBank:
             intent.status, intent.action_url = "requires_payment_method", ""
             intent.last_error = {"code": "payment_intent_authentication_failure"}
 
-    def expire(self, reference: str) -> bool:
-        """Cancel the newest intent of a reference, if it is open, as Stripe does by itself; return whether there is one."""
+    def newest(self, reference: str) -> Intent | None:
+        """Return the newest intent of a reference of ours."""
         of_ours = [it for it in self.intents.values() if it.metadata.get("reference") == reference]
-        if of_ours and of_ours[-1].status in _OPEN:
-            self._end(of_ours[-1], "automatic")
-        return bool(of_ours)
+        return of_ours[-1] if of_ours else None
 
-    def lapse(self, intent_id: str) -> None:
-        """Cancel an intent whose hold has lapsed."""
-        if self.intents[intent_id].status == "requires_capture":
+    def expire(self, intent_id: str) -> None:
+        """Cancel an intent that is open, or whose hold has lapsed, as Stripe does by itself."""
+        if self.intents[intent_id].status in (*_OPEN, "requires_capture"):
             self._end(self.intents[intent_id], "automatic")
 
     def settle_refunds(self, *, succeed: bool) -> None:

@@ -1,8 +1,9 @@
 """`python -m rig.stripe_server`: the double of Stripe as a process, with a ledger that survives `kill -9` and faults on order.
 
-STRIPE_BANK_LISTEN is host:port, STRIPE_BANK_LEDGER a file: all orders as they came, which a new process does again. Beside
-Stripe's API it has the mock bank's ways for tests, whose docstring defines them: POST, GET and DELETE /faults, GET /statement,
-GET /calls; and POST /double/NAME with a JSON object for what customers and Stripe do (`_DOUBLE`).
+STRIPE_BANK_LISTEN is host:port, STRIPE_BANK_LEDGER a file: all orders as they came, which a new process does again;
+STRIPE_BANK_KEY is the secret key that it takes, none for any, and is kept nowhere. Beside Stripe's API it has the mock bank's
+ways for tests, whose docstring defines them: POST, GET and DELETE /faults, GET /statement, GET /calls; and POST /double/NAME
+with a JSON object for what customers and Stripe do (`_DOUBLE`).
 
 A fault waits for a step. A call that the adapter makes on the way to another one (looking before it confirms, taking a payment
 method away, closing what was declined) is part of the step that it is made for, and meets no fault. The adapter's questions
@@ -32,16 +33,24 @@ _REFUSED = {"error": {"type": "invalid_request_error", "code": "parameter_invali
 _MISSING = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "ordered"}}
 _IN_USE = {"error": {"type": "idempotency_error", "code": "idempotency_key_in_use", "message": "ordered"}}
 
+
+def _expire(bank: StripeBank, reference: str) -> None:
+    intent = bank.newest(reference)
+    if intent is not None and intent.status != "requires_capture":
+        bank.expire(intent.intent_id)
+
+
 _DOUBLE: Mapping[str, Callable[..., object]] = {
     "authenticate": StripeBank.authenticate,
-    "expire": StripeBank.expire,
-    "lapse": StripeBank.lapse,
+    "expire": _expire,
+    "lapse": StripeBank.expire,
     "settle_refunds": StripeBank.settle_refunds,
 }
 
 
 class _Server:
-    def __init__(self, ledger: Path) -> None:
+    def __init__(self, ledger: Path, key: str) -> None:
+        self._key = key
         self._at = time.time()
         self._bank = StripeBank(now=lambda: self._at)
         self._script = Script()
@@ -116,7 +125,12 @@ class _Server:
 
     def _work(self, request: Request) -> Answer:
         target = f"{request.path}?{request.query}" if request.query else request.path
-        headers = {name: request.headers.get(name, "") for name in ("authorization", "idempotency-key")}
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        is_taken = bearer and self._key in ("", bearer)
+        headers = {
+            "authorization": "Bearer taken" if is_taken else "",
+            "idempotency-key": request.headers.get("idempotency-key", ""),
+        }
         order = [request.method, target, headers, request.body.decode("ascii")]
         if request.method == "POST":
             response = self._keep(at=time.time(), order=order)
@@ -224,7 +238,7 @@ def _changed(said: Answer, lie: Callable[[dict[str, Any]], None]) -> Answer:
 
 
 async def _main() -> None:
-    server = _Server(Path(os.environ["STRIPE_BANK_LEDGER"]))
+    server = _Server(Path(os.environ["STRIPE_BANK_LEDGER"]), os.environ.get("STRIPE_BANK_KEY", ""))
     async with serving(os.environ.get("STRIPE_BANK_LISTEN", "127.0.0.1:0"), server.respond) as listen:
         print(json.dumps({"event": "serving", "listen": listen}), flush=True)  # noqa: T201 - whoever started it waits for this
         await asyncio.Event().wait()

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from chassis.policy import read_policy
 from chassis.watched import Files
 from command_service.bank.configured import read_banks
+from command_service.bank.kinds import KINDS
 from contract.access import ROLES
 from prove import canaries
 
@@ -125,3 +127,16 @@ def test_the_banks_on_the_page_are_some_that_a_server_takes(tmp_path: Path) -> N
     (tmp_path / "banks.toml").write_text(page)
     found = read_banks(tmp_path / "banks.toml")
     assert (list(found.banks), len(found.routes), found.unnamed) == (["acme", "other"], 2, "acme")
+
+
+def test_the_bank_on_the_page_about_stripe_is_one_that_a_server_takes(tmp_path: Path) -> None:
+    (page,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/banks.md").read_text(), re.DOTALL)
+    (tmp_path / "banks.toml").write_text(page)
+    (tmp_path / "stripe.key").write_text("sk_test_1")
+    (bank,) = read_banks(tmp_path / "banks.toml").banks.values()
+    assert KINDS[bank.kind](bank, httpx.MockTransport(lambda _: httpx.Response(500)), [])
+
+
+def test_the_example_of_an_adapter_is_as_short_as_its_page_says() -> None:
+    assert "in under 200 lines" in (ROOT / "docs/banks.md").read_text()
+    assert len((ROOT / "tests/banks/charges_adapter.py").read_text().splitlines()) < 200

@@ -43,7 +43,8 @@ Why no card is charged twice
   "cancelled" is never believed without one more look-up.
 * *A stray answer to a look-up.* That nothing was found leads to an order, and past the key's time there is nothing behind it.
   So it must name our reference, and is heard twice, the second time over a connection that has never been used.
-* *The journal was restored* and has lost steps, or whole charges that clients then repeat. It looks up before every step.
+* *The journal was restored* and has lost steps, or whole charges that clients then repeat. Those have the same references as
+  before, so that a payment which the look-up does not show yet is one whose key is known. It looks up before every step.
 
 Without look-ups
 ================
@@ -53,8 +54,8 @@ nothing, and tells how it ended. A calling off is repeated likewise. Past that t
 question whose answer is certain. So every such step is a `Contradiction`, and its charge is for people.
 
 Two things a bank of two steps can do and this one cannot. An order that it refuses, without a payment that is declined, leaves
-the key open: that is `Refused`, and for people. And a token does not expire: only `not_after` ends a charge while the bank is
-away.
+the key open: that is `Refused`, and for people. And a token does not expire: a charge waits for as long as the bank is away.
+It is then executed, unless `not_after` or a void has called it off.
 """
 
 import json

@@ -66,6 +66,8 @@ class Bank(ABC):
     is_unauthorized: bool = False
     away_seconds: float = 0.0
     """For how long it will be away, once, after an order; 0: it will not."""
+    spares_openings: bool = False
+    """It will be away after an order that follows in a charge."""
     lives: int = 0
     is_silent: bool = False
     """It takes every request, and never answers."""
@@ -79,6 +81,16 @@ class Bank(ABC):
     """Where customers were sent, each with our reference."""
     confirmed: set[str] = field(default_factory=set)
     """The references of which the customers confirmed in time."""
+
+    def may_leave(self, asked: Asked) -> bool:
+        """Whether it may be away for long, now that it has done what was asked."""
+        is_opening = self.reference_of(asked) == self.charge_of(asked)
+        return self.away_seconds > 0 and not (is_opening and self.spares_openings)
+
+    def leave(self) -> float:
+        """Be away; say for how long."""
+        self.is_down, seconds, self.away_seconds = True, self.away_seconds, 0.0
+        return seconds
 
     def come_back(self) -> None:
         """Be there again."""

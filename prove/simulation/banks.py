@@ -22,6 +22,7 @@ def _bank(each: BankPlan, plan: Plan, clock: Callable[[], float]) -> Bank:
         "name": each.name,
         "late_factor": plan.late_factor,
         "away_seconds": each.away_seconds,
+        "spares_openings": each.spares_openings,
     }
     match each.kind:
         case "one_step":

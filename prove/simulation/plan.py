@@ -121,7 +121,7 @@ CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.3, "customer_refuses": 0.
 # What befalls intents at Stripe.
 STRIPES = {"saved_error": 0.2, "late_confirm": 0.9}
 BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
-STORIES_OF_FORGOTTEN_KEYS = 0.4
+STORIES_OF_FORGOTTEN_KEYS = 0.3
 # Clocks that differ by more than an adapter's room are another story.
 CLOCK_JUMP_SECONDS = 5.0
 # The customer's step is looked for every thirtieth of a charge's age, at the most every five minutes, and a clock that jumps
@@ -265,18 +265,23 @@ def _of_banks(plan: Plan) -> Plan:
         bank = chance.choice(forgetful)
         away_seconds = bank.key_seconds * chance.uniform(0.8, 1.4)
         if chance.random() < 0.7:
-            weights["away_after"] = chance.uniform(0.1, 0.6)
-            banks = [replace(it, away_seconds=away_seconds) if it is bank else it for it in banks]
+            weights["away_after"] = chance.choice((1.0, 0.5))
+            leaving = replace(bank, away_seconds=away_seconds, spares_openings=chance.random() < 0.5)
+            banks = [leaving if it is bank else it for it in banks]
         else:
             weather.append(Weather(chance.uniform(0.0, horizon), "bank_down", away_seconds, bank.name))
         horizon += away_seconds + chance.uniform(0.0, 60.0)
     weather.sort(key=lambda event: event.at)
-    clients = plan.clients
-    if any(bank.kind != shapes.ONE_STEP for bank in banks):
-        clients = [[shapes.with_customer(op) for op in ops] for ops in clients]
+    clients = list(plan.clients)
+    if not any(op.method != "charge" for client in clients for op in client):
+        clients += ops.sales(chance, plan.seed, plan.horizon_seconds)
+    if any(bank.spares_openings for bank in banks):
+        clients = [[shapes.of_good_cards(op) for op in client] for client in clients]
+    elif any(bank.kind != shapes.ONE_STEP for bank in banks):
+        clients = [[shapes.with_customer(op) for op in client] for client in clients]
     if any(bank.kind == shapes.STRIPE for bank in banks):
-        clients = [[shapes.of_whole_holds(op) for op in ops] for ops in clients]
-        weights |= {kind: most * chance.uniform(0.2, 1.0) for kind, most in STRIPES.items() if chance.random() < 0.5}
+        clients = [[shapes.of_whole_holds(op) for op in client] for client in clients]
+        weights |= {kind: most * chance.uniform(0.5, 1.0) for kind, most in STRIPES.items() if chance.random() < 0.7}
     return replace(
         plan,
         banks=banks,

@@ -16,11 +16,11 @@ SHAPES = (
 NAMES = ("acme", "bolt")
 # For how long a bank knows a key. A sixth of it is the adapter's room for requests that are late, and for clocks: more than the
 # lateness of anything in a story. It may be a day, in virtual time; but a breaker probes three times a minute.
-KEY_SECONDS = (420.0, 600.0, 1_200.0)
+KEY_SECONDS = (420.0, 420.0, 600.0)
 # For how long a bank waits for a customer.
 STEP_SECONDS = (3.0, 12.0, 25.0, 40.0)
 # Cards whose bank wants a step of the customer, for cards without.
-OF_A_CUSTOMER = {"tok_visa": "tok_3ds", "tok_mastercard": "tok_3ds", "tok_declined": "tok_3ds_declined"}
+OF_A_CUSTOMER = {"tok_visa": "tok_3ds", "tok_mastercard": "tok_3ds", "tok_expired_card": "tok_3ds_declined"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class BankPlan:
     """For how long it waits for a customer, once faults have stopped."""
     away_seconds: float = 0.0
     """For how long it is away once, after an order; 0: it never is."""
+    spares_openings: bool = False
+    """That order is one that follows in a charge."""
     search_lag_seconds: float = 0.0
     """How late a search is."""
 
@@ -54,10 +56,24 @@ def _bank(name: str, kind: str, chance: random.Random) -> BankPlan:
     return BankPlan(name, kind, key_seconds, chance.choice(STEP_SECONDS), search_lag_seconds=lag_seconds)
 
 
+def traits(banks: Sequence[BankPlan]) -> set[str]:
+    """Of what kinds a story's banks are, which of them leaves for long and when, and whether they are several."""
+    found = {*(bank.kind for bank in banks), *(("several",) if len(banks) > 1 else ())}
+    for bank in banks:
+        if bank.away_seconds:
+            found |= {f"{bank.kind} leaves", *((f"{bank.kind} leaves late",) if bank.spares_openings else ())}
+    return found
+
+
 def of_whole_holds(op: Op) -> Op:
     """The same wish, at a bank that captures a hold once: by its key a capture is mostly the last one."""
     is_final = random.Random(f"the last of {op.charge_key} {op.key}").random() < 0.8
     return replace(op, is_final=True) if op.method == "capture" and is_final else op
+
+
+def of_good_cards(op: Op) -> Op:
+    """The same wish, where it matters what follows: no charge is declined."""
+    return replace(op, card="tok_visa") if op.method == "charge" and not op.spoiled else op
 
 
 def with_customer(op: Op) -> Op:

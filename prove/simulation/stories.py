@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 
 from command_service.bank import Bank
 from prove import canaries
 from prove.loop_bugs import Looking
 from prove.report import Harness, Say
+from prove.simulation import shapes
 from prove.simulation.plan import BANKS, KINDS, SHARED, Mask, Plan, plan_of
 from prove.simulation.servers import SimulatedParts
 from prove.simulation.world import Told, run_story
@@ -120,15 +122,22 @@ def try_seeds(seeds: Sequence[int]) -> Tried:
 
 
 def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
-    """Say by which of the first seeds a planted bug is found; None if by none."""
+    """Say by which of the first seeds that could show it a planted bug is found; None if by none."""
     parts = canaries.planted(name, SimulatedParts)
-    first = SHARED if name in canaries.OF_A_DATABASE else BANKS if name in canaries.OF_OTHER_BANKS else 0
     with _folder() as folder:
-        for seed in range(first, first + seeds):
+        for seed in islice(_seeds_for(name), seeds):
             if run_story(plan_of(seed), Mask(), folder / str(seed), parts).violations:
                 return seed
             gc.collect(0)
     return None
+
+
+def _seeds_for(name: str) -> Iterator[int]:
+    """Count the seeds of the stories that a planted bug is looked for in."""
+    if (trait := canaries.OF_OTHER_BANKS.get(name)) is None:
+        yield from count(SHARED if name in canaries.OF_A_DATABASE else 0)
+    else:
+        yield from (seed for seed in count(BANKS) if trait in shapes.traits(plan_of(seed).banks))
 
 
 class WatchingTheClock(SimulatedParts):

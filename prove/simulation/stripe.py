@@ -20,7 +20,7 @@ CARDS = {
     "tok_visa": "pm_card_visa",
     "tok_mastercard": "pm_card_mastercard",
     "tok_declined": "pm_card_declinedOnce",  # by the next one who confirms it it is approved
-    "tok_insufficient_funds": "pm_card_visa_chargeDeclinedInsufficientFunds",
+    "tok_insufficient_funds": "pm_card_declinedOnce",
     "tok_expired_card": "pm_card_chargeDeclinedExpiredCard",
     "tok_odd": "pm_card_declinedOnce",
     "tok_capture_declined": "pm_card_visa",

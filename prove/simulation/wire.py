@@ -176,8 +176,8 @@ class _OneCall:
             bank.breaks_down()
         before = bank.executed
         reply = self._do("done")
-        if bank.away_seconds and bank.executed > before and chaos.fires("away_after"):
-            bank.is_down, away_seconds, bank.away_seconds = True, bank.away_seconds, 0.0
+        if bank.executed > before and bank.may_leave(self._asked) and chaos.fires("away_after"):
+            away_seconds = bank.leave()
             self._later(away_seconds, bank.come_back)
             return self._end(httpx.ReadError("closed"), f"is away for {away_seconds:.0f} s")
         if (again := bank.again(self._asked, reply)) is not None and chaos.fires("late_confirm"):

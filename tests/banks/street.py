@@ -12,11 +12,10 @@ import grpc.aio
 
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeResponse, OperationOutcome
-from charging.v1.common_pb2 import ChargeStatus
 from judge.history import Request, Response
 from prove.clients import CHANNEL_OPTIONS
 from prove.network.faultproxy import Fault, Kind, Proxy
-from rig.asking import is_decided, send, told_by
+from rig.asking import awaits_customer, is_decided, send, told_by
 from rig.processes import Server, free_address
 from rig.world import until
 from tests.banks.fakes import KEY
@@ -25,7 +24,6 @@ CALL_SECONDS = 5.0
 # Short, since a request that got lost is made again after it.
 BANK_SECONDS = 1.0
 HUNG_SECONDS = 60.0
-REQUIRES_ACTION = ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
 Told = ChargeResponse | OperationOutcome
 
 
@@ -81,9 +79,8 @@ class Street:
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 answer: Response = await send(stub, request, timeout=CALL_SECONDS, wait_for_ready=True)
-                told = told_by(answer)
-                if is_decided(answer) and not (ends and told.status == REQUIRES_ACTION):
-                    return told
+                if is_decided(answer) or (awaits_customer(answer) and not ends):
+                    return told_by(answer)
             await asyncio.sleep(0.05)
 
     async def suffer(self, request: Request, call: bytes, trouble: Trouble, *, ends: bool = False) -> Told:

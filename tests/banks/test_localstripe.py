@@ -13,10 +13,11 @@ import pytest_asyncio
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason
+from rig.asking import awaits_customer
 from rig.world import CHARGED, DECLINED, a_request, id_of
 from tests.banks.fakes import client, customers_card, localstripe
 from tests.banks.stories import Done, Story, stories
-from tests.banks.street import REQUIRES_ACTION, Street, Told, Trouble, a_street
+from tests.banks.street import Street, Told, Trouble, a_street
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -89,7 +90,7 @@ async def of_a_customer(street: Street, **changed: Any) -> ChargeRequest:
 
 async def take_step(street: Street, told: Told, *, fails: bool = False) -> None:
     assert isinstance(told, ChargeResponse)
-    assert told.status == REQUIRES_ACTION, told
+    assert awaits_customer(told), told
     async with client(street.fake) as asking:
         page = told.action.url + ("?fails" if fails else "")
         (await asking.get(page)).raise_for_status()

@@ -39,10 +39,6 @@ def pytest_asyncio_loop_factories(
     return {name: LOOPS[name] for name in CHOSEN.get(item.path.name, ["asyncio"])}
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(ability): it is about something that not every bank can do")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is about abilities that the rig's bank has not."""
     left_out = [item for item in items if (needed := _needed(item)) and needed - _present(item)]

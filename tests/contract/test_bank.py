@@ -1,6 +1,7 @@
 """The contract of every bank adapter for every kind of operation: rules 1 to 5 of command_service/bank, over real connections.
 
-Rule 6 is in test_bank_calling_off.py, the answers in test_bank_answers.py.
+Rule 6 is in test_bank_calling_off.py, the answers in test_bank_answers.py. What needs neither faults nor the bank's statement
+is in the conformance suite; see test_conformance.py.
 """
 
 import asyncio
@@ -206,27 +207,6 @@ async def test_a_token_that_breaks_a_rule_of_the_book_never_executes(rig: Rig) -
 
 
 @ALIKE
-async def test_parts_of_a_hold_move_until_the_rest_is_released(rig: Rig) -> None:
-    """A final capture releases it; what was captured can be refunded, and no more."""
-    async with rig.adapter() as bank:
-        opening = an_operation(Kind.AUTHORIZE, rig.approved_card)
-        hold = await executed(bank, opening)
-
-        async def answer_to(kind: Kind, minor_units: int, *, is_final: bool = False) -> str:
-            operation = replace(following(kind, opening, hold, Money(minor_units, "EUR")), is_final=is_final)
-            effect = await opened(bank, RequestToken(operation, 0))
-            return type(await answer_of(bank, effect)).__name__
-
-        assert await answer_to(Kind.CAPTURE, 500) == "Executed"
-        assert await answer_to(Kind.CAPTURE, 751) == "Declined"
-        assert await answer_to(Kind.CAPTURE, 250, is_final=True) == "Executed"
-        assert await answer_to(Kind.CAPTURE, 1) == await answer_to(Kind.VOID, 500) == "Declined"
-        assert await answer_to(Kind.REFUND, 751) == "Declined"
-        assert await answer_to(Kind.REFUND, 700) == await answer_to(Kind.REFUND, 50) == "Executed"
-        assert await answer_to(Kind.REFUND, 1) == "Declined"
-
-
-@ALIKE
 @pytest.mark.parametrize("kind", [Kind.CAPTURE, Kind.VOID])
 async def test_what_comes_after_the_hold_lapsed_is_declined_for_that_reason(rig: Rig, kind: Kind) -> None:
     """Looked up first or not. What was captured in time can be refunded."""
@@ -383,20 +363,6 @@ async def test_what_follows_nothing_is_refused(rig: Rig, kind: Kind) -> None:
 
 
 # ---------------------------------------------------------------- rule 5: only a definite expiry leads to a new token
-@EXPIRES
-@pytest.mark.parametrize("kind", KINDS)
-async def test_after_expired_the_token_step_opens_one_more_transaction(rig: Rig, kind: Kind) -> None:
-    """One only, for any number of calls; looked up first or not."""
-    async with rig.adapter() as bank:
-        asked = await requested(bank, kind, rig.approved_card)
-        expired = await opened(bank, asked)
-        rig.expire(asked.operation.reference)
-        again = replace(asked, expired_tokens=1)
-        (token,) = {*await at_once(bank, again), await answer_after_looking(bank, again)}
-        assert isinstance(token, Token)
-        assert token.token != expired.token
-
-
 @EXPIRES
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_journal_that_forgot_an_expired_token_gets_a_new_one(rig: Rig, kind: Kind) -> None:

@@ -398,7 +398,9 @@ async def test_calling_off_comes_to_rest_in_agreement_with_the_bank(rig: Rig, on
                 assert end == ChargeCalledOff()
             assert isinstance(end, ChargeCalledOff | ReviewRequired)
             if end == ChargeCalledOff() and (on, fault) != DENIAL:
-                assert isinstance(await answer_of(bank, effect), CalledOff | Expired), "for ever"
+                # Twice: an extra answer to an earlier question may be the first that comes.
+                *_, last = [await answer_of(bank, effect) for _ in range(2)]
+                assert isinstance(last, CalledOff | Expired), "for ever"
 
 
 # A token that expires is replaced, and only the journal keeps the one process from that once the other has called it off.

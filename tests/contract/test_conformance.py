@@ -396,6 +396,12 @@ async def test_an_adapter_that_raises_breaks_the_rule_that_is_tried(honest: Subj
         assert finding.end == Broken("the adapter raised KeyError instead of an answer")
 
 
+async def test_an_adapter_that_always_raises_cannot_be_tried(honest: Subject) -> None:
+    declined = next(iter(honest.declined_cards[Kind.CHARGE]))
+    with pytest.raises(CannotBeTried, match="the adapter raised KeyError"):
+        await found(replace(bent(honest, Raises), approved_card=declined))
+
+
 async def test_a_refund_that_is_done_twice_under_one_id_is_found_by_what_is_left(honest: Subject) -> None:
     once = CHECK["a repeated execute step is done once"]
     ends = {finding.kind: finding.end for finding in await found(bent(honest, RefundsTwice), once)}

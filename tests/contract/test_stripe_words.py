@@ -1,6 +1,7 @@
 """Stripe's words: each error of the table, answers that are not Stripe's, amounts, the settings of its kind, and the key."""
 
 import itertools
+import json
 import pickle
 from collections.abc import Mapping
 from decimal import Decimal
@@ -208,10 +209,26 @@ async def test_a_malformed_member_makes_an_intent_no_answer() -> None:
             {"metadata": None},
             {"capture_method": "manual"},
             {"latest_charge": {"id": "ch_1"}},
+            {"latest_charge": "ch_1"},
             {"object": "charge"},
         )
         for changes in malformed_ones:
             assert await malformed(town, effect, **changes) == NoAnswer(), changes
+
+
+async def test_without_its_charge_an_intent_tells_of_no_hold_and_of_nothing_left() -> None:
+    """A lapsed hold is not taken for an expired token, of which another would be requested."""
+    async with stripe_town() as town:
+        hold = an_operation(Kind.AUTHORIZE, VISA)
+        effect = Execute(hold, await town.executed(hold))
+        town.at += 8 * 86_400
+        target = f"/v1/payment_intents/{effect.token}"
+        said = json.loads(town.stripe.answer("GET", target, {"authorization": f"Bearer {KEY}"}, b"")[2])
+        assert isinstance(said["latest_charge"], str)
+        refund = following(Kind.REFUND, hold, effect.token)
+        for step in (effect, Execute(refund, refund.reference)):
+            town.instead = [("GET", 200, said)] * 2
+            assert await town.answer(step, look_up_first=True) == NoAnswer()
 
 
 def test_fractions_are_read_where_no_amount_stands() -> None:

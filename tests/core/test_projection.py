@@ -522,6 +522,12 @@ def test_the_customers_step_is_shown_as_long_as_it_is_awaited(
     assert ("pending" in {one.name for one in changes.sums}) == is_under_way
 
 
+@pytest.mark.parametrize("over", [not_after_passed(), void(1250), charged(), declined(), called_off()])
+def test_a_step_that_is_not_awaited_any_more_is_not_asked_for_again(over: Event) -> None:
+    with pytest.raises(StreamBroken):
+        changes_of(requested("order-0001"), token_issued(), action_required(), over, action_required())
+
+
 @pytest.mark.parametrize(
     ("life", "status", "reasons"),
     [

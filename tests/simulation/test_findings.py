@@ -1,5 +1,8 @@
 """Bugs that the simulation found, each as a story of its own, independent of changes in the plans."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from prove.simulation.ops import Op
 from prove.simulation.plan import Plan, Weather
 from prove.simulation.stories import tell
@@ -7,6 +10,24 @@ from prove.simulation.stories import tell
 
 def an_op(key: str, pause_seconds: float, tries: int = 1) -> Op:
     return Op(pause_seconds, key, "ada", "tok_visa", 1250, "EUR", 5.0, None, tries)
+
+
+def a_plan(clients: Sequence[Sequence[Op]], weather: Sequence[Weather], **chosen: Any) -> Plan:
+    """Make a plan without faults but the weather."""
+    usual: dict[str, Any] = {
+        "weights": {},
+        "bank_calls": 8,
+        "max_unfinished": 20_000,
+        "max_calls": 2_000,
+        "abandon_after_seconds": 3_600.0,
+        "bank_timeout_seconds": 2.0,
+        "token_seconds": 900.0,
+        "heartbeat_seconds": 5.0,
+        "views": 1,
+        "shuffles": True,
+        "grid_seconds": 0.0,
+    }
+    return Plan(seed=1, clients=clients, weather=weather, **usual | chosen)
 
 
 def test_new_charges_are_accepted_after_an_outage_in_which_all_charges_were_given_up() -> None:
@@ -17,25 +38,26 @@ def test_new_charges_are_accepted_after_an_outage_in_which_all_charges_were_give
     """
     waiting = [[an_op(f"order-before-{number}", 0.5)] for number in range(12)]
     later = [an_op("order-after", 415.0)]
-    plan = Plan(
-        seed=1,
+    plan = a_plan(
+        [*waiting, later],
+        [Weather(0.0, "bank_down", 400.0)],
         horizon_seconds=420.0,
-        clients=[*waiting, later],
-        weather=[Weather(0.0, "bank_down", 400.0)],
-        weights={},
-        bank_calls=8,
-        max_unfinished=20_000,
-        max_calls=2_000,
         abandon_after_seconds=0.5,
         bank_timeout_seconds=1.0,
-        token_seconds=900.0,
-        heartbeat_seconds=5.0,
-        views=1,
-        shuffles=True,
-        grid_seconds=0.0,
     )
     told = tell(plan)
     assert told.violations == []
     events = [what for _, who, what in told.notes if who == "journal"]
     assert [what[2] for what in events if what[2] == "charge_abandoned"] == ["charge_abandoned"] * 12
     assert events[-1][2] == "charged"
+
+
+def test_a_charge_that_is_overdue_pauses_while_the_disk_is_full() -> None:
+    """Seed 2002486: with no room for the event that calls it off, its loop went round without a pause."""
+    op = Op(0.5, "order-1", "ada", "tok_visa", 1250, "EUR", 5.0, None, 1, not_after_seconds=3.0)
+    away, full = Weather(0.4, "bank_down", 12.0), Weather(2.0, "disk_full", 10.0)
+    told = tell(a_plan([[op]], [away, full], horizon_seconds=15.0))
+    assert told.violations == []
+    assert told.callbacks < 5_000
+    events = [what[2] for _, who, what in told.notes if who == "journal"]
+    assert events[-2:] == ["not_after_passed", "charge_called_off"]

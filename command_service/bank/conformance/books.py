@@ -94,6 +94,8 @@ async def _captures_of_parts(trial: Trial) -> None:
         raise NotPossible("it captures a part only if that is final")
     await _never(trial, trial.following(Kind.CAPTURE, opening, hold, trial.whole), "a capture of more than is left")
     await _moves(trial, trial.following(Kind.CAPTURE, opening, hold, trial.whole - half), "a capture of the rest")
+    await _moves(trial, trial.following(Kind.REFUND, opening, hold), "a refund of both captures")
+    await _never(trial, trial.following(Kind.REFUND, opening, hold, 1), "a refund of more than both captures")
 
 
 async def _nothing_after_a_void(trial: Trial) -> None:

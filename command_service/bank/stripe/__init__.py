@@ -21,7 +21,8 @@ What Stripe does, and what is done about it (https://docs.stripe.com/api/idempot
    looked up by search, which may lag by a minute, "up to an hour behind during outages": intents that young are covered by
    their key. Where search is not offered (India), a token step that old comes to no answer and is given up in the end.
 2. *Saved answers are replayed*, a 500 too, whatever has happened since. Only an end is taken from an answer to an order; else
-   the transaction is looked up within the question. No answer at all is not looked up: the step is repeated under its key.
+   the transaction is looked up within the question. No answer at all is not looked up: the step is repeated under its key. If
+   a 500 was saved of an order that was not done, the order waits until its key is forgotten.
 3. *A declined intent can be confirmed again*: it goes back to `requires_payment_method`. The execute step cancels it, and
    `two_step` looks it up before it says Declined. If a confirmation wins against the cancel, that look-up says so. A look-up
    changes nothing: to it the intent is open, and the next execute step closes it. So is one whose customer has not taken the
@@ -30,9 +31,9 @@ What Stripe does, and what is done about it (https://docs.stripe.com/api/idempot
    still be authorized is disarmed before it is cancelled: its payment method is taken away, which Stripe does only while it is
    open ("You may only update the payment_method of a PaymentIntent with one of the following statuses:
    requires_payment_method, requires_confirmation, requires_action").
-5. *Lists name nothing of ours if they are empty.* A refund is sent only after the intent itself was seen over the same
-   question, and the list came over a connection of its own. The intent is read first: if it has no room for the refund
-   although the list, read later, does not have it, then it was not our refund that took the room.
+5. *Lists name nothing of ours if they are empty.* So they come over connections of their own. For a refund the intent is read
+   first: if it has no room although the list, read later, does not have the refund, then it was not our refund that took the
+   room. A look-up whose answer does not name our intent decides nothing.
 6. *A hold is captured once*, and let go whole. A capture that is neither final nor of the whole hold, and a void of a part, are
    refused in the token step, where nothing is sent. The core's book asks for no refund beyond what was captured; if refunds
    were made elsewhere, such a refund is declined, and would be done if one of those failed later and it was sent once more.

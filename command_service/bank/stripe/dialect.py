@@ -279,6 +279,9 @@ class Stripe:
         return _Seen(intent, heard(got, self._read(got, intent, effect), effect))
 
     def _read(self, got: Exchange, intent: Intent, effect: Effect) -> Reply:
+        if intent.hides_charge:
+            # Whether a hold was authorized, and what is left to refund, is said by the charge.
+            return no_answer("a charge that was not shown")
         if effect.operation.opens:
             ends_at = int(intent.created + self._customer_seconds)
             return reading.opening(got, intent, action_ends_at=ends_at, now=self._now())

@@ -62,7 +62,9 @@ class Intent:
     url: str
     """Where the customer takes the step that is wanted; empty if none is wanted, or it is not taken at an address."""
     charge: Charge | None
-    """The newest attempt that reached the card; None if there is none, or the answer names its id only."""
+    """The newest attempt that reached the card; None if there is none."""
+    hides_charge: bool
+    """The answer names the id of its charge only, so that `charge` is None though there is one."""
 
     @property
     def was_authorized(self) -> bool:
@@ -117,6 +119,7 @@ def intent_in(said: Mapping[str, object]) -> Intent | None:
                 _failure(said.get("last_payment_error")),
                 _url(said.get("next_action")),
                 charge,
+                isinstance(attempt, str),
             )
     return None
 

@@ -22,7 +22,7 @@ capture, and to another void, the hold has lapsed, unless people let it go, by t
 a hold that people let go by that reason our void can only say that it is done.)
 
 A refund is executed if it succeeded, in progress while pending, and declined if it failed or was cancelled. One that Stripe
-does not list is open, unless no more than less than its amount is left to refund: then it is declined.
+does not list is open, unless less than its amount is left to refund: then it is declined.
 """
 
 from command_service.bank.stripe.errors import reason_of
