@@ -245,9 +245,7 @@ def evolve(state: State, recorded: Recorded) -> State:
     event = recorded.event
     match state, event:
         case Absent(), ChargeRequested(request):
-            kind = Kind.AUTHORIZE if request.is_held else Kind.CHARGE
-            opening = Operation(kind, request.idempotency_key, request.charge_id, request.amount, request)
-            return Charge(request, AwaitingToken(opening, recorded.recorded_at), recorded.position)
+            return Charge(request, AwaitingToken(opening_of(request), recorded.recorded_at), recorded.position)
         case Charge(), OperationRequested():
             return _begun(state, event, recorded)
         case Charge(), _:
@@ -256,6 +254,12 @@ def evolve(state: State, recorded: Recorded) -> State:
                 return _rested(state, newest)
             return Charge(state.request, newest, recorded.position, state.book, state.done, state.void)
     raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {type(state).__name__}")
+
+
+def opening_of(request: Request) -> Operation:
+    """Return the operation that opens a charge."""
+    kind = Kind.AUTHORIZE if request.is_held else Kind.CHARGE
+    return Operation(kind, request.idempotency_key, request.charge_id, request.amount, request)
 
 
 def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Charge:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, assert_never
 from chassis.shares import Excess
 from chassis.tasks import Tasks
 from command_service.bank.lines import Lines
-from command_service.charge import Absent, Charge, Command, Follow, bank_of, is_at_rest, outcome_of
+from command_service.charge import Absent, Charge, Command, Follow, bank_of, is_at_rest, opening_of, outcome_of
 from command_service.duplicates import Recent, recall
 from command_service.failures import (
     BankUnreachable,
@@ -37,7 +37,7 @@ from command_service.run import Run
 from command_service.runner import Runner
 from command_service.streams import Handled, Snapshot, Streams
 from command_service.turns import Turn, Turns
-from command_service.values import Wish
+from command_service.values import Request, Wish
 
 # The time after which a charge's loop that has stopped by a fault is started again, if a call waits for its turn.
 STOPPED_LOOP_SECONDS = 1.0
@@ -210,11 +210,14 @@ class Reception:
         return snapshot
 
     async def _open(self, command: Command, excess: Excess | None) -> Accepted:
+        chosen, may_begin, is_trial = self._lines.choose(command.request)
+        bank, unreachable = chosen, None if may_begin else self._unreachable(chosen)
+        refusal = unreachable or self._refusal(excess)
+        if refusal is None and not command.faults and self._journal.restored:
+            bank = await self._found(command.request, chosen)
         # Stored with the charge, if it turns out to be new, and never changed.
-        bank, may_begin, is_trial = self._lines.choose(command.request)
         command = replace(command, request=replace(command.request, bank=bank))
-        unreachable = None if may_begin else self._unreachable(bank)
-        refusal = unreachable or self._refusal(excess) or await self._duplicate(command)
+        refusal = refusal or await self._duplicate(command)
         # Its place is kept before the append, and given back unless this call makes the charge: of two alike charges that come
         # together the second one is refused.
         is_noted = self._recent.note(command.request)
@@ -227,7 +230,17 @@ class Reception:
                 if is_noted:
                     self._recent.forget(command.request)
                 if is_trial:
-                    self._lines.at(bank).tries_another_charge()
+                    self._lines.at(chosen).tries_another_charge()
+
+    async def _found(self, request: Request, chosen: str) -> str:
+        """The bank of a charge that the journal may have forgotten. Raises BankUnreachable if that cannot be known."""
+        others = self._lines.others(request, chosen)
+        if not others or not isinstance((await self._runner.load(request.charge_id)).state, Absent):
+            return chosen
+        bank, may_begin, _ = await self._lines.find(opening_of(request), chosen, others)
+        if not may_begin:
+            raise BankUnreachable(retry_after_seconds=self._lines.at(bank).retry_after_seconds)
+        return bank
 
     async def _follow(self, command: Follow, snapshot: Snapshot, excess: Excess | None) -> Accepted:
         charge_id = command.wish.charge_id

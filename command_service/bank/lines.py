@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from command_service.bank.line import Line
-from command_service.values import Request
+from command_service.values import CalledOff, CallOff, Expired, InProgress, NoAnswer, Operation, Request
 
 Rule = Callable[[Request], Sequence[str]]
 """Names the banks that may take a new charge, the preferred one first; at least one."""
@@ -65,6 +65,30 @@ class Lines:
             if line.tries_new_charge():
                 return Choice(name, may_begin=True, is_trial=True)
         return Choice(next((name for name in names if self._lines[name].may_probe), names[0]), may_begin=False)
+
+    def others(self, request: Request, chosen: str) -> Sequence[str]:
+        """Name the banks that might have been chosen for a charge instead."""
+        return [name for name in self._rule(request) if name != chosen]
+
+    async def find(self, opening: Operation, chosen: str, others: Sequence[str]) -> Choice:
+        """Find the bank of a charge that a restored journal may have forgotten: the chosen one, unless another has ended it.
+
+        The choice depends on which banks were spared, and so may have been another one. The others are made to call the charge
+        off, which tells whether one has executed or declined it. It may not begin if one does not tell.
+        """
+        for name in others:
+            line = self._lines[name]
+            if line.is_spared:
+                return Choice(name, may_begin=False)
+            performed = await line.perform(CallOff(opening, None), look_up_first=True)
+            match performed and performed.answer:
+                case CalledOff() | Expired():
+                    pass
+                case None | NoAnswer() | InProgress():
+                    return Choice(name, may_begin=False)
+                case _:
+                    return Choice(name, may_begin=True)
+        return Choice(chosen, may_begin=True)
 
     def __iter__(self) -> Iterator[tuple[str, Line]]:
         return iter(self._lines.items())

@@ -54,8 +54,8 @@ nothing, and tells how it ended. A calling off is repeated likewise. Past that t
 question whose answer is certain. So every such step is a `Contradiction`, and its charge is for people.
 
 Two things a bank of two steps can do and this one cannot. An order that it refuses, without a payment that is declined, leaves
-the key open: that is `Refused`, and for people. And a token does not expire: a charge waits for as long as the bank is away.
-It is then executed, unless `not_after` or a void has called it off.
+the key open: that is `Refused`, and for people. And a token does not expire: a charge waits for as long as the bank is away,
+and is then executed, unless `not_after` or a void has it called off.
 """
 
 import json

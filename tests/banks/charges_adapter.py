@@ -77,7 +77,7 @@ class Charges:
             got, said = await self._ask("/charges", hold, key=token, fresh=fresh)
         reply = _reply(got, said, effect)
         is_cancelled = isinstance(reply, Transaction) and reply.stage is Stage.CANCELLED
-        if is_cancelled and said and said["status"] == "succeeded" and not said["refunded"]:
+        if is_cancelled and said and said["status"] == "succeeded" and said.get("refunded") is not True:
             let_go, _ = await self._ask("/refunds", {"charge": said["id"]}, key=f"{token}:let-go", fresh=fresh)
             if isinstance(let_go, NoAnswer) or let_go.status != 200:
                 return no_answer("what was held to use a key up is not let go yet")
@@ -91,8 +91,9 @@ class Charges:
         """Look for our reference."""
         got, said = await self._look(effect)
         reply = _reply(got, said, effect)
-        is_known = isinstance(reply, Refusal) and said and said["error"].get("code") != "resource_missing"
-        return no_answer("a look-up was refused") if is_known else reply
+        if said and isinstance(reply, Refusal) and said["error"].get("code") != "resource_missing":
+            return no_answer("a look-up was refused")
+        return reply
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -107,12 +108,19 @@ class Charges:
             return got, None if said and said.get("captured") is False else said
         while True:
             got, said = await self._ask(f"{path}limit={_PAGE}{after}", fresh=True)
+            if isinstance(got, Exchange):
+                got.end_connection()
             match said:
                 case {"object": "list", "data": list(page), "has_more": bool(has_more)}:
-                    ours = [one for one in page if one["metadata"].get("reference") == operation.reference]
-                    if ours or not (page and has_more):
-                        return got, ours[0] if ours else None
-                    after = f"&starting_after={page[-1]['id']}"
+                    for one in page:
+                        match one:
+                            case {"metadata": {"reference": operation.reference}}:
+                                return got, one
+                    match page:
+                        case [*_, {"id": str(last)}] if has_more and is_storable(last):
+                            after = f"&starting_after={last}"
+                        case _:
+                            return got, {} if has_more else None
                 case _:
                     return got, said
 
@@ -124,7 +132,7 @@ class Charges:
             body = urlencode(order).encode()
             headers += [(b"Idempotency-Key", key.encode()), (b"Content-Type", b"application/x-www-form-urlencoded")]
         got = await self._endpoint.ask("POST" if body else "GET", path, headers=headers, body=body, fresh=fresh)
-        return got, {} if isinstance(got, NoAnswer) else got.json_object() or {}
+        return got, {} if isinstance(got, NoAnswer) else got.json_object(takes_fractions=True) or {}
 
 
 def charges_bank(chosen: BankSettings, transport: httpx.AsyncBaseTransport, watched: list[Watched[Any]]) -> TwoStepBank:
@@ -149,9 +157,8 @@ def _opening(operation: Operation, *, is_captured: bool) -> Mapping[str, object]
 
 def _open(operation: Operation) -> Transaction:
     """Make the transaction of ours for which the bank has done nothing."""
-    us, card, amount = operation.reference, operation.request.card.token, operation.amount
-    kind, on, is_final = operation.kind, operation.on, operation.is_final
-    units, code = amount.minor_units, amount.currency_code
+    us, card, kind, on = operation.reference, operation.request.card.token, operation.kind, operation.on
+    units, code, is_final = operation.amount.minor_units, operation.amount.currency_code, operation.is_final
     return Transaction(Stage.CREATED, us, us, card, units, code, "", None, None, kind, on, is_final)
 
 
@@ -179,12 +186,8 @@ def _read(got: Exchange, said: _Said, effect: Effect) -> Reply:
             stage = Stage.CANCELLED if "called_off" in more else end
             if operation.kind is Kind.CAPTURE:  # The marks are those of the charge that was captured.
                 kind = Kind.CAPTURE if kind is Kind.AUTHORIZE else kind
-                us, on, name, units = (
-                    operation.reference,
-                    name,
-                    str(said["balance_transaction"]),
-                    said["amount_captured"],
-                )
+                us, on, units = operation.reference, name, said.get("amount_captured", -1)
+                name = str(said.get("balance_transaction") or "")
             usable = name if stage is Stage.EXECUTED and is_storable(name) else ""
             reason, is_final = _REASONS.get(str(said.get("failure_code"))), operation.is_final
             return Transaction(stage, us, us, card, units, currency.upper(), usable, reason, got, kind, on, is_final)

@@ -136,12 +136,29 @@ async def test_with_nobody_there_the_charge_is_called_off_and_declined(street: S
     assert await books(street, charge) == []
 
 
-# ---------------------------------------------------------------- the control
-async def test_without_look_ups_a_lost_answer_is_a_second_refund(tmp_path: Path) -> None:
-    """So the books of this fake tell it, and the look-ups are what keeps it from happening."""
+# ---------------------------------------------------------------- as it runs at Stripe, and the control
+@pytest_asyncio.fixture(loop_scope="module")
+async def trusting(tmp_path: Path) -> AsyncIterator[Street]:
+    """The adapter as it is at Stripe: what is young is repeated under its key."""
     async with (
         localstripe(tmp_path / "fake.log") as fake,
         a_street(fake, CARDS, tmp_path, "stripe", [RETURN_URL]) as street,
     ):
-        charge = await STORIES["refund"].tell(street, REFUND, Trouble.LOST_ANSWER)
-        assert await books(street, charge) == [("charge", 1250), ("refund", 500), ("refund", 500)]
+        yield street
+
+
+@pytest.mark.parametrize(
+    "trouble", [Trouble.LOST_ANSWER, Trouble.KILLED_AFTER], ids=lambda trouble: trouble.name.lower()
+)
+async def test_what_acts_on_an_intent_is_done_once_without_keys_too(trusting: Street, trouble: Trouble) -> None:
+    """An intent is confirmed, captured and cancelled once. Of two that are created, one is never confirmed."""
+    for name in ("charge", "authorize", "declined", "capture", "void"):
+        for call in set(STORIES[name].calls) - {LOOK}:
+            charge = await STORIES[name].tell(trusting, call, trouble)
+            assert await books(trusting, charge) == sorted(STORIES[name].done), name
+
+
+async def test_without_look_ups_a_lost_answer_is_a_second_refund(trusting: Street) -> None:
+    """So the books of this fake tell it, and the look-ups are what keeps it from happening."""
+    charge = await STORIES["refund"].tell(trusting, REFUND, Trouble.LOST_ANSWER)
+    assert await books(trusting, charge) == [("charge", 1250), ("refund", 500), ("refund", 500)]

@@ -18,7 +18,7 @@ from charging.v1.common_pb2 import Card, Money
 from command_service.bank import breaker
 from command_service.bank.routes import Route
 from command_service.journal.sqlite.file import SqliteFile
-from command_service.operate import print_journal
+from command_service.operate import print_journal, restore_journal
 from rig.errors import refused
 from rig.proxy import listening
 from rig.referee import Referee
@@ -163,6 +163,46 @@ async def test_the_charges_of_the_only_bank_are_at_the_one_that_the_file_says(st
     assert (await street.world.refund(id_of(request))).status == OPERATION_EXECUTED
     assert [moved.kind for moved in await street.referees["a"].movements()] == ["charge", "refund"]
     assert await street.referees["b"].calls() == []
+
+
+@pytest.mark.parametrize("is_charged", [True, False])
+async def test_a_charge_that_a_restored_journal_has_forgotten_is_found_at_the_bank_that_was_chosen(
+    street: Street, tmp_path: Path, is_charged: bool
+) -> None:
+    """The rule would choose another one now, which had been passed over. No card is charged at both."""
+    await street.start(FIRST_A)
+    known = a_request()
+    await street.world.charge(known)
+    await street.world.stop()
+    journal = SqliteFile(street.world.journal)
+    journal.backup(tmp_path / "copy.db")
+    await street.start(FIRST_A)
+    await street.spare("a")
+    request = a_request() if is_charged else a_request(card=Card(token="tok_declined"))
+    first = await street.world.charge(request)
+    assert street.stored(request) == "b"
+    await street.world.stop()
+
+    restore_journal(journal, tmp_path / "copy.db", any_file_system=True)
+    await street.referees["a"].no_more_trouble()
+    await street.referees["b"].trouble("look_up", "error_before", reference=id_of(request), times=1)
+    await street.start(FIRST_A)
+    assert (await refused(street.world.charge(request))).reason == "BANK_UNREACHABLE"
+    again = await street.world.charge(request)
+    assert (again.status, again.transaction_id, again.decline_reason) == (
+        first.status,
+        first.transaction_id,
+        first.decline_reason,
+    )
+    assert street.stored(request) == "b"
+    assert await street.asked(request, "a") == []
+    assert len(await street.referees["b"].movements(id_of(request))) == is_charged
+    asked = await street.asked(known, "b")
+    assert (await street.world.charge(known)).status == CHARGED
+    assert await street.asked(known, "b") == asked, "the journal knows it"
+    new = a_request()
+    assert (await street.world.charge(new)).status == CHARGED
+    assert await street.at(new) == "a"
 
 
 # ---------------------------------------------------------------- a bank that is away

@@ -99,7 +99,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
         "ssl.SSLCertVerificationError": SOCKETS,
         "ssl.SSLError": SOCKETS,
     },
-    "command_service/bank/gateway.py": dict.fromkeys(
+    "command_service/bank/times.py": dict.fromkeys(
         ("datetime.datetime", "datetime.datetime.fromisoformat", "datetime.timedelta", "datetime.UTC"),
         "a time from its text",
     ),
