@@ -256,7 +256,9 @@ class StripeAccount(Bank):
                 return kind.removeprefix("wrong_") in said["metadata"]
             case "wrong_on":
                 return "payment_intent" in said
-        return kind in ("wrong_token", "wrong_amount", "wrong_currency")
+            case "wrong_token":  # a refund's id is nobody's but Stripe's to know
+                return said["object"] == "payment_intent"
+        return kind in ("wrong_amount", "wrong_currency")
 
     def lie(self, kind: str, asked: Asked, said: Said, chaos: Chaos) -> Said:  # noqa: ARG002
         """Bend it."""
