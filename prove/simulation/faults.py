@@ -98,7 +98,7 @@ DATABASE_WEATHER = (
     "pause_command",
 )
 # What customers do, by whom a bank wants a step, and what befalls one bank of several.
-CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.3, "customer_refuses": 0.5}
+CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.7, "customer_refuses": 0.6}
 # What befalls intents at Stripe.
 STRIPES = {"saved_error": 0.2, "late_confirm": 0.9}
 BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")

@@ -84,3 +84,12 @@ def test_a_capture_that_stripe_cannot_do_is_declined_after_a_restore_too() -> No
     assert told.violations == []
     events = [what[2] for _, who, what in told.notes if who == "journal"]
     assert events == ["charge_requested", "token_issued", "authorized", "capture_requested", "operation_declined"]
+
+
+def test_an_intent_that_a_search_does_not_find_yet_is_looked_up_by_its_id() -> None:
+    """Seed 2003078: after a restore an answer to another question and a search that lagged brought charges into review."""
+    ops = [[an_op(f"order-{number}", 0.5)] for number in range(8)]
+    banks = [BankPlan("acme", "stripe", key_seconds=420.0, search_lag_seconds=60.0)]
+    told = tell(a_plan(ops, [], weights={"stray": 0.5}, horizon_seconds=20.0, banks=banks, is_restored=True))
+    assert told.violations == []
+    assert told.fired["stray"] > 8

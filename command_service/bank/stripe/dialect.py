@@ -126,6 +126,8 @@ class Stripe:
         ]
         if page.has_more or len(found) != len(page.data):
             return no_answer("a search that finds what was not searched for")
+        if not found and not isinstance(effect, RequestToken) and effect.token is not None:
+            return _reply(await self._look(effect, effect.token, fresh=True))  # A search lags behind.
         if not found:
             return Refusal(page.got)
         newest = max(found, key=lambda it: it.created)
