@@ -224,7 +224,13 @@ async def test_a_hold_lapses_at_no_time_that_cannot_be_stored() -> None:
     async with stripe_town() as town:
         effect = Execute(hold, await town.token(hold))
         for capture_before, expires_at in ((1_796_034_481, 1_796_034_481_000_000), (10**15, 0), (10**400, 0), (-1, 0)):
-            attempt = {"object": "charge", "id": "ch_1", "status": "succeeded", "amount_captured": 0, "amount_refunded": 0}
+            attempt = {
+                "object": "charge",
+                "id": "ch_1",
+                "status": "succeeded",
+                "amount_captured": 0,
+                "amount_refunded": 0,
+            }
             answer = await malformed(
                 town,
                 effect,
