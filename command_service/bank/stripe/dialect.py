@@ -13,7 +13,7 @@ from command_service.bank.stripe.api import Api, Form, Page, Unsettled, look_up_
 from command_service.bank.stripe.objects import Intent, intent_in, refund_in
 from command_service.bank.stripe.units import in_stripes_units
 from command_service.bank.transport import Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, heard
+from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, heard, unexecuted
 from command_service.values import CallOff, Effect, Execute, Kind, NoAnswer, Operation, RequestToken
 
 # A reference has as many intents as the core takes tokens, at most eight. A page of them stays below the limit of a body.
@@ -61,7 +61,7 @@ class Stripe:
         if amount is None or _is_not_stripes(operation):
             return Refusal()
         if not operation.opens:
-            return reading.unasked(operation)
+            return unexecuted(operation)
         order = [
             ("amount", str(amount)),
             ("currency", operation.amount.currency_code.lower()),
