@@ -13,7 +13,7 @@ from command_service.bank.stripe import stripe_bank
 from command_service.bank.transport import open_transport
 from command_service.values import Answer, Effect, InProgress, NoAnswer, Operation, RequestToken, Token
 from gateway_mock.wire import Answer as Wired
-from gateway_mock.wire import Reply, Request, Silence, serving
+from gateway_mock.wire import AnswerAndMore, Reply, Request, Silence, serving
 from rig.stripe_bank import StripeBank
 from tests.contract.bank_rigs import NO_TLS, PATIENT_SECONDS
 from tests.contract.operations import executed
@@ -43,6 +43,9 @@ class Town:
     extra: tuple[tuple[str, str], ...] = ()
     """Headers of those."""
 
+    stray: Any = None
+    """One more answer to each look-up, some ms after the right one: the next question over its connection may hear it."""
+
     def __post_init__(self) -> None:
         self.stripe = StripeBank(now=lambda: self.at, keys={KEY})
         self.key = Secret(KEY)
@@ -50,6 +53,8 @@ class Town:
 
     async def respond(self, request: Request) -> Reply:
         path = request.path.removeprefix("/v1")
+        if self.stray is not None and path.endswith(("/refunds", "/search")):
+            await asyncio.sleep(0.05)  # The stray answer comes first.
         self.calls.append((request.method, path))
         self.headers.append(dict(request.headers))
         self.bodies.append(request.body.decode())
@@ -65,7 +70,10 @@ class Town:
         target = f"{request.path}?{request.query}" if request.query else request.path
         status, headers, body = self.stripe.answer(request.method, target, request.headers, request.body)
         others = tuple((name, text) for name, text in headers.items() if name != "content-type")
-        return Silence() if lost == "answer" else Wired(status, body, others)
+        said = Wired(status, body, others)
+        if self.stray is not None and request.method == "GET":
+            return AnswerAndMore(said, Wired(200, json.dumps(self.stray).encode()), 0.01)
+        return Silence() if lost == "answer" else said
 
     def made(self, *endings: str) -> int:
         """Count the orders whose path ends so."""

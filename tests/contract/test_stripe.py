@@ -274,6 +274,32 @@ async def test_a_refund_is_found_among_many() -> None:
         assert isinstance(await town.answer(Execute(more, more.reference), look_up_first=True), Executed)
 
 
+async def test_an_empty_list_that_answers_another_question_is_not_believed() -> None:
+    """The refund was done a day ago: a stray answer would have it done again."""
+    async with stripe_town() as town:
+        effect = await opened(town, Kind.REFUND)
+        done = await town.answer(effect)
+        town.at += 25 * HOUR
+        town.stray = {"object": "list", "url": "/v1/refunds", "data": [], "has_more": False}
+        for _ in range(5):
+            assert await town.answer(effect, look_up_first=True) in (done, NoAnswer())
+        assert len(moved(town, effect.operation)) == 1
+
+
+async def test_a_search_that_answers_another_question_is_not_believed() -> None:
+    """The charge was made a day ago: after a stray answer another intent would be created, and confirmed."""
+    async with stripe_town() as town:
+        effect = await opened(town, Kind.CHARGE)
+        await town.answer(effect)
+        town.at += 25 * HOUR
+        town.stray = {"object": "search_result", "url": "/v1/payment_intents/search", "data": [], "has_more": False}
+        for _ in range(5):
+            await town.answer(effect, look_up_first=True)
+            asked = await town.answer(RequestToken(effect.operation, 0), look_up_first=True)
+            assert asked in (Token(effect.token), NoAnswer())
+        assert len(town.stripe.intents) == 1
+
+
 # ---------------------------------------------------------------- refunds and holds
 async def test_more_than_is_left_is_not_refunded() -> None:
     """Neither looked up first nor not; what is left still is."""
