@@ -138,6 +138,23 @@ class ARefundIsSentBlindlyPastTheKeysTime(Parts):
         return {name: Blind(bank) for name, bank in super().banks().items()}
 
 
+# ---------------------------------------------------------------- restored journals
+class Unnoticed(Around[Bank]):
+    """A bank that is never looked at first."""
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:  # noqa: ARG002  # the bug
+        """Do a step at once."""
+        return await self.inner.perform(effect, look_up_first=False)
+
+
+class ARestoredJournalIsNotNoticed(Parts):
+    """A charge that the journal has lost is taken for new at its bank, too."""
+
+    def banks(self) -> Mapping[str, Bank]:
+        """Make banks that are not looked at."""
+        return {name: Unnoticed(bank) for name, bank in super().banks().items()}
+
+
 # ---------------------------------------------------------------- several banks
 class FailingOver(Around[Lines]):
     """The lines of charges whose bank changes while it is spared."""
@@ -166,6 +183,7 @@ BUGS: Mapping[type[Parts], str] = {
     ADeclinedIntentIsTakenForClosed: "stripe",
     TheAnswerToAConfirmationIsBelieved: "stripe",
     ARefundIsSentBlindlyPastTheKeysTime: "stripe leaves late",
+    ARestoredJournalIsNotNoticed: "restored",
     AChargeUnderWayGoesToAnotherBank: "several",
 }
-"""Each with the trait of a story's banks that lets it do harm, in the words of `prove.simulation.shapes.traits`."""
+"""Each with the trait of stories in which it does harm, in the words of `prove.simulation.plan.traits_of`."""

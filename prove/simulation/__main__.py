@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable
 
 from chassis import process
-from prove.simulation.plan import KINDS, plan_of
+from prove.simulation.faults import KINDS
+from prove.simulation.plan import plan_of
 from prove.simulation.stories import as_story, run, shrink
 
 

@@ -51,6 +51,23 @@ class Asked:
     """What a story tells of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A charge that a bank has executed, and that the journal has lost since: it was restored from an older copy."""
+
+    reference: str
+    card: str
+    amount: int
+    currency: str
+    is_held: bool
+    age_seconds: float
+
+    @property
+    def kind(self) -> str:
+        """What it is to the bank."""
+        return "authorize" if self.is_held else "charge"
+
+
 @dataclass(slots=True)
 class Bank(ABC):
     """A bank, whatever its API. Who derives from it holds the transactions."""
@@ -174,6 +191,10 @@ class Bank(ABC):
     @abstractmethod
     def expire_hold(self, asked: Asked) -> None:
         """Let that hold lapse."""
+
+    @abstractmethod
+    def recall(self, lost: Lost) -> None:
+        """Have executed it, before the story began."""
 
     @abstractmethod
     def take_step(self, token: str, *, confirms: bool) -> bool:

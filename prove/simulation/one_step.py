@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from gateway_mock.model import CANCELLATION, CANCELLED, CARDS, EXECUTED, STATUS, Operation, Refusal, Transaction
 from gateway_mock.payments import NEVER_MS, carried_out, is_remembered, saved
 from judge.history import BankCall, Movement
-from prove.simulation.bank import Asked, Bank, Chaos, Reply, Said, Step, as_reply, told_time
+from prove.simulation.bank import Asked, Bank, Chaos, Lost, Reply, Said, Step, as_reply, told_time
 
 STRAYS: tuple[tuple[int, Said], ...] = (
     (422, {"error": "key_reused"}),
@@ -160,6 +160,13 @@ class OneStepBank(Bank):
         """Let that hold lapse."""
         if (opening := self._opening(self._acts_on(asked))) is not None:
             opening.hold_expires_at_ms = self.now_ms()
+
+    def recall(self, lost: Lost) -> None:
+        """Have executed it, before the story began."""
+        terms = lost.reference, lost.reference, lost.card, lost.amount, lost.currency, NEVER_MS
+        paid = self._keep(Transaction(*terms, kind=Operation(lost.kind)), is_cancelled=False)
+        assert isinstance(paid, Transaction), "a lost charge is one that a bank can execute"
+        paid.closed_at_ms = self.now_ms() - lost.age_seconds * 1_000
 
     def take_step(self, token: str, *, confirms: bool) -> bool:
         """A customer confirms, or refuses; say whether that was in time."""

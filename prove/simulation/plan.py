@@ -10,117 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from prove.simulation import ops, shapes
+from prove.simulation.bank import Lost
+from prove.simulation.faults import (
+    BANK_WEATHER,
+    CALL_FAULTS,
+    CUSTOMERS,
+    DATABASE_FAULTS,
+    DATABASE_SEQUELS,
+    DATABASE_WEATHER,
+    LATER,
+    STRIPES,
+    WEATHER,
+)
 from prove.simulation.ops import Op
 from prove.simulation.shapes import BankPlan
-from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE
 
-# Faults of single calls, commits and messages, each with the highest weight that still lets stories come to something.
-CALL_FAULTS = {
-    **dict.fromkeys(BEFORE, 0.5),
-    **dict.fromkeys(AFTER, 0.5),
-    **dict.fromkeys(OTHERWISE, 0.5),
-    **dict.fromkeys(LIES, 0.2),
-    "contradict": 0.6,  # only of an execute step that moved money, and with no other fault on its way: that is rare
-    "mixed_up": 0.6,
-    "refuse": 0.1,
-    "forget_token": 0.1,
-    "eio_kept": 0.1,
-    "eio_lost": 0.1,
-    "disk_full_once": 0.3,
-    "slow_disk": 0.3,
-    "view_not_written": 0.3,
-    "rpc_lose_request": 0.3,
-    "rpc_lose_answer": 0.3,
-    "rpc_delay": 0.3,
-    "feed_cut": 0.3,
-    "feed_stall": 0.1,
-    "feed_delay": 0.3,
-    "kill_in_recovery": 0.6,
-    "kill_anywhere": 0.7,
-    "kill_before_commit": 0.1,
-    "kill_after_commit": 0.1,
-    "view_power_cut": 0.7,
-    "view_lost": 0.3,
-}
-# What happens at some time, and for how long it lasts.
-WEATHER = (
-    "kill_command",
-    "stop_command",
-    "kill_query",
-    "stop_query",
-    "bank_down",
-    "bank_restart",
-    "unauthorized",
-    "clock_jump",
-    "disk_full",
-)
-# Of these each call or commit that meets one is counted: when nobody meets it, nothing has happened.
-MET = frozenset({"bank_down", "bank_restart", "unauthorized", "disk_full"})
 # In a few stories the bank is away for hours, beyond the age at which charges are given up, and late deliveries are as late.
 LONG_STORIES, LONG_SECONDS, LONG_LATE_FACTOR = 1 / 80, (600.0, 3 * 3_600.0), 200.0
 # In these stories clients want more than charges: by a chance of its own, so that all other stories stay what they were.
 STORIES_WITH_SALES = 0.6
-# What clients do that is no fault of ours, counted as well.
-CLIENTS = ("client_cancel", "client_deadline", "other_body", "invalid_request", "card_number", "other_refusal")
-# What came of it in the end, by the journal.
-ENDS = (
-    *("authorized", "captured", "voided", "refunded", "charge_called_off", "not_after_passed", "authorization_expired"),
-    *("operation_declined", "operation_abandoned", "action_required"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Later:
-    """A kind of fault that came when there were stories already: by a chance of its own, so that those stay what they are."""
-
-    stream: str
-    """Names the chance. Those of one name share it, and are drawn in the table's order."""
-    stories: float
-    """In which share of the stories it is."""
-    most: float | None
-    """The highest weight, as of the others; None for weather."""
-    least: float = 0.3
-    """The lowest weight, as a share of the highest."""
-
-
-LATER = {
-    "stray": Later("stray {seed}, its weight", 1 / 4, 0.3, 0.1),
-    "journal_busy": Later("later {seed}", 1 / 8, 0.1),
-    "clock_before_1970": Later("later {seed}", 1 / 8, None),
-    "wrong_kind": Later("wrong kind {seed}", 1 / 8, 0.2),
-    "wrong_on": Later("wrong on {seed}", 1 / 4, 0.2),
-    "expire_hold": Later("lapsed {seed}", 1 / 3, 0.4),
-    "late_execute": Later("late execute {seed}", 2 / 3, 0.9),
-}
 # From this seed on several command servers share a journal in a PostgreSQL of two nodes. All others stay what they were.
 SHARED = 1_000_000
 # From this seed on a story is of banks of every shape, alone or two together, and of customers who take their step or do not.
 BANKS = 2_000_000
-# What goes wrong between these servers and their database, and at its nodes, in the same terms as above.
-DATABASE_FAULTS = {
-    "pg_cut_before": 0.1,
-    "pg_cut_during": 0.5,
-    "pg_cut_after": 0.1,
-    "pg_answer_lost": 0.05,
-    "pg_undone": 0.1,
-    "pg_slow": 0.1,
-    "pg_warned": 0.3,
-    "pg_killed_in_commit": 0.2,
-    "pg_unreachable": 0.3,
-    "pg_hint_lost": 0.9,
-}
-# What may follow from these and from the weather, half of the time.
-DATABASE_SEQUELS = ("pg_warned_lost", "pg_old_primary")
-DATABASE_WEATHER = (
-    *("pg_failover", "pg_paused_failover", "pg_restart", "pg_pause", "pg_standby_gone", "pg_clock_jump"),
-    "pause_command",
-)
 STORIES_WITHOUT_LEASES = 1 / 8
-# What customers do, by whom a bank wants a step, and what befalls one bank of several.
-CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.3, "customer_refuses": 0.5}
-# What befalls intents at Stripe.
-STRIPES = {"saved_error": 0.2, "late_confirm": 0.9}
-BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
+RESTORED_STORIES = 0.25
 STORIES_OF_FORGOTTEN_KEYS = 0.3
 # Clocks that differ by more than an adapter's room are another story.
 CLOCK_JUMP_SECONDS = 5.0
@@ -129,22 +43,6 @@ CLOCK_JUMP_SECONDS = 5.0
 REST_OF_CUSTOMERS_SECONDS = 400.0
 # At rest after faults everything must be well within a minute.
 DATABASE_WEATHER_SECONDS = 8.0
-KINDS = (
-    *CALL_FAULTS,
-    *WEATHER,
-    *LATER,
-    *DATABASE_FAULTS,
-    *DATABASE_SEQUELS,
-    *DATABASE_WEATHER,
-    *CUSTOMERS,
-    "customer_confirms",
-    "bank_silent",
-    "key_forgotten",
-    "away_after",
-    *STRIPES,
-    *CLIENTS,
-    *ENDS,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +94,10 @@ class Plan:
     ignores_leases: bool = False
     """Each of them drives every charge."""
     banks: Sequence[BankPlan] = (BankPlan(),)
+    is_restored: bool = False
+    """The journal came from a backup."""
+    lost: Sequence[Lost] = ()
+    """What it has lost."""
     clock_jump_seconds: float = 3_600.0
     """The furthest that a clock jumps."""
     rest_seconds: float = 60.0
@@ -208,6 +110,14 @@ def plan_of(seed: int) -> Plan:
     if seed < SHARED:
         return plan
     return _shared(plan) if seed < BANKS else _of_banks(plan)
+
+
+def traits_of(plan: Plan) -> set[str]:
+    """Of what kinds a story's banks are, which of them leaves for long and when, and what else is special about them."""
+    found = {bank.kind for bank in plan.banks}
+    found |= {f"{bank.kind} leaves" for bank in plan.banks if bank.away_seconds}
+    found |= {f"{bank.kind} leaves late" for bank in plan.banks if bank.away_seconds and bank.spares_openings}
+    return found | ({"several"} if len(plan.banks) > 1 else set()) | ({"restored"} if plan.lost else set())
 
 
 def _shared(plan: Plan) -> Plan:
@@ -275,16 +185,15 @@ def _of_banks(plan: Plan) -> Plan:
     clients = list(plan.clients)
     if not any(op.method != "charge" for client in clients for op in client):
         clients += ops.sales(chance, plan.seed, plan.horizon_seconds)
-    if any(bank.spares_openings for bank in banks):
-        clients = [[shapes.of_good_cards(op) for op in client] for client in clients]
-    elif any(bank.kind != shapes.ONE_STEP for bank in banks):
-        clients = [[shapes.with_customer(op) for op in client] for client in clients]
+    clients = [[shapes.wish(op, banks) for op in client] for client in clients]
     if any(bank.kind == shapes.STRIPE for bank in banks):
-        clients = [[shapes.of_whole_holds(op) for op in client] for client in clients]
         weights |= {kind: most * chance.uniform(0.5, 1.0) for kind, most in STRIPES.items() if chance.random() < 0.7}
+    is_restored = len(banks) == 1 and chance.random() < RESTORED_STORIES
     return replace(
         plan,
         banks=banks,
+        is_restored=is_restored,
+        lost=shapes.lost(chance, clients) if is_restored else (),
         horizon_seconds=horizon,
         clients=clients,
         clock_jump_seconds=CLOCK_JUMP_SECONDS if forgetful else plan.clock_jump_seconds,

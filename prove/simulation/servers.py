@@ -311,6 +311,12 @@ class SimulatedParts(WaysToBanks):
         database = self._servers.database
         return [] if database is None else database.nodes_for(self._process)
 
+    async def journal(self) -> Journal:
+        """Open the journal; in some stories it came from a backup."""
+        journal = await super().journal()
+        journal.restored |= self._stage.plan.is_restored
+        return journal
+
     async def store(self) -> Store:
         """Open the store."""
         nodes, name = self.nodes(), self._process.name

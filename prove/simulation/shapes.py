@@ -5,6 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from judge.history import charge_id_of
+from prove.simulation.bank import Lost
 from prove.simulation.ops import Op
 
 TWO_STEP, ONE_STEP, STRIPE = "two_step", "one_step", "stripe"
@@ -19,6 +21,8 @@ NAMES = ("acme", "bolt")
 KEY_SECONDS = (420.0, 420.0, 600.0)
 # For how long a bank waits for a customer.
 STEP_SECONDS = (3.0, 12.0, 25.0, 40.0)
+# Cards that every bank approves.
+GOOD_CARDS = ("tok_visa", "tok_mastercard")
 # Cards whose bank wants a step of the customer, for cards without.
 OF_A_CUSTOMER = {"tok_visa": "tok_3ds", "tok_mastercard": "tok_3ds", "tok_expired_card": "tok_3ds_declined"}
 
@@ -56,27 +60,41 @@ def _bank(name: str, kind: str, chance: random.Random) -> BankPlan:
     return BankPlan(name, kind, key_seconds, chance.choice(STEP_SECONDS), search_lag_seconds=lag_seconds)
 
 
-def traits(banks: Sequence[BankPlan]) -> set[str]:
-    """Of what kinds a story's banks are, which of them leaves for long and when, and whether they are several."""
-    found = {*(bank.kind for bank in banks), *(("several",) if len(banks) > 1 else ())}
-    for bank in banks:
-        if bank.away_seconds:
-            found |= {f"{bank.kind} leaves", *((f"{bank.kind} leaves late",) if bank.spares_openings else ())}
+def lost(chance: random.Random, clients: Sequence[Sequence[Op]]) -> Sequence[Lost]:
+    """Choose charges that clients want, and that the bank has executed before: of keys under which they want one thing only."""
+    wanted: dict[str, set[tuple[str, str, int | None, str, bool]]] = {}
+    for op in (op for ops in clients for op in ops if op.method == "charge" and not op.spoiled):
+        wanted.setdefault(op.key, set()).add((op.user, op.card, op.amount, op.currency, op.is_held))
+    found = []
+    for key, bodies in wanted.items():
+        _, card, amount, currency, is_held = next(iter(bodies))
+        if len(bodies) == 1 and amount and card in GOOD_CARDS and chance.random() < 0.7:
+            age_seconds = chance.uniform(1.0, 1_200.0)
+            found.append(Lost(charge_id_of("default", key), card, amount, currency, is_held, age_seconds))
     return found
 
 
-def of_whole_holds(op: Op) -> Op:
+def wish(op: Op, banks: Sequence[BankPlan]) -> Op:
+    """What a client wants at these banks, where the plain story has this wish."""
+    if any(bank.spares_openings for bank in banks):
+        op = _of_good_card(op)
+    elif any(bank.kind != ONE_STEP for bank in banks):
+        op = _with_customer(op)
+    return _of_whole_hold(op) if any(bank.kind == STRIPE for bank in banks) else op
+
+
+def _of_whole_hold(op: Op) -> Op:
     """The same wish, at a bank that captures a hold once: by its key a capture is mostly the last one."""
     is_final = random.Random(f"the last of {op.charge_key} {op.key}").random() < 0.8
     return replace(op, is_final=True) if op.method == "capture" and is_final else op
 
 
-def of_good_cards(op: Op) -> Op:
+def _of_good_card(op: Op) -> Op:
     """The same wish, where it matters what follows: no charge is declined."""
     return replace(op, card="tok_visa") if op.method == "charge" and not op.spoiled else op
 
 
-def with_customer(op: Op) -> Op:
+def _with_customer(op: Op) -> Op:
     """The same wish, at banks that want a step of some customers: its key decides which."""
     if op.method != "charge":
         return op

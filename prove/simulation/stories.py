@@ -18,8 +18,8 @@ from command_service.bank import Bank
 from prove import canaries
 from prove.loop_bugs import Looking
 from prove.report import Harness, Say
-from prove.simulation import shapes
-from prove.simulation.plan import BANKS, KINDS, SHARED, Mask, Plan, plan_of
+from prove.simulation.faults import KINDS
+from prove.simulation.plan import BANKS, SHARED, Mask, Plan, plan_of, traits_of
 from prove.simulation.servers import SimulatedParts
 from prove.simulation.world import Told, run_story
 
@@ -137,7 +137,7 @@ def _seeds_for(name: str) -> Iterator[int]:
     if (trait := canaries.OF_OTHER_BANKS.get(name)) is None:
         yield from count(SHARED if name in canaries.OF_A_DATABASE else 0)
     else:
-        yield from (seed for seed in count(BANKS) if trait in shapes.traits(plan_of(seed).banks))
+        yield from (seed for seed in count(BANKS) if trait in traits_of(plan_of(seed)))
 
 
 class WatchingTheClock(SimulatedParts):

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from charging.v1.common_pb2 import DeclineReason
 from judge.history import BankCall, Movement
-from prove.simulation.bank import EPOCH_SECONDS, Asked, Bank, Chaos, Reply, Said
+from prove.simulation.bank import EPOCH_SECONDS, Asked, Bank, Chaos, Lost, Reply, Said
 from rig.stripe_bank import StripeBank
 from rig.stripe_objects import Intent
 
@@ -87,7 +87,7 @@ class StripeAccount(Bank):
                 return Asked("execute", method, target, body, key, form.get("metadata[capture]", ""), shown)
             case [_, intent_id, "cancel"]:
                 intent = self.stripe.intents.get(intent_id)
-                if intent is not None and intent.status == "requires_capture" and "void" in intent.metadata:
+                if intent is not None and "void" in intent.metadata:
                     return Asked("execute", method, target, body, key, intent.metadata["void"], shown)
                 return Asked("cancel", method, target, body, key, intent_id, shown)
             case [_, intent_id]:
@@ -207,6 +207,22 @@ class StripeAccount(Bank):
         if (intent := self._intent(asked)) is not None:
             intent.has_lapsed, intent.done_at = True, self.stripe.now() + LAPSING_SECONDS
 
+    def recall(self, lost: Lost) -> None:
+        """Have executed it, before the story began: so long ago that no key is known, and a search finds it."""
+        order = {
+            "amount": str(lost.amount),
+            "currency": lost.currency.lower(),
+            "payment_method": CARDS[lost.card],
+            "capture_method": "manual" if lost.is_held else "automatic",
+            "metadata[reference]": lost.reference,
+            "metadata[kind]": lost.kind,
+            "metadata[card]": lost.card,
+        }
+        _, _, body = self.stripe.answer("POST", "/v1/payment_intents", HEADERS, urlencode(order).encode())
+        intent = self.stripe.intents[json.loads(body)["id"]]
+        self.stripe.answer("POST", f"/v1/payment_intents/{intent.intent_id}/confirm", HEADERS, b"")
+        intent.created -= lost.age_seconds + self.key_seconds
+
     def take_step(self, token: str, *, confirms: bool) -> bool:
         """A customer confirms, or refuses; say whether that was in time."""
         intent = self.stripe.intents[token]
@@ -240,7 +256,9 @@ class StripeAccount(Bank):
                 return kind.removeprefix("wrong_") in said["metadata"]
             case "wrong_on":
                 return "payment_intent" in said
-        return kind in ("wrong_token", "wrong_amount", "wrong_currency")
+            case "wrong_token":  # a refund's id is nobody's but Stripe's to know
+                return said["object"] == "payment_intent"
+        return kind in ("wrong_amount", "wrong_currency")
 
     def lie(self, kind: str, asked: Asked, said: Said, chaos: Chaos) -> Said:  # noqa: ARG002
         """Bend it."""

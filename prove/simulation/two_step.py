@@ -23,7 +23,7 @@ from gateway_mock.model import (
     told,
 )
 from judge.history import BankCall, Movement
-from prove.simulation.bank import CARDS, Asked, Bank, Chaos, Reply, Said, Step, as_reply, told_time
+from prove.simulation.bank import CARDS, Asked, Bank, Chaos, Lost, Reply, Said, Step, as_reply, told_time
 
 # A token of the simulation lives through the instant in which its time is over: so it did when the corpus's seeds were found.
 LAST_INSTANT_MS = 1e-6
@@ -178,6 +178,14 @@ class TwoStepBank(Bank):
     def expire_hold(self, asked: Asked) -> None:
         """Let that hold lapse."""
         self.book.expire_hold(self._acts_on(asked) or "", self.now_ms())
+
+    def recall(self, lost: Lost) -> None:
+        """Have executed it, before the story began."""
+        token, began_ms = f"{self.prefix}ttok_{len(self.book.by_token) + 1}", -lost.age_seconds * 1_000
+        order = Transaction(token, lost.reference, lost.card, lost.amount, lost.currency, began_ms + 1_000.0)
+        order.kind = Operation(lost.kind)
+        self.book.issue(order, began_ms)
+        self.book.execute(token, began_ms, self._new_id())
 
     def take_step(self, token: str, *, confirms: bool) -> bool:
         """A customer confirms, or refuses; say whether that was in time."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from prove.simulation.bank import Bank
 from prove.simulation.disk import Disk
+from prove.simulation.faults import MET
 from prove.simulation.outages import Outages
-from prove.simulation.plan import MET, Weather
+from prove.simulation.plan import Weather
 from prove.simulation.servers import Servers
 from prove.simulation.stage import Stage
 

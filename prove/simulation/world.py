@@ -86,6 +86,8 @@ class World:
         self._sky = Sky(self._stage, self._banks, self._disk, self._servers, outages)
         Customers(self._stage, self._banks)
         for bank in self._banks.values():
+            for lost in plan.lost:
+                bank.recall(lost)
             bank.forgot_key = partial(self._stage.dice.met, "key_forgotten")
         self._judging = Judging(self._stage, self._banks, self._disk, self._servers, self._callers)
 

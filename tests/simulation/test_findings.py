@@ -1,6 +1,7 @@
 """Bugs that the simulation found, each as a story of its own, independent of changes in the plans."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from prove.simulation.ops import Op
@@ -72,3 +73,14 @@ def test_a_start_without_a_clock_takes_no_operation_for_young() -> None:
     told = tell(a_plan([[op]], weather, weights={"away_after": 1.0}, horizon_seconds=600.0, banks=[bank]))
     assert told.violations == []
     assert told.fired["key_forgotten"]
+
+
+def test_a_capture_that_stripe_cannot_do_is_declined_after_a_restore_too() -> None:
+    """Seed 2000088: the look-up found the hold open, so that a token was given that only a person could get rid of."""
+    hold = Op(0.5, "order-1", "ada", "tok_visa", 1250, "EUR", 5.0, None, 1, is_held=True)
+    part = replace(hold, key="part", method="capture", charge_key="order-1", amount=500, is_held=False)
+    banks = [BankPlan("acme", "stripe", key_seconds=420.0)]
+    told = tell(a_plan([[hold, part]], [], horizon_seconds=10.0, banks=banks, is_restored=True))
+    assert told.violations == []
+    events = [what[2] for _, who, what in told.notes if who == "journal"]
+    assert events == ["charge_requested", "token_issued", "authorized", "capture_requested", "operation_declined"]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from prove import canaries
-from prove.simulation import shapes
+from prove.simulation.faults import KINDS
 from prove.simulation.loop import PROCESS, Deadlock, VirtualLoop
-from prove.simulation.plan import BANKS, KINDS, SHARED, plan_of
+from prove.simulation.plan import BANKS, SHARED, plan_of, traits_of
 from prove.simulation.servers import SimulatedParts
 from prove.simulation.stories import as_story, corpus, seed_that_finds, shrink, tell, try_seeds
 
@@ -82,7 +82,7 @@ def test_a_planted_bug_is_found_soon(name: str) -> None:
 
 def test_a_planted_bug_is_in_its_own_parts_and_nowhere_else() -> None:
     """Planting returns new parts, and the original parts still make sound servers."""
-    assert len(canaries.NAMES) == len(set(canaries.NAMES)) == 50
+    assert len(canaries.NAMES) == len(set(canaries.NAMES)) == 51
     for name in canaries.NAMES:
         assert issubclass(wrong := canaries.planted(name, SimulatedParts), SimulatedParts)
         assert wrong is not SimulatedParts
@@ -105,9 +105,9 @@ def test_a_failing_story_is_shrunk_and_printed_in_steps() -> None:
 
 def test_the_stories_of_banks_have_every_shape_alone_and_together() -> None:
     """And some of each that forgets keys are of a bank that is away for longer than it knows them."""
-    found = {trait for seed in range(BANKS, BANKS + 200) for trait in shapes.traits(plan_of(seed).banks)}
+    found = {trait for seed in range(BANKS, BANKS + 200) for trait in traits_of(plan_of(seed))}
     kinds = {"two_step", "one_step", "stripe"}
-    assert found >= {*kinds, "several", "one_step leaves", "stripe leaves", "stripe leaves late"}
+    assert found >= {*kinds, "several", "one_step leaves", "stripe leaves", "stripe leaves late", "restored"}
     alone = {plan_of(seed).banks[0].kind for seed in range(BANKS, BANKS + 200) if len(plan_of(seed).banks) == 1}
     assert alone == kinds
 
