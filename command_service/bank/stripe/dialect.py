@@ -114,9 +114,9 @@ class Stripe:
         """Search for the newest intent of our reference, and look it up, since what a search tells may be old."""
         reference = effect.operation.reference
         if not effect.operation.opens:
-            found = await self._find_following(effect, fresh=fresh)
+            known = await self._find_following(effect, fresh=fresh)
             # To a token step an open one is one that nobody has asked for: that step says whether it can be.
-            return Refusal() if isinstance(effect, RequestToken) and _is_created(found) else found
+            return Refusal() if isinstance(effect, RequestToken) and _is_created(known) else known
         query = [("query", f"metadata['{reading.REFERENCE}']:'{reference}'"), ("limit", str(SEARCHED))]
         page = await self._api.page("/payment_intents/search", query)
         if not isinstance(page, Page):
