@@ -8,6 +8,7 @@ former value stays, and the next look makes it from the whole set.
 import asyncio
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,15 @@ class Unusable(SettingsError):
     """Files cannot be used; the text names the file and the reason, and quotes nothing that a file holds."""
 
 
+def _open(path: str, flags: int) -> int:
+    """Open a file, and nothing that is none. A pipe that nobody writes to would stop the looks at all files for good."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Unusable(f"{path}: is no file")
+    return descriptor
+
+
 class Files:
     """The files that a value is made of. It is made again when the bytes of one of them change, or when one appears."""
 
@@ -41,7 +51,7 @@ class Files:
         self._seen: dict[Path, bytes | None] = {}
 
     def read(self, path: Path) -> bytes:
-        """Return the content of a file. Raises Unusable if it cannot be read, or is larger than MAX_BYTES."""
+        """Return the content of a file. Raises Unusable if it is none, cannot be read, or is larger than MAX_BYTES."""
         content = self.read_if_there(path)
         if content is None:
             raise Unusable(f"{path}: there is no such file")
@@ -51,7 +61,7 @@ class Files:
         """Return the content of a file, None if there is none. Raises Unusable as `read`."""
         self._seen[path] = None
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_open) as file:
                 content = file.read(MAX_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError, ValueError):  # a ValueError: no file's name has a zero byte
             return None

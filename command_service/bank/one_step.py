@@ -66,7 +66,16 @@ import httpx
 from command_service.bank import Bank, trusted_seconds
 from command_service.bank.times import microseconds
 from command_service.bank.transport import JSON_CONTENT, Endpoint, Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
+from command_service.bank.two_step import (
+    Refusal,
+    Reply,
+    Stage,
+    Transaction,
+    TwoStepBank,
+    heard,
+    is_storable,
+    unexecuted,
+)
 from command_service.values import (
     Answer,
     CallOff,
@@ -78,7 +87,6 @@ from command_service.values import (
     InProgress,
     Kind,
     NoAnswer,
-    Operation,
     RequestToken,
 )
 
@@ -110,7 +118,7 @@ class OneStep:
 
     async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:  # noqa: ARG002 - nothing is asked
         """Name our reference as the token."""
-        return _open(effect.operation)
+        return unexecuted(effect.operation)
 
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
         """Send the order, with the token as its key."""
@@ -129,7 +137,7 @@ class OneStep:
         found = await self._look_up(effect, fresh=fresh)
         if isinstance(found, Refusal):
             found = await self._look_up(effect, fresh=True)
-        return _open(effect.operation, found.exchange) if isinstance(found, Refusal) else found
+        return unexecuted(effect.operation, found.exchange) if isinstance(found, Refusal) else found
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -171,7 +179,7 @@ class OneStepWithoutLookUps(OneStep):
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
         """Repeat it likewise; what has no token was never sent, and is open."""
         if isinstance(effect, RequestToken) or effect.token is None:
-            return _open(effect.operation)
+            return unexecuted(effect.operation)
         return await self.find_by_token(effect, effect.token, fresh=fresh)
 
 
@@ -206,22 +214,6 @@ def one_step_bank(
 
 
 # ---------------------------------------------------------------- what the bank said
-def _open(operation: Operation, exchange: Exchange | None = None) -> Transaction:
-    """The transaction of an operation that the bank has not executed."""
-    return Transaction(
-        Stage.CREATED,
-        operation.reference,
-        operation.reference,
-        operation.request.card.token,
-        operation.amount.minor_units,
-        operation.amount.currency_code,
-        exchange=exchange,
-        kind=operation.kind,
-        on=operation.on,
-        is_final=operation.is_final,
-    )
-
-
 def _read_end(got: Exchange) -> Reply:
     """Read the answer to an order, or to a calling off."""
     said = got.json_object() or {}

@@ -169,6 +169,22 @@ class Transaction:
         return Evidence(fields, self.exchange.status) if self.has_unusable_id else self.exchange.evidence(*fields)
 
 
+def unexecuted(operation: Operation, exchange: Exchange | None = None) -> Transaction:
+    """The transaction of an operation whose token is its own reference, and which the bank has not executed."""
+    return Transaction(
+        Stage.CREATED,
+        operation.reference,
+        operation.reference,
+        operation.request.card.token,
+        operation.amount.minor_units,
+        operation.amount.currency_code,
+        exchange=exchange,
+        kind=operation.kind,
+        on=operation.on,
+        is_final=operation.is_final,
+    )
+
+
 @value
 class Refusal:
     """A definite no, in the bank's own words; to a look-up, that there is no such transaction."""

@@ -257,7 +257,7 @@ class StripeAccount(Bank):
             case "wrong_on":
                 return "payment_intent" in said
             case "wrong_token":  # a refund's id is nobody's but Stripe's to know
-                return said["object"] == "payment_intent"
+                return bool(said["object"] == "payment_intent")
         return kind in ("wrong_amount", "wrong_currency")
 
     def lie(self, kind: str, asked: Asked, said: Said, chaos: Chaos) -> Said:  # noqa: ARG002

@@ -31,7 +31,16 @@ from chassis.watched import Watched
 from command_service.bank import trusted_seconds
 from command_service.bank.kinds import BankSettings, check_members
 from command_service.bank.transport import Endpoint, Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
+from command_service.bank.two_step import (
+    Refusal,
+    Reply,
+    Stage,
+    Transaction,
+    TwoStepBank,
+    heard,
+    is_storable,
+    unexecuted,
+)
 from command_service.values import CallOff, DeclineReason, Effect, Execute, Kind, NoAnswer, Operation, RequestToken
 
 _PAGE = 15  # A charge has up to 4 KiB, and a body of more than 64 KiB is no answer.
@@ -51,7 +60,7 @@ class Charges:
         """Make no call: our reference is the token."""
         operation, ours, whole = effect.operation, effect.operation.amount, effect.operation.request.amount
         takes_a_part = operation.kind is Kind.CAPTURE and ours != whole and not operation.is_final
-        return Refusal() if takes_a_part or ours.currency_code != whole.currency_code else _open(operation)
+        return Refusal() if takes_a_part or ours.currency_code != whole.currency_code else unexecuted(operation)
 
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
         """Send the order, with the token as its key."""
@@ -155,13 +164,6 @@ def _opening(operation: Operation, *, is_captured: bool) -> Mapping[str, object]
     return {**order, "capture": str(is_captured).lower(), **_marks(operation)}
 
 
-def _open(operation: Operation) -> Transaction:
-    """Make the transaction of ours for which the bank has done nothing."""
-    us, card, kind, on = operation.reference, operation.request.card.token, operation.kind, operation.on
-    units, code, is_final = operation.amount.minor_units, operation.amount.currency_code, operation.is_final
-    return Transaction(Stage.CREATED, us, us, card, units, code, "", None, None, kind, on, is_final)
-
-
 def _reply(got: Exchange | NoAnswer, said: _Said, effect: Effect) -> Reply:
     return got if isinstance(got, NoAnswer) else heard(got, _read(got, said, effect), effect)
 
@@ -171,7 +173,7 @@ def _read(got: Exchange, said: _Said, effect: Effect) -> Reply:
     operation = effect.operation
     if said is None:
         has_token = not isinstance(effect, RequestToken) and effect.token is not None
-        return _open(operation) if has_token else Refusal(got)
+        return unexecuted(operation) if has_token else Refusal(got)
     match got.status, said:
         case 200, {
             "object": "charge" | "refund",

@@ -211,6 +211,10 @@ async def test_a_malformed_member_makes_an_intent_no_answer() -> None:
             {"latest_charge": {"id": "ch_1"}},
             {"latest_charge": "ch_1"},
             {"object": "charge"},
+            {"created": True},
+            {"created": -1},
+            {"created": 10**15},
+            {"created": 10**400},
         )
         for changes in malformed_ones:
             assert await malformed(town, effect, **changes) == NoAnswer(), changes
@@ -229,6 +233,30 @@ async def test_without_its_charge_an_intent_tells_of_no_hold_and_of_nothing_left
         for step in (effect, Execute(refund, refund.reference)):
             town.instead = [("GET", 200, said)] * 2
             assert await town.answer(step, look_up_first=True) == NoAnswer()
+
+
+async def test_a_hold_lapses_at_no_time_that_cannot_be_stored() -> None:
+    """The money is held all the same."""
+    hold = an_operation(Kind.AUTHORIZE, VISA, CHARGE.amount)
+    async with stripe_town() as town:
+        effect = Execute(hold, await town.token(hold))
+        for capture_before, expires_at in ((1_796_034_481, 1_796_034_481_000_000), (10**15, 0), (10**400, 0), (-1, 0)):
+            attempt = {
+                "object": "charge",
+                "id": "ch_1",
+                "status": "succeeded",
+                "amount_captured": 0,
+                "amount_refunded": 0,
+            }
+            answer = await malformed(
+                town,
+                effect,
+                status="requires_capture",
+                capture_method="manual",
+                metadata={"reference": hold.reference, "kind": "authorize", "card": VISA},
+                latest_charge=attempt | {"payment_method_details": {"card": {"capture_before": capture_before}}},
+            )
+            assert answer == Executed(effect.token, expires_at)
 
 
 def test_fractions_are_read_where_no_amount_stands() -> None:

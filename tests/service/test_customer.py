@@ -96,6 +96,22 @@ async def test_nobody_has_to_ask_again(world: World) -> None:
     await until(lambda: world.story(request)[-1] == "charged")
 
 
+async def test_a_charge_that_waits_for_its_customer_is_counted_apart(world: World) -> None:
+    """It is unfinished, and no charge that operators should look at, however old it gets."""
+    request = a_request(card=THREE_DS)
+    answer = await awaited(world, request)
+    vitals = world.running.vitals()
+    assert (vitals.unfinished_charges, vitals.charges_awaiting_customer, vitals.oldest_unfinished_seconds) == (
+        1,
+        1,
+        0.0,
+    )
+    await world.referee.press(answer.action.url, "Confirm")
+    assert (await world.charge(request)).status == CHARGED
+    await until(lambda: world.running.vitals().unfinished_charges == 0)
+    assert world.running.vitals().charges_awaiting_customer == 0
+
+
 async def test_a_hold_may_want_the_step_too_and_what_follows_wants_none(world: World) -> None:
     request = a_hold(card=THREE_DS)
     answer = await awaited(world, request)

@@ -13,7 +13,7 @@ from command_service.bank.stripe.api import Api, Form, Page, Unsettled, look_up_
 from command_service.bank.stripe.objects import Intent, intent_in, refund_in
 from command_service.bank.stripe.units import in_stripes_units
 from command_service.bank.transport import Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, heard
+from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, heard, unexecuted
 from command_service.values import CallOff, Effect, Execute, Kind, NoAnswer, Operation, RequestToken
 
 # A reference has as many intents as the core takes tokens, at most eight. A page of them stays below the limit of a body.
@@ -61,7 +61,7 @@ class Stripe:
         if amount is None or _is_not_stripes(operation):
             return Refusal()
         if not operation.opens:
-            return reading.unasked(operation)
+            return unexecuted(operation)
         order = [
             ("amount", str(amount)),
             ("currency", operation.amount.currency_code.lower()),
@@ -114,9 +114,9 @@ class Stripe:
         """Search for the newest intent of our reference, and look it up, since what a search tells may be old."""
         reference = effect.operation.reference
         if not effect.operation.opens:
-            found = await self._find_following(effect, fresh=fresh)
+            known = await self._find_following(effect, fresh=fresh)
             # To a token step an open one is one that nobody has asked for: that step says whether it can be.
-            return Refusal() if isinstance(effect, RequestToken) and _is_created(found) else found
+            return Refusal() if isinstance(effect, RequestToken) and _is_created(known) else known
         query = [("query", f"metadata['{reading.REFERENCE}']:'{reference}'"), ("limit", str(SEARCHED))]
         page = await self._api.page("/payment_intents/search", query)
         if not isinstance(page, Page):

@@ -8,6 +8,7 @@ from typing import TypeGuard
 
 from command_service.address import is_address
 from command_service.bank.stripe.units import in_minor_units
+from command_service.bank.times import is_time
 from command_service.bank.two_step import is_storable
 from command_service.values import value
 
@@ -96,9 +97,9 @@ def intent_in(said: Mapping[str, object]) -> Intent | None:
             "amount": int(amount),
             "currency": str(currency),
             "capture_method": str(capture_method),
-            "created": int(created),
+            "created": created,
             "metadata": metadata,
-        } if is_storable(intent_id) and status in STATUSES:
+        } if is_storable(intent_id) and status in STATUSES and is_time(created):
             code, attempt = currency.upper(), said.get("latest_charge")
             amount_minor, received_minor = _minor(amount, code), _minor(said.get("amount_received", 0), code)
             charge = charge_in(attempt, code) if isinstance(attempt, Mapping) else None
@@ -194,7 +195,7 @@ def _url(next_action: object) -> str:
 
 def _capture_before(charge: Mapping[str, object]) -> int:
     match charge:
-        case {"payment_method_details": {"card": {"capture_before": int(seconds)}}} if seconds > 0:
+        case {"payment_method_details": {"card": {"capture_before": seconds}}} if is_time(seconds):
             return seconds
     return 0
 

@@ -29,7 +29,7 @@ from command_service.bank.stripe.errors import reason_of
 from command_service.bank.stripe.objects import Failure, Intent, Refund
 from command_service.bank.transport import Exchange, no_answer
 from command_service.bank.two_step import Reply, Stage, Transaction
-from command_service.values import DeclineReason, Effect, InProgress, Kind, Operation
+from command_service.values import DeclineReason, Effect, InProgress, Kind
 
 _OF_STRIPE = frozenset({"automatic", "expired"})
 CALLED_OFF = "requested_by_customer"
@@ -137,21 +137,6 @@ def following(got: Exchange, intent: Intent, effect: Effect) -> Reply:
         operation.kind,
         intent.intent_id,
         is_capture and is_final,
-    )
-
-
-def unasked(operation: Operation) -> Transaction:
-    """Tell an operation that follows before Stripe was asked for it: its token is its own reference."""
-    return Transaction(
-        Stage.CREATED,
-        operation.reference,
-        operation.reference,
-        operation.request.card.token,
-        operation.amount.minor_units,
-        operation.amount.currency_code,
-        kind=operation.kind,
-        on=operation.on,
-        is_final=operation.is_final,
     )
 
 
