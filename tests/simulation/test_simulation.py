@@ -13,7 +13,7 @@ import pytest
 from prove import canaries
 from prove.simulation.faults import KINDS
 from prove.simulation.loop import PROCESS, Deadlock, VirtualLoop
-from prove.simulation.plan import BANKS, SHARED, plan_of, traits_of
+from prove.simulation.plan import BANKS, SHARED, plan_of
 from prove.simulation.servers import SimulatedParts
 from prove.simulation.stories import as_story, corpus, seed_that_finds, shrink, tell, try_seeds
 
@@ -101,15 +101,6 @@ def test_a_failing_story_is_shrunk_and_printed_in_steps() -> None:
     steps = list(as_story(told))
     assert steps[0].startswith("   1.")
     assert steps[-1].strip().startswith("broken: ")
-
-
-def test_the_stories_of_banks_have_every_shape_alone_and_together() -> None:
-    """And some of each that forgets keys are of a bank that is away for longer than it knows them."""
-    found = {trait for seed in range(BANKS, BANKS + 200) for trait in traits_of(plan_of(seed))}
-    kinds = {"two_step", "one_step", "stripe"}
-    assert found >= {*kinds, "several", "one_step leaves", "stripe leaves", "stripe leaves late", "restored"}
-    alone = {plan_of(seed).banks[0].kind for seed in range(BANKS, BANKS + 200) if len(plan_of(seed).banks) == 1}
-    assert alone == kinds
 
 
 # ---------------------------------------------------------------- the loop
