@@ -258,6 +258,30 @@ async def test_a_journal_that_forgot_the_token_gets_the_same_intent(age_hours: f
         assert len(town.stripe.intents) == len(OPENINGS)
 
 
+@pytest.mark.parametrize("kind", OPENINGS)
+async def test_a_search_that_lags_has_nothing_told_as_called_off_that_was_executed(kind: Kind) -> None:
+    """A restored journal has lost the token, or the first token has expired and the search shows that one only."""
+    async with stripe_town() as town:
+        town.stripe.search_lag_seconds = HOUR
+        effect = await opened(town, kind)
+        done = await town.answer(effect)
+        assert isinstance(done, Executed)
+        assert await town.answer(CallOff(effect.operation, None), look_up_first=True) == done
+
+        effect = await opened(town, kind)
+        town.at += HOUR
+        town.stripe.expire(effect.token)
+        again = await town.answer(RequestToken(effect.operation, 1), look_up_first=True)
+        assert isinstance(again, Token)
+        done = await town.answer(Execute(effect.operation, again.token))
+        assert isinstance(done, Executed)
+        assert await town.answer(CallOff(effect.operation, again.token), look_up_first=True) == done
+
+        effect = await opened(town, kind)
+        assert await town.answer(CallOff(effect.operation, effect.token), look_up_first=True) == CalledOff()
+        assert moved(town, effect.operation) == []
+
+
 async def test_a_refund_is_found_among_many() -> None:
     """Page by page; and one that is not there is sent."""
     async with stripe_town() as town:

@@ -19,9 +19,8 @@ What Stripe does, and what is done about it (https://docs.stripe.com/api/idempot
    that leaves four hours to a request that is still on its way, and to clocks that differ. A request that is sent after a
    look-up bears the same key again, so that of two that were on their way only one is done. An intent of our reference is
    looked up by search, which may lag by a minute, "up to an hour behind during outages": intents that young are covered by
-   their key. Where search is not offered (India), a token step that old comes to no answer and is given up in the end. One
-   question has no key to go by: calling off a charge whose token a restored journal has lost. So a restored journal is served
-   when the search has caught up, an hour after the last call.
+   their key. Where search is not offered (India), a token step that old comes to no answer and is given up in the end. A charge
+   whose token a restored journal has lost is called off by the key of its first token step, if the search shows nothing.
 2. *Saved answers are replayed*, a 500 too, whatever has happened since. Only an end is taken from an answer to an order; else
    the transaction is looked up within the question. No answer at all is not looked up: the step is repeated under its key. If
    a 500 was saved of an order that was not done, the order waits until its key is forgotten.
