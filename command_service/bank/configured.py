@@ -132,14 +132,15 @@ class _Reading(Reading):
             return None
 
     def _file(self, where: str, key_file: Path | None) -> Path | None:
-        """Look whether a file can be read: without it each call would fail."""
+        """Look whether a file can be read: without it each call would fail. Its name may be the secret, in the wrong place."""
         if key_file is None:
             return None
+        file = self._folder / key_file
         try:
-            Files().read(self._folder / key_file)
+            Files().read(file)
         except Unusable as error:
-            self.problems.append(f"{where}: key_file: {error}")
-        return self._folder / key_file
+            self.problems.append(f"{where}: key_file: {str(error).removeprefix(f'{file}: ')}")
+        return file
 
     def _limits(self, where: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
         found: dict[str, Any] = {"timeout_seconds": self.number(where, entry, "timeout_seconds", *_SECONDS)}

@@ -123,8 +123,8 @@ FAULTS = {
         "[banks.acme]: tls is set, and url is http: is https meant?",
         "[banks.acme]: proxy is set, and url is http: the proxy could read and change the calls",
     ],
-    ACME + 'key_file = "none"': ["[banks.acme]: key_file: FOLDER/none: there is no such file"],
-    ACME + 'key_file = "."': ["[banks.acme]: key_file: FOLDER: is no file"],
+    ACME + 'key_file = "sk_secret"': ["[banks.acme]: key_file: there is no such file"],
+    ACME + 'key_file = "."': ["[banks.acme]: key_file: is no file"],
     ACME + 'key_file = "~/key"': [
         "[banks.acme]: key_file must be a path as it is: without ~ and $NAME, control characters, and quotes or blanks at "
         "its ends"
