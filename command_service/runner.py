@@ -202,8 +202,8 @@ class Runner:
                 before = run.snapshot
                 if await run.pause(pause_seconds):
                     effect = next_step(run.snapshot.state)
-                    if run.snapshot is not before:  # else a call wants a look, and callers may come as often as they like
-                        pauses = 0
+                    # A call that only wants a look ends the pause, and callers may come as often as they like.
+                    pauses = 0 if run.snapshot is not before else pauses
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
