@@ -203,7 +203,7 @@ class Parts:
                 for name, bank in banks.items()
             },
             partial(rule, configured.routes),
-            lambda name: self.line(Unconfigured(), calls_at_once=1, name=name),
+            lambda name: self.line(Unconfigured(name), calls_at_once=1, name=name),
             unnamed=configured.unnamed,
         )
 

@@ -7,7 +7,15 @@ from command_service.values import Effect, NoAnswer
 
 
 class Unconfigured:
-    """Stands for the bank of charges that bear a name which nobody knows."""
+    """Stands for the bank of charges that bear a name which nobody knows, or none."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is empty for the bank of charges that were accepted under COMMAND_BANK_URL."""
+        self._why = "no setting names the bank of this charge"
+        if not name:
+            self._why += (
+                ": it was that of COMMAND_BANK_URL, and `unnamed` in the banks' file says which one that is now"
+            )
 
     @property
     def remembers_seconds(self) -> float:
@@ -17,7 +25,7 @@ class Unconfigured:
     async def perform(self, _: Effect, *, look_up_first: bool) -> NoAnswer:
         """Give no answer, for a reason of our own set-up: it counts for no giving up, and is told by an error of the log."""
         del look_up_first
-        return no_answer("no setting names the bank of this charge", our_setup=True)
+        return no_answer(self._why, our_setup=True)
 
     async def close(self) -> None:
         """There is nothing to close."""

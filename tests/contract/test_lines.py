@@ -2,6 +2,8 @@
 
 from random import Random
 
+import structlog.testing
+
 from command_service.bank import Bank
 from command_service.bank.breaker import NEW_CHARGE_SECONDS, UNANSWERED_TO_OPEN, Breaker
 from command_service.bank.line import Line
@@ -21,7 +23,7 @@ def lines_to(banks: dict[str, Bank], clock: Clock, *, order: tuple[str, ...], un
     return Lines(
         {name: line(bank) for name, bank in banks.items()},
         lambda _: order,
-        lambda _: line(Unconfigured()),
+        lambda name: line(Unconfigured(name)),
         unnamed=unnamed,
     )
 
@@ -116,5 +118,8 @@ async def test_to_a_bank_that_no_setting_names_nothing_is_sent(rig: Rig) -> None
         assert not lines.lead_to("gone")
         assert lines.at("gone") is lines.at("gone") is not lines.at("")
         (step,) = await steps(rig, bank, 1)
-        assert await charge_at(lines.at("gone"), step) == NoAnswer(our_setup=True)
+        with structlog.testing.capture_logs() as logs:
+            for name in ("gone", ""):
+                assert await charge_at(lines.at(name), step) == NoAnswer(our_setup=True)
+        assert ["`unnamed`" in entry["why"] for entry in logs] == [False, True], "the log tells the way out"
         assert isinstance(await charge_at(lines.at("a"), step), Executed)
