@@ -10,8 +10,8 @@ Sources: https://docs.stripe.com/api/payment_intents, /api/refunds, /api/idempot
   not say whether it still has its payment method then; here it has, which is the harder case.
 - A payment method that belongs to no customer is used up once it has paid: another intent's confirmation with it is a 400
   `invalid_request_error` without a code, "It may not be used again". Stripe's pages do not say so; its users do (stripe-node
-  issue 884, liberapay issue 2686, and thebiggive/matchbot, Confirm.php, at the confirmation). Whether the creation is refused as
-  well is not known: here it is not, which is the harder case. (Stripe's own test cards are new methods at each use.)
+  issue 884, liberapay issue 2686, and thebiggive/matchbot, Confirm.php, at the confirmation). Whether the creation is refused
+  too is not known: here it is not, which is the harder case. (Stripe's own test cards are new methods at each use.)
 - A cancel lets a hold go. A hold is captured once; what is not captured is let go. After `hold_seconds` it is cancelled.
 - A search finds an intent as it was when it was created, and only `search_lag_seconds` later.
 - The states of an intent, what it may be asked in each, and the codes of errors are Stripe's. Unknown parameters are refused.

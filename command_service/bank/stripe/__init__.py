@@ -42,9 +42,9 @@ What Stripe does, and what is done about it (https://docs.stripe.com/api/idempot
    again", in an `invalid_request_error` without a code. (No page of Stripe's says so, nor whether the creation is refused as
    well; then the token step hears it.) Refused over a fresh connection too, while its intent still waits, it is declined: the
    intent is marked and disarmed by one order, then closed as in 3. If an answer is lost on the way, the next execute step finds
-   the intent unmarked, and confirms it under its key as before; or marked, and cancels it; or cancelled. A confirmation that
-   comes late is done before the mark, and then Stripe refuses the mark, and a look-up tells what was paid; or after it, and then
-   Stripe refuses the confirmation. A late mark changes nothing but what is open. A refused key goes to people.
+   the intent unmarked, and confirms it under its key as before; or marked, and cancels it; or cancelled. A late confirmation
+   that comes before the mark may pay: then Stripe refuses the mark, and a look-up tells what was paid. After the mark Stripe
+   refuses the confirmation. A late mark is refused unless the intent is open. What is refused for its key goes to people.
 8. *Amounts* are converted (`units`); one that Stripe has no unit for is refused in the token step.
 
 An order is the same whenever it is sent, since other parameters under a known key are an `idempotency_error`, a refusal. The
