@@ -210,11 +210,13 @@ class Reception:
         return snapshot
 
     async def _open(self, command: Command, excess: Excess | None) -> Accepted:
-        chosen, may_begin, is_trial = self._lines.choose(command.request)
-        bank, unreachable = chosen, None if may_begin else self._unreachable(chosen)
-        refusal = unreachable or self._refusal(excess)
-        if refusal is None and not command.faults and self._journal.restored:
-            bank = await self._found(command.request, chosen)
+        request, refusal = command.request, self._refusal(excess)
+        may_be_new = refusal is None and not command.faults
+        is_new = may_be_new and self._lines.want_new_charge(request) and await self._is_new(request)
+        bank, may_begin = self._lines.choose(request, is_new=is_new)
+        refusal = (None if may_begin else self._unreachable(bank)) or refusal
+        if may_be_new and refusal is None and self._journal.restored:
+            bank = await self._found(request, bank)
         # Stored with the charge, if it turns out to be new, and never changed.
         command = replace(command, request=replace(command.request, bank=bank))
         refusal = refusal or await self._duplicate(command)
@@ -226,18 +228,18 @@ class Reception:
             accepted = await self._decide(command, await self._known(command, refusal), refusal)
             return accepted
         finally:
-            if accepted is None or accepted.source is not Source.FRESH:
-                if is_noted:
-                    self._recent.forget(command.request)
-                if is_trial:
-                    self._lines.at(chosen).tries_another_charge()
+            if is_noted and (accepted is None or accepted.source is not Source.FRESH):
+                self._recent.forget(command.request)
+
+    async def _is_new(self, request: Request) -> bool:
+        return isinstance((await self._runner.load(request.charge_id)).state, Absent)
 
     async def _found(self, request: Request, chosen: str) -> str:
         """The bank of a charge that the journal may have forgotten. Raises BankUnreachable if that cannot be known."""
         others = self._lines.others(request, chosen)
-        if not others or not isinstance((await self._runner.load(request.charge_id)).state, Absent):
+        if not others or not await self._is_new(request):
             return chosen
-        bank, may_begin, _ = await self._lines.find(opening_of(request), chosen, others)
+        bank, may_begin = await self._lines.find(opening_of(request), chosen, others)
         if not may_begin:
             raise BankUnreachable(retry_after_seconds=self._lines.at(bank).retry_after_seconds)
         return bank

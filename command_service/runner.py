@@ -199,8 +199,11 @@ class Runner:
                 pause_seconds = self._pause_seconds(run, message, pauses)
                 if isinstance(message, Answered):  # else its end has come, and the journal does not take that
                     pause_seconds = min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))
+                before = run.snapshot
                 if await run.pause(pause_seconds):
-                    pauses, effect = 0, next_step(run.snapshot.state)
+                    effect = next_step(run.snapshot.state)
+                    # A call that only wants a look ends the pause, and callers may come as often as they like.
+                    pauses = 0 if run.snapshot is not before else pauses
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)

@@ -64,16 +64,17 @@ class Breaker:
         """Whether the breaker is open, no probe is under way, and the next probe is due."""
         return self.is_open and self._probing is None and self._clock() >= self._probe_at
 
+    @property
+    def wants_new_charge(self) -> bool:
+        """Whether the next new charge would be tried."""
+        return self.is_open and self._probing is None and self._clock() >= self._new_charge_at
+
     def tries_new_charge(self) -> bool:
         """Whether a new charge is to find out if the bank answers again, whatever others there are. One in a while."""
-        if not self.is_open or self._probing is not None or self._clock() < self._new_charge_at:
+        if not self.wants_new_charge:
             return False
         self._new_charge_at = self._clock() + NEW_CHARGE_SECONDS
         return True
-
-    def tries_another_charge(self) -> None:
-        """Try the next new charge instead: the one that was tried has turned out to be none."""
-        self._new_charge_at = self._clock()
 
     @property
     def retry_after_seconds(self) -> float:

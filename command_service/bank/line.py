@@ -50,9 +50,10 @@ class Line:
         """Whether a new charge is to find out if the spared bank answers again, whatever others there are. One in a while."""
         return self._breaker.tries_new_charge()
 
-    def tries_another_charge(self) -> None:
-        """Try the next new charge instead: the one that was tried has turned out to be none."""
-        self._breaker.tries_another_charge()
+    @property
+    def wants_new_charge(self) -> bool:
+        """Whether the next new charge would be tried."""
+        return self._breaker.wants_new_charge
 
     @property
     def retry_after_seconds(self) -> float:

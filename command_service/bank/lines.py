@@ -14,14 +14,10 @@ THE_ONLY_ONE = ""
 
 
 class Choice(NamedTuple):
-    """The bank for a charge, if it turns out to be new. `may_begin`: this bank takes a new charge now.
-
-    `is_trial`: although it is spared. Then the line is to be told if the charge is not new (`Line.tries_another_charge`).
-    """
+    """The bank for a charge, if it turns out to be new. `may_begin`: this bank takes a new charge now."""
 
     bank: str
     may_begin: bool
-    is_trial: bool = False
 
 
 class Lines:
@@ -52,18 +48,21 @@ class Lines:
             self._missing[bank] = self._to_missing(bank)
         return self._missing[bank]
 
-    def choose(self, request: Request) -> Choice:
+    def want_new_charge(self, request: Request) -> bool:
+        """Whether the choice for a charge depends on its being new for certain."""
+        return any(self._lines[name].wants_new_charge for name in self._rule(request))
+
+    def choose(self, request: Request, *, is_new: bool = False) -> Choice:
         """Choose the bank for a charge, if it turns out to be new: the first one of the rule's that is not spared.
 
-        One that is spared is tried with a new charge now and then all the same: else nobody might find it again.
+        One that is spared is tried now and then all the same with a charge that is new for certain (`is_new`): else nobody
+        might find it again. A known key that comes again and again would take that turn each time.
         """
         names = self._rule(request)
         for name in names:
             line = self._lines[name]
-            if not line.is_spared:
+            if not line.is_spared or (is_new and line.tries_new_charge()):
                 return Choice(name, may_begin=True)
-            if line.tries_new_charge():
-                return Choice(name, may_begin=True, is_trial=True)
         return Choice(next((name for name in names if self._lines[name].may_probe), names[0]), may_begin=False)
 
     def others(self, request: Request, chosen: str) -> Sequence[str]:

@@ -54,23 +54,24 @@ async def test_a_spared_bank_is_passed_over_until_one_new_charge_in_a_while_find
     clock = Clock()
     async with rig.adapter() as bank, rig.adapter() as other:
         lines = lines_to({"a": bank, "b": other}, clock, order=("a", "b"))
-        assert lines.choose(REQUEST) == Choice("a", may_begin=True)
+        assert lines.choose(REQUEST, is_new=True) == Choice("a", may_begin=True)
         unanswered, answered = await steps(rig, bank, 2)
         await spare(rig, lines.at("a"), bank)
         for _ in range(3):
             clock.now += NEW_CHARGE_SECONDS / 4
-            assert lines.choose(REQUEST) == Choice("b", may_begin=True)
+            assert lines.choose(REQUEST, is_new=True) == Choice("b", may_begin=True)
         clock.now += NEW_CHARGE_SECONDS / 4
-        assert [lines.choose(REQUEST).bank for _ in range(3)] == ["a", "b", "b"]
+        assert [lines.choose(REQUEST, is_new=True).bank for _ in range(3)] == ["a", "b", "b"]
         rig.trouble("execute", "error_before")
         assert isinstance(await charge_at(lines.at("a"), unanswered), NoAnswer)
-        assert lines.choose(REQUEST) == Choice("b", may_begin=True)
+        assert lines.choose(REQUEST, is_new=True) == Choice("b", may_begin=True)
         clock.now += NEW_CHARGE_SECONDS
-        for _ in range(2):
-            assert lines.choose(REQUEST) == Choice("a", may_begin=True, is_trial=True)
-            lines.at("a").tries_another_charge()
+        assert lines.choose(REQUEST) == Choice("b", may_begin=True), "the key may be known"
+        assert lines.want_new_charge(REQUEST)
+        assert lines.choose(REQUEST, is_new=True) == Choice("a", may_begin=True)
+        assert not lines.want_new_charge(REQUEST)
         assert isinstance(await charge_at(lines.at("a"), answered), Executed)
-        assert [lines.choose(REQUEST).bank for _ in range(3)] == ["a"] * 3
+        assert [lines.choose(REQUEST, is_new=True).bank for _ in range(3)] == ["a"] * 3
 
 
 async def test_where_all_banks_are_spared_no_charge_begins_but_a_probe(rig: Rig) -> None:
@@ -81,10 +82,10 @@ async def test_where_all_banks_are_spared_no_charge_begins_but_a_probe(rig: Rig)
         await spare(rig, lines.at("b"), other)
         clock.now += 0.6
         await spare(rig, lines.at("a"), bank)
-        assert lines.choose(REQUEST) == Choice("a", may_begin=False)
+        assert lines.choose(REQUEST, is_new=True) == Choice("a", may_begin=False)
         assert not lines.at("a").may_probe
         clock.now += 0.6
-        assert lines.choose(REQUEST) == Choice("b", may_begin=False)
+        assert lines.choose(REQUEST, is_new=True) == Choice("b", may_begin=False)
         assert lines.at("b").may_probe
 
 
@@ -95,9 +96,9 @@ async def test_the_only_bank_of_a_rule_is_tried_in_a_while_too(rig: Rig) -> None
         lines = lines_to({"a": bank}, clock, order=("a",))
         await spare(rig, lines.at("a"), bank)
         for _ in range(2):
-            assert lines.choose(REQUEST) == Choice("a", may_begin=False)
+            assert lines.choose(REQUEST, is_new=True) == Choice("a", may_begin=False)
             clock.now += NEW_CHARGE_SECONDS
-            assert lines.choose(REQUEST) == Choice("a", may_begin=True, is_trial=True)
+            assert lines.choose(REQUEST, is_new=True) == Choice("a", may_begin=True)
 
 
 async def test_a_charge_that_names_no_bank_is_at_the_unnamed_one(rig: Rig) -> None:

@@ -93,3 +93,17 @@ def test_an_intent_that_a_search_does_not_find_yet_is_looked_up_by_its_id() -> N
     told = tell(a_plan(ops, [], weights={"stray": 0.5}, horizon_seconds=20.0, banks=banks, is_restored=True))
     assert told.violations == []
     assert told.fired["stray"] > 8
+
+
+def test_callers_who_ask_often_for_a_customers_step_do_not_press_a_bank_that_is_down() -> None:
+    """Seed 2060689: each call had the bank asked at once, and the pauses between the vain attempts begin anew."""
+    first = Op(0.5, "order-1", "ada", "tok_3ds", 1250, "EUR", 5.0, None, 1)
+    often = [[replace(first, pause_seconds=0.5)] * 16 for _ in range(2)]
+    down = Weather(2.0, "bank_down", 10.0)
+    plan = a_plan([[first], *often], [down], weights={"customer_never": 1.0}, horizon_seconds=14.0, token_seconds=20.0)
+    told = tell(plan)
+    assert told.violations == []
+    vain = [when for when, who, what in told.notes if who == "bank" and "nobody is there" in what]
+    asked = [when for when, who, what in told.notes if who.startswith("client") and what[0] == "asks"]
+    assert len(asked) > 20
+    assert len(vain) < len(asked) + 15
