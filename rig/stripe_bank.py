@@ -8,6 +8,10 @@ Sources: https://docs.stripe.com/api/payment_intents, /api/refunds, /api/idempot
   the same request is a new one. Nothing is saved of a request whose parameters are not valid.
 - A declined intent goes back to `requires_payment_method` and can be confirmed again, until it is cancelled. Stripe's pages do
   not say whether it still has its payment method then; here it has, which is the harder case.
+- A payment method that belongs to no customer is used up once it has paid: another intent's confirmation with it is a 400
+  `invalid_request_error` without a code, "It may not be used again". Stripe's pages do not say so; its users do (stripe-node
+  issue 884, liberapay issue 2686, and thebiggive/matchbot, Confirm.php, at the confirmation). Whether the creation is refused
+  too is not known: here it is not, which is the harder case. (Stripe's own test cards are new methods at each use.)
 - A cancel lets a hold go. A hold is captured once; what is not captured is let go. After `hold_seconds` it is cancelled.
 - A search finds an intent as it was when it was created, and only `search_lag_seconds` later.
 - The states of an intent, what it may be asked in each, and the codes of errors are Stripe's. Unknown parameters are refused.
@@ -74,6 +78,8 @@ class StripeBank:
     """Whether a cancel clears `last_payment_error`, as Stripe says any update may."""
     intents: dict[str, Intent] = field(default_factory=dict)
     movements: list[Movement] = field(default_factory=list)
+    used: dict[str, str] = field(default_factory=dict)
+    """The payment methods that are used up, with the intents that they paid."""
     breaks: int = 0
     """So many of the next orders with a key are done and answered with a 500, which is saved."""
     _refunds: list[Refund] = field(default_factory=list)
@@ -177,6 +183,8 @@ class StripeBank:
     def _confirm(self, intent: Intent, form: Form, _: Mapping[str, str]) -> None:
         if intent.status not in _OPEN or intent.payment_method is None:
             raise self._unexpected(intent)
+        if self.used.get(intent.payment_method, intent.intent_id) != intent.intent_id:
+            raise invalid(None, param="payment_method")
         if CARDS[intent.payment_method].wants_customer:
             if form.get("off_session") == "true":
                 self._decline(intent, "authentication_required")
@@ -206,6 +214,8 @@ class StripeBank:
         intent.charge = Charge(self._id("ch"), "failed", failure_code=intent.last_error["code"], decline_code=word)
 
     def _approve(self, intent: Intent) -> None:
+        if intent.payment_method is not None and CARDS[intent.payment_method].is_single_use:
+            self.used[intent.payment_method] = intent.intent_id
         intent.charge, intent.last_error = Charge(self._id("ch"), "succeeded"), None
         if intent.capture_method == "manual":
             intent.status, intent.done_at = "requires_capture", self.now() + self.hold_seconds

@@ -16,6 +16,7 @@ class Behaviour:
     processing_seconds: float = 0.0
     refund: str = "succeeded"
     lapses_at_once: bool = False
+    is_single_use: bool = False
 
 
 CARDS: dict[str, Behaviour] = {
@@ -34,6 +35,7 @@ CARDS: dict[str, Behaviour] = {
     "pm_card_declinedOnce": Behaviour(("generic_decline", "")),
     "pm_card_processing": Behaviour(processing_seconds=30.0),
     "pm_card_lapsesAtOnce": Behaviour(lapses_at_once=True),
+    "pm_card_singleUse": Behaviour(is_single_use=True),
 }
 # A card's error has a code of its own for these; for all others it is card_declined.
 _OWN_CODES = ("expired_card", "processing_error", "authentication_required")

@@ -21,7 +21,17 @@ from command_service.bank.conformance.suite import findings
 from command_service.bank.stripe import stripe_bank
 from command_service.bank.stripe.dialect import LISTED
 from command_service.bank.transport import target_of
-from command_service.values import DeclineReason, Execute, Executed, Kind, Money, Operation, RequestToken, Token
+from command_service.values import (
+    Declined,
+    DeclineReason,
+    Execute,
+    Executed,
+    Kind,
+    Money,
+    Operation,
+    RequestToken,
+    Token,
+)
 from rig.stripe_bank import StripeBank
 from tests.banks.fakes import KEY, client, stripe_mock
 from tests.contract.operations import an_operation, following
@@ -37,6 +47,7 @@ REQUESTS: Set[Shape] = {
     ("GET", INTENT, (SEEN,)),
     ("POST", INTENT, (SEEN, "metadata")),
     ("POST", INTENT, (SEEN, "payment_method")),
+    ("POST", INTENT, (SEEN, "metadata", "payment_method")),
     ("POST", f"{INTENT}/confirm", (SEEN, "return_url")),
     ("POST", f"{INTENT}/confirm", (SEEN, "off_session")),
     ("POST", f"{INTENT}/cancel", ("cancellation_reason", SEEN)),
@@ -89,7 +100,7 @@ def of_stripe(transport: httpx.AsyncBaseTransport) -> Bank:
 
 
 async def test_each_request_is_allowed(copying: Copying) -> None:
-    """Those of the conformance suite, and the second page of a charge's refunds."""
+    """Those of the conformance suite, the second page of a charge's refunds, and a payment method that is used up."""
     subject = Subject(
         open_bank=lambda between: of_stripe(between(copying)),
         approved_card="pm_card_visa",
@@ -99,6 +110,7 @@ async def test_each_request_is_allowed(copying: Copying) -> None:
     )
     assert [finding async for finding in findings(subject) if isinstance(finding.end, Broken)] == []
     await refund_often(of_stripe(copying), times=LISTED + 1)
+    await use_up(of_stripe(copying), "pm_card_singleUse")
     assert copying.refused == {}
     assert copying.allowed == REQUESTS
 
@@ -111,6 +123,16 @@ async def refund_often(bank: Bank, *, times: int) -> None:
     ids = [await done(bank, part) for part in parts]
     known = await bank.perform(Execute(parts[0], parts[0].reference), look_up_first=True)
     assert known == Executed(ids[0])
+
+
+async def use_up(bank: Bank, card: str) -> None:
+    """Charge a payment method that pays once, and once more."""
+    await done(bank, an_operation(Kind.CHARGE, card))
+    again = an_operation(Kind.CHARGE, card)
+    token = await bank.perform(RequestToken(again, 0), look_up_first=False)
+    assert isinstance(token, Token)
+    refused = await bank.perform(Execute(again, token.token), look_up_first=False)
+    assert refused == Declined(DeclineReason.BANK_REFUSED)
 
 
 async def done(bank: Bank, operation: Operation) -> str:

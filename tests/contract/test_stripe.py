@@ -4,6 +4,7 @@ Keys that it forgets, answers that are replayed, declines that can be tried agai
 step. The double is `rig.stripe_bank`, on a socket.
 """
 
+import itertools
 from dataclasses import replace
 from urllib.parse import urlencode
 
@@ -35,7 +36,8 @@ from tests.contract.stripe_town import HOUR, KEY, RETURN_URL, Town, stripe_town
 
 OPENINGS = (Kind.CHARGE, Kind.AUTHORIZE)
 VISA, DECLINED, DECLINED_ONCE = "pm_card_visa", "pm_card_visa_chargeDeclined", "pm_card_declinedOnce"
-CUSTOMER = "pm_card_authenticationRequired"
+CUSTOMER, SINGLE_USE = "pm_card_authenticationRequired", "pm_card_singleUse"
+REFUSED = Declined(DeclineReason.BANK_REFUSED)
 
 
 async def an_operation_at(town: Town, kind: Kind, card: str = VISA) -> Operation:
@@ -169,6 +171,131 @@ async def test_a_look_up_changes_nothing() -> None:
         assert status_of(town, effect.token) == "requires_payment_method"
         town.instead.clear()
         assert await town.answer(effect, look_up_first=True) == Declined(DeclineReason.CARD_DECLINED)
+
+
+# ---------------------------------------------------------------- confirmations that are refused
+async def used_up(town: Town, kind: Kind) -> Execute:
+    """Open an operation whose payment method has paid once before."""
+    before = await opened(town, Kind.CHARGE, SINGLE_USE)
+    assert isinstance(await town.answer(before), Executed)
+    return await opened(town, kind, SINGLE_USE)
+
+
+def never_refused(town: Town) -> None:
+    """Have the payment method attached to a customer, so that it pays again."""
+    town.stripe.used.clear()
+
+
+@pytest.mark.parametrize("look_up_first", [False, True])
+@pytest.mark.parametrize("kind", OPENINGS)
+async def test_a_confirmation_that_is_refused_declines_and_no_late_one_charges(kind: Kind, look_up_first: bool) -> None:
+    async with stripe_town() as town:
+        effect = await used_up(town, kind)
+        assert await town.answer(effect, look_up_first=look_up_first) == REFUSED
+        assert town.made(f"{effect.token}/confirm") == 2
+        assert status_of(town, effect.token) == "canceled"
+        never_refused(town)
+        assert post(town, f"/payment_intents/{effect.token}/confirm") == 400
+        assert await town.answer(effect) == await town.answer(effect, look_up_first=True) == REFUSED
+        assert await town.answer(CallOff(effect.operation, effect.token)) == REFUSED
+        assert moved(town, effect.operation) == []
+
+
+@pytest.mark.parametrize("lost", ["request", "answer"])
+@pytest.mark.parametrize("kind", OPENINGS)
+async def test_whichever_call_of_a_refused_confirmation_is_lost_it_is_declined(kind: Kind, lost: str) -> None:
+    """Or paid once, if the payment method pays again before it is taken from the intent: then nobody has said "declined"."""
+    ends = set()
+    for is_for_ever, nth in itertools.product((True, False), range(1, 14)):
+        async with stripe_town() as town:
+            effect = await used_up(town, kind)
+            before = len(town.calls)
+            town.loses = lambda number: lost if number == before + nth else ""  # noqa: B023
+            said = await town.answer(effect)
+            is_lost = len(town.calls) >= before + nth
+            town.loses = lambda _: ""
+            if not is_for_ever:
+                never_refused(town)
+            assert said == (NoAnswer() if is_lost else REFUSED)
+            done = await town.settled(effect)
+            assert done == REFUSED or (isinstance(done, Executed) and is_lost and not is_for_ever)
+            assert len(moved(town, effect.operation)) == isinstance(done, Executed)
+            assert (status_of(town, effect.token) == "canceled") == (done == REFUSED)
+            assert await town.answer(effect) == await town.answer(effect, look_up_first=True) == done
+            ends.add((type(done), is_lost, is_for_ever))
+    assert ends == {(Declined, lost, for_ever) for lost in (True, False) for for_ever in (True, False)} | {
+        (Executed, True, False)
+    }
+
+
+@pytest.mark.parametrize("late_before", ["mark", "cancel"])
+@pytest.mark.parametrize("kind", OPENINGS)
+async def test_a_late_confirmation_is_told_as_what_it_came_to(kind: Kind, late_before: str) -> None:
+    """Before the mark it pays, and is told as paid; after it Stripe refuses it, since there is no payment method."""
+    async with stripe_town() as town:
+        effect = await used_up(town, kind)
+        confirmed = []
+
+        def be_late(method: str, path: str) -> None:
+            if method == "POST" and path.endswith(effect.token if late_before == "mark" else "/cancel"):
+                town.before = None
+                never_refused(town)
+                confirmed.append(post(town, f"/payment_intents/{effect.token}/confirm"))
+
+        town.before = be_late
+        said = await town.answer(effect)
+        if late_before == "mark":
+            assert confirmed == [200]
+            assert isinstance(said, Executed)
+            assert status_of(town, effect.token) == ("succeeded" if kind is Kind.CHARGE else "requires_capture")
+        else:
+            assert confirmed == [400]
+            assert said == REFUSED
+        assert await town.answer(effect) == said
+        assert len(moved(town, effect.operation)) == isinstance(said, Executed)
+
+
+@pytest.mark.parametrize("kind", OPENINGS)
+async def test_a_mark_that_comes_late_harms_no_payment(kind: Kind) -> None:
+    """Stripe refuses it. If it comes before the next confirmation, that one is refused, and the charge declined."""
+    for is_paid in (True, False):
+        async with stripe_town() as town:
+            effect = await used_up(town, kind)
+            mark_of = ("POST", f"/payment_intents/{effect.token}")
+            town.loses = lambda _: "request" if town.calls[-1] == mark_of else ""  # noqa: B023
+            assert await town.answer(effect) == NoAnswer()
+            town.loses = lambda _: ""
+            never_refused(town)
+            mark = {"payment_method": "", "metadata[refused]": "true"}
+            if is_paid:
+                town.at += 25 * HOUR  # The saved refusal is forgotten.
+                assert isinstance(await town.answer(effect, look_up_first=True), Executed)
+            assert post(town, f"/payment_intents/{effect.token}", "late", **mark) == (400 if is_paid else 200)
+            done = await town.answer(effect)
+            assert isinstance(done, Executed) if is_paid else done == REFUSED
+            assert len(moved(town, effect.operation)) == is_paid
+
+
+async def test_one_refusal_is_not_believed() -> None:
+    """It may answer another question."""
+    async with stripe_town() as town:
+        effect = await opened(town, Kind.CHARGE)
+        refusal = {"error": {"type": "invalid_request_error", "message": "said by a test"}}
+        town.instead = [(f"POST /payment_intents/{effect.token}/confirm", 400, refusal)]
+        assert isinstance(await town.answer(effect), Executed)
+        assert town.instead == []
+
+
+async def test_what_was_refused_and_is_still_open_is_called_off() -> None:
+    """Marked, and not cancelled: then nobody was told that it was declined."""
+    async with stripe_town() as town:
+        effect = await used_up(town, Kind.CHARGE)
+        town.loses = lambda _: "request" if town.calls[-1][1].endswith("/cancel") else ""
+        assert await town.answer(effect) == NoAnswer()
+        assert town.stripe.intents[effect.token].metadata["refused"] == "true"
+        town.loses = lambda _: ""
+        assert await town.answer(CallOff(effect.operation, effect.token)) == CalledOff()
+        assert await town.answer(effect) == CalledOff()
 
 
 # ---------------------------------------------------------------- saved answers

@@ -24,6 +24,7 @@ from command_service.currencies import EXPONENTS
 from command_service.values import (
     Answer,
     CallOff,
+    Declined,
     DeclineReason,
     Effect,
     Execute,
@@ -61,7 +62,8 @@ ROWS += [
 ]
 # What each verdict comes to if the transaction is open, in the token step and in the execute step.
 WHEN_OPEN: Mapping[Verdict, tuple[type[Answer], type[Answer]]] = {
-    Verdict.REFUSED: (Refused, Refused),
+    Verdict.REFUSED: (Refused, Declined),
+    Verdict.CLASHES: (Refused, Refused),
     Verdict.ENDED: (Refused, Refused),
     Verdict.BUSY: (InProgress, InProgress),
     Verdict.LAPSING: (InProgress, InProgress),
@@ -71,7 +73,7 @@ WHEN_OPEN: Mapping[Verdict, tuple[type[Answer], type[Answer]]] = {
 
 @pytest.mark.parametrize(("row", "verdict"), ROWS, ids=str)
 async def test_each_error_is_judged_by_its_type_and_code(row: tuple[str, str], verdict: Verdict) -> None:
-    """While the transaction is open; and whatever the error, what was done in the end is told as done."""
+    """While the transaction is open; what was declined stays so, and what was done in the end is told as done."""
     kind, code = row
     body = error(kind, code or None)
     assert verdict_of(body) is verdict
@@ -88,8 +90,11 @@ async def test_each_error_is_judged_by_its_type_and_code(row: tuple[str, str], v
         assert isinstance(await town.answer(effect), in_execute_step)
         town.instead.clear()
         done = await town.answer(effect)
-        assert isinstance(done, Executed)
-        assert len(town.stripe.movements) == 1
+        if in_execute_step is Declined:
+            assert done == Declined(DeclineReason.BANK_REFUSED)
+        else:
+            assert isinstance(done, Executed)
+        assert len(town.stripe.movements) == isinstance(done, Executed)
 
 
 NOT_STRIPES: list[tuple[int, Any]] = [

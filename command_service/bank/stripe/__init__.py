@@ -38,7 +38,14 @@ What Stripe does, and what is done about it (https://docs.stripe.com/api/idempot
 6. *A hold is captured once*, and let go whole. A capture that is neither final nor of the whole hold, and a void of a part, are
    refused in the token step, where nothing is sent. The core's book asks for no refund beyond what was captured; if refunds
    were made elsewhere, such a refund is declined, and would be done if one of those failed later and it was sent once more.
-7. *Amounts* are converted (`units`); one that Stripe has no unit for is refused in the token step.
+7. *A confirmation may be refused for ever*, as with a payment method that was used once without a customer: "It may not be used
+   again", in an `invalid_request_error` without a code. (No page of Stripe's says so, nor whether the creation is refused as
+   well; then the token step hears it.) Refused over a fresh connection too, while its intent still waits, it is declined: the
+   intent is marked and disarmed by one order, then closed as in 3. If an answer is lost on the way, the next execute step finds
+   the intent unmarked, and confirms it under its key as before; or marked, and cancels it; or cancelled. A late confirmation
+   that comes before the mark may pay: then Stripe refuses the mark, and a look-up tells what was paid. After the mark Stripe
+   refuses the confirmation. A late mark is refused unless the intent is open. What is refused for its key goes to people.
+8. *Amounts* are converted (`units`); one that Stripe has no unit for is refused in the token step.
 
 An order is the same whenever it is sent, since other parameters under a known key are an `idempotency_error`, a refusal. The
 confirmation's key has a digest of its parameters: `return_url` may be configured anew, and an intent is charged once anyway.

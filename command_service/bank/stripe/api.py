@@ -103,7 +103,7 @@ def order_failed(got: Exchange) -> Unsettled | Refusal | InProgress | NoAnswer:
     match verdict_of(said_in(got)) if got.status >= 400 else None:
         case None:
             return no_answer(f"status {got.status}", retry_after_seconds=got.retry_after_seconds)
-        case Verdict.REFUSED if got.status < 500:
+        case Verdict.REFUSED | Verdict.CLASHES if got.status < 500:
             return Refusal(got)
         case Verdict.BUSY:
             return InProgress(got.retry_after_seconds)
@@ -111,10 +111,15 @@ def order_failed(got: Exchange) -> Unsettled | Refusal | InProgress | NoAnswer:
             return Unsettled(Refusal(got))
         case Verdict.LAPSING:
             return Unsettled(InProgress(got.retry_after_seconds))
-        case Verdict.UNKNOWN | Verdict.REFUSED | Verdict.ENDED:
+        case Verdict.UNKNOWN | Verdict.REFUSED | Verdict.CLASHES | Verdict.ENDED:
             return Unsettled(NoAnswer(got.retry_after_seconds))
         case verdict:
             assert_never(verdict)
+
+
+def is_denied(refusal: Refusal) -> bool:
+    """Whether Stripe denies the order itself, and not the use of its key."""
+    return refusal.exchange is not None and verdict_of(said_in(refusal.exchange)) is Verdict.REFUSED
 
 
 def _unheard(got: Exchange) -> NoAnswer | None:

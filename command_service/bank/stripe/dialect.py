@@ -9,7 +9,7 @@ import httpx
 
 from chassis.secret import Secret
 from command_service.bank.stripe import reading
-from command_service.bank.stripe.api import Api, Form, Page, Unsettled, look_up_failed, order_failed, said_in
+from command_service.bank.stripe.api import Api, Form, Page, Unsettled, is_denied, look_up_failed, order_failed, said_in
 from command_service.bank.stripe.objects import Intent, intent_in, refund_in
 from command_service.bank.stripe.units import in_stripes_units
 from command_service.bank.transport import Exchange, no_answer
@@ -22,6 +22,7 @@ LISTED = 25  # A refund has about 1 KiB, and a body may have 64.
 MOST_PAGES = 40
 
 _EXPANDED = ("expand[]", "latest_charge")
+_REFUSED = ((f"metadata[{reading.REFUSED}]", "true"),)
 _OPEN = (Stage.CREATED, Stage.AWAITS_CUSTOMER)
 
 
@@ -149,19 +150,22 @@ class Stripe:
         return no_answer("an error that is not known")
 
     async def _confirm(self, effect: Execute, *, fresh: bool) -> Reply:
+        mark: Form = ()
         seen = await self._look(effect, effect.token, fresh=fresh)
         if isinstance(seen, _Seen) and seen.intent.status == "requires_confirmation":
             if _differs(seen.reply, effect):
                 return Refusal()  # The token stands for another order than ours.
             said = await self._order_confirmation(effect, fresh=fresh)
-            if _is_settled(said):
+            if fresh and isinstance(said, Refusal) and is_denied(said):
+                mark = _REFUSED  # Over a fresh connection: no other order's answer.
+            elif _is_settled(said):
                 return _reply(said)
             seen = await self._look(effect, effect.token, fresh=fresh)
-            if isinstance(seen, _Seen) and seen.intent.status == "requires_confirmation":
+            if not mark and isinstance(seen, _Seen) and seen.intent.status == "requires_confirmation":
                 return _if_open(seen.reply, said)
         if not isinstance(seen, _Seen) or _differs(seen.reply, effect) or not _is_created(seen.reply):
             return _reply(seen)
-        return await self._close(effect, seen.intent, reading.CLOSED, fresh=fresh)
+        return await self._close(effect, seen.intent, reading.CLOSED, mark=mark, fresh=fresh)
 
     async def _order_confirmation(self, effect: Execute, *, fresh: bool) -> _Heard:
         request = effect.operation.request
@@ -173,16 +177,16 @@ class Stripe:
         key = f"{effect.operation.reference}:confirm:{effect.token}:{digest}"
         return await self._order(effect, f"/payment_intents/{effect.token}/confirm", order, key=key, fresh=fresh)
 
-    async def _close(self, effect: Execute | CallOff, open_one: Intent, why: str, *, fresh: bool) -> Reply:
-        """Cancel an intent that was seen open.
+    async def _close(self, effect: Effect, open_one: Intent, why: str, *, mark: Form = (), fresh: bool) -> Reply:
+        """Cancel an intent that was seen open. The order that leaves a mark disarms it: what bears one is never authorized.
 
         Without keys: an intent is cancelled once anyway, and no old error is replayed. Since a cancel lets a hold go, an intent
         that may still be authorized is disarmed before: without a payment method it never will be. Stripe takes the method from
         it only while it is open.
         """
         path = f"/payment_intents/{open_one.intent_id}"
-        if effect.operation.kind is Kind.AUTHORIZE and open_one.status != "requires_payment_method":
-            said = await self._order(effect, path, [_EXPANDED, ("payment_method", "")], fresh=fresh)
+        if (mark or effect.operation.kind is Kind.AUTHORIZE) and open_one.status != "requires_payment_method":
+            said = await self._order(effect, path, [_EXPANDED, ("payment_method", ""), *mark], fresh=fresh)
             if not isinstance(said, _Seen) or said.intent.status != "requires_payment_method":
                 return await self._after(effect, open_one.intent_id, said, fresh=fresh)
         order = [_EXPANDED, ("cancellation_reason", why)]

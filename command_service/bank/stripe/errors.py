@@ -15,6 +15,7 @@ class Verdict(Enum):
     """What an error says of the request that it answers."""
 
     REFUSED = "refused"  # Stripe has not done it, and the error is about the request.
+    CLASHES = "clashes"  # Not done either: its key is known with other parameters. So the error is about the key.
     BUSY = "busy"  # Stripe is at it, or at another request of the same key or object.
     ENDED = "ended"  # The transaction has moved on: a look-up tells where to. If that finds it open, this is a refusal.
     LAPSING = "lapsing"  # The hold has lapsed, and Stripe will cancel its intent soon.
@@ -45,7 +46,7 @@ _VERDICTS = {
 } | {
     ("idempotency_error", "idempotency_key_in_use"): Verdict.BUSY,
     # The same key with other parameters: a reference of ours is known with other fields.
-    ("idempotency_error", ""): Verdict.REFUSED,
+    ("idempotency_error", ""): Verdict.CLASHES,
     # Many requests are refused with a text and no code.
     ("invalid_request_error", ""): Verdict.REFUSED,
 }

@@ -21,6 +21,12 @@ authorize, however the hold was let go. A void lets it go as "requested_by_custo
 capture, and to another void, the hold has lapsed, unless people let it go, by that reason or "duplicate" or "fraudulent". (Of
 a hold that people let go by that reason our void can only say that it is done.)
 
+    an intent that is "abandoned" was declined by this reason, the first that is there
+    ----------------------------------------------------------------------------------
+    our mark `refused`                      BANK_REFUSED: Stripe refused its confirmation
+    the last error, or the failed charge    the card's bank's (`errors`)
+    none of them                            AUTHENTICATION_REQUIRED: the customer's step was not taken
+
 A refund is executed if it succeeded, in progress while pending, and declined if it failed or was cancelled. One that Stripe
 does not list is open, unless less than its amount is left to refund: then it is declined.
 """
@@ -41,7 +47,7 @@ _MICROSECONDS = 1_000_000
 
 # Our fields in the metadata of Stripe's objects.
 REFERENCE, KIND, CARD = "reference", "kind", "card"
-CAPTURE, FINAL, VOID = "capture", "final", "void"
+CAPTURE, FINAL, VOID, REFUSED = "capture", "final", "void", "refused"
 
 _KINDS = {Kind.CHARGE.value: Kind.CHARGE, Kind.AUTHORIZE.value: Kind.AUTHORIZE}
 
@@ -96,10 +102,12 @@ def _stage(intent: Intent, kind: Kind) -> Stage:
 
 
 def _why_declined(intent: Intent) -> DeclineReason:
-    """Say why an intent was closed: by its last error; if Stripe has cleared it, by the attempt that failed.
+    """Say why an intent was closed: by our mark, else by its last error; if Stripe has cleared it, by the attempt that failed.
 
-    Without either the card was never asked, since the customer's step was not taken.
+    Without any of them the card was never asked, since the customer's step was not taken.
     """
+    if REFUSED in intent.metadata:
+        return DeclineReason.BANK_REFUSED
     failed = intent.charge is not None and intent.charge.status == "failed"
     failure = intent.failure or (intent.charge.failure if failed and intent.charge else Failure())
     return DeclineReason.AUTHENTICATION_REQUIRED if failure == Failure() else reason_of(failure)
