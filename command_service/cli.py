@@ -17,7 +17,7 @@ from chassis.caller import ANYBODY
 from chassis.policy import described, read_policy
 from chassis.watched import Files
 from command_service.bank.conformance import page
-from command_service.bank.conformance.checks import CannotBeTried
+from command_service.bank.conformance.checks import CannotBeTried, Finding
 from command_service.checking import add_arguments, check_bank
 from command_service.codec import charge_id_of
 from command_service.journal import JournalRefused
@@ -113,16 +113,20 @@ def _parser(program: str) -> tuple[argparse.ArgumentParser, Mapping[str, argpars
 
 def _try_bank(chosen: argparse.Namespace) -> int:
     """Run check-bank; return its exit status."""
+    told = 0
+
+    def tell(finding: Finding) -> None:
+        nonlocal told
+        print(page.progress(finding), file=sys.stderr, flush=True)
+        told += 1
+
     try:
-        found = check_bank(
-            Parts(settings.read(Settings, os.environ)),
-            chosen,
-            tell=lambda finding: print(page.progress(finding), file=sys.stderr, flush=True),
-        )
+        found = check_bank(Parts(settings.read(Settings, os.environ)), chosen, tell=tell)
     except (CannotBeTried, settings.SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print(f"error: stopped after {told} of the checks: nothing is said of the others", file=sys.stderr)
         return 2
     print(page.as_json(found) if chosen.as_json else page.table(found))
     return 1 if page.is_broken(found) else 0

@@ -11,6 +11,7 @@ step once (its promises 1 and 2 in `command_service.bank`).
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from chassis.shares import Shares
 from chassis.tasks import Tasks
 from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
+from command_service.bank.line import Line
 from command_service.bank.lines import Lines
 from command_service.charge import Absent, Charge, Due, Message, is_at_rest, is_overdue, next_step, seconds_to_its_end
 from command_service.failures import ImpossibleEvent, NotStored
@@ -27,7 +29,7 @@ from command_service.journal import Journal
 from command_service.operation import Answered, Attempts, counts_for_giving_up
 from command_service.run import Run
 from command_service.streams import KeepsMoving, Snapshot, Streams
-from command_service.values import Effect, InProgress, NeedsAction, NoAnswer
+from command_service.values import Effect, InProgress, NeedsAction, NoAnswer, RequestToken
 
 # The number of concurrent reads of streams when the server starts: enough to keep the reading thread busy.
 LOADED_AT_ONCE = 256
@@ -232,7 +234,7 @@ class Runner:
 
         def looks_up_first() -> bool:
             # A restored journal may have lost steps, and a bank forgets keys: then it is asked what it knows, before anything.
-            return self._journal.restored or self._may_be_older(run, line.remembers_seconds)
+            return self._journal.restored or self._may_be_forgotten(run, effect, line)
 
         look_up_first = looks_up_first()
 
@@ -263,12 +265,17 @@ class Runner:
             case _:
                 return PAUSES.seconds(pauses, self._chance)
 
-    def _may_be_older(self, run: Run, seconds: float) -> bool:
-        """Whether a charge's operation under way may be older than that. A clock from long before its request tells no age."""
+    def _may_be_forgotten(self, run: Run, effect: Effect, line: Line) -> bool:
+        """Whether the bank may not know any more that it was sent this step before."""
+        if line.remembers_seconds == math.inf:
+            return False
+        if run.was_in_journal and line.can_look_up and not isinstance(effect, RequestToken):
+            return True  # Another process may have sent it, and the clock may have been set back since. A token moves no money.
         state = run.snapshot.state
         assert isinstance(state, Charge), "a charge on its way has events"
-        is_clock_wrong = (self._now() - state.newest.requested_at) / 1_000_000 < -seconds / 5
-        return is_clock_wrong or self._age_seconds(run) >= seconds
+        # A clock from long before the request tells no age.
+        is_clock_wrong = (self._now() - state.newest.requested_at) / 1_000_000 < -line.remembers_seconds / 5
+        return is_clock_wrong or self._age_seconds(run) >= line.remembers_seconds
 
     def _age_seconds(self, run: Run) -> float:
         """The age of a charge's operation under way, at least that of its run: a clock that goes back makes nothing young."""

@@ -63,6 +63,13 @@ class Bank(Protocol):
         """
         ...
 
+    @property
+    def can_look_up(self) -> bool:
+        """Whether the bank can be asked what it knows. Then a step that another process may have begun is looked up first too,
+        unless the bank remembers for ever: nobody can say how long ago that was, since clocks are set back.
+        """
+        ...
+
     async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
         """Do one step at the bank and say what came back; what cannot be known is NoAnswer, never an exception.
 

@@ -37,6 +37,11 @@ class Line:
         return self._bank.remembers_seconds
 
     @property
+    def can_look_up(self) -> bool:
+        """Whether the bank can be asked what it knows (`Bank.can_look_up`)."""
+        return self._bank.can_look_up
+
+    @property
     def is_spared(self) -> bool:
         """Whether the bank is called by probes only, because it does not answer or does not accept us."""
         return self._breaker.is_open

@@ -30,9 +30,9 @@ Why no card is charged twice
 
 * *The operation is young*: it was requested less than `trusted_seconds` ago. Its key was first used later than that, so the
   bank knows it. Any number of orders and callings off are one, whichever comes first.
-* *It is old*: the core wants a look-up first. If that finds a payment, nothing is sent. If it finds none, none was made, by
-  promise 2, and the order is sent once more under the same key, which is now known for another `key_seconds`. Until the look-up
-  finds that payment, repeats are covered by the key.
+* *It is old, or another process may have sent it*: the core wants a look-up first. If that finds a payment, nothing is sent.
+  If it finds none, then by promise 2 none was made whose key is forgotten, and the order is sent once more under the same key,
+  which is now known for another `key_seconds`. Until the look-up finds that payment, repeats are covered by the key.
 * *A young operation's last order is still on its way* when the key is about to be forgotten. It was sent before five sixths of
   the time were over (the runner looks at the age right before it sends), so that by promise 4 it arrives while the bank still
   knows the key, if the key was used. If it was not, that order and the one after a look-up carry one key: the first to arrive
@@ -189,6 +189,7 @@ class _Unseen:
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
         self.remembers_seconds = bank.remembers_seconds
+        self.can_look_up = False
 
     async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
         if look_up_first and not isinstance(effect, RequestToken):

@@ -260,6 +260,7 @@ class TwoStepBank:
         self._dialect = dialect
         self._call_timeout_seconds = call_timeout_seconds
         self.remembers_seconds = remembers_seconds
+        self.can_look_up = True
 
     async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
         """Do one step at the bank and say what came back. Never raises; see the port."""

@@ -22,6 +22,11 @@ class Unconfigured:
         """It is not asked."""
         return math.inf
 
+    @property
+    def can_look_up(self) -> bool:
+        """Nor is it asked this."""
+        return False
+
     async def perform(self, _: Effect, *, look_up_first: bool) -> NoAnswer:
         """Give no answer, for a reason of our own set-up: it counts for no giving up, and is told by an error of the log."""
         del look_up_first

@@ -3,6 +3,7 @@
 import asyncio
 import http.server
 import json
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,14 +18,18 @@ import gateway_mock
 from command_service.bank.conformance.suite import CHECKS
 
 
-async def check_bank(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Its exit status, what it printed, and what it told on the way."""
-    process = await asyncio.create_subprocess_exec(
+async def checking(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "command_service", "check-bank", *arguments),
         env=environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+async def check_bank(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Its exit status, what it printed, and what it told on the way."""
+    process = await checking(*arguments, **environment)
     out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
@@ -104,6 +109,20 @@ async def test_a_bank_that_breaks_one(tmp_path: Path) -> None:
     seen = [line for line in out.splitlines() if "a refund of more than was captured: executed as txn_" in line]
     assert seen[0].startswith("  8  refund: a refund stays within what was captured and not refunded; ")
     assert out.splitlines()[-1].endswith(": it breaks promise 8")
+
+
+async def test_one_who_stops_it_is_told_that_it_says_nothing_of_the_rest(tmp_path: Path) -> None:
+    async with gateway_mock.serve("127.0.0.1:0", tmp_path / "bank.db") as bank:
+        hang = {"on": "cancel", "fault": "hang_before", "times": 1000}
+        async with httpx.AsyncClient(trust_env=False) as client:
+            (await client.post(f"http://{bank}/faults", json=hang)).raise_for_status()
+        process = await checking(COMMAND_BANK_URL=f"http://{bank}")
+        assert process.stderr is not None
+        assert (await process.stderr.readline()).startswith(b"kept ")
+        process.send_signal(signal.SIGINT)
+        out, told = await process.communicate()
+    assert (process.returncode, out) == (2, b"")
+    assert told.decode().endswith(" of the checks: nothing is said of the others\n")
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,18 @@ async def test_what_was_done_before_the_keys_were_forgotten_is_looked_up(tmp_pat
 async def test_a_server_that_believes_a_key_for_longer_than_the_bank_charges_twice(tmp_path: Path) -> None:
     """The control: it is the look-up, and nothing else, that keeps the money in place."""
     async with a_street(tmp_path) as (street, referee):
-        await after_the_keys_were_forgotten(street, referee, key_seconds=24 * 3600)
+        await after_the_keys_were_forgotten(street, referee, key_seconds=24 * 3600, looks_up=False)
         twice = Counter(charge=1, authorize=1, capture=1, refund=1)  # A second void finds nothing to let go.
         assert await kinds(referee) == ONCE + twice
+
+
+async def test_a_server_looks_up_what_another_process_may_have_sent(tmp_path: Path) -> None:
+    """However young that is by its clock, which may have stood still while the machine was off."""
+    async with a_street(tmp_path) as (street, referee):
+        answers = await after_the_keys_were_forgotten(street, referee, key_seconds=24 * 3600)
+        assert statuses(answers) == [CHARGED, AUTHORIZED] + [OPERATION_EXECUTED] * 3
+        assert await kinds(referee) == ONCE
+        await assert_books_agree(street.journal, referee)
 
 
 async def test_without_a_look_up_it_is_left_to_people(tmp_path: Path) -> None:

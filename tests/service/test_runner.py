@@ -107,6 +107,7 @@ class Scripted:
     """A bank that gives these answers in turn, and then does each step."""
 
     remembers_seconds = math.inf
+    can_look_up = True
 
     def __init__(self, *answers: Answer) -> None:
         self._answers: Iterator[Answer] = iter(answers)

@@ -61,7 +61,7 @@ async def _see_that_it_works(first: Trial) -> None:
     try:
         await first.executed(first.opening(Kind.CHARGE))
     except Unanswered as reason:
-        raise CannotBeTried(f"{reason}: see that it runs, and that this is its address") from None
+        raise CannotBeTried(f"{reason}: see that it runs, and that this is its address, with its path") from None
     except (NotPossible, RuleBroken) as reason:
         raise CannotBeTried(f"{reason}: see that it approves this card, currency and amount") from None
 

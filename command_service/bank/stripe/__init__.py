@@ -62,8 +62,11 @@ from command_service.bank.two_step import TwoStepBank
 
 REMEMBERS_SECONDS = 20 * 3600.0
 """For how long keys are trusted: Stripe keeps them for 24 hours at least."""
-CUSTOMER_SECONDS = 24 * 3600.0
-"""How long the customer's step is awaited unless the settings say otherwise. Stripe itself waits for ever."""
+CUSTOMER_SECONDS = 3600.0
+"""How long the customer's step is awaited unless the settings say otherwise. Stripe itself waits for ever.
+
+Most take it within minutes. Each that is awaited takes a place among the unfinished charges.
+"""
 
 
 def stripe_bank(
