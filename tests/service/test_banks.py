@@ -27,6 +27,7 @@ from rig.world import (
     OPERATION_EXECUTED,
     PENDING,
     RECOVERED,
+    REPLAYED,
     World,
     a_request,
     id_of,
@@ -142,7 +143,8 @@ async def test_the_choice_outlives_a_restart_with_another_rule(street: Street) -
     await street.start(TO_B)
     await street.referees["a"].no_more_trouble()
     answer = await street.world.charge(request)
-    assert (answer.status, answer.outcome_source) == (CHARGED, RECOVERED)
+    assert answer.status == CHARGED
+    assert answer.outcome_source in (RECOVERED, REPLAYED)  # it may be at rest before the key comes again
     assert (await street.world.refund(id_of(request), 100)).status == OPERATION_EXECUTED
     assert await street.at(request) == "a"
     assert await street.referees["b"].calls() == []
