@@ -116,7 +116,10 @@ async def test_one_who_stops_it_is_told_that_it_says_nothing_of_the_rest(tmp_pat
         hang = {"on": "cancel", "fault": "hang_before", "times": 1000}
         async with httpx.AsyncClient(trust_env=False) as client:
             (await client.post(f"http://{bank}/faults", json=hang)).raise_for_status()
+        # A process inherits that SIGINT is ignored, as shells have it in the background.
+        former = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = await checking(COMMAND_BANK_URL=f"http://{bank}")
+        signal.signal(signal.SIGINT, former)
         assert process.stderr is not None
         assert (await process.stderr.readline()).startswith(b"kept ")
         process.send_signal(signal.SIGINT)
