@@ -29,8 +29,8 @@ What Stripe does, and what is done about it (https://docs.stripe.com/api/idempot
    changes nothing: to it the intent is open, and the next execute step closes it. So is one whose customer has not taken the
    step within `customer_seconds` of the intent's creation, or cannot, since Stripe names no address for it.
 4. *A cancel lets a hold go.* So a calling off looks first, and an intent that is authorized is told as executed. One that may
-   still be authorized is disarmed before it is cancelled: its payment method is taken away, which Stripe does only while it is
-   open ("You may only update the payment_method of a PaymentIntent with one of the following statuses:
+   still be authorized, a declined one too, is disarmed before it is cancelled: its payment method is taken away, which Stripe
+   does only while it is open ("You may only update the payment_method of a PaymentIntent with one of the following statuses:
    requires_payment_method, requires_confirmation, requires_action").
 5. *Lists name nothing of ours if they are empty.* So they come over connections of their own. For a refund the intent is read
    first: if it has no room although the list, read later, does not have the refund, then it was not our refund that took the

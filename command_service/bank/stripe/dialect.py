@@ -185,7 +185,7 @@ class Stripe:
         it only while it is open.
         """
         path = f"/payment_intents/{open_one.intent_id}"
-        if (mark or effect.operation.kind is Kind.AUTHORIZE) and open_one.status != "requires_payment_method":
+        if (mark or effect.operation.kind is Kind.AUTHORIZE) and open_one.has_method:
             said = await self._order(effect, path, [_EXPANDED, ("payment_method", ""), *mark], fresh=fresh)
             if not isinstance(said, _Seen) or said.intent.status != "requires_payment_method":
                 return await self._after(effect, open_one.intent_id, said, fresh=fresh)

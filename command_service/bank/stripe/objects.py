@@ -64,6 +64,8 @@ class Intent:
     """Where the customer takes the step that is wanted; empty if none is wanted, or it is not taken at an address."""
     charge: Charge | None
     """The newest attempt that reached the card; None if there is none."""
+    has_method: bool
+    """Whether a payment method is attached, so that it may be confirmed; a decline does not certainly take it away."""
     hides_charge: bool
     """The answer names the id of its charge only, so that `charge` is None though there is one."""
 
@@ -120,6 +122,7 @@ def intent_in(said: Mapping[str, object]) -> Intent | None:
                 _failure(said.get("last_payment_error")),
                 _url(said.get("next_action")),
                 charge,
+                said.get("payment_method", "") is not None,
                 isinstance(attempt, str),
             )
     return None
