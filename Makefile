@@ -3,9 +3,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# The contract may not break what it was at first, nor what it was one commit ago.
+# The contract may not break what it was at first, nor when it named the languages, nor what it was one commit ago.
 CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging/v1/query.proto 2>/dev/null | tail -n 1) \
+	$(shell git log -S go_package --format=%H -- protos/charging/v1/query.proto 2>/dev/null | tail -n 1) \
 	$(shell git rev-parse --verify --quiet HEAD~1)
+BEFORE_LANGUAGES = $$(git grep --quiet go_package $$landed -- protos/charging || echo --config protos/before-languages.yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run certs postgres deploy-files demo test test-banks simulate prove bench lint format audit constraints clean
@@ -83,7 +85,7 @@ lint: install ## check style, types, the contract and who imports whom
 	@$(BIN)/lint-imports
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code
-	@for landed in $(CONTRACT_LANDED); do $(BIN)/buf breaking --against ".git#ref=$$landed" || exit 1; done
+	@for landed in $(CONTRACT_LANDED); do $(BIN)/buf breaking --against ".git#ref=$$landed" $(BEFORE_LANGUAGES) || exit 1; done
 
 format: install ## put the code and the contract into their form
 	@$(BIN)/ruff check --fix --quiet . || true
