@@ -87,7 +87,8 @@ declined, with the first of these reasons:
 Cards: `tok_visa` and `tok_mastercard` are approved. `tok_declined` (card_declined), `tok_insufficient_funds`
 (insufficient_funds) and `tok_expired_card` (expired_card) are declined by the execute step of an opening. For
 `tok_capture_declined`, `tok_void_declined` and `tok_refund_declined` that kind is declined (card_declined) if no rule above is
-broken, and all else approved. `tok_3ds` and `tok_3ds_declined` want the customer first. Others are unknown.
+broken, and all else approved. `tok_slow` is approved; the execute step of its opening takes two seconds, in the two-step bank
+only. `tok_3ds` and `tok_3ds_declined` want the customer first. Others are unknown.
 
 *The customer's step.* As with 3-D Secure, the cards `tok_3ds` (then approved) and `tok_3ds_declined` (then declined:
 card_declined) want a step of the customer. The execute step of an opening then moves nothing, however often it is asked. All

@@ -20,7 +20,18 @@ from gateway_mock import faults, page, reading
 from gateway_mock.calls import Call, now_ms, rfc3339
 from gateway_mock.faults import Kind, Script, Step, answer
 from gateway_mock.ledger import Ledger
-from gateway_mock.model import ASKING_CARDS, CARDS, HOLD_MS, REQUIRES_ACTION, STATUS, Refusal, Transaction, told
+from gateway_mock.model import (
+    ASKING_CARDS,
+    CARDS,
+    HOLD_MS,
+    REQUIRES_ACTION,
+    SLOW_CARDS,
+    STATUS,
+    Refusal,
+    State,
+    Transaction,
+    told,
+)
 from gateway_mock.one_step import OneStep
 from gateway_mock.payment_ledger import PaymentLedger, open_ledgers
 from gateway_mock.payments import KEY_MS
@@ -164,6 +175,8 @@ class Bank:
                 return _refused(Refusal.TOKEN_UNKNOWN)
             if said not in (None, (transaction.amount_minor, transaction.currency)):
                 return _refused(Refusal.FIELDS_DIFFER)
+            if transaction.state is State.CREATED and transaction.on is None:
+                await asyncio.sleep(SLOW_CARDS.get(transaction.card, 0.0))
             closed, by_this_call = await self._ledger.execute(transaction, now_ms())
             status, member, word = told(closed, by_this_call=by_this_call)
             return answer(status, {member: word, **self._members(closed)})

@@ -43,6 +43,7 @@ CARDS: Mapping[str, str | None] = {
     "tok_declined": "card_declined",
     "tok_insufficient_funds": "insufficient_funds",
     "tok_expired_card": "expired_card",
+    "tok_slow": None,
     "tok_capture_declined": None,
     "tok_void_declined": None,
     "tok_refund_declined": None,
@@ -51,6 +52,9 @@ CARDS: Mapping[str, str | None] = {
 
 ASKING_CARDS: Mapping[str, str | None] = {"tok_3ds": None, "tok_3ds_declined": "card_declined"}
 """The cards of which a bank wants a step of the customer first, and why it declines what was confirmed; None: it approves."""
+
+SLOW_CARDS: Mapping[str, float] = {"tok_slow": 2.0}
+"""The cards of which the bank takes this many seconds to execute an opening."""
 
 DECLINED_KINDS: Mapping[str, Operation] = {
     "tok_capture_declined": CAPTURE,

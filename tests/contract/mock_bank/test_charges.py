@@ -311,3 +311,17 @@ async def test_the_log_of_calls_has_each_request_and_its_answer(bank: Client) ->
     assert [call["n"] for call in await bank.calls(after=2)] == [3, 4]
     assert await bank.calls(after=10**17) == []
     assert (await bank.http.get("/calls?after=-1")).json() == {"error": "bad_request", "field": "after"}
+
+
+async def test_a_slow_card_takes_its_time_once(path: Path) -> None:
+    """So that a client can see a deadline pass: the state is open meanwhile, and a repeat is answered at once."""
+    async with running(path) as bank:
+        token = await bank.token(card="tok_slow")
+        slow = asyncio.create_task(bank.execute(token))
+        await asyncio.sleep(0.1)
+        assert (await bank.transaction(token))["state"] == "created"
+        assert (await slow).json()["result"] == "executed"
+        repeated = asyncio.create_task(bank.execute(token))
+        await asyncio.wait({repeated, asyncio.create_task(asyncio.sleep(1))}, return_when=asyncio.FIRST_COMPLETED)
+        assert repeated.done(), "it is not slow any more"
+        assert len(await bank.movements()) == 1
