@@ -38,8 +38,8 @@ ERRORS = """\
 ## Errors
 
 Each error of a service's own has `google.rpc.ErrorInfo` in its details, with the domain `charging.v1`, a reason, and in the
-metadata `advice` ([Advice](#advice)); `BadRequest` with the faults of fields; `RetryInfo` if a time for the next try is known. The
-texts are fixed. An error without `ErrorInfo` is gRPC's own: send the same request with the same key.
+metadata `advice` ([Advice](#advice)); `BadRequest` with the faults of fields; `RetryInfo` if a time for the next try is known.
+The texts are fixed. An error without `ErrorInfo` is gRPC's own: send the same request with the same key.
 
 """
 
