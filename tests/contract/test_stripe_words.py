@@ -20,7 +20,7 @@ from command_service.bank.stripe.errors import Verdict, reason_of, verdict_of
 from command_service.bank.stripe.objects import Failure, intent_in
 from command_service.bank.stripe.units import in_minor_units, in_stripes_units
 from command_service.bank.transport import Exchange, open_transport
-from command_service.currencies import EXPONENTS
+from contract.currencies import EXPONENTS
 from command_service.values import (
     Answer,
     CallOff,

@@ -53,7 +53,7 @@ from charging.v1 import command_pb2, common_pb2
 from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
 from command_service import currencies, screening
 from command_service.card_numbers import SCHEMES, card_number_in
-from command_service.currencies import EXPONENTS
+from contract.currencies import EXPONENTS
 from command_service.intake import LATEST
 from command_service.screening import AnyRequest, Faults, faults, key_fault
 from command_service.serving import COMMAND_BYTES
