@@ -29,9 +29,9 @@ def status(words: str, of: Exit) -> Text:
     return Text(words, STYLES.get(of, ""))
 
 
-def json_of(message: Message) -> dict[str, Any]:
-    """Return a message in protobuf's JSON, with the contract's names, and with all fields that are not messages."""
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+def json_of(message: Message, *, sparse: bool = False) -> dict[str, Any]:
+    """Return a message in protobuf's JSON, with the contract's names; empty fields too, unless it is to be sparse."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=not sparse)
 
 
 class Printer:
