@@ -22,8 +22,8 @@ from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest
 from command_service.address import is_address
 from command_service.card_numbers import card_number_in, may_hold_card_number, unescaped
 from command_service.currencies import MAX_MINOR_UNITS
-from contract.currencies import EXPONENTS
 from command_service.values import Card, Money, Request, Wish
+from contract.currencies import EXPONENTS
 
 RequestToFollow = CaptureRequest | VoidRequest | RefundRequest
 AnyRequest = ChargeRequest | RequestToFollow

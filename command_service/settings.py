@@ -19,10 +19,10 @@ from chassis.settings import (
 )
 from command_service.bank.addresses import bank_url
 from command_service.currencies import MOST_DIGITS
-from contract.currencies import EXPONENTS
 from command_service.journal.location import DEFAULT, location
 from command_service.journal.postgres.url import FORM
 from command_service.journal.store import Location
+from contract.currencies import EXPONENTS
 
 
 def max_amounts(value: str) -> Mapping[str, int]:

@@ -3,7 +3,6 @@
 `table` has the commands; this is how they are found, listed and completed, each loaded when it is used.
 """
 
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +19,12 @@ class _Commands(click.Group):
         super().__init__(no_args_is_help=True, **settings)
         self._prefix = prefix
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's
         """Return the next word of each name, once."""
         names = [name.removeprefix(self._prefix) for name in COMMANDS if name.startswith(self._prefix)]
         return list(dict.fromkeys(name.split()[0] for name in names))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's
         """Load a command. A program stands here to be completed only: `__main__` runs it."""
         name = self._prefix + cmd_name
         match COMMANDS.get(name):
@@ -39,7 +38,7 @@ class _Commands(click.Group):
                 command: click.Command = question.load()
                 return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's
         """List the commands by what they are for."""
         for heading, commands in BY_HEADING.items():
             rows = [(name, command.text) for name, command in commands.items() if name.startswith(self._prefix)]
@@ -63,8 +62,6 @@ class _Commands(click.Group):
 
 def main(arguments: Sequence[str]) -> None:
     """Run a command, and exit with its status."""
-    # A reader such as `head` may leave early: then this program ends quietly, like any filter.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     commands = _Commands(
         name="chargeonce",
         help="Charges cards, each exactly once: its clients, its servers and what operators need.",

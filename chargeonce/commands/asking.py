@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import os
 import secrets
 import shlex
 import string
@@ -10,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import click
 
@@ -20,7 +21,6 @@ from chargeonce.commands.exits import Exit
 from chargeonce.commands.printing import Printer
 from chargeonce_client import CallFailed, Client, FeedBroken, Refused, Settings, Unsettled
 
-P = ParamSpec("P")
 Command = Callable[..., Any]
 
 CONNECT_SECONDS = 5.0
@@ -46,7 +46,7 @@ class Named(TypedDict, total=False):
 
 
 class Unreachable(Exception):
-    """No server answers at an address, which is the text."""
+    """A server does not answer: which one, and where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ class Asking:
 
 def asking(
     *servers: str, later: Sequence[str] = (), interrupted: str = ""
-) -> Callable[[Callable[Concatenate[Asking, P], Awaitable[Exit]]], Command]:
+) -> Callable[[Callable[..., Awaitable[Exit]]], Command]:
     """Make a command of a coroutine that asks these servers: with the options to reach them, and its exit status.
 
     It may ask those in `later`, too: they need not be there at first. `interrupted` is said after Ctrl-C.
     """
 
-    def made(ask: Callable[Concatenate[Asking, P], Awaitable[Exit]]) -> Command:
+    def made(ask: Callable[..., Awaitable[Exit]]) -> Command:
         @functools.wraps(ask)
         def command(*, as_json: bool, tls: Path | None, token_file: Path | None, patience: float, **given: Any) -> None:
             places = {server: given.pop(server) for server in (*servers, *later)}
@@ -78,9 +78,10 @@ def asking(
 
             run(answered(), printer, interrupted)
 
+        with_options: Command = command
         for option in reversed(_options((*servers, *later))):
-            command = option(command)
-        return command
+            with_options = option(with_options)
+        return with_options
 
     return made
 
@@ -98,7 +99,9 @@ def named(command: Command) -> Command:
         is_id = words.is_id(name) if by is None else by == "id"
         return command(name=Named(charge_id=name) if is_id else Named(key=name), **given)
 
-    by = click.option("--by", type=click.Choice(["id", "key"]), help="What NAME is. Else a UUID is an id, all else a key.")
+    by = click.option(
+        "--by", type=click.Choice(["id", "key"]), help="What NAME is. Else a UUID is an id, all else a key."
+    )
     return click.argument("name")(by(read))
 
 
@@ -106,12 +109,16 @@ def run(answer: Coroutine[Any, Any, Exit], printer: Printer, interrupted: str = 
     """Run a command to its end, tell an error, and exit with its status."""
     try:
         status = asyncio.run(answer)
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as `head` has left: this ends quietly, like any filter
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = Exit.NO_READER
     except KeyboardInterrupt:
         if interrupted:
             printer.note(interrupted, {"interrupted": interrupted})
         status = Exit.INTERRUPTED
     except Unreachable as error:
-        printer.error([f"no server answers at {error}, and nothing was sent"], {"error": {"unreachable": str(error)}})
+        printer.error([str(error)], {"error": {"text": str(error)}})
         status = Exit.UNREACHABLE
     except CallFailed as error:
         printer.error(_told(error), {"error": _document(error)})
@@ -187,7 +194,8 @@ async def _connected(settings: Settings, servers: Sequence[str]) -> AsyncIterato
             try:
                 await asyncio.wait_for(probe.channel_ready(), CONNECT_SECONDS)
             except TimeoutError:
-                raise Unreachable(f"{getattr(settings, server)}, where {_SERVERS[server]} should be") from None
+                place = getattr(settings, server)
+                raise Unreachable(f"{_SERVERS[server]} does not answer at {place}: nothing was sent") from None
         yield client
 
 
@@ -199,7 +207,7 @@ def _told(error: CallFailed) -> list[str]:
         first = f"{error.text} ({error.reason or error.code.name})"
     return [
         first,
-        *(f"  {name}: {value}" for name, value in error.metadata.items()),
+        *(f"  {name}: {value}{' minor units' * (name == 'left')}" for name, value in error.metadata.items()),
         *(f"  {field or 'the request'}: {text}" for field, text in error.violations.items()),
         f"  {_ADVICE.get(error.advice, error.advice)}",
     ]
@@ -216,4 +224,3 @@ def _document(error: CallFailed) -> dict[str, Any]:
         "retry_after": error.retry_after,
         "is_known": isinstance(error, Refused),
     }
-

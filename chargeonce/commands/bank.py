@@ -32,26 +32,27 @@ async def _statement(bank: str, reference: str | None, printer: Printer) -> Exit
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=_ANSWER_SECONDS) as client:
             answer = await client.get(f"{bank.rstrip('/')}/statement")
-        movements = answer.raise_for_status().json()["movements"]
-    except httpx.TransportError as error:
-        raise Unreachable(f"{bank}, where the mock bank should be: {error}") from None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
+        movements = [
+            movement
+            for movement in answer.raise_for_status().json()["movements"]
+            if reference in (None, movement["reference"])
+        ]
+    except (httpx.UnsupportedProtocol, httpx.HTTPStatusError, httpx.InvalidURL, ValueError, KeyError) as error:
         raise click.UsageError(f"{bank} is no mock bank: {error}") from None
+    except httpx.HTTPError as error:
+        raise Unreachable(f"the mock bank does not answer at {bank}: {error}") from None
     printer.table(
         ("EXECUTED", "KIND", "AMOUNT", "TRANSACTION", "REFERENCE"),
         [
             (
-                (
-                    str(movement["executed_at"]),
-                    str(movement["kind"]),
-                    words.amount(movement["minor_units"], movement["currency_code"]),
-                    str(movement["transaction_id"]),
-                    str(movement["reference"]),
-                ),
-                movement,
+                movement["executed_at"],
+                movement["kind"],
+                words.amount(movement["minor_units"], movement["currency_code"]),
+                movement["transaction_id"],
+                movement["reference"],
             )
             for movement in movements
-            if reference in (None, movement["reference"])
         ],
+        [{"movements": movements}],
     )
     return Exit.DONE

@@ -18,6 +18,7 @@ class Exit(IntEnum):
     UNREACHABLE = 6
     IN_REVIEW = 7
     INTERRUPTED = 130
+    NO_READER = 141
 
 
 _TEXTS = {
@@ -30,6 +31,7 @@ _TEXTS = {
     Exit.UNREACHABLE: "no server answers, and nothing was sent",
     Exit.IN_REVIEW: "people look into it: nobody may guess the outcome",
     Exit.INTERRUPTED: "stopped by Ctrl-C; what was sent goes on",
+    Exit.NO_READER: "nobody read the output any more; what was sent goes on",
 }
 HELP = "\b\nExit status:\n" + "\n".join(f"  {status:3d}  {text}" for status, text in _TEXTS.items())
 

@@ -37,7 +37,9 @@ async def watch(asked: Asking, name: Named, forever: bool) -> Exit:
                 "refunded": charge.refunded_minor_units,
                 "held": charge.held_minor_units,
             }
-            told = [f"{what} {words.amount(units, charge.amount.currency_code)}" for what, units in sums.items() if units]
+            told = [
+                f"{what} {words.amount(units, charge.amount.currency_code)}" for what, units in sums.items() if units
+            ]
             asked.printer.line(
                 (words.time(charge.updated_at), status_of(charge), ", ".join(told) or words.money(charge.amount)),
                 (_TIME, _STATUS),

@@ -79,7 +79,7 @@ async def get(asked: Asking, name: Named) -> Exit:
     NAME is its id or its key.
     """
     answer = await asked.client.get(**name)
-    asked.printer.fields(answer.charge.idempotency_key, _fields(answer.charge), json_of(answer))
+    asked.printer.fields(_fields(answer.charge), json_of(answer))
     return Exit.DONE
 
 
@@ -96,18 +96,16 @@ async def history(asked: Asking, name: Named) -> Exit:
         ("POSITION", "RECORDED", "EVENT", "STATUS", "OPERATION", "KEY"),
         [
             (
-                (
-                    str(entry.position),
-                    words.time(entry.recorded_at),
-                    entry.event,
-                    status(words.word(ChargeStatus, entry.status), of_charge(entry.status)),
-                    words.word(OperationKind, entry.operation).lower(),
-                    entry.idempotency_key,
-                ),
-                json_of(entry),
+                str(entry.position),
+                words.time(entry.recorded_at),
+                entry.event,
+                status(words.word(ChargeStatus, entry.status), of_charge(entry.status)),
+                words.word(OperationKind, entry.operation).lower(),
+                entry.idempotency_key,
             )
             for entry in answer.entries
         ],
+        [json_of(answer)],
     )
     return Exit.DONE
 
@@ -143,20 +141,18 @@ async def list_charges(
         ("REQUESTED", "STATUS", "AMOUNT", "CAPTURED", "REFUNDED", "USER", "KEY", "CHARGE"),
         [
             (
-                (
-                    words.time(charge.requested_at),
-                    status_of(charge),
-                    words.money(charge.amount),
-                    _money_of(charge, charge.captured_minor_units),
-                    _money_of(charge, charge.refunded_minor_units),
-                    charge.user_id,
-                    charge.idempotency_key,
-                    charge.charge_id,
-                ),
-                json_of(charge),
+                words.time(charge.requested_at),
+                status_of(charge),
+                words.money(charge.amount),
+                _money_of(charge, charge.captured_minor_units),
+                _money_of(charge, charge.refunded_minor_units),
+                charge.user_id,
+                charge.idempotency_key,
+                charge.charge_id,
             )
             for charge in charges
         ],
+        [json_of(charge) for charge in charges],
     )
     return Exit.DONE
 
@@ -168,27 +164,22 @@ async def summary(asked: Asking, user: str) -> Exit:
     """Show the sums of a user's charges, per currency."""
     answer = await asked.client.summary(user)
     asked.printer.table(
-        ("CURRENCY", "CHARGED", "REFUNDED", "NET", "HELD", "PENDING", "DECLINED"),
+        ("CHARGED", "REFUNDED", "NET", "HELD", "PENDING", "DECLINED"),
         [
-            (
-                (
-                    sums.currency_code,
-                    *(
-                        words.amount(units, sums.currency_code).removesuffix(f" {sums.currency_code}")
-                        for units in (
-                            sums.charged_minor_units,
-                            sums.refunded_minor_units,
-                            sums.net_minor_units,
-                            sums.held_minor_units,
-                            sums.pending_minor_units,
-                            sums.declined_minor_units,
-                        )
-                    ),
-                ),
-                json_of(sums),
-            )
+            [
+                words.amount(minor_units, sums.currency_code)
+                for minor_units in (
+                    sums.charged_minor_units,
+                    sums.refunded_minor_units,
+                    sums.net_minor_units,
+                    sums.held_minor_units,
+                    sums.pending_minor_units,
+                    sums.declined_minor_units,
+                )
+            ]
             for sums in answer.currencies
         ],
+        [json_of(answer)],
     )
     return Exit.DONE
 
@@ -200,7 +191,6 @@ async def view_status(asked: Asking) -> Exit:
     answer = await asked.client.view_status()
     is_live = answer.state == ViewState.VIEW_STATE_LIVE
     asked.printer.fields(
-        "view",
         {
             "state": status(words.word(ViewState, answer.state), Exit.DONE if is_live else Exit.NOT_KNOWN),
             "position": str(answer.as_of_position),

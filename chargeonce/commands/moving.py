@@ -21,6 +21,11 @@ from chargeonce_client import (
 )
 
 _GOES_ON = "what was sent goes on at the server; the same command with the same key tells how it ended"
+_ADVICE = {
+    Exit.NOT_KNOWN: "it goes on by itself: repeat the command with the same key, or chargeonce watch {name}",
+    Exit.CUSTOMER: "send the customer to customer_url; chargeonce watch {name} tells how it ends",
+    Exit.IN_REVIEW: "people look into it: take no new key for the same intent",
+}
 
 
 def _keyed(command: Command) -> Command:
@@ -57,7 +62,9 @@ def _money(_: click.Context, __: click.Parameter, given: tuple[str, str] | None)
 @click.option("--brand", default="", show_default=False, help="The card's scheme, for people.")
 @click.option("--last4", default="", show_default=False, help="The card's last four digits, for people.")
 @click.option("--fingerprint", default="", show_default=False, help="The vault's name of the card itself.")
-@click.option("--not-after", type=words.Time(), metavar="TIME", help="Call the charge off rather than execute it later.")
+@click.option(
+    "--not-after", type=words.Time(), metavar="TIME", help="Call the charge off rather than execute it later."
+)
 @click.option("--off-session", is_flag=True, help="The customer is not there to take a step, such as 3-D Secure.")
 @click.option("--return-url", default="", show_default=False, metavar="URL", help="Where the customer comes back to.")
 @click.option("--allow-duplicate", is_flag=True, help="Charge even if it looks like a second charge of one intent.")
@@ -99,7 +106,6 @@ async def charge(
     )
     ends = of_charge(answer.status)
     asked.printer.fields(
-        f"{words.money(amount)} of {user}",
         {
             "status": status(words.word(ChargeStatus, answer.status), ends),
             "decline_reason": words.word(DeclineReason, answer.decline_reason),
@@ -114,7 +120,7 @@ async def charge(
         },
         {"idempotency_key": key, **json_of(answer)},
     )
-    return ends
+    return _advised(asked, ends, key)
 
 
 @click.command(epilog=HELP)
@@ -123,9 +129,7 @@ async def charge(
 @_keyed
 @click.option("--final", is_flag=True, help="It is the last capture: let go of what is left.")
 @asking("command", "query", interrupted=_GOES_ON)
-async def capture(
-    asked: Asking, name: Named, amount: Money | None, key: str | None, final: bool
-) -> Exit:
+async def capture(asked: Asking, name: Named, amount: Money | None, key: str | None, final: bool) -> Exit:
     """Move money that a charge holds: AMOUNT CURRENCY, or all that is left.
 
     NAME is the charge's id or its key.
@@ -154,9 +158,7 @@ async def void(asked: Asking, name: Named, key: str | None, reason: str) -> Exit
 @_keyed
 @_reasoned
 @asking("command", "query", interrupted=_GOES_ON)
-async def refund(
-    asked: Asking, name: Named, amount: Money | None, key: str | None, reason: str
-) -> Exit:
+async def refund(asked: Asking, name: Named, amount: Money | None, key: str | None, reason: str) -> Exit:
     """Give money of a charge back: AMOUNT CURRENCY, or all that is left.
 
     NAME is the charge's id or its key.
@@ -204,7 +206,6 @@ def _told(asked: Asking, key: str, outcome: OperationOutcome) -> Exit:
     """Print the outcome of an operation; return its exit status."""
     ends = of_operation(outcome.status)
     asked.printer.fields(
-        words.money(outcome.amount),
         {
             "status": status(words.word(OperationStatus, outcome.status), ends),
             "decline_reason": words.word(DeclineReason, outcome.decline_reason),
@@ -218,4 +219,12 @@ def _told(asked: Asking, key: str, outcome: OperationOutcome) -> Exit:
         },
         {"idempotency_key": key, **json_of(outcome)},
     )
+    return _advised(asked, ends, outcome.charge_id)
+
+
+def _advised(asked: Asking, ends: Exit, name: str) -> Exit:
+    """Say what can be done if nothing is decided; return the exit status."""
+    if ends in _ADVICE:
+        advice = _ADVICE[ends].format(name=name)
+        asked.printer.note(advice, {"advice": advice})
     return ends

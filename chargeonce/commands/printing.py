@@ -1,13 +1,13 @@
 """What is printed: for people in colour on a terminal, in plain columns to a file or a pipe, and as JSON for programs."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
-from rich.panel import Panel
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +22,7 @@ STYLES = {
 }
 Cell = str | Text
 _GAP = "  "
+_ANY_WIDTH = 100_000
 
 
 def status(words: str, of: Exit) -> Text:
@@ -35,51 +36,35 @@ def json_of(message: Message, *, sparse: bool = False) -> dict[str, Any]:
 
 
 class Printer:
-    """Prints answers on standard output, and everything else on standard error."""
+    """Prints answers on standard output, and everything else on standard error.
+
+    Nothing is cut or broken on a narrow terminal, so that ids and addresses can be copied.
+    """
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._out, self._error = Console(highlight=False), Console(highlight=False, stderr=True)
 
-    def fields(self, title: str, fields: Mapping[str, Cell], document: Mapping[str, Any]) -> None:
+    def fields(self, fields: Mapping[str, Cell], document: Mapping[str, Any]) -> None:
         """Print an answer: its fields that are not empty, or its document."""
-        if self._as_json:
-            self._json(document)
-            return
-        rows = [(name, _clean(cell)) for name, cell in fields.items() if cell]
-        if self._out.is_terminal:
-            grid = Table.grid(padding=(0, 2))
-            for row in rows:
-                grid.add_row(Text(row[0], "dim"), row[1])
-            self._out.print(Panel(grid, title=Text(title), title_align="left", expand=False))
-        else:
-            self._plain(rows)
+        rows = [(Text(name, "dim"), cell) for name, cell in fields.items() if cell]
+        self._print(Table.grid(padding=(0, len(_GAP))), rows, [document])
 
-    def table(self, columns: Sequence[str], rows: Iterable[tuple[Sequence[Cell], Mapping[str, Any]]]) -> None:
-        """Print rows under their columns; as JSON a document for each, in a line."""
-        if self._as_json:
-            for _, document in rows:
-                self._json(document)
-            return
-        cells = [[_clean(cell) for cell in row] for row, _ in rows]
-        if self._out.is_terminal:
-            table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-            for row in cells:
-                table.add_row(*row)
-            self._out.print(table)
-        else:
-            self._plain([[Text(column) for column in columns], *cells])
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Cell]], documents: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Print rows under their columns; or documents, one in a line."""
+        grid = Table.grid(padding=(0, len(_GAP)))
+        self._print(grid, [[Text(column, "bold") for column in columns], *rows], documents)
 
     def line(self, cells: Sequence[Cell], widths: Sequence[int], document: Mapping[str, Any]) -> None:
-        """Print one of a stream's lines, whose columns are as wide as given; the last one has no width."""
+        """Print one of a stream's lines, whose columns are as wide as given, the last one as it is; or its document."""
         if self._as_json:
             self._json(document)
             return
-        line = Text(_GAP).join(
-            Text.assemble(cell, " " * max(0, width - len(cell)))
-            for cell, width in zip(map(_clean, cells), [*widths, 0], strict=True)
-        )
-        self._write(self._out, line)
+        *first, last = map(_clean, cells)
+        padded = [Text.assemble(cell, " " * (width - len(cell))) for cell, width in zip(first, widths, strict=True)]
+        self._write(self._out, Text(_GAP).join([*padded, last]))
 
     def note(self, text: str, document: Mapping[str, Any]) -> None:
         """Say something on standard error, before or beside the answer."""
@@ -90,23 +75,29 @@ class Printer:
         first, *more = map(_clean, lines)
         self._say(Text("\n").join([Text.assemble(("error: ", "bold red"), first), *more]), document)
 
+    def _print(self, grid: Table, rows: Sequence[Sequence[Cell]], documents: Sequence[Mapping[str, Any]]) -> None:
+        if self._as_json:
+            for document in documents:
+                self._json(document)
+            return
+        for row in rows:
+            grid.add_row(*map(_clean, row))
+        self._write(self._out, grid)
+
     def _say(self, text: Text, document: Mapping[str, Any]) -> None:
         self._write(self._error, Text(json.dumps(document, ensure_ascii=False)) if self._as_json else text)
 
     def _json(self, document: Mapping[str, Any]) -> None:
         print(json.dumps(document, ensure_ascii=False), flush=True)
 
-    def _plain(self, rows: Sequence[Sequence[Cell]]) -> None:
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-        for row in rows:
-            print(_GAP.join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-    def _write(self, console: Console, text: Text) -> None:
-        """Write a line: in colour on a terminal, and never broken elsewhere."""
-        if console.is_terminal:
-            console.print(text, soft_wrap=True)
-        else:
-            print(text.plain.rstrip(), file=console.file, flush=True)
+    def _write(self, console: Console, told: Text | Table) -> None:
+        """Write text or columns as wide as they are. Raises BrokenPipeError if nobody reads any more."""
+        console.width = _ANY_WIDTH
+        console.width = Measurement.get(console, console.options, told).maximum
+        with console.capture() as capture:
+            console.print(told)
+        for line in capture.get().splitlines():
+            print(line.rstrip(), file=console.file, flush=True)
 
 
 def _clean(cell: Cell) -> Text:
