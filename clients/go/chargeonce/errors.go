@@ -73,10 +73,12 @@ func (e *Error) Unwrap() error { return e.cause }
 // leaves unknown what happened, and the key makes the repeat safe.
 func (e *Error) MayRepeat() bool {
 	switch {
-	case e.Reason == "" || e.Advice == RetrySameKey:
+	case e.Reason == "":
 		return true
-	case e.Advice == AskStatus: // of a query that does not know yet, or has too much to do
-		return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted
+	case e.Advice == RetrySameKey:
+		return e.Code != codes.NotFound // of a query: its advice means the charge, not the query
+	case e.Advice == AskStatus:
+		return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted // of a query: it cannot tell yet
 	}
 	return false
 }
