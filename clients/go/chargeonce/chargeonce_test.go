@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,6 +87,19 @@ func movements(t *testing.T, chargeID string) int {
 	return count
 }
 
+// ordered has the bank do a fault once, at the next call that it fits.
+func ordered(t *testing.T, fault string) {
+	t.Helper()
+	answer, err := http.Post(town.Bank+"/faults", "application/json", strings.NewReader(fault))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode >= http.StatusMultipleChoices {
+		t.Fatalf("the bank answers %s", answer.Status)
+	}
+}
+
 func TestTheSameKeyMovesMoneyOnce(t *testing.T) {
 	first, second := settled(t, order(t)), settled(t, order(t))
 	if first.GetStatus() != pb.ChargeStatus_CHARGE_STATUS_CHARGED {
@@ -128,6 +142,7 @@ func TestPendingIsNotAnOutcome(t *testing.T) {
 		t.Errorf("the charge is %v with the error %v", answer, err)
 	}
 	refund := &pb.RefundRequest{IdempotencyKey: "back", ChargeId: settled(t, request).GetChargeId()}
+	ordered(t, `{"on": "execute", "fault": "delay", "seconds": 2}`)
 	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if answer, err := chargeonce.Settle(ctx, commands.Refund, refund); !errors.Is(err, chargeonce.ErrUndecided) {
@@ -220,7 +235,8 @@ func TestWhichErrorsAreRepeated(t *testing.T) {
 		"the key of another request": {answer(codes.AlreadyExists, "charging.v1", "IDEMPOTENCY_KEY_REUSED", chargeonce.AskStatus), false},
 		"the key of a decline":       {answer(codes.AlreadyExists, "charging.v1", "IDEMPOTENCY_KEY_REUSED", chargeonce.UseNewKey), false},
 		"a fault in the request":     {answer(codes.InvalidArgument, "charging.v1", "INVALID_REQUEST", chargeonce.DoNotRetry), false},
-		"advice of a later contract": {answer(codes.Unavailable, "charging.v1", "MOON", "WAIT_FOR_THE_MOON"), false},
+		"later advice, while away":   {answer(codes.Unavailable, "charging.v1", "MOON", "WAIT_FOR_THE_MOON"), true},
+		"later advice, at a refusal": {answer(codes.AlreadyExists, "charging.v1", "MOON", "WAIT_FOR_THE_MOON"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			attempts := 0

@@ -77,8 +77,9 @@ func (e *Error) MayRepeat() bool {
 		return true
 	case e.Advice == RetrySameKey:
 		return e.Code != codes.NotFound // of a query: its advice means the charge, not the query
-	case e.Advice == AskStatus:
-		return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted // of a query: it cannot tell yet
+	case e.Advice == UseNewKey, e.Advice == DoNotRetry:
+		return false
+	default: // AskStatus, for which advice of a later contract counts, too: under these codes a query cannot tell yet
+		return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted
 	}
-	return false
 }
