@@ -231,6 +231,7 @@ func TestWhichErrorsAreRepeated(t *testing.T) {
 		"the server stops":           {answer(codes.Unavailable, "charging.v1", "SERVER_STOPPING", chargeonce.RetrySameKey), true},
 		"the view is behind":         {answer(codes.Unavailable, "charging.v1", "VIEW_BEHIND", chargeonce.AskStatus), true},
 		"too many queries":           {answer(codes.ResourceExhausted, "charging.v1", "TOO_MANY_CALLS", chargeonce.AskStatus), true},
+		"a query meets a fault":      {answer(codes.Internal, "charging.v1", "UNEXPECTED", chargeonce.AskStatus), true},
 		"a query finds nothing":      {answer(codes.NotFound, "charging.v1", "CHARGE_NOT_FOUND", chargeonce.RetrySameKey), false},
 		"the key of another request": {answer(codes.AlreadyExists, "charging.v1", "IDEMPOTENCY_KEY_REUSED", chargeonce.AskStatus), false},
 		"the key of a decline":       {answer(codes.AlreadyExists, "charging.v1", "IDEMPOTENCY_KEY_REUSED", chargeonce.UseNewKey), false},

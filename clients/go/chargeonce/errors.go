@@ -79,7 +79,11 @@ func (e *Error) MayRepeat() bool {
 		return e.Code != codes.NotFound // of a query: its advice means the charge, not the query
 	case e.Advice == UseNewKey, e.Advice == DoNotRetry:
 		return false
-	default: // AskStatus, for which advice of a later contract counts, too: under these codes a query cannot tell yet
-		return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted
 	}
+	// AskStatus, and advice of a later contract counts as that. Under these codes it is a query that cannot tell yet.
+	switch e.Code {
+	case codes.Unavailable, codes.ResourceExhausted, codes.Internal:
+		return true
+	}
+	return false
 }
