@@ -10,6 +10,9 @@ export interface Details {
   retryInfo?: RetryInfo | undefined;
 }
 
+const ABSENT: readonly number[] = [status.NOT_FOUND];
+const BUSY: readonly number[] = [status.UNAVAILABLE, status.RESOURCE_EXHAUSTED];
+
 /** A call that ended in an error. */
 export class CallError extends Error {
   override readonly name = "CallError";
@@ -25,8 +28,8 @@ export class CallError extends Error {
   readonly retryAfter: number | undefined;
 
   constructor(
-    /** The gRPC code. */
-    readonly code: status,
+    /** The gRPC code, one of `status`. */
+    readonly code: number,
     message: string,
     { info, badRequest, retryInfo }: Details,
     cause: unknown,
@@ -52,9 +55,9 @@ export class CallError extends Error {
       case "": // Not the service's word, so the outcome is unknown.
         return true;
       case "RETRY_SAME_KEY": // Of a query, NOT_FOUND gives this advice for the charge, not for the query.
-        return this.code !== status.NOT_FOUND;
+        return !ABSENT.includes(this.code);
       case "ASK_STATUS": // Only queries give this advice with these codes.
-        return this.code === status.UNAVAILABLE || this.code === status.RESOURCE_EXHAUSTED;
+        return BUSY.includes(this.code);
       default:
         return false;
     }
