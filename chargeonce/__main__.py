@@ -25,6 +25,7 @@ COMMANDS = {
     "command-server": _Command("command_service.cli", (), "charge cards, each exactly once"),
     "query-server": _Command("query_service.cli", (), "answer queries from a view of the charges"),
     "mock-bank": _Command("gateway_mock.cli", (), "a bank for trials and tests, which fails on request"),
+    "sandbox": _Command("chargeonce.sandbox.cli", (), "run bank and servers, for the tests of clients in any language"),
     "print-journal": _Command("command_service.cli", ("print-journal",), "print the journal, or one charge's stream"),
     "verify-journal": _Command("command_service.cli", ("verify-journal",), "verify all of the journal"),
     "backup": _Command("command_service.cli", ("backup",), "copy the journal, also while the server runs"),

@@ -84,6 +84,10 @@ class Refusals(Generic[ReasonT]):
     def __init__(self, table: Mapping[ReasonT, Row]) -> None:
         self._table = table
 
+    def knows(self, reason: ReasonT) -> bool:
+        """Whether the table has a row for a reason."""
+        return reason in self._table
+
     def __call__(
         self,
         reason: ReasonT,

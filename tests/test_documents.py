@@ -17,7 +17,9 @@ from chassis.watched import Files
 from command_service.bank.configured import read_banks
 from command_service.bank.kinds import KINDS
 from contract.access import ROLES
+from contract.version import SHAPE, VERSION
 from prove import canaries
+from rig.reference import descriptors, reference, shape
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,3 +142,15 @@ def test_the_bank_on_the_page_about_stripe_is_one_that_a_server_takes(tmp_path: 
 def test_the_example_of_an_adapter_is_as_short_as_its_page_says() -> None:
     assert "in under 200 lines" in (ROOT / "docs/banks.md").read_text()
     assert len((ROOT / "tests/banks/charges_adapter.py").read_text().splitlines()) < 200
+
+
+def test_the_reference_of_the_contract_is_that_of_its_comments() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert page == reference(descriptors()), "run: python -m rig.reference"
+
+
+def test_each_version_of_the_contract_has_its_entry_in_the_changelog() -> None:
+    """So a changed name, number or type is a new version, and users read of it."""
+    said = "raise VERSION in contract/version.py, tell the change in CHANGELOG.md, and set SHAPE to: "
+    assert shape(descriptors()) == SHAPE, said + shape(descriptors())
+    assert f"**Contract {VERSION}**" in (ROOT / "CHANGELOG.md").read_text()
