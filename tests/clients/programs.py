@@ -9,10 +9,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rig.programs import BUILD
@@ -71,8 +70,8 @@ class Client:
                 await process.wait()
         return Ran(status, out.read_text(errors="replace"), errors.read_text(errors="replace"))
 
-    def set_up(self) -> tuple[int, str]:
-        """Build it. Returns the exit status of its set-up, and the last of what it said."""
+    def set_up(self) -> "Found":
+        """Build it."""
         try:
             done = subprocess.run(
                 [self.folder / "check", "setup"],
@@ -83,10 +82,13 @@ class Client:
                 check=False,
             )
         except FileNotFoundError:
-            return 1, f"there is no {self.folder / 'check'}"
+            return Found(fault=f"there is no {self.folder / 'check'}")
         except subprocess.TimeoutExpired:
-            return 1, f"it took longer than {SETUP_SECONDS / 60:.0f} minutes"
-        return done.returncode, done.stdout.decode(errors="replace").strip()[-4000:]
+            return Found(fault=f"it took longer than {SETUP_SECONDS / 60:.0f} minutes")
+        said = done.stdout.decode(errors="replace").strip()[-4000:] or "it does not say why"
+        if done.returncode == 0:
+            return Found()
+        return Found(missing=said) if done.returncode == LACKS_TOOLS else Found(fault=said)
 
 
 def _without_ours(environment: Mapping[str, str]) -> dict[str, str]:
@@ -102,28 +104,41 @@ def all_are_required() -> bool:
     return os.environ.get("CLIENTS_REQUIRED") == "all" or os.environ.get("CI") == "true"
 
 
-def missing(language: str) -> str | None:
-    """Return the reason why a client cannot be run here, for people; None if it can be. Raises OSError if it did not build."""
-    found = json.loads(SETUP.read_text()) if SETUP.exists() else {}
-    if language not in found:
-        return "not set up: `make test-clients` does it"
-    status, said = found[language]
-    if status not in (0, LACKS_TOOLS):
-        raise OSError(f"clients/{language} could not be set up:\n{said}")
-    return None if status == 0 else str(said)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the set-up of a client found. Both are None if it can be run."""
+
+    missing: str | None = None
+    """The tools that are not here."""
+    fault: str | None = None
+    """The reason why it does not build."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be run."""
+        return self.missing is None and self.fault is None
+
+
+def found(name: str) -> Found:
+    """Return what the last set-up of a client found."""
+    if name not in LANGUAGES:
+        return Found()
+    written = json.loads(SETUP.read_text()) if SETUP.exists() else {}
+    return Found(**written.get(name, {"missing": "not set up: `make test-clients` does it"}))
 
 
 def main() -> None:
-    """Set up all clients. One that cannot be set up fails its tests, or is left out of them."""
-    found = {}
+    """Set up all clients. Tests of one that does not build fail; tests of one without its tools say so."""
+    written = {}
     for name, client in LANGUAGES.items():
         print(f"Setting up clients/{name} ...", end=" ", flush=True)
         begun = time.monotonic()
-        status, said = found[name] = client.set_up()
-        print(f"{time.monotonic() - begun:.0f} s" if status == 0 else said, flush=True)
+        state = client.set_up()
+        print(state.missing or state.fault or f"{time.monotonic() - begun:.0f} s", flush=True)
+        written[name] = asdict(state)
     SETUP.parent.mkdir(exist_ok=True)
-    SETUP.write_text(json.dumps(found, indent=2) + "\n")
+    SETUP.write_text(json.dumps(written, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

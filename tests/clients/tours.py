@@ -1,4 +1,4 @@
-"""One run of a client, and what was wrong with it: its own tests, its quick start, or a tour on one of the roads."""
+"""One run of a client, and what was wrong with it: its own tests, or a tour on one of the roads."""
 
 from pathlib import Path
 from random import Random
@@ -11,6 +11,9 @@ from tests.clients.transcript import differences
 # A tour takes some seconds, and gives up a step after a minute. A client's own tests may compile first.
 TOUR_SECONDS = 180.0
 TESTS_SECONDS = 900.0
+TESTS, QUICKSTART = "own tests", "quickstart"
+PARTS = (QUICKSTART, TESTS, *ROADS)
+"""What is done with the client of a language."""
 
 
 async def faults_of_tour(client: Client, road: str, folder: Path) -> list[str]:

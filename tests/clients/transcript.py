@@ -29,18 +29,19 @@ def differences(printed: str, *, tenant: str = "default", is_troubled: bool = Fa
 
 
 def _line(line: str, *, is_troubled: bool) -> str:
-    """One form of a line's JSON, whatever the order of its members; a line that is none as it stands."""
+    """One form of a step, whatever the order of its members; a line that is none as it stands."""
     try:
-        step = json.loads(line)
-    except ValueError:
-        return f"no JSON: {line}"
-    if is_troubled and isinstance(step, dict):
-        _leave_open(step, "outcome_source", "OUTCOME_SOURCE_")
-        if step.get("step") == "watch":
-            _leave_open(step, "first", "CHARGE_STATUS_")
-    return json.dumps(step, sort_keys=True)
+        seen = json.loads(line)
+        step = seen.pop("step")
+    except (ValueError, AttributeError, KeyError):
+        return f"no step: {line}"
+    if is_troubled:
+        _leave_open(seen, "outcome_source", "OUTCOME_SOURCE_")
+        if step == "watch":
+            _leave_open(seen, "first", "CHARGE_STATUS_")
+    return f"{step}: {json.dumps(seen, sort_keys=True)}"
 
 
-def _leave_open(step: dict[str, Any], member: str, kind: str) -> None:
-    if str(step.get(member, "")).startswith(kind):
-        step[member] = f"{kind}..."
+def _leave_open(seen: dict[str, Any], member: str, kind: str) -> None:
+    if str(seen.get(member, "")).startswith(kind):
+        seen[member] = f"{kind}..."
