@@ -33,7 +33,7 @@ def _line(line: str, *, is_troubled: bool) -> str:
     try:
         seen = json.loads(line)
         step = seen.pop("step")
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError):
         return f"no step: {line}"
     if is_troubled:
         _leave_open(seen, "outcome_source", "OUTCOME_SOURCE_")
