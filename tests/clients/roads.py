@@ -20,6 +20,8 @@ from rig.referee import Referee
 
 # Some seconds less than a client waits before it tries anew, so that a tour meets several faults and still goes on.
 PAUSE_SECONDS = (0.5, 2.5)
+# For a machine on which a start takes as long as a step.
+MOST_ROUNDS = 8
 # The whole tour is some ten thousand bytes each way.
 CUTS_AT_BYTES, MOST_BYTES = 8, 1_500
 CUTS_AT_TIMES = 3
@@ -102,21 +104,20 @@ async def _drain(server: Server) -> None:
 async def _again_and_again(
     road: Road, chance: Random, how: str, end: Callable[[Server], Awaitable[None]]
 ) -> AsyncIterator[None]:
-    """End one of the two servers or both, until the context ends. Then both serve."""
+    """End both servers, then one of them or both, again and again until the context ends. Then both serve."""
     town, is_over = road.town, asyncio.Event()
     commands, queries = (town.command, town.start_command), (town.query, town.start_query)
 
     async def trouble() -> None:
         await road.has_begun()
-        ended = [commands, queries]
-        while not is_over.is_set():
+        for _ in range(MOST_ROUNDS):
+            ended = chance.choice([[commands], [queries], [commands, queries]]) if road.met else [commands, queries]
             await asyncio.gather(*(end(server) for server, _ in ended))
             road.met.update(f"{server.module} {how}" for server, _ in ended)
-            for _, start in ended:
-                await start()
-            ended = chance.choice([[commands], [queries], [commands, queries]])
+            await asyncio.gather(*(start() for _, start in ended))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(is_over.wait(), chance.uniform(*PAUSE_SECONDS))
+                return
 
     troubling = asyncio.create_task(trouble())
     try:
