@@ -28,7 +28,7 @@ class Sandbox:
         """Return what the bank's statement has of a charge."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(f"{self.bank}/statement", timeout=15) as answer:
-            return [movement for movement in json.load(answer) if movement["reference"] == charge_id]
+            return [movement for movement in json.load(answer)["movements"] if movement["reference"] == charge_id]
 
 
 def _command() -> list[str]:
