@@ -107,7 +107,7 @@ def test_a_charge_in_review_is_neither_done_nor_declined(there: Mapping[str, str
     ("arguments", "why"),
     [
         (("charge",), "Missing argument"),
-        ((*CHARGE, "tok_visa", "12.50"), "requires 2 values"),
+        ((*CHARGE, "tok_visa", "12.50"), "takes 2 values"),
         ((*CHARGE, "tok_visa", "1250", "EUR"), "EUR is written with 2 decimals behind a point, such as 12.50"),
         ((*CHARGE, "tok_visa", "12,50", "EUR"), "EUR is written with 2 decimals behind a point, such as 12.50"),
         ((*CHARGE, "tok_visa", "12.50", "JPY"), "JPY is written with no decimals, such as 1250"),
@@ -433,7 +433,7 @@ def test_a_shell_completes_commands_options_and_values(shell: str, there: Mappin
     assert completed(shell, "chargeonce jour", there) == ["journal"]
     assert completed(shell, "chargeonce journal p", there) == ["print"]
     assert sorted(completed(shell, "chargeonce charge --c", there)) == ["--card", "--command"]
-    assert completed(shell, "chargeonce list --status PART", there) == ["PARTIALLY_REFUNDED"]
+    assert completed(shell, "chargeonce list --status part", there) == ["partially_refunded"]
 
 
 def test_a_server_loads_nothing_of_the_command_line() -> None:
