@@ -39,6 +39,11 @@ class Address:
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def from_here(self) -> "Address":
+        """Where programs of this machine reach a listener: one that listens on every address has none to connect to."""
+        return Address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host), self.port)
+
 
 def setting(
     variable: str, parse: Callable[[str], T], default: Default, why: str, *, instead_of: Sequence[str] = ()

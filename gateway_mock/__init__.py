@@ -101,7 +101,7 @@ else to the page again. What the execute step says afterwards is how it stands.
     curl -s -X POST http://localhost:8080/customer/ttok_5b1f.../confirm   its buttons: 303 with Location, whatever it changed
     curl -s -X POST http://localhost:8080/customer/ttok_5b1f.../refuse
 
-The page is at the address at which the bank listens.
+The page is at the address at which the bank listens; if that is every address, at that of this machine.
 
 *Calling off.* It closes an open transaction for ever, unexecuted, and changes no other. The body is empty.
 

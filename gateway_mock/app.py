@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
+from chassis import settings
 from gateway_mock import faults, page, reading
 from gateway_mock.calls import Call, now_ms, rfc3339
 from gateway_mock.faults import Kind, Script, Step, answer
@@ -80,7 +81,7 @@ async def serve(
     async with open_ledgers(ledger_path, **times) as (ledger, payments):
         bank = Bank(ledger, payments, lifetime_ms=round(token_seconds * 1000), may_die=own_process)
         async with serving(listen, bank.respond, stop_seconds=stop_seconds, tls=tls) as address:
-            bank.url = f"{'https' if tls else 'http'}://{address}"
+            bank.url = f"{'https' if tls else 'http'}://{settings.address(address).from_here}"
             yield address
 
 

@@ -26,10 +26,11 @@ from query_service.subscriber import State
 
 DEFAULT_PORTS = {"bank": 8080, "command": 50051, "feed": 50053, "query": 50052}
 ANY_PORTS = dict.fromkeys(DEFAULT_PORTS, 0)
+LOOK_SECONDS = 0.01
+# Far more than a start takes.
+START_SECONDS = 30.0
 # In the folder, beside journal.db, view.db, bank.db and sandbox.log: the line that was printed last.
 ADDRESSES = "sandbox.json"
-# A client that listens on every address is reached on this one from here.
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # Good for tests: a client never waits for the sandbox's end, and any disk will do, for nothing here outlives a power cut.
 _DEFAULTS = {
     "COMMAND_DRAIN_SECONDS": "1",
@@ -75,51 +76,52 @@ async def serve(
 
     Addresses and files are no settings here. Raises what the servers raise when they cannot start.
     """
-    given = {**_DEFAULTS, **environment}
-    listen = {name: Address(host, port) for name, port in ports.items()}
+    given = {
+        **_DEFAULTS,
+        **environment,
+        "GATEWAY_MOCK_LISTEN": str(Address(host, ports["bank"])),
+        "GATEWAY_MOCK_TLS": "",
+        "COMMAND_LISTEN": str(Address(host, ports["command"])),
+        "COMMAND_FEED_LISTEN": str(Address(host, ports["feed"])),
+        "COMMAND_JOURNAL": f"sqlite:///{folder / 'journal.db'}",
+        "QUERY_LISTEN": str(Address(host, ports["query"])),
+        "QUERY_VIEW": str(folder / "view.db"),
+    }
     async with contextlib.AsyncExitStack() as stack:
-        bank = settings.read(
-            BankSettings, {**given, "GATEWAY_MOCK_LISTEN": str(listen["bank"]), "GATEWAY_MOCK_TLS": ""}
-        )
-        bank_listen = await stack.enter_async_context(
-            gateway_mock.serve(
-                str(bank.listen),
-                folder / "bank.db",
-                token_seconds=bank.token_seconds,
-                hold_seconds=bank.hold_seconds,
-                key_seconds=bank.key_seconds,
-            )
-        )
-        bank_url = f"http://{_near(address(bank_listen))}"
-        of_command = {
-            **given,
-            "COMMAND_LISTEN": str(listen["command"]),
-            "COMMAND_FEED_LISTEN": str(listen["feed"]),
-            "COMMAND_JOURNAL": f"sqlite:///{folder / 'journal.db'}",
-        }
+        bank = await stack.enter_async_context(_bank(settings.read(BankSettings, given), folder / "bank.db"))
         if not given.get("COMMAND_BANKS"):  # a file of banks names their addresses itself
-            of_command["COMMAND_BANK_URL"] = bank_url
-        command = await stack.enter_async_context(command_serving.serve(settings.read(CommandSettings, of_command)))
-        feed = str(_near(command.feed_listen))
-        of_query = {
-            **given,
-            "QUERY_LISTEN": str(listen["query"]),
-            "QUERY_FEED": feed,
-            "QUERY_VIEW": str(folder / "view.db"),
-        }
-        query = await stack.enter_async_context(query_serving.serve(settings.read(QuerySettings, of_query)))
+            given["COMMAND_BANK_URL"] = bank
+        command = await stack.enter_async_context(command_serving.serve(settings.read(CommandSettings, given)))
+        given["QUERY_FEED"] = feed = str(command.feed_listen.from_here)
+        query = await stack.enter_async_context(query_serving.serve(settings.read(QuerySettings, given)))
         broken = asyncio.create_task(_broken(query))
         stack.callback(broken.cancel)
-        while any(mirror.subscriber.state is not State.LIVE for mirror in query.mirrors):
-            if broken.done():
-                raise broken.result()
-            await asyncio.sleep(0.01)
-        yield Sandbox(str(_near(command.listen)), str(_near(query.listen)), feed, bank_url, broken)
+        await _caught_up(query, broken)
+        yield Sandbox(str(command.listen.from_here), str(query.listen.from_here), feed, bank, broken)
 
 
-def _near(listen: Address) -> Address:
-    """Return the address at which a program of this machine reaches a listener."""
-    return Address(_WILDCARDS.get(listen.host, listen.host), listen.port)
+@asynccontextmanager
+async def _bank(chosen: BankSettings, ledger: Path) -> AsyncIterator[str]:
+    """Run the bank, and yield its URL. Raises OSError, whose text names the address."""
+    times = {name: getattr(chosen, name) for name in ("token_seconds", "hold_seconds", "key_seconds")}
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            listen = await stack.enter_async_context(gateway_mock.serve(str(chosen.listen), ledger, **times))
+        except OSError as error:
+            why = str(error.strerror).rpartition(": ")[2]
+            raise OSError(f"the bank cannot listen on {chosen.listen}: {why}") from None
+        yield f"http://{address(listen).from_here}"
+
+
+async def _caught_up(query: query_serving.Serving, broken: asyncio.Task[Exception]) -> None:
+    """Wait until the query server shows the whole journal. Raises what breaks it, and OSError after some time."""
+    for _ in range(round(START_SECONDS / LOOK_SECONDS)):
+        if broken.done():
+            raise broken.result()
+        if all(mirror.subscriber.state is State.LIVE for mirror in query.mirrors):
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+    raise OSError("the query server does not reach the command server's feed: do their settings of TLS fit each other?")
 
 
 async def _broken(query: query_serving.Serving) -> Exception:

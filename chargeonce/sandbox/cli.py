@@ -7,6 +7,7 @@ PARENT = os.getppid()
 
 import asyncio
 import contextlib
+import fcntl
 import shutil
 import signal
 import sqlite3
@@ -86,9 +87,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "chargeonce s
     out, said = (os.fdopen(os.dup(stream), "w") for stream in (1, 2))
     try:
         with _kept(chosen.folder) as folder:
-            ports = sandbox.DEFAULT_PORTS if chosen.default_ports else sandbox.ports_before(folder)
             log_file = folder / "sandbox.log"
             _turn_streams_to(log_file)
+            ports = sandbox.DEFAULT_PORTS if chosen.default_ports else sandbox.ports_before(folder)
             telemetry.configure_logging("sandbox")
 
             async def serve_until_stopped(stop: process.StopRequest) -> None:
@@ -124,8 +125,17 @@ def _kept(folder: Path | None) -> Iterator[Path]:
 
 
 def _turn_streams_to(log: Path) -> None:
-    """Have all that this process writes to its standard streams go to a file."""
+    """Have all that this process writes to its standard streams go to a file, which no other sandbox has.
+
+    Raises OSError.
+    """
     with log.open("ab") as file:
+        try:
+            fcntl.flock(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # held by the streams, and so for as long as the process lives
+        except BlockingIOError:
+            raise OSError(f"another sandbox runs over {log.parent}") from None
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
 
