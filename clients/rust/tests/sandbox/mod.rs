@@ -3,7 +3,7 @@
 use std::env;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 
 use chargeonce::Settings;
@@ -13,6 +13,7 @@ use serde_json::Value;
 pub struct Sandbox {
     pub settings: Settings,
     bank: String,
+    _process: Child,
 }
 
 /// The sandbox, started by its first use.
@@ -24,17 +25,17 @@ pub fn sandbox() -> &'static Sandbox {
 impl Sandbox {
     fn start() -> Self {
         // exec: no shell stands between the sandbox and this process, whose end it waits for.
-        let sandbox = Command::new("sh")
+        let mut process = Command::new("sh")
             .args(["-c", &format!("exec {}", command_line())])
             .stdout(Stdio::piped())
             .spawn()
             .expect("sh is there");
         let mut line = String::new();
-        BufReader::new(sandbox.stdout.unwrap()).read_line(&mut line).expect("text on standard output");
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).expect("text on standard output");
         let started: Value = serde_json::from_str(&line).expect("the sandbox says in JSON where it serves");
         let address = |name: &str| started[name].as_str().unwrap_or_else(|| panic!("no {name} in {line}")).to_owned();
         let settings = Settings { command: address("command"), query: address("query"), ..Settings::default() };
-        Self { settings, bank: address("bank") }
+        Self { settings, bank: address("bank"), _process: process }
     }
 
     /// The movements of money for a charge in the bank's statement, in minor units.
