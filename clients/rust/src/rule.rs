@@ -28,16 +28,16 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Sends a request, and the same again until its outcome is known. A decline is an outcome, not an error.
 ///
 /// ```ignore
-/// let answer = until_settled(&request, async |request| commands.charge(request).await).await?;
+/// let answer = until_settled(&request, async |request| commands.clone().charge(request).await).await?;
 /// ```
 ///
 /// # Errors
 /// [`Failure::Refused`]: a repeat would be refused as well. [`Failure::Unsettled`]: the outcome is still open after [`PATIENCE`];
 /// what was begun goes on, and the same request is safe at any later time.
-pub async fn until_settled<Q: Clone, A: Answer>(
-    message: &Q,
-    call: impl AsyncFnMut(Request<Q>) -> Result<Response<A>, Status>,
-) -> Result<A, Failure> {
+pub async fn until_settled<Q: Clone, A: Answer, F>(message: &Q, call: impl FnMut(Request<Q>) -> F) -> Result<A, Failure>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
     repeat(DEADLINE, message, call, A::is_settled).await
 }
 
@@ -45,11 +45,14 @@ pub async fn until_settled<Q: Clone, A: Answer>(
 ///
 /// # Errors
 /// As [`until_settled`].
-pub async fn until_answered<Q: Clone, A>(
+pub async fn until_answered<Q: Clone, A, F>(
     deadline: Duration,
     message: &Q,
-    call: impl AsyncFnMut(Request<Q>) -> Result<Response<A>, Status>,
-) -> Result<A, Failure> {
+    call: impl FnMut(Request<Q>) -> F,
+) -> Result<A, Failure>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
     repeat(deadline, message, call, |_| true).await
 }
 
@@ -60,28 +63,38 @@ pub async fn until_answered<Q: Clone, A>(
 ///
 /// # Errors
 /// Whatever ended the call. Without details of the service, in [`Refusal::of`], it leaves open what was done.
-pub async fn once<Q: Clone, A>(
-    deadline: Duration,
-    message: &Q,
-    mut call: impl AsyncFnMut(Request<Q>) -> Result<Response<A>, Status>,
-) -> Result<A, Status> {
+pub async fn once<Q: Clone, A, F>(deadline: Duration, message: &Q, mut call: impl FnMut(Request<Q>) -> F) -> Result<A, Status>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
+    within(deadline, call(with_deadline(message, deadline))).await
+}
+
+fn with_deadline<Q: Clone>(message: &Q, deadline: Duration) -> Request<Q> {
     let mut request = Request::new(message.clone());
     request.set_timeout(deadline);
-    match timeout(deadline, call(request)).await {
+    request
+}
+
+async fn within<A>(deadline: Duration, answer: impl Future<Output = Result<Response<A>, Status>>) -> Result<A, Status> {
+    match timeout(deadline, answer).await {
         Ok(result) => result.map(Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded("the deadline passed without an answer")),
     }
 }
 
-async fn repeat<Q: Clone, A>(
+async fn repeat<Q: Clone, A, F>(
     deadline: Duration,
     message: &Q,
-    mut call: impl AsyncFnMut(Request<Q>) -> Result<Response<A>, Status>,
+    mut call: impl FnMut(Request<Q>) -> F,
     is_enough: impl Fn(&A) -> bool,
-) -> Result<A, Failure> {
+) -> Result<A, Failure>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
     let end = Instant::now() + PATIENCE;
     loop {
-        let (open, pause) = match once(deadline, message, &mut call).await {
+        let (open, pause) = match within(deadline, call(with_deadline(message, deadline))).await {
             Ok(answer) if is_enough(&answer) => return Ok(answer),
             Ok(_) => ("the outcome is still PENDING".to_owned(), PAUSE),
             Err(status) => match Refusal::of(&status) {
