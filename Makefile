@@ -10,7 +10,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 BEFORE_LANGUAGES = $$(git grep --quiet go_package $$landed -- protos/charging || echo --config protos/before-languages.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs postgres deploy-files demo test test-banks simulate prove bench lint format audit constraints clean
+.PHONY: help install run certs postgres deploy-files demo test test-banks test-clients simulate prove bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,10 @@ build/banks-venv/installed: tests/banks/requirements.txt
 test-banks: install build/banks-venv/installed ## try the adapters at three fakes of Stripe that others wrote (needs Go and Node.js)
 	@$(BIN)/python -m tests.banks.programs
 	@$(BIN)/python -m pytest tests/banks
+
+test-clients: install ## take the tour with the clients of every language whose tools are here (CLIENTS_REQUIRED=all: of all)
+	@$(BIN)/python -m tests.clients.programs
+	@$(BIN)/python -m pytest tests/clients
 
 SEEDS ?= 1000
 simulate: install ## SEEDS=n: tell n simulated stories, after finding every planted bug

@@ -1,1 +1,1 @@
-"""The `chargeonce` command: every server and every operator's command by its name."""
+"""The `chargeonce` command: clients, servers and operators each find theirs by its name."""

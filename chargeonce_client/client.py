@@ -243,7 +243,7 @@ class Client:
         """
         request = _named(WatchChargeRequest, charge_id, key, after)
         messages = reopened(
-            lambda: self.queries.WatchCharge(request, timeout=STREAM_SECONDS, wait_for_ready=True),
+            lambda: self.queries.WatchCharge(request, timeout=STREAM_SECONDS),
             patience=self._patience if patience is None else patience,
             deadline=self._deadline,
         )

@@ -99,7 +99,7 @@ async def follow(
     """See Client.follow."""
     reader = _Reader(after_position, journal_id, chain)
     messages = reopened(
-        lambda: feed.Subscribe(reader.request(), timeout=STREAM_SECONDS, wait_for_ready=True),
+        lambda: feed.Subscribe(reader.request(), timeout=STREAM_SECONDS),
         patience=patience,
         deadline=deadline,
         silence=SILENCE_SECONDS,

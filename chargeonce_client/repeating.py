@@ -14,6 +14,8 @@ from chargeonce_client.errors import CallFailed, Refused, Unsettled
 T = TypeVar("T")
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+# With less time than this a last try would end in nothing but its deadline.
+_SHORTEST_TRY = 0.2
 # A stream is opened anew this often, so that no call is without a deadline.
 STREAM_SECONDS = 900.0
 
@@ -45,7 +47,7 @@ async def repeated(
                 return answer
             pending = answer
         pause = _pause(tries, failure)
-        if now() + pause >= until:
+        if now() + pause + _SHORTEST_TRY >= until:
             if pending is not None:
                 return pending
             assert failure is not None
@@ -90,7 +92,7 @@ async def reopened(
             call.cancel()
         since = now() if since is None else since
         pause = _pause(tries, failure)
-        if now() + pause >= since + patience:
+        if now() + pause + _SHORTEST_TRY >= since + patience:
             raise failure
         await asyncio.sleep(pause)
         tries += 1

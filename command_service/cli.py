@@ -37,12 +37,19 @@ def main(
     arguments: Sequence[str] | None = None,
     *,
     program: str = PROGRAM,
+    command: str = "",
     make_parts: Callable[[Settings], Parts] = Parts,
 ) -> None:
-    """Run the server, with the parts made from its settings, or one of the operator's commands. See --help."""
+    """Run the server, with the parts made from its settings, or one of the operator's commands. See --help.
+
+    `program` is the command in the help. With `command` it is this operator's command, and its arguments follow.
+    """
     process.open_standard_streams()
     process.keep_files_private()
     parser, commands = _parser(program)
+    if command:
+        commands[command].prog = program
+        arguments = [command, *(arguments or ())]
     chosen, unknown = parser.parse_known_args(arguments)
     if unknown:  # by the command's own usage, which argparse itself does not show then
         commands.get(chosen.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")

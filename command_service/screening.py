@@ -21,8 +21,9 @@ from google.protobuf.message import Message
 from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
 from command_service.address import is_address
 from command_service.card_numbers import card_number_in, may_hold_card_number, unescaped
-from command_service.currencies import EXPONENTS, MAX_MINOR_UNITS
+from command_service.currencies import MAX_MINOR_UNITS
 from command_service.values import Card, Money, Request, Wish
+from contract.currencies import EXPONENTS
 
 RequestToFollow = CaptureRequest | VoidRequest | RefundRequest
 AnyRequest = ChargeRequest | RequestToFollow

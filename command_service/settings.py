@@ -18,10 +18,11 @@ from chassis.settings import (
     yes_or_no,
 )
 from command_service.bank.addresses import bank_url
-from command_service.currencies import EXPONENTS, MOST_DIGITS
+from command_service.currencies import MOST_DIGITS
 from command_service.journal.location import DEFAULT, location
 from command_service.journal.postgres.url import FORM
 from command_service.journal.store import Location
+from contract.currencies import EXPONENTS
 
 
 def max_amounts(value: str) -> Mapping[str, int]:

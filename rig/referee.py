@@ -1,6 +1,7 @@
 """The bank's side, over its own HTTP: faults to order, the calls that it got, and the money that it moved."""
 
 import re
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,9 @@ PATIENT_SECONDS = 25.0  # longer than any call takes on a busy machine
 class Referee:
     """Orders faults at the mock bank, and reads its calls and movements. `gateway_mock` lists the faults."""
 
-    def __init__(self, url: str) -> None:
-        # It speaks plain HTTP only: loading certificates would take longer than most tests.
-        self.http = httpx.AsyncClient(base_url=url, timeout=PATIENT_SECONDS, trust_env=False, verify=False)  # noqa: S501
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        # Most banks here speak plain HTTP: loading certificates would take longer than most tests.
+        self.http = httpx.AsyncClient(base_url=url, timeout=PATIENT_SECONDS, trust_env=False, verify=tls or False)
         """A client of the bank, for calls behind the servers' back."""
 
     # ------------------------------------------------------------ faults

@@ -42,7 +42,7 @@ from chassis.watched import Files, Unusable
 from command_service.bank.addresses import bank_url, proxy_url
 from command_service.bank.kinds import KINDS, BankSettings
 from command_service.bank.routes import Route
-from command_service.currencies import EXPONENTS
+from contract.currencies import EXPONENTS
 
 _NAME = re.compile(r"[a-z0-9_-]{1,40}")
 _COMMON = ("kind", "url", "key_file", "tls", "proxy", "calls", "timeout_seconds")

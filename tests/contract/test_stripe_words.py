@@ -20,7 +20,6 @@ from command_service.bank.stripe.errors import Verdict, reason_of, verdict_of
 from command_service.bank.stripe.objects import Failure, intent_in
 from command_service.bank.stripe.units import in_minor_units, in_stripes_units
 from command_service.bank.transport import Exchange, open_transport
-from command_service.currencies import EXPONENTS
 from command_service.values import (
     Answer,
     CallOff,
@@ -37,6 +36,7 @@ from command_service.values import (
     RequestToken,
     Token,
 )
+from contract.currencies import EXPONENTS
 from tests.contract.bank_rigs import NO_TLS
 from tests.contract.operations import an_operation, following
 from tests.contract.stripe_town import KEY, RETURN_URL, Town, stripe_town

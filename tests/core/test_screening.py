@@ -53,11 +53,11 @@ from charging.v1 import command_pb2, common_pb2
 from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
 from command_service import currencies, screening
 from command_service.card_numbers import SCHEMES, card_number_in
-from command_service.currencies import EXPONENTS
 from command_service.intake import LATEST
 from command_service.screening import AnyRequest, Faults, faults, key_fault
 from command_service.serving import COMMAND_BYTES
 from command_service.values import Card, Kind, Money, Request, Wish
+from contract.currencies import EXPONENTS
 
 GOOD = Request(
     charge_id="00000000-0000-8000-8000-000000000000",

@@ -1,0 +1,226 @@
+"""How a command asks the servers: its options, its client, and its end."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import secrets
+import shlex
+import string
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict
+
+import click
+
+import chargeonce_client
+from chargeonce.commands import words
+from chargeonce.commands.exits import Exit
+from chargeonce.commands.printing import Printer
+from chargeonce_client import CallFailed, Client, FeedBroken, Refused, Settings, Unsettled
+
+Command = Callable[..., Any]
+
+CONNECT_SECONDS = 5.0
+_SERVERS = {
+    "command": "the command server",
+    "query": "the query server",
+    "feed": "the command server's feed",
+}
+_ADVICE = {
+    "RETRY_SAME_KEY": "the same request with the same key is safe, now or later",
+    "USE_NEW_KEY": "no money moved under this key, and none will: another try needs another key",
+    "ASK_STATUS": "ask for the status before anything else: chargeonce get NAME",
+    "DO_NOT_RETRY": "as it is it can never succeed: correct it before you send it again",
+    "": "the same command with the same key is safe, now or later",
+}
+
+
+class Named(TypedDict, total=False):
+    """A charge's name, as the client takes it: one of the two."""
+
+    charge_id: str
+    key: str
+
+
+class Unreachable(Exception):
+    """A server does not answer: which one, and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a command works with."""
+
+    client: Client
+    printer: Printer
+
+
+def asking(
+    *servers: str, later: Sequence[str] = (), interrupted: str = ""
+) -> Callable[[Callable[..., Awaitable[Exit]]], Command]:
+    """Make a command of a coroutine that asks these servers: with the options to reach them, and its exit status.
+
+    It may ask those in `later`, too: they need not be there at first. `interrupted` is said after Ctrl-C.
+    """
+
+    def made(ask: Callable[..., Awaitable[Exit]]) -> Command:
+        @functools.wraps(ask)
+        def command(*, as_json: bool, tls: Path | None, token_file: Path | None, patience: float, **given: Any) -> None:
+            places = {server: given.pop(server) for server in (*servers, *later)}
+            settings = Settings(**places, tls=tls, token_file=token_file, patience=patience)
+            printer = Printer(as_json=as_json)
+
+            async def answered() -> Exit:
+                async with _connected(settings, servers) as client:
+                    return await ask(Asking(client, printer), **given)
+
+            run(answered(), printer, interrupted)
+
+        with_options: Command = command
+        for option in reversed(_options((*servers, *later))):
+            with_options = option(with_options)
+        return with_options
+
+    return made
+
+
+def as_json(command: Command) -> Command:
+    """Give a command the option --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON: an answer, or a line for each.")(command)
+
+
+def named(command: Command) -> Command:
+    """Give a command the name of a charge, which it gets as `name`."""
+
+    @functools.wraps(command)
+    def read(*, name: str, by: str | None, **given: Any) -> Any:
+        is_id = words.is_id(name) if by is None else by == "id"
+        return command(name=Named(charge_id=name) if is_id else Named(key=name), **given)
+
+    by = click.option(
+        "--by", type=click.Choice(["id", "key"]), help="What NAME is. Else a UUID is an id, all else a key."
+    )
+    return click.argument("name")(by(read))
+
+
+def run(answer: Coroutine[Any, Any, Exit], printer: Printer, interrupted: str = "") -> NoReturn:
+    """Run a command to its end, tell an error, and exit with its status."""
+    try:
+        status = asyncio.run(answer)
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as `head` has left: this ends quietly, like any filter
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = Exit.NO_READER
+    except KeyboardInterrupt:
+        if interrupted:
+            printer.note(interrupted, {"interrupted": interrupted})
+        status = Exit.INTERRUPTED
+    except Unreachable as error:
+        printer.error([str(error)], {"error": {"text": str(error)}})
+        status = Exit.UNREACHABLE
+    except CallFailed as error:
+        printer.error(_told(error), {"error": _document(error)})
+        status = Exit.REFUSED if isinstance(error, Refused) else Exit.NOT_KNOWN
+    except FeedBroken as error:
+        printer.error([str(error)], {"error": {"text": str(error)}})
+        status = Exit.REFUSED
+    sys.exit(status)
+
+
+def new_key() -> str:
+    """Return a key that nobody has had. It has letters only, so that it looks neither like an id nor like a card number."""
+    return "cli-" + "".join(secrets.choice(string.ascii_lowercase) for _ in range(20))
+
+
+def line_with(key: str) -> str:
+    """Return this very command line with a key."""
+    name, *rest = sys.argv[1:]
+    return shlex.join(["chargeonce", name, "--key", key, *rest])
+
+
+def _options(servers: Sequence[str]) -> list[Callable[[Command], Command]]:
+    known = Settings()
+    return [
+        *(
+            click.option(
+                f"--{server}",
+                metavar="HOST:PORT",
+                envvar=f"CHARGEONCE_{server.upper()}",
+                default=getattr(known, server),
+                show_envvar=True,
+                help=f"Where {_SERVERS[server]} is.",
+            )
+            for server in servers
+        ),
+        click.option(
+            "--tls",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            envvar="CHARGEONCE_TLS",
+            show_envvar=True,
+            help="A folder with ca.crt, the authorities to trust, and tls.crt and tls.key, if a certificate is shown.",
+        ),
+        click.option(
+            "--token-file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            envvar="CHARGEONCE_TOKEN_FILE",
+            show_envvar=True,
+            help="A file with a bearer token.",
+        ),
+        click.option(
+            "--patience",
+            metavar="SECONDS",
+            type=click.FloatRange(min=0.1),
+            default=known.patience,
+            help="For how long a request without an answer is repeated.",
+        ),
+        as_json,
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _connected(settings: Settings, servers: Sequence[str]) -> AsyncIterator[Client]:
+    """Connect to the servers. Raises Unreachable, before anything is sent."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(chargeonce_client.connect(settings))
+            # gRPC has one connection for all channels to an address: these are the client's.
+            probes = {server: settings.channel(getattr(settings, server)) for server in servers}
+        except OSError as error:
+            raise click.UsageError(f"the certificates cannot be used: {error}") from None
+        for server, probe in probes.items():
+            await stack.enter_async_context(probe)
+            try:
+                await asyncio.wait_for(probe.channel_ready(), CONNECT_SECONDS)
+            except TimeoutError:
+                place = getattr(settings, server)
+                raise Unreachable(f"{_SERVERS[server]} does not answer at {place}: nothing was sent") from None
+        yield client
+
+
+def _told(error: CallFailed) -> list[str]:
+    """Return an error in lines: what is wrong, what belongs to it, what to do."""
+    if isinstance(error, Unsettled):
+        first = f"there was no answer in time, so it is not known: {error.text} ({error.reason or error.code.name})"
+    else:
+        first = f"{error.text} ({error.reason or error.code.name})"
+    return [
+        first,
+        *(f"  {name}: {value}{' minor units' * (name == 'left')}" for name, value in error.metadata.items()),
+        *(f"  {field or 'the request'}: {text}" for field, text in error.violations.items()),
+        f"  {_ADVICE.get(error.advice, error.advice)}",
+    ]
+
+
+def _document(error: CallFailed) -> dict[str, Any]:
+    return {
+        "code": error.code.name,
+        "reason": error.reason,
+        "advice": error.advice,
+        "text": error.text,
+        "metadata": error.metadata,
+        "violations": error.violations,
+        "retry_after": error.retry_after,
+        "is_known": isinstance(error, Refused),
+    }

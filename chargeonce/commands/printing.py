@@ -1,0 +1,107 @@
+"""What is printed: for people in colour on a terminal, in plain columns to a file or a pipe, and as JSON for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from chargeonce.commands.exits import Exit
+
+STYLES = {
+    Exit.DONE: "green",
+    Exit.NO: "red",
+    Exit.NOT_KNOWN: "yellow",
+    Exit.CUSTOMER: "yellow",
+    Exit.IN_REVIEW: "magenta",
+}
+Cell = str | Text
+_GAP = "  "
+_ANY_WIDTH = 100_000
+
+
+def status(words: str, of: Exit) -> Text:
+    """Colour a status by what it means."""
+    return Text(words, STYLES.get(of, ""))
+
+
+def json_of(message: Message, *, sparse: bool = False) -> dict[str, Any]:
+    """Return a message in protobuf's JSON, with the contract's names; empty fields too, unless it is to be sparse."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=not sparse)
+
+
+class Printer:
+    """Prints answers on standard output, and everything else on standard error.
+
+    Nothing is cut or broken on a narrow terminal, so that ids and addresses can be copied.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._out, self._error = Console(highlight=False), Console(highlight=False, stderr=True)
+
+    def fields(self, fields: Mapping[str, Cell], document: Mapping[str, Any]) -> None:
+        """Print an answer: its fields that are not empty, or its document."""
+        rows = [(Text(name, "dim"), cell) for name, cell in fields.items() if cell]
+        self._print(Table.grid(padding=(0, len(_GAP))), rows, [document])
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Cell]], documents: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Print rows under their columns; or documents, one in a line."""
+        grid = Table.grid(padding=(0, len(_GAP)))
+        self._print(grid, [[Text(column, "bold") for column in columns], *rows], documents)
+
+    def line(self, cells: Sequence[Cell], widths: Sequence[int], document: Mapping[str, Any]) -> None:
+        """Print one of a stream's lines, whose columns are as wide as given, the last one as it is; or its document."""
+        if self._as_json:
+            self._json(document)
+            return
+        *first, last = map(_clean, cells)
+        padded = [Text.assemble(cell, " " * (width - len(cell))) for cell, width in zip(first, widths, strict=True)]
+        self._write(self._out, Text(_GAP).join([*padded, last]))
+
+    def note(self, text: str, document: Mapping[str, Any]) -> None:
+        """Say something on standard error, before or beside the answer."""
+        self._say(Text(text, "dim"), document)
+
+    def error(self, lines: Sequence[str], document: Mapping[str, Any]) -> None:
+        """Tell an error on standard error."""
+        first, *more = map(_clean, lines)
+        self._say(Text("\n").join([Text.assemble(("error: ", "bold red"), first), *more]), document)
+
+    def _print(self, grid: Table, rows: Sequence[Sequence[Cell]], documents: Sequence[Mapping[str, Any]]) -> None:
+        if self._as_json:
+            for document in documents:
+                self._json(document)
+            return
+        for row in rows:
+            grid.add_row(*map(_clean, row))
+        self._write(self._out, grid)
+
+    def _say(self, text: Text, document: Mapping[str, Any]) -> None:
+        self._write(self._error, Text(json.dumps(document, ensure_ascii=False)) if self._as_json else text)
+
+    def _json(self, document: Mapping[str, Any]) -> None:
+        print(json.dumps(document, ensure_ascii=False), flush=True)
+
+    def _write(self, console: Console, told: Text | Table) -> None:
+        """Write text or columns as wide as they are. Raises BrokenPipeError if nobody reads any more."""
+        console.width = _ANY_WIDTH
+        console.width = Measurement.get(console, console.options, told).maximum
+        with console.capture() as capture:
+            console.print(told)
+        for line in capture.get().splitlines():
+            print(line.rstrip(), file=console.file, flush=True)
+
+
+def _clean(cell: Cell) -> Text:
+    """Return a cell in which nothing can move a terminal's cursor or turn its writing."""
+    if isinstance(cell, Text):
+        return cell
+    return Text("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cell))

@@ -1,0 +1,178 @@
+import assert from "node:assert/strict";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { credentials, Metadata, status, type ServiceError } from "@grpc/grpc-js";
+import { CallError } from "../errors.js";
+import { ChargeRequest, ChargeResponse, CommandServiceService as Command } from "../gen/grpc/charging/v1/command.js";
+import { ChargeStatus, type Money } from "../gen/grpc/charging/v1/common.js";
+import {
+  GetChargeRequest,
+  QueryServiceClient,
+  QueryServiceService as Query,
+  WatchChargeRequest,
+} from "../gen/grpc/charging/v1/query.js";
+import { untilKnown } from "../repeat.js";
+import { Server } from "../server.js";
+import { Sandbox } from "./sandbox.js";
+
+let sandbox: Sandbox;
+let commands: Server;
+let queries: Server;
+
+before(async () => {
+  sandbox = await Sandbox.start();
+  commands = new Server(sandbox.addresses.command);
+  queries = new Server(sandbox.addresses.query);
+});
+
+after(async () => {
+  commands.close();
+  queries.close();
+  await sandbox.end();
+});
+
+const euros = (minorUnits: bigint): Money => ({ minorUnits, currencyCode: "EUR" });
+
+const order = (idempotencyKey: string, token = "tok_visa", amount = euros(1250n)): ChargeRequest =>
+  ChargeRequest.create({ idempotencyKey, userId: "alice", card: { token }, amount });
+
+const charge = (request: ChargeRequest, server = commands): Promise<ChargeResponse> =>
+  untilKnown(
+    () => server.call(Command.charge, request),
+    (answer) => answer.status === ChargeStatus.CHARGE_STATUS_PENDING,
+  );
+
+const errorOf = async (call: Promise<unknown>): Promise<CallError> => {
+  const outcome = await call.catch((error: unknown) => error);
+  assert(outcome instanceof CallError);
+  return outcome;
+};
+
+test("the same request again moves money once", async () => {
+  const first = await charge(order("once"));
+  const again = await charge(order("once"));
+  assert.equal(first.status, ChargeStatus.CHARGE_STATUS_CHARGED);
+  assert.equal(again.transactionId, first.transactionId);
+  const movements = await sandbox.movements(first.chargeId);
+  assert.deepEqual(
+    movements.map(({ kind, minor_units }) => [kind, minor_units]),
+    [["charge", 1250]],
+  );
+});
+
+test("after a deadline that passed, the same request brings the outcome", async () => {
+  const slow = order("slow", "tok_slow");
+  const early = await commands.call(Command.charge, slow, 300).catch((error: unknown) => error);
+  assert(early instanceof CallError || (early as ChargeResponse).status === ChargeStatus.CHARGE_STATUS_PENDING);
+  const { chargeId, status } = await charge(slow);
+  assert.equal(status, ChargeStatus.CHARGE_STATUS_CHARGED);
+  assert.equal((await sandbox.movements(chargeId)).length, 1);
+});
+
+test("an error says its reason, the advice and what belongs to it", async () => {
+  await charge(order("reused"));
+  const { code, reason, advice, metadata, asksForRepeat } = await errorOf(
+    charge(order("reused", "tok_visa", euros(1300n))),
+  );
+  assert.deepEqual(
+    { code, reason, advice, status: metadata.status, asksForRepeat },
+    {
+      code: status.ALREADY_EXISTS,
+      reason: "IDEMPOTENCY_KEY_REUSED",
+      advice: "ASK_STATUS",
+      status: "CHARGED",
+      asksForRepeat: false,
+    },
+  );
+});
+
+test("an invalid request names its faulty fields", async () => {
+  const { code, violations } = await errorOf(charge({ ...order("invalid", "tok_visa", euros(0n)), userId: "" }));
+  assert.equal(code, status.INVALID_ARGUMENT);
+  assert.deepEqual(violations.toSorted(), ["amount.minor_units", "user_id"]);
+});
+
+test("a view that is behind says when to ask again", async () => {
+  const { position } = await charge(order("ahead"));
+  const request = GetChargeRequest.create({ idempotencyKey: "ahead", minPosition: position + 1_000_000n });
+  // Without the service config, whose retries would go on until the deadline.
+  const client = new QueryServiceClient(sandbox.addresses.query, credentials.createInsecure());
+  const error = await new Promise<ServiceError | null>((resolve) => {
+    client.getCharge(request, new Metadata(), { deadline: Date.now() + 1_000 }, resolve);
+  });
+  client.close();
+  assert(error);
+  const { reason, retryAfter, asksForRepeat } = CallError.of(error);
+  assert.equal(reason, "VIEW_BEHIND");
+  assert(retryAfter !== undefined && retryAfter > 0);
+  assert(asksForRepeat);
+});
+
+test("a charge that the view does not show is not asked for again", async () => {
+  const request = GetChargeRequest.create({ idempotencyKey: "never" });
+  const { code, asksForRepeat } = await errorOf(untilKnown(() => queries.call(Query.getCharge, request)));
+  assert.equal(code, status.NOT_FOUND);
+  assert(!asksForRepeat);
+});
+
+test("an error of gRPC's own has no reason and asks for a repeat", async () => {
+  const nobody = new Server("127.0.0.1:9");
+  const { code, reason, advice, asksForRepeat } = await errorOf(nobody.call(Command.charge, order("nobody"), 200));
+  nobody.close();
+  assert.deepEqual([code, reason, advice, asksForRepeat], [status.DEADLINE_EXCEEDED, "", "", true]);
+});
+
+test("amounts are whole and exact, and no number of JavaScript's", async () => {
+  const amount = { minorUnits: 999_999_999_999n, currencyCode: "IDR" };
+  const { position, journalId } = await charge(order("large", "tok_visa", amount));
+  const request = GetChargeRequest.create({ idempotencyKey: "large", minPosition: position, journalId });
+  const { charge: found } = await untilKnown(() => queries.call(Query.getCharge, request));
+  assert.deepEqual(found?.amount, amount);
+  assert.throws(() => ChargeRequest.create({ amount: { minorUnits: 12.5 } }), RangeError);
+});
+
+test("a value of a later contract is kept as it came", () => {
+  const bytes = Buffer.from("1063288180808080808010c23e0178", "hex");
+  const answer = ChargeResponse.decode(bytes);
+  assert.equal(answer.status, 99);
+  assert.equal(answer.position, 9_007_199_254_740_993n);
+});
+
+test("a watch shows each status until its reader stops", async () => {
+  const request = order("watched", "tok_slow");
+  const { chargeId, position, journalId } = await commands.call(Command.charge, request, 300);
+  const seen: ChargeStatus[] = [];
+  const watched = WatchChargeRequest.create({ chargeId, minPosition: position, journalId });
+  for await (const { charge } of queries.stream(Query.watchCharge, watched)) {
+    assert(charge);
+    seen.push(charge.status);
+    if (charge.status !== ChargeStatus.CHARGE_STATUS_PENDING) break;
+  }
+  assert.equal(seen.at(0), ChargeStatus.CHARGE_STATUS_PENDING);
+  assert.equal(seen.at(-1), ChargeStatus.CHARGE_STATUS_CHARGED);
+});
+
+test("a charge outlives the servers", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "chargeonce-"));
+  const kept = `--folder '${folder}'`;
+  let town = await Sandbox.start(kept);
+  const server = new Server(town.addresses.command);
+  try {
+    const known = await charge(order("before"), server);
+    const underWay = charge(order("killed", "tok_slow"), server);
+    await sandbox.movements(known.chargeId); // The request is on its way by then.
+    await town.end("SIGKILL");
+    const meanwhile = charge(order("meanwhile"), server);
+    town = await Sandbox.start(kept);
+    for (const { status, chargeId } of await Promise.all([underWay, meanwhile])) {
+      assert.equal(status, ChargeStatus.CHARGE_STATUS_CHARGED);
+      assert.equal((await town.movements(chargeId)).length, 1);
+    }
+  } finally {
+    server.close();
+    await town.end();
+    await rm(folder, { recursive: true });
+  }
+});
