@@ -50,8 +50,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads `CHARGEONCE_COMMAND`, `CHARGEONCE_QUERY`, `CHARGEONCE_TLS` and `CHARGEONCE_TOKEN_FILE`; what is not set or empty has
-    /// its default.
+    /// Reads `CHARGEONCE_COMMAND`, `CHARGEONCE_QUERY`, `CHARGEONCE_TLS` and `CHARGEONCE_TOKEN_FILE`; what is empty or not set
+    /// has its default.
     pub fn from_env() -> Self {
         let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
         let default = Self::default();

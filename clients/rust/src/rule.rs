@@ -1,8 +1,8 @@
 //! The rule for calls: when in doubt, the same request again with the same key.
 //!
-//! tonic knows no service config, so this is the contract's policy for it. It waits for servers that are not there, and repeats
-//! whatever leaves the outcome open. tonic reports a cut connection as UNKNOWN, a refused one as UNAVAILABLE and a passed deadline
-//! as CANCELLED; so not the code decides, but what the service says in the details.
+//! tonic knows no service config, so this loop is the whole policy: it waits for servers that are not there, and repeats what
+//! leaves the outcome open. What the service says in the details decides, not the code: tonic reports a cut connection as UNKNOWN,
+//! a refused one as UNAVAILABLE, and a passed deadline as CANCELLED.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,9 +31,11 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// let answer = until_settled(&request, async |request| commands.clone().charge(request).await).await?;
 /// ```
 ///
+/// The clone shares the connection. A closure that borrowed the client mutably would make a future that cannot be spawned.
+///
 /// # Errors
-/// [`Failure::Refused`]: a repeat would be refused as well. [`Failure::Unsettled`]: the outcome is still open after [`PATIENCE`];
-/// what was begun goes on, and the same request is safe at any later time.
+/// [`Failure::Refused`]: a repeat would be refused as well. [`Failure::Unsettled`]: the outcome is still open after
+/// [`PATIENCE`]; what was begun goes on, and the same request is safe at any later time.
 pub async fn until_settled<Q: Clone, A: Answer, F>(message: &Q, call: impl FnMut(Request<Q>) -> F) -> Result<A, Failure>
 where
     F: Future<Output = Result<Response<A>, Status>>,
@@ -67,17 +69,9 @@ pub async fn once<Q: Clone, A, F>(deadline: Duration, message: &Q, mut call: imp
 where
     F: Future<Output = Result<Response<A>, Status>>,
 {
-    within(deadline, call(with_deadline(message, deadline))).await
-}
-
-fn with_deadline<Q: Clone>(message: &Q, deadline: Duration) -> Request<Q> {
     let mut request = Request::new(message.clone());
     request.set_timeout(deadline);
-    request
-}
-
-async fn within<A>(deadline: Duration, answer: impl Future<Output = Result<Response<A>, Status>>) -> Result<A, Status> {
-    match timeout(deadline, answer).await {
+    match timeout(deadline, call(request)).await {
         Ok(result) => result.map(Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded("the deadline passed without an answer")),
     }
@@ -94,7 +88,7 @@ where
 {
     let end = Instant::now() + PATIENCE;
     loop {
-        let (open, pause) = match within(deadline, call(with_deadline(message, deadline))).await {
+        let (open, pause) = match once(deadline, message, &mut call).await {
             Ok(answer) if is_enough(&answer) => return Ok(answer),
             Ok(_) => ("the outcome is still PENDING".to_owned(), PAUSE),
             Err(status) => match Refusal::of(&status) {
@@ -111,7 +105,7 @@ where
 
 /// An answer of the service. Those to commands may come before the outcome.
 pub trait Answer {
-    /// Whether the outcome is known, or the next step is the customer's. An unknown status is none that we may wait for.
+    /// Whether a repeat would tell no more: false for PENDING alone. A status of a later contract is for the caller to judge.
     fn is_settled(&self) -> bool {
         true
     }

@@ -183,6 +183,11 @@ fn an_answer_of_a_later_contract_is_read() {
     assert_eq!(answer.position, 9_007_199_254_740_993);
 }
 
+#[test]
+fn the_page_shows_a_test_as_it_stands() {
+    assert!(include_str!("../README.md").contains(include_str!("order.rs")));
+}
+
 fn commands_at(address: SocketAddr) -> Commands {
     Settings { command: address.to_string(), ..Settings::default() }.commands().unwrap()
 }
