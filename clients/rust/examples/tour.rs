@@ -1,5 +1,6 @@
 //! The tour that every client takes: `../TOUR.md` says what each step does and prints.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,7 +33,7 @@ async fn main() -> ExitCode {
 
 async fn take() -> Outcome {
     let settings = Settings::from_env();
-    let mut tour = Tour { commands: settings.commands()?, queries: settings.queries()? };
+    let tour = Tour { commands: settings.commands()?, queries: settings.queries()? };
     let first = tour.keys().await?;
     tour.deadlines().await?;
     tour.own_writes(&first).await?;
@@ -52,7 +53,7 @@ struct Tour {
 
 impl Tour {
     /// What a key means. Returns the answer to the charge `tour-1`.
-    async fn keys(&mut self) -> Outcome<ChargeResponse> {
+    async fn keys(&self) -> Outcome<ChargeResponse> {
         let metadata = [("order".into(), "1001".into())].into();
         let request = ChargeRequest { description: "one umbrella".into(), metadata, ..charge("tour-1") };
         let first = self.charge(&request).await?;
@@ -77,9 +78,9 @@ impl Tour {
     }
 
     /// A deadline that passes leaves the outcome open; the same key finds it.
-    async fn deadlines(&mut self) -> Outcome {
+    async fn deadlines(&self) -> Outcome {
         let slow = ChargeRequest { card: card("tok_slow"), ..charge("tour-3") };
-        let answer = once(SHORT, &slow, async |request| self.commands.charge(request).await).await;
+        let answer = once(SHORT, &slow, async |request| self.commands.clone().charge(request).await).await;
         let decided = answer.is_ok_and(|answer| answer.status() != ChargeStatus::Pending);
         show("deadline", json!({"decided": decided}));
         let answer = self.charge(&slow).await?;
@@ -88,7 +89,7 @@ impl Tour {
     }
 
     /// A query that is given the position of a command's answer shows what the command did.
-    async fn own_writes(&mut self, first: &ChargeResponse) -> Outcome {
+    async fn own_writes(&self, first: &ChargeResponse) -> Outcome {
         let shown = self.get("tour-1", first).await?;
         let charge = shown.charge.unwrap_or_default();
         let amount = charge.amount.unwrap_or_default();
@@ -109,7 +110,7 @@ impl Tour {
     }
 
     /// What follows a charge. Returns the outcome of the refund.
-    async fn operations(&mut self) -> Outcome<OperationOutcome> {
+    async fn operations(&self) -> Outcome<OperationOutcome> {
         let hold = ChargeRequest { amount: euros(5000), capture: CaptureMode::Manual.into(), ..charge("tour-5") };
         let held = self.charge(&hold).await?;
         show("hold", json!({"status": status(held.status)}));
@@ -121,7 +122,7 @@ impl Tour {
             amount: euros(3000),
             ..CaptureRequest::default()
         };
-        let captured = until_settled(&capture, async |request| self.commands.capture(request).await).await?;
+        let captured = until_settled(&capture, async |request| self.commands.clone().capture(request).await).await?;
         show("capture", done(&captured.outcome.unwrap_or_default()));
         show("void", done(&self.void("tour-void", &charge_id).await?));
 
@@ -139,7 +140,7 @@ impl Tour {
     }
 
     /// The bank wants a step of the customer, who leaves.
-    async fn customer(&mut self) -> Outcome {
+    async fn customer(&self) -> Outcome {
         let answer = self.charge(&ChargeRequest { card: card("tok_3ds"), ..charge("tour-6") }).await?;
         let has_url = answer.action.is_some_and(|action| !action.url.is_empty());
         show("customer", json!({"status": status(answer.status), "has_url": has_url}));
@@ -149,20 +150,20 @@ impl Tour {
     }
 
     /// A watch is a call that is settled by its last message: if the stream ends before it, it is opened again.
-    async fn watch(&mut self) -> Outcome {
+    async fn watch(&self) -> Outcome {
         let slow = ChargeRequest { card: card("tok_slow"), ..charge("tour-7") };
-        let answer = until_answered(SHORT, &slow, async |request| self.commands.charge(request).await).await?;
+        let answer = until_answered(SHORT, &slow, async |request| self.commands.clone().charge(request).await).await?;
         let request = WatchChargeRequest {
             by: Some(watch_charge_request::By::ChargeId(answer.charge_id)),
             min_position: answer.position,
             journal_id: answer.journal_id,
         };
-        let mut first = None;
+        let first = Cell::new(None);
         let last = until_settled(&request, async |request| {
-            let mut stream = self.queries.watch_charge(request).await?.into_inner();
+            let mut stream = self.queries.clone().watch_charge(request).await?.into_inner();
             while let Some(message) = stream.message().await? {
                 let now = message.charge.as_ref().map_or(0, |charge| charge.status);
-                first.get_or_insert(now);
+                first.set(first.get().or(Some(now)));
                 if now != ChargeStatus::Pending as i32 {
                     return Ok(Response::new(message)); // the stream ends as it is dropped
                 }
@@ -171,11 +172,11 @@ impl Tour {
         })
         .await?;
         let last = last.charge.unwrap_or_default().status;
-        show("watch", json!({"first": status(first.unwrap_or(last)), "last": status(last)}));
+        show("watch", json!({"first": status(first.get().unwrap_or(last)), "last": status(last)}));
         Ok(())
     }
 
-    async fn pages(&mut self) -> Outcome {
+    async fn pages(&self) -> Outcome {
         let mut last = ChargeResponse::default();
         for number in 1..=5 {
             let key = format!("tour-page-{number}");
@@ -190,7 +191,7 @@ impl Tour {
         };
         let mut pages = Vec::new();
         loop {
-            let page = until_settled(&request, async |request| self.queries.list_charges(request).await).await?;
+            let page = until_settled(&request, async |request| self.queries.clone().list_charges(request).await).await?;
             pages.push(page.charges.into_iter().map(|charge| charge.idempotency_key).collect::<Vec<_>>());
             if page.next_page_token.is_empty() {
                 break;
@@ -201,19 +202,19 @@ impl Tour {
         Ok(())
     }
 
-    async fn history(&mut self) -> Outcome {
+    async fn history(&self) -> Outcome {
         let by = Some(get_charge_history_request::By::IdempotencyKey("tour-1".into()));
         let request = GetChargeHistoryRequest { by, ..GetChargeHistoryRequest::default() };
-        let history = until_settled(&request, async |request| self.queries.get_charge_history(request).await).await?;
+        let history = until_settled(&request, async |request| self.queries.clone().get_charge_history(request).await).await?;
         let events: Vec<_> = history.entries.into_iter().map(|entry| entry.event).collect();
         show("history", json!({"events": events}));
         Ok(())
     }
 
-    async fn summary(&mut self, refund: OperationOutcome) -> Outcome {
+    async fn summary(&self, refund: OperationOutcome) -> Outcome {
         let request =
             GetUserSummaryRequest { user_id: "tour".into(), min_position: refund.position, journal_id: refund.journal_id };
-        let summary = until_settled(&request, async |request| self.queries.get_user_summary(request).await).await?;
+        let summary = until_settled(&request, async |request| self.queries.clone().get_user_summary(request).await).await?;
         let currencies: Map<_, _> = summary
             .currencies
             .into_iter()
@@ -232,29 +233,29 @@ impl Tour {
         Ok(())
     }
 
-    async fn charge(&mut self, request: &ChargeRequest) -> Result<ChargeResponse, Failure> {
-        until_settled(request, async |request| self.commands.charge(request).await).await
+    async fn charge(&self, request: &ChargeRequest) -> Result<ChargeResponse, Failure> {
+        until_settled(request, async |request| self.commands.clone().charge(request).await).await
     }
 
-    async fn void(&mut self, key: &str, charge_id: &str) -> Result<OperationOutcome, Failure> {
+    async fn void(&self, key: &str, charge_id: &str) -> Result<OperationOutcome, Failure> {
         let request = VoidRequest { idempotency_key: key.into(), charge_id: charge_id.into(), ..VoidRequest::default() };
-        let answer = until_settled(&request, async |request| self.commands.void(request).await).await?;
+        let answer = until_settled(&request, async |request| self.commands.clone().void(request).await).await?;
         Ok(answer.outcome.unwrap_or_default())
     }
 
-    async fn refund(&mut self, request: &RefundRequest) -> Result<OperationOutcome, Failure> {
-        let answer = until_settled(request, async |request| self.commands.refund(request).await).await?;
+    async fn refund(&self, request: &RefundRequest) -> Result<OperationOutcome, Failure> {
+        let answer = until_settled(request, async |request| self.commands.clone().refund(request).await).await?;
         Ok(answer.outcome.unwrap_or_default())
     }
 
     /// Asks for the charge of a key, and for no older state of it than the answer to the command had.
-    async fn get(&mut self, key: &str, answer: &ChargeResponse) -> Result<GetChargeResponse, Failure> {
+    async fn get(&self, key: &str, answer: &ChargeResponse) -> Result<GetChargeResponse, Failure> {
         let request = GetChargeRequest {
             by: Some(get_charge_request::By::IdempotencyKey(key.into())),
             min_position: answer.position,
             journal_id: answer.journal_id.clone(),
         };
-        until_settled(&request, async |request| self.queries.get_charge(request).await).await
+        until_settled(&request, async |request| self.queries.clone().get_charge(request).await).await
     }
 }
 

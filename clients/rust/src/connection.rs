@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper_util::client::legacy::connect::HttpConnector;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -49,8 +50,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads `CHARGEONCE_COMMAND`, `CHARGEONCE_QUERY`, `CHARGEONCE_TLS` and `CHARGEONCE_TOKEN_FILE`; what is not set or empty has
-    /// its default.
+    /// Reads `CHARGEONCE_COMMAND`, `CHARGEONCE_QUERY`, `CHARGEONCE_TLS` and `CHARGEONCE_TOKEN_FILE`; what is empty or not set
+    /// has its default.
     pub fn from_env() -> Self {
         let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
         let default = Self::default();
@@ -83,11 +84,16 @@ impl Settings {
             None => Endpoint::from_shared(format!("http://{address}"))?,
             Some(folder) => Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls(folder)?)?,
         };
+        // With a connector of ours the timeout holds for the TLS handshake too. tonic's own has it for TCP alone: a peer that
+        // accepts and says nothing would hold the channel for ever.
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
-            .connect_lazy();
+            .connect_with_connector_lazy(tcp);
         Ok(InterceptedService::new(channel, Bearer::read(self.token_file.as_deref())?))
     }
 }

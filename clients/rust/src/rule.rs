@@ -1,8 +1,8 @@
 //! The rule for calls: when in doubt, the same request again with the same key.
 //!
-//! tonic knows no service config, so this is the contract's policy for it. It waits for servers that are not there, and repeats
-//! whatever leaves the outcome open. tonic reports a cut connection as UNKNOWN, a refused one as UNAVAILABLE and a passed deadline
-//! as CANCELLED; so not the code decides, but what the service says in the details.
+//! tonic knows no service config, so this loop is the whole policy: it waits for servers that are not there, and repeats what
+//! leaves the outcome open. What the service says in the details decides, not the code: tonic reports a cut connection as UNKNOWN,
+//! a refused one as UNAVAILABLE, and a passed deadline as CANCELLED.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,16 +28,18 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Sends a request, and the same again until its outcome is known. A decline is an outcome, not an error.
 ///
 /// ```ignore
-/// let answer = until_settled(&request, async |request| commands.charge(request).await).await?;
+/// let answer = until_settled(&request, async |request| commands.clone().charge(request).await).await?;
 /// ```
 ///
+/// The clone shares the connection. A closure that borrowed the client mutably would make a future that cannot be spawned.
+///
 /// # Errors
-/// [`Failure::Refused`]: a repeat would be refused as well. [`Failure::Unsettled`]: the outcome is still open after [`PATIENCE`];
-/// what was begun goes on, and the same request is safe at any later time.
-pub async fn until_settled<Q: Clone, A: Answer>(
-    message: &Q,
-    call: impl AsyncFnMut(Request<Q>) -> Result<Response<A>, Status>,
-) -> Result<A, Failure> {
+/// [`Failure::Refused`]: a repeat would be refused as well. [`Failure::Unsettled`]: the outcome is still open after
+/// [`PATIENCE`]; what was begun goes on, and the same request is safe at any later time.
+pub async fn until_settled<Q: Clone, A: Answer, F>(message: &Q, call: impl FnMut(Request<Q>) -> F) -> Result<A, Failure>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
     repeat(DEADLINE, message, call, A::is_settled).await
 }
 
@@ -45,11 +47,14 @@ pub async fn until_settled<Q: Clone, A: Answer>(
 ///
 /// # Errors
 /// As [`until_settled`].
-pub async fn until_answered<Q: Clone, A>(
+pub async fn until_answered<Q: Clone, A, F>(
     deadline: Duration,
     message: &Q,
-    call: impl AsyncFnMut(Request<Q>) -> Result<Response<A>, Status>,
-) -> Result<A, Failure> {
+    call: impl FnMut(Request<Q>) -> F,
+) -> Result<A, Failure>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
     repeat(deadline, message, call, |_| true).await
 }
 
@@ -60,11 +65,10 @@ pub async fn until_answered<Q: Clone, A>(
 ///
 /// # Errors
 /// Whatever ended the call. Without details of the service, in [`Refusal::of`], it leaves open what was done.
-pub async fn once<Q: Clone, A>(
-    deadline: Duration,
-    message: &Q,
-    mut call: impl AsyncFnMut(Request<Q>) -> Result<Response<A>, Status>,
-) -> Result<A, Status> {
+pub async fn once<Q: Clone, A, F>(deadline: Duration, message: &Q, mut call: impl FnMut(Request<Q>) -> F) -> Result<A, Status>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
     let mut request = Request::new(message.clone());
     request.set_timeout(deadline);
     match timeout(deadline, call(request)).await {
@@ -73,12 +77,15 @@ pub async fn once<Q: Clone, A>(
     }
 }
 
-async fn repeat<Q: Clone, A>(
+async fn repeat<Q: Clone, A, F>(
     deadline: Duration,
     message: &Q,
-    mut call: impl AsyncFnMut(Request<Q>) -> Result<Response<A>, Status>,
+    mut call: impl FnMut(Request<Q>) -> F,
     is_enough: impl Fn(&A) -> bool,
-) -> Result<A, Failure> {
+) -> Result<A, Failure>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
     let end = Instant::now() + PATIENCE;
     loop {
         let (open, pause) = match once(deadline, message, &mut call).await {
@@ -98,7 +105,7 @@ async fn repeat<Q: Clone, A>(
 
 /// An answer of the service. Those to commands may come before the outcome.
 pub trait Answer {
-    /// Whether the outcome is known, or the next step is the customer's. An unknown status is none that we may wait for.
+    /// Whether a repeat would tell no more: false for PENDING alone. A status of a later contract is for the caller to judge.
     fn is_settled(&self) -> bool {
         true
     }

@@ -40,7 +40,7 @@ public final class Retry {
           throw error;
         }
         pause = refusal.retryAfter().orElse(PAUSE);
-        seen = error.getStatus();
+        seen = error.getStatus().getCode();
       }
       if (System.nanoTime() - begun > PATIENCE.toNanos()) {
         throw new TimeoutException("no result in " + PATIENCE.toSeconds() + " s, last " + seen);
