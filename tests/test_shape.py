@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = ["chargeonce", "chassis", "contract", "command_service", "query_service", "gateway_mock"]
+PRODUCT = ["chargeonce", "chargeonce_client", "chassis", "contract", "command_service", "query_service", "gateway_mock"]
 HARNESSES = ["judge", "rig", "demo", "bench", "prove"]
 SOURCES = sorted(path for package in PRODUCT for path in (ROOT / package).rglob("*.py"))
 ALL = [*SOURCES, *sorted(path for package in HARNESSES for path in (ROOT / package).rglob("*.py"))]
@@ -74,9 +74,11 @@ def test_only_the_chassis_starts_threads_for_sqlite_and_standard_error() -> None
     assert users == {"chassis/disk.py", "chassis/stderr.py"}
 
 
-def test_the_environment_is_read_by_command_lines_only() -> None:
-    readers = {path.name for path in SOURCES if re.search(r"os\.environ|getenv", path.read_text())}
-    assert readers <= {"cli.py", "__main__.py"}
+def test_the_environment_is_read_by_command_lines_and_by_the_client_only() -> None:
+    readers = {_name(path) for path in SOURCES if re.search(r"os\.environ|getenv", path.read_text())}
+    assert {name for name in readers if Path(name).name not in ("cli.py", "__main__.py")} == {
+        "chargeonce_client/settings.py"
+    }
 
 
 def test_the_installed_stubs_match_the_contract(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ async def tail(
     """Follow the feed: each event of each charge, as it is recorded. A feed that ends is opened again."""
     chosen = _Chosen(asked.client, user, key, charge_id)
     begin = await _head(asked.client) if after is None else after
+    asked.printer.note(f"events after position {begin}", {"after": str(begin)})
     async with contextlib.aclosing(asked.client.follow(after_position=begin, live=not until_head)) as entries:
         async for entry in entries:
             if await chosen.has(entry):

@@ -11,7 +11,9 @@ from chargeonce_client import (
     Client,
     OperationStatus,
     Refused,
+    Settings,
     Unsettled,
+    connect,
     money,
 )
 from rig.referee import Referee
@@ -29,6 +31,15 @@ async def test_when_patience_is_over_a_charge_under_way_is_pending(client: Clien
     outcome = await charge(client)
     assert (outcome.status, outcome.charge_id) == (CHARGED, began.charge_id)
     assert len(await bank.movements()) == 1
+
+
+async def test_a_pending_answer_is_no_outcome_and_is_asked_for_again(servers: Servers, bank: Referee) -> None:
+    async with connect(Settings(servers.command, deadline=0.5)) as client:
+        outcome = await charge(client, card="tok_slow")
+        assert outcome.status == CHARGED
+        await bank.trouble("execute", "delay", seconds=1)
+        refund = await client.refund("return-1", outcome.charge_id)
+    assert refund.status == EXECUTED
 
 
 async def test_a_service_that_takes_no_new_charge_is_asked_again_until_patience_is_over(

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def a_sandbox(*arguments: str, **environment: str) -> Iterator[Running]:
+def a_sandbox(*arguments: str, program: Sequence[str] = (SCRIPT,), **environment: str) -> Iterator[Running]:
     process = subprocess.Popen(
-        [SCRIPT, "sandbox", *arguments],
+        [*program, "sandbox", *arguments],
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -18,6 +18,8 @@ const OPTIONS = {
   "grpc.service_config": readFileSync(new URL("../../service-config.json", import.meta.url), "utf8"),
   // A server that was away for long is found again within this time.
   "grpc.max_reconnect_backoff_ms": 5_000,
+  // A dead link is found by a ping within this time. The server permits one every five seconds.
+  "grpc.keepalive_time_ms": 30_000,
 };
 
 /** How a client shows who it is. */

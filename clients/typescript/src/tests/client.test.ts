@@ -1,8 +1,11 @@
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
+import { execFile } from "node:child_process";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { credentials, Metadata, status, type ServiceError } from "@grpc/grpc-js";
 import { CallError } from "../errors.js";
 import { ChargeRequest, ChargeResponse, CommandServiceService as Command } from "../gen/grpc/charging/v1/command.js";
@@ -43,6 +46,13 @@ const charge = (request: ChargeRequest, server = commands): Promise<ChargeRespon
     () => server.call(Command.charge, request),
     (answer) => answer.status === ChargeStatus.CHARGE_STATUS_PENDING,
   );
+
+/** Begins a charge that the bank takes its time for: the answer is PENDING. */
+const begin = async (idempotencyKey: string, server = commands): Promise<ChargeResponse> => {
+  const answer = await untilKnown(() => server.call(Command.charge, order(idempotencyKey, "tok_slow"), 1_000));
+  assert.equal(answer.status, ChargeStatus.CHARGE_STATUS_PENDING);
+  return answer;
+};
 
 const errorOf = async (call: Promise<unknown>): Promise<CallError> => {
   const outcome = await call.catch((error: unknown) => error);
@@ -141,8 +151,7 @@ test("a value of a later contract is kept as it came", () => {
 });
 
 test("a watch shows each status until its reader stops", async () => {
-  const request = order("watched", "tok_slow");
-  const { chargeId, position, journalId } = await commands.call(Command.charge, request, 300);
+  const { chargeId, position, journalId } = await begin("watched");
   const seen: ChargeStatus[] = [];
   const watched = WatchChargeRequest.create({ chargeId, minPosition: position, journalId });
   for await (const { charge } of queries.stream(Query.watchCharge, watched)) {
@@ -154,17 +163,16 @@ test("a watch shows each status until its reader stops", async () => {
   assert.equal(seen.at(-1), ChargeStatus.CHARGE_STATUS_CHARGED);
 });
 
-test("a charge outlives the servers", async () => {
+test("a charge outlives the servers, and a call waits for them", async () => {
   const folder = await mkdtemp(join(tmpdir(), "chargeonce-"));
   const kept = `--folder '${folder}'`;
   let town = await Sandbox.start(kept);
   const server = new Server(town.addresses.command);
   try {
-    const known = await charge(order("before"), server);
-    const underWay = charge(order("killed", "tok_slow"), server);
-    await sandbox.movements(known.chargeId); // The request is on its way by then.
+    await begin("under-way", server);
+    const underWay = charge(order("under-way", "tok_slow"), server);
     await town.end("SIGKILL");
-    const meanwhile = charge(order("meanwhile"), server);
+    const meanwhile = server.call(Command.charge, order("meanwhile"), 60_000);
     town = await Sandbox.start(kept);
     for (const { status, chargeId } of await Promise.all([underWay, meanwhile])) {
       assert.equal(status, ChargeStatus.CHARGE_STATUS_CHARGED);
@@ -175,4 +183,16 @@ test("a charge outlives the servers", async () => {
     await town.end();
     await rm(folder, { recursive: true });
   }
+});
+
+test("Connect charges, and has the details of errors", async () => {
+  const program = fileURLToPath(new URL("../connect.js", import.meta.url));
+  const env = { ...process.env, CHARGEONCE_COMMAND: sandbox.addresses.command };
+  const { stdout } = await promisify(execFile)(process.execPath, [program], { env });
+  assert.match(stdout, /^CHARGED txn_\w+\n6 IDEMPOTENCY_KEY_REUSED ASK_STATUS CHARGED\n$/);
+});
+
+test("the README shows the example as it stands", async () => {
+  const read = (path: string) => readFile(new URL(`../../${path}`, import.meta.url), "utf8");
+  assert((await read("README.md")).includes(`\`\`\`ts\n${await read("src/tests/example.test.ts")}\`\`\``));
 });
