@@ -19,4 +19,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if state.fault is not None:
         pytest.fail(f"it could not be set up:\n{state.fault}", pytrace=False)
     if state.missing is not None:
-        (pytest.fail if all_are_required() else pytest.skip)(f"missing: {state.missing}")
+        if all_are_required():
+            pytest.fail(f"missing: {state.missing}", pytrace=False)
+        pytest.skip(f"missing: {state.missing}")

@@ -89,7 +89,9 @@ class Client:
         said = done.stdout.decode(errors="replace").strip()[-4000:] or "it does not say why"
         if done.returncode == 0:
             return Found()
-        return Found(missing=said) if done.returncode == LACKS_TOOLS else Found(fault=said)
+        if done.returncode == LACKS_TOOLS:
+            return Found(missing=said.splitlines()[-1].removeprefix("missing: "))
+        return Found(fault=said)
 
 
 def _without_ours(environment: Mapping[str, str]) -> dict[str, str]:
