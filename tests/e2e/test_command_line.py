@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -216,6 +217,7 @@ def test_without_a_server_nothing_is_sent(there: Mapping[str, str], arguments: S
 def test_less_patience_is_a_shorter_wait_for_a_server(there: Mapping[str, str]) -> None:
     away = {**there, "CHARGEONCE_QUERY": free_address()}
     with subprocess.Popen([SCRIPT, "get", "order-1"], stderr=subprocess.DEVNULL, env=away) as patient:
+        time.sleep(0.5)  # it is far ahead then
         assert run(away, "get", "order-1", "--patience", "0.1").returncode == Exit.UNREACHABLE
         assert patient.poll() is None
         assert patient.wait(MOST_SECONDS) == Exit.UNREACHABLE
