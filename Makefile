@@ -58,6 +58,7 @@ test-banks: install build/banks-venv/installed ## try the adapters at three fake
 
 test-clients: install ## take the tour with the clients of every language whose tools are here (CLIENTS_REQUIRED=all: of all)
 	@$(BIN)/python -m tests.clients.programs
+	@$(BIN)/python -m tests.clients.tools
 	@$(BIN)/python -m pytest tests/clients
 
 SEEDS ?= 1000

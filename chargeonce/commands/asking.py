@@ -19,11 +19,14 @@ import chargeonce_client
 from chargeonce.commands import words
 from chargeonce.commands.exits import Exit
 from chargeonce.commands.printing import Printer
-from chargeonce_client import CallFailed, Client, FeedBroken, Refused, Settings, Unsettled
+from chargeonce_client import CallFailed, Client, FeedBroken, GetChargeResponse, Refused, Settings, Unsettled
 
 Command = Callable[..., Any]
 
 CONNECT_SECONDS = 5.0
+# A view that works is some milliseconds behind: then the charge of the command before this one is found.
+_BEHIND_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 _SERVERS = {
     "command": "the command server",
     "query": "the query server",
@@ -127,6 +130,19 @@ def run(answer: Coroutine[Any, Any, Exit], printer: Printer, interrupted: str = 
         printer.error([str(error)], {"error": {"text": str(error)}})
         status = Exit.REFUSED
     sys.exit(status)
+
+
+async def known(client: Client, name: Named) -> GetChargeResponse:
+    """Return a charge as the view has it, which may learn of it in this very moment. Raises CallFailed."""
+    now = asyncio.get_running_loop().time
+    until = now() + _BEHIND_SECONDS
+    while True:
+        try:
+            return await client.get(**name)
+        except Refused as error:
+            if error.reason != "CHARGE_NOT_FOUND" or now() > until:
+                raise
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def new_key() -> str:

@@ -7,7 +7,7 @@ import click
 import grpc.aio
 
 from chargeonce.commands import words
-from chargeonce.commands.asking import Asking, Named, asking, named
+from chargeonce.commands.asking import Asking, Named, asking, known, named
 from chargeonce.commands.exits import HELP, Exit, of_charge
 from chargeonce.commands.looking import status_of
 from chargeonce.commands.printing import json_of
@@ -29,6 +29,7 @@ async def watch(asked: Asking, name: Named, forever: bool) -> Exit:
     NAME is its id or its key.
     """
     ends = Exit.NOT_KNOWN
+    await known(asked.client, name)
     async with contextlib.aclosing(asked.client.watch(**name)) as changes:
         async for change in changes:
             charge = change.charge

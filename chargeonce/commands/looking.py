@@ -6,7 +6,7 @@ from datetime import datetime
 import click
 
 from chargeonce.commands import words
-from chargeonce.commands.asking import Asking, Named, asking, named
+from chargeonce.commands.asking import Asking, Named, asking, known, named
 from chargeonce.commands.exits import HELP, Exit, of_charge, of_operation
 from chargeonce.commands.printing import Cell, json_of, status
 from chargeonce_client import (
@@ -78,7 +78,7 @@ async def get(asked: Asking, name: Named) -> Exit:
 
     NAME is its id or its key.
     """
-    answer = await asked.client.get(**name)
+    answer = await known(asked.client, name)
     asked.printer.fields(_fields(answer.charge), json_of(answer))
     return Exit.DONE
 
@@ -91,6 +91,7 @@ async def history(asked: Asking, name: Named) -> Exit:
 
     NAME is its id or its key.
     """
+    await known(asked.client, name)
     answer = await asked.client.history(**name)
     asked.printer.table(
         ("POSITION", "RECORDED", "EVENT", "STATUS", "OPERATION", "KEY"),

@@ -6,7 +6,7 @@ from datetime import datetime
 import click
 
 from chargeonce.commands import words
-from chargeonce.commands.asking import Asking, Command, Named, asking, line_with, named, new_key
+from chargeonce.commands.asking import Asking, Command, Named, asking, known, line_with, named, new_key
 from chargeonce.commands.exits import HELP, Exit, of_charge, of_operation
 from chargeonce.commands.printing import json_of, status
 from chargeonce_client import (
@@ -195,7 +195,7 @@ async def _id_of(asked: Asking, name: Named) -> str:
     if "charge_id" in name:
         return name["charge_id"]
     try:
-        return (await asked.client.get(**name)).charge.charge_id
+        return (await known(asked.client, name)).charge.charge_id
     except Refused as error:
         if error.reason == "CHARGE_NOT_FOUND":
             error.text = "the query server knows no charge of this key; it may be behind: wait, or give the charge's id"

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rig.programs import BUILD
+from tests.clients import tools
 
 ROOT = Path(__file__).parent.parent.parent
 SETUP = BUILD.absolute() / "clients-setup.json"
@@ -124,7 +125,7 @@ class Found:
 def found(name: str) -> Found:
     """Return what the last set-up of a client found."""
     if name not in LANGUAGES:
-        return Found()
+        return Found(tools.missing(name))
     written = json.loads(SETUP.read_text()) if SETUP.exists() else {}
     return Found(**written.get(name, {"missing": "not set up: `make test-clients` does it"}))
 

@@ -20,6 +20,7 @@ from google.protobuf.json_format import ParseDict
 
 from chargeonce.commands.exits import Exit
 from chargeonce_client import Charge, ChargeResponse, GetChargeHistoryResponse, GetUserSummaryResponse, OperationOutcome
+from rig import certs
 from rig.processes import Town, free_address
 from rig.world import new_key
 
@@ -198,7 +199,7 @@ def test_a_charge_that_is_not_decided_in_time_is_to_be_repeated(there: Mapping[s
 
 def test_after_ctrl_c_the_charge_goes_on(there: Mapping[str, str]) -> None:
     key = new_key()
-    words = [SCRIPT, *CHARGE, "tok_visa", "--key", key, *EUR]
+    words = [str(SCRIPT), *CHARGE, "tok_visa", "--key", key, *EUR]
     with (
         undecided(there),
         subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=there) as charging,
@@ -399,6 +400,36 @@ async def test_tail_follows_chosen_charges_through_a_restart_of_the_server(tmp_p
             for tail in tails:
                 tail.send_signal(signal.SIGINT)
             assert [await tail.wait() for tail in tails] == [Exit.INTERRUPTED] * 3
+
+
+@pytest.mark.timeout(120)
+async def test_it_shows_a_certificate_and_a_token(tmp_path: Path) -> None:
+    """By certificate the shop charges and refunds; by token the till may not refund."""
+    folder = tmp_path / "certs"
+    certs.make_all(folder)
+    async with Town(tmp_path, folder) as town:
+        await town.start_query()
+        there = {
+            **os.environ,
+            "CHARGEONCE_COMMAND": town.command.listen,
+            "CHARGEONCE_QUERY": town.query.listen,
+            "CHARGEONCE_TLS": str(certs.shop(folder)),
+        }
+        key, as_till = new_key(), ("--token-file", str(folder / "clients" / "till.token"))
+        ran = [
+            await asyncio.to_thread(run, there, *words)
+            for words in (
+                (*CHARGE, "tok_visa", "--key", key, *EUR),
+                ("refund", key, "5.00", "EUR"),
+                ("refund", key, *as_till),
+                ("get", key, *as_till),
+            )
+        ]
+        plaintext = await asyncio.to_thread(run, {**there, "CHARGEONCE_TLS": ""}, "get", key)
+    assert [done.returncode for done in ran] == [0, 0, Exit.REFUSED, 0], ran
+    assert "(PERMISSION_DENIED)" in ran[2].stderr
+    assert fields(ran[3])["status"] == "PARTIALLY_REFUNDED"
+    assert plaintext.returncode == Exit.UNREACHABLE
 
 
 # ---------------------------------------------------------------- the page, the help, the completion
