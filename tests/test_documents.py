@@ -154,3 +154,14 @@ def test_each_version_of_the_contract_has_its_entry_in_the_changelog() -> None:
     said = "raise VERSION in contract/version.py, tell the change in CHANGELOG.md, and set SHAPE to: "
     assert shape(descriptors()) == SHAPE, said + shape(descriptors())
     assert f"**Contract {VERSION}**" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readmes_quick_starts_are_the_programs_and_short() -> None:
+    """Whole and as they stand; with the line that builds and runs one, each is under 15 lines, empty ones left out."""
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("<!-- quick starts -->")[1].split("<!-- end of quick starts -->")[0]
+    shown = re.findall(r"^[A-Z]\w+, `([\w/.]+)`:\n\n```\w+\n(.*?)```$", section, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 5
+    for path, program in shown:
+        assert program == (ROOT / path).read_text(), path
+        assert len([line for line in program.splitlines() if line.strip()]) + 1 < 15, path
