@@ -1,8 +1,10 @@
 """What is printed: for people in colour on a terminal, in plain columns to a file or a pipe, and as JSON for programs."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -35,13 +37,19 @@ def json_of(message: Message, *, sparse: bool = False) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=not sparse)
 
 
+class Unwritten(Exception):
+    """What was to be printed could not be written: why. The cause is a BrokenPipeError if nobody reads any more."""
+
+
 class Printer:
-    """Prints answers on standard output, and everything else on standard error.
+    """Prints answers on standard output, and everything else on standard error. Its methods raise Unwritten, but for `error`.
 
     Nothing is cut or broken on a narrow terminal, so that ids and addresses can be copied.
     """
 
     def __init__(self, *, as_json: bool) -> None:
+        self.common: dict[str, str] = {}
+        """What each document on standard error has from now on."""
         self._as_json = as_json
         self._out, self._error = Console(highlight=False), Console(highlight=False, stderr=True)
 
@@ -70,10 +78,14 @@ class Printer:
         """Say something on standard error, before or beside the answer."""
         self._say(Text(text, "dim"), document)
 
-    def error(self, lines: Sequence[str], document: Mapping[str, Any]) -> None:
-        """Tell an error on standard error."""
+    def error(self, lines: Sequence[str], document: Mapping[str, Any] | None = None) -> None:
+        """Tell an error on standard error, if that can be written: the exit status tells it anyway."""
         first, *more = map(_clean, lines)
-        self._say(Text("\n").join([Text.assemble(("error: ", "bold red"), first), *more]), document)
+        with contextlib.suppress(Unwritten):
+            self._say(
+                Text("\n").join([Text.assemble(("error: ", "bold red"), first), *more]),
+                document or {"error": {"text": lines[0]}},
+            )
 
     def _print(self, grid: Table, rows: Sequence[Sequence[Cell]], documents: Sequence[Mapping[str, Any]]) -> None:
         if self._as_json:
@@ -85,19 +97,30 @@ class Printer:
         self._write(self._out, grid)
 
     def _say(self, text: Text, document: Mapping[str, Any]) -> None:
-        self._write(self._error, Text(json.dumps(document, ensure_ascii=False)) if self._as_json else text)
+        if self._as_json:
+            text = Text(json.dumps({**self.common, **document}, ensure_ascii=False))
+        self._write(self._error, text)
 
     def _json(self, document: Mapping[str, Any]) -> None:
-        print(json.dumps(document, ensure_ascii=False), flush=True)
+        _put(json.dumps(document, ensure_ascii=False), self._out.file)
 
     def _write(self, console: Console, told: Text | Table) -> None:
-        """Write text or columns as wide as they are. Raises BrokenPipeError if nobody reads any more."""
+        """Write text or columns as wide as they are."""
         console.width = _ANY_WIDTH
         console.width = Measurement.get(console, console.options, told).maximum
         with console.capture() as capture:
             console.print(told)
         for line in capture.get().splitlines():
-            print(line.rstrip(), file=console.file, flush=True)
+            _put(line.rstrip(), console.file)
+
+
+def _put(line: str, file: IO[str]) -> None:
+    """Write a line. Raises Unwritten; from then on all that the file is given is lost, at the interpreter's end, too."""
+    try:
+        print(line, file=file, flush=True)
+    except (OSError, UnicodeError) as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        raise Unwritten(error.strerror if isinstance(error, OSError) else str(error)) from error
 
 
 def _clean(cell: Cell) -> Text:
