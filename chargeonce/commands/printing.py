@@ -1,8 +1,10 @@
 """What is printed: for people in colour on a terminal, in plain columns to a file or a pipe, and as JSON for programs."""
 
 import contextlib
+import io
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -51,7 +53,6 @@ class Printer:
         self.common: dict[str, str] = {}
         """What each document on standard error has from now on."""
         self._as_json = as_json
-        self._out, self._error = Console(highlight=False), Console(highlight=False, stderr=True)
 
     def fields(self, fields: Mapping[str, Cell], document: Mapping[str, Any]) -> None:
         """Print an answer: its fields that are not empty, or its document."""
@@ -72,7 +73,7 @@ class Printer:
             return
         *first, last = map(_clean, cells)
         padded = [Text.assemble(cell, " " * (width - len(cell))) for cell, width in zip(first, widths, strict=True)]
-        self._write(self._out, Text(_GAP).join([*padded, last]))
+        _write(sys.stdout, Text(_GAP).join([*padded, last]))
 
     def note(self, text: str, document: Mapping[str, Any]) -> None:
         """Say something on standard error, before or beside the answer."""
@@ -94,32 +95,35 @@ class Printer:
             return
         for row in rows:
             grid.add_row(*map(_clean, row))
-        self._write(self._out, grid)
+        _write(sys.stdout, grid)
 
     def _say(self, text: Text, document: Mapping[str, Any]) -> None:
         if self._as_json:
             text = Text(json.dumps({**self.common, **document}, ensure_ascii=False))
-        self._write(self._error, text)
+        _write(sys.stderr, text)
 
     def _json(self, document: Mapping[str, Any]) -> None:
-        _put(json.dumps(document, ensure_ascii=False), self._out.file)
-
-    def _write(self, console: Console, told: Text | Table) -> None:
-        """Write text or columns as wide as they are."""
-        console.width = _ANY_WIDTH
-        console.width = Measurement.get(console, console.options, told).maximum
-        with console.capture() as capture:
-            console.print(told)
-        for line in capture.get().splitlines():
-            _put(line.rstrip(), console.file)
+        _put(json.dumps(document, ensure_ascii=False), sys.stdout)
 
 
-def _put(line: str, file: IO[str]) -> None:
-    """Write a line. Raises Unwritten; from then on all that the file is given is lost, at the interpreter's end, too."""
+def _write(file: IO[str] | None, told: Text | Table) -> None:
+    """Write text or columns as wide as they are, in colour to a terminal. Raises Unwritten."""
+    rendered = io.StringIO()  # rich itself would end this program at a broken pipe
+    console = Console(file=rendered, highlight=False, width=_ANY_WIDTH, force_terminal=(file and file.isatty()) or None)
+    console.width = Measurement.get(console, console.options, told).maximum
+    console.print(told)
+    for line in rendered.getvalue().splitlines():
+        _put(line.rstrip(), file)
+
+
+def _put(line: str, file: IO[str] | None) -> None:
+    """Write a line; to a closed stream, None, nothing. Raises Unwritten, and from then on what the file is given is lost."""
+    if file is None:
+        return
     try:
         print(line, file=file, flush=True)
     except (OSError, UnicodeError) as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # the interpreter's end flushes it, too
         raise Unwritten(error.strerror if isinstance(error, OSError) else str(error)) from error
 
 

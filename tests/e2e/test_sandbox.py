@@ -201,6 +201,18 @@ def test_the_servers_settings_hold_but_for_addresses_and_files(tmp_path: Path) -
     assert "is COMMAND_MAX_AMOUNTS meant?" in refused(COMMAND_MAX_AMOUNT="EUR=1")
 
 
+def test_it_charges_at_its_own_bank_whatever_bank_the_environment_names(tmp_path: Path) -> None:
+    banks = tmp_path / "banks.toml"
+    with a_sandbox() as other:
+        banks.write_text(f'[banks.other]\nkind = "two_step"\nurl = "{other.told["bank"]}"\n')
+        with a_sandbox(COMMAND_BANKS=str(banks), COMMAND_BANK_URL=other.told["bank"]) as running:
+            assert running.charge("one").status == ChargeStatus.CHARGE_STATUS_CHARGED
+            assert len(running.bank("/statement")["movements"]) == 1
+        assert other.bank("/statement")["movements"] == []
+    with a_sandbox(COMMAND_BANK_TLS=str(tmp_path / "nowhere")) as running:
+        assert running.charge("one").status == ChargeStatus.CHARGE_STATUS_CHARGED
+
+
 def test_what_keeps_it_from_serving_is_said_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # taken by somebody else is as good
