@@ -9,7 +9,7 @@ What a call may raise:
 
     ChargeonceError
     +-- CallFailed      with code, reason, advice, metadata, violations, retry_after
-    |   +-- Refused     it is not done, and a repeat is useless: do as the advice says
+    |   +-- Refused     the service refuses this request as it is, and a repeat is useless: do as the advice says
     |   +-- Unsettled   no answer came: it is not known; the same call with the same key is safe, now or tomorrow
     +-- FeedBroken      the feed is not what it should be
 

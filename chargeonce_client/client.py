@@ -73,8 +73,8 @@ class Client:
     Each method repeats its request, with the same key, until there is an answer or `patience` seconds are over. The answers are
     the contract's messages. Every method raises
 
-    * Refused, if the service does not do what was asked, and a repeat is useless;
-    * Unsettled, if no answer came while there was patience;
+    * Refused, if the service refuses the request as it is, and a repeat is useless;
+    * Unsettled, if no answer came while there was patience, or an earlier try is open and its repeats are not let in;
     * TypeError or ValueError, if an argument cannot be part of a request.
     """
 

@@ -43,7 +43,7 @@ class CallFailed(ChargeonceError):
                 error_details_pb2.BadRequest(),
                 error_details_pb2.RetryInfo(),
             )
-            if detail.Unpack(info):
+            if detail.Unpack(info) and info.domain == "charging.v1":  # a proxy's says nothing of the service
                 self.reason, self.metadata = info.reason, dict(info.metadata)
                 self.advice = self.metadata.pop("advice", "")
             elif detail.Unpack(bad):
@@ -60,24 +60,30 @@ class CallFailed(ChargeonceError):
     @property
     def may_be_repeated(self) -> bool:
         """Whether the same request, with the same key, may have another answer later."""
+        if not self.reason:
+            return True
         match self.advice:
             case "RETRY_SAME_KEY":
                 # A query that finds nothing gives this advice on the charge, and not on the query.
                 return self.code is not StatusCode.NOT_FOUND
-            case "ASK_STATUS":
+            case "USE_NEW_KEY" | "DO_NOT_RETRY":
+                return False
+            case _:  # ASK_STATUS; and advice of a later contract counts as that
                 return self.code in _ASK_AGAIN
-            case _:
-                return not self.reason
 
 
 class Refused(CallFailed):
-    """The service does not do what was asked, and would not do it if it were asked again: see `reason` and `advice`."""
+    """The service refuses this request as it is, and a repeat is useless: see `reason` and `advice`.
+
+    The refusal is of this call. Unless the advice is USE_NEW_KEY, an earlier one with the key may have moved money.
+    """
 
 
 class Unsettled(CallFailed):
-    """No answer came while there was patience, so that it is not known whether the request is done.
+    """It is not known whether the request is done: no answer came while there was patience, or none can come now.
 
-    The fields are those of the last error. The same request with the same key is safe at any time.
+    The latter is so if a repeat is refused before the service looks for its key, as with a credential that has expired. The
+    fields are those of the last error. The same request with the same key is safe at any time.
     """
 
 

@@ -16,6 +16,8 @@ T = TypeVar("T")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 # With less time than this a last try would end in nothing but its deadline.
 _SHORTEST_TRY = 0.2
+# What the service refuses before it looks for the key, so that the refusal says nothing of an earlier try.
+_NOT_LOOKED = frozenset({StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED, StatusCode.DATA_LOSS})
 # A stream is opened anew this often, so that no call is without a deadline.
 STREAM_SECONDS = 900.0
 
@@ -30,7 +32,7 @@ async def repeated(
     """Send a request, with a deadline in seconds, until its answer is not pending, or `patience` seconds are over.
 
     Returns the last answer, which is a pending one only if patience was over. Raises Refused, and Unsettled if there was no
-    answer.
+    answer, or if a repeat of what is open is refused without a look for its key.
     """
     now = asyncio.get_running_loop().time
     until = now() + patience
@@ -41,7 +43,7 @@ async def repeated(
         try:
             answer = await send(min(deadline, max(0.0, until - now())))
         except grpc.aio.AioRpcError as error:
-            failure = _to_repeat(error)
+            failure = _to_repeat(error, is_open=tries > 0)
         else:
             if not is_pending(answer):
                 return answer
@@ -98,11 +100,13 @@ async def reopened(
         tries += 1
 
 
-def _to_repeat(error: grpc.aio.AioRpcError) -> CallFailed:
-    """Return the error to end with if patience is over. Raises Refused if a repeat is useless."""
+def _to_repeat(error: grpc.aio.AioRpcError, *, is_open: bool = False) -> CallFailed:
+    """Return what to raise if patience is over. If a repeat is useless, raises Refused, or Unsettled of what is open."""
     failure = Unsettled(error)
     if failure.may_be_repeated:
         return failure
+    if is_open and failure.code in _NOT_LOOKED:
+        raise failure
     raise Refused(error) from error
 
 

@@ -156,6 +156,7 @@ async def begun(client: Client, key: str) -> ChargeResponse:
         while True:
             with contextlib.suppress(Unsettled):
                 return await client.charge(key, user_id="tour", card="tok_slow", amount=PRICE, patience=0.3)
+            await asyncio.sleep(0.5)
 
 
 async def queries(client: Client, refund: OperationOutcome) -> None:

@@ -12,6 +12,8 @@ export default defineConfig({ ignores: ["build/", "src/gen/"] }, js.configs.reco
       "error",
       { allowForKnownSafeCalls: [{ from: "package", package: "node:test", name: "test" }] },
     ],
+    // A variable of the environment that is empty counts as one that is not set.
+    "@typescript-eslint/prefer-nullish-coalescing": ["error", { ignorePrimitives: { string: true } }],
     "@typescript-eslint/restrict-template-expressions": ["error", { allowNumber: true }],
   },
 });

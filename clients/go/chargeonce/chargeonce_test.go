@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -215,6 +216,16 @@ func TestUnknownValuesAreKept(t *testing.T) {
 	}
 }
 
+func TestATokenIsNeverSentInPlaintext(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := chargeonce.Dial(town.Command, chargeonce.Token(file)); err == nil {
+		t.Error("a connection in plaintext takes a token")
+	}
+}
+
 func TestWhichErrorsAreRepeated(t *testing.T) {
 	answer := func(code codes.Code, domain, reason string, advice chargeonce.Advice) error {
 		info := &errdetails.ErrorInfo{Domain: domain, Reason: reason, Metadata: map[string]string{"advice": string(advice)}}
@@ -236,6 +247,7 @@ func TestWhichErrorsAreRepeated(t *testing.T) {
 		"the key of another request": {answer(codes.AlreadyExists, "charging.v1", "IDEMPOTENCY_KEY_REUSED", chargeonce.AskStatus), false},
 		"the key of a decline":       {answer(codes.AlreadyExists, "charging.v1", "IDEMPOTENCY_KEY_REUSED", chargeonce.UseNewKey), false},
 		"a fault in the request":     {answer(codes.InvalidArgument, "charging.v1", "INVALID_REQUEST", chargeonce.DoNotRetry), false},
+		"a reason without advice":    {answer(codes.AlreadyExists, "charging.v1", "MOON", ""), false},
 		"later advice, while away":   {answer(codes.Unavailable, "charging.v1", "MOON", "WAIT_FOR_THE_MOON"), true},
 		"later advice, at a refusal": {answer(codes.AlreadyExists, "charging.v1", "MOON", "WAIT_FOR_THE_MOON"), false},
 	} {

@@ -20,7 +20,8 @@ const (
 	DoNotRetry   Advice = "DO_NOT_RETRY"
 )
 
-// Error is the error of a call, with the details that the service sends as google.rpc messages.
+// Error is the error of a call, with the details that the service sends as google.rpc messages. If the service refuses a request, as
+// it is, that is said of this call: unless the advice is USE_NEW_KEY, an earlier call with the key may have moved money.
 type Error struct {
 	Code       codes.Code
 	Message    string            // fixed texts of the service's, which repeat nothing of the input

@@ -28,7 +28,7 @@ var errPending = errors.New("the answer is PENDING")
 //	answer, err := chargeonce.Settle(ctx, commands.Charge, request)
 //
 // It returns an answer that is not PENDING; or an *Error that no repeat cures; or, after Patience or at the end of ctx, an
-// ErrUndecided, with the last PENDING answer if there was one.
+// ErrUndecided. With an error comes the last PENDING answer, if there was one.
 func Settle[Request, Response any](
 	ctx context.Context,
 	call func(context.Context, *Request, ...grpc.CallOption) (*Response, error),

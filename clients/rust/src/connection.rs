@@ -38,7 +38,7 @@ pub struct Settings {
     pub query: String,
     /// A folder with `ca.crt`, the authorities to trust, and perhaps the client's `tls.crt` and `tls.key`. None: plaintext.
     pub tls: Option<PathBuf>,
-    /// A file with the caller's token.
+    /// A file with the caller's token, for TLS only. It is read for each call, so that the token may be replaced.
     pub token_file: Option<PathBuf>,
 }
 
@@ -66,7 +66,7 @@ impl Settings {
     /// The client of the command server. It needs a Tokio runtime, and does not connect yet.
     ///
     /// # Errors
-    /// An address that is none; a file that is missing or holds something else.
+    /// An address that is none; a file of [`Settings::tls`] that is missing or holds something else; a token without TLS.
     pub fn commands(&self) -> Result<Commands, Box<dyn Error + Send + Sync>> {
         Ok(CommandServiceClient::new(self.connection(&self.command)?))
     }
@@ -81,6 +81,7 @@ impl Settings {
 
     fn connection(&self, address: &str) -> Result<Connection, Box<dyn Error + Send + Sync>> {
         let endpoint = match &self.tls {
+            None if self.token_file.is_some() => return Err("a token is never sent without TLS".into()),
             None => Endpoint::from_shared(format!("http://{address}"))?,
             Some(folder) => Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls(folder)?)?,
         };
@@ -94,7 +95,7 @@ impl Settings {
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .connect_with_connector_lazy(tcp);
-        Ok(InterceptedService::new(channel, Bearer::read(self.token_file.as_deref())?))
+        Ok(InterceptedService::new(channel, Bearer(self.token_file.clone())))
     }
 }
 
@@ -111,23 +112,19 @@ fn read(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Sends the caller's token, if there is one, as `authorization: Bearer TOKEN`.
+/// Sends the token that a file holds now, if there is one, as `authorization: Bearer TOKEN`.
 #[derive(Clone, Debug)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
-
-impl Bearer {
-    fn read(file: Option<&Path>) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let Some(file) = file else { return Ok(Self(None)) };
-        let mut header: MetadataValue<Ascii> = format!("Bearer {}", read(file)?.trim()).parse()?;
-        header.set_sensitive(true); // in no log, and in no table of compressed headers
-        Ok(Self(Some(header)))
-    }
-}
+pub struct Bearer(Option<PathBuf>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(header) = &self.0 {
-            request.metadata_mut().insert("authorization", header.clone());
+        if let Some(file) = &self.0 {
+            let token = read(file).map_err(Status::unauthenticated)?;
+            let mut header: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
+                .parse()
+                .map_err(|_| Status::unauthenticated(format!("{}: no token", file.display())))?;
+            header.set_sensitive(true); // in no log, and in no table of compressed headers
+            request.metadata_mut().insert("authorization", header);
         }
         Ok(request)
     }

@@ -34,7 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The clone shares the connection. A closure that borrowed the client mutably would make a future that cannot be spawned.
 ///
 /// # Errors
-/// [`Failure::Refused`]: a repeat would be refused as well. [`Failure::Unsettled`]: the outcome is still open after
+/// [`Failure::Refused`]: a repeat is useless. [`Failure::Unsettled`]: the outcome is still open after
 /// [`PATIENCE`]; what was begun goes on, and the same request is safe at any later time.
 pub async fn until_settled<Q: Clone, A: Answer, F>(message: &Q, call: impl FnMut(Request<Q>) -> F) -> Result<A, Failure>
 where
@@ -186,9 +186,9 @@ impl Refusal {
         match self.advice.as_str() {
             // A query's NOT_FOUND has this advice too: it means the charge, not the query.
             "RETRY_SAME_KEY" => self.code != Code::NotFound,
-            // Queries only have these codes with this advice.
-            "ASK_STATUS" => matches!(self.code, Code::Unavailable | Code::ResourceExhausted),
-            _ => false,
+            "USE_NEW_KEY" | "DO_NOT_RETRY" => false,
+            // ASK_STATUS, and advice of a later contract counts as that. Only queries give it with these codes.
+            _ => matches!(self.code, Code::Unavailable | Code::ResourceExhausted | Code::Internal),
         }
     }
 }
@@ -196,7 +196,8 @@ impl Refusal {
 /// The end of a call that has no answer.
 #[derive(Clone, Debug)]
 pub enum Failure {
-    /// The service refused it, and would again.
+    /// The service refuses the request as it is, and a repeat is useless. That is said of the last try: unless the advice is
+    /// USE_NEW_KEY, an earlier one with the key may have moved money.
     Refused(Box<Refusal>),
     /// The outcome is open, and our patience at its end: what was met last.
     Unsettled(String),

@@ -3,20 +3,22 @@
 mod sandbox;
 
 use std::cell::Cell;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use chargeonce::{
-    Answer, Card, ChargeRequest, ChargeResponse, ChargeStatus, Commands, Failure, GetChargeRequest, Money, OutcomeSource,
-    Refusal, Settings, get_charge_request, once, until_settled,
+    Answer, Card, ChargeRequest, ChargeResponse, ChargeStatus, Commands, Failure, GetChargeRequest, Money, OperationStatus,
+    OutcomeSource, RefundRequest, Refusal, Settings, get_charge_request, once, until_settled,
 };
 use prost::Message;
 use sandbox::sandbox;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -92,6 +94,54 @@ async fn pending_is_asked_again() {
     assert!(calls.get() > 1, "the bank takes two seconds");
     assert_eq!(answer.status(), ChargeStatus::Charged);
     assert_eq!(sandbox().movements(&answer.charge_id), [1250]);
+}
+
+#[tokio::test]
+async fn a_pending_operation_is_asked_again() {
+    let commands = sandbox().settings.commands().unwrap();
+    let charge_id = charge(commands.clone(), request("given-back")).await.unwrap().charge_id;
+    let refund = RefundRequest { idempotency_key: "back".into(), charge_id, ..RefundRequest::default() };
+    sandbox().order(r#"{"on": "execute", "fault": "delay", "seconds": 2, "kind": "refund"}"#);
+    let calls = Cell::new(0);
+    let call = async |mut request: Request<_>| {
+        calls.set(calls.get() + 1);
+        request.set_timeout(SHORT);
+        commands.clone().refund(request).await
+    };
+    let answer = until_settled(&refund, call).await.unwrap();
+    assert!(calls.get() > 1, "the bank takes two seconds");
+    assert_eq!(answer.outcome.unwrap().status(), OperationStatus::Executed);
+}
+
+#[tokio::test]
+async fn the_advice_tells_what_is_repeated() {
+    for (code, domain, advice, is_repeated) in [
+        (Code::Unavailable, "charging.v1", "RETRY_SAME_KEY", true),
+        (Code::NotFound, "charging.v1", "RETRY_SAME_KEY", false), // a query that finds nothing
+        (Code::Unavailable, "charging.v1", "ASK_STATUS", true),
+        (Code::ResourceExhausted, "charging.v1", "ASK_STATUS", true),
+        (Code::Internal, "charging.v1", "ASK_STATUS", true),
+        (Code::AlreadyExists, "charging.v1", "ASK_STATUS", false),
+        (Code::AlreadyExists, "charging.v1", "USE_NEW_KEY", false),
+        (Code::Unavailable, "charging.v1", "DO_NOT_RETRY", false),
+        (Code::Unavailable, "charging.v1", "WAIT_FOR_THE_MOON", true), // advice of a later contract
+        (Code::AlreadyExists, "charging.v1", "WAIT_FOR_THE_MOON", false),
+        (Code::AlreadyExists, "charging.v1", "", false),
+        (Code::PermissionDenied, "proxy.example", "DO_NOT_RETRY", true),
+    ] {
+        let metadata = [("advice".to_owned(), advice.to_owned())];
+        let mut details = ErrorDetails::with_error_info("MOON", domain, metadata);
+        details.set_retry_info(Some(Duration::from_millis(1)));
+        let mut answers = [Err(Status::with_error_details(code, "a text", details)), Ok(ChargeResponse::default())].into_iter();
+        let result = until_settled(&request("advised"), |_| ready(answers.next().unwrap().map(Response::new))).await;
+        assert_eq!(result.is_ok(), is_repeated, "{code:?} {domain} {advice}");
+    }
+}
+
+#[test]
+fn a_token_is_never_sent_without_tls() {
+    let settings = Settings { token_file: Some("token".into()), ..Settings::default() };
+    assert!(settings.commands().is_err());
 }
 
 #[tokio::test]

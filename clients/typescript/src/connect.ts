@@ -8,7 +8,7 @@ import { ChargeStatus } from "./gen/connect/charging/v1/common_pb.js";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "./gen/connect/google/rpc/error_details_pb.js";
 import { untilKnown } from "./repeat.js";
 
-const address = process.env.CHARGEONCE_COMMAND ?? "127.0.0.1:50051";
+const address = process.env.CHARGEONCE_COMMAND || "127.0.0.1:50051";
 const commands = createClient(CommandService, createGrpcTransport({ baseUrl: `http://${address}` }));
 
 const charge = (request: MessageInitShape<typeof ChargeRequestSchema>): Promise<ChargeResponse> =>

@@ -11,9 +11,12 @@ export interface Details {
 }
 
 const ABSENT: readonly number[] = [status.NOT_FOUND];
-const BUSY: readonly number[] = [status.UNAVAILABLE, status.RESOURCE_EXHAUSTED];
+const BUSY: readonly number[] = [status.UNAVAILABLE, status.RESOURCE_EXHAUSTED, status.INTERNAL];
 
-/** A call that ended in an error. */
+/**
+ * A call that ended in an error. What the service refuses, it refuses as it is, in this call: unless the advice is USE_NEW_KEY, an
+ * earlier call with the key may have moved money.
+ */
 export class CallError extends Error {
   override readonly name = "CallError";
   /** The service's reason, such as IDEMPOTENCY_KEY_REUSED; empty if the error is gRPC's own. */
@@ -51,15 +54,15 @@ export class CallError extends Error {
 
   /** Whether the same request, with the same idempotency key, is to be sent again. */
   get asksForRepeat(): boolean {
+    if (!this.reason) return true; // Not the service's word, so the outcome is unknown.
     switch (this.advice) {
-      case "": // Not the service's word, so the outcome is unknown.
-        return true;
       case "RETRY_SAME_KEY": // Of a query, NOT_FOUND gives this advice for the charge, not for the query.
         return !ABSENT.includes(this.code);
-      case "ASK_STATUS": // Only queries give this advice with these codes.
-        return BUSY.includes(this.code);
-      default:
+      case "USE_NEW_KEY":
+      case "DO_NOT_RETRY":
         return false;
+      default: // ASK_STATUS, and advice of a later contract counts as that. Only queries give it with these codes.
+        return BUSY.includes(this.code);
     }
   }
 }

@@ -26,7 +26,7 @@ const OPTIONS = {
 export interface Identity {
   /** A folder with `ca.crt`, and with `tls.crt` and `tls.key` if the client shows a certificate. Empty: plaintext. */
   tls?: string;
-  /** A file with a bearer token. It is read for each call, so it may be replaced. */
+  /** A file with a bearer token, for TLS only. It is read for each call, so it may be replaced. */
   tokenFile?: string;
 }
 
@@ -35,8 +35,9 @@ export class Server {
   readonly #client: Client;
   readonly #tokenFile: string;
 
-  /** Opens a connection when it is first needed. The address is one such as 127.0.0.1:50051. */
+  /** Opens a connection when it is first needed. The address is one such as 127.0.0.1:50051. Throws at a token without TLS. */
   constructor(address: string, { tls = "", tokenFile = "" }: Identity = {}) {
+    if (tokenFile && !tls) throw new Error("a token is never sent without TLS");
     this.#client = new Client(address, tls ? certificatesIn(tls) : credentials.createInsecure(), OPTIONS);
     this.#tokenFile = tokenFile;
   }
@@ -107,7 +108,7 @@ function certificatesIn(folder: string): ChannelCredentials {
 
 /** The command and the query server that the environment names: see ../../TOUR.md. */
 export function serversOfEnvironment(): { commands: Server; queries: Server } {
-  const setting = (name: string, standard = "") => process.env[`CHARGEONCE_${name}`] ?? standard;
+  const setting = (name: string, standard = "") => process.env[`CHARGEONCE_${name}`] || standard;
   const identity = { tls: setting("TLS"), tokenFile: setting("TOKEN_FILE") };
   return {
     commands: new Server(setting("COMMAND", "127.0.0.1:50051"), identity),

@@ -8,8 +8,13 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { credentials, Metadata, status, type ServiceError } from "@grpc/grpc-js";
 import { CallError } from "../errors.js";
-import { ChargeRequest, ChargeResponse, CommandServiceService as Command } from "../gen/grpc/charging/v1/command.js";
-import { ChargeStatus, type Money } from "../gen/grpc/charging/v1/common.js";
+import {
+  ChargeRequest,
+  ChargeResponse,
+  CommandServiceService as Command,
+  RefundRequest,
+} from "../gen/grpc/charging/v1/command.js";
+import { ChargeStatus, OperationStatus, type Money } from "../gen/grpc/charging/v1/common.js";
 import {
   GetChargeRequest,
   QueryServiceClient,
@@ -83,6 +88,57 @@ test("after a deadline that passed, the same request brings the outcome", async 
   const { chargeId, status } = await charge(slow);
   assert.equal(status, ChargeStatus.CHARGE_STATUS_CHARGED);
   assert.equal((await sandbox.movements(chargeId)).length, 1);
+});
+
+test("a charge that is PENDING is asked for again", async () => {
+  const seen = new Set<ChargeStatus>();
+  await untilKnown(
+    () => commands.call(Command.charge, order("pending", "tok_slow"), 500),
+    ({ status }) => {
+      seen.add(status);
+      return status === ChargeStatus.CHARGE_STATUS_PENDING;
+    },
+  );
+  assert.deepEqual([...seen], [ChargeStatus.CHARGE_STATUS_PENDING, ChargeStatus.CHARGE_STATUS_CHARGED]);
+});
+
+test("an operation that is PENDING is asked for again", async () => {
+  const { chargeId } = await charge(order("given-back"));
+  const request = RefundRequest.create({ idempotencyKey: "back", chargeId });
+  await sandbox.order({ on: "execute", fault: "delay", seconds: 2 });
+  const seen = new Set<OperationStatus | undefined>();
+  await untilKnown(
+    () => commands.call(Command.refund, request, 500),
+    ({ outcome }) => {
+      seen.add(outcome?.status);
+      return outcome?.status === OperationStatus.OPERATION_STATUS_PENDING;
+    },
+  );
+  assert.deepEqual([...seen], [OperationStatus.OPERATION_STATUS_PENDING, OperationStatus.OPERATION_STATUS_EXECUTED]);
+});
+
+test("the advice tells which errors ask for a repeat", () => {
+  const cases: [code: status, advice: string, asksForRepeat: boolean, domain?: string][] = [
+    [status.UNAVAILABLE, "RETRY_SAME_KEY", true],
+    [status.UNAVAILABLE, "ASK_STATUS", true],
+    [status.RESOURCE_EXHAUSTED, "ASK_STATUS", true],
+    [status.INTERNAL, "ASK_STATUS", true],
+    [status.ALREADY_EXISTS, "ASK_STATUS", false],
+    [status.ALREADY_EXISTS, "USE_NEW_KEY", false],
+    [status.UNAVAILABLE, "DO_NOT_RETRY", false],
+    [status.UNAVAILABLE, "WAIT_FOR_THE_MOON", true], // advice of a later contract
+    [status.ALREADY_EXISTS, "WAIT_FOR_THE_MOON", false],
+    [status.ALREADY_EXISTS, "", false],
+    [status.PERMISSION_DENIED, "DO_NOT_RETRY", true, "proxy.example"],
+  ];
+  for (const [code, advice, asksForRepeat, domain = "charging.v1"] of cases) {
+    const error = new CallError(code, "", { info: { domain, reason: "MOON", metadata: { advice } } }, undefined);
+    assert.equal(error.asksForRepeat, asksForRepeat, `${status[code]} ${advice}`);
+  }
+});
+
+test("a token is never sent without TLS", () => {
+  assert.throws(() => new Server(sandbox.addresses.command, { tokenFile: "token" }), /TLS/);
 });
 
 test("an error says its reason, the advice and what belongs to it", async () => {

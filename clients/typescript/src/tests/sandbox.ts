@@ -29,13 +29,19 @@ export class Sandbox {
   /** Starts one, with options of `chargeonce sandbox`, and waits until it serves. */
   static async start(options = ""): Promise<Sandbox> {
     const here = fileURLToPath(new URL("../../../../.venv/bin/chargeonce", import.meta.url));
-    const command = process.env.CHARGEONCE_SANDBOX ?? `${existsSync(here) ? `'${here}'` : "chargeonce"} sandbox`;
+    const command = process.env.CHARGEONCE_SANDBOX || `${existsSync(here) ? `'${here}'` : "chargeonce"} sandbox`;
     // `exec`: the sandbox has this process as its parent, with which it ends, and no shell between them.
     const child = spawn(`exec ${command} ${options}`, { shell: true, stdio: ["ignore", "pipe", "inherit"] });
     for await (const line of createInterface({ input: child.stdout })) {
       return new Sandbox(child, JSON.parse(line) as Addresses);
     }
     throw new Error(`no sandbox: ${command}`);
+  }
+
+  /** Orders a fault of the bank: see ../../../../docs/mock-bank.md. */
+  async order(fault: object): Promise<void> {
+    const answer = await fetch(`${this.addresses.bank}/faults`, { method: "POST", body: JSON.stringify(fault) });
+    if (!answer.ok) throw new Error(`the bank answers ${answer.status}`);
   }
 
   /** What the bank moved for a charge. */

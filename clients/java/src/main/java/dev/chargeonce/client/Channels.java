@@ -53,11 +53,18 @@ public final class Channels {
    * @param address HOST:PORT
    */
   public static ManagedChannel open(String address, ChannelCredentials credentials) {
-    return Grpc.newChannelBuilder(address, credentials)
-        .defaultServiceConfig(serviceConfig())
-        .enableRetry()
-        .intercept(new DefaultDeadline())
-        .build();
+    var eachCall = new EachCall();
+    var channel =
+        Grpc.newChannelBuilder(address, credentials)
+            .defaultServiceConfig(serviceConfig())
+            .enableRetry()
+            // A dead link is found by a ping. The server permits one every 5 s.
+            .keepAliveTime(15, SECONDS)
+            .keepAliveTimeout(7, SECONDS)
+            .intercept(eachCall)
+            .build();
+    eachCall.channel = channel;
+    return channel;
   }
 
   /**
@@ -79,8 +86,13 @@ public final class Channels {
   /**
    * Adds a bearer token to the credentials of a channel. The file is read for each call, so that a
    * new token is seen; a call fails as UNAUTHENTICATED if it cannot be read.
+   *
+   * @throws IllegalArgumentException if the credentials are those of a channel without encryption
    */
   public static ChannelCredentials withToken(ChannelCredentials credentials, Path file) {
+    if (credentials instanceof InsecureChannelCredentials) {
+      throw new IllegalArgumentException("a token is never sent without TLS");
+    }
     return CompositeChannelCredentials.create(credentials, new BearerToken(file));
   }
 
@@ -95,10 +107,15 @@ public final class Channels {
     }
   }
 
-  private static final class DefaultDeadline implements ClientInterceptor {
+  private static final class EachCall implements ClientInterceptor {
+    private volatile ManagedChannel channel;
+
     @Override
     public <Q, A> ClientCall<Q, A> interceptCall(
         MethodDescriptor<Q, A> method, CallOptions options, Channel next) {
+      // While a server is away, the pauses between two tries to connect grow to two minutes, and
+      // gRPC has no setting for that. Each call begins with a try.
+      channel.resetConnectBackoff();
       var hasDeadline = options.getDeadline() != null;
       return next.newCall(
           method, hasDeadline ? options : options.withDeadlineAfter(DEADLINE_SECONDS, SECONDS));

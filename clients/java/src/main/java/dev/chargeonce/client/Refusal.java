@@ -17,6 +17,9 @@ import java.util.Optional;
  * An error, decoded. Reason and advice are words, not enums: later versions of the service may add
  * some.
  *
+ * <p>What the service refuses, it refuses as it is, in this call. Unless the advice is USE_NEW_KEY,
+ * an earlier call with the key may have moved money.
+ *
  * @param code the code of gRPC
  * @param reason the service's reason, such as IDEMPOTENCY_KEY_REUSED; empty if the error is gRPC's
  *     own, such as a lost connection
@@ -67,10 +70,12 @@ public record Refusal(
     return switch (advice) {
       // Of a query, NOT_FOUND has this advice for the charge: another query would only wait.
       case "RETRY_SAME_KEY" -> code != Status.Code.NOT_FOUND;
-      // A view that is behind, or a server that stops: the query again.
-      case "ASK_STATUS" ->
-          code == Status.Code.UNAVAILABLE || code == Status.Code.RESOURCE_EXHAUSTED;
-      default -> false;
+      case "USE_NEW_KEY", "DO_NOT_RETRY" -> false;
+      // ASK_STATUS, and advice of a later contract counts as that: a query that cannot tell yet.
+      default ->
+          code == Status.Code.UNAVAILABLE
+              || code == Status.Code.RESOURCE_EXHAUSTED
+              || code == Status.Code.INTERNAL;
     };
   }
 

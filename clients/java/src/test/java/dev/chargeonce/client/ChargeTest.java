@@ -14,18 +14,24 @@ import dev.chargeonce.charging.v1.CommandServiceGrpc;
 import dev.chargeonce.charging.v1.CommandServiceGrpc.CommandServiceBlockingStub;
 import dev.chargeonce.charging.v1.GetChargeRequest;
 import dev.chargeonce.charging.v1.Money;
+import dev.chargeonce.charging.v1.OperationStatus;
 import dev.chargeonce.charging.v1.OutcomeSource;
 import dev.chargeonce.charging.v1.QueryServiceGrpc;
 import dev.chargeonce.charging.v1.QueryServiceGrpc.QueryServiceBlockingStub;
+import dev.chargeonce.charging.v1.RefundRequest;
 import io.grpc.ManagedChannel;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import java.nio.file.Path;
+import java.util.EnumSet;
 import java.util.HexFormat;
 import java.util.List;
+import java.util.concurrent.FutureTask;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.ExtendWith;
+import org.junit.jupiter.api.io.TempDir;
 
 @ExtendWith(Sandbox.Extension.class)
 class ChargeTest {
@@ -82,6 +88,52 @@ class ChargeTest {
     assertTrue(calls.get() > 2, calls + " calls");
     assertEquals(ChargeStatus.CHARGE_STATUS_CHARGED, charge.getStatus());
     assertEquals(1, sandbox.movements(charge.getChargeId()).size());
+  }
+
+  @Test
+  void aPendingOperationIsAskedForAgain() throws Exception {
+    var charge = charge(order("java-refunded").build());
+    var refund =
+        RefundRequest.newBuilder().setIdempotencyKey("back").setChargeId(charge.getChargeId());
+    sandbox.order("{\"on\": \"execute\", \"fault\": \"delay\", \"seconds\": 2}");
+    var seen = EnumSet.noneOf(OperationStatus.class);
+
+    Retry.untilSettled(
+        () -> {
+          var answer = commands.withDeadlineAfter(500, MILLISECONDS).refund(refund.build());
+          seen.add(answer.getOutcome().getStatus());
+          return answer.getOutcome().getStatus();
+        },
+        status -> status == OperationStatus.OPERATION_STATUS_PENDING);
+
+    assertEquals(
+        EnumSet.of(
+            OperationStatus.OPERATION_STATUS_PENDING, OperationStatus.OPERATION_STATUS_EXECUTED),
+        seen);
+  }
+
+  @Test
+  void aChargeWaitsForServersThatAreAway(@TempDir Path folder) throws Exception {
+    var kept = folder.toString();
+    var town = Sandbox.start("--folder", kept);
+    var channel = Channels.plaintext(town.command());
+    var away = CommandServiceGrpc.newBlockingStub(channel);
+    try {
+      charge(away, order("java-before").build());
+      town.kill();
+      var waiting = new FutureTask<>(() -> charge(away, order("java-away").build()));
+      new Thread(waiting).start();
+      Thread.sleep(3_000); // The pauses between two tries to connect grow.
+      town = Sandbox.start("--folder", kept);
+
+      var charge = waiting.get();
+
+      assertEquals(ChargeStatus.CHARGE_STATUS_CHARGED, charge.getStatus());
+      assertEquals(1, town.movements(charge.getChargeId()).size());
+    } finally {
+      channel.shutdownNow();
+      town.close();
+    }
   }
 
   @Test
@@ -160,6 +212,11 @@ class ChargeTest {
   }
 
   private ChargeResponse charge(ChargeRequest request) throws Exception {
+    return charge(commands, request);
+  }
+
+  private static ChargeResponse charge(CommandServiceBlockingStub commands, ChargeRequest request)
+      throws Exception {
     return Retry.untilSettled(
         () -> commands.charge(request),
         answer -> answer.getStatus() == ChargeStatus.CHARGE_STATUS_PENDING);

@@ -13,6 +13,7 @@ import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
@@ -50,11 +51,13 @@ public final class Sandbox implements AutoCloseable {
   /**
    * Starts a sandbox, and returns when its servers serve.
    *
+   * @param options of {@code chargeonce sandbox}
    * @throws IOException if it does not start; its reason is on standard error
    */
-  public static Sandbox start() throws IOException, InterruptedException {
-    var process =
-        new ProcessBuilder(commandLine()).redirectError(ProcessBuilder.Redirect.INHERIT).start();
+  public static Sandbox start(String... options) throws IOException, InterruptedException {
+    var words = new ArrayList<>(commandLine());
+    words.addAll(List.of(options));
+    var process = new ProcessBuilder(words).redirectError(ProcessBuilder.Redirect.INHERIT).start();
     try {
       // It prints one line, when all serve; an end of the output means that it could not.
       var line =
@@ -99,6 +102,29 @@ public final class Sandbox implements AutoCloseable {
         .fromJson(answer.body(), Statement.class).movements.stream()
             .filter(movement -> movement.reference.equals(chargeId))
             .toList();
+  }
+
+  /**
+   * Orders a fault of the bank: see {@code docs/mock-bank.md}.
+   *
+   * @param fault such as {"on": "execute", "fault": "delay", "seconds": 2}
+   * @throws IOException if the bank cannot be asked, or refuses
+   */
+  public void order(String fault) throws IOException, InterruptedException {
+    var request =
+        HttpRequest.newBuilder(bank().resolve("/faults"))
+            .timeout(Duration.ofSeconds(10))
+            .POST(HttpRequest.BodyPublishers.ofString(fault));
+    var answer =
+        HttpClient.newHttpClient().send(request.build(), HttpResponse.BodyHandlers.ofString());
+    if (answer.statusCode() >= 300) {
+      throw new IOException("the bank answers " + answer.statusCode() + ": " + answer.body());
+    }
+  }
+
+  /** Ends the sandbox at once, as kill -9 does. The files of an option --folder stay. */
+  public void kill() throws InterruptedException {
+    process.destroyForcibly().waitFor();
   }
 
   /** Stops the sandbox and removes its files. It ends by itself when this JVM ends. */

@@ -1,0 +1,93 @@
+"""What the client makes of errors, at a server that answers by script: the rule for the next call, and for the last word."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
+
+from chargeonce_client import ChargeResponse, Client, GetChargeResponse, Refused, Settings, Unsettled, connect
+from tests.client.charging import CHARGED, PENDING, charge
+
+Error = tuple[StatusCode, str, str, str]
+"""A code, and the domain, reason and advice in its ErrorInfo; without a domain there is none."""
+
+LOST = (StatusCode.UNAVAILABLE, "", "", "")
+OF_A_PROXY = (StatusCode.UNAVAILABLE, "proxy.example", "UPSTREAM_RESET", "DO_NOT_RETRY")
+INVALID = (StatusCode.INVALID_ARGUMENT, "charging.v1", "INVALID_REQUEST", "DO_NOT_RETRY")
+UNAUTHENTICATED = (StatusCode.UNAUTHENTICATED, "charging.v1", "UNAUTHENTICATED", "DO_NOT_RETRY")
+CORRUPT = (StatusCode.DATA_LOSS, "charging.v1", "JOURNAL_CORRUPT", "ASK_STATUS")
+UNEXPECTED = (StatusCode.INTERNAL, "charging.v1", "UNEXPECTED", "ASK_STATUS")
+LATER_WHILE_AWAY = (StatusCode.UNAVAILABLE, "charging.v1", "MOON", "WAIT_FOR_THE_MOON")
+LATER_REFUSAL = (StatusCode.ALREADY_EXISTS, "charging.v1", "MOON", "WAIT_FOR_THE_MOON")
+STILL_PENDING, DONE = ChargeResponse(status=PENDING), ChargeResponse(status=CHARGED)
+
+
+@asynccontextmanager
+async def client_of(*lines: Error | Message) -> AsyncIterator[Client]:
+    """Connect a client to a server that answers each call with the next line."""
+    script = iter(lines)
+
+    async def answer(_: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        line = next(script)
+        if not isinstance(line, Message):
+            code, domain, reason, advice = line
+            info = Packed()
+            info.Pack(error_details_pb2.ErrorInfo(domain=domain, reason=reason, metadata={"advice": advice}))
+            details = status_pb2.Status(code=code.value[0], details=[info]).SerializeToString()
+            await context.abort(code, "a text", (("grpc-status-details-bin", details),) if domain else ())
+        return line.SerializeToString()
+
+    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(answer)
+    server = grpc.aio.server()
+    for service, method in (("CommandService", "Charge"), ("QueryService", "GetCharge")):
+        services = [grpc.method_handlers_generic_handler(f"charging.v1.{service}", {method: handler})]
+        server.add_generic_rpc_handlers(services)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with connect(Settings(address, address)) as client:
+        yield client
+    await server.stop(None)
+
+
+@pytest.mark.parametrize("line", [LOST, OF_A_PROXY, LATER_WHILE_AWAY, STILL_PENDING])
+async def test_what_leaves_a_charge_open_is_asked_again(line: Error | Message) -> None:
+    async with client_of(line, DONE) as client:
+        assert (await charge(client)).status == CHARGED
+
+
+@pytest.mark.parametrize("line", [LOST, OF_A_PROXY, LATER_WHILE_AWAY, UNEXPECTED])
+async def test_a_query_that_cannot_be_answered_now_is_asked_again(line: Error) -> None:
+    async with client_of(line, GetChargeResponse(as_of_position=1)) as client:
+        assert (await client.get(key="order-1")).as_of_position == 1
+
+
+@pytest.mark.parametrize("line", [INVALID, UNAUTHENTICATED, CORRUPT, LATER_REFUSAL])
+async def test_a_refusal_is_the_result(line: Error) -> None:
+    async with client_of(line) as client:
+        with pytest.raises(Refused) as error:
+            await charge(client)
+        assert (error.value.code, error.value.reason, error.value.advice) == (line[0], *line[2:])
+
+
+@pytest.mark.parametrize("earlier", [STILL_PENDING, LOST])
+@pytest.mark.parametrize("line", [UNAUTHENTICATED, CORRUPT])
+async def test_a_refusal_without_a_look_for_the_key_leaves_an_earlier_try_open(
+    earlier: Error | Message, line: Error
+) -> None:
+    async with client_of(earlier, line) as client:
+        with pytest.raises(Unsettled) as error:
+            await charge(client)
+        assert error.value.reason == line[2]
+
+
+async def test_a_refusal_of_the_request_itself_holds_for_earlier_tries() -> None:
+    async with client_of(LOST, INVALID) as client:
+        with pytest.raises(Refused):
+            await charge(client)
