@@ -261,7 +261,7 @@ def _told(error: CallFailed) -> list[str]:
             "  ask again later; this is no reason for a new key: to send the charge again with its own is safe",
         ]
     if isinstance(error, Unsettled):
-        first = f"there was no answer in time, so it is not known: {error.text} ({error.reason or error.code.name})"
+        first = f"there is no answer, so that it is not known: {error.text} ({error.reason or error.code.name})"
     else:
         first = f"{error.text} ({error.reason or error.code.name})"
     return [
