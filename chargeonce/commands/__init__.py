@@ -19,6 +19,14 @@ class _Commands(click.Group):
         super().__init__(no_args_is_help=True, **settings)
         self._prefix = prefix
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line. What is no UTF-8 in it cannot be part of a request."""
+        try:
+            " ".join(args).encode()
+        except UnicodeEncodeError:
+            raise click.UsageError("the command line is not UTF-8", ctx) from None
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's
         """Return the next word of each name, once."""
         names = [name.removeprefix(self._prefix) for name in COMMANDS if name.startswith(self._prefix)]

@@ -3,22 +3,24 @@
 import asyncio
 import contextlib
 import functools
-import os
 import secrets
 import shlex
+import signal
 import string
 import sys
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
 import click
+from click.core import ParameterSource
 
 import chargeonce_client
 from chargeonce.commands import words
 from chargeonce.commands.exits import Exit
-from chargeonce.commands.printing import Printer
+from chargeonce.commands.printing import Printer, Unwritten
 from chargeonce_client import CallFailed, Client, FeedBroken, GetChargeResponse, Refused, Settings, Unsettled
 
 Command = Callable[..., Any]
@@ -58,6 +60,18 @@ class Asking:
 
     client: Client
     printer: Printer
+    settings: Settings
+    probes: contextlib.AsyncExitStack
+
+    async def reach(self, server: str) -> None:
+        """Connect to a server. Raises Unreachable: then nothing was sent to it."""
+        place = getattr(self.settings, server)
+        # gRPC has one connection for all channels to an address: as long as this one is open, it is the client's.
+        probe = await self.probes.enter_async_context(self.settings.channel(place))
+        try:
+            await asyncio.wait_for(probe.channel_ready(), min(CONNECT_SECONDS, self.settings.patience))
+        except TimeoutError:
+            raise Unreachable(f"{_SERVERS[server]} does not answer at {place}: nothing was sent this time") from None
 
 
 def asking(
@@ -76,8 +90,10 @@ def asking(
             printer = Printer(as_json=as_json)
 
             async def answered() -> Exit:
-                async with _connected(settings, servers) as client:
-                    return await ask(Asking(client, printer), **given)
+                async with _connected(settings, printer) as asked:
+                    for server in servers:
+                        await asked.reach(server)
+                    return await ask(asked, **given)
 
             run(answered(), printer, interrupted)
 
@@ -103,32 +119,47 @@ def named(command: Command) -> Command:
         return command(name=Named(charge_id=name) if is_id else Named(key=name), **given)
 
     by = click.option(
-        "--by", type=click.Choice(["id", "key"]), help="What NAME is. Else a UUID is an id, all else a key."
+        "--by",
+        type=click.Choice(["id", "key"]),
+        help="What NAME is. Else a UUID of version 8, as all ids are, is an id, and all else a key.",
     )
-    return click.argument("name")(by(read))
+    return click.argument("name", callback=words.filled)(by(read))
 
 
 def run(answer: Coroutine[Any, Any, Exit], printer: Printer, interrupted: str = "") -> NoReturn:
-    """Run a command to its end, tell an error, and exit with its status."""
+    """Run a command to its end, tell an error, and exit with its status.
+
+    A fault of the command itself ends with NOT_KNOWN: a request may have been sent.
+    """
     try:
         status = asyncio.run(answer)
-        sys.stdout.flush()
-    except BrokenPipeError:  # a reader such as `head` has left: this ends quietly, like any filter
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = Exit.NO_READER
+    except click.ClickException:
+        raise
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
         if interrupted:
-            printer.note(interrupted, {"interrupted": interrupted})
+            with contextlib.suppress(Unwritten):
+                printer.note(interrupted, {"interrupted": interrupted})
         status = Exit.INTERRUPTED
+    except Unwritten as error:
+        if isinstance(error.__cause__, BrokenPipeError):  # a reader such as `head` has left: quietly, like any filter
+            status = Exit.NO_READER
+        else:
+            printer.error([f"the answer cannot be written: {error}"])
+            status = Exit.NOT_KNOWN
     except Unreachable as error:
-        printer.error([str(error)], {"error": {"text": str(error)}})
+        printer.error([str(error)])
         status = Exit.UNREACHABLE
     except CallFailed as error:
-        printer.error(_told(error), {"error": _document(error)})
-        status = Exit.REFUSED if isinstance(error, Refused) else Exit.NOT_KNOWN
+        status = _status_of(error)
+        printer.error(_told(error), {"error": {**_document(error), "is_known": status is Exit.REFUSED}})
     except FeedBroken as error:
-        printer.error([str(error)], {"error": {"text": str(error)}})
+        printer.error([str(error)])
         status = Exit.REFUSED
+    except Exception:
+        *where, what = traceback.format_exc().splitlines()
+        printer.error([f"a fault of this program, so that nothing is known: {what}", *where])
+        status = Exit.NOT_KNOWN
     sys.exit(status)
 
 
@@ -140,7 +171,7 @@ async def known(client: Client, name: Named) -> GetChargeResponse:
         try:
             return await client.get(**name)
         except Refused as error:
-            if error.reason != "CHARGE_NOT_FOUND" or now() > until:
+            if not _is_not_shown(error) or now() > until:
                 raise
         await asyncio.sleep(_LOOK_SECONDS)
 
@@ -151,9 +182,16 @@ def new_key() -> str:
 
 
 def line_with(key: str) -> str:
-    """Return this very command line with a key."""
+    """Return this very command line with a key, and with what the environment has told: it is safe in any shell."""
     name, *rest = sys.argv[1:]
-    return shlex.join(["chargeonce", name, "--key", key, *rest])
+    context = click.get_current_context()
+    told = [
+        word
+        for option in context.command.params
+        if context.get_parameter_source(str(option.name)) is ParameterSource.ENVIRONMENT
+        for word in (option.opts[0], str(context.params[str(option.name)]))
+    ]
+    return shlex.join(["chargeonce", name, "--key", key, *told, *rest])
 
 
 def _options(servers: Sequence[str]) -> list[Callable[[Command], Command]]:
@@ -196,27 +234,32 @@ def _options(servers: Sequence[str]) -> list[Callable[[Command], Command]]:
 
 
 @contextlib.asynccontextmanager
-async def _connected(settings: Settings, servers: Sequence[str]) -> AsyncIterator[Client]:
-    """Connect to the servers. Raises Unreachable, before anything is sent."""
+async def _connected(settings: Settings, printer: Printer) -> AsyncIterator[Asking]:
+    """Make a client, which connects when it is used."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             client = await stack.enter_async_context(chargeonce_client.connect(settings))
-            # gRPC has one connection for all channels to an address: these are the client's.
-            probes = {server: settings.channel(getattr(settings, server)) for server in servers}
         except OSError as error:
             raise click.UsageError(f"the certificates cannot be used: {error}") from None
-        for server, probe in probes.items():
-            await stack.enter_async_context(probe)
-            try:
-                await asyncio.wait_for(probe.channel_ready(), CONNECT_SECONDS)
-            except TimeoutError:
-                place = getattr(settings, server)
-                raise Unreachable(f"{_SERVERS[server]} does not answer at {place}: nothing was sent") from None
-        yield client
+        yield Asking(client, printer, settings, stack)
+
+
+def _is_not_shown(error: CallFailed) -> bool:
+    """Whether a view shows no such charge. The command server gives the same reason with other advice: it knows."""
+    return error.reason == "CHARGE_NOT_FOUND" and error.advice == "RETRY_SAME_KEY"
+
+
+def _status_of(error: CallFailed) -> Exit:
+    return Exit.REFUSED if isinstance(error, Refused) and not _is_not_shown(error) else Exit.NOT_KNOWN
 
 
 def _told(error: CallFailed) -> list[str]:
     """Return an error in lines: what is wrong, what belongs to it, what to do."""
+    if _is_not_shown(error):
+        return [
+            f"the view does not show such a charge, and may be behind ({error.reason})",
+            "  ask again later; this is no reason for a new key: to send the charge again with its own is safe",
+        ]
     if isinstance(error, Unsettled):
         first = f"there was no answer in time, so it is not known: {error.text} ({error.reason or error.code.name})"
     else:
@@ -238,5 +281,4 @@ def _document(error: CallFailed) -> dict[str, Any]:
         "metadata": error.metadata,
         "violations": error.violations,
         "retry_after": error.retry_after,
-        "is_known": isinstance(error, Refused),
     }

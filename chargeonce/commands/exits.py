@@ -7,29 +7,29 @@ from chargeonce_client import ChargeStatus, OperationStatus
 
 
 class Exit(IntEnum):
-    """The exit statuses."""
+    """The exit statuses. 1 is none of them: an interpreter, a shell or click ends so when something breaks."""
 
     DONE = 0
-    NO = 1
     USAGE = 2
     REFUSED = 3
     NOT_KNOWN = 4
     CUSTOMER = 5
     UNREACHABLE = 6
     IN_REVIEW = 7
+    NO = 8
     INTERRUPTED = 130
     NO_READER = 141
 
 
 _TEXTS = {
     Exit.DONE: "done: the money moved, is held, or went back; of a question: here is the answer",
-    Exit.NO: "decided, and not done: declined, called off, given up or lapsed",
     Exit.USAGE: "the command line is wrong, and nothing was sent",
     Exit.REFUSED: "an error: the same request again would fail again",
     Exit.NOT_KNOWN: "not known yet: repeat the command with the same key",
     Exit.CUSTOMER: "the customer must take a step, at the address that is shown",
-    Exit.UNREACHABLE: "no server answers, and nothing was sent",
+    Exit.UNREACHABLE: "no server answers, and nothing was sent this time",
     Exit.IN_REVIEW: "people look into it: nobody may guess the outcome",
+    Exit.NO: "decided, and not done: declined, called off, given up or lapsed",
     Exit.INTERRUPTED: "stopped by Ctrl-C; what was sent goes on",
     Exit.NO_READER: "nobody read the output any more; what was sent goes on",
 }

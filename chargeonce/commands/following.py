@@ -4,18 +4,17 @@ import contextlib
 import json
 
 import click
-import grpc.aio
 
 from chargeonce.commands import words
 from chargeonce.commands.asking import Asking, Named, asking, known, named
 from chargeonce.commands.exits import HELP, Exit, of_charge
 from chargeonce.commands.looking import status_of
 from chargeonce.commands.printing import json_of
-from chargeonce_client import Charge, Client, Entry, Refused, Unsettled
+from chargeonce_client import Charge, Client, Entry, JournalPosition
+from chargeonce_client.repeating import reopened
 from charging.v1.journal_pb2 import ChargeRequested, SubscribeRequest
 
 _UNDECIDED = (Exit.NOT_KNOWN, Exit.CUSTOMER)
-_HEAD_SECONDS = 10.0
 _TIME, _STATUS, _POSITION, _ID, _EVENT = 20, 21, 8, 36, 20
 
 
@@ -54,9 +53,9 @@ async def watch(asked: Asking, name: Named, forever: bool) -> Exit:
 
 @click.command(epilog=HELP)
 @click.option("--after", type=click.IntRange(min=0), metavar="POSITION", help="Begin after it. Else with what is new.")
-@click.option("--user", help="Only the charges of this user.")
-@click.option("--key", help="Only the charge of this key.")
-@click.option("--id", "charge_id", help="Only the charge of this id.")
+@click.option("--user", callback=words.filled, help="Only the charges of this user.")
+@click.option("--key", callback=words.filled, help="Only the charge of this key.")
+@click.option("--id", "charge_id", callback=words.filled, help="Only the charge of this id.")
 @click.option("--until-head", is_flag=True, help="End with the newest record there is.")
 @asking("feed", later=("query",))
 async def tail(
@@ -64,7 +63,7 @@ async def tail(
 ) -> Exit:
     """Follow the feed: each event of each charge, as it is recorded. A feed that ends is opened again."""
     chosen = _Chosen(asked.client, user, key, charge_id)
-    begin = await _head(asked.client) if after is None else after
+    begin = await _head(asked) if after is None else after
     asked.printer.note(f"events after position {begin}", {"after": str(begin)})
     async with contextlib.aclosing(asked.client.follow(after_position=begin, live=not until_head)) as entries:
         async for entry in entries:
@@ -85,18 +84,14 @@ async def tail(
     return Exit.DONE
 
 
-async def _head(client: Client) -> int:
+async def _head(asked: Asking) -> int:
     """Return the newest position: what the first message of a feed tells. Raises CallFailed."""
-    call = client.feed.Subscribe(SubscribeRequest(), timeout=_HEAD_SECONDS)
-    try:
-        async for message in call:
-            return message.opened.head_position
-    except grpc.aio.AioRpcError as error:
-        failure = Unsettled(error)
-        raise failure if failure.may_be_repeated else Refused(error) from error
-    finally:
-        call.cancel()
-    return 0
+    patience, deadline = asked.settings.patience, asked.settings.deadline
+    messages = reopened(
+        lambda: asked.client.feed.Subscribe(SubscribeRequest(), timeout=deadline), patience=patience, deadline=deadline
+    )
+    async with contextlib.aclosing(messages):
+        return (await anext(messages)).opened.head_position
 
 
 class _Chosen:
@@ -118,6 +113,8 @@ class _Chosen:
             if isinstance(entry.content, ChargeRequested):
                 begun = entry.content
             else:
-                begun = (await self._client.get(charge_id=charge_id)).charge
+                journal_id = entry.journal_id.partition("/")[0]  # without the tenant, if it is a tenant's feed
+                place = JournalPosition(journal_id=journal_id, position=entry.record.position)
+                begun = (await self._client.get(charge_id=charge_id, after=place)).charge
             self._known[charge_id] = self._user in (None, begun.user_id) and self._key in (None, begun.idempotency_key)
         return self._known[charge_id]

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 import click
 
 from chargeonce.commands import words
 from chargeonce.commands.asking import Asking, Command, Named, asking, known, line_with, named, new_key
 from chargeonce.commands.exits import HELP, Exit, of_charge, of_operation
-from chargeonce.commands.printing import json_of, status
+from chargeonce.commands.printing import Cell, Unwritten, json_of, status
 from chargeonce_client import (
     Card,
     ChargeStatus,
@@ -17,7 +18,6 @@ from chargeonce_client import (
     OperationOutcome,
     OperationStatus,
     OutcomeSource,
-    Refused,
 )
 
 _GOES_ON = "what was sent goes on at the server; the same command with the same key tells how it ended"
@@ -30,7 +30,10 @@ _ADVICE = {
 
 def _keyed(command: Command) -> Command:
     return click.option(
-        "--key", help="The idempotency key: one for each intent. Without it one is made and shown.", show_default=False
+        "--key",
+        callback=words.filled,
+        help="The idempotency key: one for each intent. Without it one is made and shown.",
+        show_default=False,
     )(command)
 
 
@@ -105,7 +108,10 @@ async def charge(
         return_url=return_url,
     )
     ends = of_charge(answer.status)
-    asked.printer.fields(
+    return _answered(
+        asked,
+        ends,
+        key,
         {
             "status": status(words.word(ChargeStatus, answer.status), ends),
             "decline_reason": words.word(DeclineReason, answer.decline_reason),
@@ -120,7 +126,6 @@ async def charge(
         },
         {"idempotency_key": key, **json_of(answer)},
     )
-    return _advised(asked, ends, key)
 
 
 @click.command(epilog=HELP)
@@ -128,7 +133,7 @@ async def charge(
 @click.argument("amount", nargs=2, metavar="[AMOUNT CURRENCY]", required=False, callback=_money)
 @_keyed
 @click.option("--final", is_flag=True, help="It is the last capture: let go of what is left.")
-@asking("command", "query", interrupted=_GOES_ON)
+@asking("command", later=("query",), interrupted=_GOES_ON)
 async def capture(asked: Asking, name: Named, amount: Money | None, key: str | None, final: bool) -> Exit:
     """Move money that a charge holds: AMOUNT CURRENCY, or all that is left.
 
@@ -142,7 +147,7 @@ async def capture(asked: Asking, name: Named, amount: Money | None, key: str | N
 @named
 @_keyed
 @_reasoned
-@asking("command", "query", interrupted=_GOES_ON)
+@asking("command", later=("query",), interrupted=_GOES_ON)
 async def void(asked: Asking, name: Named, key: str | None, reason: str) -> Exit:
     """Let go of all that a charge still holds, or call a charge off that is under way.
 
@@ -157,7 +162,7 @@ async def void(asked: Asking, name: Named, key: str | None, reason: str) -> Exit
 @click.argument("amount", nargs=2, metavar="[AMOUNT CURRENCY]", required=False, callback=_money)
 @_keyed
 @_reasoned
-@asking("command", "query", interrupted=_GOES_ON)
+@asking("command", later=("query",), interrupted=_GOES_ON)
 async def refund(asked: Asking, name: Named, amount: Money | None, key: str | None, reason: str) -> Exit:
     """Give money of a charge back: AMOUNT CURRENCY, or all that is left.
 
@@ -169,8 +174,9 @@ async def refund(asked: Asking, name: Named, amount: Money | None, key: str | No
 
 def _announced(asked: Asking, what: str, key: str | None) -> str:
     """Say what is about to be sent, and under which key; without a key make one, and say how to repeat it safely."""
-    used = key or new_key()
-    lines, document = [f"{what}, key {used}"], {"sending": what, "idempotency_key": used}
+    used = new_key() if key is None else key
+    asked.printer.common["idempotency_key"] = used
+    lines, document = [f"{what}, key {used}"], {"sending": what}
     if key is None:
         lines.append(f"to repeat it safely: {line_with(used)}")
         document["repeat"] = line_with(used)
@@ -191,21 +197,23 @@ def _spoken(name: Named) -> str:
 
 
 async def _id_of(asked: Asking, name: Named) -> str:
-    """Return a charge's id. The command server takes ids only, and the query server tells that of a key. Raises Refused."""
+    """Return a charge's id. The command server takes ids only, and the query server tells that of a key.
+
+    Raises Unreachable and CallFailed.
+    """
     if "charge_id" in name:
         return name["charge_id"]
-    try:
-        return (await known(asked.client, name)).charge.charge_id
-    except Refused as error:
-        if error.reason == "CHARGE_NOT_FOUND":
-            error.text = "the query server knows no charge of this key; it may be behind: wait, or give the charge's id"
-        raise
+    await asked.reach("query")
+    return (await known(asked.client, name)).charge.charge_id
 
 
 def _told(asked: Asking, key: str, outcome: OperationOutcome) -> Exit:
     """Print the outcome of an operation; return its exit status."""
     ends = of_operation(outcome.status)
-    asked.printer.fields(
+    return _answered(
+        asked,
+        ends,
+        outcome.charge_id,
         {
             "status": status(words.word(OperationStatus, outcome.status), ends),
             "decline_reason": words.word(DeclineReason, outcome.decline_reason),
@@ -219,12 +227,18 @@ def _told(asked: Asking, key: str, outcome: OperationOutcome) -> Exit:
         },
         {"idempotency_key": key, **json_of(outcome)},
     )
-    return _advised(asked, ends, outcome.charge_id)
 
 
-def _advised(asked: Asking, ends: Exit, name: str) -> Exit:
-    """Say what can be done if nothing is decided; return the exit status."""
-    if ends in _ADVICE:
-        advice = _ADVICE[ends].format(name=name)
-        asked.printer.note(advice, {"advice": advice})
+def _answered(asked: Asking, ends: Exit, name: str, fields: Mapping[str, Cell], document: Mapping[str, Any]) -> Exit:
+    """Print an outcome, and what can be done if nothing is decided.
+
+    Returns the exit status, which tells the outcome even if it cannot be written.
+    """
+    try:
+        asked.printer.fields(fields, document)
+        if ends in _ADVICE:
+            advice = _ADVICE[ends].format(name=name)
+            asked.printer.note(advice, {"advice": advice})
+    except Unwritten as error:
+        asked.printer.error([f"the answer cannot be written: {error}"])
     return ends

@@ -1,8 +1,12 @@
 """What is printed: for people in colour on a terminal, in plain columns to a file or a pipe, and as JSON for programs."""
 
+import contextlib
+import io
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -35,15 +39,20 @@ def json_of(message: Message, *, sparse: bool = False) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=not sparse)
 
 
+class Unwritten(Exception):
+    """What was to be printed could not be written: why. The cause is a BrokenPipeError if nobody reads any more."""
+
+
 class Printer:
-    """Prints answers on standard output, and everything else on standard error.
+    """Prints answers on standard output, and everything else on standard error. Its methods raise Unwritten, but for `error`.
 
     Nothing is cut or broken on a narrow terminal, so that ids and addresses can be copied.
     """
 
     def __init__(self, *, as_json: bool) -> None:
+        self.common: dict[str, str] = {}
+        """What each document on standard error has from now on."""
         self._as_json = as_json
-        self._out, self._error = Console(highlight=False), Console(highlight=False, stderr=True)
 
     def fields(self, fields: Mapping[str, Cell], document: Mapping[str, Any]) -> None:
         """Print an answer: its fields that are not empty, or its document."""
@@ -64,16 +73,20 @@ class Printer:
             return
         *first, last = map(_clean, cells)
         padded = [Text.assemble(cell, " " * (width - len(cell))) for cell, width in zip(first, widths, strict=True)]
-        self._write(self._out, Text(_GAP).join([*padded, last]))
+        _write(sys.stdout, Text(_GAP).join([*padded, last]))
 
     def note(self, text: str, document: Mapping[str, Any]) -> None:
         """Say something on standard error, before or beside the answer."""
         self._say(Text(text, "dim"), document)
 
-    def error(self, lines: Sequence[str], document: Mapping[str, Any]) -> None:
-        """Tell an error on standard error."""
+    def error(self, lines: Sequence[str], document: Mapping[str, Any] | None = None) -> None:
+        """Tell an error on standard error, if that can be written: the exit status tells it anyway."""
         first, *more = map(_clean, lines)
-        self._say(Text("\n").join([Text.assemble(("error: ", "bold red"), first), *more]), document)
+        with contextlib.suppress(Unwritten):
+            self._say(
+                Text("\n").join([Text.assemble(("error: ", "bold red"), first), *more]),
+                document or {"error": {"text": lines[0]}},
+            )
 
     def _print(self, grid: Table, rows: Sequence[Sequence[Cell]], documents: Sequence[Mapping[str, Any]]) -> None:
         if self._as_json:
@@ -82,22 +95,36 @@ class Printer:
             return
         for row in rows:
             grid.add_row(*map(_clean, row))
-        self._write(self._out, grid)
+        _write(sys.stdout, grid)
 
     def _say(self, text: Text, document: Mapping[str, Any]) -> None:
-        self._write(self._error, Text(json.dumps(document, ensure_ascii=False)) if self._as_json else text)
+        if self._as_json:
+            text = Text(json.dumps({**self.common, **document}, ensure_ascii=False))
+        _write(sys.stderr, text)
 
     def _json(self, document: Mapping[str, Any]) -> None:
-        print(json.dumps(document, ensure_ascii=False), flush=True)
+        _put(json.dumps(document, ensure_ascii=False), sys.stdout)
 
-    def _write(self, console: Console, told: Text | Table) -> None:
-        """Write text or columns as wide as they are. Raises BrokenPipeError if nobody reads any more."""
-        console.width = _ANY_WIDTH
-        console.width = Measurement.get(console, console.options, told).maximum
-        with console.capture() as capture:
-            console.print(told)
-        for line in capture.get().splitlines():
-            print(line.rstrip(), file=console.file, flush=True)
+
+def _write(file: IO[str] | None, told: Text | Table) -> None:
+    """Write text or columns as wide as they are, in colour to a terminal. Raises Unwritten."""
+    rendered = io.StringIO()  # rich itself would end this program at a broken pipe
+    console = Console(file=rendered, highlight=False, width=_ANY_WIDTH, force_terminal=(file and file.isatty()) or None)
+    console.width = Measurement.get(console, console.options, told).maximum
+    console.print(told)
+    for line in rendered.getvalue().splitlines():
+        _put(line.rstrip(), file)
+
+
+def _put(line: str, file: IO[str] | None) -> None:
+    """Write a line; to a closed stream, None, nothing. Raises Unwritten, and from then on what the file is given is lost."""
+    if file is None:
+        return
+    try:
+        print(line, file=file, flush=True)
+    except (OSError, UnicodeError) as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # the interpreter's end flushes it, too
+        raise Unwritten(error.strerror if isinstance(error, OSError) else str(error)) from error
 
 
 def _clean(cell: Cell) -> Text:

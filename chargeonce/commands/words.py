@@ -12,6 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chargeonce_client import Money
 from contract.currencies import EXPONENTS
 
+_VERSION_OF_IDS = 8
+
 
 class Values(Protocol):
     """An enum of the contract."""
@@ -89,9 +91,17 @@ class Time(click.ParamType[datetime]):
         return read if read.tzinfo else read.replace(tzinfo=UTC)
 
 
+def filled(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """Refuse an empty text, most likely that of a shell's variable without a value."""
+    if text == "":
+        raise click.BadParameter("it is empty", ctx, param)
+    return text
+
+
 def is_id(name: str) -> bool:
-    """Whether a charge's name is an id: all ids are UUIDs."""
+    """Whether a charge's name is an id: ids are UUIDs of version 8, and keys seldom are."""
     try:
-        return str(uuid.UUID(name)) == name.lower()
+        read = uuid.UUID(name)
     except ValueError:
         return False
+    return read.version == _VERSION_OF_IDS and str(read) == name.lower()

@@ -83,14 +83,15 @@ async def serve(
         "GATEWAY_MOCK_TLS": "",
         "COMMAND_LISTEN": str(Address(host, ports["command"])),
         "COMMAND_FEED_LISTEN": str(Address(host, ports["feed"])),
+        "COMMAND_BANKS": "",
+        "COMMAND_BANK_TLS": "",
         "COMMAND_JOURNAL": f"sqlite:///{folder / 'journal.db'}",
         "QUERY_LISTEN": str(Address(host, ports["query"])),
         "QUERY_VIEW": str(folder / "view.db"),
     }
     async with contextlib.AsyncExitStack() as stack:
         bank = await stack.enter_async_context(_bank(settings.read(BankSettings, given), folder / "bank.db"))
-        if not given.get("COMMAND_BANKS"):  # a file of banks names their addresses itself
-            given["COMMAND_BANK_URL"] = bank
+        given["COMMAND_BANK_URL"] = bank
         command = await stack.enter_async_context(command_serving.serve(settings.read(CommandSettings, given)))
         given["QUERY_FEED"] = feed = str(command.feed_listen.from_here)
         query = await stack.enter_async_context(query_serving.serve(settings.read(QuerySettings, given)))

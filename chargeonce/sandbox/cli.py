@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "chargeonce s
 
             process.serve_until_stopped(serve_until_stopped)
     except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=said)
+        print(f"error: {error}", file=said, flush=True)
         return 1
     return 0
 

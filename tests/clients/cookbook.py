@@ -1,7 +1,7 @@
 """The cookbook, docs/grpcurl.md: python -m tests.clients.cookbook writes what its lines print into it
 
-It is a story of commands, in blocks marked `sh`, each with a block of what its commands print. It is told with one of the programs
-at a time, each time at a sandbox of its own: the commands of the other programs are left out.
+It is a story of commands, in blocks marked `sh`, each with a block of what its commands print. It is told with one of the
+programs at a time, each time at a sandbox of its own: the commands of the other programs are left out.
 """
 
 import os

@@ -1,9 +1,10 @@
-"""The clients as programs: python -m tests.clients.programs sets up every client whose tools are here
+"""The clients as programs: python -m tests.clients.programs [NAME ...] sets up those named, or every one whose tools are here
 
 A client is a folder below clients/ with a script `check` (clients/README.md says what it takes). What the set-up found stays in
 build/, so that a client without its tools is told from one that does not build.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rig.programs import BUILD
 from tests.clients import tools
@@ -126,17 +128,26 @@ def found(name: str) -> Found:
     """Return what the last set-up of a client found."""
     if name not in LANGUAGES:
         return Found(tools.missing(name))
-    written = json.loads(SETUP.read_text()) if SETUP.exists() else {}
-    return Found(**written.get(name, {"missing": "not set up: `make test-clients` does it"}))
+    return Found(**_written().get(name, {"missing": "not set up: `make test-clients` does it"}))
+
+
+def _written() -> dict[str, Any]:
+    written: dict[str, Any] = json.loads(SETUP.read_text()) if SETUP.exists() else {}
+    return written
 
 
 def main() -> None:
-    """Set up all clients. Tests of one that does not build fail; tests of one without its tools say so."""
-    written = {}
-    for name, client in LANGUAGES.items():
+    """Set up clients. Tests of one that does not build fail; tests of one without its tools say so."""
+    parser = argparse.ArgumentParser(prog="python -m tests.clients.programs", description="Sets up clients.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(LANGUAGES)}; all if none is given")
+    names = parser.parse_args().names
+    if unknown := set(names) - set(LANGUAGES):
+        parser.error(f"no client is called {', '.join(sorted(unknown))}")
+    written = _written()
+    for name in names or LANGUAGES:
         print(f"Setting up clients/{name} ...", end=" ", flush=True)
         begun = time.monotonic()
-        state = client.set_up()
+        state = LANGUAGES[name].set_up()
         print(state.missing or state.fault or f"{time.monotonic() - begun:.0f} s", flush=True)
         written[name] = asdict(state)
     SETUP.parent.mkdir(exist_ok=True)

@@ -12,8 +12,8 @@ from tests.clients.programs import LANGUAGES, found
 from tests.clients.tours import PARTS
 
 REPORT = BUILD.absolute() / "clients.json"
-CLIENTS = {**dict.fromkeys(LANGUAGES, PARTS), **dict.fromkeys(("grpcurl", "buf", "ghz"), ())}
-"""The clients, and what is done with each at least. The tests of programs that others wrote add what they do."""
+CLIENTS = {**dict.fromkeys(LANGUAGES, PARTS), **dict.fromkeys(("grpcurl", "buf", "ghz"), ("cookbook",))}
+"""The clients, and what is done with each."""
 
 
 @dataclass

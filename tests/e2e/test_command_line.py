@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import httpx
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from chargeonce.commands.exits import Exit
+from chargeonce.commands.exits import Exit, of_charge, of_operation
 from chargeonce_client import Charge, ChargeResponse, GetChargeHistoryResponse, GetUserSummaryResponse, OperationOutcome
 from rig import certs
 from rig.processes import Town, free_address
@@ -28,6 +29,7 @@ SCRIPT = Path(sys.executable).with_name("chargeonce")
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 CHARGE = ("charge", "--user", "alice", "--card")
 EUR = ("12.50", "EUR")
+NO_CHARGES_ID = "6f9619ff-8b86-8011-b42d-00c04fc964ff"
 # Far more than anything here takes, on a machine that is busy with other things.
 MOST_SECONDS = 50.0
 VARIABLES = {
@@ -69,6 +71,12 @@ def run(there: Mapping[str, str], *arguments: str) -> Done:
     )
 
 
+def in_bash(there: Mapping[str, str], line: str) -> Done:
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=False, env=there, timeout=MOST_SECONDS
+    )
+
+
 def fields(done: Done) -> dict[str, str]:
     """The fields of an answer in plain columns."""
     return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -96,6 +104,59 @@ def test_the_exit_status_says_how_a_charge_stands(
     assert (done.returncode, fields(done)["status"]) == (ends, told), done.stderr
 
 
+@pytest.mark.parametrize("status", [0, 99])
+def test_a_status_of_a_later_contract_is_not_known(status: int) -> None:
+    assert (of_charge(status), of_operation(status)) == (Exit.NOT_KNOWN, Exit.NOT_KNOWN)
+
+
+@pytest.mark.parametrize(("card", "ends"), [("tok_visa", Exit.DONE), ("tok_declined", Exit.NO)])
+@pytest.mark.parametrize("to", [">/dev/full", ">&-", ">&- 2>&-", "| true"])
+def test_the_exit_status_tells_the_outcome_even_if_the_answer_cannot_be_written(
+    there: Mapping[str, str], card: str, ends: Exit, to: str
+) -> None:
+    line = shlex.join([str(SCRIPT), *CHARGE, card, "--key", new_key(), *EUR])
+    done = in_bash(there, f"{line} {to}; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == ends, done.stderr
+    if to == ">/dev/full":
+        assert done.stderr.splitlines()[1:] == ["error: the answer cannot be written: No space left on device"]
+
+
+def test_an_answer_to_a_question_that_cannot_be_written_is_not_known(there: Mapping[str, str]) -> None:
+    key = new_key()
+    run(there, *CHARGE, "tok_visa", "--key", key, "--description", "Fähre", *EUR)
+    full = in_bash(there, f"{SCRIPT} get {key} >/dev/full")
+    ascii_only = run({**there, "PYTHONIOENCODING": "ascii"}, "get", key)
+    for done in (full, ascii_only):
+        assert done.returncode == Exit.NOT_KNOWN
+        assert done.stderr.startswith("error: the answer cannot be written: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_errors_have_their_exit_status_when_nobody_reads_them(there: Mapping[str, str]) -> None:
+    """Nothing is sent under a key that nobody could be told."""
+
+    def ended(*words: str, read: str) -> Done:
+        return in_bash(there, f"{shlex.join([str(SCRIPT), *words])} {read}; exit ${{PIPESTATUS[0]}}")
+
+    with undecided(there):
+        pending = ended(*CHARGE, "tok_visa", "--patience", "2", "--key", new_key(), *EUR, read="2>&1 | head -n 1")
+    assert pending.returncode == Exit.NOT_KNOWN
+    assert ended("get", "never-used", read="2>&1 | true").returncode == Exit.NOT_KNOWN
+    assert ended("get", "k" * 300, read="2>&1 | true").returncode == Exit.REFUSED
+    user = new_key()
+    unsaid = ended("charge", "--user", user, "--card", "tok_visa", *EUR, read="2>/dev/full")
+    assert (unsaid.returncode, unsaid.stdout) == (Exit.NOT_KNOWN, "")
+    assert run(there, "list", "--user", user, "--json").stdout == ""
+
+
+def test_a_fault_of_the_command_itself_is_not_known(there: Mapping[str, str]) -> None:
+    """An address that is not UTF-8 is one: it is no part of the command line."""
+    done = run({**there, "CHARGEONCE_COMMAND": "\udcff:1"}, *CHARGE, "tok_visa", "--json", *EUR)
+    assert (done.returncode, done.stdout) == (Exit.NOT_KNOWN, "")
+    assert json.loads(done.stderr)["error"]["text"].startswith(
+        "a fault of this program, so that nothing is known: Unicode"
+    )
+
+
 def test_a_charge_in_review_is_neither_done_nor_declined(there: Mapping[str, str]) -> None:
     trouble(there, on="token", fault="wrong_amount", times=2)
     done = run(there, *CHARGE, "tok_visa", *EUR)
@@ -114,6 +175,12 @@ def test_a_charge_in_review_is_neither_done_nor_declined(there: Mapping[str, str
         ((*CHARGE, "tok_visa", "12.50", "KWD"), "KWD is written with 3 decimals behind a point, such as 1.250"),
         ((*CHARGE, "tok_visa", "12.50", "eur"), "eur is no currency in use"),
         ((*CHARGE, "tok_visa", "--metadata", "umbrella", *EUR), "NAME=VALUE"),
+        ((*CHARGE, "tok_visa", "--description", "\udcff", *EUR), "the command line is not UTF-8"),
+        ((*CHARGE, "tok_visa", "--key", "", *EUR), "'--key': it is empty"),
+        (("refund", "order-1", "--key", ""), "'--key': it is empty"),
+        (("refund", ""), "'NAME': it is empty"),
+        (("get", ""), "'NAME': it is empty"),
+        (("tail", "--user", ""), "'--user': it is empty"),
         (("list", "--status", "PAID"), "'PAID' is not one of"),
         (("list", "--from", "yesterday"), "yesterday is no time such as 2027-01-31"),
         (("get", "order-1", "--tls", "/nowhere"), "does not exist"),
@@ -146,19 +213,48 @@ def test_without_a_server_nothing_is_sent(there: Mapping[str, str], arguments: S
     assert f"does not answer at {away['CHARGEONCE_BANK'] if 'bank' in arguments else nowhere}" in done.stderr
 
 
+def test_less_patience_is_a_shorter_wait_for_a_server(there: Mapping[str, str]) -> None:
+    away = {**there, "CHARGEONCE_QUERY": free_address()}
+    with subprocess.Popen([SCRIPT, "get", "order-1"], stderr=subprocess.DEVNULL, env=away) as patient:
+        assert run(away, "get", "order-1", "--patience", "0.1").returncode == Exit.UNREACHABLE
+        assert patient.poll() is None
+        assert patient.wait(MOST_SECONDS) == Exit.UNREACHABLE
+
+
+def test_operations_on_an_id_need_no_query_server(there: Mapping[str, str]) -> None:
+    key, away = new_key(), {**there, "CHARGEONCE_QUERY": free_address()}
+    charge_id = fields(run(there, *CHARGE, "tok_visa", "--hold", "--key", key, *EUR))["charge_id"]
+    for words in (("capture", charge_id, "10.00", "EUR"), ("void", charge_id), ("refund", charge_id)):
+        done = run(away, *words)
+        assert (done.returncode, fields(done).get("status")) == (Exit.DONE, "EXECUTED"), done.stderr
+    by_key = run(away, "refund", key, "--patience", "1")
+    assert (by_key.returncode, by_key.stdout) == (Exit.UNREACHABLE, "")
+    assert "nothing was sent this time" in by_key.stderr
+
+
 def test_an_error_says_what_is_wrong_and_what_to_do(there: Mapping[str, str]) -> None:
     invalid = run(there, "charge", "--user", "", "--card", "tok visa", "0.00", "EUR")
     assert invalid.returncode == Exit.REFUSED
     for line in ("(INVALID_REQUEST)", "  user_id: ", "  card.token: ", "  amount.minor_units: ", "correct it before"):
         assert line in invalid.stderr
-    unknown = run(there, "refund", "never-used")
-    assert (unknown.returncode, unknown.stdout) == (Exit.REFUSED, "")
-    assert "the query server knows no charge of this key; it may be behind" in unknown.stderr
+    no_charge = run(there, "refund", NO_CHARGES_ID)
+    assert (no_charge.returncode, no_charge.stdout) == (Exit.REFUSED, "")
+    assert "there is no such charge" in no_charge.stderr
     key = new_key()
     assert run(there, *CHARGE, "tok_visa", "--key", key, *EUR).returncode == 0
     too_much = run(there, "refund", key, "12.51", "EUR")
     assert too_much.returncode == Exit.REFUSED
     assert "(MORE_THAN_IS_LEFT)" in too_much.stderr and "left: 1250 minor units" in too_much.stderr
+
+
+@pytest.mark.parametrize("words", [("get",), ("history",), ("watch",), ("refund", "--key", "r")])
+def test_a_charge_that_the_view_does_not_show_may_be_there(there: Mapping[str, str], words: Sequence[str]) -> None:
+    done = run(there, *words, "never-used")
+    assert (done.returncode, done.stdout) == (Exit.NOT_KNOWN, "")
+    assert "the view does not show such a charge, and may be behind (CHARGE_NOT_FOUND)" in done.stderr
+    assert "this is no reason for a new key" in done.stderr
+    of_json = json.loads(run(there, *words, "never-used", "--json").stderr.splitlines()[-1])
+    assert (of_json["error"]["reason"], of_json["error"]["is_known"]) == ("CHARGE_NOT_FOUND", False)
 
 
 def test_an_error_is_json_for_programs(there: Mapping[str, str]) -> None:
@@ -167,6 +263,7 @@ def test_an_error_is_json_for_programs(there: Mapping[str, str]) -> None:
     assert sending["idempotency_key"].startswith("cli-") and sending["repeat"].startswith(
         "chargeonce charge --key cli-"
     )
+    assert error["idempotency_key"] == sending["idempotency_key"]
     assert error["error"] == {
         "code": "INVALID_ARGUMENT",
         "reason": "INVALID_REQUEST",
@@ -220,22 +317,26 @@ def test_after_ctrl_c_the_charge_goes_on(there: Mapping[str, str]) -> None:
 def test_it_ends_quietly_when_nobody_reads(there: Mapping[str, str], more: Sequence[str]) -> None:
     run(there, *CHARGE, "tok_visa", *EUR)
     ends = f"{SCRIPT} tail --after 0 {' '.join(more)} 2>&1 | head -n 2 >/dev/null; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", ends], capture_output=True, text=True, check=False, env=there, timeout=MOST_SECONDS
-    )
+    done = in_bash(there, ends)
     assert (done.returncode, done.stderr) == (Exit.NO_READER, "")
 
 
 # ---------------------------------------------------------------- what it does
-def test_a_key_is_made_and_shown_with_the_line_that_repeats_the_command(there: Mapping[str, str]) -> None:
-    """That line is one charge, however often it is run."""
-    first = run(there, *CHARGE, "tok_visa", "--description", "one umbrella, 'large'", *EUR)
+def test_a_key_is_made_and_shown_with_the_line_that_repeats_the_command(
+    there: Mapping[str, str], tmp_path: Path
+) -> None:
+    """That line is one charge, however often it is run, and also where the environment is another. It has no secret."""
+    token = tmp_path / "a token"
+    token.write_text("s3cret")
+    given = {**there, "CHARGEONCE_TOKEN_FILE": str(token)}
+    first = run(given, *CHARGE, "tok_visa", "--description", "one umbrella, 'large'", *EUR)
     said, repeat = first.stderr.splitlines()
     key = fields(first)["key"]
     assert said == f"charge 12.50 EUR (1250 minor units) of tok_visa for the user alice, key {key}"
     words = shlex.split(repeat.removeprefix("to repeat it safely: "))
-    again = run(there, *words[1:])
+    again = run({name: value for name, value in there.items() if name not in VARIABLES.values()}, *words[1:])
     assert words[0] == "chargeonce" and again.returncode == 0
+    assert words[words.index("--token-file") + 1] == str(token) and "s3cret" not in repeat
     assert fields(again) == {**fields(first), "outcome_source": "REPLAYED"}
 
 
@@ -256,13 +357,20 @@ def test_operations_find_their_charge_by_its_key_or_its_id(there: Mapping[str, s
     ]
     assert len({done.stdout for done in shown}) == 1
     assert fields(shown[0])["status"] == "REFUNDED"
-    assert run(there, "get", "--by", "key", charge_id).returncode == Exit.REFUSED
+    assert run(there, "get", "--by", "key", charge_id).returncode == Exit.NOT_KNOWN
+
+
+@pytest.mark.parametrize("key", [str(uuid.uuid1()), str(uuid.uuid4()), "0193e4a0-7e7c-7cc2-a000-00c04fc964ff"])
+def test_a_uuid_is_a_key_unless_it_is_of_the_version_of_ids(there: Mapping[str, str], key: str) -> None:
+    run(there, *CHARGE, "tok_visa", "--key", key, *EUR)
+    assert fields(run(there, "get", key))["key"] == key
+    assert run(there, "refund", key).returncode == Exit.DONE
 
 
 def test_a_key_that_looks_like_an_id_is_found_by_saying_so(there: Mapping[str, str]) -> None:
-    key = "6f9619ff-8b86-4011-b42d-00c04fc964ff"
+    key = NO_CHARGES_ID
     run(there, *CHARGE, "tok_visa", "--key", key, *EUR)
-    assert run(there, "get", key).returncode == Exit.REFUSED
+    assert run(there, "get", key).returncode == Exit.NOT_KNOWN
     assert fields(run(there, "get", key, "--by", "key"))["key"] == key
 
 
@@ -402,6 +510,28 @@ async def test_tail_follows_chosen_charges_through_a_restart_of_the_server(tmp_p
             assert [await tail.wait() for tail in tails] == [Exit.INTERRUPTED] * 3
 
 
+async def test_tail_waits_for_a_view_that_is_behind_what_the_feed_brings(tmp_path: Path) -> None:
+    """Whose a charge is stands in its first event, which is before the beginning here, and in the view."""
+    async with Town(tmp_path) as town:
+        await town.start_query()
+        there = {
+            **os.environ,
+            "CHARGEONCE_COMMAND": town.command.listen,
+            "CHARGEONCE_QUERY": town.query.listen,
+            "CHARGEONCE_FEED": str(town.command.serving["feed"]),
+        }
+        town.query.send(signal.SIGSTOP)
+        await asyncio.to_thread(run, there, *CHARGE, "tok_visa", *EUR)
+        tail = asyncio.create_task(
+            asyncio.to_thread(run, there, "tail", "--after", "1", "--user", "alice", "--until-head")
+        )
+        await asyncio.sleep(3)  # by then it asks, most likely
+        town.query.send(signal.SIGCONT)
+        done = await tail
+    assert [line.split()[3] for line in done.stdout.splitlines()] == ["TokenIssued", "Charged"], done.stderr
+    assert done.returncode == Exit.DONE
+
+
 @pytest.mark.timeout(120)
 async def test_it_shows_a_certificate_and_a_token(tmp_path: Path) -> None:
     """By certificate the shop charges and refunds; by token the till may not refund."""
@@ -494,21 +624,3 @@ def test_a_shell_completes_commands_options_and_values(shell: str, there: Mappin
     assert completed(shell, "chargeonce journal p", there) == ["print"]
     assert sorted(completed(shell, "chargeonce charge --c", there)) == ["--card", "--command"]
     assert completed(shell, "chargeonce list --status part", there) == ["partially_refunded"]
-
-
-def test_a_server_loads_nothing_of_the_command_line() -> None:
-    """Nor do the libraries that would use parts of it if it is there."""
-    loaded = (
-        "import atexit, sys; sys.argv = ['chargeonce', *sys.argv[1:]]; from chargeonce.__main__ import main; "
-        "atexit.register(lambda: print([name for name in ('click', 'rich', 'chargeonce_client') if sys.modules.get(name)], "
-        "file=sys.stderr)); main()"
-    )
-    for name in ("command-server", "query-server", "mock-bank"):
-        done = subprocess.run(
-            [sys.executable, "-c", loaded, name, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=MOST_SECONDS,
-        )
-        assert done.stderr == "[]\n"

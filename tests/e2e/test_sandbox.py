@@ -76,7 +76,7 @@ def a_sandbox(*arguments: str, program: Sequence[str] = (SCRIPT,), **environment
             assert line, process.stderr.read()
             yield Running(process, line)
         finally:
-            process.kill()
+            process.terminate()  # in order, so that no folder stays
 
 
 def refused(*arguments: str, **environment: str) -> str:
@@ -199,6 +199,18 @@ def test_the_servers_settings_hold_but_for_addresses_and_files(tmp_path: Path) -
         assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert list(tmp_path.iterdir()) == []
     assert "is COMMAND_MAX_AMOUNTS meant?" in refused(COMMAND_MAX_AMOUNT="EUR=1")
+
+
+def test_it_charges_at_its_own_bank_whatever_bank_the_environment_names(tmp_path: Path) -> None:
+    banks = tmp_path / "banks.toml"
+    with a_sandbox() as other:
+        banks.write_text(f'[banks.other]\nkind = "two_step"\nurl = "{other.told["bank"]}"\n')
+        with a_sandbox(COMMAND_BANKS=str(banks), COMMAND_BANK_URL=other.told["bank"]) as running:
+            assert running.charge("one").status == ChargeStatus.CHARGE_STATUS_CHARGED
+            assert len(running.bank("/statement")["movements"]) == 1
+        assert other.bank("/statement")["movements"] == []
+    with a_sandbox(COMMAND_BANK_TLS=str(tmp_path / "nowhere")) as running:
+        assert running.charge("one").status == ChargeStatus.CHARGE_STATUS_CHARGED
 
 
 def test_what_keeps_it_from_serving_is_said_in_one_line(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 package dev.chargeonce.client;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -15,5 +18,18 @@ class ReadmeTest {
     var program = Files.readString(Path.of(file.formatted("dev/chargeonce/client")));
 
     assertTrue(Files.readString(Path.of("README.md")).contains("```java\n" + program + "```"));
+  }
+
+  @Test
+  void itsPomNamesTheVersionsOfThisOne() throws IOException {
+    var pom = Files.readString(Path.of("pom.xml"));
+    var others =
+        Files.readString(Path.of("README.md"))
+            .lines()
+            .map(String::strip)
+            .filter(line -> line.startsWith("<version>") && !pom.contains(line))
+            .toList();
+
+    assertEquals(List.of(), others);
   }
 }
