@@ -63,6 +63,14 @@ def there() -> Iterator[dict[str, str]]:
         yield environment
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Let programs hear Ctrl-C. They inherit that SIGINT is ignored, as shells have it in the background."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 Done = subprocess.CompletedProcess[str]
 
 
