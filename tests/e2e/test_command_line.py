@@ -71,6 +71,16 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, former)
 
 
+def at(town: Town) -> dict[str, str]:
+    """The environment of a client of this town."""
+    return {
+        **os.environ,
+        "CHARGEONCE_COMMAND": town.command.listen,
+        "CHARGEONCE_QUERY": town.query.listen,
+        "CHARGEONCE_FEED": str(town.command.serving["feed"]),
+    }
+
+
 Done = subprocess.CompletedProcess[str]
 
 
@@ -479,12 +489,7 @@ async def test_tail_follows_chosen_charges_through_a_restart_of_the_server(tmp_p
     """Each event once. Those of a charge that began before are found by its user and its key, too."""
     async with Town(tmp_path) as town:
         await town.start_query()
-        there = {
-            **os.environ,
-            "CHARGEONCE_COMMAND": town.command.listen,
-            "CHARGEONCE_QUERY": town.query.listen,
-            "CHARGEONCE_FEED": str(town.command.serving["feed"]),
-        }
+        there = at(town)
         old, new, other = new_key(), new_key(), new_key()
         await asyncio.to_thread(run, there, *CHARGE, "tok_visa", "--key", old, *EUR)
         tails = [
@@ -527,12 +532,7 @@ async def test_tail_waits_for_a_view_that_is_behind_what_the_feed_brings(tmp_pat
     """Whose a charge is stands in its first event, which is before the beginning here, and in the view."""
     async with Town(tmp_path) as town:
         await town.start_query()
-        there = {
-            **os.environ,
-            "CHARGEONCE_COMMAND": town.command.listen,
-            "CHARGEONCE_QUERY": town.query.listen,
-            "CHARGEONCE_FEED": str(town.command.serving["feed"]),
-        }
+        there = at(town)
         town.query.send(signal.SIGSTOP)
         await asyncio.to_thread(run, there, *CHARGE, "tok_visa", *EUR)
         tail = asyncio.create_task(
