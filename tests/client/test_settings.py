@@ -32,7 +32,6 @@ def test_the_environment_names_the_servers() -> None:
     assert Settings.from_environment(environment) == Settings("a:1", "b:2", "c:3", Path("certs"), Path("token"))
 
 
-@pytest.mark.timeout(120)
 async def test_over_tls_a_certificate_or_a_token_names_the_caller(tmp_path: Path) -> None:
     folder = tmp_path / "certs"
     certs.make_all(folder)

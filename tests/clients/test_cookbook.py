@@ -16,7 +16,6 @@ METHODS = [
 ]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "program", [pytest.param(name, marks=pytest.mark.client(name, "cookbook")) for name in PROGRAMS]
 )

@@ -6,7 +6,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_service.events import (
@@ -497,7 +497,7 @@ trouble = st.sampled_from(TROUBLES).flatmap(lambda t: st.tuples(st.just(t), st.i
     look_up_first=st.booleans(),
     processes=st.integers(1, 3),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # Real calls, by the dozen.
+@settings(max_examples=40)  # Real calls, by the dozen.
 def test_no_storm_of_troubles_moves_money_twice(
     shared_rig: Rig,
     kind: Kind,

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_service.bank import Bank
@@ -418,7 +418,7 @@ trouble = st.sampled_from(STORMS)
     has_token=st.booleans(),
     look_up_first=st.booleans(),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # Real calls, by the dozen.
+@settings(max_examples=40)  # Real calls, by the dozen.
 def test_no_storm_makes_an_executed_charge_called_off(
     shared_rig: Rig,
     kind: Kind,

@@ -808,7 +808,7 @@ anything = st.one_of(
 
 
 @given(st.lists(anything, min_size=3, max_size=3), st.sampled_from([200, 202, 400, 404, 409, 410, 422]), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_body_raises_or_executes(bodies: list[bytes], status: int, look_up_first: bool) -> None:
     """For any bytes and any JSON the answer is a value of the union, and no charge ends on it."""
     replies = {question: (status, body) for question, body in zip(("step", "token", "reference"), bodies, strict=True)}
@@ -818,7 +818,7 @@ def test_no_body_raises_or_executes(bodies: list[bytes], status: int, look_up_fi
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=3), st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_bytes_on_the_wire_raise_or_execute(parts: list[bytes], look_up_first: bool, has_head: bool) -> None:
     """Whether the bytes are HTTP or not."""
 
@@ -831,7 +831,7 @@ def test_no_bytes_on_the_wire_raise_or_execute(parts: list[bytes], look_up_first
 
 
 @given(st.text(st.sampled_from("0123456789:,-+ SunMovGTZ"), max_size=40) | st.text(max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_requested_pause_spoils_the_answer(wish: str) -> None:
     """Any value is read as a pause within our limits or as none, and the rest of the answer is read."""
 
@@ -879,7 +879,7 @@ def fits(said: dict[str, Any]) -> bool:
 
 
 @given(reply, reply, reply, st.booleans(), st.sampled_from([EXECUTE, CALL_OFF]))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_a_token_is_settled_only_by_an_answer_about_our_transaction(
     step: tuple[int, dict[str, Any]],
     by_token: tuple[int, dict[str, Any]],
@@ -912,7 +912,7 @@ def test_a_token_is_settled_only_by_an_answer_about_our_transaction(
 
 
 @given(reply, reply, st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_token_step_takes_only_a_token_of_our_transaction(
     step: tuple[int, dict[str, Any]], by_reference: tuple[int, dict[str, Any]], look_up_first: bool
 ) -> None:

@@ -95,7 +95,7 @@ async def test_a_cancelled_call_takes_no_slot_with_it() -> None:
     assert calls.order[-1] == "a9"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 4),
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(("begin", "end", "cancel"))), max_size=60),

@@ -64,7 +64,6 @@ def test_a_tenants_key_names_the_same_charge_for_ever(tenant: str, key: str, cha
 tenants_and_keys = st.tuples(st.text(max_size=8), st.text(max_size=8))
 
 
-@settings(deadline=None)
 @given(tenants_and_keys)
 def test_a_charge_id_is_a_uuid_of_our_own_making(tenant_and_key: tuple[str, str]) -> None:
     """RFC 9562: the bits of version 8 follow the application's own rule."""
@@ -73,7 +72,6 @@ def test_a_charge_id_is_a_uuid_of_our_own_making(tenant_and_key: tuple[str, str]
     assert (parsed.version, parsed.variant, str(parsed)) == (8, uuid.RFC_4122, charge_id)
 
 
-@settings(deadline=None)
 @given(tenants_and_keys, tenants_and_keys)
 def test_two_keys_or_tenants_never_share_a_charge(one: tuple[str, str], other: tuple[str, str]) -> None:
     """Not even if the end of a tenant could be the beginning of a key."""
@@ -101,7 +99,6 @@ def test_the_ids_of_operations_and_charges_are_frozen_for_every_kind_that_follow
 operations = st.tuples(st.text(max_size=8), st.sampled_from(Kind), st.text(max_size=8))
 
 
-@settings(deadline=None)
 @given(operations, operations, tenants_and_keys)
 def test_two_operations_never_share_an_id_nor_one_with_a_charge(
     one: tuple[str, Kind, str], other: tuple[str, Kind, str], of_charge: tuple[str, str]
@@ -257,7 +254,7 @@ events = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(events)
 def test_an_event_that_is_stored_and_read_is_the_same_event(event: Event) -> None:
     """Field by field, for any content."""

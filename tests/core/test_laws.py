@@ -575,7 +575,7 @@ follows = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given_any(st.data())
 def test_every_walk_keeps_the_laws(data: st.DataObject) -> None:
     """For any messages in any order: the stream fits the diagram, and each key is told one outcome at most, for ever."""

@@ -89,7 +89,7 @@ from tests.service.query_rig import dump
 TENANTS = {"default": 1}
 
 # Each example makes a file or two: fewer of them, and no time limit, since the machine may be busy.
-LAW = settings(max_examples=50, deadline=None)
+LAW = settings(max_examples=50)
 
 
 def verified(journal: SealedJournal) -> list[Record]:

@@ -181,7 +181,7 @@ def test_published_test_numbers_of_every_scheme_are_card_numbers(number: str) ->
         assert card_number_in(one) or _is_odd(one), one
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data(), card_numbers(), st.sampled_from(CARD_PLACES))
 def test_a_cards_field_refuses_a_card_number_in_any_notation(data: st.DataObject, number: str, field: str) -> None:
     """With separators anywhere and digits of other scripts: it is refused before the key is looked up."""
@@ -189,7 +189,7 @@ def test_a_cards_field_refuses_a_card_number_in_any_notation(data: st.DataObject
     assert found[field] == screening.CARD_NUMBER
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data(), card_numbers().filter(lambda number: not A_TIME.match(number)), st.sampled_from(sorted(PLACES)))
 def test_every_field_refuses_a_card_number_bare_or_in_groups_as_on_a_card(
     data: st.DataObject, number: str, field: str
@@ -1322,7 +1322,7 @@ FIXED_TEXTS = {text for name, text in vars(screening).items() if name.isupper() 
 FIXED_FIELDS = {*PLACES, "amount", "amount.minor_units", "metadata"}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(requests)
 def test_faults_are_fixed_texts_on_fixed_fields_for_any_input(request: Request) -> None:
     """Screening never raises, and repeats no part of the input: neither a value nor a metadata key."""
@@ -1332,7 +1332,6 @@ def test_faults_are_fixed_texts_on_fixed_fields_for_any_input(request: Request) 
         assert len(dict(found)) == len(found)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(TO_FOLLOW), texts, texts, texts, st.integers(-(2**63), 2**63 - 1))
 def test_faults_of_operations_are_fixed_texts_on_fixed_fields_for_any_input(
     message: AnyRequest, key: str, charge_id: str, text: str, minor_units: int

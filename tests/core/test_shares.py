@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -139,7 +139,6 @@ class Clock:
         return self.now
 
 
-@settings(deadline=None)
 @given(st.floats(0.1, 20.0), st.lists(st.floats(0.0, 2.0), max_size=12))
 def test_no_more_calls_pass_than_the_rate_allows(rate: float, pauses: list[float]) -> None:
     """In any time: its seconds times the rate, and those of one second before."""

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import pytest
-
 from prove.postgres import faults, lose
 from prove.postgres.world import Times, a_world
 from prove.report import Harness
 from rig.postgres_pair import Pair
 
 
-@pytest.mark.timeout(240)
 async def test_a_failover_under_load_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     """And the charges of a killed command server are brought to rest by the other one."""
     harness, times = Harness("postgres", "failovers"), Times()

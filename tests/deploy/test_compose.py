@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pytest
 import yaml
 
 from charging.v1.command_pb2 import OutcomeSource
@@ -122,7 +121,6 @@ def test_passwords_stay_when_certificates_are_made_anew_and_the_folder_is_closed
     assert first["passwords/chargeonce-password"] in first["passwords/pgpass"]
 
 
-@pytest.mark.timeout(300)
 async def test_everything_runs_as_the_file_starts_it(tmp_path: Path) -> None:
     """Two servers are one service: a key charges once whichever is asked, and one takes the other's place. So do the nodes."""
     async with composed_in(tmp_path) as town:

@@ -22,7 +22,6 @@ def nodes(tmp_path: Path) -> Iterator[tuple[ComposedNode, ComposedNode]]:
     second.close()
 
 
-@pytest.mark.timeout(120)
 async def test_the_second_copies_the_first_and_commits_wait_for_it(nodes: tuple[ComposedNode, ComposedNode]) -> None:
     first, second = nodes
     await first.start()
@@ -41,7 +40,6 @@ async def test_the_second_copies_the_first_and_commits_wait_for_it(nodes: tuple[
     assert second.sql("SELECT it FROM kept") == "1"
 
 
-@pytest.mark.timeout(120)
 async def test_a_node_that_lost_its_disk_copies_the_other_and_begins_nothing(
     nodes: tuple[ComposedNode, ComposedNode],
 ) -> None:
@@ -63,7 +61,6 @@ async def test_a_node_that_lost_its_disk_copies_the_other_and_begins_nothing(
     )
 
 
-@pytest.mark.timeout(120)
 async def test_the_roles_are_let_in_by_their_passwords_to_what_is_theirs(
     nodes: tuple[ComposedNode, ComposedNode],
 ) -> None:

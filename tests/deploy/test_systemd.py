@@ -92,7 +92,6 @@ def _calls(word: str) -> set[str]:
 
 @needs_systemd
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed here")
-@pytest.mark.timeout(180)
 async def test_the_servers_make_no_system_call_and_read_no_file_that_the_units_forbid(tmp_path: Path) -> None:
     """Over TLS, from the start through a charge and a query to the end; and no memory is writable and executable at once."""
     folder = tmp_path / "certs"

@@ -545,7 +545,6 @@ async def test_tail_waits_for_a_view_that_is_behind_what_the_feed_brings(tmp_pat
     assert done.returncode == Exit.DONE
 
 
-@pytest.mark.timeout(120)
 async def test_it_shows_a_certificate_and_a_token(tmp_path: Path) -> None:
     """By certificate the shop charges and refunds; by token the till may not refund."""
     folder = tmp_path / "certs"

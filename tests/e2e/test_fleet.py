@@ -29,8 +29,6 @@ from rig.world import (
     until,
 )
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture
 async def fleet(tmp_path: Path, postgres_url: str) -> AsyncIterator[Fleet]:

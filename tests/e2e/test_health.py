@@ -4,8 +4,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from rig import certs
 from rig.processes import Town, free_address
 from tests.e2e.test_cli import run
@@ -38,7 +36,6 @@ async def test_a_server_that_serves_and_one_that_does_not_and_none(tmp_path: Pat
             assert status == 1 and line.startswith(f"{town.query.listen} does not answer: UNAVAILABLE, ")
 
 
-@pytest.mark.timeout(120)
 async def test_over_tls_it_takes_a_certificate_of_the_authority_and_no_identity(tmp_path: Path) -> None:
     """A certificate of nobody in the policy will do, since health asks for no identity; without one there is no answer."""
     folder = tmp_path / "certs"

@@ -28,7 +28,6 @@ from tests.contract.journal_rigs import PostgresRig, stream
 from tests.contract.postgres_rigs import until
 from tests.core.stories import REQUEST
 
-pytestmark = pytest.mark.timeout(180)
 SERVERS = 3
 
 

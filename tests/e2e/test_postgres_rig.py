@@ -110,7 +110,6 @@ def test_a_node_ends_with_the_process_that_started_it_even_if_that_is_killed() -
     assert not _runs(server)
 
 
-@pytest.mark.timeout(180)
 async def test_a_pair_acknowledges_nothing_that_its_standby_does_not_have() -> None:
     async with Pair() as pair:
         await pair.execute("CREATE TABLE mark (number int)")
@@ -123,7 +122,6 @@ async def test_a_pair_acknowledges_nothing_that_its_standby_does_not_have() -> N
         assert await _marks(pair.standby) == [7]
 
 
-@pytest.mark.timeout(180)
 async def test_a_pair_fails_over_again_and_again_and_loses_nothing_that_was_acknowledged() -> None:
     """Killed at any moment, while several write."""
     async with Pair() as pair:
@@ -145,7 +143,6 @@ async def test_a_pair_fails_over_again_and_again_and_loses_nothing_that_was_ackn
         assert set(acknowledged) <= set(await _marks(pair.standby, name))
 
 
-@pytest.mark.timeout(180)
 async def test_an_old_primary_that_returns_takes_writes_beside_the_new_one() -> None:
     async with Pair() as pair:
         await pair.execute("CREATE TABLE mark (number int)")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from rig import certs
 from rig.processes import Town
@@ -54,7 +53,6 @@ async def run(words: list[str], town: Town) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.timeout(120)
 async def test_the_lines_on_what_follows_a_charge_do_what_the_page_says(tmp_path: Path) -> None:
     async with Town(tmp_path) as town:
         await town.start_query()
@@ -110,7 +108,6 @@ async def at_last(command: str) -> tuple[int | None, str]:
     return status, out
 
 
-@pytest.mark.timeout(120)
 async def test_the_lines_with_certificates_and_with_a_token_do_what_the_page_says(tmp_path: Path) -> None:
     """By certificate the shop charges; by token the till charges and reads, and may not refund."""
     folder = tmp_path / "certs"
@@ -130,7 +127,6 @@ async def test_the_lines_with_certificates_and_with_a_token_do_what_the_page_say
     assert "PERMISSION_DENIED" in refused[1].upper().replace(" ", "_") or "PermissionDenied" in refused[1]
 
 
-@pytest.mark.timeout(120)
 async def test_the_lines_on_the_customers_step_do_what_the_page_says(tmp_path: Path) -> None:
     section = README.read_text().split("<!-- customer -->")[1].split("<!-- end of customer -->")[0]
     (lines,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import grpc.aio
-import pytest
 
 import gateway_mock
 from charging.v1 import command_pb2_grpc
@@ -16,7 +15,6 @@ from rig.referee import PATIENT_SECONDS
 from rig.world import CHARGED, a_request
 
 
-@pytest.mark.timeout(180)
 async def test_a_database_to_try_things_with_takes_charges_before_and_after_its_primary_is_killed(
     tmp_path: Path,
 ) -> None:

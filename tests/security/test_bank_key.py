@@ -80,7 +80,6 @@ async def _movements(shop: Shop) -> list[str]:
     return [movement["kind"] for movement in said["movements"]]
 
 
-@pytest.mark.timeout(180)
 async def test_the_key_is_in_its_file_and_nowhere_else(shop: Shop) -> None:
     """After operations of every kind, a key that is not taken, a file that holds none, and a server that is killed.
 

@@ -41,7 +41,6 @@ async def _run(*arguments: str, folder: Path, **environment: str) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-@pytest.mark.timeout(120)
 async def test_what_servers_and_commands_make_is_their_owners_alone(tmp_path: Path) -> None:
     """Journal, anchor, lock, view and ledger, each with its siblings while the servers run, a backup, and what restore makes.
 

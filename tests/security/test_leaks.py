@@ -235,7 +235,6 @@ async def strewn(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stre
         yield result
 
 
-@pytest.mark.timeout(180)  # the first test strews the numbers
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_card_number_is_in_a_file_or_an_output(strewn: Strewn) -> None:
     """Journal, its siblings, anchor, view, the bank's ledger, and whatever the servers wrote out."""

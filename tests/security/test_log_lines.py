@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import pytest
 
 from charging.v1.command_pb2 import RefundRequest
 from charging.v1.query_pb2 import GetChargeRequest, ListChargesRequest
@@ -53,7 +52,6 @@ async def refused_for(servers: TwoTenants, why: str) -> Sequence[dict[str, Any]]
     return found()
 
 
-@pytest.mark.timeout(120)
 async def test_strange_names_stay_inside_their_entries(tmp_path: Path) -> None:
     """Of certificates that our authority issued, of subjects of signed tokens, of users, keys, programs and page tokens."""
     async with two_tenants(tmp_path) as servers:
@@ -119,7 +117,6 @@ NEARLY_A = {
 }
 
 
-@pytest.mark.timeout(120)
 async def test_a_name_that_looks_like_anothers_is_not_his(tmp_path: Path) -> None:
     """A certificate of our authority with a name that a careless comparison takes for A's, or with A's as another kind."""
     async with two_tenants(tmp_path) as servers:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import pytest
 
 from charging.v1.journal_pb2 import SubscribeRequest
 from charging.v1.query_pb2 import GetViewStatusRequest, WatchChargeRequest
@@ -29,7 +28,6 @@ async def _end(stream: Any) -> Told:
         return await refused(read())
 
 
-@pytest.mark.timeout(120)
 async def test_a_certificate_counts_until_its_end_on_a_connection_made_before(tmp_path: Path) -> None:
     """For a call, and for a watch that is open: gRPC itself looks at a certificate when a client connects, and never again."""
     async with two_tenants(tmp_path) as servers:
@@ -50,7 +48,6 @@ async def test_a_certificate_counts_until_its_end_on_a_connection_made_before(tm
         assert not other.done()
 
 
-@pytest.mark.timeout(120)
 async def test_a_stream_ends_when_its_caller_becomes_one_of_another_tenant(tmp_path: Path) -> None:
     """A reader of the whole feed that now belongs to B sees nothing more of A's, until it subscribes again as B's."""
     async with two_tenants(tmp_path) as servers:

@@ -146,7 +146,6 @@ async def tried(tmp_path: Path) -> AsyncIterator[Tried]:
         yield Tried(servers, search, errors, tmp_path)
 
 
-@pytest.mark.timeout(180)
 async def test_no_secret_is_told_after_good_calls_bad_calls_and_broken_files(tried: Tried) -> None:
     """In no file but its own, error, gauge, printed journal, or what /proc tells of a process; and no crash dumps memory."""
     search, servers = tried.search, tried.servers

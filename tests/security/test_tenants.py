@@ -210,7 +210,6 @@ def _refund(client: Client, name: dict[str, Any]) -> Awaitable[object]:
     return FOLLOWING["Refund"](client, {"idempotency_key": str(uuid.uuid4()), **name})
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("ask", [QUERIES["GetCharge"], _refund], ids=["GetCharge", "Refund"])
 async def test_a_foreign_charge_takes_the_time_of_an_unknown_one(street: Street, ask: Asked) -> None:
     """Three hundred calls of each, by turns: by its time alone nobody can sort them."""

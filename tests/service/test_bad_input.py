@@ -670,7 +670,7 @@ async def serves_or_turns_away(door: Door, body: bytes) -> None:
         assert getattr(stored, name) == getattr(request, name)
 
 
-thorough = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+thorough = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @thorough

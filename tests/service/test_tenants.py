@@ -300,7 +300,6 @@ TRIES = 3
 CALLS = 300
 
 
-@pytest.mark.timeout(180)
 async def test_the_time_does_not_tell_a_strangers_charge_from_none(tmp_path: Path) -> None:
     """At rest or under way, for each command: of two such calls, either takes longer as often as the other.
 

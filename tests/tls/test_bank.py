@@ -101,7 +101,6 @@ def clients_of_another(folder: Path, ours: Authority) -> ssl.SSLContext:
     return server_context(ours.issue(folder, ips=HERE), Authority("other").pem)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("show", "why"),
     [
@@ -147,7 +146,6 @@ async def test_nothing_is_sent_where_one_side_is_not_trusted_and_the_charge_goes
         await town.__aexit__()
 
 
-@pytest.mark.timeout(120)
 async def test_new_connections_to_the_bank_show_the_present_certificate(tmp_path: Path) -> None:
     """The bank takes clients of a new authority only: the files are replaced, and the charge goes on, without a restart."""
     former, ours, town = Authority("former"), Authority("present"), Town(tmp_path)

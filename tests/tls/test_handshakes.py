@@ -31,7 +31,6 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("which", ["command", "command metrics", "bank"])
 async def test_2000_half_open_and_slow_handshakes_while_good_clients_go_on(
     which: str, tmp_path: Path, many_files: None

@@ -23,7 +23,6 @@ async def run(line: str) -> str:
     return out.decode()
 
 
-@pytest.mark.timeout(120)
 async def test_the_tour_and_its_lines_for_buf_and_curl_go_over_mutual_tls(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
