@@ -63,7 +63,7 @@ class Pair:
             self.standby.kill()
         await self._copy_primary()
         await self.standby.start()
-        await self._follows()
+        await self.follows()
         await self.primary.execute("ALTER SYSTEM RESET synchronous_standby_names")
         await self.primary.execute("SELECT pg_reload_conf()")
         # The checkpointer sets it for all. It reads it when it is asked for a checkpoint, if it was told by then that there is
@@ -73,7 +73,24 @@ class Pair:
                 break
             await asyncio.sleep(0.01)
         await self.primary.execute("CHECKPOINT")
-        await self._follows()
+        await self.follows()
+
+    async def follows(self) -> None:
+        """Wait until the standby shows what the primary has by now: whoever reads it finds that.
+
+        What committed while the standby was copied is hidden there until the primary logs which transactions still run.
+        """
+        (now,) = (await self.primary.fetch("SELECT pg_log_standby_snapshot()"))[0]
+        streams = (
+            "SELECT FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming' AND flush_lsn >= $2"
+        )
+        shows = "SELECT WHERE pg_last_wal_replay_lsn() >= $1"
+        for _ in range(int(START_SECONDS / 0.01)):
+            follows = await self.primary.fetch(streams, self._names[self.standby], now)
+            if follows and await self.standby.fetch(shows, now):
+                return
+            await asyncio.sleep(0.01)
+        raise DidNotStart(f"the standby does not follow:\n{self.standby.log_text()[-4000:]}")
 
     async def execute(self, sql: str, *values: object, database: str = "postgres") -> None:
         """Do a statement at the primary, on a connection of its own."""
@@ -114,19 +131,6 @@ class Pair:
         (self.standby.data / "postgresql.auto.conf").write_text(
             f"primary_conninfo = {followed}\nprimary_slot_name = '{name}'\n"
         )
-
-    async def _follows(self) -> None:
-        """Wait until the standby has on its disk what the primary has by now."""
-        (now,) = (await self.primary.fetch("SELECT pg_current_wal_lsn()"))[0]
-        for _ in range(int(START_SECONDS / 0.01)):
-            if await self.primary.fetch(
-                "SELECT FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming' AND flush_lsn >= $2",
-                self._names[self.standby],
-                now,
-            ):
-                return
-            await asyncio.sleep(0.01)
-        raise DidNotStart(f"the standby does not follow:\n{self.standby.log_text()[-4000:]}")
 
 
 def _quoted(text: str) -> str:

@@ -37,7 +37,7 @@ async def test_the_second_copies_the_first_and_commits_wait_for_it(nodes: tuple[
     assert not waiting.done()
     await second.start()
     await waiting
-    assert second.sql("SELECT it FROM kept") == "1"
+    await until(lambda: second.sql("SELECT it FROM kept") == "1")
 
 
 async def test_a_node_that_lost_its_disk_copies_the_other_and_begins_nothing(

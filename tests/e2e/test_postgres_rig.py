@@ -119,6 +119,7 @@ async def test_a_pair_acknowledges_nothing_that_its_standby_does_not_have() -> N
         assert not done
         await pair.standby.start()
         await waits
+        await pair.follows()
         assert await _marks(pair.standby) == [7]
 
 
@@ -140,6 +141,7 @@ async def test_a_pair_fails_over_again_and_again_and_loses_nothing_that_was_ackn
             await asyncio.gather(*writers)
             assert set(acknowledged) <= set(await _marks(pair.primary, name))
             await pair.rejoin()
+        await pair.follows()
         assert set(acknowledged) <= set(await _marks(pair.standby, name))
 
 
@@ -154,6 +156,7 @@ async def test_an_old_primary_that_returns_takes_writes_beside_the_new_one() -> 
         assert not waits.done()
         await pair.rejoin()
         await waits
+        await pair.follows()
         assert await _marks(pair.primary) == await _marks(pair.standby) == [1]
 
 
