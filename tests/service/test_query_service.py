@@ -49,7 +49,7 @@ from tests.sealed import (
     token_issued,
 )
 from tests.service.feed_server import FeedServer, feeding
-from tests.service.query_rig import Client, KeptDisk, client_of, querying, refused_in_time
+from tests.service.query_rig import DEADLINE_SECONDS, Client, KeptDisk, client_of, querying, refused_in_time
 
 Call = Callable[[Client], Awaitable[Any]]
 
@@ -233,12 +233,16 @@ async def test_a_query_waits_until_the_view_shows_its_position(feed: FeedServer,
 
 
 POSITION_99: list[Call] = [
-    lambda c: c.queries.GetCharge(GetChargeRequest(charge_id="x", min_position=99), timeout=0.5),
-    lambda c: c.queries.GetChargeHistory(GetChargeHistoryRequest(charge_id="x", min_position=99), timeout=0.5),
-    lambda c: c.queries.WatchCharge(WatchChargeRequest(charge_id="x", min_position=99), timeout=0.5).read(),
-    lambda c: c.queries.GetUserSummary(GetUserSummaryRequest(user_id="x", min_position=99), timeout=0.5),
-    lambda c: c.queries.ListCharges(ListChargesRequest(min_position=99), timeout=0.5),
-    lambda c: c.queries.GetViewStatus(GetViewStatusRequest(min_position=99), timeout=0.5),
+    lambda c: c.queries.GetCharge(GetChargeRequest(charge_id="x", min_position=99), timeout=DEADLINE_SECONDS),
+    lambda c: c.queries.GetChargeHistory(
+        GetChargeHistoryRequest(charge_id="x", min_position=99), timeout=DEADLINE_SECONDS
+    ),
+    lambda c: c.queries.WatchCharge(
+        WatchChargeRequest(charge_id="x", min_position=99), timeout=DEADLINE_SECONDS
+    ).read(),
+    lambda c: c.queries.GetUserSummary(GetUserSummaryRequest(user_id="x", min_position=99), timeout=DEADLINE_SECONDS),
+    lambda c: c.queries.ListCharges(ListChargesRequest(min_position=99), timeout=DEADLINE_SECONDS),
+    lambda c: c.queries.GetViewStatus(GetViewStatusRequest(min_position=99), timeout=DEADLINE_SECONDS),
 ]
 
 

@@ -20,7 +20,7 @@ from rig.errors import Told, refused, told
 from rig.world import until
 from tests.sealed import SealedJournal, requested
 from tests.service.feed_server import feeding
-from tests.service.query_rig import Client, querying, refused_in_time
+from tests.service.query_rig import DEADLINE_SECONDS, Client, querying, refused_in_time
 from tests.service.tenants_rig import Believing, as_tenant
 
 KEY = "order-0001"
@@ -97,7 +97,7 @@ async def test_queries_that_wait_for_a_position_have_shares(town: tuple[Serving,
 
     asked = [asyncio.ensure_future(waits("a")) for _ in range(9)]
     await until(lambda: sum(each.done() for each in asked) >= 6)
-    assert (await refused_in_time(lambda: waits("b", timeout=1.0))).reason == "VIEW_BEHIND"
+    assert (await refused_in_time(lambda: waits("b", timeout=DEADLINE_SECONDS))).reason == "VIEW_BEHIND"
     for each in asked:
         each.cancel()
     waited, refusals = await outcomes(asked)
