@@ -1,8 +1,9 @@
 """A real query server, in this process or in one of its own, and a client of it."""
 
+import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from charging.v1.query_pb2 import GetViewStatusRequest, GetViewStatusResponse
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from chassis import settings
 from chassis.disk import LOCAL_DISK, Disk, Thread
@@ -20,6 +22,7 @@ from query_service.schema import TABLES
 from query_service.serving import Serving, serve
 from query_service.settings import Settings
 from rig.around import Around
+from rig.errors import Told, refused, told
 from rig.processes import Server
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SERVICE = "charging.v1.QueryService"
+# For a view that has to find its feed again, or is built first.
+PATIENCE_SECONDS = 30
+DEADLINE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,30 @@ class Client:
         async for response in self.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE)):
             if response.status == status:
                 return
+
+    async def reaches(self, position: int) -> GetViewStatusResponse:
+        """Wait until the view shows a position, longer than the server lets one query wait."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                try:
+                    return await self.queries.GetViewStatus(GetViewStatusRequest(min_position=position))
+                except grpc.aio.AioRpcError as error:
+                    if told(error).reason != "VIEW_BEHIND":
+                        raise
+
+
+async def refused_in_time(ask: Callable[[], Awaitable[object]]) -> Told:
+    """Return the server's refusal of a call with DEADLINE_SECONDS, which comes clearly before these are over.
+
+    If the machine stands still just then it comes later, or not at all: so it is asked for up to ten times.
+    """
+    loop = asyncio.get_running_loop()
+    for _ in range(10):
+        began = loop.time()
+        error = await refused(ask())
+        if loop.time() - began < 0.95 * DEADLINE_SECONDS:
+            return error
+    raise AssertionError(f"it came at the deadline: {error}")
 
 
 def environment(feed: str, view: Path, **more: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ from tests.service.test_feed import chained
 
 WHOLE, SHOP, CAFE, NOBODY, DEFAULT = "", "shop", "café", "nobody", "default"
 HEARTBEAT_SECONDS = 0.1
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 
 
 class Counted(GroupCommit):

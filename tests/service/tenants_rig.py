@@ -31,11 +31,9 @@ def _named(context: GuardedCall) -> GuardedCall:
     return GuardedCall(context.method, Caller(tenant, f"{tenant}'s clerk"), context)
 
 
-def shared_by(
-    weights: Mapping[str, float], rates: Mapping[str, float] | None = None
-) -> Callable[[Settings], "SharedParts"]:
-    """Make the maker of a command server's parts with these weights and rates."""
-    return lambda chosen: SharedParts(chosen, weights, rates or {})
+def shared_by(weights: Mapping[str, float]) -> Callable[[Settings], "SharedParts"]:
+    """Make the maker of a command server's parts with these weights, and no rates."""
+    return lambda chosen: SharedParts(chosen, weights, {})
 
 
 class SharedParts(Parts):

@@ -6,6 +6,7 @@ Over a real channel, against a real bank. At the end of each test bank and journ
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import Card, Money
 from rig.errors import refused
 from rig.world import AUTHORIZED, CHARGED, DECLINED, REPLAYED, World, a_hold, a_request, a_world, id_of, new_key
+from tests.service.test_busy_journal import Clock, Clocked
+
+WINDOW_SECONDS = "600"
+BEYOND_THE_WINDOW = 601_000_000  # in microseconds
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with a_world(tmp_path, COMMAND_DUPLICATE_WINDOW_SECONDS="600") as world:
+    async with a_world(tmp_path, COMMAND_DUPLICATE_WINDOW_SECONDS=WINDOW_SECONDS) as world:
         yield world
 
 
@@ -85,10 +90,11 @@ async def test_a_charge_that_moved_no_money_does_not_count(world: World) -> None
 
 async def test_the_window_survives_a_restart_and_ends(tmp_path: Path) -> None:
     """What was requested in the last while is read from the journal."""
-    async with a_world(tmp_path, COMMAND_DUPLICATE_WINDOW_SECONDS="2") as world:
+    clock = Clock()
+    async with a_world(tmp_path, partial(Clocked, clock), COMMAND_DUPLICATE_WINDOW_SECONDS=WINDOW_SECONDS) as world:
         old = a_request(user_id="carol")
         await world.charge(old)
-        await asyncio.sleep(2.1)
+        clock.moment += BEYOND_THE_WINDOW
         first, declined = a_request(), a_request(card=Card(token="tok_declined"))
         await world.charge(first)
         await world.charge(declined)
@@ -97,7 +103,7 @@ async def test_the_window_survives_a_restart_and_ends(tmp_path: Path) -> None:
         await assert_refused(world, a_request(), first)
         assert (await world.charge(a_request(user_id="carol"))).status == CHARGED
         assert (await world.charge(a_request(card=Card(token="tok_declined")))).status == DECLINED
-        await asyncio.sleep(2.1)
+        clock.moment += BEYOND_THE_WINDOW
         assert (await world.charge(a_request())).status == CHARGED
 
 

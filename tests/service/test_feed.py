@@ -333,7 +333,7 @@ async def test_while_nothing_is_appended_heartbeats_carry_the_head(tmp_path: Pat
 
 async def test_a_reader_that_does_not_read_is_cut_off_while_others_go_on_and_resumes(tmp_path: Path) -> None:
     """It finds READER_TOO_SLOW after the sent messages, and can read every missing record again."""
-    async with a_source(tmp_path, slow_reader_seconds=1) as source:
+    async with a_source(tmp_path, slow_reader_seconds=5) as source:
         await source.filled(1_000, size=16_000)  # three times the capacity of a connection whose reader does not read
         stuck, lively = source.reader(), source.reader()
         await stuck.next()

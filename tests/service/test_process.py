@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 
 from charging.v1 import command_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
 from chassis.stderr import StandardError
-from rig.processes import Server, Town
+from rig.processes import Server, Town, free_address
+from rig.referee import Referee
 from rig.world import until
+from tests.service.test_charge import HOLD
 
 SERVERS = ["command_service", "query_service", "gateway_mock"]
 PATIENCE_SECONDS = 40
@@ -68,18 +68,13 @@ async def charge(listen: str, key: str) -> str:
 
 
 @asynccontextmanager
-async def a_charge_under_way(town: Town) -> AsyncIterator["asyncio.Task[str]"]:
-    """Start a call that waits for the bank, which answers after a second."""
-
-    async def is_executing() -> bool:
-        return any(call["path"].endswith("/execute") for call in (await bank.get("/calls")).json())
-
-    async with httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as bank:
-        delay = {"on": "execute", "fault": "delay", "seconds": 1}
-        (await bank.post("/faults", json=delay)).raise_for_status()
+async def a_charge_under_way(town: Town) -> AsyncIterator[tuple["asyncio.Task[str]", Referee]]:
+    """Start a call that waits for the bank, which does not come to an end until `no_more_trouble`."""
+    async with Referee(town.bank_url) as referee:
+        await referee.trouble("execute", **HOLD)
         waiting = asyncio.create_task(charge(town.command.listen, "order-0001"))
-        await until(is_executing)
-        yield waiting
+        await until(referee.has_fired)
+        yield waiting, referee
         waiting.cancel()
 
 
@@ -98,11 +93,13 @@ async def test_a_signal_stops_a_server_in_order(tmp_path: Path, module: str, num
 
 async def test_a_terminal_that_closes_lets_calls_under_way_end(tmp_path: Path) -> None:
     """Kernel and shell each send a SIGHUP, so a second SIGHUP does not mean that its sender does not want to wait."""
-    async with Town(tmp_path) as town, a_charge_under_way(town) as waiting:
+    async with Town(tmp_path) as town, a_charge_under_way(town) as (waiting, referee):
         assert town.command.process is not None
         for _ in range(3):
             town.command.process.send_signal(signal.SIGHUP)
             await asyncio.sleep(0.05)
+        await until(lambda: "draining" in town.command.text())
+        await referee.no_more_trouble()
         assert await waiting == "CHARGE_STATUS_CHARGED"
         assert await town.command.ended() == 0
 
@@ -183,20 +180,21 @@ async def test_a_server_that_is_process_1_stops_like_any_other(tmp_path: Path) -
     """The kernel does not apply the default action of signals to it, also for a second SIGTERM."""
     town = Town(tmp_path)
     town.command.prefix = ("unshare", "-pf")
-    async with town, a_charge_under_way(town) as waiting:
+    async with town, a_charge_under_way(town) as (waiting, referee):
         assert town.command.process is not None
         unshare = town.command.process.pid
         (first,) = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
         os.kill(int(first), signal.SIGTERM)
+        await until(lambda: '"draining"' in town.command.text())
+        await referee.no_more_trouble()
         assert await waiting == "CHARGE_STATUS_CHARGED"
         assert await town.command.ended() == 0
         await town.start_command()
         unshare = town.command.process.pid
         (first,) = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
-        async with httpx.AsyncClient(base_url=town.bank_url, trust_env=False) as bank:
-            await bank.post("/faults", json={"on": "token", "fault": "hang_before"})
+        await referee.trouble("token", "hang_before")
         unanswered = asyncio.create_task(charge(town.command.listen, "order-0002"))
-        await asyncio.sleep(0.5)
+        await until(referee.has_fired)
         os.kill(int(first), signal.SIGTERM)
         await until(lambda: town.command.text().count('"draining"') == 2)
         os.kill(int(first), signal.SIGTERM)
@@ -211,13 +209,11 @@ async def test_a_server_serves_and_stops_in_order_with_standard_streams_closed(
     tmp_path: Path, module: str, closed: str
 ) -> None:
     """No file or connection of ours gets their numbers: output to standard error would go into it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    listen = free_address()
     variable = {"command_service": "COMMAND", "query_service": "QUERY", "gateway_mock": "GATEWAY_MOCK"}[module]
     server = await asyncio.create_subprocess_exec(
         *("sh", "-c", f"exec {sys.executable} -m {module} {closed}"),
-        env={**os.environ, **environment_of(module, tmp_path), f"{variable}_LISTEN": f"127.0.0.1:{port}"},
+        env={**os.environ, **environment_of(module, tmp_path), f"{variable}_LISTEN": listen},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -225,7 +221,7 @@ async def test_a_server_serves_and_stops_in_order_with_standard_streams_closed(
         async with asyncio.timeout(PATIENCE_SECONDS):
             while server.returncode is None:
                 try:
-                    (await asyncio.open_connection("127.0.0.1", port))[1].close()
+                    (await asyncio.open_connection(*listen.split(":")))[1].close()
                     break
                 except OSError:
                     await asyncio.sleep(0.02)

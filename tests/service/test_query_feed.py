@@ -121,7 +121,7 @@ async def feed() -> AsyncIterator[FeedServer]:
 
 
 async def status(client: Client, at_least: int = 0) -> GetViewStatusResponse:
-    return await client.queries.GetViewStatus(GetViewStatusRequest(min_position=at_least))
+    return await client.reaches(at_least)
 
 
 async def state_of(client: Client, state: int) -> GetViewStatusResponse:
@@ -1003,7 +1003,7 @@ async def test_a_server_that_is_asked_to_stop_drains_and_exits_with_zero(feed: F
         async with client_of(serving["listen"]) as client:
             await client.becomes(HealthCheckResponse.SERVING)
             position = feed.journal.head + 1
-            waits = asyncio.ensure_future(status(client, position))
+            waits = asyncio.ensure_future(client.queries.GetViewStatus(GetViewStatusRequest(min_position=position)))
             for _ in range(3):  # later calls on the same connection: once they are answered, it has arrived
                 await asyncio.sleep(0)
                 await status(client)

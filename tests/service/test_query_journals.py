@@ -32,7 +32,7 @@ from tests.sealed import (
 )
 from tests.service.feed_server import feeding
 from tests.service.journals_rig import PATIENCE_SECONDS, Feeds, health, of, shows, status, two_feeds
-from tests.service.query_rig import Client, querying
+from tests.service.query_rig import DEADLINE_SECONDS, Client, querying, refused_in_time
 from tests.service.tenants_rig import as_tenant
 from tests.service.test_query_service import keys
 from tests.service.test_query_shares import Shared
@@ -66,7 +66,7 @@ async def test_a_query_waits_for_the_position_of_the_journal_that_it_names(feeds
         early = ListChargesRequest(min_position=position, journal_id="east")
         assert keys(await client.queries.ListCharges(early))[0] == "order-early"
         late = ListChargesRequest(min_position=position, journal_id="west")
-        error = await refused(client.queries.ListCharges(late, timeout=0.5))
+        error = await refused_in_time(lambda: client.queries.ListCharges(late, timeout=DEADLINE_SECONDS))
         assert (error.reason, error.metadata["as_of_position"]) == ("VIEW_BEHIND", "3")
         waiting = client.queries.ListCharges(late)
         await west.hold(None)

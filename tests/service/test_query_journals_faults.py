@@ -124,8 +124,10 @@ async def test_a_journal_that_is_restored_as_a_new_one_is_followed_and_the_forme
         west.journal = SealedJournal("west-restored")
         west.journal.charge("order-west", "user-1", token_issued(), charged(), minor_units=7)
         await west.cut()
+        await west.hold(0)
         west.mend()
         assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        await west.hold(None)
         assert (await watch.read()).status == HealthCheckResponse.SERVING
         await shows(client, east, west)
         error = await refused(client.queries.GetViewStatus(GetViewStatusRequest(min_position=3, journal_id="west")))
@@ -214,7 +216,10 @@ async def test_the_gauges_tell_the_worst_of_the_journals(feeds: Feeds, tmp_path:
     await west.hold(1)
     async with process_of(of(east, west), tmp_path / "view.db", QUERY_METRICS_LISTEN=metrics) as process:
         await process.logged("serving")
-        async with asyncio.timeout(PATIENCE_SECONDS), httpx.AsyncClient(trust_env=False) as reader:
+        async with (
+            asyncio.timeout(PATIENCE_SECONDS),
+            httpx.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as reader,
+        ):
             while True:
                 page = (await reader.get(f"http://{metrics}/metrics")).text
                 found = dict(re.findall(r"^chargeonce_(view_position|view_lag_records) (\S+)$", page, re.MULTILINE))

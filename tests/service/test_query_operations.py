@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -27,6 +26,7 @@ from charging.v1.query_pb2 import (
 from query_service import schema
 from query_service.verified import verify
 from query_service.view import View
+from rig.processes import free_address
 from tests.operations import (
     AMOUNT,
     HOLD_ENDS,
@@ -286,8 +286,7 @@ async def test_a_server_offers_the_number_of_holds_that_end_within_a_day(feed: F
     for number, hours in enumerate((-1, 23, 25)):
         key = f"order-{number}"
         append(feed.journal, key, held(key), token_issued(), authorized(expires_at=now + hours * hour))
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    metrics = free_address()
     async with (
         process_of(feed.address, tmp_path / "view.db", QUERY_METRICS_LISTEN=metrics) as process,
         httpx.AsyncClient(trust_env=False, timeout=30) as http,

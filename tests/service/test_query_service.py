@@ -49,7 +49,7 @@ from tests.sealed import (
     token_issued,
 )
 from tests.service.feed_server import FeedServer, feeding
-from tests.service.query_rig import Client, KeptDisk, client_of, querying
+from tests.service.query_rig import DEADLINE_SECONDS, Client, KeptDisk, client_of, querying, refused_in_time
 
 Call = Callable[[Client], Awaitable[Any]]
 
@@ -233,12 +233,16 @@ async def test_a_query_waits_until_the_view_shows_its_position(feed: FeedServer,
 
 
 POSITION_99: list[Call] = [
-    lambda c: c.queries.GetCharge(GetChargeRequest(charge_id="x", min_position=99), timeout=0.5),
-    lambda c: c.queries.GetChargeHistory(GetChargeHistoryRequest(charge_id="x", min_position=99), timeout=0.5),
-    lambda c: c.queries.WatchCharge(WatchChargeRequest(charge_id="x", min_position=99), timeout=0.5).read(),
-    lambda c: c.queries.GetUserSummary(GetUserSummaryRequest(user_id="x", min_position=99), timeout=0.5),
-    lambda c: c.queries.ListCharges(ListChargesRequest(min_position=99), timeout=0.5),
-    lambda c: c.queries.GetViewStatus(GetViewStatusRequest(min_position=99), timeout=0.5),
+    lambda c: c.queries.GetCharge(GetChargeRequest(charge_id="x", min_position=99), timeout=DEADLINE_SECONDS),
+    lambda c: c.queries.GetChargeHistory(
+        GetChargeHistoryRequest(charge_id="x", min_position=99), timeout=DEADLINE_SECONDS
+    ),
+    lambda c: c.queries.WatchCharge(
+        WatchChargeRequest(charge_id="x", min_position=99), timeout=DEADLINE_SECONDS
+    ).read(),
+    lambda c: c.queries.GetUserSummary(GetUserSummaryRequest(user_id="x", min_position=99), timeout=DEADLINE_SECONDS),
+    lambda c: c.queries.ListCharges(ListChargesRequest(min_position=99), timeout=DEADLINE_SECONDS),
+    lambda c: c.queries.GetViewStatus(GetViewStatusRequest(min_position=99), timeout=DEADLINE_SECONDS),
 ]
 
 
@@ -250,7 +254,7 @@ async def test_a_view_that_does_not_reach_the_position_reports_its_own_before_th
     feed.journal.charge("order-0001", "user-1", token_issued())
     await feed.hold(1)
     await client.queries.GetViewStatus(GetViewStatusRequest(min_position=1))
-    error = await refused(call(client))
+    error = await refused_in_time(lambda: call(client))
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "VIEW_BEHIND")
     assert error.metadata["as_of_position"] == "1"
     assert error.metadata["head_position"] in ("0", "1", "2")  # from the last message of the feed

@@ -68,7 +68,7 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
             return made[0]
 
     async with feeding(journal) as feed, querying(feed.address, tmp_path / "view.db", Kept) as (_, client):
-        await client.queries.GetViewStatus(GetViewStatusRequest(min_position=journal.head))
+        await client.reaches(journal.head)
         yield Town(journal, client, made[0])
 
 

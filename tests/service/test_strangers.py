@@ -66,7 +66,7 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
         feed = await stack.enter_async_context(feeding(journal))
         view = tmp_path / "view.db"
         _, owner = await stack.enter_async_context(querying(feed.address, view, Kept))
-        await owner.queries.GetViewStatus(GetViewStatusRequest(min_position=journal.head))
+        await owner.reaches(journal.head)
         other_port = await start_alone(
             lambda server: query_pb2_grpc.add_QueryServiceServicer_to_server(made[0], server),
             "charging.v1.QueryService",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from charging.v1.journal_pb2 import CaughtUp, Opened, Passed, Record, RecordBatch, SubscribeResponse
-from charging.v1.query_pb2 import VIEW_STATE_LIVE, GetViewStatusRequest, GetViewStatusResponse
+from charging.v1.query_pb2 import VIEW_STATE_LIVE, GetViewStatusResponse
 from contract.chain import START, Place
 from query_service.subscriber import Subscriber
 from query_service.verified import BrokenFeed, stretch_of
@@ -43,7 +43,7 @@ async def live(client: Client, position: int) -> GetViewStatusResponse:
     """Wait until the view is live at a position."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
-            answer = await client.queries.GetViewStatus(GetViewStatusRequest(min_position=position), timeout=20)
+            answer = await client.reaches(position)
             if answer.state == VIEW_STATE_LIVE:
                 return answer
 

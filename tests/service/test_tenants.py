@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from rig.world import (
     story,
     until,
 )
-from tests.service.tenants_rig import as_tenant, shared_by
+from tests.service.tenants_rig import SharedParts, as_tenant, shared_by
 
 ALWAYS = 1_000_000
 HANGING = Card(token="tok_mastercard", brand="mastercard", last4="4444")
@@ -45,9 +46,9 @@ HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "1", "times": ALW
 EVEN = {"a": 1.0, "b": 1.0}
 
 
-def shared(folder: Path, rates: dict[str, float] | None = None, **settings: str) -> AbstractAsyncContextManager[World]:
+def shared(folder: Path, **settings: str) -> AbstractAsyncContextManager[World]:
     """A world whose tenants `a` and `b` have even shares. With a limit of 8, two places are reserved for each."""
-    return a_world(folder, shared_by(EVEN, rates), **settings)
+    return a_world(folder, shared_by(EVEN), **settings)
 
 
 async def charge(
@@ -63,13 +64,23 @@ async def pending(world: World, request: ChargeRequest) -> Any:
             return await charge(world, "a", request, 0.8)
 
 
-async def flood(world: World, number: int, seconds: float) -> tuple[list[ChargeRequest], list[Told]]:
-    """Have tenant `a` ask for charges that hang, all at once; return those taken, and how the others were refused."""
+@dataclass
+class Flood:
+    """Calls for charges that hang: those that are under way, by their requests, and how the others were refused."""
+
+    taken: list[tuple[ChargeRequest, "asyncio.Task[Any]"]]
+    refusals: list[Told]
+
+
+async def flood(world: World, number: int, room: int) -> Flood:
+    """Have tenant `a` ask for charges that hang, all at once, and wait until no more than `room` are left under way."""
     requests = [a_request(card=HANGING) for _ in range(number)]
-    asked = [charge(world, "a", request, seconds) for request in requests]
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-    taken = [request for request, answer in zip(requests, answers, strict=True) if not isinstance(answer, Exception)]
-    return taken, [told(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    calls = [(request, asyncio.ensure_future(charge(world, "a", request))) for request in requests]
+    await until(lambda: sum(call.done() for _, call in calls) >= number - room)
+    return Flood(
+        [(request, call) for request, call in calls if not call.done()],
+        [await refused(call) for _, call in calls if call.done()],
+    )
 
 
 # ---------------------------------------------------------------- no tenant starves another
@@ -77,20 +88,20 @@ async def test_a_tenants_flood_of_calls_leaves_the_other_its_calls(tmp_path: Pat
     """It is refused beyond its share, with a time to come back and nothing stored; the other is served meanwhile."""
     async with shared(tmp_path, COMMAND_MAX_CALLS="8") as world:
         await world.trouble("token", **HOLD)
-        flooding = asyncio.ensure_future(flood(world, 40, 3.0))
+        flooding = await flood(world, 40, room=6)
         await until(lambda: head(world.journal).position == 6)
         for _ in range(5):
             answers = await asyncio.gather(charge(world, "b"), charge(world, "b"))
             assert {answer.status for answer in answers} == {CHARGED}
-        assert not flooding.done()
-        taken, refusals = await flooding
-        assert (len(taken), len(refusals)) == (6, 34)
-        assert {(each.code, each.reason, each.advice) for each in refusals} == {
+        assert [call.done() for _, call in flooding.taken] == [False] * 6
+        assert len(flooding.refusals) == 34
+        assert {(each.code, each.reason, each.advice) for each in flooding.refusals} == {
             (grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_LIMIT", "RETRY_SAME_KEY")
         }
-        assert min(each.retry_after_seconds or 0.0 for each in refusals) >= 0.5
+        assert min(each.retry_after_seconds or 0.0 for each in flooding.refusals) >= 0.5
         assert head(world.journal).position == 6 + 30
         await world.referee.no_more_trouble()
+        assert {(await call).status for _, call in flooding.taken} == {CHARGED}
 
 
 async def test_a_tenants_unfinished_charges_leave_the_other_room_for_new_ones(tmp_path: Path) -> None:
@@ -99,8 +110,12 @@ async def test_a_tenants_unfinished_charges_leave_the_other_room_for_new_ones(tm
         known = a_request()
         await charge(world, "a", known)
         await world.trouble("token", **HOLD)
-        taken, refusals = await flood(world, 20, 1.0)
-        assert (len(taken), len(refusals)) == (6, 14)
+        flooding = await flood(world, 20, room=6)
+        assert (len(flooding.taken), len(flooding.refusals)) == (6, 14)
+        await until(lambda: head(world.journal).position == 3 + 6)
+        for _, call in flooding.taken:
+            call.cancel()
+        taken = [request for request, _ in flooding.taken]
         for again in (False, True):
             if again:
                 await world.drain()
@@ -137,17 +152,22 @@ async def test_a_tenants_flood_of_retries_leaves_the_other_room_for_new_charges(
         await asyncio.wait(flooding)
 
 
+class Still(SharedParts):
+    """Parts with a clock that stands still: however long the calls take, they come at one moment."""
+
+    def clock(self) -> float:
+        return 0.0
+
+
 async def test_a_tenant_has_its_rate_and_the_other_none(tmp_path: Path) -> None:
     """What comes too soon is refused with the time of its turn, and nothing is stored."""
-    async with shared(tmp_path, {"a": 5.0}) as world:
+    async with a_world(tmp_path, lambda chosen: Still(chosen, EVEN, {"a": 5.0})) as world:
         requests = [a_request() for _ in range(20)]
         answers = await asyncio.gather(*(charge(world, "a", each) for each in requests), return_exceptions=True)
         refusals = [told(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
-        assert 10 <= len(refusals) <= 15
         assert {(each.reason, each.advice) for each in refusals} == {("TENANT_LIMIT", "RETRY_SAME_KEY")}
-        waits = sorted(each.retry_after_seconds or 0.0 for each in refusals)
-        assert 0.0 < waits[0] < waits[-1] <= len(refusals) / 5.0
-        assert head(world.journal).position == 3 * (20 - len(refusals))
+        assert sorted(each.retry_after_seconds or 0.0 for each in refusals) == [turn / 5 for turn in range(1, 16)]
+        assert head(world.journal).position == 3 * 5
         others = await asyncio.gather(*(charge(world, "b") for _ in range(20)))
         assert {answer.status for answer in others} == {CHARGED}
 
@@ -226,6 +246,7 @@ async def at_rest_with_the_bank_away(world: World) -> AsyncIterator[str]:
     await world.trouble("token", "refuse", status=401, times=ALWAYS)
     pending = [charge(world, "a", a_request(), 0.5) for _ in range(4)]
     await asyncio.gather(*pending, return_exceptions=True)
+    await until(lambda: world.running.vitals().bank_breaker_open[""])
     assert (await refused(capture(world, charge_id, "a"))).reason == "BANK_UNREACHABLE"
     yield charge_id
 
