@@ -46,7 +46,7 @@ async def charge(town: Town, asked: ChargeRequest) -> ChargeResponse:
 
 
 async def statement(town: Town) -> list[dict[str, Any]]:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         movements: list[dict[str, Any]] = (await client.get(f"{town.bank_url}/statement")).json()["movements"]
         return movements
 
