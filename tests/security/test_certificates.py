@@ -1,6 +1,5 @@
 """Whom the servers take a client for by its certificate, on every port: by exactly one of its alternative names."""
 
-import asyncio
 import datetime
 from collections.abc import AsyncIterator
 from typing import Any
