@@ -77,8 +77,8 @@ class World:
     """The modules of the gate, loaded anew, from other sources where these are given."""
 
     def __init__(self, sources: Mapping[str, Any] | None = None) -> None:
-        self.patience_seconds = 30.0 if sources is None else 0.3
-        """How long what must come is waited for: a mutant, of which it may never come, is not worth a long wait."""
+        # A mutant, of which what must come may never come, is not worth a long wait.
+        self.patience_seconds, self.token_seconds = (30.0, 2) if sources is None else (0.3, 1)
         former = {module.__name__: module for module in MODULES}
         self.modules: dict[str, Any] = {}
         try:
@@ -398,8 +398,9 @@ def streams_end(world: World, folder: Path) -> None:
         now=lambda: clock[0],
     )
     get, health = gate.door(GET, on_loopback=False), gate.door(HEALTH, on_loopback=False)
-    # Within the leeway: real time ends it, one to two seconds from now, in the library too.
-    ending = get.admit_call(Call(f"Bearer {provider.signed(provider.claims(exp=int(time.time()) - 28))}"))
+    # Within the leeway: real time ends it, a second or two from now, in the library too.
+    ends_at = int(time.time()) + world.token_seconds
+    ending = get.admit_call(Call(f"Bearer {provider.signed(provider.claims(exp=ends_at - 30))}"))
     by_name, by_token, by_uri = (
         get.admit_call(Call(names=["checkout.shop.example"])),
         get.admit_call(Call(f"Bearer {provider.signed()}")),

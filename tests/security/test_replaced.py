@@ -213,6 +213,7 @@ async def test_open_streams_end_when_a_new_policy_gives_their_identity_another_t
     """They were opened for the former tenant, or for all, and would go on to show its records."""
     town.replace(town.policy, POLICY + an_identity("auditor", "feed", tenant="") + GUEST)
     await becomes(lambda: town.is_permitted(SUBSCRIBE, as_identity("auditor")))
+    await becomes(lambda: permitted(town, as_identity("guest")))
     its = await streams_of(town, as_identity("guest"))
     of_all = await Streams({"feed": town.call(SUBSCRIBE, as_identity("auditor"))}).open()
     others = await streams_of(town, till())
