@@ -12,13 +12,12 @@ from chargeonce_client import (
     FeedBroken,
     Refused,
     Settings,
-    Unsettled,
     ViewState,
     connect,
 )
 from charging.v1.journal_pb2 import Record
 from rig.servers import Servers
-from tests.client.charging import CHARGED, charge
+from tests.client.charging import CHARGED, charge, unsettled
 from tests.sealed import SealedJournal, charged, requested
 from tests.service.feed_server import feeding
 
@@ -52,9 +51,8 @@ async def test_a_view_that_stays_behind_is_asked_again_until_patience_is_over(se
     ahead = await charge(client)
     ahead.position += 1000
     async with connect(Settings(query=servers.query, deadline=1)) as asking:
-        with pytest.raises(Unsettled) as error:
-            await asking.get(key="order-1", after=ahead, patience=2.5)
-    assert (error.value.reason, error.value.retry_after) == ("VIEW_BEHIND", 1.0)
+        error = await unsettled(lambda: asking.get(key="order-1", after=ahead, patience=2.5))
+    assert (error.reason, error.retry_after) == ("VIEW_BEHIND", 1.0)
 
 
 async def test_a_watch_of_no_charge_is_refused(client: Client) -> None:

@@ -9,7 +9,7 @@ import pytest
 from chargeonce_client import Client, Entry, OperationStatus, Unsettled, connect, money
 from rig.processes import Town
 from rig.referee import Referee
-from tests.client.charging import CHARGED, PENDING, at_the_bank, charge, times_at_the_bank
+from tests.client.charging import CHARGED, PENDING, at_the_bank, charge, pending, times_at_the_bank
 from tests.client.conftest import settings_of
 
 
@@ -61,9 +61,9 @@ async def test_without_any_answer_it_is_not_settled_until_the_server_is_back(tow
 
 async def test_a_watch_goes_on_and_repeats_nothing(town: Town, client: Client, bank: Referee) -> None:
     await bank.trouble("execute", "in_progress", times=1000)
-    await charge(client, patience=1)
+    await pending(client)
     await at_the_bank(bank)
-    began = await charge(client, patience=1)
+    began = await pending(client)
     changes = client.watch(key="order-1", after=began)
     async with contextlib.aclosing(changes):
         first = await anext(changes)

@@ -15,7 +15,7 @@ from tests.clients.tours import QUICKSTART
 
 COMMAND = "127.0.0.1:50051"
 SECONDS = 60.0
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(3 * SECONDS)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

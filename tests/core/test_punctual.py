@@ -36,5 +36,5 @@ async def test_a_time_that_has_passed_is_not_waited_for() -> None:
     clock = asyncio.get_running_loop().time
     begin = clock()
     for _ in range(10):
-        await wait_until(begin - 1.0)
-    assert clock() - begin < 0.5
+        await wait_until(begin - 3_600.0)
+    assert clock() - begin < 30.0

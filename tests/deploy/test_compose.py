@@ -165,5 +165,5 @@ async def scraped(address: str, files: Path) -> str:
     folder = files / "certs" / "prometheus"
     context = ssl.create_default_context(cafile=folder / "ca.crt")
     context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    async with httpx.AsyncClient(verify=context, trust_env=False) as client:
+    async with httpx.AsyncClient(verify=context, trust_env=False, timeout=30) as client:
         return (await client.get(f"https://{address}/metrics")).raise_for_status().text

@@ -67,7 +67,7 @@ class UnlimitedRefunds(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serving(bank: str) -> Iterator[str]:
     """A bank that does not limit refunds."""
-    with httpx.Client(base_url=f"http://{bank}", trust_env=False) as client:
+    with httpx.Client(base_url=f"http://{bank}", trust_env=False, timeout=30) as client:
         handler = type("Handler", (UnlimitedRefunds,), {"bank": client})
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             thread = threading.Thread(target=server.serve_forever)
@@ -114,7 +114,7 @@ async def test_a_bank_that_breaks_one(tmp_path: Path) -> None:
 async def test_one_who_stops_it_is_told_that_it_says_nothing_of_the_rest(tmp_path: Path) -> None:
     async with gateway_mock.serve("127.0.0.1:0", tmp_path / "bank.db") as bank:
         hang = {"on": "cancel", "fault": "hang_before", "times": 1000}
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
             (await client.post(f"http://{bank}/faults", json=hang)).raise_for_status()
         # A process inherits that SIGINT is ignored, as shells have it in the background.
         former = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -102,7 +102,7 @@ def fields(done: Done) -> dict[str, str]:
 
 
 def trouble(there: Mapping[str, str], **fault: Any) -> None:
-    httpx.post(f"{there['CHARGEONCE_BANK']}/faults", json=fault, trust_env=False).raise_for_status()
+    httpx.post(f"{there['CHARGEONCE_BANK']}/faults", json=fault, trust_env=False, timeout=30).raise_for_status()
 
 
 # ---------------------------------------------------------------- exit statuses
@@ -304,7 +304,7 @@ def undecided(there: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        httpx.delete(f"{there['CHARGEONCE_BANK']}/faults", trust_env=False).raise_for_status()
+        httpx.delete(f"{there['CHARGEONCE_BANK']}/faults", trust_env=False, timeout=30).raise_for_status()
 
 
 def test_a_charge_that_is_not_decided_in_time_is_to_be_repeated(there: Mapping[str, str]) -> None:

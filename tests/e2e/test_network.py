@@ -226,6 +226,7 @@ async def test_a_kept_port_stays_reserved_for_its_server_while_the_server_is_dow
         for _ in range(2):
             async with gateway_mock.serve(address, tmp_path / "bank.db") as listening:
                 assert listening == address
-        with contextlib.ExitStack() as stack:
-            others = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2_000)]
-            assert address not in {f"127.0.0.1:{other.getsockname()[1]}" for other in others}
+        for _ in range(4):  # a process may often have no more than a thousand files
+            with contextlib.ExitStack() as stack:
+                others = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(500)]
+                assert address not in {f"127.0.0.1:{other.getsockname()[1]}" for other in others}

@@ -36,7 +36,7 @@ async def run(words: list[str], town: Town) -> Any:
     body = moved[moved.index("-d") + 1] if "-d" in moved else None
     if moved[0] == "curl":
         method = moved[moved.index("-X") + 1] if "-X" in moved else "POST"
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
             return (await client.request(method, moved[-1], content=body)).raise_for_status().json()
     seconds = ["--connect-timeout", "5"]
     command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *seconds, "-d", str(body)]
@@ -132,7 +132,7 @@ async def test_the_lines_on_the_customers_step_do_what_the_page_says(tmp_path: P
     (lines,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     asked, again = re.split(r"(?:^curl .*\n)+", lines, flags=re.MULTILINE)
     pages = re.findall(r'^curl (?:-X (\w+) )?"\$URL(.*?)"', lines, flags=re.MULTILINE)
-    async with Town(tmp_path) as town, httpx.AsyncClient(trust_env=False) as browser:
+    async with Town(tmp_path) as town, httpx.AsyncClient(trust_env=False, timeout=30) as browser:
 
         async def in_a_shell(script: str) -> str:
             script = script.replace("127.0.0.1:50051", town.command.listen).replace(

@@ -54,7 +54,7 @@ def server_of(town: Guarded, name: str) -> Server:
 async def counted(town: Guarded, server: str) -> Counter[str]:
     """The two gauges of refused calls."""
     trusting = ssl.create_default_context(cadata=town.authority.pem.decode())
-    async with httpx.AsyncClient(verify=trusting, trust_env=False) as client:
+    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=30) as client:
         page = await client.get(f"https://{town.addresses[f'{server} metrics']}/metrics")
     read = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if line.startswith("chargeonce_calls_"))
     return Counter({name.removeprefix("chargeonce_calls_"): int(float(value)) for name, value in read.items()})

@@ -169,7 +169,7 @@ async def _services(town: Guarded, service: str, method: str, shown: Shown) -> l
 async def _gauges(town: Guarded, server: str, *authorization: str) -> httpx.Response:
     trusting = ssl.create_default_context(cadata=town.authority.pem.decode())
     headers = [("authorization", value) for value in authorization]
-    async with httpx.AsyncClient(verify=trusting, trust_env=False) as client:
+    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=30) as client:
         return await client.get(f"https://{town.addresses[f'{server} metrics']}/metrics", headers=headers)
 
 

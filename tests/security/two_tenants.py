@@ -120,7 +120,7 @@ class TwoTenants:
         folder = self.shown(name)
         context = ssl.create_default_context(cafile=folder / "ca.crt")
         context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-        return httpx.AsyncClient(verify=context, trust_env=False)
+        return httpx.AsyncClient(verify=context, trust_env=False, timeout=30)
 
     async def movements(self) -> list[Movement]:
         """All money that the bank moved."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from rig.certs import DAY, Authority
 
 NOW = datetime.datetime.now(datetime.UTC)
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 # The beginning of an HTTP/2 connection: the preface, and empty SETTINGS.
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _HTTP1 = b"GET /statement HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

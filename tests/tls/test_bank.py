@@ -80,7 +80,9 @@ def server_context(shown: Path, clients_of: bytes | None = None) -> ssl.SSLConte
 
 
 async def movements(town: Town) -> list[Any]:
-    async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # the bank's own port, in plaintext
+    async with httpx.AsyncClient(
+        trust_env=False, verify=False, timeout=30
+    ) as client:  # the bank's own port, in plaintext
         return list((await client.get(f"http://{town.bank.listen}/statement")).json()["movements"])
 
 

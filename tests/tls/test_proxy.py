@@ -22,7 +22,7 @@ async def test_a_bank_is_charged_at_through_the_proxy_of_its_settings_and_not_th
     (tmp_path / "authorities" / "ca.crt").write_bytes(ours.pem)
 
     async def gauges() -> list[str]:
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
             lines = (await http.get(f"http://{metrics}/metrics")).text.splitlines()
         return [line for line in lines if line.startswith("chargeonce_bank_breaker_open")]
 

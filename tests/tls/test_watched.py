@@ -107,6 +107,7 @@ def test_a_value_is_made_again_each_day_since_it_may_depend_on_the_date(
 
 
 async def test_a_running_server_looks_every_second(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watched.LOOK_SECONDS == 1.0
     monkeypatch.setattr(watched, "LOOK_SECONDS", 0.01)
     value = pair(folder)
     looking = asyncio.create_task(keep_fresh([value]))
