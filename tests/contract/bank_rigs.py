@@ -105,7 +105,8 @@ class SlowWay(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._under_way.append(asyncio.create_task(self._bring(request)))
-        return await asyncio.get_running_loop().create_future()
+        never: asyncio.Future[httpx.Response] = asyncio.get_running_loop().create_future()
+        return await never
 
     async def all_arrive(self) -> int:
         """Let all requests go, and return how many the bank has answered."""
