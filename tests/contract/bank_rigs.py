@@ -86,6 +86,41 @@ def movement(operation: Operation, transaction_id: str) -> Movement:
     )
 
 
+def directly(wire: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
+    """Put nothing between an adapter and its connections to the bank."""
+    return wire
+
+
+class SlowWay(httpx.AsyncBaseTransport):
+    """A way to the bank on which requests stay until they are let go. Each arrives, though nobody waits for its answer."""
+
+    def __init__(self) -> None:
+        self._may_arrive = asyncio.Event()
+        self._under_way: list[asyncio.Task[None]] = []
+
+    def to(self, wire: httpx.AsyncBaseTransport) -> "SlowWay":
+        """Lead on over these connections."""
+        self._wire = wire
+        return self
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._under_way.append(asyncio.create_task(self._bring(request)))
+        never: asyncio.Future[httpx.Response] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def all_arrive(self) -> int:
+        """Let all requests go, and return how many the bank has answered."""
+        self._may_arrive.set()
+        return len(await asyncio.gather(*self._under_way))
+
+    async def aclose(self) -> None:
+        await self._wire.aclose()
+
+    async def _bring(self, request: httpx.Request) -> None:
+        await self._may_arrive.wait()
+        await (await self._wire.handle_async_request(request)).aread()
+
+
 class Rig(Protocol):
     """An adapter and its bank, for the contract's tests."""
 
@@ -97,7 +132,9 @@ class Rig(Protocol):
     not_tried: Mapping[str, Collection[Kind]]
     """The kinds for which a check of the conformance suite is not possible to try, by its name."""
 
-    def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AbstractAsyncContextManager[Bank]:
+    def adapter(
+        self, *, call_timeout_seconds: float = PATIENT_SECONDS, between: Between = directly
+    ) -> AbstractAsyncContextManager[Bank]:
         """Open an adapter with connections of its own, like one more process of ours."""
         ...
 
@@ -149,6 +186,17 @@ class Rig(Protocol):
         ...
 
 
+async def impatient_adapters(rig: Rig) -> AsyncIterator[Bank]:
+    """Open adapters with ever later deadlines, until the bank has met all ordered troubles before a deadline was over."""
+    for seconds in (IMPATIENT_SECONDS, 1.0, 5.0):
+        async with rig.adapter(call_timeout_seconds=seconds) as impatient:
+            yield impatient
+        if not rig.unfired():
+            return
+        rig.forget_trouble()
+    raise AssertionError("the bank has not met the troubles")
+
+
 def provoked(order: Callable[[str], None]) -> Provoke:
     """Give an order to the bank's double as the conformance suite gives it."""
 
@@ -185,8 +233,10 @@ class GatewayRig:
         self._start()
 
     @asynccontextmanager
-    async def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AsyncIterator[Bank]:
-        bank = self._open(lambda wire: wire, call_timeout_seconds)
+    async def adapter(
+        self, *, call_timeout_seconds: float = PATIENT_SECONDS, between: Between = directly
+    ) -> AsyncIterator[Bank]:
+        bank = self._open(between, call_timeout_seconds)
         try:
             yield bank
         finally:

@@ -22,7 +22,7 @@ from command_service.bank.stripe.dialect import Stripe
 from command_service.bank.transport import open_transport
 from command_service.bank.two_step import Reply, TwoStepBank
 from command_service.values import CallOff, DeclineReason, Effect, Execute, Kind, RequestToken
-from tests.contract.bank_rigs import NO_TLS, PATIENT_SECONDS, Ability, GatewayRig, Movement, Rig, provoked
+from tests.contract.bank_rigs import NO_TLS, PATIENT_SECONDS, Ability, GatewayRig, Movement, Rig, directly, provoked
 
 RETURN_URL = "https://shop.example/back"
 KEY = Secret("sk_test_of_the_rig")
@@ -113,8 +113,10 @@ class StripeRig(GatewayRig):
         super().__init__(ledger)
 
     @asynccontextmanager
-    async def adapter(self, *, call_timeout_seconds: float = PATIENT_SECONDS) -> AsyncIterator[Bank]:
-        transport = _Telling(open_transport(max_connections=32, verify=NO_TLS))
+    async def adapter(
+        self, *, call_timeout_seconds: float = PATIENT_SECONDS, between: Between = directly
+    ) -> AsyncIterator[Bank]:
+        transport = _Telling(between(open_transport(max_connections=32, verify=NO_TLS)))
         dialect = Stripe(
             self._url,
             transport,

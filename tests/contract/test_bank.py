@@ -27,7 +27,7 @@ from command_service.values import (
     ReviewReason,
     Token,
 )
-from tests.contract.bank_rigs import ALIKE, EXPIRES, IMPATIENT_SECONDS, OPENS, Rig, movement
+from tests.contract.bank_rigs import ALIKE, EXPIRES, IMPATIENT_SECONDS, OPENS, Rig, SlowWay, movement
 from tests.contract.operations import (
     KINDS,
     OWN_FIELDS,
@@ -255,19 +255,22 @@ async def test_an_expired_token_never_executes_after_a_restart(rig: Rig) -> None
 @EXPIRES
 async def test_an_execute_that_arrives_after_expired_was_said_moves_nothing(rig: Rig) -> None:
     """It was under way when we stopped waiting, and the token expired meanwhile."""
-    async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
+    way = SlowWay()
+    async with (
+        rig.adapter() as bank,
+        rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS, between=way.to) as impatient,
+    ):
         asked = [await requested(bank, kind, rig.approved_card) for kind in KINDS]
         effects = [await opened(bank, step) for step in asked]
-        rig.trouble("execute", "delay", seconds=1, times=len(effects))
         assert set(await asyncio.gather(*[answer_of(impatient, effect) for effect in effects])) == {NoAnswer()}
         for step, effect in zip(asked, effects, strict=True):
             rig.expire(step.operation.reference)
             assert await answer_of(bank, effect) == Expired()
             again = await opened(bank, replace(step, expired_tokens=1))
             assert isinstance(await answer_of(bank, again), Executed)
-        rig.quiet()
-    assert rig.unfired() == []
+        assert await way.all_arrive() == len(effects)
     for step in asked:
+        assert rig.asked(step.operation.reference)[-2:] == ["execute", "execute"]
         assert len(rig.movements(step.operation.reference)) == 1
 
 

@@ -34,7 +34,7 @@ from command_service.values import (
     RequestToken,
     ReviewReason,
 )
-from tests.contract.bank_rigs import ALIKE, EXPIRES, IMPATIENT_SECONDS, OPENS, Ability, Rig, case, movement
+from tests.contract.bank_rigs import ALIKE, EXPIRES, OPENS, Ability, Rig, case, impatient_adapters, movement
 from tests.contract.operations import (
     KINDS,
     MOVED,
@@ -149,22 +149,24 @@ async def test_a_bank_that_does_not_accept_us_is_a_fault_of_our_set_up(rig: Rig,
 @pytest.mark.parametrize("fault", ["hang_before", "hang_after", "slow_body"])
 async def test_a_call_ends_at_its_deadline(rig: Rig, on: str, fault: str) -> None:
     """Whether the bank is silent or sends a byte at a time; and the next call is not harmed."""
-    asked = charge(rig)
-    async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
-        effect = await opened(bank, asked)
-        rig.trouble(on, fault)
-        assert await answer_of(impatient, asked if on == "token" else effect) == NoAnswer()
+    async with rig.adapter() as bank:
+        async for impatient in impatient_adapters(rig):
+            asked = charge(rig)
+            effect = await opened(bank, asked)
+            rig.trouble(on, fault)
+            assert await answer_of(impatient, asked if on == "token" else effect) == NoAnswer()
         assert isinstance(await answer_of(bank, effect), Executed)
     assert len(rig.movements(asked.operation.reference)) == 1
 
 
 async def test_the_deadline_is_for_step_and_look_ups_together(rig: Rig) -> None:
     """The step is answered, and the look-up after it is not."""
-    asked = charge(rig, card=declined_card(rig, Kind.CHARGE))
-    async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
-        effect = await opened(bank, asked)
-        rig.trouble("look_up", "hang_before")
-        assert await answer_of(impatient, effect) == NoAnswer()
+    async with rig.adapter() as bank:
+        async for impatient in impatient_adapters(rig):
+            asked = charge(rig, card=declined_card(rig, Kind.CHARGE))
+            effect = await opened(bank, asked)
+            rig.trouble("look_up", "hang_before")
+            assert await answer_of(impatient, effect) == NoAnswer()
     assert rig.asked(asked.operation.reference) == rig.calls("token", "execute", "look_up")
 
 

@@ -28,7 +28,17 @@ from command_service.values import (
     ReviewReason,
     Token,
 )
-from tests.contract.bank_rigs import ALIKE, EXPIRES, IMPATIENT_SECONDS, OPENS, Ability, Rig, movement
+from tests.contract.bank_rigs import (
+    ALIKE,
+    EXPIRES,
+    IMPATIENT_SECONDS,
+    OPENS,
+    Ability,
+    Rig,
+    SlowWay,
+    impatient_adapters,
+    movement,
+)
 from tests.contract.operations import (
     KINDS,
     NOW,
@@ -101,14 +111,18 @@ async def test_the_token_of_what_was_called_off_is_handed_on_for_ever(rig: Rig) 
 @ALIKE
 async def test_an_execute_that_arrives_after_called_off_was_said_moves_nothing(rig: Rig) -> None:
     """It was under way when we stopped waiting."""
-    async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
+    way = SlowWay()
+    async with (
+        rig.adapter() as bank,
+        rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS, between=way.to) as impatient,
+    ):
         effects = [await opened_one(rig, bank, kind) for kind in KINDS * 2]
-        rig.trouble("execute", "delay", seconds=1, times=len(effects))
         assert set(await asyncio.gather(*[answer_of(impatient, effect) for effect in effects])) == {NoAnswer()}
         for number, effect in enumerate(effects):
             assert await answer_of(bank, BOTH_WAYS[number < len(KINDS)](effect)) == CalledOff()
-        rig.quiet()
-    assert rig.unfired() == []
+        assert await way.all_arrive() == len(effects)
+    for effect in effects:
+        assert rig.asked(effect.operation.reference)[-1] == "execute"
     assert rig.movements(*[effect.operation.reference for effect in effects]) == []
 
 
@@ -272,10 +286,11 @@ async def test_a_bank_that_does_not_accept_us_calls_nothing_off(rig: Rig, status
 @pytest.mark.parametrize("fault", ["hang_before", "hang_after", "slow_body"])
 async def test_calling_off_ends_at_its_deadline(rig: Rig, fault: str) -> None:
     """And the next try is not harmed."""
-    async with rig.adapter() as bank, rig.adapter(call_timeout_seconds=IMPATIENT_SECONDS) as impatient:
-        effect = await opened_one(rig, bank, Kind.CHARGE)
-        rig.trouble("cancel", fault)
-        assert await answer_of(impatient, with_token(effect)) == NoAnswer()
+    async with rig.adapter() as bank:
+        async for impatient in impatient_adapters(rig):
+            effect = await opened_one(rig, bank, Kind.CHARGE)
+            rig.trouble("cancel", fault)
+            assert await answer_of(impatient, with_token(effect)) == NoAnswer()
         assert await answer_of(bank, with_token(effect)) == CalledOff()
 
 

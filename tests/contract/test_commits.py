@@ -272,7 +272,7 @@ async def test_a_start_beside_a_program_that_holds_the_lock_is_refused_with_a_re
 
 
 # ---------------------------------------------------------------- a full disk by its other errors
-def charge(listen: str, key: str, seconds: float = 10.0) -> str:
+def charge(listen: str, key: str, seconds: float = 30.0) -> str:
     """Ask a server for a charge; return its status, or the error's code and text."""
     request = ChargeRequest(
         idempotency_key=key,
@@ -539,7 +539,7 @@ async def test_neither_reads_nor_commits_wait_for_the_look_at_the_files(rig: Sql
         SlowLook.is_looking.clear()
         try:
             assert await asyncio.to_thread(SlowLook.is_looking.wait, 30)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(25):  # within the look
                 (record,) = await add(journal, stream(1), 0, [b"a"], finished=False)
                 assert await journal.read_after(START) == [record]
         finally:

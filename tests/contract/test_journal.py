@@ -350,22 +350,26 @@ async def test_appends_that_queue_up_share_a_commit(journal: Journal, store: Rig
 @pytest.mark.parametrize("turns", range(1, 6))
 async def test_an_append_whose_caller_has_gone_is_still_stored(journal: Journal, turns: int) -> None:
     """Queued or under way, and no other append is harmed: a client's cancellation never undoes a charge."""
-    long = asyncio.create_task(add(journal, stream(9), 0, [b"x"] * 3_000, finished=True))
-    for _ in range(3):
-        await asyncio.sleep(0)  # its commit has begun, and takes longer than the turns that follow
-    first, second, third = (
-        asyncio.create_task(add(journal, stream(number), 0, [b"x"], finished=False)) for number in (1, 2, 3)
-    )
-    for _ in range(turns):
-        await asyncio.sleep(0)
+    for version in itertools.count():
+        long = asyncio.create_task(add(journal, stream(9), 3_000 * version, [b"x"] * 3_000, finished=True))
+        for _ in range(3):
+            await asyncio.sleep(0)  # its commit has begun, and takes longer than the turns that follow
+        first, second, third = (
+            asyncio.create_task(add(journal, stream(number), version, [b"x"], finished=False)) for number in (1, 2, 3)
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not long.done():
+            break
+        await asyncio.gather(first, second, third)  # the machine stood still in one of the turns: once more
     long.cancel()
     second.cancel()
     await asyncio.gather(first, third)
     assert {type(outcome) for outcome in await asyncio.gather(long, second, return_exceptions=True)} == {
         asyncio.CancelledError
     }
-    assert len(await journal.read(stream(9))) == 3_000
-    assert [record.event for record in await journal.read(stream(2))] == [b"x"]
+    assert len(await journal.read(stream(9))) == 3_000 * (version + 1)
+    assert [record.event for record in await journal.read(stream(2))] == [b"x"] * (version + 1)
     assert sorted(await journal.unfinished()) == [stream(1), stream(2), stream(3)]
 
 

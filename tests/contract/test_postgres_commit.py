@@ -169,9 +169,9 @@ async def faulty(rig: PostgresRig, postgres: Node) -> AsyncIterator[tuple[Postgr
 
 
 async def order(connection: Connection, place: str, code: str, times: int) -> None:
-    await connection.execute("TRUNCATE fault.due")
-    await connection.execute("SELECT setval('fault.fired', 0)")
-    await connection.execute("INSERT INTO fault.due VALUES ($1, $2, $3)", place, code, times)
+    async with connection.transaction():
+        await connection.execute("TRUNCATE fault.due; SELECT setval('fault.fired', 0)")
+        await connection.execute("INSERT INTO fault.due VALUES ($1, $2, $3)", place, code, times)
 
 
 async def fired(connection: Connection) -> int:
@@ -276,6 +276,9 @@ async def test_a_database_that_ends_connections_by_a_time_limit_ends_nothing_els
         await holder.close()
         await appending
         assert journal.accepting
+    await postgres.execute(
+        f"ALTER DATABASE {rig.place.url.database} RESET {setting}"
+    )  # or it ends the look of the test
     gapless(rig, [1, 2, 3, 4])
 
 
@@ -324,6 +327,7 @@ async def test_a_head_that_somebody_holds_is_told_as_busy_and_waited_for(rig: Po
         with pytest.raises(JournalBusy):
             await add(journal, stream(1), 0, [b"a"], finished=False)
         assert journal.not_accepting == "busy"
+        await holder.execute("ROLLBACK")
         await holder.close()
         await add(journal, stream(1), 0, [b"b"], finished=False)
         assert journal.accepting
@@ -335,11 +339,13 @@ async def test_a_server_that_stands_still_amid_a_commit_holds_up_the_others_for_
 ) -> None:
     """Its commit is undone by the database; when it goes on, it is tried again."""
     async with proxied(rig) as (journal, proxy), rig.open("other") as other:
-        proxy.order(Fault(Kind.DELAY, Way.UP, when=COMMIT, seconds=3.0))
+        proxy.order(Fault(Kind.DELAY, Way.UP, when=COMMIT, seconds=60.0))
         appending = asyncio.create_task(journal.append(stream(1), 0, [b"slow"], finished=False))
         await until(lambda: bool(proxy.fired[Kind.DELAY]))
+        proxy.order(*[Fault(Kind.RESET)] * 1_000)  # it does not go on while the other is at work
         (quick,) = await until_stored(other)
         assert quick.position == 1
+        proxy.forget()
         assert isinstance(await appending, VersionConflict)
     gapless(rig, [1])
 

@@ -108,7 +108,7 @@ async def test_a_connection_that_is_slow_to_come_about_is_not_used_when_there_is
     """It was asked for before the promotion, and answered after another one had seen it."""
     async with doors(pair, rig) as (to_old, _, theirs):
         cluster = Cluster(theirs.place.nodes(), random.Random(0))
-        to_old.order(Fault(Kind.DELAY, Way.UP, when=b"FROM chargeonce.head", seconds=3.0))
+        to_old.order(Fault(Kind.DELAY, Way.UP, when=b"FROM chargeonce.head", seconds=60.0))
         slow = asyncio.create_task(cluster.connect())
         await until(lambda: bool(to_old.fired[Kind.DELAY]))
         await pair.take_over()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import asyncpg
 import pytest
 
-from command_service.journal.postgres import following, leases
+from command_service.journal.postgres import following, leases, store
 from command_service.journal.postgres.statements import Statements
 from tests.contract.journal_rigs import PostgresRig, add, stream
 
@@ -22,6 +22,7 @@ async def test_claiming_more_than_a_lease_has_time_for_comes_to_an_end(
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.5)
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.1)
     monkeypatch.setattr(leases, "CLAIMED_AT_ONCE", 1)
+    monkeypatch.setattr(store, "START_SECONDS", 250.0)  # for 1,200 commits, on any disk
     rig = PostgresRig(postgres_url)
     connection = await asyncpg.connect(rig.url)
     await connection.execute(LEFT_ALONE)

@@ -74,7 +74,7 @@ async def test_while_the_standby_is_gone_nobody_who_asks_for_a_later_position_ke
         async with without_standby(pair):
             asking = [asyncio.create_task(journal.reaches(99)) for _ in range(10)]
             await waits(*asking)
-            assert [record.event for record in await asyncio.wait_for(journal.read(stream(1)), 10)] == [b"before"]
+            assert [record.event for record in await asyncio.wait_for(journal.read(stream(1)), 30)] == [b"before"]
         assert not any(await asyncio.gather(*asking))
 
 
@@ -163,7 +163,7 @@ async def test_commits_that_could_be_lost_are_refused_at_the_start_and_noticed_a
                 pass
         await pair.execute(END_OURS, name)
         appending = asyncio.create_task(journal.append(stream(1), 1, [b"b"], finished=False))
-        await asyncio.wait_for(rig.has_ended.wait(), 10)
+        await asyncio.wait_for(rig.has_ended.wait(), 30)
         assert not appending.done()
         appending.cancel()
     gapless(rig, [1])

@@ -58,9 +58,9 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 async def test_a_bank_is_asked_through_the_proxy_over_connections_that_are_kept(bank: Bank, host: str) -> None:
     """One tunnel serves one call after another. A fresh connection is a new tunnel."""
-    listens_on = "::1" if host == "[::1]" else "127.0.0.1"
     bank.connections = 0
-    async with listening(bank.serve, bank.tls, listens_on) as port, a_proxy() as proxy:
+    # The proxy leads to the bank by IPv4, whatever it is asked: not every machine has IPv6.
+    async with listening(bank.serve, bank.tls) as port, a_proxy(leads_to=f"127.0.0.1:{port}") as proxy:
         async with endpoint(f"https://{host}:{port}/v1", proxy.url, bank.trust) as through:
             for path, fresh in (("/1", False), ("/2", False), ("/3", True)):
                 exchange = await through.ask("GET", path, fresh=fresh)
@@ -172,11 +172,12 @@ async def test_a_proxy_that_is_not_there_is_no_answer(bank: Bank) -> None:
 )
 async def test_a_call_that_is_given_up_leaves_no_connection_at_the_proxy(bank: Bank, said: bytes) -> None:
     """Its deadline is the caller's. The next call gets a connection of its own, though one at most is allowed."""
-    left = asyncio.Event()
+    has_come, left = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(said)
+        has_come.set()
         try:
             while await reader.read(65536):
                 pass
@@ -189,11 +190,13 @@ async def test_a_call_that_is_given_up_leaves_no_connection_at_the_proxy(bank: B
             "https://127.0.0.1:1",
         )
         for _ in range(2):
+            has_come.clear()
             left.clear()
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await opened.ask("GET", "/")
+            asking = asyncio.create_task(opened.ask("GET", "/"))
             async with asyncio.timeout(PATIENT_SECONDS):
+                await has_come.wait()
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asking, 0.2)
                 await left.wait()
         await opened.close()
 

@@ -15,8 +15,10 @@ from gateway_mock import serve
 
 ORDER = {"reference": "charge-1", "card": "tok_visa", "amount": 1250, "currency": "EUR"}
 
-# Long enough for every answered call, and short enough to wait for.
 NO_ANSWER_SECONDS = 0.2
+"""What is not answered by then is taken not to be answered."""
+OVERTAKING_SECONDS = 3.0
+"""Of a delay in which another call is answered, on any machine."""
 
 
 class Client:
