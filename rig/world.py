@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -38,6 +38,8 @@ from judge.files import read_anchor, read_journal
 from judge.history import Movement, Observed, Record
 from rig.referee import PATIENT_SECONDS, Referee
 from rig.servers import InProcess
+
+T = TypeVar("T")
 
 PENDING = ChargeStatus.CHARGE_STATUS_PENDING
 REQUIRES_ACTION = ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
@@ -112,6 +114,17 @@ async def until(seen: Callable[[], Awaitable[object] | object]) -> None:
             if await value if isinstance(value, Awaitable) else value:
                 return
             await asyncio.sleep(0.01)
+
+
+async def heard(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask, each time with the same key, until an answer comes before the call's deadline: a busy machine may be late."""
+    async with asyncio.timeout(PATIENT_SECONDS):
+        while True:
+            try:
+                return await ask()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
 
 
 # ---------------------------------------------------------------- the journal's file
@@ -257,15 +270,9 @@ class World:
 
     async def pending(self, request: ChargeRequest) -> ChargeResponse:
         """Charge, and do not wait for the outcome that does not come."""
-        while True:
-            try:
-                answer = await self.charge(request, BRIEF_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # That is a busy machine: the same key again.
-                    raise
-            else:
-                assert answer.status == PENDING
-                return answer
+        answer = await heard(lambda: self.charge(request, BRIEF_SECONDS))
+        assert answer.status == PENDING
+        return answer
 
     def events(self, request: ChargeRequest) -> list[Event]:
         """The events of the charge that a request asks for."""

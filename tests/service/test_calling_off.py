@@ -4,21 +4,23 @@ Over a real channel, against a real bank. At the end of each test bank and journ
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import Card, DeclineReason
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import restore_journal
 from rig.errors import refused
 from rig.world import (
     AUTHORIZED,
+    BRIEF_SECONDS,
     CHARGED,
     OPERATION_DECLINED,
     OPERATION_EXECUTED,
@@ -31,14 +33,17 @@ from rig.world import (
     a_request,
     a_world,
     apart_from_source,
+    heard,
     id_of,
     new_key,
     story,
     until,
 )
+from tests.service.test_busy_journal import Clock, Clocked
 
 ALWAYS = 1_000_000
 HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "0", "times": ALWAYS}  # until `no_more_trouble`
+MOMENT = 200_000  # in microseconds
 
 
 @pytest.fixture
@@ -47,10 +52,29 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield world
 
 
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def clocked(tmp_path: Path, clock: Clock) -> AsyncIterator[World]:
+    """A world whose command server goes by the test's clock."""
+    async with a_world(tmp_path, partial(Clocked, clock)) as world:
+        yield world
+
+
 def from_now(seconds: float) -> Timestamp:
     """A time to come, or one that has passed."""
     at = Timestamp()
     at.FromDatetime(datetime.now(UTC) + timedelta(seconds=seconds))
+    return at
+
+
+def in_a_moment(clock: Clock) -> Timestamp:
+    """A time to come by a test's clock."""
+    at = Timestamp()
+    at.FromMicroseconds(clock.moment + MOMENT)
     return at
 
 
@@ -83,7 +107,7 @@ async def test_a_charge_under_way_is_called_off_and_no_money_moves(world: World,
 async def test_a_charge_whose_money_has_moved_is_not_called_off(world: World) -> None:
     """The bank executed it, and the answer was lost: the void is told so, and the charge is CHARGED."""
     request = a_request()
-    await world.trouble("execute", "hang_after", seconds=2.0)
+    await world.trouble("execute", "hang_after", kind="charge", seconds=1.0, times=ALWAYS)
     charging = asyncio.ensure_future(world.charge(request))
     await until(lambda: world.story(request)[-1:] == ["token_issued"])
     await until(lambda: _moved(world))
@@ -101,7 +125,7 @@ async def test_a_charge_whose_money_has_moved_is_not_called_off(world: World) ->
 async def test_a_hold_that_was_made_meanwhile_is_let_go(world: World) -> None:
     """The void goes on as any other; the charge's own key is told that it was authorised."""
     request = a_hold()
-    await world.trouble("execute", "hang_after", seconds=2.0)
+    await world.trouble("execute", "hang_after", kind="authorize", seconds=1.0, times=ALWAYS)
     charging = asyncio.ensure_future(world.charge(request))
     await until(lambda: _moved(world))
     voided = await world.void(id_of(request))
@@ -114,7 +138,7 @@ async def test_a_hold_that_was_made_meanwhile_is_let_go(world: World) -> None:
 
 async def test_a_charge_that_the_bank_declines_meanwhile_ends_its_void_as_well(world: World) -> None:
     request = a_request(card=Card(token="tok_insufficient_funds"))
-    await world.trouble("execute", "hang_after", seconds=2.0)
+    await world.trouble("execute", "hang_after", kind="charge", seconds=1.0, times=ALWAYS)
     charging = asyncio.ensure_future(world.charge(request))
     await until(lambda: world.story(request)[-1:] == ["token_issued"])
     await until(lambda: _executed(world))
@@ -153,7 +177,9 @@ async def test_a_calling_off_is_accepted_while_the_bank_is_away(world: World) ->
     await world.trouble("execute", "error_before", times=ALWAYS)
     assert (await world.pending(request)).status == PENDING
     await world.bank_down()
-    assert (await world.void(id_of(request), seconds=1.0)).status == OPERATION_PENDING
+    key = new_key()
+    voided = await heard(lambda: world.void(id_of(request), key=key, seconds=BRIEF_SECONDS))
+    assert voided.status == OPERATION_PENDING
     await world.bank_up()
     assert (await world.charge(request)).status == VOIDED
     assert await world.moved() == []
@@ -165,7 +191,8 @@ async def test_a_calling_off_goes_on_after_a_restart(world: World) -> None:
     await world.trouble("cancel", "error_before", times=ALWAYS)
     assert (await world.pending(request)).status == PENDING
     key = new_key()
-    assert (await world.void(id_of(request), key=key, seconds=1.0)).status == OPERATION_PENDING
+    voided = await heard(lambda: world.void(id_of(request), key=key, seconds=BRIEF_SECONDS))
+    assert voided.status == OPERATION_PENDING
     await world.stop()
     await world.referee.no_more_trouble()
     await world.start()
@@ -190,7 +217,8 @@ async def test_a_charge_is_called_off_past_its_time_by_itself(world: World, step
     """Nobody has to ask."""
     request = a_request(not_after=from_now(1.0))
     await world.trouble(step, **HOLD)
-    assert (await world.pending(request)).status == PENDING
+    await heard(lambda: world.charge(request, BRIEF_SECONDS))
+    await until(lambda: world.story(request)[-1] == "charge_called_off")
     answer = await world.charge(request)
     assert answer.status == VOIDED
     assert answer.decided_at.ToMicroseconds() >= request.not_after.ToMicroseconds()
@@ -198,38 +226,45 @@ async def test_a_charge_is_called_off_past_its_time_by_itself(world: World, step
     assert await world.moved() == []
 
 
-async def test_a_charge_in_time_is_charged(world: World) -> None:
+async def test_a_charge_in_time_is_charged(clocked: World, clock: Clock) -> None:
     """And its retry finds it past that time too."""
-    request = a_request(not_after=from_now(0.5))
-    first = await world.charge(request)
+    request = a_request(not_after=in_a_moment(clock))
+    first = await clocked.charge(request)
     assert first.status == CHARGED
-    await asyncio.sleep(0.6)
-    assert apart_from_source(await world.charge(request)) == apart_from_source(first)
+    clock.moment += 2 * MOMENT
+    assert apart_from_source(await clocked.charge(request)) == apart_from_source(first)
 
 
-async def test_a_charge_whose_time_passed_while_the_server_was_down_is_not_executed(world: World) -> None:
-    request = a_request(not_after=from_now(1.5))
-    await world.trouble("execute", **HOLD)
-    assert (await world.pending(request)).status == PENDING
-    await world.stop()
-    await world.referee.no_more_trouble()
-    executes = len([call for call in await world.referee.calls() if call["path"].endswith("/execute")])
-    await asyncio.sleep(max(0.0, request.not_after.ToMicroseconds() / 1e6 - time.time()) + 0.05)
-    await world.start()
-    assert (await world.charge(request)).status == VOIDED
-    assert len([call for call in await world.referee.calls() if call["path"].endswith("/execute")]) == executes
-    assert await world.moved() == []
+async def test_a_charge_whose_time_passed_while_the_server_was_down_is_not_executed(
+    clocked: World, clock: Clock
+) -> None:
+    request = a_request(not_after=in_a_moment(clock))
+    await clocked.trouble("execute", **HOLD)
+    assert (await clocked.pending(request)).status == PENDING
+    await clocked.stop()
+    await clocked.referee.no_more_trouble()
+    executes = (await clocked.asked(request)).count("execute")
+    clock.moment += 2 * MOMENT
+    await clocked.start()
+    assert (await clocked.charge(request)).status == VOIDED
+    assert (await clocked.asked(request)).count("execute") == executes
+    assert await clocked.moved() == []
 
 
-async def test_a_charge_that_waits_for_its_turn_at_the_bank_is_not_executed_past_its_time(tmp_path: Path) -> None:
+async def test_a_charge_that_waits_for_its_turn_at_the_bank_is_not_executed_past_its_time(
+    tmp_path: Path, clock: Clock
+) -> None:
     """The time is looked at when the call goes out, not when it queues up."""
-    async with a_world(tmp_path, COMMAND_BANK_CALLS="1") as world:
-        first = a_request()
-        await world.trouble("execute", "delay", seconds=1.5, times=1)
+    async with a_world(tmp_path, partial(Clocked, clock), COMMAND_BANK_CALLS="1") as world:
+        first, late = a_request(), a_request(not_after=in_a_moment(clock))
+        await world.trouble("execute", "delay", seconds=2.0, times=1)
         slow = asyncio.ensure_future(world.charge(first))
-        await until(lambda: world.story(first)[-1:] == ["token_issued"])
-        late = a_request(not_after=from_now(0.5))
-        assert (await world.charge(late)).status == VOIDED
+        await until(lambda: _executed(world))
+        waiting = asyncio.ensure_future(world.charge(late))
+        await until(lambda: world.story(late))
+        await asyncio.sleep(0.1)  # it waits for the slot by now
+        clock.moment += 2 * MOMENT
+        assert (await waiting).status == VOIDED
         assert (await slow).status == CHARGED
         assert [call for call in await world.asked(late) if call in ("token", "execute")] == []
 
@@ -240,17 +275,19 @@ async def test_a_charge_that_is_called_off_while_it_waits_for_its_turn_at_the_ba
     """What the journal says is looked at when the call goes out, not when it queues up."""
     async with a_world(tmp_path, COMMAND_BANK_CALLS="1") as world:
         left, slow = a_request(), a_request()
-        await world.trouble("execute", "in_progress", retry_after="1", reference=id_of(left))
+        await world.trouble("execute", reference=id_of(left), **HOLD)
         leaving = asyncio.ensure_future(world.charge(left))
         await until(lambda: _executed(world))
-        await world.trouble("execute", "delay", seconds=3.0, reference=id_of(slow))
+        await world.trouble("execute", "delay", seconds=4.0, reference=id_of(slow))
         slowly = asyncio.ensure_future(world.charge(slow))
-        await until(lambda: world.story(slow)[-1:] == ["token_issued"])
-        await asyncio.sleep(1.5)  # the execute step of the first one waits for the slot by now
+        await until(lambda: _is_asked_to_execute(world, slow))
+        executes = (await world.asked(left)).count("execute")
+        await world.referee.no_more_trouble()
+        await asyncio.sleep(0.2)  # the execute step of the first one waits for the slot by now
         assert (await world.void(id_of(left))).status == OPERATION_EXECUTED
         assert (await leaving).status == VOIDED
         assert (await slowly).status == CHARGED
-        assert (await world.asked(left)).count("execute") == 1
+        assert (await world.asked(left)).count("execute") == executes
 
 
 async def test_a_void_joins_a_calling_off_by_time(world: World) -> None:
@@ -276,20 +313,20 @@ async def test_a_charge_whose_time_has_passed_already_is_called_off_at_once(worl
 
 
 async def test_a_charge_that_a_restored_journal_has_lost_is_found_at_the_bank_past_its_time(
-    world: World, tmp_path: Path
+    clocked: World, clock: Clock, tmp_path: Path
 ) -> None:
     """Its money moved in time, and its client hears so."""
-    await world.charge(a_request())
-    SqliteFile(world.journal).backup(tmp_path / "backup.db")
-    request = a_request(not_after=from_now(1.0))
-    charged = await world.charge(request)
+    await clocked.charge(a_request())
+    SqliteFile(clocked.journal).backup(tmp_path / "backup.db")
+    request = a_request(not_after=in_a_moment(clock))
+    charged = await clocked.charge(request)
     assert charged.status == CHARGED
-    await world.stop()
-    restore_journal(SqliteFile(world.journal), tmp_path / "backup.db")
-    await asyncio.sleep(max(0.0, request.not_after.ToMicroseconds() / 1e6 - time.time()) + 0.05)
-    await world.start()
-    world.broken = {"I2", "I3"}  # the journal that held its token is gone
-    again = await world.charge(request)
+    await clocked.stop()
+    restore_journal(SqliteFile(clocked.journal), tmp_path / "backup.db")
+    clock.moment += 2 * MOMENT
+    await clocked.start()
+    clocked.broken = {"I2", "I3"}  # the journal that held its token is gone
+    again = await clocked.charge(request)
     assert (again.status, again.transaction_id) == (CHARGED, charged.transaction_id)
 
 
@@ -299,6 +336,10 @@ async def _moved(world: World) -> bool:
 
 async def _executed(world: World) -> bool:
     return any(call["path"].endswith("/execute") for call in await world.referee.calls())
+
+
+async def _is_asked_to_execute(world: World, request: ChargeRequest) -> bool:
+    return "execute" in await world.asked(request)
 
 
 async def _passed(world: World, request: Any) -> bool:

@@ -1,7 +1,6 @@
 """The command server as a process: its start, its health and figures, its stop, and kill -9."""
 
 import asyncio
-import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable
@@ -25,9 +24,21 @@ from command_service.codec import charge_id_of
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
 from rig.errors import refused
-from rig.processes import DidNotStart, Server, Town
+from rig.processes import DidNotStart, Server, Town, free_address
 from rig.referee import PATIENT_SECONDS, Referee
-from rig.world import CHARGED, PENDING, REPLAYED, World, a_request, a_world, assert_books_agree, head, records, until
+from rig.world import (
+    CHARGED,
+    PENDING,
+    REPLAYED,
+    World,
+    a_request,
+    a_world,
+    assert_books_agree,
+    head,
+    id_of,
+    records,
+    until,
+)
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 OF_A_NEWER_PROGRAM = b"\xa2\x06\x00"  # an event of an unknown kind
@@ -257,7 +268,7 @@ async def followed(channel: grpc.aio.Channel) -> tuple[list[int], str]:
 
 async def test_on_sigterm_a_call_without_an_outcome_answers_pending(tmp_path: Path) -> None:
     """Before the end of the drain's time, and with exit status 0; the next start goes on with the charge."""
-    async with a_town(tmp_path, COMMAND_DRAIN_SECONDS="1") as (town, referee):
+    async with a_town(tmp_path, COMMAND_DRAIN_SECONDS="4") as (town, referee):
         await referee.trouble("execute", "hang_before", seconds=60)
         request = a_request()
         async with grpc.aio.insecure_channel(town.command.listen) as channel:
@@ -295,11 +306,12 @@ async def test_a_log_whose_reader_has_gone_loses_its_entries_and_no_charge(tmp_p
 async def test_charges_that_a_kill_interrupts_are_each_charged_exactly_once(tmp_path: Path) -> None:
     """Fifty at once, each at some step: the retries with their keys all get CHARGED."""
     async with a_town(tmp_path) as (town, referee):
-        # The kill meets charges at every step, some with a lost answer.
+        # The kill meets charges at every step, some with a lost answer, and one that is under way in any case.
+        requests = [a_request() for _ in range(50)]
+        await referee.trouble("execute", reference=id_of(requests[0]), **HOLD)
         for on in ("token", "execute"):
             await referee.trouble(on, "delay", seconds=0.2, times=10)
             await referee.trouble(on, "lose_answer", times=10)
-        requests = [a_request() for _ in range(50)]
         async with grpc.aio.insecure_channel(town.command.listen) as channel:
             commands = command_pb2_grpc.CommandServiceStub(channel)
             calls = [asyncio.ensure_future(commands.Charge(r, timeout=PATIENT_SECONDS)) for r in requests]
@@ -310,6 +322,7 @@ async def test_charges_that_a_kill_interrupts_are_each_charged_exactly_once(tmp_
             await until(some_moved)
             await town.command.kill()
             interrupted = await asyncio.gather(*calls, return_exceptions=True)
+        await referee.no_more_trouble()
         answered = [answer for answer in interrupted if isinstance(answer, ChargeResponse)]
         assert len(answered) < 50
 
@@ -418,11 +431,10 @@ async def test_an_operators_cap_replaces_the_built_in_one_for_new_charges(tmp_pa
 
 async def test_the_age_of_the_oldest_unfinished_charge_is_a_gauge(tmp_path: Path) -> None:
     """It grows while a charge is on its way, and is 0 when all are at rest."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    metrics = free_address()
     async with (
         a_town(tmp_path, COMMAND_METRICS_LISTEN=metrics) as (town, referee),
-        httpx.AsyncClient(trust_env=False, verify=False) as http,
+        httpx.AsyncClient(timeout=PATIENT_SECONDS, trust_env=False, verify=False) as http,
     ):
 
         async def gauge(name: str) -> float:

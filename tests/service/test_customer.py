@@ -8,12 +8,11 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Card, DeclineReason
@@ -38,6 +37,8 @@ from rig.world import (
     id_of,
     until,
 )
+from tests.service.test_busy_journal import Clock, Clocked
+from tests.service.test_calling_off import MOMENT, in_a_moment
 
 THREE_DS = Card(token="tok_3ds")
 AUTHENTICATION_REQUIRED = DeclineReason.DECLINE_REASON_AUTHENTICATION_REQUIRED
@@ -49,17 +50,23 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield world
 
 
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def clocked(tmp_path: Path, clock: Clock) -> AsyncIterator[World]:
+    """A world whose command server goes by the test's clock."""
+    async with a_world(tmp_path, partial(Clocked, clock)) as world:
+        yield world
+
+
 async def awaited(world: World, request: ChargeRequest) -> ChargeResponse:
     """Charge, and hear that the customer is to take a step."""
     answer = await world.charge(request)
     assert answer.status == REQUIRES_ACTION
     return answer
-
-
-def from_now(seconds: float) -> Timestamp:
-    at = Timestamp()
-    at.FromDatetime(datetime.now(UTC) + timedelta(seconds=seconds))
-    return at
 
 
 def make_late(world: World) -> None:
@@ -257,15 +264,16 @@ async def test_the_banks_own_end_of_waiting_is_a_decline(world: World, is_down: 
     assert await world.moved() == []
 
 
-async def test_its_own_time_ends_it(world: World) -> None:
+async def test_its_own_time_ends_it(clocked: World, clock: Clock) -> None:
     """By itself; and a customer who confirms after that confirms nothing."""
-    request = a_request(card=THREE_DS, not_after=from_now(1.0))
-    url = (await awaited(world, request)).action.url
-    await until(lambda: world.story(request)[-1] == "charge_called_off")
-    assert (await world.charge(request)).status == VOIDED
-    assert world.story(request)[3:] == ["not_after_passed", "charge_called_off"]
-    await world.referee.http.post(f"{url}/confirm")
-    assert await world.moved() == []
+    request = a_request(card=THREE_DS, not_after=in_a_moment(clock))
+    url = (await awaited(clocked, request)).action.url
+    clock.moment += 2 * MOMENT
+    await until(lambda: clocked.story(request)[-1] == "charge_called_off")
+    assert (await clocked.charge(request)).status == VOIDED
+    assert clocked.story(request)[3:] == ["not_after_passed", "charge_called_off"]
+    await clocked.referee.http.post(f"{url}/confirm")
+    assert await clocked.moved() == []
 
 
 async def test_a_void_calls_it_off(world: World) -> None:
@@ -288,15 +296,16 @@ async def test_a_customer_who_was_faster_than_the_void_is_charged(world: World) 
     assert (await world.refund(id_of(request))).status == OPERATION_EXECUTED
 
 
-async def test_while_it_is_called_off_its_key_is_told_pending(world: World) -> None:
+async def test_while_it_is_called_off_its_key_is_told_pending(clocked: World, clock: Clock) -> None:
     """The customer is not to be sent anywhere any more."""
-    request = a_request(card=THREE_DS, not_after=from_now(1.0))
-    await awaited(world, request)
-    await world.trouble("cancel", "in_progress", retry_after="0", times=1_000_000)
-    await until(lambda: world.story(request)[-1] == "not_after_passed")
-    assert not (await world.pending(request)).HasField("action")
-    await world.referee.no_more_trouble()
-    assert (await world.charge(request)).status == VOIDED
+    request = a_request(card=THREE_DS, not_after=in_a_moment(clock))
+    await awaited(clocked, request)
+    await clocked.trouble("cancel", "in_progress", retry_after="0", times=1_000_000)
+    clock.moment += 2 * MOMENT
+    await until(lambda: clocked.story(request)[-1] == "not_after_passed")
+    assert not (await clocked.pending(request)).HasField("action")
+    await clocked.referee.no_more_trouble()
+    assert (await clocked.charge(request)).status == VOIDED
 
 
 async def test_confirming_against_a_void_ends_with_one_truth(world: World) -> None:
@@ -355,15 +364,16 @@ async def test_a_server_that_starts_again_goes_on_waiting(world: World) -> None:
     assert await world.moved() == [("charge", 1250)]
 
 
-async def test_a_stopping_server_says_that_the_customer_is_awaited(world: World) -> None:
-    """A call that waits for a look is answered with what is known."""
-    request = a_request(card=THREE_DS)
-    await awaited(world, request)
-    await world.trouble("execute", "hang_before", seconds=5.0)
-    waiting = asyncio.ensure_future(world.charge(request))
-    await until(world.referee.has_fired)
-    await world.drain()
-    assert (await waiting).status == REQUIRES_ACTION
+async def test_a_stopping_server_says_that_the_customer_is_awaited(tmp_path: Path) -> None:
+    """A call that waits for a look is answered with what is known, when four fifths of the drain's time have passed."""
+    async with a_world(tmp_path, COMMAND_DRAIN_SECONDS="4") as world:
+        request = a_request(card=THREE_DS)
+        await awaited(world, request)
+        await world.trouble("execute", "hang_before", seconds=60.0)
+        waiting = asyncio.ensure_future(world.charge(request))
+        await until(world.referee.has_fired)
+        await world.drain()
+        assert (await waiting).status == REQUIRES_ACTION
 
 
 async def _is_answering_slowly(world: World) -> bool:

@@ -1,6 +1,6 @@
 """A bank of one step that forgets keys, behind a command server that is killed: what was done is not done again.
 
-Processes, so that the server can be killed, and a bank that remembers a key for three seconds.
+Processes, so that the server can be killed, and the bank started again with a memory of three seconds for its keys.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from rig.world import (
     until,
 )
 
-KEY_SECONDS = 3.0
+KEY_SECONDS, DAY_SECONDS = 3.0, 24 * 3600.0
 CALL_SECONDS = 0.25  # The shortest that such a short memory allows.
 PART = money(400)
 OPENED = Counter(charge=1, authorize=2)
@@ -77,7 +77,7 @@ class Street(Town):
 async def a_street(folder: Path) -> AsyncIterator[tuple[Street, Referee]]:
     street = Street(folder)
     try:
-        await street.bank.start(GATEWAY_MOCK_LISTEN=free_address(), GATEWAY_MOCK_KEY_SECONDS=str(KEY_SECONDS))
+        await street.bank.start(GATEWAY_MOCK_LISTEN=free_address(), GATEWAY_MOCK_KEY_SECONDS=str(DAY_SECONDS))
         async with Referee(street.bank_url) as referee:
             yield street, referee
     finally:
@@ -89,9 +89,11 @@ async def kinds(referee: Referee) -> Counter[str]:
 
 
 async def after_the_keys_were_forgotten(street: Street, referee: Referee, **options: object) -> list[Any]:
-    """The answers about one operation of each kind, whose answer was lost after the work, if the server was killed then."""
-    banks = street.banks(**options)
-    await street.start_command(COMMAND_BANKS=banks)
+    """The answers about one operation of each kind, whose answer was lost after the work, if the server was killed then.
+
+    What the options say of the bank's memory, the server believes from its second start on, as the bank has changed then.
+    """
+    await street.start_command(COMMAND_BANKS=street.banks(**{**options, "key_seconds": DAY_SECONDS}))
     openings = [a_request(), a_hold(), a_hold()]
     await street.answers(openings, PATIENT_SECONDS)
     assert await kinds(referee) == OPENED
@@ -105,17 +107,19 @@ async def after_the_keys_were_forgotten(street: Street, referee: Referee, **opti
     ]
     await referee.trouble("execute", "hang_after", times=1_000_000)
     await referee.trouble("look_up", "hang_after", times=1_000_000)
-    await street.answers(wishes, BRIEF_SECONDS)
 
     async def is_done() -> bool:
+        await street.answers(wishes, BRIEF_SECONDS)
         return await kinds(referee) == ONCE
 
     await until(is_done)
-    done_at = time.time()
+    forgotten_at = time.time() + KEY_SECONDS + 0.1
     await street.command.kill()
-    await referee.no_more_trouble()
-    await asyncio.sleep(done_at + KEY_SECONDS + 0.1 - time.time())
-    await street.start_command(COMMAND_BANKS=banks)
+    await assert_books_agree(street.journal, referee)
+    await street.bank.kill()
+    await street.bank.start(GATEWAY_MOCK_LISTEN=street.bank.listen, GATEWAY_MOCK_KEY_SECONDS=str(KEY_SECONDS))
+    await asyncio.sleep(forgotten_at - time.time())
+    await street.start_command(COMMAND_BANKS=street.banks(**options))
     return await street.answers(wishes, PATIENT_SECONDS)
 
 
@@ -135,7 +139,7 @@ async def test_what_was_done_before_the_keys_were_forgotten_is_looked_up(tmp_pat
 async def test_a_server_that_believes_a_key_for_longer_than_the_bank_charges_twice(tmp_path: Path) -> None:
     """The control: it is the look-up, and nothing else, that keeps the money in place."""
     async with a_street(tmp_path) as (street, referee):
-        await after_the_keys_were_forgotten(street, referee, key_seconds=24 * 3600, looks_up=False)
+        await after_the_keys_were_forgotten(street, referee, key_seconds=DAY_SECONDS, looks_up=False)
         twice = Counter(charge=1, authorize=1, capture=1, refund=1)  # A second void finds nothing to let go.
         assert await kinds(referee) == ONCE + twice
 
@@ -143,7 +147,7 @@ async def test_a_server_that_believes_a_key_for_longer_than_the_bank_charges_twi
 async def test_a_server_looks_up_what_another_process_may_have_sent(tmp_path: Path) -> None:
     """However young that is by its clock, which may have stood still while the machine was off."""
     async with a_street(tmp_path) as (street, referee):
-        answers = await after_the_keys_were_forgotten(street, referee, key_seconds=24 * 3600)
+        answers = await after_the_keys_were_forgotten(street, referee, key_seconds=DAY_SECONDS)
         assert statuses(answers) == [CHARGED, AUTHORIZED] + [OPERATION_EXECUTED] * 3
         assert await kinds(referee) == ONCE
         await assert_books_agree(street.journal, referee)
