@@ -42,8 +42,9 @@ postgres: install ## start a PostgreSQL with a standby to try things with, and s
 demo: install ## the story of a crash between the bank and the journal, in a few seconds
 	@$(BIN)/python -m demo.crash
 
+# Half of the time tests wait for servers. The tests of one file share servers, and stay in one process.
 test: install ## run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Of the fakes that others wrote, one is from PyPI. Like the others it has a folder of its own, never beside the product.
 build/banks-venv/installed: tests/banks/requirements.txt
