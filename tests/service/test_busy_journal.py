@@ -3,8 +3,6 @@
 import contextlib
 import random
 import sqlite3
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from chassis.disk import Disk, LocalDisk
 from command_service.journal.commits import Rhythm
 from command_service.parts import Parts
-from command_service.settings import Settings
 from rig.errors import refused
 from rig.world import CHARGED, REPLAYED, World, a_request, a_world, assert_books_agree, records, until
+from tests.service.clock_rig import START, Clock, a_clocked_world
 from tests.service.test_charge import HOLD, said
 
-MOMENT = 1_790_000_000_000_000
 HOUR = 3_600_000_000
 
 
@@ -42,24 +39,6 @@ class Brief(random.Random):
 
     def uniform(self, a: float, b: float) -> float:
         return max(a, min(b, 0.02))
-
-
-@dataclass
-class Clock:
-    """A clock that a test sets, in microseconds since 1970."""
-
-    moment: int = MOMENT
-
-
-class Clocked(Parts):
-    """Parts with a clock that a test sets."""
-
-    def __init__(self, clock: Clock, chosen: Settings) -> None:
-        super().__init__(chosen)
-        self._clock = clock
-
-    def now(self) -> int:
-        return self._clock.moment
 
 
 async def is_serving(world: World) -> bool:
@@ -101,23 +80,20 @@ async def test_a_server_with_a_busy_journal_refuses_new_charges_and_keeps_those_
         await assert_books_agree(world.journal, world.referee)
 
 
-async def test_recorded_times_do_not_go_back_with_the_clock(tmp_path: Path) -> None:
+async def test_recorded_times_do_not_go_back_with_the_clock(clocked: World, clock: Clock) -> None:
     """Even if it goes back to before 1970: charges are charged, and the log names the clock and no disk."""
-    clock = Clock()
-    async with a_world(tmp_path, partial(Clocked, clock)) as world:
-        with structlog.testing.capture_logs() as logs:
-            for clock.moment in (MOMENT, MOMENT - HOUR, -HOUR):
-                assert (await world.charge(a_request())).status == CHARGED
-        assert {record.recorded_at for record in records(world.journal)} == {MOMENT}
-        (warned,) = [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]
-        assert "clock" in warned
+    with structlog.testing.capture_logs() as logs:
+        for clock.moment in (START, START - HOUR, -HOUR):
+            assert (await clocked.charge(a_request())).status == CHARGED
+    assert {record.recorded_at for record in records(clocked.journal)} == {START}
+    (warned,) = [str(entry["event"]) for entry in logs if entry["log_level"] == "warning"]
+    assert "clock" in warned
 
 
-async def test_a_charge_whose_request_is_later_than_the_clock_has_age_zero(tmp_path: Path) -> None:
+async def test_a_charge_whose_request_is_later_than_the_clock_has_age_zero(tmp_path: Path, clock: Clock) -> None:
     """The clock has gone back since the request: the charge is not abandoned, and no gauge shows a negative age."""
-    clock = Clock()
-    async with a_world(
-        tmp_path, partial(Clocked, clock), COMMAND_ABANDON_AFTER_SECONDS="60", COMMAND_ATTENTION_AFTER_SECONDS="60"
+    async with a_clocked_world(
+        tmp_path, clock, COMMAND_ABANDON_AFTER_SECONDS="60", COMMAND_ATTENTION_AFTER_SECONDS="60"
     ) as world:
         await world.trouble("execute", **HOLD)
         running = a_request()

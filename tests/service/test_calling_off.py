@@ -6,7 +6,6 @@ Over a real channel, against a real bank. At the end of each test bank and journ
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,10 @@ from rig.world import (
     story,
     until,
 )
-from tests.service.test_busy_journal import Clock, Clocked
+from tests.service.clock_rig import MOMENT, Clock, a_clocked_world
 
 ALWAYS = 1_000_000
 HOLD: dict[str, Any] = {"fault": "in_progress", "retry_after": "0", "times": ALWAYS}  # until `no_more_trouble`
-MOMENT = 200_000  # in microseconds
 
 
 @pytest.fixture
@@ -52,29 +50,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield world
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def clocked(tmp_path: Path, clock: Clock) -> AsyncIterator[World]:
-    """A world whose command server goes by the test's clock."""
-    async with a_world(tmp_path, partial(Clocked, clock)) as world:
-        yield world
-
-
 def from_now(seconds: float) -> Timestamp:
     """A time to come, or one that has passed."""
     at = Timestamp()
     at.FromDatetime(datetime.now(UTC) + timedelta(seconds=seconds))
-    return at
-
-
-def in_a_moment(clock: Clock) -> Timestamp:
-    """A time to come by a test's clock."""
-    at = Timestamp()
-    at.FromMicroseconds(clock.moment + MOMENT)
     return at
 
 
@@ -228,7 +207,7 @@ async def test_a_charge_is_called_off_past_its_time_by_itself(world: World, step
 
 async def test_a_charge_in_time_is_charged(clocked: World, clock: Clock) -> None:
     """And its retry finds it past that time too."""
-    request = a_request(not_after=in_a_moment(clock))
+    request = a_request(not_after=clock.in_a_moment())
     first = await clocked.charge(request)
     assert first.status == CHARGED
     clock.moment += 2 * MOMENT
@@ -238,7 +217,7 @@ async def test_a_charge_in_time_is_charged(clocked: World, clock: Clock) -> None
 async def test_a_charge_whose_time_passed_while_the_server_was_down_is_not_executed(
     clocked: World, clock: Clock
 ) -> None:
-    request = a_request(not_after=in_a_moment(clock))
+    request = a_request(not_after=clock.in_a_moment())
     await clocked.trouble("execute", **HOLD)
     assert (await clocked.pending(request)).status == PENDING
     await clocked.stop()
@@ -255,8 +234,8 @@ async def test_a_charge_that_waits_for_its_turn_at_the_bank_is_not_executed_past
     tmp_path: Path, clock: Clock
 ) -> None:
     """The time is looked at when the call goes out, not when it queues up."""
-    async with a_world(tmp_path, partial(Clocked, clock), COMMAND_BANK_CALLS="1") as world:
-        first, late = a_request(), a_request(not_after=in_a_moment(clock))
+    async with a_clocked_world(tmp_path, clock, COMMAND_BANK_CALLS="1") as world:
+        first, late = a_request(), a_request(not_after=clock.in_a_moment())
         await world.trouble("execute", "delay", seconds=2.0, times=1)
         slow = asyncio.ensure_future(world.charge(first))
         await until(lambda: _executed(world))
@@ -318,7 +297,7 @@ async def test_a_charge_that_a_restored_journal_has_lost_is_found_at_the_bank_pa
     """Its money moved in time, and its client hears so."""
     await clocked.charge(a_request())
     SqliteFile(clocked.journal).backup(tmp_path / "backup.db")
-    request = a_request(not_after=in_a_moment(clock))
+    request = a_request(not_after=clock.in_a_moment())
     charged = await clocked.charge(request)
     assert charged.status == CHARGED
     await clocked.stop()

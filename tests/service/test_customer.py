@@ -8,7 +8,6 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ from rig.world import (
     id_of,
     until,
 )
-from tests.service.test_busy_journal import Clock, Clocked
-from tests.service.test_calling_off import MOMENT, in_a_moment
+from tests.service.clock_rig import MOMENT, Clock
 
 THREE_DS = Card(token="tok_3ds")
 AUTHENTICATION_REQUIRED = DeclineReason.DECLINE_REASON_AUTHENTICATION_REQUIRED
@@ -47,18 +45,6 @@ AUTHENTICATION_REQUIRED = DeclineReason.DECLINE_REASON_AUTHENTICATION_REQUIRED
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with a_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def clocked(tmp_path: Path, clock: Clock) -> AsyncIterator[World]:
-    """A world whose command server goes by the test's clock."""
-    async with a_world(tmp_path, partial(Clocked, clock)) as world:
         yield world
 
 
@@ -266,7 +252,7 @@ async def test_the_banks_own_end_of_waiting_is_a_decline(world: World, is_down: 
 
 async def test_its_own_time_ends_it(clocked: World, clock: Clock) -> None:
     """By itself; and a customer who confirms after that confirms nothing."""
-    request = a_request(card=THREE_DS, not_after=in_a_moment(clock))
+    request = a_request(card=THREE_DS, not_after=clock.in_a_moment())
     url = (await awaited(clocked, request)).action.url
     clock.moment += 2 * MOMENT
     await until(lambda: clocked.story(request)[-1] == "charge_called_off")
@@ -298,7 +284,7 @@ async def test_a_customer_who_was_faster_than_the_void_is_charged(world: World) 
 
 async def test_while_it_is_called_off_its_key_is_told_pending(clocked: World, clock: Clock) -> None:
     """The customer is not to be sent anywhere any more."""
-    request = a_request(card=THREE_DS, not_after=in_a_moment(clock))
+    request = a_request(card=THREE_DS, not_after=clock.in_a_moment())
     await awaited(clocked, request)
     await clocked.trouble("cancel", "in_progress", retry_after="0", times=1_000_000)
     clock.moment += 2 * MOMENT

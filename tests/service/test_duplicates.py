@@ -6,7 +6,6 @@ Over a real channel, against a real bank. At the end of each test bank and journ
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import Card, Money
 from rig.errors import refused
 from rig.world import AUTHORIZED, CHARGED, DECLINED, REPLAYED, World, a_hold, a_request, a_world, id_of, new_key
-from tests.service.test_busy_journal import Clock, Clocked
+from tests.service.clock_rig import Clock, a_clocked_world
 
 WINDOW_SECONDS = "600"
 BEYOND_THE_WINDOW = 601_000_000  # in microseconds
@@ -88,10 +87,9 @@ async def test_a_charge_that_moved_no_money_does_not_count(world: World) -> None
         await world.void(id_of(hold))
 
 
-async def test_the_window_survives_a_restart_and_ends(tmp_path: Path) -> None:
+async def test_the_window_survives_a_restart_and_ends(tmp_path: Path, clock: Clock) -> None:
     """What was requested in the last while is read from the journal."""
-    clock = Clock()
-    async with a_world(tmp_path, partial(Clocked, clock), COMMAND_DUPLICATE_WINDOW_SECONDS=WINDOW_SECONDS) as world:
+    async with a_clocked_world(tmp_path, clock, COMMAND_DUPLICATE_WINDOW_SECONDS=WINDOW_SECONDS) as world:
         old = a_request(user_id="carol")
         await world.charge(old)
         clock.moment += BEYOND_THE_WINDOW
