@@ -36,6 +36,7 @@ from command_service.settings import Settings
 from judge.checker import check
 from judge.files import read_anchor, read_journal
 from judge.history import Movement, Observed, Record
+from rig.errors import told
 from rig.referee import PATIENT_SECONDS, Referee
 from rig.servers import InProcess
 
@@ -116,14 +117,24 @@ async def until(seen: Callable[[], Awaitable[object] | object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def heard(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask, each time with the same key, until an answer comes before the call's deadline: a busy machine may be late."""
-    async with asyncio.timeout(PATIENT_SECONDS):
+def is_late(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a call's deadline was over before its answer: the machine is busy."""
+    return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def is_behind(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a view did not reach the position in time: it is built, or looks for its feed."""
+    return told(error).reason == "VIEW_BEHIND"
+
+
+async def heard(ask: Callable[[], Awaitable[T]], again: Callable[[grpc.aio.AioRpcError], bool] = is_late) -> T:
+    """Ask, each time with the same key, until an answer comes. `again` says after which errors; others are raised."""
+    async with asyncio.timeout(2 * PATIENT_SECONDS):
         while True:
             try:
                 return await ask()
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                if not again(error):
                     raise
 
 

@@ -276,9 +276,8 @@ async def test_a_database_that_ends_connections_by_a_time_limit_ends_nothing_els
         await holder.close()
         await appending
         assert journal.accepting
-    await postgres.execute(
-        f"ALTER DATABASE {rig.place.url.database} RESET {setting}"
-    )  # or it ends the look of the test
+    # Or it ends the test's own look.
+    await postgres.execute(f"ALTER DATABASE {rig.place.url.database} RESET {setting}")
     gapless(rig, [1, 2, 3, 4])
 
 

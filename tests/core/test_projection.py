@@ -88,7 +88,7 @@ from tests.service.query_rig import dump
 # The numbers of tenants, as in a view.
 TENANTS = {"default": 1}
 
-# Each example makes a file or two: fewer of them, and no time limit, since the machine may be busy.
+# Each example makes a file or two: fewer of them.
 LAW = settings(max_examples=50)
 
 

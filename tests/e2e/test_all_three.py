@@ -20,9 +20,9 @@ from charging.v1.query_pb2 import (
     GetViewStatusRequest,
     ListChargesRequest,
 )
-from rig.errors import told
 from rig.processes import Town
 from rig.referee import PATIENT_SECONDS
+from rig.world import heard, is_behind
 
 Shown = TypeVar("Shown")
 
@@ -52,13 +52,7 @@ async def charge(town: Town, asked: ChargeRequest) -> ChargeResponse:
 
 async def shown(ask: Callable[..., Awaitable[Shown]], request: Message) -> Shown:
     """Ask the query server, and again while its view is behind: it has to find the feed again after a command server's end."""
-    async with asyncio.timeout(2 * PATIENT_SECONDS):
-        while True:
-            try:
-                return await ask(request, timeout=PATIENT_SECONDS, wait_for_ready=True)
-            except grpc.aio.AioRpcError as error:
-                if told(error).reason != "VIEW_BEHIND":
-                    raise
+    return await heard(lambda: ask(request, timeout=PATIENT_SECONDS, wait_for_ready=True), is_behind)
 
 
 async def statement(town: Town) -> list[dict[str, Any]]:

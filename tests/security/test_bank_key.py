@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import grpc
 import grpc.aio
 import httpx
 import pytest
@@ -26,6 +25,7 @@ from rig.world import (
     REQUIRES_ACTION,
     a_hold,
     a_request,
+    heard,
     id_of,
     until,
 )
@@ -51,15 +51,8 @@ class Shop:
 
     async def pending(self, request: ChargeRequest) -> None:
         """Charge, and do not wait for the outcome that does not come."""
-        while True:
-            try:
-                answer = await self.stub.Charge(request, timeout=3)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # That is a busy machine: the same key again.
-                    raise
-            else:
-                assert answer.status == PENDING
-                return
+        answer = await heard(lambda: self.stub.Charge(request, timeout=3))
+        assert answer.status == PENDING
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from command_service.parts import Parts
 from command_service.settings import Settings
 from rig.world import World, a_world
 
+# In microseconds, as all times of the core: a day of 2026, and a time that no test waits for, since it sets the clock.
 START = 1_790_000_000_000_000
-MOMENT = 200_000  # in microseconds
+MOMENT = 200_000
 
 
 @dataclass

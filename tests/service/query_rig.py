@@ -22,8 +22,9 @@ from query_service.schema import TABLES
 from query_service.serving import Serving, serve
 from query_service.settings import Settings
 from rig.around import Around
-from rig.errors import Told, refused, told
+from rig.errors import Told, refused
 from rig.processes import Server
+from rig.world import heard, is_behind
 
 if TYPE_CHECKING:
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub  # of the typed stubs only
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SERVICE = "charging.v1.QueryService"
-# For a view that has to find its feed again, or is built first.
-PATIENCE_SECONDS = 30
 DEADLINE_SECONDS = 0.5
 
 
@@ -51,13 +50,7 @@ class Client:
 
     async def reaches(self, position: int) -> GetViewStatusResponse:
         """Wait until the view shows a position, longer than the server lets one query wait."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                try:
-                    return await self.queries.GetViewStatus(GetViewStatusRequest(min_position=position))
-                except grpc.aio.AioRpcError as error:
-                    if told(error).reason != "VIEW_BEHIND":
-                        raise
+        return await heard(lambda: self.queries.GetViewStatus(GetViewStatusRequest(min_position=position)), is_behind)
 
 
 async def refused_in_time(ask: Callable[[], Awaitable[object]]) -> Told:

@@ -222,10 +222,11 @@ async def test_new_charges_pass_over_a_spared_bank_until_one_of_them_finds_it_ag
     await street.start(FIRST_A)
     await until(lambda: street.is_spared("a"))
     requests, charges = [], []
-    while street.is_spared("a"):
-        requests.append(a_request())
-        charges.append(asyncio.create_task(street.world.charge(requests[-1])))
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while street.is_spared("a"):
+            requests.append(a_request())
+            charges.append(asyncio.create_task(street.world.charge(requests[-1])))
+            await asyncio.sleep(0.05)
     assert {answer.status for answer in await asyncio.gather(*charges)} == {CHARGED}
     assert "a" in [await street.at(request) for request in requests]
     assert {street.stored(request) for request in stuck} == {"a"}

@@ -80,9 +80,8 @@ def server_context(shown: Path, clients_of: bytes | None = None) -> ssl.SSLConte
 
 
 async def movements(town: Town) -> list[Any]:
-    async with httpx.AsyncClient(
-        trust_env=False, verify=False, timeout=30
-    ) as client:  # the bank's own port, in plaintext
+    # The bank's own port, in plaintext.
+    async with httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as client:
         return list((await client.get(f"http://{town.bank.listen}/statement")).json()["movements"])
 
 
