@@ -107,7 +107,7 @@ audit: build/audit-venv/installed ## look the pinned packages up among known vul
 	@build/audit-venv/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r constraints.txt || { echo "Not clean, or the source of advisories cannot be reached from here: see above"; exit 1; }
 
 constraints: ## pin the dependencies anew (needs uv)
-	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet pyproject.toml --extra dev --output-file constraints.txt
+	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet pyproject.toml --all-extras --output-file constraints.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml --output-file deploy/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml bench/requirements.in --output-file bench/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet tests/banks/requirements.in --output-file tests/banks/requirements.txt

@@ -20,19 +20,36 @@ from command_service.events import (
     Charged,
     ChargeDeclined,
     ChargeRequested,
+    DeskStep,
     Event,
+    HeldBack,
+    LetGo,
     NotAfterPassed,
     OperationAbandoned,
     OperationDeclined,
     OperationRequested,
     Refunded,
+    ResolutionApproved,
+    ResolutionProposed,
+    ResolutionRejected,
     ReviewRequired,
     TokenExpired,
     TokenIssued,
+    TryRequested,
     Voided,
 )
 from command_service.failures import UnknownEvent
-from command_service.values import Card, DeclineReason, Evidence, Kind, Money, Request, ReviewReason
+from command_service.values import (
+    AnswerKind,
+    Card,
+    DeclineReason,
+    Evidence,
+    Kind,
+    Money,
+    Request,
+    Resolution,
+    ReviewReason,
+)
 
 
 def charge_id_of(tenant: str, idempotency_key: str) -> str:
@@ -80,6 +97,7 @@ def encode(event: Event) -> bytes:
             requested.off_session = request.is_off_session
             requested.return_url = request.return_url
             requested.bank = request.bank
+            requested.traceparent = request.traceparent
         case TokenIssued(token):
             stored.token_issued.token = token
         case TokenExpired(token):
@@ -118,6 +136,7 @@ Later = (
     | AuthorizationExpired
     | OperationDeclined
     | OperationAbandoned
+    | DeskStep
 )
 
 
@@ -159,7 +178,43 @@ def _set_later(stored: journal_pb2.Event, event: Later) -> None:
         case OperationAbandoned(attempts):
             stored.operation_abandoned.attempts = attempts
         case _:
+            _set_desk_step(stored, event)
+
+
+def _set_desk_step(stored: journal_pb2.Event, event: DeskStep) -> None:
+    """Set an operator's step."""
+    out: (
+        journal_pb2.TryRequested
+        | journal_pb2.HeldBack
+        | journal_pb2.LetGo
+        | journal_pb2.ResolutionProposed
+        | journal_pb2.ResolutionRejected
+        | journal_pb2.ResolutionApproved
+    )
+    match event:
+        case TryRequested():
+            out = stored.try_requested
+        case HeldBack():
+            out = stored.held_back
+        case LetGo():
+            out = stored.let_go
+        case ResolutionProposed():
+            proposed = out = stored.resolution_proposed
+            proposed.resolution = common_pb2.Resolution.Value(f"RESOLUTION_{event.resolution.name}")
+            proposed.transaction_id = event.transaction_id
+            proposed.refund_transaction_id = event.refund_transaction_id
+            proposed.evidence = event.evidence
+        case ResolutionRejected():
+            rejected = out = stored.resolution_rejected
+            rejected.proposal = event.proposal
+        case ResolutionApproved():
+            approved = out = stored.resolution_approved
+            approved.proposal = event.proposal
+            approved.bank_said = answer_kind_out(event.bank_said)
+            approved.contradicts_bank = event.contradicts_bank
+        case _:
             assert_never(event)
+    out.actor, out.reason = event.actor, event.reason
 
 
 def _set_operation(stored: journal_pb2.Event, event: OperationRequested) -> None:
@@ -181,6 +236,7 @@ def _set_operation(stored: journal_pb2.Event, event: OperationRequested) -> None
     out.operation_id = event.operation_id
     out.idempotency_key = event.idempotency_key
     out.actor = event.actor
+    out.traceparent = event.traceparent
     _set_money(out.amount, event.amount)
 
 
@@ -209,6 +265,7 @@ def decode(serialised: bytes) -> Event:
                     is_off_session=requested.off_session,
                     return_url=requested.return_url,
                     bank=requested.bank,
+                    traceparent=requested.traceparent,
                 )
             )
         case "capture_requested":
@@ -264,6 +321,34 @@ def decode(serialised: bytes) -> Event:
             )
         case "charge_abandoned":
             return ChargeAbandoned(stored.charge_abandoned.attempts)
+        case "try_requested":
+            return TryRequested(stored.try_requested.actor, stored.try_requested.reason)
+        case "held_back":
+            return HeldBack(stored.held_back.actor, stored.held_back.reason)
+        case "let_go":
+            return LetGo(stored.let_go.actor, stored.let_go.reason)
+        case "resolution_proposed":
+            proposed = stored.resolution_proposed
+            return ResolutionProposed(
+                proposed.actor,
+                proposed.reason,
+                _resolution_in(proposed.resolution),
+                proposed.transaction_id,
+                proposed.refund_transaction_id,
+                proposed.evidence,
+            )
+        case "resolution_rejected":
+            rejected = stored.resolution_rejected
+            return ResolutionRejected(rejected.actor, rejected.reason, rejected.proposal)
+        case "resolution_approved":
+            approved = stored.resolution_approved
+            return ResolutionApproved(
+                approved.actor,
+                approved.reason,
+                approved.proposal,
+                _answer_kind_in(approved.bank_said),
+                approved.contradicts_bank,
+            )
         case None:
             raise UnknownEvent("a newer program wrote it: run that version, or a later one")
 
@@ -276,7 +361,16 @@ def _operation_in(
     reason: str = "",
 ) -> OperationRequested:
     amount = _money_in(stored.amount)
-    return OperationRequested(kind, stored.operation_id, stored.idempotency_key, stored.actor, amount, is_final, reason)
+    return OperationRequested(
+        kind,
+        stored.operation_id,
+        stored.idempotency_key,
+        stored.actor,
+        amount,
+        is_final,
+        reason,
+        stored.traceparent,
+    )
 
 
 def _is_held_in(value: command_pb2.CaptureMode.ValueType) -> bool:
@@ -306,6 +400,25 @@ def _review_reason_in(value: common_pb2.ReviewReason.ValueType) -> ReviewReason:
         return ReviewReason[common_pb2.ReviewReason.Name(value).removeprefix("REVIEW_REASON_")]
     except (ValueError, KeyError):
         raise UnknownEvent("it asks for a review for a reason that a newer program wrote") from None
+
+
+def answer_kind_out(kind: AnswerKind) -> common_pb2.AnswerKind.ValueType:
+    """Return the value of a kind of answer in the contract."""
+    return common_pb2.AnswerKind.Value(f"ANSWER_KIND_{kind.name}")
+
+
+def _answer_kind_in(value: common_pb2.AnswerKind.ValueType) -> AnswerKind:
+    try:
+        return AnswerKind[common_pb2.AnswerKind.Name(value).removeprefix("ANSWER_KIND_")]
+    except (ValueError, KeyError):
+        raise UnknownEvent("it names a kind of answer that a newer program wrote") from None
+
+
+def _resolution_in(value: common_pb2.Resolution.ValueType) -> Resolution:
+    try:
+        return Resolution[common_pb2.Resolution.Name(value).removeprefix("RESOLUTION_")]
+    except (ValueError, KeyError):
+        raise UnknownEvent("it resolves a review in a way that only a newer program knows") from None
 
 
 def _set_card(out: common_pb2.Card, card: Card) -> None:

@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from command_service.values import Card, DeclineReason, Evidence, Kind, Money, Request, ReviewReason, value
+from command_service.values import (
+    AnswerKind,
+    Card,
+    DeclineReason,
+    Evidence,
+    Kind,
+    Money,
+    Request,
+    Resolution,
+    ReviewReason,
+    value,
+)
 
 
 @value
@@ -24,6 +35,7 @@ class OperationRequested:
     amount: Money
     is_final: bool = False
     reason: str = ""
+    traceparent: str = ""
 
 
 @value
@@ -144,6 +156,62 @@ class ChargeAbandoned:
     attempts: int
 
 
+@value
+class TryRequested:
+    """An operator asked for the next step now."""
+
+    actor: str
+    reason: str
+
+
+@value
+class HeldBack:
+    """An operator holds the charge back: no step is taken at the bank until it is let go."""
+
+    actor: str
+    reason: str
+
+
+@value
+class LetGo:
+    """An operator let the charge go."""
+
+    actor: str
+    reason: str
+
+
+@value
+class ResolutionProposed:
+    """An operator proposed how the operation in review ended. The ids are the bank's, empty where there is none."""
+
+    actor: str
+    reason: str
+    resolution: Resolution
+    transaction_id: str
+    refund_transaction_id: str
+    evidence: str
+
+
+@value
+class ResolutionRejected:
+    """An operator turned down the proposal at the position `proposal`, or took it back."""
+
+    actor: str
+    reason: str
+    proposal: int
+
+
+@value
+class ResolutionApproved:
+    """A second operator approved the proposal at the position `proposal`. The outcome follows in the same append."""
+
+    actor: str
+    reason: str
+    proposal: int
+    bank_said: AnswerKind
+    contradicts_bank: bool
+
+
 Moved = Charged | Authorized | Captured | Voided | Refunded
 MOVED: Mapping[Kind, type[Moved]] = {
     Kind.CHARGE: Charged,
@@ -157,7 +225,18 @@ Undone = (
     ChargeDeclined | ChargeAbandoned | ChargeCalledOff | OperationDeclined | OperationAbandoned | AuthorizationExpired
 )
 Outcome = Moved | Undone | ReviewRequired
-Event = ChargeRequested | OperationRequested | NotAfterPassed | TokenIssued | TokenExpired | ActionRequired | Outcome
+DeskStep = TryRequested | HeldBack | LetGo | ResolutionProposed | ResolutionRejected | ResolutionApproved
+"""A step of the desk: an operator's, with who took it and why."""
+Event = (
+    ChargeRequested
+    | OperationRequested
+    | NotAfterPassed
+    | TokenIssued
+    | TokenExpired
+    | ActionRequired
+    | Outcome
+    | DeskStep
+)
 
 
 class Recorded(NamedTuple):

@@ -1,5 +1,6 @@
 """The values of the core: clients' requests, questions to a bank, and its answers. They decide nothing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar, dataclass_transform
@@ -45,6 +46,7 @@ class Request:
     `not_after` is in microseconds since 1970, 0 for none: past it the charge is called off instead of executed.
     `is_off_session`: the customer is not there to take a step that the bank may want. `return_url`: where the bank sends the
     customer back to; empty if the client gave none. `bank` names the bank that was chosen; empty: the one without a name.
+    `traceparent` is the W3C trace context of the request; empty if nobody traces.
     """
 
     charge_id: str
@@ -61,6 +63,7 @@ class Request:
     is_off_session: bool = False
     return_url: str = ""
     bank: str = ""
+    traceparent: str = ""
 
 
 class Kind(Enum):
@@ -89,6 +92,7 @@ class Wish:
     amount: Money | None = None
     is_final: bool = False
     reason: str = ""
+    traceparent: str = ""
 
 
 @value
@@ -126,6 +130,7 @@ class DeclineReason(Enum):
     OTHER = "other"
     AUTHORIZATION_EXPIRED = "authorization_expired"
     ALREADY_CHARGED = "already_charged"  # Told for a void that came too late; no bank's reason.
+    FOUND_NOT_EXECUTED = "found_not_executed"  # Two people found it so; no bank's reason.
 
 
 class ReviewReason(Enum):
@@ -137,6 +142,30 @@ class ReviewReason(Enum):
     TOKENS_KEEP_EXPIRING = "tokens_keep_expiring"
     TRANSACTION_ID_UNUSABLE = "transaction_id_unusable"  # The money did move.
     CALL_OFF_REFUSED = "call_off_refused"
+
+
+class Resolution(Enum):
+    """What two people found to be the outcome of an operation in review."""
+
+    EXECUTED = "executed"
+    NOT_EXECUTED = "not_executed"
+    REFUNDED = "refunded"  # Executed, and the whole amount has gone back since.
+
+
+class AnswerKind(Enum):
+    """The kind of a bank's answer, without its content."""
+
+    TOKEN = "token"  # noqa: S105  # a kind of answer
+    EXECUTED = "executed"
+    DECLINED = "declined"
+    EXPIRED = "expired"
+    CALLED_OFF = "called_off"
+    REFUSED = "refused"
+    CONTRADICTION = "contradiction"
+    IN_PROGRESS = "in_progress"
+    NEEDS_ACTION = "needs_action"
+    NO_ANSWER = "no_answer"
+    NOT_ACCEPTED = "not_accepted"  # Our credentials.
 
 
 @value
@@ -262,3 +291,23 @@ class NoAnswer:
 Answer = (
     Token | Executed | Declined | Expired | CalledOff | Refused | Contradiction | InProgress | NeedsAction | NoAnswer
 )
+
+
+def kind_of(answer: Answer) -> AnswerKind:
+    """Return the kind of an answer."""
+    if isinstance(answer, NoAnswer):
+        return AnswerKind.NOT_ACCEPTED if answer.our_setup else AnswerKind.NO_ANSWER
+    return _KIND_OF[type(answer)]
+
+
+_KIND_OF: Mapping[type[Answer], AnswerKind] = {
+    Token: AnswerKind.TOKEN,
+    Executed: AnswerKind.EXECUTED,
+    Declined: AnswerKind.DECLINED,
+    Expired: AnswerKind.EXPIRED,
+    CalledOff: AnswerKind.CALLED_OFF,
+    Refused: AnswerKind.REFUSED,
+    Contradiction: AnswerKind.CONTRADICTION,
+    InProgress: AnswerKind.IN_PROGRESS,
+    NeedsAction: AnswerKind.NEEDS_ACTION,
+}

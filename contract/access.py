@@ -37,7 +37,19 @@ ACCESS: Mapping[str, str] = {
     "/charging.v1.QueryService/GetChargeHistory": Role.READ,
     "/charging.v1.QueryService/GetUserSummary": Role.READ,
     "/charging.v1.QueryService/GetViewStatus": Role.READ,
+    "/charging.v1.QueryService/ExplainCharge": Role.READ,
     "/charging.v1.JournalService/Subscribe": Role.FEED,
+    "/charging.v1.JournalService/GetAttempts": Role.FEED,
+    "/charging.v1.OperatorService/TryNow": Role.OPERATE,
+    "/charging.v1.OperatorService/HoldBack": Role.OPERATE,
+    "/charging.v1.OperatorService/LetGo": Role.OPERATE,
+    "/charging.v1.OperatorService/AskBank": Role.OPERATE,
+    "/charging.v1.OperatorService/ProposeResolution": Role.OPERATE,
+    "/charging.v1.OperatorService/RejectResolution": Role.OPERATE,
+    "/charging.v1.OperatorService/ApproveResolution": Role.OPERATE,
+    "/charging.v1.OperatorService/GetServerStatus": Role.OPERATE,
+    "/charging.v1.OperatorService/Reconcile": Role.OPERATE,
+    "/charging.v1.OperatorService/ListReconciliations": Role.OPERATE,
 }
 
 

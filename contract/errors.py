@@ -23,6 +23,11 @@ class Reason(Enum):
     OPERATION_DOES_NOT_FIT = auto()
     CHARGE_IN_REVIEW = auto()
     TOO_MANY_OPERATIONS = auto()
+    NOT_AT_THE_DESK = auto()
+    SECOND_PERSON_NEEDED = auto()
+    ANOTHER_PROPOSAL = auto()
+    PROPOSAL_CHANGED = auto()
+    BANK_CONTRADICTS = auto()
     CHARGE_IN_SEVERAL_JOURNALS = auto()
     JOURNAL_NOT_FOLLOWED = auto()
     JOURNAL_DIVERGED = auto()
@@ -125,6 +130,31 @@ _COMMANDS: Mapping[Reason, Row] = {
         StatusCode.FAILED_PRECONDITION,
         "DO_NOT_RETRY",
         "the charge has as many operations as it may have, and nothing was stored",
+    ),
+    Reason.NOT_AT_THE_DESK: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "DO_NOT_RETRY",
+        "the charge, whose status the metadata name, is not at a stage for this step, and nothing was stored",
+    ),
+    Reason.SECOND_PERSON_NEEDED: Row(
+        StatusCode.PERMISSION_DENIED,
+        "DO_NOT_RETRY",
+        "a second person must approve it, by an identity of the policy that did not propose it; nothing was stored",
+    ),
+    Reason.ANOTHER_PROPOSAL: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "ASK_STATUS",
+        "another proposal, which the metadata name, is open, and nothing was stored: approve or reject it first",
+    ),
+    Reason.PROPOSAL_CHANGED: Row(
+        StatusCode.ABORTED,
+        "ASK_STATUS",
+        "this proposal is no longer open, and nothing was stored: look at the charge again",
+    ),
+    Reason.BANK_CONTRADICTS: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "ASK_STATUS",
+        "the bank says otherwise, as the metadata tell, and nothing was stored: see contradicts_bank",
     ),
     Reason.OPERATION_UNDER_WAY: Row(
         StatusCode.ABORTED,

@@ -1,0 +1,133 @@
+"""The situations of a charge that people ask about: what each means, what is safe to do, and what tells of it.
+
+One table for all who speak of them: `ExplainCharge`, the gauges and alerts, docs/operating.md, the command line, the console.
+A test holds every alert and every row of the documents to it.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from charging.v1.common_pb2 import AnswerKind
+from charging.v1.query_pb2 import ChargeStage, Situation
+
+
+class Row(NamedTuple):
+    """One situation. `what` and `advice` are sentences for people.
+
+    `alert` is the name of the alert that fires while charges are in it; empty if nothing is stuck.
+    """
+
+    what: str
+    advice: str
+    alert: str = ""
+
+
+SITUATIONS: Mapping[Situation.ValueType, Row] = {
+    Situation.SITUATION_DECIDED: Row(
+        "The outcome is decided, and the service has nothing left to do.",
+        "Nothing has to be done.",
+    ),
+    Situation.SITUATION_UNDER_WAY: Row(
+        "It is under way, and each step has been answered in time so far.",
+        "Wait: it goes on by itself.",
+    ),
+    Situation.SITUATION_BANK_SILENT: Row(
+        "The bank does not answer the request for a token. No money has moved.",
+        "Look at the bank. The service asks again by itself, and gives the charge up when its time is over. Never charge the order"
+        " under another key before this one is abandoned.",
+        "ChargeonceBankSilent",
+    ),
+    Situation.SITUATION_EXECUTION_UNKNOWN: Row(
+        "The bank was told to execute, and its answer is missing: money may have moved.",
+        "Look at the bank. The service asks again by itself with the same token, which cannot move money twice, and never gives"
+        " up. Do not refund and do not charge again before it is decided.",
+        "ChargeonceExecutionUnknown",
+    ),
+    Situation.SITUATION_BANK_REFUSES_US: Row(
+        "The bank does not accept our credentials.",
+        "Put the right key or certificate in place; it is read again without a restart. The service then goes on by itself.",
+        "ChargeonceBankRefusesUs",
+    ),
+    Situation.SITUATION_BANK_SLOW: Row(
+        "The bank says that it is still working on it.",
+        "Ask the bank about its reference. The service goes on asking by itself.",
+        "ChargeonceBankSlow",
+    ),
+    Situation.SITUATION_CALLING_OFF: Row(
+        "It is being called off, and the bank has not said yet that its transaction is closed.",
+        "Look at the bank. The service goes on by itself; until the bank's answer the money may have moved.",
+        "ChargeonceCallingOff",
+    ),
+    Situation.SITUATION_AWAITING_CUSTOMER: Row(
+        "The bank waits for a step of the customer. No money has moved.",
+        "Send the customer to the address, or void the charge. It ends by itself when the bank gives up waiting.",
+        "ChargeonceAwaitingCustomer",
+    ),
+    Situation.SITUATION_HELD_BACK: Row(
+        "An operator holds it back, so no step is taken at the bank.",
+        "Read the reason in its history. Let it go when the reason is over.",
+        "ChargeonceHeldBack",
+    ),
+    Situation.SITUATION_IN_REVIEW: Row(
+        "The bank contradicted itself or us, so nobody may guess the outcome. The service takes no further step.",
+        "Ask the bank and look at its statement. Then propose a resolution with the evidence; a second person approves it.",
+        "ChargeonceInReview",
+    ),
+    Situation.SITUATION_AWAITING_APPROVAL: Row(
+        "It is in review, and a proposal to resolve it waits for a second person.",
+        "A second person checks the evidence against the bank, and approves or rejects the proposal.",
+        "ChargeonceAwaitingApproval",
+    ),
+    Situation.SITUATION_ABANDONED: Row(
+        "The bank could not be reached in time, so it is given up. No money has moved and none will.",
+        "Nothing has to be repaired. If the customer still wants to pay, charge under a new key.",
+        "ChargeonceAbandoned",
+    ),
+    Situation.SITUATION_BANK_MISSING: Row(
+        "It is at a bank that no setting names, so nobody can ask that bank.",
+        "Put the bank back into the banks' file and restart the server. The charge then goes on by itself.",
+        "ChargeonceBankMissing",
+    ),
+    Situation.SITUATION_HOLD_ENDING: Row(
+        "The bank holds money for it, and the hold lapses soon.",
+        "Capture it or void it before the hold lapses; after that the money cannot be captured.",
+        "ChargeonceHoldEnding",
+    ),
+    Situation.SITUATION_SERVER_AWAY: Row(
+        "It is not decided, and no command server can be asked about it.",
+        "Start the command server. It goes on with every unfinished charge by itself.",
+        "ChargeonceServerAway",
+    ),
+    Situation.SITUATION_STOPPED: Row(
+        "It is not decided, and the command server has stopped at it by a fault of its own.",
+        "Read the server's log for the charge's id, and restart the server. Nothing is lost: the journal has every step.",
+        "ChargeonceStopped",
+    ),
+}
+
+_OF_ANSWER: Mapping[AnswerKind.ValueType, Situation.ValueType] = {
+    AnswerKind.ANSWER_KIND_NOT_ACCEPTED: Situation.SITUATION_BANK_REFUSES_US,
+    AnswerKind.ANSWER_KIND_IN_PROGRESS: Situation.SITUATION_BANK_SLOW,
+}
+_WITHOUT_ANSWER: Mapping[ChargeStage.ValueType, Situation.ValueType] = {
+    ChargeStage.CHARGE_STAGE_AWAITING_TOKEN: Situation.SITUATION_BANK_SILENT,
+    ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION: Situation.SITUATION_EXECUTION_UNKNOWN,
+    ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER: Situation.SITUATION_AWAITING_CUSTOMER,
+    ChargeStage.CHARGE_STAGE_CALLING_OFF: Situation.SITUATION_CALLING_OFF,
+}
+
+
+def situation_under_way(
+    stage: ChargeStage.ValueType, last_answer: AnswerKind.ValueType, *, is_held_back: bool, is_bank_configured: bool
+) -> Situation.ValueType:
+    """Return the situation of a charge under way at a stage, of which at least one attempt at its step has been in vain.
+
+    `last_answer` is the bank's to that attempt.
+    """
+    if is_held_back:
+        return Situation.SITUATION_HELD_BACK
+    if not is_bank_configured:
+        return Situation.SITUATION_BANK_MISSING
+    if stage == ChargeStage.CHARGE_STAGE_CALLING_OFF and last_answer != AnswerKind.ANSWER_KIND_NOT_ACCEPTED:
+        return Situation.SITUATION_CALLING_OFF
+    return _OF_ANSWER.get(last_answer, _WITHOUT_ANSWER[stage])
