@@ -33,8 +33,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_BANK_SILENT: Row(
         "The bank does not answer the request for a token. No money has moved.",
-        "Look at the bank. The service asks again by itself, and gives the charge up when its time is over. Never charge the order"
-        " under another key before this one is abandoned.",
+        "Look at the bank. The service asks again by itself, and gives the charge up when its time is over. Never charge the"
+        " order under another key before this one is abandoned.",
         "ChargeonceBankSilent",
     ),
     Situation.SITUATION_EXECUTION_UNKNOWN: Row(
