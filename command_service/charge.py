@@ -10,7 +10,7 @@ The core is three pure functions. `decide` turns a message into events, `evolve`
 3. Once an outcome is decided, its key is told this outcome and the position of its event for ever. One exception: an operation
    in review, of which nobody knows the outcome, may be resolved by two people. Then its key is told that outcome for ever.
 4. One operation at a time is under way in a charge. The next may begin when it is at rest, unless it is in review.
-5. What operators may do about a charge is a matter of `command_service.desk_rules`. A charge that is held back has no next step.
+5. What operators may do about a charge is said in `command_service.desk_rules`. One that is held back has no next step.
 6. The charge's `Book` says for how much an operation may follow (`command_service.book`).
 
 A void may also follow while the operation that opens the charge is under way: it calls it off. If the bank has executed an
@@ -234,6 +234,20 @@ def _may_be_called_off(charge: Charge) -> bool:
     return newest.operation.opens and not isinstance(newest, Resolving | AtRest) and charge.void is None
 
 
+def needs_banks_word(charge: Charge, actor: str, reason: str, proposal: int) -> bool:
+    """Whether an operator may approve a proposal once the bank was asked. False: it is approved so already.
+
+    Raises CommandRefused if the operator may not approve it.
+    """
+    if desk_rules.is_approved_already(charge.desk, actor, reason, proposal):
+        return False
+    try:
+        desk_rules.check_approval(stand_of(charge), actor, proposal)
+    except NotAtTheDesk:
+        raise NotAtTheDesk(charge) from None
+    return True
+
+
 def _wanted_at_the_desk(state: State, message: Wanted) -> list[Event]:
     if not isinstance(state, Charge) or (message.tenant and not is_of(state, message.tenant)):
         raise ChargeUnknown
@@ -350,6 +364,11 @@ def next_step(state: State) -> Effect | None:
 def is_at_rest(state: State) -> bool:
     """Whether all operations have their outcomes, so that there is no next step."""
     return isinstance(state, Charge) and isinstance(state.newest, AtRest)
+
+
+def is_to_be_tried(state: State) -> bool:
+    """Whether the newest event says that an operator wants the next step now."""
+    return isinstance(state, Charge) and state.desk.tried is not None
 
 
 def bank_of(state: State) -> str:
