@@ -10,9 +10,11 @@ from charging.v1.query_pb2 import ChargeStage, Situation
 from command_service.bank.lines import Lines
 from command_service.charge import Charge, bank_of, is_at_rest
 from command_service.codec import answer_kind_out
+from command_service.failures import InvalidRequest
 from command_service.journal import Journal
 from command_service.run import Run
 from command_service.runner import Runner
+from command_service.screening import is_charge_id
 from command_service.statuses import stage_told
 from command_service.values import kind_of
 from contract.situations import situation_under_way
@@ -29,8 +31,10 @@ class Memory:
     async def of(self, charge_id: str, tenant: str) -> GetAttemptsResponse:
         """Tell of a charge's attempts. To a tenant another tenant's charge does not exist; an empty one is told of all.
 
-        Raises Unreadable if the charge's records cannot be read.
+        Raises InvalidRequest if it is no id of a charge, and Unreadable if the charge's records cannot be read.
         """
+        if not is_charge_id(charge_id):
+            raise InvalidRequest((("charge_id", "must be the id of a charge"),))
         state = (await self._runner.load(charge_id, for_tenant=tenant or None)).state
         if not isinstance(state, Charge) or is_at_rest(state):
             return GetAttemptsResponse()

@@ -34,7 +34,6 @@ from chassis.server import end_call
 from chassis.shares import Excess, Shares
 from command_service.errors import refusing
 from command_service.journal import Journal, Place, Record
-from command_service.screening import is_charge_id
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 
@@ -61,7 +60,7 @@ ANY_READER = Caller("", "anonymous")
 
 # The owners of records, in their order, up to the first whose owner cannot be read. Raises Unreadable if that is the first.
 OwnersOf = Callable[[Sequence[Record]], Awaitable[Sequence[str]]]
-# (charge id, tenant) -> the attempts at the charge's step. With an empty tenant they are told of any. Raises Unreadable.
+# (charge id, tenant) -> the attempts at the charge's step. With an empty tenant they are told of any. Raises CallFailed.
 AttemptsAt = Callable[[str, str], Awaitable[GetAttemptsResponse]]
 _Batch = tuple[bytes, Place]
 
@@ -243,8 +242,6 @@ class JournalService:
         self, request: GetAttemptsRequest, context: Any
     ) -> GetAttemptsResponse:
         """Tell of the attempts at a charge's step, as far as the caller's tenant may know."""
-        if not is_charge_id(request.charge_id):
-            raise refusal(Reason.INVALID_REQUEST, violations=[Violation("charge_id", "must be the id of a charge")])
         tenant = caller_of(context).tenant
         if self._asked.take(tenant) is not None:
             raise refusal(Reason.TOO_MANY_CALLS)
