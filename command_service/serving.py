@@ -9,10 +9,10 @@ from functools import partial
 from importlib import resources
 from typing import NoReturn
 
+import grpc.aio
 import structlog
 
-from charging.v1 import command_pb2_grpc
-from charging.v1.journal_pb2 import GetAttemptsResponse
+from charging.v1 import command_pb2_grpc, operator_pb2_grpc
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
 from chassis.shares import Shares
@@ -84,12 +84,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         with _refusing_unreadable(f"the journal {chosen.journal} holds a record that cannot be read"):
             await assembled.reception.recall()
         runner, commands = assembled.runner, parts.commands(assembled.reception)
+        operators = parts.operators(journal, assembled)
+        stack.push_async_callback(operators.close)
         feed = parts.feed(journal)
-        memory, is_recovered = Memory(runner, assembled.lines, journal), asyncio.Event()
+        memory = Memory(runner, assembled.lines, journal)
 
-        async def attempts_at(charge_id: str, tenant: str) -> GetAttemptsResponse:
-            await is_recovered.wait()  # until then what is under way may have no run yet
-            return await memory.of(charge_id, tenant)
+        def register(grpc_server: grpc.aio.Server) -> None:
+            command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server)
+            operator_pb2_grpc.add_OperatorServiceServicer_to_server(operators, grpc_server)
 
         listen = partial(
             server.Server.start,
@@ -104,21 +106,21 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         )
         command_server = await listen(
             chosen.listen,
-            lambda grpc_server: command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server),
-            services=["charging.v1.CommandService"],
+            register,
+            services=["charging.v1.CommandService", "charging.v1.OperatorService"],
             calls_a_connection=CALLS_A_CONNECTION,
         )
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await listen(
             chosen.feed_listen,
-            JournalService(feed, Shares(MAX_READERS, parts.weights), attempts_at).register,
+            JournalService(feed, Shares(MAX_READERS, parts.weights), memory.of).register,
             services=["charging.v1.JournalService"],
             anybody=ANY_READER,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
             found = await runner.recover()
-        is_recovered.set()
+        memory.is_complete.set()
         await feed_server.set_serving(True)
         stack.callback(asyncio.create_task(runner.keep_up()).cancel)
         watching = asyncio.create_task(_keep_health(journal, command_server))
@@ -158,6 +160,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         watching.cancel()
         # Waiting calls get most of the time to see their outcome, and the rest of it to answer PENDING.
         asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, commands.stop)
+        asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, operators.stop)
         await command_server.drain(chosen.drain_seconds)
         feed.stop()  # last, so that readers get the last outcomes too
         await feed_server.drain(2.0)
