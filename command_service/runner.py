@@ -26,6 +26,7 @@ from command_service.bank.lines import Lines
 from command_service.charge import Absent, Charge, Due, Message, is_at_rest, is_overdue, next_step, seconds_to_its_end
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
+from command_service.observed import UNOBSERVED, Observed
 from command_service.operation import Answered, Attempts, counts_for_giving_up
 from command_service.run import Run
 from command_service.streams import KeepsMoving, Snapshot, Streams
@@ -52,6 +53,7 @@ class Runner:
         now: Callable[[], int],
         chance: random.Random,
         unfinished: Shares,
+        observed: Observed = UNOBSERVED,
     ) -> None:
         """`now` gives microseconds since 1970. In `unfinished` each charge on its way takes a place of its tenant."""
         self._journal = journal
@@ -61,6 +63,7 @@ class Runner:
         self._now = now
         self._chance = chance
         self.places = unfinished
+        self._observed = observed
         self._runs: dict[str, Run] = {}
         self._reads: dict[str, _Read] = {}
         self._tasks = Tasks()
@@ -101,7 +104,14 @@ class Runner:
 
     def _start(self, runs: Sequence[Run]) -> None:
         for run in runs:
-            self._tasks.start(self.drive(run))
+            self._tasks.start(self._go_on(run))
+
+    async def _go_on(self, run: Run) -> None:
+        """Drive a charge that a call of another process, or another server, had begun."""
+        state = run.snapshot.state
+        assert isinstance(state, Charge), "a charge on its way has events"
+        with self._observed.taking_up.after(state.newest.operation.traceparent):
+            await self.drive(run)
 
     async def _take_up(self, charge_id: str) -> Run | None:
         if (run := self._runs.get(charge_id)) is not None:
@@ -208,6 +218,7 @@ class Runner:
                     pauses = 0 if run.snapshot is not before else pauses
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
+            self._observed.charge_faults.add()
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
         finally:
             del self._runs[run.snapshot.charge_id]

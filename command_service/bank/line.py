@@ -8,7 +8,11 @@ import structlog
 from chassis.slots import Slots
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker, is_heard
-from command_service.values import Answer, Effect, NoAnswer
+from command_service.observed import UNOBSERVED, Observed
+from command_service.values import Answer, CallOff, Effect, Execute, NoAnswer, RequestToken, kind_of
+
+
+STEPS = {RequestToken: "token", Execute: "execute", CallOff: "call_off"}
 
 
 class Performed(NamedTuple):
@@ -24,9 +28,12 @@ class Performed(NamedTuple):
 class Line:
     """The way to one bank, which all charges at this bank share."""
 
-    def __init__(self, bank: Bank, breaker: Breaker, *, calls_at_once: int, name: str = "") -> None:
-        """`name` is the bank's, for the log."""
+    def __init__(
+        self, bank: Bank, breaker: Breaker, *, calls_at_once: int, name: str = "", observed: Observed = UNOBSERVED
+    ) -> None:
+        """`name` is the bank's, for the log and the metrics."""
         self._name = name
+        self._observed = observed
         self._bank = bank
         self._breaker = breaker
         self._slots = Slots(calls_at_once)
@@ -40,6 +47,16 @@ class Line:
     def can_look_up(self) -> bool:
         """Whether the bank can be asked what it knows (`Bank.can_look_up`)."""
         return self._bank.can_look_up
+
+    @property
+    def calls_under_way(self) -> int:
+        """The number of calls to the bank under way."""
+        return self._slots.used
+
+    @property
+    def calls_at_once(self) -> int:
+        """The largest number of calls at once."""
+        return self._slots.count
 
     @property
     def is_spared(self) -> bool:
@@ -84,7 +101,10 @@ class Line:
                 if (admitted := self._breaker.admit()) is not None:
                     answer: Answer = NoAnswer()
                     try:
-                        answer = await self._bank.perform(effect, look_up_first=look_up_first)
+                        with self._observed.bank_calls.piece() as piece:
+                            answer = await self._bank.perform(effect, look_up_first=look_up_first)
+                            operation = effect.operation.kind.value
+                            piece.result = (self._name, STEPS[type(effect)], operation, kind_of(answer).value)
                     finally:  # a bank must not raise; if it does, a probe without an end would admit no call ever again
                         self._breaker.note(admitted, effect.operation.request.charge_id, answer)
                     return Performed(answer, int(is_heard(answer)))
