@@ -28,7 +28,7 @@ from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
 from command_service.observed import UNOBSERVED, Observed
 from command_service.operation import Answered, Attempts, counts_for_giving_up
-from command_service.run import Run
+from command_service.run import Run, Tries
 from command_service.streams import KeepsMoving, Snapshot, Streams
 from command_service.values import Effect, InProgress, NeedsAction, NoAnswer, RequestToken
 
@@ -174,7 +174,8 @@ class Runner:
         The snapshot must be the newest: an older one would begin a run that tells less than was told already.
         """
         if (run := self._runs.get(snapshot.charge_id)) is None:
-            run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future())
+            tries = Tries(self._now() if was_in_journal else 0)
+            run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future(), tries=tries)
             self._runs[snapshot.charge_id] = run
             self.places.force(run.tenant)
         return run
@@ -193,6 +194,7 @@ class Runner:
                 if not self._journal.drives(run.snapshot.charge_id) and not run.is_look_wanted:
                     await self._let_others_drive(run)
                     unanswered, pauses, effect = 0, 0, next_step(run.snapshot.state)
+                    run.tries = Tries(self._now())
                     continue
                 with run.turn() as is_look:
                     message = await self._perform(run, effect, unanswered, is_look=is_look)
@@ -203,16 +205,17 @@ class Runner:
                 if isinstance(message, Answered):
                     unanswered = message.attempts.unanswered
                 if effect is None or effect.operation.reference != done.operation.reference:
-                    unanswered = 0
+                    unanswered, run.tries = 0, Tries()
                 if effect != done:
-                    pauses = 0
+                    pauses = run.tries.in_vain = 0
                     continue
                 pauses += 1
+                run.tries.in_vain += isinstance(message, Answered)
                 pause_seconds = self._pause_seconds(run, message, pauses)
                 if isinstance(message, Answered):  # else its end has come, and the journal does not take that
                     pause_seconds = min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))
                 before = run.snapshot
-                if await run.pause(pause_seconds):
+                if await run.pause(pause_seconds, now=self._now()):
                     effect = next_step(run.snapshot.state)
                     # A call that only wants a look ends the pause, and callers may come as often as they like.
                     pauses = 0 if run.snapshot is not before else pauses
@@ -259,10 +262,13 @@ class Runner:
         performed = await line.perform(effect, look_up_first=look_up_first, is_wanted=is_wanted)
         if performed is None:
             return Due(self._now())
+        now, tries = self._now(), run.tries
         run.bank_calls += performed.calls
+        tries.bank_calls += performed.calls
+        tries.last_answer, tries.last_at = performed.answer, now
         if counts_for_giving_up(performed.answer):
             unanswered += 1
-        attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
+        attempts = Attempts(unanswered, now, self._abandon_after_seconds, self._journal.restored)
         return Answered(effect, performed.answer, attempts)
 
     def _pause_seconds(self, run: Run, message: Message, pauses: int) -> float:

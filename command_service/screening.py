@@ -92,6 +92,11 @@ _LAYOUT = re.compile(r"\r?\n|\t|(?<=[^\x00-\x7f\u200c\u200d])[\u200c\u200d]")
 
 
 # ---------------------------------------------------------------- the rules
+def is_charge_id(text: str) -> bool:
+    """Whether a text may be the id of a charge."""
+    return _CHARGE_ID.fullmatch(text) is not None
+
+
 def always_refused(wire: AnyRequest) -> Faults:
     """Find the faults that count before the key is looked up: an unknown field, a card number, a malformed key or charge id."""
     found = {}
@@ -104,7 +109,7 @@ def always_refused(wire: AnyRequest) -> Faults:
             found["card.brand"] = CARD_NUMBER  # its beginning, where the last four digits stand beside it
     if malformed := key_fault(wire.idempotency_key):
         found.setdefault("idempotency_key", malformed)
-    if isinstance(wire, RequestToFollow) and not _CHARGE_ID.fullmatch(wire.charge_id):
+    if isinstance(wire, RequestToFollow) and not is_charge_id(wire.charge_id):
         found.setdefault("charge_id", CHARGE_ID_MALFORMED if wire.charge_id else REQUIRED)
     wire.DiscardUnknownFields()
     if wire.ByteSize() != len(serialised):

@@ -12,10 +12,12 @@ from typing import NoReturn
 import structlog
 
 from charging.v1 import command_pb2_grpc
+from charging.v1.journal_pb2 import GetAttemptsResponse
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
 from chassis.shares import Shares
 from chassis.watched import keep_fresh
+from command_service.attempts import Memory
 from command_service.failures import Unreadable
 from command_service.feed import ANY_READER, MAX_READERS, JournalService
 from command_service.journal import Journal, JournalRefused
@@ -83,6 +85,12 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             await assembled.reception.recall()
         runner, commands = assembled.runner, parts.commands(assembled.reception)
         feed = parts.feed(journal)
+        memory, is_recovered = Memory(runner, assembled.lines, journal), asyncio.Event()
+
+        async def attempts_at(charge_id: str, tenant: str) -> GetAttemptsResponse:
+            await is_recovered.wait()  # until then what is under way may have no run yet
+            return await memory.of(charge_id, tenant)
+
         listen = partial(
             server.Server.start,
             domain=DOMAIN,
@@ -103,13 +111,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await listen(
             chosen.feed_listen,
-            JournalService(feed, Shares(MAX_READERS, parts.weights)).register,
+            JournalService(feed, Shares(MAX_READERS, parts.weights), attempts_at).register,
             services=["charging.v1.JournalService"],
             anybody=ANY_READER,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
             found = await runner.recover()
+        is_recovered.set()
         await feed_server.set_serving(True)
         stack.callback(asyncio.create_task(runner.keep_up()).cancel)
         watching = asyncio.create_task(_keep_health(journal, command_server))
