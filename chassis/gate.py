@@ -17,6 +17,7 @@ import structlog
 
 from chassis.caller import ANYBODY, Caller
 from chassis.identity import ON_LOOPBACK_NONE, Identity, Known, Need, Presented, Proven, Unproven, may
+from chassis.instruments import Gauge
 from chassis.policy import Policy
 from chassis.refusals import Refusal
 from chassis.telemetry import log_unexpected
@@ -41,9 +42,9 @@ _COMMON: Mapping[str, Need] = {
 }
 
 
-TEXTS: Mapping[str, str] = {
-    "calls_unauthenticated": "Calls refused since their caller was not known",
-    "calls_not_permitted": "Calls refused since their caller may not make them",
+GAUGES: Mapping[str, Gauge] = {
+    "calls_unauthenticated": Gauge("Calls refused since their caller was not known"),
+    "calls_not_permitted": Gauge("Calls refused since their caller may not make them"),
 }
 
 
@@ -85,7 +86,7 @@ class Gate:
         self._known: tuple[Policy, Known] | None = None
         self._streams: dict[_Stream, None] = {}
         self._logged: Counter[int] = Counter()
-        self._counted: dict[str, int] = dict.fromkeys(TEXTS, 0)
+        self._counted: dict[str, int] = dict.fromkeys(GAUGES, 0)
 
     def door(self, method: str, *, on_loopback: bool, anybody: Caller = ANYBODY) -> "Door":
         """Make the door of a method on a port. `anybody` is the caller where none is asked for. Raises NoRow."""
@@ -126,7 +127,7 @@ class Gate:
         return replace(self._refused.unauthenticated if identity is None else self._refused.not_permitted)
 
     def figures(self) -> Mapping[str, int]:
-        """Return the numbers of refused calls, described in TEXTS."""
+        """Return the numbers of refused calls, described in GAUGES."""
         return dict(self._counted)
 
     @contextlib.contextmanager

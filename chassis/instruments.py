@@ -1,7 +1,7 @@
 """The instruments of a process: what it counts and times, by labels with few values, as Prometheus reads it.
 
-Instruments belong to a server, not to the process, and are used by the thread of the event loop only, which serves their readers
-too. So none takes a lock, and a note costs a third of a microsecond. A label whose value is empty is left out of what is read.
+Instruments belong to a server, not to the process. Only the thread of the event loop uses them, which serves their readers too.
+So none takes a lock, and a note costs a third of a microsecond. A label whose value is empty is left out of what is read.
 """
 
 from bisect import bisect_left

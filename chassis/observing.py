@@ -14,7 +14,6 @@ from typing import Any
 from chassis.instruments import Histogram
 from chassis.tracing import HEADER, Inside, Span, Tracer, current
 
-
 # From an answer out of memory to the longest wait that a client may have.
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -22,14 +21,21 @@ CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 class Work:
     """A kind of work that is observed. Without `durations` it is seen in traces only."""
 
-    __slots__ = ("clock", "durations", "name", "tracer")
+    __slots__ = ("attributes", "clock", "durations", "name", "tracer")
 
     def __init__(
-        self, name: str, durations: Histogram | None, clock: Callable[[], float], tracer: Tracer | None = None
+        self,
+        name: str,
+        durations: Histogram | None,
+        clock: Callable[[], float],
+        tracer: Tracer | None = None,
+        *,
+        attributes: tuple[str, ...] = (),
     ) -> None:
-        """`name` is that of its spans. `clock` gives seconds from any start."""
+        """`name` is that of its spans. `clock` gives seconds from any start. `attributes` stand for the labels of durations."""
         self.name = name
         self.durations = durations
+        self.attributes = durations.description.labels if durations is not None else attributes
         self.clock = clock
         self.tracer = tracer
 
@@ -87,6 +93,6 @@ class Piece:
         if durations is not None and result is not None:
             durations.note(self._work.clock() - self._began, result)
         if self._inside is not None:
-            labels = durations.description.labels if durations is not None else ()
-            attributes = {label: value for label, value in zip(labels, result or (), strict=False) if value}
+            told = zip(self._work.attributes, result or (), strict=False)
+            attributes = {name: value for name, value in told if value}
             self._inside.leave(attributes, has_failed=error is not None)

@@ -141,7 +141,9 @@ class _Guard:
                 with self._observed.of_call(method, context) as piece:
                     piece.result = cancelled
                     try:
-                        admitted = door.admit_call(context)  # first: to a stranger even the fault of a request is not told
+                        admitted = door.admit_call(
+                            context
+                        )  # first: to a stranger even the fault of a request is not told
                         response = await behaviour(_readable(request), GuardedCall(name, admitted.caller, context))
                     except Exception as error:
                         refusal = self._told(error)
@@ -274,7 +276,8 @@ class Server:
         plaintext. Reflection serves `descriptors`, a FileDescriptorSet with comments. Requests above `request_bytes` are
         refused with `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client,
         or grpc refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by
-        themselves). After `connection_milliseconds` a client is asked to connect anew. `observed` is what the calls are observed by.
+        themselves). After `connection_milliseconds` a client is asked to connect anew.
+        `observed` is what the calls are observed by.
 
         Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no row for a
         method.

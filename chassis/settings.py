@@ -166,7 +166,9 @@ def optional_address(value: str) -> Address | None:
 
 def optional_url(value: str) -> str:
     """An http or https URL with a host, perhaps a port and a path, or an empty text."""
-    if value and not re.fullmatch(r"https?://(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?(?:/[\w./-]*)?", value, re.ASCII):
+    if value and not re.fullmatch(
+        r"https?://(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?(?:/[\w./-]*)?", value, re.ASCII
+    ):
         raise ValueError("must be http://host:port or https://host, with a path if need be, and nothing else")
     return value
 

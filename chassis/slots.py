@@ -12,7 +12,7 @@ class Slots:
     """
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.limit = count
         self._free = count
         self._used: dict[str, int] = {}
         # Tenants in the order in which they were served last.
@@ -21,7 +21,7 @@ class Slots:
     @property
     def used(self) -> int:
         """The number of slots that are taken."""
-        return self.count - self._free
+        return self.limit - self._free
 
     @property
     def are_taken(self) -> bool:

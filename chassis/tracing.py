@@ -1,7 +1,7 @@
 """Where work belongs: the trace context of W3C, as it comes with a call, goes to the bank, and is stored with a charge.
 
-`current()` is the context of the work that is under way in this task, or empty: then the work is not traced. Only work whose trace
-is recorded has one. What records it is behind `Tracer`; without one (the settings switch it on) nothing here costs anything.
+`current()` is the context of the work that is under way in this task. It is empty if the work is not traced: only work whose
+trace is recorded has one. What records it is behind `Tracer`. Without one, which is the default, nothing here costs anything.
 """
 
 import random

@@ -12,7 +12,7 @@ id is made from its tenant and key, so that even others' ids would tell which ke
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -87,6 +87,11 @@ class Feed:
         self._whole, self._parts = _Shared(), _Shared()
         self._waits: dict[asyncio.Timeout, None] = {}  # in order, so that a simulation repeats
         self._is_stopping = False
+
+    @property
+    def readers(self) -> int:
+        """The number of readers that follow."""
+        return len(self._places)
 
     @property
     def lag_records(self) -> int:
@@ -248,11 +253,15 @@ class JournalService:
     ) -> None:
         """Each reader takes a place in `readers`: those that begin at places of their own share no reads."""
         self._feed = feed
-        self.readers = readers or Shares(MAX_READERS)
-        """The places of the readers."""
+        self._readers = readers or Shares(MAX_READERS)
         self._attempts = attempts
         self._asked = Shares(MAX_ASKED)
         self._slow_reader_seconds = slow_reader_seconds
+
+    @property
+    def limits(self) -> Mapping[str, Shares]:
+        """What is limited, by its name in the metrics."""
+        return {"feed_readers": self._readers, "attempts_asked": self._asked}
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the service to a server, the feed without a serialiser: its messages are sent unchanged."""
@@ -287,7 +296,7 @@ class JournalService:
         loop, call = asyncio.get_running_loop(), asyncio.current_task()
         assert call is not None
         tenant = caller_of(context).tenant
-        if (excess := self.readers.take(tenant)) is not None:
+        if (excess := self._readers.take(tenant)) is not None:
             raise refusal(Reason.TOO_MANY_CALLS if excess is Excess.SERVER else Reason.TENANT_LIMIT)
         try:
             with refusing():
@@ -300,7 +309,7 @@ class JournalService:
                         finally:
                             cutting.cancel()
         finally:
-            self.readers.give_back(tenant)
+            self._readers.give_back(tenant)
         raise refusal(Reason.SERVER_STOPPING)
 
 

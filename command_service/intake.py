@@ -6,8 +6,8 @@ from typing import assert_never
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1.command_pb2 import CaptureMode, CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
-from chassis.caller import Caller
 from chassis import tracing
+from chassis.caller import Caller
 from chassis.refusals import Violation
 from command_service import screening
 from command_service.charge import Command, Follow

@@ -155,6 +155,11 @@ class Parts:
         """What the server observes of its work. Raises as `tracer`."""
         return Observed(self.clock, self.tracer)
 
+    def close(self) -> None:
+        """Send what was traced and not sent yet."""
+        if self.tracer is not None:
+            self.tracer.close()
+
     @cached_property
     def entrance(self) -> Entrance:
         """What stands before the ports. Raises Unusable if its files cannot be used."""

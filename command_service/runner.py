@@ -66,6 +66,7 @@ class Runner:
         self._observed = observed
         self._runs: dict[str, Run] = {}
         self._reads: dict[str, _Read] = {}
+        self._stopped: set[str] = set()
         self._tasks = Tasks()
         self.at_end: Callable[[Snapshot], None] = lambda _: None
         """Told of each run's end, when it is no longer found."""
@@ -160,6 +161,11 @@ class Runner:
         """The number of charges on their way."""
         return len(self._runs)
 
+    @property
+    def stopped(self) -> int:
+        """The number of charges that a fault of ours has stopped, and that no call has taken up again."""
+        return len(self._stopped)
+
     def find(self, charge_id: str) -> Run | None:
         """Return the charge's run, if it is on its way."""
         return self._runs.get(charge_id)
@@ -177,6 +183,7 @@ class Runner:
             tries = Tries(self._now() if was_in_journal else 0)
             run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future(), tries=tries)
             self._runs[snapshot.charge_id] = run
+            self._stopped.discard(snapshot.charge_id)
             self.places.force(run.tenant)
         return run
 
@@ -222,6 +229,7 @@ class Runner:
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             self._observed.charge_faults.add()
+            self._stopped.add(run.snapshot.charge_id)
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
         finally:
             del self._runs[run.snapshot.charge_id]

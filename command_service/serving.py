@@ -15,6 +15,7 @@ from charging.v1 import command_pb2_grpc
 from charging.v1.journal_pb2 import GetAttemptsResponse
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
+from chassis.instruments import Figures
 from chassis.shares import Shares
 from chassis.watched import keep_fresh
 from command_service.attempts import Memory
@@ -24,7 +25,7 @@ from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.reception import Reception
 from command_service.settings import Settings
-from command_service.vitals import TEXTS, Vitals, vitals
+from command_service.vitals import GAUGES, Vitals, Watched, vitals
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 
@@ -91,6 +92,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             await is_recovered.wait()  # until then what is under way may have no run yet
             return await memory.of(charge_id, tenant)
 
+        stack.callback(parts.close)
         listen = partial(
             server.Server.start,
             domain=DOMAIN,
@@ -101,6 +103,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             gate=admission,
             tls=tls,
             descriptors=DESCRIPTORS,
+            observed=parts.observed.calls,
         )
         command_server = await listen(
             chosen.listen,
@@ -109,9 +112,10 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             calls_a_connection=CALLS_A_CONNECTION,
         )
         stack.push_async_callback(command_server.drain, 0.0)
+        readers = JournalService(feed, Shares(MAX_READERS, parts.weights), attempts_at)
         feed_server = await listen(
             chosen.feed_listen,
-            JournalService(feed, Shares(MAX_READERS, parts.weights), attempts_at).register,
+            readers.register,
             services=["charging.v1.JournalService"],
             anybody=ANY_READER,
         )
@@ -126,19 +130,9 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.callback(asyncio.create_task(keep_fresh(parts.watched)).cancel)
         stack.callback(asyncio.create_task(admission.keep_looking()).cancel)
 
-        def take_vitals() -> Vitals:
-            limit = chosen.attention_after_seconds
-            return vitals(runner, assembled.lines, journal, now=parts.now(), attention_after_seconds=limit)
-
-        if chosen.metrics_listen is not None:
-            await metrics.offer(
-                chosen.metrics_listen,
-                "chargeonce",
-                {**TEXTS, **gate.TEXTS},
-                lambda: {**take_vitals().figures(), **admission.figures()},
-                admission,
-                tls,
-            )
+        limits = {**commands.limits, "unfinished_charges": runner.places, **readers.limits}
+        take_vitals = _taking(Watched(runner, assembled.lines, journal, feed, limits), parts)
+        await _offer_metrics(parts, take_vitals)
         log.info(
             "serving",
             service="command",
@@ -162,6 +156,23 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         feed.stop()  # last, so that readers get the last outcomes too
         await feed_server.drain(2.0)
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
+
+
+def _taking(watched: Watched, parts: Parts) -> Callable[[], Vitals]:
+    attention_after_seconds = parts.settings.attention_after_seconds
+    return lambda: vitals(watched, now=parts.now(), attention_after_seconds=attention_after_seconds)
+
+
+async def _offer_metrics(parts: Parts, take_vitals: Callable[[], Vitals]) -> None:
+    """Offer the metrics, if the settings say where. Raises OSError."""
+    entrance, listen = parts.entrance, parts.settings.metrics_listen
+
+    def take_figures() -> Figures:
+        return {**take_vitals().figures(), **entrance.gate.figures()}
+
+    if listen is not None:
+        gauges = {**GAUGES, **gate.GAUGES}
+        await metrics.offer(listen, parts.observed.instruments, gauges, take_figures, entrance.gate, entrance.tls)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ class Observed:
         )
         self.batches = Work("batch", batch_durations, clock)
         self.batch_records = Histogram("view_batch_records", "Records of a batch", BATCH_RECORDS)
-        self.shown = Work("shown in the view", None, clock, tracer)
+        self.shown = Work("shown in the view", None, clock, tracer, attributes=("event", "position"))
         query_durations = Histogram(
             "query_duration_seconds",
             "Duration of a read of a view, by what is read, the wait for its turn included",

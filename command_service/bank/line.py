@@ -11,7 +11,6 @@ from command_service.bank.breaker import Breaker, is_heard
 from command_service.observed import UNOBSERVED, Observed
 from command_service.values import Answer, CallOff, Effect, Execute, NoAnswer, RequestToken, kind_of
 
-
 STEPS = {RequestToken: "token", Execute: "execute", CallOff: "call_off"}
 
 
@@ -56,7 +55,7 @@ class Line:
     @property
     def calls_at_once(self) -> int:
         """The largest number of calls at once."""
-        return self._slots.count
+        return self._slots.limit
 
     @property
     def is_spared(self) -> bool:
