@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import grpc
 import h11
-from prometheus_client import REGISTRY
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -47,8 +47,11 @@ async def offer(
 
     Each reading takes all figures of the gauges together. Raises OSError naming the address.
     """
-    REGISTRY.register(_Collected(instruments, gauges, take))
-    answer = _Readers(gate.door(METRICS, on_loopback=is_loopback(listen.host))).answer
+    registry = CollectorRegistry()
+    registry.register(_Collected(instruments, gauges, take))
+    for of_process in (ProcessCollector, PlatformCollector, GCCollector):
+        of_process(registry=registry)
+    answer = _Readers(gate.door(METRICS, on_loopback=is_loopback(listen.host)), registry).answer
     try:
         await asyncio.start_server(
             answer,
@@ -86,8 +89,9 @@ class _Collected(Collector):
 
 
 class _Readers:
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, registry: CollectorRegistry) -> None:
         self._door = door
+        self._registry = registry
         self._writers: dict[asyncio.StreamWriter, None] = {}  # in order of arrival
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,7 +103,7 @@ class _Readers:
         self._writers[writer] = None
         try:
             async with asyncio.timeout(READER_SECONDS):
-                await _answer(reader, writer, self._door)
+                await _answer(reader, writer, self._door, self._registry)
         except (TimeoutError, OSError, h11.ProtocolError):
             writer.transport.abort()
         finally:
@@ -107,7 +111,9 @@ class _Readers:
             writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, door: Door) -> None:
+async def _answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, door: Door, registry: CollectorRegistry
+) -> None:
     connection = h11.Connection(h11.SERVER)
     while (request := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await reader.read(4096))
@@ -120,7 +126,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, do
         status, content_type, body = 401 if is_unknown else 403, "text/plain", refusal.text.encode()
     else:
         encode, content_type = choose_encoder(_joined(request, b"accept"))
-        status, body = 200, encode(REGISTRY)
+        status, body = 200, encode(registry)
     headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")]
     for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
         writer.write(connection.send(event) or b"")

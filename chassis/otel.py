@@ -1,7 +1,7 @@
 """Traces through OpenTelemetry, to a collector that speaks OTLP over HTTP. This needs the extra `otel`.
 
 Whether a call is traced is decided here, and not by the SDK at ten times the cost: by the client if it sends a trace context,
-else by chance. The SDK sees only spans that are recorded. They wait in a bounded queue, and a thread of the SDK's own sends them
+else by chance. The SDK sees only spans that are recorded. They wait in a bounded queue, and a thread of the SDK's sends them
 each second. While the collector is away spans are lost, and nothing is held up.
 """
 
