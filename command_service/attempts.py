@@ -4,6 +4,8 @@ Attempts are not in the journal. A run begins anew with each start of the server
 server that takes the charge up.
 """
 
+import asyncio
+
 from charging.v1.common_pb2 import AnswerKind, Attempts
 from charging.v1.journal_pb2 import GetAttemptsResponse
 from charging.v1.query_pb2 import ChargeStage, Situation
@@ -27,6 +29,8 @@ class Memory:
         self._runner = runner
         self._lines = lines
         self._journal = journal
+        self.is_complete = asyncio.Event()
+        """Set once every charge that was found under way has its run; who asks before waits for it."""
 
     async def of(self, charge_id: str, tenant: str) -> GetAttemptsResponse:
         """Tell of a charge's attempts. To a tenant another tenant's charge does not exist; an empty one is told of all.
@@ -35,6 +39,7 @@ class Memory:
         """
         if not is_charge_id(charge_id):
             raise InvalidRequest((("charge_id", "must be the id of a charge"),))
+        await self.is_complete.wait()
         state = (await self._runner.load(charge_id, for_tenant=tenant or None)).state
         if not isinstance(state, Charge) or is_at_rest(state):
             return GetAttemptsResponse()
@@ -47,7 +52,7 @@ class Memory:
         return response
 
     def _told(self, run: Run, charge: Charge) -> Attempts:
-        tries, bank = run.tries, bank_of(charge)
+        tries, bank = run.tries_at(charge.newest.operation), bank_of(charge)
         told = Attempts(
             bank_calls=tries.bank_calls,
             in_vain=tries.in_vain,

@@ -273,7 +273,7 @@ class JournalService:
                 self.GetAttempts, GetAttemptsRequest.FromString, GetAttemptsResponse.SerializeToString
             )
         )
-        methods = {"Subscribe": subscribe, "GetAttempts": get_attempts}
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Subscribe": subscribe, "GetAttempts": get_attempts}
         server.add_registered_method_handlers("charging.v1.JournalService", methods)
 
     async def GetAttempts(  # noqa: N802  # the contract's names, here and below

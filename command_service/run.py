@@ -11,7 +11,7 @@ from command_service.charge import Charge
 from command_service.events import ReviewRequired
 from command_service.operation import AtRest, awaits_customer
 from command_service.streams import Snapshot
-from command_service.values import Answer
+from command_service.values import Answer, Operation
 
 log = structlog.get_logger()
 
@@ -25,6 +25,8 @@ class Tries:
 
     taken_up_at: int = 0
     """When this process took the operation over from an earlier process or another server; 0: it has it from its request."""
+    reference: str = ""
+    """The operation's; empty until its first attempt."""
     bank_calls: int = 0
     in_vain: int = 0
     """Attempts in a row that have not moved the charge on."""
@@ -32,6 +34,24 @@ class Tries:
     last_at: int = 0
     next_at: int = 0
     is_under_way: bool = False
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator["Tries"]:
+        """Make an attempt."""
+        self.is_under_way = True
+        try:
+            yield self
+        finally:
+            self.is_under_way = False
+
+    def note(self, answer: Answer, now: int, bank_calls: int) -> None:
+        """Note the bank's answer, for which it was called so often."""
+        self.last_answer, self.last_at = answer, now
+        self.bank_calls += bank_calls
+
+    def note_end(self, *, is_in_vain: bool, is_answered: bool) -> None:
+        """Note what came of an attempt. Without an answer it was none: the step was not wanted any more."""
+        self.in_vain = self.in_vain + is_answered if is_in_vain else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +84,13 @@ class Run:
         """The tenant whose charge it is."""
         assert isinstance(self.snapshot.state, Charge), "a charge on its way has events"
         return self.snapshot.state.request.tenant
+
+    def tries_at(self, operation: Operation) -> Tries:
+        """Return the attempts at the operation under way: new ones if those known are of one that has ended."""
+        if self.tries.reference not in ("", operation.reference):
+            self.tries = Tries()
+        self.tries.reference = operation.reference
+        return self.tries
 
     @property
     def age_seconds(self) -> float:
@@ -111,12 +138,9 @@ class Run:
     def turn(self) -> Iterator[bool]:
         """Do a turn of the loop, given whether a call waits for it: what it learns is for every call that waits now."""
         look, self._wanted_look = self._wanted_look, None
-        tries = self.tries
-        tries.is_under_way = True
         try:
             yield look is not None
         finally:
-            tries.is_under_way = False
             if look is not None and not look.done():
                 look.set_result(None)
 

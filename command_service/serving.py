@@ -9,22 +9,23 @@ from functools import partial
 from importlib import resources
 from typing import NoReturn
 
+import grpc.aio
 import structlog
 
-from charging.v1 import command_pb2_grpc
-from charging.v1.journal_pb2 import GetAttemptsResponse
+from charging.v1 import command_pb2_grpc, operator_pb2_grpc
+from charging.v1.operator_pb2 import GetServerStatusResponse
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
 from chassis.instruments import Figures
 from chassis.shares import Shares
 from chassis.watched import keep_fresh
-from command_service.attempts import Memory
 from command_service.failures import Unreadable
 from command_service.feed import ANY_READER, MAX_READERS, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.reception import Reception
 from command_service.settings import Settings
+from command_service.status import status
 from command_service.vitals import GAUGES, Vitals, Watched, vitals
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
@@ -86,11 +87,16 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             await assembled.reception.recall()
         runner, commands = assembled.runner, parts.commands(assembled.reception)
         feed = parts.feed(journal)
-        memory, is_recovered = Memory(runner, assembled.lines, journal), asyncio.Event()
+        readers = JournalService(feed, Shares(MAX_READERS, parts.weights), assembled.memory.of)
+        limits = {**commands.limits, "unfinished_charges": runner.places, **readers.limits}
+        figures = _Figures(parts, Watched(runner, assembled.lines, journal, feed, limits))
+        operators = parts.operators(journal, assembled, figures.status)
+        stack.push_async_callback(operators.close)
+        limits |= operators.limits
 
-        async def attempts_at(charge_id: str, tenant: str) -> GetAttemptsResponse:
-            await is_recovered.wait()  # until then what is under way may have no run yet
-            return await memory.of(charge_id, tenant)
+        def register(grpc_server: grpc.aio.Server) -> None:
+            command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server)
+            operator_pb2_grpc.add_OperatorServiceServicer_to_server(operators, grpc_server)
 
         stack.callback(parts.close)
         listen = partial(
@@ -107,12 +113,11 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         )
         command_server = await listen(
             chosen.listen,
-            lambda grpc_server: command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server),
-            services=["charging.v1.CommandService"],
+            register,
+            services=["charging.v1.CommandService", "charging.v1.OperatorService"],
             calls_a_connection=CALLS_A_CONNECTION,
         )
         stack.push_async_callback(command_server.drain, 0.0)
-        readers = JournalService(feed, Shares(MAX_READERS, parts.weights), attempts_at)
         feed_server = await listen(
             chosen.feed_listen,
             readers.register,
@@ -122,17 +127,13 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(feed_server.drain, 0.0)
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
             found = await runner.recover()
-        is_recovered.set()
+        assembled.memory.is_complete.set()
         await feed_server.set_serving(True)
-        stack.callback(asyncio.create_task(runner.keep_up()).cancel)
         watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)
-        stack.callback(asyncio.create_task(keep_fresh(parts.watched)).cancel)
-        stack.callback(asyncio.create_task(admission.keep_looking()).cancel)
-
-        limits = {**commands.limits, "unfinished_charges": runner.places, **readers.limits}
-        take_vitals = _taking(Watched(runner, assembled.lines, journal, feed, limits), parts)
-        await _offer_metrics(parts, take_vitals)
+        for kept in (runner.keep_up(), keep_fresh(parts.watched), admission.keep_looking()):
+            stack.callback(asyncio.create_task(kept).cancel)
+        await figures.offer()
         log.info(
             "serving",
             service="command",
@@ -147,32 +148,47 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         )
         if chosen.journal.lies_in_memory:
             log.warning("the journal lies in memory: it does not outlive this machine's power")
-        yield Serving(command_server.address, feed_server.address, assembled.reception, journal, take_vitals)
+        yield Serving(command_server.address, feed_server.address, assembled.reception, journal, figures.vitals)
         log.info("draining", unfinished=runner.unfinished)
         watching.cancel()
         # Waiting calls get most of the time to see their outcome, and the rest of it to answer PENDING.
         asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, commands.stop)
+        asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, operators.stop)
         await command_server.drain(chosen.drain_seconds)
         feed.stop()  # last, so that readers get the last outcomes too
         await feed_server.drain(2.0)
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
 
 
-def _taking(watched: Watched, parts: Parts) -> Callable[[], Vitals]:
-    attention_after_seconds = parts.settings.attention_after_seconds
-    return lambda: vitals(watched, now=parts.now(), attention_after_seconds=attention_after_seconds)
+class _Figures:
+    """The figures of a server, for Prometheus and for operators."""
 
+    def __init__(self, parts: Parts, watched: Watched) -> None:
+        self._parts = parts
+        self._watched = watched
+        self._started_at = parts.now()
 
-async def _offer_metrics(parts: Parts, take_vitals: Callable[[], Vitals]) -> None:
-    """Offer the metrics, if the settings say where. Raises OSError."""
-    entrance, listen = parts.entrance, parts.settings.metrics_listen
+    def vitals(self) -> Vitals:
+        """Take the vitals of this moment."""
+        parts = self._parts
+        limit = parts.settings.attention_after_seconds
+        return vitals(self._watched, now=parts.now(), attention_after_seconds=limit)
 
-    def take_figures() -> Figures:
-        return {**take_vitals().figures(), **entrance.gate.figures()}
+    def status(self) -> GetServerStatusResponse:
+        """Tell the server's state."""
+        parts = self._parts
+        return status(self._watched, parts.observed, started_at=self._started_at, now=parts.now())
 
-    if listen is not None:
+    async def offer(self) -> None:
+        """Offer the metrics, if the settings say where. Raises OSError."""
+        parts, entrance = self._parts, self._parts.entrance
+        if (listen := parts.settings.metrics_listen) is None:
+            return
         gauges = {**GAUGES, **gate.GAUGES}
-        await metrics.offer(listen, parts.observed.instruments, gauges, take_figures, entrance.gate, entrance.tls)
+        await metrics.offer(listen, parts.observed.instruments, gauges, self._take, entrance.gate, entrance.tls)
+
+    def _take(self) -> Figures:
+        return {**self.vitals().figures(), **self._parts.entrance.gate.figures()}
 
 
 @contextlib.contextmanager

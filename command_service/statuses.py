@@ -27,6 +27,7 @@ from command_service.operation import (
     AwaitingToken,
     CallingOff,
     Progress,
+    Resolving,
     awaits_customer,
 )
 from command_service.values import Kind
@@ -85,6 +86,8 @@ def stage_told(charge: Charge) -> ChargeStage.ValueType:
             return ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER
         case AwaitingCustomer() | CallingOff():
             return ChargeStage.CHARGE_STAGE_CALLING_OFF
+        case Resolving():
+            return ChargeStage.CHARGE_STAGE_IN_REVIEW
         case AtRest():
             return ChargeStage.CHARGE_STAGE_IN_REVIEW if is_in_review(charge) else ChargeStage.CHARGE_STAGE_AT_REST
         case _:

@@ -65,7 +65,9 @@ class Vitals:
 
 GAUGES: Mapping[str, Gauge] = MappingProxyType(
     {
-        "oldest_unfinished_seconds": Gauge("Age of the oldest unfinished charge that waits for no customer"),
+        "oldest_unfinished_seconds": Gauge(
+            "Age of the oldest unfinished charge that waits for no customer and is not held back"
+        ),
         "unfinished_charges": Gauge("Charges on their way"),
         "charges_awaiting_customer": Gauge("Charges on their way whose customer the bank waits for"),
         "charges_needing_attention": Gauge("Charges unfinished for too long, or at a bank that no setting names"),
@@ -106,7 +108,9 @@ def vitals(watched: Watched, *, now: int, attention_after_seconds: float) -> Vit
         and (situation in _AT_ONCE or age_seconds(charge, now) > attention_after_seconds)
     )
     return Vitals(
-        oldest_unfinished_seconds=max(ages, default=0.0),
+        oldest_unfinished_seconds=max(
+            (age for charge, age in zip(unhindered, ages, strict=True) if not charge.desk.is_held_back), default=0.0
+        ),
         unfinished_charges=len(charges),
         charges_awaiting_customer=len(charges) - len(unhindered),
         charges_needing_attention=sum(
@@ -146,7 +150,7 @@ _SITUATIONS = {
 
 def _situation(run: Run, charge: Charge, lines: Lines) -> Situation.ValueType:
     is_configured = lines.lead_to(charge.request.bank)
-    return situation_of(run, is_bank_configured=is_configured)
+    return situation_of(run, is_bank_configured=is_configured, is_held_back=charge.desk.is_held_back)
 
 
 def _charge(run: Run) -> Charge:
