@@ -42,8 +42,8 @@ async def offer(
     take: Callable[[], Figures],
     gate: Gate,
     tls: ServerTls | None = None,
-) -> None:
-    """Offer instruments and gauges until the process ends, to the readers that the gate admits.
+) -> asyncio.Server:
+    """Offer instruments and gauges until what is returned is closed, to the readers that the gate admits.
 
     Each reading takes all figures of the gauges together. Raises OSError naming the address.
     """
@@ -53,7 +53,7 @@ async def offer(
         of_process(registry=registry)
     answer = _Readers(gate.door(METRICS, on_loopback=is_loopback(listen.host)), registry).answer
     try:
-        await asyncio.start_server(
+        return await asyncio.start_server(
             answer,
             listen.host,
             listen.port,

@@ -133,7 +133,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.callback(watching.cancel)
         for kept in (runner.keep_up(), keep_fresh(parts.watched), admission.keep_looking()):
             stack.callback(asyncio.create_task(kept).cancel)
-        await figures.offer()
+        await figures.offer(stack)
         log.info(
             "serving",
             service="command",
@@ -179,13 +179,15 @@ class _Figures:
         parts = self._parts
         return status(self._watched, parts.observed, started_at=self._started_at, now=parts.now())
 
-    async def offer(self) -> None:
-        """Offer the metrics, if the settings say where. Raises OSError."""
+    async def offer(self, stack: contextlib.AsyncExitStack) -> None:
+        """Offer the metrics until the stack ends, if the settings say where. Raises OSError."""
         parts, entrance = self._parts, self._parts.entrance
         if (listen := parts.settings.metrics_listen) is None:
             return
         gauges = {**GAUGES, **gate.GAUGES}
-        await metrics.offer(listen, parts.observed.instruments, gauges, self._take, entrance.gate, entrance.tls)
+        instruments = parts.observed.instruments
+        offered = await metrics.offer(listen, instruments, gauges, self._take, entrance.gate, entrance.tls)
+        stack.callback(offered.close)
 
     def _take(self) -> Figures:
         return {**self.vitals().figures(), **self._parts.entrance.gate.figures()}

@@ -129,7 +129,8 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
 
             gauges = {**GAUGES, **gate.GAUGES}
             instruments = parts.observed.instruments
-            await metrics.offer(chosen.metrics_listen, instruments, gauges, take_figures, admission, tls)
+            offered = await metrics.offer(chosen.metrics_listen, instruments, gauges, take_figures, admission, tls)
+            stack.callback(offered.close)
         log.info("serving", service="query", listen=str(query_server.address))
         yield Serving(query_server.address, mirrors, following)
         log.info("draining")
