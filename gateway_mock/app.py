@@ -104,7 +104,9 @@ class Bank:
         try:
             match request.method, request.path.split("/")[1:]:
                 case "GET", ["statement"]:
-                    return await (self._part(request.query) if request.query else self._statement())
+                    return await (self._part(self._ledger, request.query) if request.query else self._statement())
+                case "GET", ["one-step", "statement"]:
+                    return await self._part(self._payments, request.query)
                 case "GET", ["calls"]:
                     return self._list_calls(request.query)
                 case "POST", ["faults"]:
@@ -271,9 +273,8 @@ class Bank:
         ]
         return answer(200, {"movements": movements})
 
-    async def _part(self, query: str) -> Answer:
+    async def _part(self, ledger: Ledger | PaymentLedger, query: str) -> Answer:
         wanted = reading.part(query)
-        ledger = self._ledger if wanted.bank == "two_step" else self._payments
         found = await ledger.page(wanted.after, wanted.begin_ms, wanted.end_ms, wanted.limit + 1)
         movements = [{"n": number, **_movement(executed)} for number, executed in found[: wanted.limit]]
         return answer(200, {"movements": movements, "has_more": len(found) > wanted.limit})

@@ -101,9 +101,8 @@ def number_after(query: str) -> int:
 
 
 class Part(NamedTuple):
-    """A part of a statement: of one bank, a span of milliseconds since 1970, after the movement of a number, and how many."""
+    """A part of a statement: a span of milliseconds since 1970, after the movement of a number, and how many."""
 
-    bank: str
     begin_ms: int
     end_ms: int
     after: int
@@ -112,13 +111,10 @@ class Part(NamedTuple):
 
 def part(query: str) -> Part:
     """Read which part of a statement is wanted: each parameter once."""
-    said = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=5) if query.count("&") == 4 else [])
-    if said.keys() != {"bank", "from", "to", "after", "limit"}:
+    said = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=4) if query.count("&") == 3 else [])
+    if said.keys() != {"from", "to", "after", "limit"}:
         raise BadField("query")
-    if said["bank"] not in ("two_step", "one_step"):
-        raise BadField("bank")
     return Part(
-        said["bank"],
         _milliseconds(said, "from"),
         _milliseconds(said, "to"),
         number_after(f"after={said['after']}"),

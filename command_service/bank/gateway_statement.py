@@ -1,6 +1,6 @@
-"""The statement of the two-step gateway, and of the one-step bank beside it, page by page.
+"""The statement of the two-step gateway, page by page; that of the one-step bank has the same form.
 
-    GET /statement?bank=two_step&from=2026-11-30T00:00:00.000Z&to=...&after=0&limit=200
+    GET /statement?from=2026-11-30T00:00:00.000Z&to=...&after=0&limit=200
 
 Every execution is in it, holds and voids too, from the moment in which it was executed. See the docstring of gateway_mock.
 """
@@ -36,17 +36,16 @@ class GatewayStatement:
 
     kinds: Collection[LineKind] = frozenset(_KINDS.values())
 
-    def __init__(self, url: str, transport: httpx.AsyncBaseTransport, bank: str) -> None:
-        """The statement at `url`, without the path of the bank itself; `bank` is two_step or one_step."""
+    def __init__(self, url: str, transport: httpx.AsyncBaseTransport) -> None:
+        """The statement of the bank at `url`."""
         self._endpoint = Endpoint(transport, url.rstrip("/") + "/statement")
-        self._bank = bank
         self.covers = Span(0, 0)
 
     async def batches(self, wanted: Span) -> AsyncIterator[Sequence[Line]]:
         """Read it page by page; see the port."""
         after = 0
         while True:
-            query = {"bank": self._bank, "from": _written(wanted.begin), "to": _written(wanted.end)}
+            query = {"from": _written(wanted.begin), "to": _written(wanted.end)}
             said = await self._page(urlencode({**query, "after": after, "limit": LINES_A_PAGE}, safe=":"))
             movements, has_more = said.get("movements"), said.get("has_more")
             if not isinstance(movements, list) or not isinstance(has_more, bool):

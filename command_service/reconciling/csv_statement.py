@@ -39,8 +39,8 @@ class CsvStatement:
         for file in self._files:
             lines = _File(file, self._mapping).lines()
             while batch := list(islice(lines, LINES_A_BATCH)):
-                first = min(first, min(line.at for line in batch))
-                last = max(last, max(line.at for line in batch))
+                first = min(first, *(line.at for line in batch))
+                last = max(last, *(line.at for line in batch))
                 yield batch
         day_of, begin_of = self._calendar.day_of, self._calendar.begin_of
         # A whole day that has lines is covered, unless the span that is wanted ends within it.
