@@ -36,7 +36,6 @@ WHERE reference = '' AND transaction_id <> '' AND kind < 7;
 _ENTRIES = "SELECT * FROM entry ORDER BY reference"
 _LINES = "SELECT * FROM line WHERE kind < 7 ORDER BY reference, at"
 _OTHERS = "SELECT * FROM line WHERE kind >= 7 ORDER BY at"
-_UNKNOWN = "SELECT DISTINCT reference FROM line WHERE kind < 7 AND reference <> '' EXCEPT SELECT reference FROM entry"
 _MOVED = "SELECT * FROM entry WHERE state = 1 ORDER BY at"
 
 
@@ -67,10 +66,6 @@ class Books:
             self._write("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", chunk)
             self.entries += len(chunk)
             tell()
-
-    def unknown(self) -> Iterator[str]:
-        """Yield the references of lines that no entry has."""
-        return iter([reference for (reference,) in self._connection.execute(_UNKNOWN).fetchall()])
 
     def name_lines(self) -> None:
         """Give lines without a reference that of the entry which has their transaction id."""

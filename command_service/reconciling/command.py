@@ -27,6 +27,7 @@ from command_service.reconciling.comparing import DAY, Asked, Comparison, Progre
 from command_service.reconciling.csv_statement import CsvStatement
 from command_service.reconciling.days import Calendar
 from command_service.reconciling.mapping import MappingOfCsv, read_mapping
+from command_service.reconciling.matching import Finding
 
 BALANCED, DIFFERS, FAILED, UNDECIDED = 0, 1, 2, 3
 """The exit statuses: 2 if it could not be done, 3 if nothing differs, but movements at the edge may be missing."""
@@ -97,8 +98,7 @@ def reconcile(parts: Parts, chosen: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="chargeonce-") as scratch:
         comparison = Comparison(asked, Path(scratch), _Teller(as_lines=chosen.lines).tell)
         with contextlib.closing(comparison):
-            comparison.read(statement, parts.settings.journal)
-            result = _write(comparison, chosen, began)
+            result = _write(comparison, comparison.findings(statement, parts.settings.journal), chosen, began)
     if folder is not None:
         kept.keep(folder, result)
     if not result.is_balanced:
@@ -159,11 +159,13 @@ def _moment(argument: str, text: str, zone: tzinfo) -> int:
 
 
 # ---------------------------------------------------------------- output
-def _write(comparison: Comparison, chosen: argparse.Namespace, done_at: int) -> Reconciliation:
+def _write(
+    comparison: Comparison, findings: Iterator[Finding], chosen: argparse.Namespace, done_at: int
+) -> Reconciliation:
     """Go through the findings, write them as asked, and return the result."""
     bank = comparison.asked.bank
     with contextlib.ExitStack() as stack:
-        found: Iterator[ReconcileFinding] = (report.finding_out(each, bank) for each in comparison.findings())
+        found: Iterator[ReconcileFinding] = (report.finding_out(each, bank) for each in findings)
         json_out = stack.enter_context(_opened(chosen.json_out)) if chosen.json_out else None
         if json_out is not None:
             found = report.write_json(json_out, found)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path
 
-from command_service.bank.statement import OTHERS, WITHOUT_MONEY, LineKind, Span, Statement
+from command_service.bank.statement import OTHERS, WITHOUT_MONEY, Line, LineKind, Span, Statement
 from command_service.journal.store import Location
-from command_service.reconciling.books import Books
+from command_service.reconciling.books import Books, Pair
 from command_service.reconciling.days import Calendar
 from command_service.reconciling.entries import Entries, Entry
 from command_service.reconciling.matching import DIFFERENCES, Finding, FindingKind, Terms, judge
@@ -23,7 +23,6 @@ MARGIN = HOUR
 BACK = DAY
 
 _OTHERS: Mapping[LineKind, FindingKind] = {
-    LineKind.FEE: FindingKind.FEE,
     LineKind.PAYOUT: FindingKind.PAYOUT,
     LineKind.CHARGEBACK: FindingKind.CHARGEBACK,
 }
@@ -68,7 +67,7 @@ class Totals:
 
 
 class Comparison:
-    """One reconciliation, its files in a folder. First `read`, then go through `findings`; then the sums are complete."""
+    """One reconciliation, its files in a folder: go through `findings` once."""
 
     def __init__(self, asked: Asked, folder: Path, tell: Callable[[Progress], None]) -> None:
         self.asked = asked
@@ -81,53 +80,70 @@ class Comparison:
         self._tell = tell
         self._kinds: Collection[LineKind] = ()
         self._covers = asked.span
+        self._fees: dict[tuple[int, str], int] = {}
+        """By day and currency: nearly every line may have one."""
 
-    def read(self, statement: Statement, journal: Location) -> None:
-        """Read the statement, and then the journal. Raises StatementUnusable, JournalRefused, JournalCorrupt, OSError."""
+    def findings(self, statement: Statement, journal: Location) -> Iterator[Finding]:
+        """Read the statement, and then the journal; yield what is not simply matched, differences first.
+
+        When it ends, the sums are complete. Raises StatementUnusable, JournalRefused, JournalCorrupt, OSError.
+        """
         asyncio.run(self._read_statement(statement))
         with journal.read() as reading:
+            entries = Entries(reading, self._is_wanted)
             self._progress.journal_head = reading.head.position
-            bank, unnamed = self.asked.bank, self.asked.unnamed
-
-            def is_wanted(named: str) -> bool:
-                return (named or unnamed) == bank
-
-            entries = Entries(reading, is_wanted)
 
             def tell() -> None:
                 self._progress.journal_records = entries.position
                 self._tell(self._progress)
 
             self._books.add_entries(entries.since(self.asked.span.begin - BACK - self.asked.lag), tell)
-            for reference in self._books.unknown():
-                self._books.add_entries(entries.of_charge(reference), tell)
             tell()
-        self._books.name_lines()
+            self._books.name_lines()
+            for finding in self._sums_of_days() if self.asked.is_daily else self._pairs(entries):
+                self._count(finding.kind)
+                yield finding
+        yield from self._others()
+
+    def _is_wanted(self, named: str) -> bool:
+        return (named or self.asked.unnamed) == self.asked.bank
+
+    def _count(self, kind: FindingKind) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
 
     async def _read_statement(self, statement: Statement) -> None:
         span, self._kinds = self.asked.span, statement.kinds
         try:
             async for batch in statement.batches(Span(span.begin - MARGIN, span.end + MARGIN)):
-                self._books.add_lines(batch)
-                self._progress.statement_lines = self._books.lines
+                self._books.add_lines([line for line in batch if line.kind is not LineKind.FEE])
+                for line in batch:
+                    if line.kind is LineKind.FEE and span.has(line.at):
+                        key = self._calendar.day_of(line.at), line.currency_code
+                        self._fees[key] = self._fees.get(key, 0) + line.minor_units
+                self._progress.statement_lines += len(batch)
                 self._tell(self._progress)
         finally:
             await statement.close()
         self._covers = statement.covers
 
-    def findings(self) -> Iterator[Finding]:
-        """Yield what is not simply matched: differences first, then what is only listed."""
+    @property
+    def _terms(self) -> Terms:
         asked = self.asked
-        terms = Terms(asked.span, self._covers, self._kinds, self._calendar.day_of, asked.clock_difference, asked.lag)
-        for finding in self._sums_of_days(terms) if asked.is_daily else self._pairs(terms):
-            self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
-            yield finding
+        return Terms(asked.span, self._covers, self._kinds, self._calendar.day_of, asked.clock_difference, asked.lag)
+
+    def _others(self) -> Iterator[Finding]:
+        asked = self.asked
         for line in self._books.others():
             if line.kind in OTHERS and asked.span.has(line.at):
-                kind, day = _OTHERS[line.kind], self._calendar.day_of(line.at)
-                self._totals(day, line.currency_code).other_minor += line.minor_units
-                self.counts[kind] = self.counts.get(kind, 0) + 1
-                yield Finding(kind, day, line.currency_code, line.minor_units, 0, None, line)
+                day = self._calendar.day_of(line.at)
+                yield self._listed(_OTHERS[line.kind], day, line.currency_code, line.minor_units, line)
+        for (day, code), minor_units in sorted(self._fees.items()):
+            yield self._listed(FindingKind.FEE, day, code, minor_units, None)
+
+    def _listed(self, kind: FindingKind, day: int, code: str, minor_units: int, line: Line | None) -> Finding:
+        self._totals(day, code).other_minor += minor_units
+        self._count(kind)
+        return Finding(kind, day, code, minor_units, 0, None, line)
 
     @property
     def differences(self) -> int:
@@ -154,8 +170,12 @@ class Comparison:
             totals = self.days[day, code] = Totals()
         return totals
 
-    def _pairs(self, terms: Terms) -> Iterator[Finding]:
+    def _pairs(self, entries: Entries) -> Iterator[Finding]:
+        terms = self._terms
         for pair in self._books.pairs():
+            if pair.entry is None and pair.lines[0].reference:
+                # It may have come to rest long before: a charge is found by its reference, however old.
+                pair = Pair(entries.find(pair.lines[0].reference), pair.lines)  # noqa: PLW2901  # the same pair
             sums, findings = judge(pair, terms)
             for each in sums:
                 totals = self._totals(each.day, each.currency_code)
@@ -165,7 +185,8 @@ class Comparison:
             yield from findings
 
     # ------------------------------------------------------------ one line a day
-    def _sums_of_days(self, terms: Terms) -> Iterator[Finding]:
+    def _sums_of_days(self) -> Iterator[Finding]:
+        terms = self._terms
         nets = self._nets(terms)
         if not nets:
             return

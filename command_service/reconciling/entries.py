@@ -121,9 +121,13 @@ class Entries:
         """
         place = self._place_before(at)
         self.position = place.position
+        ended = list[Entry]()
         for record in self._journal.records(place):
-            self.position = record.position
-            yield from self._after(record)
+            self._fold(record, ended)
+            if ended:
+                self.position = record.position
+                yield from ended
+                ended.clear()
         for charge_id in self._journal.unfinished():
             if charge_id not in self._charges:
                 self._take_up(charge_id)
@@ -131,18 +135,18 @@ class Entries:
             if charge.is_wanted:
                 yield from (operation.entry(charge_id) for operation in charge.open)
 
-    def of_charge(self, charge_id: str) -> Iterator[Entry]:
-        """Yield all operations of a charge, however old; none if the journal has no such charge."""
+    def find(self, reference: str) -> Entry | None:
+        """Find the operation that opens a charge by its reference, which is the charge's id; however old it is."""
         try:
-            records = self._journal.stream(charge_id)
+            records = self._journal.stream(reference)
         except ValueError:
-            return
-        fresh = Entries(self._journal, self._is_wanted)
+            return None
+        fresh, found = Entries(self._journal, self._is_wanted), list[Entry]()
         for record in records:
-            yield from fresh._after(record)
+            fresh._fold(record, found)
         for charge in fresh._charges.values():
-            if charge.is_wanted:
-                yield from (operation.entry(charge_id) for operation in charge.open)
+            found += [operation.entry(reference) for operation in charge.open if charge.is_wanted]
+        return next((entry for entry in found if entry.reference == reference), None)
 
     def _place_before(self, at: int) -> Place:
         """Find the last place before a moment. Recorded times never run backwards."""
@@ -157,8 +161,7 @@ class Entries:
         """Read a charge that began before the place, or was at rest for long, as it was before a version."""
         records = self._journal.stream(charge_id)
         for record in records[: None if before_version is None else before_version - 1]:
-            for _ in self._after(record):
-                pass
+            self._fold(record, [])
         return self._charges.get(charge_id) or _Charge(is_wanted=self._at_rest.get(charge_id, False))
 
     def _charge_of(self, record: Record) -> _Charge:
@@ -173,8 +176,8 @@ class Entries:
             self._charges[record.charge_id] = charge
         return charge
 
-    def _after(self, record: Record) -> Iterator[Entry]:
-        """Fold a record; yield the entries of the operations that are at rest after it."""
+    def _fold(self, record: Record, ended: list[Entry]) -> None:
+        """Fold a record; add the entries of the operations that are at rest after it to `ended`."""
         charge_id, stored, at = record.charge_id, record.event, record.recorded_at
         if stored[0] == _TOKEN_ISSUED:
             if waiting := self._charge_of(record).open:
@@ -212,12 +215,12 @@ class Entries:
             else:
                 operation.state = State.NOT_MOVED
             # A void that waited for the opening operation ends with it; if money is held now, it goes on.
-            ended = charge.open if name in _OPENED and name != "authorized" else charge.open[:1]
-            for each in ended[1:]:
+            number = len(charge.open) if name in _OPENED and name != "authorized" else 1
+            for each in charge.open[1:number]:
                 each.state, each.at = State.NOT_MOVED, at
             if charge.is_wanted:
-                yield from [each.entry(charge_id) for each in ended]
-            del charge.open[: len(ended)]
+                ended += [each.entry(charge_id) for each in charge.open[:number]]
+            del charge.open[:number]
             for each in charge.open:  # A void in review with its opening is under way again.
                 each.state = State.UNDER_WAY
         if not charge.open:

@@ -6,7 +6,7 @@ A mapping with any fault is refused as a whole, and so is a line that it does no
 import codecs
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
 from types import MappingProxyType
@@ -89,7 +89,7 @@ class MappingOfCsv:
     """A fee is written as a negative number."""
     time_format: str = "iso"
     clock_format: str = ""
-    types: Mapping[str, LineKind | None] = MappingProxyType({})
+    types: Mapping[str, LineKind | None] = field(default_factory=lambda: MappingProxyType({}))
     moved: Collection[str] = ()
     not_moved: Collection[str] = ()
 

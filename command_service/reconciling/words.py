@@ -9,7 +9,7 @@ from command_service.reconciling.entries import Entry, State
 from command_service.reconciling.matching import Finding, FindingKind
 
 _OTHERS = {
-    FindingKind.FEE: "A fee.",
+    FindingKind.FEE: "The fees of the day.",
     FindingKind.PAYOUT: "A payout: money between the bank and us.",
     FindingKind.CHARGEBACK: "A chargeback: the card's holder disputes a payment. Somebody has to answer it at the bank.",
 }
