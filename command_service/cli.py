@@ -31,7 +31,7 @@ from command_service.reconciling.command import FAILED, reconcile
 from command_service.reconciling.command import add_arguments as add_reconcile_arguments
 from command_service.serving import serve
 from command_service.settings import Settings, check_way_to
-from contract.access import ACCESS, ROLES
+from contract.access import ACCESS, NAMING, ROLES
 
 PROGRAM = "python -m command_service"
 
@@ -167,7 +167,7 @@ def _reconcile(chosen: argparse.Namespace) -> int:
 def _operate(chosen: argparse.Namespace) -> None:
     """Run one of the operator's commands. Raises SettingsError, JournalRefused, OSError."""
     if chosen.command == "check-policy":
-        for line in described(read_policy(chosen.policy, ROLES, Files()), ACCESS):
+        for line in described(read_policy(chosen.policy, ROLES, Files()), ACCESS, NAMING):
             print(line)
         return
     if chosen.command == "copy-journal":

@@ -9,7 +9,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,14 +19,17 @@ import certifi
 import httpx
 import structlog
 
+from charging.v1.operator_pb2 import GetServerStatusResponse
 from chassis import punctual, stderr
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.exposure import is_loopback
 from chassis.settings import SettingsError
 from chassis.shares import Rates, Shares
 from chassis.tls import ClientTls
+from chassis.tracing import Tracer, open_tracer
 from chassis.watched import Watched
 from command_service.api import CommandService
+from command_service.attempts import Memory
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
 from command_service.bank.configured import Banks, read_banks
@@ -38,12 +41,14 @@ from command_service.bank.routes import Route, rule
 from command_service.bank.transport import open_transport
 from command_service.bank.two_step import Dialect, TwoStepBank
 from command_service.bank.unconfigured import Unconfigured
+from command_service.desk import CALLS_AT_ONCE, OperatorService, Reconciler, Room
 from command_service.duplicates import Recent
 from command_service.feed import Feed
 from command_service.intake import Intake, screened
 from command_service.journal import Journal
 from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
 from command_service.journal.store import Store, random_id
+from command_service.observed import Observed
 from command_service.owners import Owners
 from command_service.reception import Reception
 from command_service.runner import Runner
@@ -64,6 +69,7 @@ class Assembled:
     lines: Lines
     runner: Runner
     reception: Reception
+    memory: Memory
 
     async def close(self) -> None:
         """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""
@@ -134,8 +140,29 @@ class Parts:
     async def journal(self) -> Journal:
         """Open the journal, over its store. Raises JournalRefused if it must not be served from."""
         return await GroupCommit.open(
-            await self.store(), now=self.now, end_process=self.end_process, rhythm=self.rhythm()
+            await self.store(),
+            now=self.now,
+            end_process=self.end_process,
+            rhythm=self.rhythm(),
+            observed=self.observed,
         )
+
+    @cached_property
+    def tracer(self) -> Tracer | None:
+        """What records traces; None if the settings name no collector. Raises SettingsError if it cannot be used."""
+        if not self.settings.traces:
+            return None
+        return open_tracer("COMMAND_TRACES", "chargeonce-command", self.settings.traces, self.settings.traces_sampled)
+
+    @cached_property
+    def observed(self) -> Observed:
+        """What the server observes of its work. Raises as `tracer`."""
+        return Observed(self.clock, self.tracer)
+
+    def close(self) -> None:
+        """Send what was traced and not sent yet."""
+        if self.tracer is not None:
+            self.tracer.close()
 
     @cached_property
     def entrance(self) -> Entrance:
@@ -192,7 +219,8 @@ class Parts:
 
     def line(self, bank: Bank, *, calls_at_once: int, name: str = THE_ONLY_ONE) -> Line:
         """Make the line to a bank, with its breaker."""
-        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=calls_at_once, name=name)
+        breaker = Breaker(self.clock, self.chance())
+        return Line(bank, breaker, calls_at_once=calls_at_once, name=name, observed=self.observed)
 
     def lines(self, banks: Mapping[str, Bank]) -> Lines:
         """Make the lines to all banks."""
@@ -216,6 +244,7 @@ class Parts:
             now=self.now,
             chance=self.chance(),
             unfinished=Shares(self.settings.max_unfinished, self.weights),
+            observed=self.observed,
         )
 
     def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
@@ -227,7 +256,7 @@ class Parts:
         """Put together the parts that run charges."""
         lines = self.lines(banks)
         runner = self.runner(journal, lines)
-        return Assembled(lines, runner, self.reception(journal, runner, lines))
+        return Assembled(lines, runner, self.reception(journal, runner, lines), Memory(runner, lines, journal))
 
     def intake(self) -> Intake:
         """Make the reader and screening of clients' messages."""
@@ -238,6 +267,24 @@ class Parts:
         calls, rates = Shares(self.settings.max_calls, self.weights), Rates(self.rate_of, self.clock)
         return CommandService(self.intake(), reception, calls, rates)
 
+    def operators(
+        self,
+        journal: Journal,
+        assembled: Assembled,
+        status: Callable[[], GetServerStatusResponse] = GetServerStatusResponse,
+        reconciler: Reconciler | None = None,
+    ) -> OperatorService:
+        """Make the service that operators call."""
+        return OperatorService(
+            journal,
+            assembled.runner,
+            assembled.lines,
+            Room(Shares(CALLS_AT_ONCE, self.weights), Rates(self.rate_of, self.clock)),
+            self.wait_until,
+            status=status,
+            reconciler=reconciler,
+        )
+
     def feed(self, journal: Journal) -> Feed:
         """Make the feed that readers follow."""
-        return Feed(journal, Owners(journal).of)
+        return Feed(journal, Owners(journal).of, observed=self.observed)

@@ -3,6 +3,8 @@
 A new charge and a charge found after a crash run through the same loop, so there is no recovery code. No transaction and no
 lock is held across a call to the bank.
 
+While an operator holds a charge back, its loop waits, and calls join it as ever.
+
 Where servers share a journal, a loop goes round with the bank only while this server drives the charge, or for a call that
 wants to know whether the customer has come back, and else waits for the other server's progress. That saves calls. If two loops
 ever drive one charge, they waste work and do no harm: the journal takes only the first answer to a step, and the bank does each
@@ -23,11 +25,22 @@ from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
 from command_service.bank.line import Line
 from command_service.bank.lines import Lines
-from command_service.charge import Absent, Charge, Due, Message, is_at_rest, is_overdue, next_step, seconds_to_its_end
+from command_service.charge import (
+    Absent,
+    Charge,
+    Due,
+    Message,
+    is_at_rest,
+    is_overdue,
+    is_to_be_tried,
+    next_step,
+    seconds_to_its_end,
+)
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
+from command_service.observed import UNOBSERVED, Observed
 from command_service.operation import Answered, Attempts, counts_for_giving_up
-from command_service.run import Run
+from command_service.run import Run, Tries
 from command_service.streams import KeepsMoving, Snapshot, Streams
 from command_service.values import Effect, InProgress, NeedsAction, NoAnswer, RequestToken
 
@@ -36,7 +49,8 @@ LOADED_AT_ONCE = 256
 # The pause between two looks whether the customer has taken the step that the bank waits for: a thirtieth of the charge's age,
 # within these. Most customers take it within minutes; those who never do would cost most of the calls.
 CUSTOMER_SECONDS, LONGEST_CUSTOMER_SECONDS, CUSTOMER_SHARE = 4.0, 300.0, 1 / 30
-# A charge that another server drives is looked at again when the journal has news of it. This is for news that never comes.
+# A charge that another server drives, or an operator holds back, is looked at again when the journal has news of it. This is
+# for news that never comes.
 LOOK_AGAIN_SECONDS = 10.0
 
 
@@ -52,6 +66,7 @@ class Runner:
         now: Callable[[], int],
         chance: random.Random,
         unfinished: Shares,
+        observed: Observed = UNOBSERVED,
     ) -> None:
         """`now` gives microseconds since 1970. In `unfinished` each charge on its way takes a place of its tenant."""
         self._journal = journal
@@ -61,8 +76,10 @@ class Runner:
         self._now = now
         self._chance = chance
         self.places = unfinished
+        self._observed = observed
         self._runs: dict[str, Run] = {}
         self._reads: dict[str, _Read] = {}
+        self._stopped: set[str] = set()
         self._tasks = Tasks()
         self.at_end: Callable[[Snapshot], None] = lambda _: None
         """Told of each run's end, when it is no longer found."""
@@ -101,7 +118,14 @@ class Runner:
 
     def _start(self, runs: Sequence[Run]) -> None:
         for run in runs:
-            self._tasks.start(self.drive(run))
+            self._tasks.start(self._go_on(run))
+
+    async def _go_on(self, run: Run) -> None:
+        """Drive a charge that a call of another process, or another server, had begun."""
+        state = run.snapshot.state
+        assert isinstance(state, Charge), "a charge on its way has events"
+        with self._observed.taking_up.after(state.newest.operation.traceparent):
+            await self.drive(run)
 
     async def _take_up(self, charge_id: str) -> Run | None:
         if (run := self._runs.get(charge_id)) is not None:
@@ -150,6 +174,11 @@ class Runner:
         """The number of charges on their way."""
         return len(self._runs)
 
+    @property
+    def stopped(self) -> int:
+        """The number of charges that a fault of ours has stopped, and that no call has taken up again."""
+        return len(self._stopped)
+
     def find(self, charge_id: str) -> Run | None:
         """Return the charge's run, if it is on its way."""
         return self._runs.get(charge_id)
@@ -164,8 +193,10 @@ class Runner:
         The snapshot must be the newest: an older one would begin a run that tells less than was told already.
         """
         if (run := self._runs.get(snapshot.charge_id)) is None:
-            run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future())
+            tries = Tries(self._now() if was_in_journal else 0)
+            run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future(), tries=tries)
             self._runs[snapshot.charge_id] = run
+            self._stopped.discard(snapshot.charge_id)
             self.places.force(run.tenant)
         return run
 
@@ -176,25 +207,31 @@ class Runner:
         run.is_driven = True
         unanswered = 0  # attempts at the operation under way, in this run
         pauses = 0  # since the charge last moved
-        effect = next_step(run.snapshot.state)
         try:
-            while effect is not None:
+            while not is_at_rest(run.snapshot.state):
+                effect = next_step(run.snapshot.state)
                 # A call that wants to know how things stand does not wait for another server to look.
-                if not self._journal.drives(run.snapshot.charge_id) and not run.is_look_wanted:
-                    await self._let_others_drive(run)
-                    unanswered, pauses, effect = 0, 0, next_step(run.snapshot.state)
+                is_ours = self._journal.drives(run.snapshot.charge_id) or run.is_look_wanted
+                if effect is None or not is_ours:  # None: an operator holds it back
+                    await self._let_others_move(run)
+                    unanswered, pauses = 0, 0
+                    if not is_ours:
+                        run.tries = Tries(self._now())
                     continue
+                before = run.snapshot
                 with run.turn() as is_look:
                     message = await self._perform(run, effect, unanswered, is_look=is_look)
                     with contextlib.suppress(NotStored, KeepsMoving):
                         # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
                         run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
-                done, effect = effect, next_step(run.snapshot.state)
+                after = next_step(run.snapshot.state)
                 if isinstance(message, Answered):
                     unanswered = message.attempts.unanswered
-                if effect is None or effect.operation.reference != done.operation.reference:
+                if after is None or after.operation.reference != effect.operation.reference:
                     unanswered = 0
-                if effect != done:
+                run.tries.note_end(is_in_vain=after in (None, effect), is_answered=isinstance(message, Answered))
+                is_tried = run.snapshot is not before and is_to_be_tried(run.snapshot.state)  # an operator did not wait
+                if after != effect or is_tried:
                     pauses = 0
                     continue
                 pauses += 1
@@ -202,13 +239,12 @@ class Runner:
                 if isinstance(message, Answered):  # else its end has come, and the journal does not take that
                     pause_seconds = min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))
                 before = run.snapshot
-                if await run.pause(pause_seconds):
-                    effect = next_step(run.snapshot.state)
-                    # A call that only wants a look ends the pause, and callers may come as often as they like.
-                    pauses = 0 if run.snapshot is not before else pauses
+                await run.pause(pause_seconds, now=self._now())
+                # A call that only wants a look ends the pause, and callers may come as often as they like.
+                pauses = 0 if run.snapshot is not before else pauses
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
-            log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
+            self._note_fault(run.snapshot.charge_id, error)
         finally:
             del self._runs[run.snapshot.charge_id]
             self.places.give_back(run.tenant)
@@ -218,11 +254,21 @@ class Runner:
                 run.ended.set_result(None)
             self.at_end(run.snapshot)
 
-    async def _let_others_drive(self, run: Run) -> None:
-        """Wait for progress of the server that drives a charge, or until this one is to."""
+    def _note_fault(self, charge_id: str, error: Exception) -> None:
+        self._observed.charge_faults.add()
+        self._stopped.add(charge_id)
+        log_unexpected("a charge stopped on its way", error, charge_id=charge_id)
+
+    async def _let_others_move(self, run: Run) -> None:
+        """Wait for progress of the server that drives a charge, or for the operator that lets it go; or until it is our turn.
+
+        A call that wants to know how things stand gets what the journal holds.
+        """
         charge_id, before = run.snapshot.charge_id, run.snapshot
-        run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
-        if run.snapshot is before and not self._journal.drives(charge_id):
+        with run.turn():
+            run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
+        is_ours = self._journal.drives(charge_id) and next_step(before.state) is not None
+        if run.snapshot is before and not is_ours:
             await run.pause(LOOK_AGAIN_SECONDS)
 
     async def _perform(self, run: Run, effect: Effect, unanswered: int, *, is_look: bool) -> Message:
@@ -245,13 +291,16 @@ class Runner:
             is_the_same = run.snapshot is snapshot and looks_up_first() is look_up_first
             return drives and is_the_same and not is_overdue(snapshot.state, self._now())
 
-        performed = await line.perform(effect, look_up_first=look_up_first, is_wanted=is_wanted)
+        with run.tries_at(effect.operation).under_way() as tries:
+            performed = await line.perform(effect, look_up_first=look_up_first, is_wanted=is_wanted)
         if performed is None:
             return Due(self._now())
+        now = self._now()
         run.bank_calls += performed.calls
+        tries.note(performed.answer, now, performed.calls)
         if counts_for_giving_up(performed.answer):
             unanswered += 1
-        attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
+        attempts = Attempts(unanswered, now, self._abandon_after_seconds, self._journal.restored)
         return Answered(effect, performed.answer, attempts)
 
     def _pause_seconds(self, run: Run, message: Message, pauses: int) -> float:

@@ -6,7 +6,7 @@ Each answer is read from one state of each view that it shows, and names its pos
 import heapq
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1 import query_pb2, query_pb2_grpc
 from charging.v1.common_pb2 import ChargeStatus
+from charging.v1.query_pb2 import ChargeStage
 from chassis.caller import caller_of
 from chassis.deadlines import wait_seconds
 from chassis.shares import Excess, Shares, Weights
@@ -21,7 +22,7 @@ from contract.errors import Reason
 from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
 from query_service.lookup import END, ChargeId, ChargeName, ChargeRows, Conditions, Key, Rows
-from query_service.messages import charge_of, currencies_of, entry_of, freshness_of, status_of, text_of
+from query_service.messages import charge_of, currencies_of, entries_of, freshness_of, status_of, text_of
 from query_service.mirrors import Mirror, Seen
 from query_service.pages import places_of, token_after
 
@@ -74,13 +75,23 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self._unread = Shares(MAX_UNREAD, weights)
         self._watches: Counter[str] = Counter()
 
+    @property
+    def limits(self) -> Mapping[str, Shares]:
+        """What is limited, by its name in the metrics."""
+        return {
+            "calls": self._calls,
+            "waiting_calls": self._waiters,
+            "watches": self._watchers,
+            "unread_answers": self._unread,
+        }
+
     async def GetCharge(  # noqa: N802  # the contract's names, here and below
         self, request: query_pb2.GetChargeRequest, context: Any
     ) -> query_pb2.GetChargeResponse:
         """Show a charge; see the contract."""
         name = _name(request)
         async with self._asked(request, context) as tenant:
-            seen = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name))
+            seen = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name), "charge")
         return query_pb2.GetChargeResponse(charge=charge_of(seen.found, seen.journal_id), **freshness_of([seen]))
 
     async def ListCharges(  # noqa: N802
@@ -98,7 +109,10 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
                 # One more than the page shows: if it exists, there is a next page.
                 return lambda rows: rows.charges(conditions, position, limit=page_size + 1)
 
-            seen = [await mirror.read(tenant, find_below(places[journal_id])) for mirror, journal_id in named.items()]
+            seen = [
+                await mirror.read(tenant, find_below(places[journal_id]), "charges")
+                for mirror, journal_id in named.items()
+            ]
         # Where the next page begins in a journal of which this one shows nothing: what is requested later moves no page.
         below = {one.journal_id: min(places.get(one.journal_id, END), one.checkpoint.position + 1) for one in seen}
         if request.page_token and below.keys() != places.keys():
@@ -124,14 +138,14 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         name, tenant = _name(request), caller_of(context).tenant
         with _place(self._watchers, tenant), self._watching_over(context.peer()):
             await self._reach(self._awaited(request), request.min_position, context)
-            first = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name))
+            first = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name), "charge")
             mirror, charge_id = first.mirror, first.found.charge.charge_id
             sent = 0  # the position of the last state sent
             # The watch begins before the next read, so that no change is missed.
             with mirror.waiting.watching(charge_id) as changed:
                 while not mirror.waiting.is_stopping:
                     changed.clear()
-                    seen = await mirror.read(tenant, lambda rows: rows.charge(ChargeId(charge_id)))
+                    seen = await mirror.read(tenant, lambda rows: rows.charge(ChargeId(charge_id)), "charge")
                     if seen.found is None or seen.found.charge.position < sent:
                         raise _behind(mirror)  # the view is being rebuilt and has not reached this charge
                     if seen.found.charge.position > sent:
@@ -147,11 +161,10 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         """List the events of a charge; see the contract."""
         name = _name(request)
         async with self._asked(request, context) as tenant:
-            seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name))
-        (charge, operations), entries = seen.found
+            seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name), "history")
         return query_pb2.GetChargeHistoryResponse(
-            charge_id=text_of(charge.charge_id),
-            entries=[entry_of(entry, operations[entry.operation_number]) for entry in entries],
+            charge_id=text_of(seen.found.rows.charge.charge_id),
+            entries=entries_of(seen.found),
             **freshness_of([seen]),
         )
 
@@ -163,7 +176,9 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             raise invalid("user_id", "must not be empty")
         _check_length("user_id", request.user_id)
         async with self._asked(request, context) as tenant:
-            seen = [await mirror.read(tenant, lambda rows: rows.sums(request.user_id)) for mirror in self._mirrors]
+            seen = [
+                await mirror.read(tenant, lambda rows: rows.sums(request.user_id), "sums") for mirror in self._mirrors
+            ]
         return query_pb2.GetUserSummaryResponse(
             user_id=request.user_id, currencies=currencies_of(one.found for one in seen), **freshness_of(seen)
         )
@@ -173,7 +188,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.GetViewStatusResponse:
         """Report the state of the views; see the contract."""
         async with self._asked(request, context) as tenant:
-            return status_of([await mirror.read(tenant, Rows.totals) for mirror in self._mirrors])
+            return status_of([await mirror.read(tenant, Rows.totals, "totals") for mirror in self._mirrors])
 
     @asynccontextmanager
     async def _asked(self, request: AnyQuery, context: Any) -> AsyncIterator[str]:
@@ -209,10 +224,10 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         if not await mirror.waiting.reach(min_position, seconds):
             raise _behind(mirror)
 
-    async def _find(self, tenant: str, journal_id: str, find: Callable[[Rows], T | None]) -> Seen[T]:
+    async def _find(self, tenant: str, journal_id: str, find: Callable[[Rows], T | None], query: str) -> Seen[T]:
         """Find a charge, in the journal of this id or, if it is empty, in all."""
         asked = [self._named(journal_id)] if journal_id else self._mirrors
-        seen = [await mirror.read(tenant, find) for mirror in asked]
+        seen = [await mirror.read(tenant, find, query) for mirror in asked]
         found = [Seen(one.found, one.checkpoint, one.mirror) for one in seen if one.found is not None]
         if len(found) > 1:
             # Two clusters were asked for one charge: which of the two is meant is not ours to say.
@@ -290,11 +305,18 @@ def _conditions(request: query_pb2.ListChargesRequest) -> Conditions:
     _check_length("user_id", request.user_id)
     if request.status not in ChargeStatus.values():
         raise invalid("status", "must be a known status, or unspecified for any")
+    if request.stage not in ChargeStage.values():
+        raise invalid("stage", "must be a known stage, or unspecified for any")
+    if request.HasField("stage_since_before") and not request.stage:
+        raise invalid("stage_since_before", "must come with a stage: each has a time of its own")
     return Conditions(
         user_id=request.user_id or None,
         status=request.status or None,
         requested_from=_microseconds(request, "requested_from"),
         requested_before=_microseconds(request, "requested_before"),
+        stage=request.stage or None,
+        stage_since_before=_microseconds(request, "stage_since_before"),
+        hold_expires_before=_microseconds(request, "hold_expires_before"),
     )
 
 

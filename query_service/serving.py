@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,16 @@ from importlib import resources
 import structlog
 
 from charging.v1 import query_pb2_grpc
+from charging.v1.query_pb2 import Situation
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
+from chassis.instruments import By, Figures, Gauge
+from chassis.shares import Shares
+from chassis.slots import Slots
 from chassis.watched import keep_fresh
 from contract.errors import DOMAIN, Reason
 from contract.errors import query_refusal as refusal
+from query_service.lookup import STUCK_AT_REST
 from query_service.mirrors import Mirror, check_apart
 from query_service.parts import Parts
 from query_service.settings import Settings
@@ -28,15 +34,18 @@ log = structlog.get_logger()
 
 # Far more than a query needs; a higher limit would only let clients fill our memory.
 QUERY_BYTES = 16 << 10
-# An operator has this long to capture what a hold near its end secures.
-HOLD_ENDING_MICROSECONDS = 24 * 3600 * 1_000_000
 # Often enough for a gauge that is read a few times a minute; a count reads an index of a few rows.
 COUNT_SECONDS = 2.0
-TEXTS = {
-    "view_position": "The journal position that the view shows; of several journals, their sum",
-    "view_lag_records": "Records not shown yet; of several journals, the most of one",
-    "feed_silence_seconds": "Seconds since the feed's last message; -1: none yet; of several feeds, the worst",
-    "view_holds_ending": "Open holds that the bank lets lapse within a day, or has",
+GAUGES: Mapping[str, Gauge] = {
+    "view_position": Gauge("The journal position that the view shows; of several journals, their sum"),
+    "view_lag_records": Gauge("Records not shown yet; of several journals, the most of one"),
+    "feed_silence_seconds": Gauge("Seconds since the feed's last message; -1: none yet; of several feeds, the worst"),
+    "view_holds_ending": Gauge("Open holds that the bank lets lapse within a day, or has"),
+    "view_stuck_charges": Gauge(
+        "Charges at rest that wait for people, by their situation; those abandoned, of the last day", ("situation",)
+    ),
+    "limit_used": Gauge("What is used of a limit", ("limit",)),
+    "limit_maximum": Gauge("The limit", ("limit",)),
 }
 # The contract with its comments, for reflection.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
@@ -71,6 +80,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
     async with contextlib.AsyncExitStack() as stack:
         parts = make_parts(chosen)
         tls, admission = parts.entrance.tls, parts.entrance.gate
+        stack.callback(parts.close)
         mirrors: list[Mirror] = []
         for servers, path in zip(chosen.feeds, chosen.views, strict=True):
             view, waiting = await parts.view(path), parts.waiting()
@@ -91,6 +101,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             gate=admission,
             tls=tls,
             descriptors=DESCRIPTORS,
+            observed=parts.observed.calls,
         )
         stack.push_async_callback(query_server.drain, 0.0)
         following = asyncio.create_task(_follow(mirrors, query_server.set_serving))
@@ -98,21 +109,27 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(_end, asyncio.create_task(keep_fresh(parts.watched)))
         stack.push_async_callback(_end, asyncio.create_task(admission.keep_looking()))
         if chosen.metrics_listen is not None:
-            holds = _Holds(views)
-            counting = asyncio.create_task(holds.keep_counting())
+            stuck = _Stuck(views)
+            counting = asyncio.create_task(stuck.keep_counting())
             stack.push_async_callback(_end, counting)
 
-            def take_figures() -> metrics.Figures:
+            limits: Mapping[str, Shares | Slots] = {**queries.limits, "view_reads": mirrors[0].view.turns}
+
+            def take_figures() -> Figures:
                 return {
                     "view_position": sum(mirror.waiting.position for mirror in mirrors),
                     "view_lag_records": max(mirror.lag_records for mirror in mirrors),
                     "feed_silence_seconds": _longest_silence(mirrors),
-                    "view_holds_ending": holds.ending,
+                    "view_holds_ending": stuck.counts["hold_ending"],
+                    "view_stuck_charges": By("situation", stuck.counts),
+                    "limit_used": By("limit", {name: limit.used for name, limit in limits.items()}),
+                    "limit_maximum": By("limit", {name: limit.limit for name, limit in limits.items()}),
                     **admission.figures(),
                 }
 
-            texts = {**TEXTS, **gate.TEXTS}
-            await metrics.offer(chosen.metrics_listen, "chargeonce", texts, take_figures, admission, tls)
+            gauges = {**GAUGES, **gate.GAUGES}
+            instruments = parts.observed.instruments
+            await metrics.offer(chosen.metrics_listen, instruments, gauges, take_figures, admission, tls)
         log.info("serving", service="query", listen=str(query_server.address))
         yield Serving(query_server.address, mirrors, following)
         log.info("draining")
@@ -152,17 +169,24 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-class _Holds:
-    """The number of open holds near their end or past it, counted every few seconds: a gauge cannot wait for the view."""
+class _Stuck:
+    """The charges at rest that wait for people, by situation, counted every few seconds: a gauge cannot wait for the view."""
 
     def __init__(self, views: Sequence[View]) -> None:
         self._views = views
-        self.ending = 0
+        self.counts: Mapping[str, int] = {_name(situation): 0 for situation in STUCK_AT_REST}
 
     async def keep_counting(self) -> None:
         """Count until cancelled, or until a view is found damaged, which ends the server."""
         with contextlib.suppress(ViewUnusable):
             while True:
-                before = time.time_ns() // 1_000 + HOLD_ENDING_MICROSECONDS
-                self.ending = sum([await view.holds_ending(before) for view in self._views])
+                counts: Counter[str] = Counter(dict.fromkeys(self.counts, 0))
+                for view in self._views:
+                    found = await view.stuck_counts(time.time_ns() // 1_000)
+                    counts.update({_name(situation): count for situation, count in found.items()})
+                self.counts = counts
                 await asyncio.sleep(COUNT_SECONDS)
+
+
+def _name(situation: Situation.ValueType) -> str:
+    return Situation.Name(situation).removeprefix("SITUATION_").lower()
