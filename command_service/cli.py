@@ -18,7 +18,7 @@ from chassis.policy import described, read_policy
 from chassis.watched import Files
 from command_service.bank.conformance import page
 from command_service.bank.conformance.checks import CannotBeTried, Finding
-from command_service.bank.statement import StatementUnusable
+from command_service.bank.statement import StatementAway, StatementUnusable
 from command_service.checking import add_arguments, check_bank
 from command_service.codec import charge_id_of
 from command_service.journal import JournalCorrupt, JournalRefused
@@ -27,7 +27,7 @@ from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE, locati
 from command_service.journal.store import Location
 from command_service.operate import print_journal, restore_journal, served_from, verify_journal
 from command_service.parts import Parts
-from command_service.reconciling.command import FAILED, reconcile
+from command_service.reconciling.command import AWAY, FAILED, reconcile
 from command_service.reconciling.command import add_arguments as add_reconcile_arguments
 from command_service.serving import serve
 from command_service.settings import Settings, check_way_to
@@ -156,9 +156,13 @@ def _reconcile(chosen: argparse.Namespace) -> int:
     """Run reconcile; return its exit status."""
     telemetry.configure_logging("reconcile")
     try:
-        read = _read_settings()
+        named = dict(setting.partition("=")[::2] for setting in chosen.settings)
+        read = settings.read(Settings, {**os.environ, **named}) if named else _read_settings()
         check_way_to(read.journal, is_open=read.is_open)
         return reconcile(Parts(read), chosen)
+    except StatementAway as error:
+        print(f"error: {error}", file=sys.stderr)
+        return AWAY
     except (StatementUnusable, settings.SettingsError, JournalRefused, JournalCorrupt, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from command_service.bank.statement import Line, LineKind, Span, StatementUnusable
+from command_service.bank.statement import Line, LineKind, Span, StatementAway, StatementUnusable
 from command_service.bank.times import microseconds
 from command_service.bank.transport import Endpoint
 from command_service.values import NoAnswer
@@ -71,7 +71,7 @@ class GatewayStatement:
                 why = f"status {got.status}"
             else:
                 return said
-        raise StatementUnusable(f"the bank does not give its statement: {why}")
+        raise StatementAway(f"the bank does not give its statement: {why}")
 
     async def close(self) -> None:
         """Let go of connections."""

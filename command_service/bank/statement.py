@@ -53,6 +53,10 @@ class StatementUnusable(Exception):
     """The statement cannot be had or read; the text says why, and quotes nothing of it but words for kinds."""
 
 
+class StatementAway(StatementUnusable):
+    """The bank does not give its statement."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A span of time: from a moment on, up to another, in microseconds since 1970."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -29,8 +29,9 @@ from command_service.reconciling.days import Calendar
 from command_service.reconciling.mapping import MappingOfCsv, read_mapping
 from command_service.reconciling.matching import Finding
 
-BALANCED, DIFFERS, FAILED, UNDECIDED = 0, 1, 2, 3
-"""The exit statuses: 2 if it could not be done, 3 if nothing differs, but movements at the edge may be missing."""
+BALANCED, DIFFERS, FAILED, UNDECIDED, AWAY = 0, 1, 2, 3, 4
+"""The exit statuses: 2 if it could not be done, 3 if nothing differs, but movements at the edge may be missing, 4 if the bank
+does not give its statement."""
 SECOND = 1_000_000
 NICENESS = 19
 
@@ -81,6 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write progress, findings and the result as they come, each a line of JSON, the contract's ReconcileResponse",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="a setting, instead of the environment's; may be given again",
+    )
     parser.add_argument("--gently", action="store_true", help="at the lowest priority, beside a server at work")
 
 
@@ -94,7 +103,7 @@ def reconcile(parts: Parts, chosen: argparse.Namespace) -> int:
     began = parts.now()
     mapping = _mapping(chosen)
     asked, statement = _asked(parts, chosen, mapping, began)
-    folder = parts.settings.reconciliations or kept.folder_beside(parts.settings.journal)
+    folder = kept.folder(parts.settings)
     with tempfile.TemporaryDirectory(prefix="chargeonce-") as scratch:
         comparison = Comparison(asked, Path(scratch), _Teller(as_lines=chosen.lines).tell)
         with contextlib.closing(comparison):
@@ -155,7 +164,8 @@ def _moment(argument: str, text: str, zone: tzinfo) -> int:
         raise SettingsError(f"{argument} must be as 2026-11-30, or 2026-11-30T12:00:00Z") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=zone)
-    return round(moment.astimezone(UTC).timestamp()) * SECOND
+    since = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1)
 
 
 # ---------------------------------------------------------------- output

@@ -1,24 +1,52 @@
 """The results of the last reconciliations, one a bank: JSON files in a folder, for gauges and for `ListReconciliations`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 
 from charging.v1.operator_pb2 import Reconciliation
+from chassis.instruments import By, Figures, Gauge
 from command_service.journal.sqlite.file import SqliteFile
-from command_service.journal.store import Location
+from command_service.settings import Settings
 
 # No bank's name has a plus sign.
 _UNNAMED = "+unnamed"
 
 
-def folder_beside(journal: Location) -> Path | None:
-    """Return the folder of the results if no setting names one: beside the journal's file; None if it has none."""
-    if isinstance(journal, SqliteFile):
-        return journal.path.with_name(f"{journal.path.name}.reconciliations")
-    return None
+GAUGES: Mapping[str, Gauge] = MappingProxyType(
+    {
+        "reconciliation_difference_minor_units": Gauge(
+            "The bank's sum less the journal's, in the last reconciliation with it", ("bank", "currency")
+        ),
+        "reconciliation_findings": Gauge("Differences in the last reconciliation with a bank", ("bank",)),
+        "reconciliation_age_seconds": Gauge("The time since the last reconciliation with a bank", ("bank",)),
+    }
+)
+
+
+def folder(chosen: Settings) -> Path | None:
+    """Return the folder of the results: beside the journal's file if no setting names one; None if it has none."""
+    if chosen.reconciliations is None and isinstance(chosen.journal, SqliteFile):
+        return chosen.journal.path.with_name(f"{chosen.journal.path.name}.reconciliations")
+    return chosen.reconciliations
+
+
+def figures(results: Sequence[Reconciliation], now: int) -> Figures:
+    """Return the gauges of results. `now` is in microseconds since 1970."""
+    sums: dict[tuple[str, ...], int] = {}
+    for result in results:
+        for day in result.days:
+            key = result.bank, day.currency_code
+            sums[key] = sums.get(key, 0) + day.difference_minor_units
+    ages = {result.bank: max(0.0, (now - result.done_at.ToMicroseconds()) / 1_000_000) for result in results}
+    return {
+        "reconciliation_difference_minor_units": By(("bank", "currency"), sums),
+        "reconciliation_findings": By("bank", {result.bank: result.differences for result in results}),
+        "reconciliation_age_seconds": By("bank", ages),
+    }
 
 
 def keep(folder: Path, result: Reconciliation) -> None:

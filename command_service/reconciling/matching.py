@@ -119,16 +119,16 @@ def judge(pair: Pair, terms: Terms) -> Judged:
             return NOTHING
         effect = _effect(line.kind, line.minor_units)
         return Judged((Sum(terms.day_of(line.at), line.currency_code, 1, effect, effect),), ())
-    has_moved, undone = _that_moved(lines)
+    has_moved, undone = _that_moved(sorted(lines))  # alike, however the statement is sorted
     if entry is not None and entry.state is State.MOVED and not has_moved:
         return _without_line(entry, undone, terms)
     sums, findings = list[Sum](), list[Finding]()
     partner = _partner(entry, has_moved)
-    for line in has_moved:
+    for number, line in enumerate(has_moved):
         if not terms.span.has(line.at):
             continue
         day, effect = terms.day_of(line.at), _effect(line.kind, line.minor_units)
-        ours = entry if entry is not None and line is partner and entry.state is State.MOVED else None
+        ours = entry if entry is not None and number == partner and entry.state is State.MOVED else None
         if ours is not None and _is_equal(ours, line):
             sums.append(Sum(day, line.currency_code, 1, effect, effect))
             continue
@@ -137,7 +137,7 @@ def judge(pair: Pair, terms: Terms) -> Judged:
         if ours is not None:
             journal_minor = ours.minor_units
             sums.append(Sum(day, ours.currency_code, 0, 0, _effect(ours.kind, ours.minor_units)))
-        kind = _kind(entry, line, is_first=line is partner)
+        kind = _kind(entry, line, is_first=number == partner)
         findings.append(Finding(kind, day, line.currency_code, line.minor_units, journal_minor, entry, line))
     return Judged(sums, findings)
 
@@ -177,18 +177,17 @@ def _that_moved(lines: Sequence[Line]) -> tuple[Sequence[Line], Line | None]:
     return has_moved[: len(has_moved) - len(undone)] if undone else has_moved, undone[0] if undone else None
 
 
-def _partner(entry: Entry | None, lines: Sequence[Line]) -> Line | None:
+def _partner(entry: Entry | None, lines: Sequence[Line]) -> int:
     """Choose the line that stands for the entry: an equal one, else one with its transaction id, else the first."""
-    if not lines:
-        return None
-    if entry is not None:
-        for line in lines:
-            if _is_equal(entry, line):
-                return line
-        for line in lines:
-            if line.transaction_id and line.transaction_id == entry.transaction_id:
-                return line
-    return lines[0]
+    if entry is None or len(lines) < 2:
+        return 0
+    for number, line in enumerate(lines):
+        if _is_equal(entry, line):
+            return number
+    for number, line in enumerate(lines):
+        if line.transaction_id and line.transaction_id == entry.transaction_id:
+            return number
+    return 0
 
 
 def _is_equal(entry: Entry, line: Line) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 import httpx
 
 from chassis.secret import Secret
-from command_service.bank.statement import Line, LineKind, Span, StatementUnusable
+from command_service.bank.statement import Line, LineKind, Span, StatementAway, StatementUnusable
 from command_service.bank.stripe import reading
 from command_service.bank.stripe.api import Api, Page
 from command_service.bank.stripe.units import in_minor_units
@@ -81,7 +81,7 @@ class StripeStatement:
             page = await self._api.page("/balance_transactions", query)
             if isinstance(page, Page):
                 return page
-        raise StatementUnusable(f"Stripe does not give its balance transactions: {type(page).__name__}")
+        raise StatementAway(f"Stripe does not give its balance transactions: {type(page).__name__}")
 
     async def close(self) -> None:
         """Let go of connections."""
