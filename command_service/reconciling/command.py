@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
-from zoneinfo import ZoneInfo
 
 from google.protobuf.json_format import MessageToJson
 
@@ -25,7 +24,7 @@ from command_service.parts import Parts
 from command_service.reconciling import kept, report
 from command_service.reconciling.comparing import DAY, Asked, Comparison, Progress
 from command_service.reconciling.csv_statement import CsvStatement
-from command_service.reconciling.days import Calendar
+from command_service.reconciling.days import Calendar, zone_named
 from command_service.reconciling.mapping import MappingOfCsv, read_mapping
 from command_service.reconciling.matching import Finding
 
@@ -152,9 +151,9 @@ def _asked(parts: Parts, chosen: argparse.Namespace, mapping: MappingOfCsv | Non
 
 def _zone(name: str) -> tzinfo:
     try:
-        return ZoneInfo(name)
-    except (OSError, ValueError):
-        raise SettingsError("--time-zone must be a name of IANA's, such as UTC or Europe/Berlin") from None
+        return zone_named(name)
+    except ValueError as error:
+        raise SettingsError(f"--time-zone {error}") from None
 
 
 def _moment(argument: str, text: str, zone: tzinfo) -> int:

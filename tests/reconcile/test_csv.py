@@ -39,7 +39,7 @@ def shown(line: Line) -> str:
     at = datetime.fromtimestamp(line.at / 1_000_000, UTC).isoformat().replace("+00:00", "Z")
     name = line.reference or line.transaction_id or "-"
     amount = f"{amount_out(line.minor_units, line.currency_code)} {line.currency_code}"
-    return f"{line.kind.name.lower():<11}{name:<12}{amount:>16}  {at}" + ("" if line.has_moved else "  not moved")
+    return f"{line.kind.name.lower():<11}{name:<12}{amount:>15}  {at}" + ("" if line.has_moved else "  not moved")
 
 
 @pytest.mark.parametrize(
