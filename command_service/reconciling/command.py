@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
@@ -173,8 +173,9 @@ def _write(
 ) -> Reconciliation:
     """Go through the findings, write them as asked, and return the result."""
     bank = comparison.asked.bank
+    first = list(islice(findings, 1))  # if one side cannot be read, nothing is written
     with contextlib.ExitStack() as stack:
-        found: Iterator[ReconcileFinding] = (report.finding_out(each, bank) for each in findings)
+        found: Iterator[ReconcileFinding] = (report.finding_out(each, bank) for each in chain(first, findings))
         json_out = stack.enter_context(_opened(chosen.json_out)) if chosen.json_out else None
         if json_out is not None:
             found = report.write_json(json_out, found)

@@ -52,12 +52,15 @@ def moment(seconds: float = 0) -> str:
     return time.strftime("%FT%TZ", time.gmtime(time.time() + seconds))
 
 
-async def reconcile(world: World | Town, *arguments: str, begin: str = "", end: str = "") -> Ran:
+async def reconcile(
+    world: World | Town, *arguments: str, begin: str = "", end: str = "", banks: Path | None = None
+) -> Ran:
     """Run the command over the last hour and all that happened since."""
+    bank = {"COMMAND_BANK_URL": world.bank_url} if banks is None else {"COMMAND_BANKS": str(banks)}
     running = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "command_service", "reconcile", "--clock-difference", "0"),
         *("--from", begin or moment(-3600), "--to", end or moment(1), *arguments),
-        env={**os.environ, "COMMAND_JOURNAL": f"sqlite:///{world.journal}", "COMMAND_BANK_URL": world.bank_url},
+        env={**os.environ, "COMMAND_JOURNAL": f"sqlite:///{world.journal}", **bank},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -217,7 +220,7 @@ async def test_a_csv_file_is_compared_and_all_outputs_agree(world: World, tmp_pa
 def asked(
     world: World, requests: list[ReconcileRequest]
 ) -> "grpc.aio.StreamStreamCall[ReconcileRequest, ReconcileResponse]":
-    return operator_pb2_grpc.OperatorServiceStub(world.channel).Reconcile(iter(requests), timeout=4 * PATIENT_SECONDS)  # type: ignore[return-value]
+    return operator_pb2_grpc.OperatorServiceStub(world.channel).Reconcile(iter(requests), timeout=4 * PATIENT_SECONDS)
 
 
 def begun(mapping: str = "", bank: str = "") -> ReconcileRequest:
