@@ -201,7 +201,7 @@ class StuckWorld:
         self.policy.write_text("\n".join(identities))
         self._write_banks(tuple(BANKS))
         await asyncio.gather(*(server.start() for server in self._bank_servers.values()))
-        await self._start_command()
+        await self.start_command()
         await self.town.start_query(
             QUERY_POLICY=str(self.policy),
             QUERY_FEED_TOKEN_FILE=str(self.token_file("query-server")),
@@ -216,7 +216,8 @@ class StuckWorld:
             if server.is_running:
                 await server.kill()
 
-    async def _start_command(self, **more: str) -> None:
+    async def start_command(self, **more: str) -> None:
+        """Start the command server; it goes on with every unfinished charge. `more` are further settings."""
         await self.town.start_command(
             COMMAND_BANKS=str(self._banks_file),
             COMMAND_POLICY=str(self.policy),
@@ -224,10 +225,14 @@ class StuckWorld:
             **{**SETTINGS, **more},
         )
 
-    async def _restart_command(self, **more: str) -> None:
+    async def stop_command(self) -> None:
+        """Stop the command server, if it runs."""
         if self.town.command.is_running:
             await self.town.command.stop()
-        await self._start_command(**more)
+
+    async def _restart_command(self, **more: str) -> None:
+        await self.stop_command()
+        await self.start_command(**more)
 
     def _write_banks(self, names: Sequence[str]) -> None:
         """Write the banks' file. The first bank is for all cards that no other is for."""
@@ -414,7 +419,7 @@ class StuckWorld:
                 self._write_banks(tuple(BANKS))
                 await self._restart_command()
             case Situation.SITUATION_SERVER_AWAY if not self.town.command.is_running:
-                await self._start_command()
+                await self.start_command()
             case Situation.SITUATION_STOPPED:
                 self._flip_bit(stuck)
                 await self._restart_command()
