@@ -8,8 +8,8 @@
         await world.clear(key)   # mends, does what the situation's `advice` says, and returns when the charge is at its end
 
 `provoke` returns when bank and journal show that the charge is in the situation; the view and the gauges learn of it a moment
-later: `seen` waits until ExplainCharge says so too, `ended` until the view shows the safe end, whose status `ENDS` has. `moved` and
-`violations` judge by the banks' statements. A world takes any number of charges in any situations at once, but for this:
+later: `seen` waits until ExplainCharge says so too, and `ended` until the view shows the safe end, whose status `ENDS` has.
+`moved` and `violations` judge by the banks' statements. Any number of charges can be in any situations at once, but for this:
 
 * What starts the command server anew (ABANDONED, BANK_MISSING, SERVER_AWAY) makes it forget its attempts, of all charges.
 * STOPPED and SERVER_AWAY come last, as they do in `ORDER`. After them charges can only be mended or cleared: nobody is there
@@ -272,14 +272,13 @@ class StuckWorld:
 
     async def seen(self, key: str) -> ExplainChargeResponse:
         """Wait until the charge is explained as one in its situation; return that."""
+        told = ExplainChargeResponse()
 
         async def is_seen() -> bool:
-            nonlocal told
             with contextlib.suppress(grpc.aio.AioRpcError):  # the view does not show it yet
-                told = await self.explained(key)
+                told.CopyFrom(await self.explained(key))
             return told.situation == self.stuck[key].situation
 
-        told = ExplainChargeResponse()
         await until(is_seen, 2 * PATIENT_SECONDS)
         return told
 

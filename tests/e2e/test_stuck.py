@@ -1,6 +1,6 @@
 """Each situation in which a charge is stuck, brought about by a real fault, explained, and brought to its safe end.
 
-The servers are processes, with a policy; what is done is what the situation's advice says. Then the money is counted at the banks.
+The servers are processes, with a policy. What is done is what the situation's advice says. Then the banks' statements are read.
 """
 
 from collections.abc import AsyncIterator, Mapping
