@@ -9,6 +9,7 @@ from charging.v1.query_pb2 import Situation
 from contract.situations import SITUATIONS
 from rig import stuck
 from rig.processes import DidNotStart
+from rig.staffed import BANKS
 
 # Not SERVER_AWAY: nothing could be tried without the server. A line of the standard input tells to stop it.
 HERE = [it for it in stuck.ORDER if it != Situation.SITUATION_SERVER_AWAY]
@@ -54,7 +55,7 @@ async def _tell() -> None:
                 query=at["query"],
                 feed=at["feed"],
                 folder=world.folder,
-                banks=", ".join(f"{name} http://{at[name]}/statement" for name in stuck.BANKS),
+                banks=", ".join(f"{name} http://{at[name]}/statement" for name in BANKS),
                 command_metrics=at["command metrics"],
                 query_metrics=at["query metrics"],
             ),
