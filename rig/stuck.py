@@ -15,8 +15,8 @@ later: `seen` waits until ExplainCharge says so too, and `ended` until the view 
 * STOPPED and SERVER_AWAY come last, as they do in `ORDER`. After them charges can only be mended or cleared: nobody is there
   to charge, or the server would not start with the damaged record: STOPPED is mended before what starts the server anew.
 
-The identities of `rig.staffed.PEOPLE` are known by tokens: `shop` is a client; `ann` and `ben` are operators of its tenant; `night` is an
-operator of all tenants. There are three banks, so that trouble with one does not spare another.
+The identities of `rig.staffed.PEOPLE` are known by tokens: `shop` is a client; `ann` and `ben` are operators of its tenant;
+`night` is an operator of all tenants. There are three banks, so that trouble with one does not spare another.
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 
@@ -72,9 +73,11 @@ async def _tell() -> None:
 
 
 def _read(lines: "asyncio.Queue[str]") -> None:
-    if line := sys.stdin.readline():
+    """Hand on what was typed. Not by `readline`, which would keep a second line to itself."""
+    typed = os.read(sys.stdin.fileno(), 4096)
+    for line in typed.decode(errors="replace").splitlines():
         lines.put_nowait(line)
-    else:
+    if not typed:
         asyncio.get_running_loop().remove_reader(sys.stdin)
 
 

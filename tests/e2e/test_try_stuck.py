@@ -4,6 +4,7 @@ import asyncio
 import re
 import signal
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -38,7 +39,7 @@ async def test_a_charge_in_each_situation_is_there_to_try_things_with_and_goes_o
         keys = re.findall(r"^  ([a-z-]+-1) ", said, re.MULTILINE)
         assert len(keys) == len(set(keys)) == len(HERE)
         told = dict(re.findall(r"CHARGEONCE_(\w+)=(\S+)", said))
-        settings = Settings(told["COMMAND"], told["QUERY"], told["FEED"], None, told["TOKEN_FILE"])
+        settings = Settings(told["COMMAND"], told["QUERY"], told["FEED"], None, Path(told["TOKEN_FILE"]))
         async with settings.channel(told["QUERY"]) as channel, httpx.AsyncClient(trust_env=False) as http:
             queries = query_pb2_grpc.QueryServiceStub(channel)
             request = GetChargeRequest(idempotency_key="execution-unknown-1")
