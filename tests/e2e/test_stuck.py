@@ -13,8 +13,6 @@ from contract.situations import SITUATIONS
 from rig import stuck
 from rig.stuck import StuckWorld
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
 NEVER_STUCK = {
     Situation.SITUATION_UNSPECIFIED,
     Situation.SITUATION_DECIDED,
@@ -40,6 +38,7 @@ def test_every_situation_of_the_contract_can_be_provoked() -> None:
     assert set(stuck.ORDER) == set(SITUATIONS) - NEVER_STUCK
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("situation", stuck.ORDER, ids=NAMES)
 async def test_a_charge_in_it_is_explained_and_the_advised_action_brings_it_to_its_safe_end(
     world: StuckWorld, situation: Situation.ValueType
