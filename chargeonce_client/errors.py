@@ -83,7 +83,8 @@ class Unsettled(CallFailed):
     """It is not known whether the request is done: no answer came while there was patience, or none can come now.
 
     The latter is so if a repeat is refused before the service looks for its key, as with a credential that has expired. The
-    fields are those of the last error. The same request with the same key is safe at any time.
+    fields are those of the last error. The same request with the same key is safe at any time. A step of the desk has no key:
+    look at the charge's history before it is repeated.
     """
 
 
