@@ -10,6 +10,20 @@ _DETAILS = "grpc-status-details-bin"
 _ASK_AGAIN = frozenset({StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.INTERNAL})
 
 
+# The service's word that nothing was stored, and that the same request may be let in later.
+_NOTHING_STORED = frozenset(
+    {
+        "TOO_MANY_CALLS",
+        "TENANT_LIMIT",
+        "DEADLINE_PASSED",
+        "JOURNAL_FULL",
+        "JOURNAL_BUSY",
+        "JOURNAL_AWAY",
+        "BANK_UNREACHABLE",
+    }
+)
+
+
 class ChargeonceError(Exception):
     """Every error of this package."""
 
@@ -70,6 +84,11 @@ class CallFailed(ChargeonceError):
                 return False
             case _:  # ASK_STATUS; and advice of a later contract counts as that
                 return self.code in _ASK_AGAIN
+
+    @property
+    def is_safe_without_a_key(self) -> bool:
+        """Whether nothing was stored, by the service's word, so that a request without a key may be sent again."""
+        return self.reason in _NOTHING_STORED
 
 
 class Refused(CallFailed):

@@ -18,18 +18,6 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 _SHORTEST_TRY = 0.2
 # What the service refuses before it looks for the key, so that the refusal says nothing of an earlier try.
 _NOT_LOOKED = frozenset({StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED, StatusCode.DATA_LOSS})
-# The service's word that nothing was stored, and that the same request may be let in later.
-_NOTHING_STORED = frozenset(
-    {
-        "TOO_MANY_CALLS",
-        "TENANT_LIMIT",
-        "DEADLINE_PASSED",
-        "JOURNAL_FULL",
-        "JOURNAL_BUSY",
-        "JOURNAL_AWAY",
-        "BANK_UNREACHABLE",
-    }
-)
 # A stream is opened anew this often, so that no call is without a deadline.
 STREAM_SECONDS = 900.0
 
@@ -59,7 +47,7 @@ async def repeated(
             answer = await send(min(deadline, max(0.0, until - now())))
         except grpc.aio.AioRpcError as error:
             failure = _to_repeat(error, is_open=has_key and tries > 0)
-            if not has_key and failure.reason not in _NOTHING_STORED:
+            if not has_key and not failure.is_safe_without_a_key:
                 raise failure from error
         else:
             if not is_pending(answer):
