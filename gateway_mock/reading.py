@@ -91,10 +91,14 @@ def only(query: str, key: str) -> str:
 
 def number_after(query: str) -> int:
     """Read `after`, 0 if there is no query."""
-    after = only(query, "after") if query else "0"
-    if not re.fullmatch(r"[0-9]{1,18}", after, re.ASCII):
-        raise BadField("after")
-    return int(after)
+    return number("after", only(query, "after") if query else "0")
+
+
+def number(name: str, text: str) -> int:
+    """Read a whole number of the caller's."""
+    if not re.fullmatch(r"[0-9]{1,18}", text, re.ASCII):
+        raise BadField(name)
+    return int(text)
 
 
 def _amount_and_currency(said: Mapping[str, object]) -> tuple[int, str]:
