@@ -11,7 +11,7 @@ from chargeonce.commands import words
 from chargeonce.commands.asking import Asking, Command, Named, asking, id_of, known, named
 from chargeonce.commands.exits import HELP, Exit, of_charge
 from chargeonce.commands.looking import proposal_fields
-from chargeonce.commands.printing import Cell, json_of, rows_of, status, under
+from chargeonce.commands.printing import Cell, json_of, part, rows_of, status
 from chargeonce_client import AnswerKind, BankStatus, ChargeStatus, DeskOutcome, Resolution
 
 _INTERRUPTED = "the step may be stored: chargeonce history NAME tells"
@@ -271,11 +271,11 @@ async def server_status(asked: Asking) -> Exit:
                     "journal": f"{answer.journal_id} at {answer.journal_position}",
                 }
             ),
-            under(
+            part(
                 ("BANK", "STATE", "CALLS", "ANSWERS", "MEAN"),
                 [_bank(bank) for bank in answer.banks],
             ),
-            under(
+            part(
                 ("BANK", "STEP", "ANSWER", "COUNT"),
                 [
                     (bank.name or "-", told.step, words.word(AnswerKind, told.answer), str(told.count))
@@ -283,7 +283,7 @@ async def server_status(asked: Asking) -> Exit:
                     for told in bank.answers
                 ],
             ),
-            under(
+            part(
                 ("LIMIT", "USED", "LARGEST"), [(each.name, str(each.used), str(each.limit)) for each in answer.limits]
             ),
         ],

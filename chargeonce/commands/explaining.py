@@ -8,7 +8,7 @@ from chargeonce.commands import words
 from chargeonce.commands.asking import Asking, Named, asking, known, named
 from chargeonce.commands.exits import HELP, Exit
 from chargeonce.commands.looking import events_of, fields_of, listed, status_of
-from chargeonce.commands.printing import Cell, json_of, rows_of, status, under
+from chargeonce.commands.printing import json_of, part, rows_of, status
 from chargeonce_client import (
     AnswerKind,
     Attempts,
@@ -16,7 +16,6 @@ from chargeonce_client import (
     ChargeStage,
     ExplainChargeResponse,
     Lag,
-    PossibleAction,
     Situation,
 )
 
@@ -52,7 +51,17 @@ async def explain(asked: Asking, name: Named) -> Exit:
                 }
             ),
             rows_of({**fields_of(answer.charge), "attempts": _attempts(answer), "view": _behind(answer.lag)}),
-            _possible(list(answer.actions)),
+            part(
+                ("WHAT MAY BE DONE", "BY", "COMMAND"),
+                [
+                    (
+                        action.text,
+                        f"{action.role}, not {action.not_by}" if action.not_by else action.role,
+                        action.command,
+                    )
+                    for action in answer.actions
+                ],
+            ),
             events_of(history.entries),
         ],
         {**json_of(answer), "entries": json_of(history)["entries"]},
@@ -92,25 +101,6 @@ def _behind(lag: Lag) -> str:
         else f"{lag.silence_milliseconds / 1000:.0f} s since the command server's last sign of life"
     )
     return f"{lag.records} records behind, {silence}"
-
-
-def _possible(actions: list[PossibleAction]) -> list[list[Cell]]:
-    if not actions:
-        return []
-    return [
-        list(row)
-        for row in under(
-            ("WHAT MAY BE DONE", "BY", "COMMAND"),
-            [
-                (
-                    action.text,
-                    f"{action.role}, not {action.not_by}" if action.not_by else action.role,
-                    action.command,
-                )
-                for action in actions
-            ],
-        )
-    ]
 
 
 @click.command(epilog=HELP)

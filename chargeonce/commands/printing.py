@@ -41,6 +41,11 @@ def under(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Block:
     return [[Text(column, "bold") for column in columns], *rows]
 
 
+def part(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Block:
+    """Return rows under their columns, as a part of a page: without rows nothing."""
+    return under(columns, rows) if rows else []
+
+
 def status(words: str, of: Exit) -> Text:
     """Colour a status by what it means."""
     return Text(words, STYLES.get(of, ""))

@@ -11,7 +11,7 @@ import click
 from chargeonce.commands import words
 from chargeonce.commands.asking import Asking, asking
 from chargeonce.commands.exits import HELP, Exit
-from chargeonce.commands.printing import Cell, Printer, Unwritten, json_of, rows_of, status, under
+from chargeonce.commands.printing import Cell, Printer, Unwritten, json_of, part, rows_of, status
 from chargeonce_client import FindingKind, OperationKind, ReconcileFinding, ReconcileProgress, Reconciliation
 
 _KIND, _DAY, _AMOUNT, _REFERENCE = 16, 10, 16, 36
@@ -76,7 +76,7 @@ async def reconcile(
     findings.are_all()
     asked.printer.page(
         [
-            under(
+            part(
                 ("DAY", "CURRENCY", "MATCHED", "BANK", "JOURNAL", "DIFFERENCE", "OTHER"),
                 [
                     (
