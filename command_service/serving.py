@@ -17,7 +17,6 @@ from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
 from chassis.shares import Shares
 from chassis.watched import keep_fresh
-from command_service.attempts import Memory
 from command_service.failures import Unreadable
 from command_service.feed import ANY_READER, MAX_READERS, JournalService
 from command_service.journal import Journal, JournalRefused
@@ -87,7 +86,6 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         operators = parts.operators(journal, assembled)
         stack.push_async_callback(operators.close)
         feed = parts.feed(journal)
-        memory = Memory(runner, assembled.lines, journal)
 
         def register(grpc_server: grpc.aio.Server) -> None:
             command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server)
@@ -113,14 +111,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await listen(
             chosen.feed_listen,
-            JournalService(feed, Shares(MAX_READERS, parts.weights), memory.of).register,
+            JournalService(feed, Shares(MAX_READERS, parts.weights), assembled.memory.of).register,
             services=["charging.v1.JournalService"],
             anybody=ANY_READER,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
             found = await runner.recover()
-        memory.is_complete.set()
+        assembled.memory.is_complete.set()
         await feed_server.set_serving(True)
         stack.callback(asyncio.create_task(runner.keep_up()).cancel)
         watching = asyncio.create_task(_keep_health(journal, command_server))

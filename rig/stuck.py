@@ -8,7 +8,8 @@
         await world.clear(key)   # mends, does what the situation's `advice` says, and returns when the charge is at its end
 
 `provoke` returns when bank and journal show that the charge is in the situation; the view and the gauges learn of it a moment
-later. `ENDS` has the status at the safe end. A world takes any number of charges in any situations at once, but for this:
+later: `seen` waits until ExplainCharge says so too, `ended` until the view shows the safe end, whose status `ENDS` has. `moved` and
+`violations` judge by the banks' statements. A world takes any number of charges in any situations at once, but for this:
 
 * What starts the command server anew (ABANDONED, BANK_MISSING, SERVER_AWAY) makes it forget its attempts, of all charges.
 * STOPPED and SERVER_AWAY come last, as they do in `ORDER`. After them charges can only be mended or cleared: nobody is there
@@ -269,6 +270,19 @@ class StuckWorld:
         request = ExplainChargeRequest(idempotency_key=key)
         return await self.queries(person).ExplainCharge(request, timeout=PATIENT_SECONDS)
 
+    async def seen(self, key: str) -> ExplainChargeResponse:
+        """Wait until the charge is explained as one in its situation; return that."""
+
+        async def is_seen() -> bool:
+            nonlocal told
+            with contextlib.suppress(grpc.aio.AioRpcError):  # the view does not show it yet
+                told = await self.explained(key)
+            return told.situation == self.stuck[key].situation
+
+        told = ExplainChargeResponse()
+        await until(is_seen, 2 * PATIENT_SECONDS)
+        return told
+
     def story(self, key: str) -> list[str]:
         """A charge's events by name."""
         return story(self.town.journal, charge_id_of(TENANT, key))
@@ -276,6 +290,12 @@ class StuckWorld:
     async def movements(self) -> list[Movement]:
         """The money that moved at all banks."""
         return [moved for bank in self.banks.values() for moved in await bank.movements()]
+
+    async def moved(self, key: str) -> list[str]:
+        """The kinds of all movements of one charge, in their order at its bank."""
+        movements = await self.stuck[key].bank.movements()
+        ours = {it.transaction_id for it in movements if it.reference == self.stuck[key].charge_id}
+        return [it.kind for it in movements if it.transaction_id in ours or it.on in ours]
 
     async def violations(self) -> list[Violation]:
         """What the history checker finds in the journal, the banks' statements and the calls that they got."""

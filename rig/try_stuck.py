@@ -8,6 +8,7 @@ import sys
 from charging.v1.query_pb2 import Situation
 from contract.situations import SITUATIONS
 from rig import stuck
+from rig.processes import DidNotStart
 
 # Not SERVER_AWAY: nothing could be tried without the server. A line of the standard input tells to stop it.
 HERE = [it for it in stuck.ORDER if it != Situation.SITUATION_SERVER_AWAY]
@@ -63,7 +64,10 @@ async def _tell() -> None:
         with contextlib.suppress(OSError, ValueError):  # no terminal: until a signal
             asyncio.get_running_loop().add_reader(sys.stdin, _read, lines)
         while True:
-            await _do(world, (await lines.get()).strip())
+            try:
+                await _do(world, (await lines.get()).strip())
+            except DidNotStart as error:
+                print(f"{error}\nEnd the cause of another charge's trouble first.", flush=True)
 
 
 def _read(lines: "asyncio.Queue[str]") -> None:
