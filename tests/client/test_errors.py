@@ -2,14 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
-from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from chargeonce_client import (
@@ -25,9 +20,7 @@ from chargeonce_client import (
 )
 from charging.v1.operator_pb2 import HoldBackResponse
 from tests.client.charging import CHARGED, PENDING, charge
-
-Error = tuple[StatusCode, str, str, str]
-"""A code, and the domain, reason and advice in its ErrorInfo; without a domain there is none."""
+from tests.client.scripted import Error, a_server_of
 
 LOST = (StatusCode.UNAVAILABLE, "", "", "")
 OF_A_PROXY = (StatusCode.UNAVAILABLE, "proxy.example", "UPSTREAM_RESET", "DO_NOT_RETRY")
@@ -44,35 +37,14 @@ UNKNOWN_OUTCOME = (StatusCode.DEADLINE_EXCEEDED, "charging.v1", "OUTCOME_UNKNOWN
 CONTRADICTED = (StatusCode.FAILED_PRECONDITION, "charging.v1", "BANK_CONTRADICTS", "ASK_STATUS")
 CHANGED = (StatusCode.ABORTED, "charging.v1", "PROPOSAL_CHANGED", "ASK_STATUS")
 SECOND_PERSON = (StatusCode.PERMISSION_DENIED, "charging.v1", "SECOND_PERSON_NEEDED", "DO_NOT_RETRY")
-OF_THE_DESK = [("OperatorService", method) for method in ("HoldBack", "AskBank", "ApproveResolution")]
 STILL_PENDING, DONE = ChargeResponse(status=PENDING), ChargeResponse(status=CHARGED)
 
 
 @asynccontextmanager
 async def client_of(*lines: Error | Message) -> AsyncIterator[Client]:
     """Connect a client to a server that answers each call with the next line."""
-    script = iter(lines)
-
-    async def answer(_: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        line = next(script)
-        if not isinstance(line, Message):
-            code, domain, reason, advice = line
-            info = Packed()
-            info.Pack(error_details_pb2.ErrorInfo(domain=domain, reason=reason, metadata={"advice": advice}))
-            details = status_pb2.Status(code=code.value[0], details=[info]).SerializeToString()
-            await context.abort(code, "a text", (("grpc-status-details-bin", details),) if domain else ())
-        return line.SerializeToString()
-
-    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(answer)
-    server = grpc.aio.server()
-    for service, method in (("CommandService", "Charge"), ("QueryService", "GetCharge"), *OF_THE_DESK):
-        services = [grpc.method_handlers_generic_handler(f"charging.v1.{service}", {method: handler})]
-        server.add_generic_rpc_handlers(services)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    async with connect(Settings(address, address)) as client:
+    async with a_server_of(*lines) as address, connect(Settings(address, address)) as client:
         yield client
-    await server.stop(None)
 
 
 @pytest.mark.parametrize("line", [LOST, OF_A_PROXY, LATER_WHILE_AWAY, STILL_PENDING])
