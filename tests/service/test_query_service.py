@@ -267,7 +267,9 @@ async def test_no_query_waits_longer_than_its_bound_even_without_a_deadline(feed
 
     class Impatient(Parts):
         def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
-            return QueryService(mirrors, max_calls=9, max_watchers=9, weights=self.weights, longest_wait_seconds=0.05)
+            return QueryService(
+                mirrors, max_calls=9, max_watchers=9, weights=self.weights, now=self.now, longest_wait_seconds=0.05
+            )
 
     async with querying(feed.address, tmp_path / "view.db", Impatient) as (_, client):
         error = await refused(client.queries.GetViewStatus(GetViewStatusRequest(min_position=2**63 - 1)))
