@@ -100,7 +100,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_STOPPED: Row(
         "It is not decided, and the command server has stopped at it by a fault of its own.",
-        "Read the server's log for the charge's id, and restart the server. Nothing is lost: the journal has every step.",
+        "Read the server's log for the charge's id. If it says that the journal is damaged, repair it first, since the server does"
+        " not start over it. Then restart the server, which goes on with every unfinished charge by itself.",
         "ChargeonceStopped",
     ),
 }
