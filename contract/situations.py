@@ -100,8 +100,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_STOPPED: Row(
         "It is not decided, and the command server has stopped at it by a fault of its own.",
-        "Read the server's log for the charge's id. If it says that the journal is damaged, repair it first, since the server does"
-        " not start over it. Then restart the server, which goes on with every unfinished charge by itself.",
+        "Read the server's log for the charge's id. If the journal is damaged, restore a backup before you restart the server:"
+        " it does not start over damage. Once it has started, it goes on with every unfinished charge by itself.",
         "ChargeonceStopped",
     ),
 }
