@@ -191,7 +191,7 @@ async def test_a_charge_is_held_back_let_go_and_tried_each_step_with_its_reason(
     held = await done(world, "ann", "desk", "hold", key, "--reason", "the bank asked us to")
     assert (held["status"], held["held_back"]) == ("PENDING", "by an operator")
     assert "NOT_AT_THE_DESK" in (said := await refusal(world, "ann", "desk", "try", key, *WHY))
-    assert "chargeonce explain NAME" in said
+    assert f"chargeonce explain {key}" in said
     await world.mend(key)
     assert "held_back" not in await done(world, "ben", "desk", "release", key, "--reason", "they are done")
     await run(world, "ben", "desk", "try", key, "--reason", "no time to lose")  # if it has not come to rest meanwhile
@@ -216,7 +216,7 @@ async def test_two_people_resolve_a_charge_in_review(world: StuckWorld) -> None:
     line = f"chargeonce desk approve {world.stuck[key].charge_id} --proposal {number} --reason ..."
     assert line in proposed.stderr
     another = await refusal(world, "ben", "desk", "propose", key, "--not-executed", *SEEN, *WHY)
-    assert "ANOTHER_PROPOSAL" in another and f"proposal: {number}" in another and "chargeonce explain NAME" in another
+    assert "ANOTHER_PROPOSAL" in another and f"proposal: {number}" in another and f"chargeonce explain {key}" in another
     by_ann = await refusal(world, "ann", "desk", "approve", key, "--proposal", number, *WHY)
     assert "SECOND_PERSON_NEEDED" in by_ann and "--token-file" in by_ann
     contradicted = await refusal(world, "ben", "desk", "approve", key, "--proposal", number, *WHY)
@@ -250,7 +250,7 @@ async def test_a_rejected_proposal_leaves_the_charge_in_review(world: StuckWorld
     rejected = await done(world, "ann", "desk", "reject", key, "--proposal", number, "--reason", "I misread it")
     assert rejected["status"] == "IN_REVIEW"
     changed = await refusal(world, "ben", "desk", "approve", key, "--proposal", number, *WHY)
-    assert "PROPOSAL_CHANGED" in changed and "chargeonce explain NAME" in changed
+    assert "PROPOSAL_CHANGED" in changed and f"chargeonce explain {key}" in changed
     told = await shown(world, key, "ResolutionRejected")
     assert re.search(
         r" ResolutionProposed .* ann +NOT_EXECUTED; as the runbook says; evidence: the bank's", told, re.MULTILINE
@@ -325,7 +325,7 @@ BANK_AWAY = (StatusCode.UNAVAILABLE, "charging.v1", "BANK_UNREACHABLE", "RETRY_S
 @pytest.mark.parametrize(
     ("lines", "words", "told"),
     [
-        ([STOPPING, HoldBackResponse()], ("hold", NO_CHARGES_ID), "look at chargeonce history NAME"),
+        ([STOPPING, HoldBackResponse()], ("hold", NO_CHARGES_ID), f"look at chargeonce history {NO_CHARGES_ID}"),
         (
             [BANK_AWAY] * 50,
             ("approve", NO_CHARGES_ID, "--proposal", "1", "--patience", "1"),
