@@ -13,7 +13,7 @@ PRODUCT = ["chargeonce", "chargeonce_client", "chassis", "contract", "command_se
 HARNESSES = ["judge", "rig", "demo", "bench", "prove"]
 SOURCES = sorted(path for package in PRODUCT for path in (ROOT / package).rglob("*.py"))
 ALL = [*SOURCES, *sorted(path for package in HARNESSES for path in (ROOT / package).rglob("*.py"))]
-CORE = ("values", "events", "failures", "operation", "book", "charge")
+CORE = ("values", "events", "failures", "operation", "book", "desk_rules", "charge")
 PURE = {
     "dataclasses",
     "enum",
