@@ -1,6 +1,7 @@
 """The client: a method for each of the contract's, which repeats its request until there is an answer."""
 
 import contextlib
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
@@ -111,9 +112,17 @@ class Client:
         settings: Settings,
     ) -> None:
         self.commands, self.queries, self.feed = commands, queries, feed
-        self._patience, self._deadline, self._metadata = settings.patience, settings.deadline, settings.metadata()
-        self.desk = Desk(operators, settings)
+        self._settings, self._metadata = settings, settings.metadata()
+        self._patience, self._deadline = settings.patience, settings.deadline
+        self.desk = Desk(operators, settings, self._metadata)
         """What operators do about charges, and ask a command server."""
+
+    def traced(self, traceparent: str) -> "Client":
+        """Return a client over the same connections whose requests belong to a trace: the W3C context of the caller's span."""
+        traced = copy.copy(self)
+        traced._metadata = (*self._settings.metadata(), ("traceparent", traceparent))
+        traced.desk = Desk(self.desk.operators, self._settings, traced._metadata)
+        return traced
 
     # ------------------------------------------------------------ commands
     async def charge(
