@@ -8,21 +8,18 @@
         await world.clear(key)   # mends, does what the situation's `advice` says, and returns when the charge is at its end
 
 `provoke` returns when bank and journal show that the charge is in the situation; the view and the gauges learn of it a moment
-later: `seen` waits until ExplainCharge says so too, `ended` until the view shows the safe end, whose status `ENDS` has. `moved` and
-`violations` judge by the banks' statements. A world takes any number of charges in any situations at once, but for this:
+later: `seen` waits until ExplainCharge says so too, and `ended` until the view shows the safe end, whose status `ENDS` has.
+`moved` and `violations` judge by the banks' statements. Any number of charges can be in any situations at once, but for this:
 
 * What starts the command server anew (ABANDONED, BANK_MISSING, SERVER_AWAY) makes it forget its attempts, of all charges.
 * STOPPED and SERVER_AWAY come last, as they do in `ORDER`. After them charges can only be mended or cleared: nobody is there
   to charge, or the server would not start with the damaged record: STOPPED is mended before what starts the server anew.
 
-The identities of `PEOPLE` are known by tokens: `shop` is a client; `ann` and `ben` are operators of its tenant; `night` is an
-operator of all tenants. There are three banks, so that trouble with one does not spare another (`BANKS`).
+The identities of `rig.staffed.PEOPLE` are known by tokens: `shop` is a client; `ann` and `ben` are operators of its tenant;
+`night` is an operator of all tenants. There are three banks, so that trouble with one does not spare another.
 """
 
-import asyncio
 import contextlib
-import hashlib
-import os
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -34,8 +31,6 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from chargeonce_client.settings import Settings
-from charging.v1 import command_pb2_grpc, operator_pb2_grpc, query_pb2_grpc
 from charging.v1.command_pb2 import CaptureMode, CaptureRequest, ChargeRequest, VoidRequest
 from charging.v1.common_pb2 import Card, ChargeStatus, Money, Resolution
 from charging.v1.operator_pb2 import (
@@ -46,23 +41,11 @@ from charging.v1.operator_pb2 import (
     TryNowRequest,
 )
 from charging.v1.query_pb2 import Charge, ExplainChargeRequest, ExplainChargeResponse, GetChargeRequest, Situation
-from judge.checker import check
-from judge.files import read_anchor, read_journal
-from judge.history import Movement, Observed, Violation, charge_id_of
+from judge.history import charge_id_of
 from rig.ports import kept
-from rig.processes import Server, Town
 from rig.referee import PATIENT_SECONDS, Referee
+from rig.staffed import BANKS, PORTS, TENANT, Staffed
 from rig.world import BRIEF_SECONDS, heard, is_behind, story, until
-
-TENANT = "shop"
-PEOPLE: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "shop": (TENANT, ("charge", "refund", "read")),
-    "ann": (TENANT, ("operate", "read")),
-    "ben": (TENANT, ("operate", "read")),
-    "night": ("", ("operate",)),
-    "query-server": ("", ("feed",)),
-}
-"""The tenant and the roles of each identity."""
 
 CHARGED, ABANDONED, VOIDED = (
     ChargeStatus.CHARGE_STATUS_CHARGED,
@@ -90,20 +73,9 @@ ORDER = tuple(ENDS)
 """An order in which all can be provoked: those first that start the server anew, and those last that stop it."""
 
 ALWAYS = {"times": 1_000_000}
-BANKS: Mapping[str, str] = {"north": "visa", "south": "elo", "west": "diners"}
-"""The banks, and the brand of the cards that each is for. `south` is the one that goes missing, `west` refuses us."""
-PORTS = (*BANKS, "command", "feed", "query", "command metrics", "query metrics")
-"""What listens somewhere: the banks, the servers, and their gauges for Prometheus."""
 _AT: Mapping[Situation.ValueType, str] = {
     Situation.SITUATION_BANK_MISSING: "south",
     Situation.SITUATION_BANK_REFUSES_US: "west",
-}
-# A hold of the mock's lasts so long. It ends soon, whatever an operator takes for soon, and later than any test.
-HOLD_SECONDS = 3_600
-SETTINGS: Mapping[str, str] = {
-    "COMMAND_ATTENTION_AFTER_SECONDS": "1",
-    "COMMAND_ABANDON_AFTER_SECONDS": "86400",
-    "COMMAND_DRAIN_SECONDS": "0",
 }
 ABANDONING = {"COMMAND_ABANDON_AFTER_SECONDS": "1"}
 REASON = "as the runbook says"
@@ -129,138 +101,15 @@ class Stuck:
         return charge_id_of(TENANT, self.key)
 
 
-class StuckWorld:
-    """The banks, a command server and a query server with a policy, and the charges that are stuck there. See `world`."""
+class StuckWorld(Staffed):
+    """The banks and the servers, and the charges that are stuck there. See `world`."""
 
     def __init__(self, folder: Path, addresses: Mapping[str, str], banks: Mapping[str, Referee]) -> None:
-        self.folder = folder
-        self.town = Town(folder)
+        super().__init__(folder, addresses, banks)
         self.stuck: dict[str, Stuck] = {}
         """The charges by their keys, in the order in which they were provoked."""
-        self.addresses = addresses
-        """By the names of `PORTS`, as host:port."""
-        self.banks = banks
-        """By name."""
-        self.town.command.serving = {"listen": self.addresses["command"], "feed": self.addresses["feed"]}
-        self.town.query.serving = {"listen": self.addresses["query"]}
-        self._bank_servers = {
-            name: Server(
-                "gateway_mock",
-                {
-                    "GATEWAY_MOCK_LISTEN": addresses[name],
-                    "GATEWAY_MOCK_LEDGER": str(folder / f"{name}.db"),
-                    "GATEWAY_MOCK_HOLD_SECONDS": str(HOLD_SECONDS),
-                },
-                folder / f"{name}.log",
-            )
-            for name in BANKS
-        }
-        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
 
-    # ------------------------------------------------------------ the servers
-    @property
-    def policy(self) -> Path:
-        """The policy's file."""
-        return self.folder / "policy.toml"
-
-    @property
-    def _banks_file(self) -> Path:
-        return self.folder / "banks.toml"
-
-    def token_file(self, person: str) -> Path:
-        """The file with the token of somebody of `PEOPLE`."""
-        return self.folder / f"{person}.token"
-
-    def settings(self, person: str) -> Settings:
-        """How a client calls the servers as somebody of `PEOPLE`."""
-        return Settings(
-            self.addresses["command"], self.addresses["query"], self.addresses["feed"], None, self.token_file(person)
-        )
-
-    def environment(self, person: str) -> dict[str, str]:
-        """The same for a program: this process's environment, and the variables that name the servers and the person."""
-        return {
-            **os.environ,
-            "CHARGEONCE_COMMAND": self.addresses["command"],
-            "CHARGEONCE_QUERY": self.addresses["query"],
-            "CHARGEONCE_FEED": self.addresses["feed"],
-            "CHARGEONCE_BANK": f"http://{self.addresses['north']}",
-            "CHARGEONCE_TOKEN_FILE": str(self.token_file(person)),
-        }
-
-    async def up(self) -> None:
-        """Start everything, over an empty folder."""
-        identities = []
-        for name, (tenant, roles) in PEOPLE.items():
-            token = f"token-of-{name}"
-            self.token_file(name).write_text(token)
-            of_tenant = f'tenant = "{tenant}"\n' if tenant else ""
-            digest = hashlib.sha256(token.encode()).hexdigest()
-            identities.append(
-                f'[[identities]]\nname = "{name}"\n{of_tenant}token_sha256 = "{digest}"\nroles = {list(roles)}\n'
-            )
-        self.policy.write_text("\n".join(identities))
-        self._write_banks(tuple(BANKS))
-        await asyncio.gather(*(server.start() for server in self._bank_servers.values()))
-        await self.start_command()
-        await self.town.start_query(
-            QUERY_POLICY=str(self.policy),
-            QUERY_FEED_TOKEN_FILE=str(self.token_file("query-server")),
-            QUERY_METRICS_LISTEN=self.addresses["query metrics"],
-        )
-
-    async def down(self) -> None:
-        """End everything."""
-        for channel in self._channels.values():
-            await channel.close()
-        for server in (self.town.query, self.town.command, *self._bank_servers.values()):
-            if server.is_running:
-                await server.kill()
-
-    async def start_command(self, **more: str) -> None:
-        """Start the command server; it goes on with every unfinished charge. `more` are further settings."""
-        await self.town.start_command(
-            COMMAND_BANKS=str(self._banks_file),
-            COMMAND_POLICY=str(self.policy),
-            COMMAND_METRICS_LISTEN=self.addresses["command metrics"],
-            **{**SETTINGS, **more},
-        )
-
-    async def stop_command(self) -> None:
-        """Stop the command server, if it runs."""
-        if self.town.command.is_running:
-            await self.town.command.stop()
-
-    async def _restart_command(self, **more: str) -> None:
-        await self.stop_command()
-        await self.start_command(**more)
-
-    def _write_banks(self, names: Sequence[str]) -> None:
-        """Write the banks' file. The first bank is for all cards that no other is for."""
-        tables = [f'[banks.{it}]\nkind = "two_step"\nurl = "http://{self.addresses[it]}"\n' for it in names]
-        first, *others = names
-        routes = [f'[[routes]]\nbrands = ["{BANKS[it]}"]\nbanks = {{ {it} = 1 }}\n' for it in others]
-        self._banks_file.write_text("\n".join([*tables, *routes, f"[[routes]]\nbanks = {{ {first} = 1 }}\n"]))
-
-    # ------------------------------------------------------------ whom tests ask
-    def commands(self, person: str = "shop") -> "command_pb2_grpc.CommandServiceAsyncStub":
-        """The command server's service, as somebody calls it."""
-        return command_pb2_grpc.CommandServiceStub(self._channel(person, "command"))
-
-    def desk(self, person: str = "ann") -> "operator_pb2_grpc.OperatorServiceAsyncStub":
-        """The operators' service, as somebody calls it."""
-        return operator_pb2_grpc.OperatorServiceStub(self._channel(person, "command"))
-
-    def queries(self, person: str = "shop") -> "query_pb2_grpc.QueryServiceAsyncStub":
-        """The query server's service, as somebody calls it."""
-        return query_pb2_grpc.QueryServiceStub(self._channel(person, "query"))
-
-    def _channel(self, person: str, server: str) -> grpc.aio.Channel:
-        at = person, server
-        if at not in self._channels:
-            self._channels[at] = self.settings(person).channel(self.addresses[server])
-        return self._channels[at]
-
+    # ------------------------------------------------------------ what shows of a charge
     async def charge(self, key: str) -> Charge:
         """The charge as the view has it."""
         return (await self.queries().GetCharge(GetChargeRequest(idempotency_key=key), timeout=PATIENT_SECONDS)).charge
@@ -272,14 +121,13 @@ class StuckWorld:
 
     async def seen(self, key: str) -> ExplainChargeResponse:
         """Wait until the charge is explained as one in its situation; return that."""
+        told = ExplainChargeResponse()
 
         async def is_seen() -> bool:
-            nonlocal told
             with contextlib.suppress(grpc.aio.AioRpcError):  # the view does not show it yet
-                told = await self.explained(key)
+                told.CopyFrom(await self.explained(key))
             return told.situation == self.stuck[key].situation
 
-        told = ExplainChargeResponse()
         await until(is_seen, 2 * PATIENT_SECONDS)
         return told
 
@@ -287,25 +135,11 @@ class StuckWorld:
         """A charge's events by name."""
         return story(self.town.journal, charge_id_of(TENANT, key))
 
-    async def movements(self) -> list[Movement]:
-        """The money that moved at all banks."""
-        return [moved for bank in self.banks.values() for moved in await bank.movements()]
-
     async def moved(self, key: str) -> list[str]:
         """The kinds of all movements of one charge, in their order at its bank."""
         movements = await self.stuck[key].bank.movements()
         ours = {it.transaction_id for it in movements if it.reference == self.stuck[key].charge_id}
         return [it.kind for it in movements if it.transaction_id in ours or it.on in ours]
-
-    async def violations(self) -> list[Violation]:
-        """What the history checker finds in the journal, the banks' statements and the calls that they got."""
-        calls = [call for bank in self.banks.values() for call in await bank.bank_calls()]
-        journal = self.town.journal
-        return check(
-            Observed(
-                read_journal(journal), movements=await self.movements(), bank_calls=calls, anchor=read_anchor(journal)
-            )
-        )
 
     # ------------------------------------------------------------ into a situation
     async def provoke(self, situation: Situation.ValueType, key: str = "") -> str:
@@ -371,10 +205,10 @@ class StuckWorld:
             await self._trouble(other, "token", "in_progress", retry_after="1")
             await self._end_trouble(other, former)
         await self._trouble(stuck, "token", "lose_request")
-        await self._restart_command(**ABANDONING)
+        await self.restart_command(**ABANDONING)
         await self._charge(stuck)
         await self._stored(stuck, "charge_abandoned")
-        await self._restart_command()
+        await self.restart_command()
         await self._end_trouble(stuck)
         for other in silent:
             former = list(other.faults)
@@ -385,8 +219,8 @@ class StuckWorld:
     async def _bank_missing(self, stuck: Stuck) -> None:
         await self._troubled(stuck, "token", "lose_request")
         await self._end_trouble(stuck)
-        self._write_banks([name for name in BANKS if name != "south"])
-        await self._restart_command()
+        self.write_banks([name for name in BANKS if name != "south"])
+        await self.restart_command()
 
     async def _hold_ending(self, stuck: Stuck) -> None:
         await self._charge(stuck, capture=CaptureMode.CAPTURE_MODE_MANUAL)
@@ -436,13 +270,13 @@ class StuckWorld:
         await self._end_trouble(stuck)
         match stuck.situation:
             case Situation.SITUATION_BANK_MISSING:
-                self._write_banks(tuple(BANKS))
-                await self._restart_command()
+                self.write_banks(tuple(BANKS))
+                await self.restart_command()
             case Situation.SITUATION_SERVER_AWAY if not self.town.command.is_running:
                 await self.start_command()
             case Situation.SITUATION_STOPPED:
                 self._flip_bit(stuck)
-                await self._restart_command()
+                await self.restart_command()
 
     async def clear(self, key: str) -> None:
         """Bring the charge to its safe end, as the situation's advice says, and return when the view shows that."""

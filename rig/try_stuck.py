@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 
@@ -9,6 +10,7 @@ from charging.v1.query_pb2 import Situation
 from contract.situations import SITUATIONS
 from rig import stuck
 from rig.processes import DidNotStart
+from rig.staffed import BANKS
 
 # Not SERVER_AWAY: nothing could be tried without the server. A line of the standard input tells to stop it.
 HERE = [it for it in stuck.ORDER if it != Situation.SITUATION_SERVER_AWAY]
@@ -54,7 +56,7 @@ async def _tell() -> None:
                 query=at["query"],
                 feed=at["feed"],
                 folder=world.folder,
-                banks=", ".join(f"{name} http://{at[name]}/statement" for name in stuck.BANKS),
+                banks=", ".join(f"{name} http://{at[name]}/statement" for name in BANKS),
                 command_metrics=at["command metrics"],
                 query_metrics=at["query metrics"],
             ),
@@ -71,9 +73,11 @@ async def _tell() -> None:
 
 
 def _read(lines: "asyncio.Queue[str]") -> None:
-    if line := sys.stdin.readline():
+    """Hand on what was typed. Not by `readline`, which would keep a second line to itself."""
+    typed = os.read(sys.stdin.fileno(), 4096)
+    for line in typed.decode(errors="replace").splitlines():
         lines.put_nowait(line)
-    else:
+    if not typed:
         asyncio.get_running_loop().remove_reader(sys.stdin)
 
 

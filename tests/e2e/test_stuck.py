@@ -1,6 +1,6 @@
 """Each situation in which a charge is stuck, brought about by a real fault, explained, and brought to its safe end.
 
-The servers are processes, with a policy; what is done is what the situation's advice says. Then the money is counted at the banks.
+The servers are processes, with a policy. What is done is what the situation's advice says. Then the banks' statements are read.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -12,8 +12,6 @@ from charging.v1.query_pb2 import Situation
 from contract.situations import SITUATIONS
 from rig import stuck
 from rig.stuck import StuckWorld
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NEVER_STUCK = {
     Situation.SITUATION_UNSPECIFIED,
@@ -40,6 +38,7 @@ def test_every_situation_of_the_contract_can_be_provoked() -> None:
     assert set(stuck.ORDER) == set(SITUATIONS) - NEVER_STUCK
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("situation", stuck.ORDER, ids=NAMES)
 async def test_a_charge_in_it_is_explained_and_the_advised_action_brings_it_to_its_safe_end(
     world: StuckWorld, situation: Situation.ValueType
