@@ -25,6 +25,7 @@ from charging.v1.operator_pb2 import HoldBackResponse
 from charging.v1.query_pb2 import Situation
 from rig import stuck
 from rig.processes import free_address
+from rig.staffed import TENANT
 from rig.stuck import StuckWorld
 from rig.world import new_key, until
 from tests.client.scripted import Error, a_server_of
@@ -294,9 +295,9 @@ async def test_whoever_approves_is_shown_the_proposal_and_asked(world: StuckWorl
 async def test_an_operator_of_no_tenant_speaks_for_the_one_that_is_named(world: StuckWorld) -> None:
     key = await provoked(world, UNKNOWN)
     assert "PERMISSION_DENIED" in await refusal(world, "night", "explain", key)
-    told = await run(world, "night", "explain", key, "--tenant", stuck.TENANT)
+    told = await run(world, "night", "explain", key, "--tenant", TENANT)
     assert told.returncode == Exit.DONE and key in told.stdout, told.stderr
-    by_environment = {**world.environment("night"), "CHARGEONCE_TENANT": stuck.TENANT}
+    by_environment = {**world.environment("night"), "CHARGEONCE_TENANT": TENANT}
     assert (await run_in(by_environment, "desk", "try", key, *WHY)).returncode == Exit.DONE
     elsewhere = {**by_environment, "CHARGEONCE_TENANT": "another"}
     assert (await run_in(elsewhere, "explain", key)).returncode == Exit.NOT_KNOWN
