@@ -13,8 +13,8 @@
    what was read: the money moved after the journal had stored its token and before it stored the outcome, and the statement
    covers all of that time. If the statement begins or ends in between, the entry is *at the edge*: no difference, and not
    certain either. A bank that is asked itself is asked for an hour more at both ends; of files, pass the next day's too.
-4. The statement is read first, and the journal after it. What is newer than the begin of the reading is outside of the span. So
-   a server may be at work meanwhile.
+4. What is compared is older than the begin of the reading, by more than the clocks may differ. So both sides are read at
+   once, each in a process, and a server may be at work meanwhile.
 5. An operation whose outcome is not known counts as not moved here. That is a finding only if the bank has moved it.
 
 Memory does not grow with the number of lines: each side is streamed to the disk, and both are merged from there.

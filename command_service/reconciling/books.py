@@ -12,22 +12,24 @@ from command_service.reconciling.entries import Entry, State
 
 # Some MB at once.
 ROWS_A_WRITE = 20_000
-CACHE_KILOBYTES = 100_000
+CACHE_KILOBYTES = 50_000
 
 _PRAGMAS = f"""
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA temp_store = FILE;
 PRAGMA cache_size = -{CACHE_KILOBYTES}; PRAGMA page_size = 16384;
 """
-_TABLES = """
-CREATE TABLE line (kind INT, reference TEXT, transaction_id TEXT, minor_units INT, currency_code TEXT, at INT, has_moved INT);
+_LINE = """
+CREATE TABLE line (kind INT, reference TEXT, transaction_id TEXT, minor_units INT, currency_code TEXT, at INT, has_moved INT)
+"""
+_ENTRY = """
 CREATE TABLE entry (
     reference TEXT, charge_id TEXT, kind INT, state INT, minor_units INT, currency_code TEXT, transaction_id TEXT, began INT,
     at INT
-);
+)
 """
 # A line without a reference of ours gets that of the entry with its transaction id.
 _NAME = """
-CREATE INDEX by_transaction ON entry (transaction_id) WHERE transaction_id <> '';
+CREATE INDEX theirs.by_transaction ON entry (transaction_id) WHERE transaction_id <> '';
 UPDATE line SET reference = coalesce(
     (SELECT reference FROM entry WHERE entry.transaction_id = line.transaction_id AND entry.transaction_id <> ''), '')
 WHERE reference = '' AND transaction_id <> '' AND kind < 7;
@@ -46,26 +48,38 @@ class Pair(NamedTuple):
     lines: Sequence[Line]
 
 
-class Books:
-    """Lines and entries, in a file of their own in a folder."""
+class EntriesFile:
+    """Entries, in a file of their own."""
 
-    def __init__(self, folder: Path) -> None:
-        self._connection = sqlite3.connect(folder / "books.db", isolation_level=None)
-        self._connection.executescript(_PRAGMAS + _TABLES)
-        self.lines = self.entries = 0
-        """Their numbers so far."""
+    def __init__(self, path: Path) -> None:
+        self._connection = _opened(path)
+        self._connection.execute(_ENTRY)
+
+    def add(self, entries: Iterator[Entry], note: Callable[[], None]) -> None:
+        """Store entries; `note` is called now and then."""
+        while chunk := list(islice(entries, ROWS_A_WRITE)):
+            _write(self._connection, "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", chunk)
+            note()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+
+class Books:
+    """Lines, in a file of their own, and beside them a file of entries once there is one."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = _opened(path)
+        self._connection.execute(_LINE)
 
     def add_lines(self, lines: Sequence[Line]) -> None:
         """Store lines."""
-        self._write("INSERT INTO line VALUES (?, ?, ?, ?, ?, ?, ?)", lines)
-        self.lines += len(lines)
+        _write(self._connection, "INSERT INTO line VALUES (?, ?, ?, ?, ?, ?, ?)", lines)
 
-    def add_entries(self, entries: Iterator[Entry], tell: Callable[[], None]) -> None:
-        """Store entries; `tell` is called now and then."""
-        while chunk := list(islice(entries, ROWS_A_WRITE)):
-            self._write("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", chunk)
-            self.entries += len(chunk)
-            tell()
+    def take(self, entries: Path) -> None:
+        """Take the file of the entries, which is complete."""
+        self._connection.execute("ATTACH ? AS theirs", (str(entries),))
 
     def name_lines(self) -> None:
         """Give lines without a reference that of the entry which has their transaction id."""
@@ -109,11 +123,18 @@ class Books:
         """Let go of the file."""
         self._connection.close()
 
-    def _write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
-        with contextlib.closing(self._connection.cursor()) as cursor:
-            cursor.execute("BEGIN")
-            cursor.executemany(statement, rows)
-            cursor.execute("COMMIT")
+
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(_PRAGMAS)
+    return connection
+
+
+def _write(connection: sqlite3.Connection, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+    with contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute("BEGIN")
+        cursor.executemany(statement, rows)
+        cursor.execute("COMMIT")
 
 
 _KINDS = {int(kind): kind for kind in LineKind}

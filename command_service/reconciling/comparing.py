@@ -14,6 +14,7 @@ from command_service.reconciling.days import Calendar
 from command_service.reconciling.entries import Entries, Entry
 from command_service.reconciling.matching import DIFFERENCES, Finding, FindingKind, Terms, judge
 from command_service.reconciling.nets import Day, Midnight, deal
+from command_service.reconciling.spilling import Spilling
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -74,7 +75,8 @@ class Comparison:
         self.days: dict[tuple[int, str], Totals] = {}
         """By day and currency."""
         self.counts: dict[FindingKind, int] = {}
-        self._books = Books(folder)
+        self._folder = folder
+        self._books = Books(folder / "lines.db")
         self._calendar = Calendar(asked.zone)
         self._progress = Progress()
         self._tell = tell
@@ -84,26 +86,33 @@ class Comparison:
         """By day and currency: nearly every line may have one."""
 
     def findings(self, statement: Statement, journal: Location) -> Iterator[Finding]:
-        """Read the statement, and then the journal; yield what is not simply matched, differences first.
+        """Read the statement and the journal; yield what is not simply matched, differences first.
 
         When it ends, the sums are complete. Raises StatementUnusable, JournalRefused, JournalCorrupt, OSError.
         """
-        asyncio.run(self._read_statement(statement))
+        asked = self.asked
+        since = asked.span.begin - BACK - asked.lag
+        spilling = Spilling(journal, self._is_wanted, since, self._folder / "entries.db")
+        try:
+            with journal.read() as reading:
+                self._progress.journal_head = reading.head.position
+            asyncio.run(self._read_statement(statement))
+            spilling.wait(lambda: self._told(spilling))
+            self._told(spilling)
+        finally:
+            spilling.stop()
+        self._books.take(self._folder / "entries.db")
+        self._books.name_lines()
         with journal.read() as reading:
             entries = Entries(reading, self._is_wanted)
-            self._progress.journal_head = reading.head.position
-
-            def tell() -> None:
-                self._progress.journal_records = entries.position
-                self._tell(self._progress)
-
-            self._books.add_entries(entries.since(self.asked.span.begin - BACK - self.asked.lag), tell)
-            tell()
-            self._books.name_lines()
-            for finding in self._sums_of_days() if self.asked.is_daily else self._pairs(entries):
+            for finding in self._sums_of_days() if asked.is_daily else self._pairs(entries):
                 self._count(finding.kind)
                 yield finding
         yield from self._others()
+
+    def _told(self, spilling: Spilling) -> None:
+        self._progress.journal_records = spilling.position
+        self._tell(self._progress)
 
     def _is_wanted(self, named: str) -> bool:
         return (named or self.asked.unnamed) == self.asked.bank

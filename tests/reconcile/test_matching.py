@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from command_service.bank.statement import Line, LineKind, Span
-from command_service.reconciling.books import Books, Pair
+from command_service.reconciling.books import Books, EntriesFile, Pair
 from command_service.reconciling.entries import Entry, State
 from command_service.reconciling.matching import DIFFERENCES, Finding, FindingKind, Judged, Terms, judge
 
@@ -167,11 +167,14 @@ def sides(draw: st.DrawFn) -> tuple[list[Entry], list[Line]]:
 
 def compared(folder: Path, entries: Sequence[Entry], lines: Sequence[Line], terms: Terms) -> list[Judged]:
     """Compare them through the file, as the command does."""
-    (folder / "books.db").unlink(missing_ok=True)
-    books = Books(folder)
+    for name in ("lines.db", "entries.db"):
+        (folder / name).unlink(missing_ok=True)
+    books, theirs = Books(folder / "lines.db"), EntriesFile(folder / "entries.db")
     for each in lines:
         books.add_lines([each])
-    books.add_entries(iter(entries), lambda: None)
+    theirs.add(iter(entries), lambda: None)
+    theirs.close()
+    books.take(folder / "entries.db")
     books.name_lines()
     judged = [judge(pair, terms) for pair in books.pairs()]
     books.close()
