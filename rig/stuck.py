@@ -47,6 +47,8 @@ from rig.referee import PATIENT_SECONDS, Referee
 from rig.staffed import BANKS, PORTS, TENANT, Staffed
 from rig.world import BRIEF_SECONDS, heard, is_behind, story, until
 
+__all__ = ["ENDS", "ORDER", "TENANT", "Stuck", "StuckWorld", "world"]
+
 CHARGED, ABANDONED, VOIDED = (
     ChargeStatus.CHARGE_STATUS_CHARGED,
     ChargeStatus.CHARGE_STATUS_ABANDONED,

@@ -54,3 +54,16 @@ async def test_a_charge_in_it_is_explained_and_the_advised_action_brings_it_to_i
     is_given_up = situation == Situation.SITUATION_ABANDONED
     assert told.situation == (situation if is_given_up else Situation.SITUATION_DECIDED)
     assert (told.charge.status, told.charge.held_back) == (stuck.ENDS[situation], False)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_charge_that_is_provoked_leaves_the_others_where_they_are(world: StuckWorld) -> None:
+    """Also when the server is started anew for it, as one that gives up soon."""
+    silent, refusing = Situation.SITUATION_BANK_SILENT, Situation.SITUATION_BANK_REFUSES_US
+    before = [await world.provoke(situation, f"before-{situation}") for situation in (silent, refusing)]
+    abandoned = await world.provoke(Situation.SITUATION_ABANDONED, "after")
+    for key in (*before, abandoned):
+        await world.seen(key)
+    for key in before:
+        assert world.story(key) == ["charge_requested"]
+        await world.clear(key)
