@@ -112,14 +112,16 @@ class Client:
         settings: Settings,
     ) -> None:
         self.commands, self.queries, self.feed = commands, queries, feed
-        self._patience, self._deadline, self._metadata = settings.patience, settings.deadline, settings.metadata()
-        self.desk = Desk(operators, settings)
+        self._settings, self._metadata = settings, settings.metadata()
+        self._patience, self._deadline = settings.patience, settings.deadline
+        self.desk = Desk(operators, settings, self._metadata)
         """What operators do about charges, and ask a command server."""
 
     def traced(self, traceparent: str) -> "Client":
         """Return a client over the same connections whose requests belong to a trace: the W3C context of the caller's span."""
         traced = copy.copy(self)
-        traced._metadata = (*self._metadata, ("traceparent", traceparent))
+        traced._metadata = (*self._settings.metadata(), ("traceparent", traceparent))
+        traced.desk = Desk(self.desk.operators, self._settings, traced._metadata)
         return traced
 
     # ------------------------------------------------------------ commands

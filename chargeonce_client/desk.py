@@ -56,9 +56,11 @@ class Desk:
     * Unsettled, if no answer came. Of a step: look at the charge's history before you take it again.
     """
 
-    def __init__(self, operators: "OperatorServiceAsyncStub", settings: Settings) -> None:
+    def __init__(
+        self, operators: "OperatorServiceAsyncStub", settings: Settings, metadata: tuple[tuple[str, str], ...]
+    ) -> None:
         self.operators = operators
-        self._patience, self._deadline, self._metadata = settings.patience, settings.deadline, settings.metadata()
+        self._patience, self._deadline, self._metadata = settings.patience, settings.deadline, metadata
 
     # ------------------------------------------------------------ a charge under way
     async def try_now(self, charge_id: str, *, reason: str, patience: float | None = None) -> DeskOutcome:

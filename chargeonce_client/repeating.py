@@ -108,20 +108,22 @@ async def reopened(
 async def streamed(
     call: "grpc.aio.StreamStreamCall[Any, T]", *, silence: float, is_last: Callable[[T], bool]
 ) -> AsyncGenerator[T, None]:
-    """Yield the messages of a stream to its last one, each within `silence` seconds. It is not opened again.
+    """Yield the messages of a stream to its end, each within `silence` seconds. It is not opened again.
 
     Raises Refused, and Unsettled if it ends before its last message.
     """
     messages = aiter(call)
+    is_whole = False
     try:
         while True:
             async with asyncio.timeout(silence):
                 message = await anext(messages, None)
             if message is None:
-                raise _own_failure(StatusCode.UNAVAILABLE, "the server ended the stream")
+                break
             yield message
-            if is_last(message):
-                return
+            is_whole = is_last(message)
+        if not is_whole:
+            raise _own_failure(StatusCode.UNAVAILABLE, "the server ended the stream")
     except TimeoutError:
         raise _own_failure(StatusCode.DEADLINE_EXCEEDED, "nothing was heard on the stream") from None
     except grpc.aio.AioRpcError as error:

@@ -320,8 +320,15 @@ def _told(error: CallFailed, *, is_step: bool) -> list[str]:
         first,
         *(f"  {name}: {value}{' minor units' * (name == 'left')}" for name, value in error.metadata.items()),
         *(f"  {field or 'the request'}: {text}" for field, text in error.violations.items()),
-        f"  {advice}",
+        f"  {advice.replace('NAME', _name_as_given())}",
     ]
+
+
+def _name_as_given() -> str:
+    """Return the charge's name as this command line has it, for another one; NAME if it has none."""
+    given = click.get_current_context().params
+    by = ["--by", given["by"]] if given.get("by") else []
+    return shlex.join([given["name"], *by]) if given.get("name") else "NAME"
 
 
 def _document(error: CallFailed) -> dict[str, Any]:

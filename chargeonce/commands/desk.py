@@ -5,14 +5,13 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import click
-from google.protobuf.duration_pb2 import Duration
 
 from chargeonce.commands import words
 from chargeonce.commands.asking import Asking, Command, Named, asking, id_of, known, named
 from chargeonce.commands.exits import HELP, Exit, of_charge
 from chargeonce.commands.looking import proposal_fields
 from chargeonce.commands.printing import Cell, json_of, part, rows_of, status
-from chargeonce_client import AnswerKind, BankStatus, ChargeStatus, DeskOutcome, Resolution
+from chargeonce_client import AnswerKind, BankStatus, ChargeStatus, DeskOutcome, GetServerStatusResponse, Resolution
 
 _INTERRUPTED = "the step may be stored: chargeonce history NAME tells"
 _NOTHING_SENT = "nothing was sent"
@@ -266,7 +265,7 @@ async def server_status(asked: Asking) -> Exit:
                         f"no: {answer.not_accepting}" if answer.not_accepting else "yes",
                         Exit.NO if answer.not_accepting else Exit.DONE,
                     ),
-                    "unfinished": f"{answer.unfinished_charges} charges, the oldest for {_span(answer.oldest_unfinished)}",
+                    "unfinished": _unfinished(answer),
                     "held_back": f"{answer.charges_held_back} charges" if answer.charges_held_back else "",
                     "journal": f"{answer.journal_id} at {answer.journal_position}",
                 }
@@ -304,5 +303,8 @@ def _bank(bank: BankStatus) -> tuple[Cell, ...]:
     )
 
 
-def _span(told: Duration) -> str:
-    return f"{told.ToTimedelta().total_seconds():.0f} s"
+def _unfinished(answer: GetServerStatusResponse) -> str:
+    """Write how many charges are under way, and for how long."""
+    if not answer.unfinished_charges:
+        return "no charges"
+    return f"{answer.unfinished_charges} charges, the oldest for {answer.oldest_unfinished.ToSeconds()} s"

@@ -25,6 +25,7 @@ from charging.v1.operator_pb2 import HoldBackResponse
 from charging.v1.query_pb2 import Situation
 from rig import stuck
 from rig.processes import free_address
+from rig.staffed import TENANT
 from rig.stuck import StuckWorld
 from rig.world import new_key, until
 from tests.client.scripted import Error, a_server_of
@@ -191,7 +192,7 @@ async def test_a_charge_is_held_back_let_go_and_tried_each_step_with_its_reason(
     held = await done(world, "ann", "desk", "hold", key, "--reason", "the bank asked us to")
     assert (held["status"], held["held_back"]) == ("PENDING", "by an operator")
     assert "NOT_AT_THE_DESK" in (said := await refusal(world, "ann", "desk", "try", key, *WHY))
-    assert "chargeonce explain NAME" in said
+    assert f"chargeonce explain {key}" in said
     await world.mend(key)
     assert "held_back" not in await done(world, "ben", "desk", "release", key, "--reason", "they are done")
     await run(world, "ben", "desk", "try", key, "--reason", "no time to lose")  # if it has not come to rest meanwhile
@@ -216,7 +217,7 @@ async def test_two_people_resolve_a_charge_in_review(world: StuckWorld) -> None:
     line = f"chargeonce desk approve {world.stuck[key].charge_id} --proposal {number} --reason ..."
     assert line in proposed.stderr
     another = await refusal(world, "ben", "desk", "propose", key, "--not-executed", *SEEN, *WHY)
-    assert "ANOTHER_PROPOSAL" in another and f"proposal: {number}" in another and "chargeonce explain NAME" in another
+    assert "ANOTHER_PROPOSAL" in another and f"proposal: {number}" in another and f"chargeonce explain {key}" in another
     by_ann = await refusal(world, "ann", "desk", "approve", key, "--proposal", number, *WHY)
     assert "SECOND_PERSON_NEEDED" in by_ann and "--token-file" in by_ann
     contradicted = await refusal(world, "ben", "desk", "approve", key, "--proposal", number, *WHY)
@@ -250,7 +251,7 @@ async def test_a_rejected_proposal_leaves_the_charge_in_review(world: StuckWorld
     rejected = await done(world, "ann", "desk", "reject", key, "--proposal", number, "--reason", "I misread it")
     assert rejected["status"] == "IN_REVIEW"
     changed = await refusal(world, "ben", "desk", "approve", key, "--proposal", number, *WHY)
-    assert "PROPOSAL_CHANGED" in changed and "chargeonce explain NAME" in changed
+    assert "PROPOSAL_CHANGED" in changed and f"chargeonce explain {key}" in changed
     told = await shown(world, key, "ResolutionRejected")
     assert re.search(
         r" ResolutionProposed .* ann +NOT_EXECUTED; as the runbook says; evidence: the bank's", told, re.MULTILINE
@@ -294,9 +295,9 @@ async def test_whoever_approves_is_shown_the_proposal_and_asked(world: StuckWorl
 async def test_an_operator_of_no_tenant_speaks_for_the_one_that_is_named(world: StuckWorld) -> None:
     key = await provoked(world, UNKNOWN)
     assert "PERMISSION_DENIED" in await refusal(world, "night", "explain", key)
-    told = await run(world, "night", "explain", key, "--tenant", stuck.TENANT)
+    told = await run(world, "night", "explain", key, "--tenant", TENANT)
     assert told.returncode == Exit.DONE and key in told.stdout, told.stderr
-    by_environment = {**world.environment("night"), "CHARGEONCE_TENANT": stuck.TENANT}
+    by_environment = {**world.environment("night"), "CHARGEONCE_TENANT": TENANT}
     assert (await run_in(by_environment, "desk", "try", key, *WHY)).returncode == Exit.DONE
     elsewhere = {**by_environment, "CHARGEONCE_TENANT": "another"}
     assert (await run_in(elsewhere, "explain", key)).returncode == Exit.NOT_KNOWN
@@ -325,7 +326,7 @@ BANK_AWAY = (StatusCode.UNAVAILABLE, "charging.v1", "BANK_UNREACHABLE", "RETRY_S
 @pytest.mark.parametrize(
     ("lines", "words", "told"),
     [
-        ([STOPPING, HoldBackResponse()], ("hold", NO_CHARGES_ID), "look at chargeonce history NAME"),
+        ([STOPPING, HoldBackResponse()], ("hold", NO_CHARGES_ID), f"look at chargeonce history {NO_CHARGES_ID}"),
         (
             [BANK_AWAY] * 50,
             ("approve", NO_CHARGES_ID, "--proposal", "1", "--patience", "1"),
