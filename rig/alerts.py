@@ -268,7 +268,7 @@ SERVERS = [
     Alert(
         "ChargeonceChargesSlow",
         "histogram_quantile(0.95, sum by (job, le) (rate(chargeonce_rpc_duration_seconds_bucket"
-        '{method="/charging.v1.CommandService/Charge"}[5m]))) > 5',
+        '{method="CommandService/Charge"}[5m]))) > 5',
         "5m",
         TICKET,
         "One charge in twenty takes longer than five seconds to be answered.",
@@ -279,7 +279,7 @@ SERVERS = [
                 _series(
                     "chargeonce_rpc_duration_seconds_bucket",
                     _COMMAND,
-                    method="/charging.v1.CommandService/Charge",
+                    method="CommandService/Charge",
                     le=le,
                 ): ("+60", stuck)
                 for le, stuck in (("1", "+0"), ("10", "+60"), ("+Inf", "+60"))
@@ -297,12 +297,14 @@ SERVERS = [
         OPERATOR,
         Story(
             {
-                _series("chargeonce_rpc_duration_seconds_count", _COMMAND, method="Charge", code="INTERNAL"): (
+                _series(
+                    "chargeonce_rpc_duration_seconds_count", _COMMAND, method="CommandService/Charge", code="INTERNAL"
+                ): (
                     "+0",
                     "+6",
                 )
             },
-            {"job": "command", "method": "Charge", "code": "INTERNAL"},
+            {"job": "command", "method": "CommandService/Charge", "code": "INTERNAL"},
         ),
     ),
     Alert(
@@ -316,11 +318,19 @@ SERVERS = [
         OPERATOR,
         Story(
             {
-                _series("chargeonce_rpc_duration_seconds_count", _COMMAND, method="Charge", code="UNAVAILABLE"): (
+                _series(
+                    "chargeonce_rpc_duration_seconds_count",
+                    _COMMAND,
+                    method="CommandService/Charge",
+                    code="UNAVAILABLE",
+                ): (
                     "+0",
                     "+60",
                 ),
-                _series("chargeonce_rpc_duration_seconds_count", _COMMAND, method="Charge", code="OK"): ("+60", "+60"),
+                _series("chargeonce_rpc_duration_seconds_count", _COMMAND, method="CommandService/Charge", code="OK"): (
+                    "+60",
+                    "+60",
+                ),
             },
             {"job": "command"},
         ),
