@@ -9,7 +9,7 @@
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from charging.v1.query_pb2 import Situation
@@ -67,8 +67,8 @@ rule_files: [../chargeonce.rules.yaml]
 evaluation_interval: 1m
 tests:
 """
-# In minutes. What is looked back at is at most a quarter of an hour; the longest alert waits for an hour.
-BEFORE, STUCK, AFTER = 30, 90, 30
+# In minutes, longer than what is looked back at: a quarter of an hour at most.
+LONG = 18
 
 
 def rule_tests() -> str:
@@ -77,13 +77,15 @@ def rule_tests() -> str:
 
 
 def _test(alert: Alert) -> str:
+    waits = minutes(alert.lasts)
     series = "".join(
-        f"      - series: {_quoted(name)}\n        values: {_quoted(_values(*values))}\n"
+        f"      - series: {_quoted(name)}\n        values: {_quoted(_values(*values, waits))}\n"
         for name, values in alert.story.series.items()
     )
     labels = json.dumps({"severity": alert.severity, **alert.story.labels})
     fires = f"        exp_alerts:\n          - exp_labels: {labels}\n            exp_annotations:\n{_annotations(alert, 14)}"
-    moments = [(BEFORE - 1, ""), *_too_early(alert), (BEFORE + STUCK - 1, fires), (BEFORE + STUCK + AFTER - 1, "")]
+    too_early = [(LONG + waits - 1, "")] if waits else []
+    moments = [(LONG - 1, ""), *too_early, (2 * LONG + waits - 1, fires), (3 * LONG + waits - 1, "")]
     return f"  - name: {alert.name}\n    interval: 1m\n    input_series:\n{series}    alert_rule_test:\n" + "".join(
         f"      - eval_time: {at}m\n        alertname: {alert.name}\n{expected}" for at, expected in moments
     )
@@ -91,12 +93,6 @@ def _test(alert: Alert) -> str:
 
 def _quoted(text: str) -> str:
     return f"'{text}'"
-
-
-def _too_early(alert: Alert) -> Iterator[tuple[int, str]]:
-    """The last minute in which an alert that waits must not fire yet."""
-    if waits := minutes(alert.lasts):
-        yield BEFORE + waits - 1, ""
 
 
 def minutes(duration: str) -> int:
@@ -108,14 +104,14 @@ def minutes(duration: str) -> int:
     return int(duration[:-1]) * {"h": 60, "m": 1, "s": 0}[duration[-1]]
 
 
-def _values(well: float | str | None, stuck: float | str | None) -> str:
-    """Write a series of samples, one a minute, as promtool reads them.
+def _values(well: float | str | None, stuck: float | str | None, waits: int) -> str:
+    """Write a series of samples, one a minute, as promtool reads them. It is stuck for so long that an alert may wait.
 
-    >>> _values(0, 2), _values("+0", "+6"), _values(1, None)
-    ('0x29 2x89 0x29', '0+0x29 0+6x89 534+0x29', '1x29 _x90 1x29')
+    >>> _values(0, 2, 5), _values("+0", "+6", 0), _values(1, None, 0)
+    ('0x17 2x22 0x17', '0+0x17 0+6x17 102+0x17', '1x17 _x18 1x17')
     """
     parts, total = [], 0
-    for value, lasts in ((well, BEFORE), (stuck, STUCK), (well, AFTER)):
+    for value, lasts in ((well, LONG), (stuck, LONG + waits), (well, LONG)):
         if value is None:
             parts.append(f"_x{lasts}")  # of numbers there is one more than it says
         elif isinstance(value, str):

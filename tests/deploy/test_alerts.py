@@ -22,7 +22,9 @@ import pytest
 
 from charging.v1 import command_pb2_grpc, query_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest
-from charging.v1.query_pb2 import GetChargeRequest
+from charging.v1.query_pb2 import GetChargeRequest, Situation
+from contract.situations import SITUATIONS
+from rig import stuck
 from rig.alerts import SERVERS
 from rig.observability import rules
 from rig.processes import Server, Town, free_address
@@ -247,6 +249,55 @@ TROUBLES = [
     Trouble(a_full_disk_of_the_view, ("ChargeonceViewBehind", "ChargeonceViewStopped")),
     Trouble(a_record_that_was_changed, ("ChargeonceCallsFail",)),
 ]
+
+
+# ---------------------------------------------------------------- charges
+STOPPED, AWAY, ABANDONED = (
+    Situation.SITUATION_STOPPED,
+    Situation.SITUATION_SERVER_AWAY,
+    Situation.SITUATION_ABANDONED,
+)
+
+
+@needs_prometheus
+@pytest.mark.timeout(SECONDS)
+async def test_every_alert_about_a_charge_fires_while_it_is_stuck_and_clears_by_what_is_advised(tmp_path: Path) -> None:
+    """One world with a charge in each situation; `rig.stuck` brings it there by real faults, and out by the advice."""
+    alerts = [row.alert for row in SITUATIONS.values() if row.alert]
+    (tmp_path / "world").mkdir()
+    async with stuck.world(tmp_path / "world") as world:
+        jobs = {"command": [world.addresses["command metrics"]], "query": [world.addresses["query metrics"]]}
+        async with Prometheus(tmp_path / "prometheus", rules(), jobs) as prometheus:
+            keys = {it: await world.provoke(it) for it in stuck.ORDER if it not in (STOPPED, AWAY)}
+            await prometheus.fires(*(SITUATIONS[it].alert for it in keys))
+            for situation in (STOPPED, AWAY):
+                key = await world.provoke(situation)
+                await prometheus.fires(SITUATIONS[situation].alert)
+                await world.clear(key)
+            for key in keys.values():
+                await world.clear(key)
+            await prometheus.clears(*(alert for alert in alerts if alert != SITUATIONS[ABANDONED].alert))
+            await a_day_passes(world)
+            await prometheus.clears(*alerts)
+            await until(partial(prometheus.value, 'chargeonce_view_stuck_charges{situation="abandoned"} == 0'))
+
+
+async def a_day_passes(world: stuck.StuckWorld) -> None:
+    """The query server is started again the next day, as its clock has it: what is told of the last day is over."""
+    query = world.town.query
+    await query.stop()
+    former, query.module = query.module, "rig.later"
+    await world.town.start_query(
+        QUERY_POLICY=str(world.policy),
+        QUERY_FEED_TOKEN_FILE=str(world.token_file("query-server")),
+        QUERY_METRICS_LISTEN=world.addresses["query metrics"],
+        LATER_MODULE=former,
+        LATER_SECONDS=str(86_400 + 3_600),
+    )
+
+
+def test_every_situation_with_an_alert_can_be_provoked() -> None:
+    assert {it for it, row in SITUATIONS.items() if row.alert} == set(stuck.ORDER)
 
 
 @needs_prometheus
