@@ -10,7 +10,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 BEFORE_LANGUAGES = $$(git grep --quiet go_package $$landed -- protos/charging || echo --config protos/before-languages.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lacking run certs postgres deploy-files demo test test-banks test-clients simulate prove bench lint format audit constraints clean
+.PHONY: help install run certs postgres deploy-files demo test test-banks test-clients simulate prove bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,7 @@ install: .venv/installed ## set up the environment in .venv/ (also done by every
 	@touch $@
 
 # Tests that need one of them are skipped where it is not here: a browser for the console, Prometheus for the alerts.
+.PHONY: lacking
 PROGRAMS = chromium:chromium prometheus:prometheus promtool:prometheus
 lacking: ## the packages of Debian that some tests need, and that are not here
 	@for each in $(PROGRAMS); do command -v $${each%%:*} >/dev/null || echo $${each##*:}; done | sort -u
