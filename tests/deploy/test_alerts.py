@@ -6,12 +6,16 @@ time. Thresholds, metrics and servers are the real ones.
 
 import asyncio
 import contextlib
+import os
 import resource
+import shutil
 import sqlite3
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -49,13 +53,14 @@ class Scene:
     query_metrics: str
     prometheus: Prometheus
 
-    async def start_command(self) -> None:
+    async def start_command(self, **more: str) -> None:
         await self.town.start_command(
             COMMAND_METRICS_LISTEN=self.command_metrics,
             COMMAND_ATTENTION_AFTER_SECONDS="1",
             COMMAND_BANK_TIMEOUT_SECONDS="2",
             COMMAND_MAX_UNFINISHED=str(MOST_UNFINISHED),
             COMMAND_DRAIN_SECONDS="0",
+            **more,
         )
 
     async def start_query(self, **more: str) -> None:
@@ -220,6 +225,72 @@ async def a_record_that_was_changed(scene: Scene) -> AsyncIterator[None]:
     flip()
 
 
+@asynccontextmanager
+async def a_statement_with_a_movement_that_nobody_asked_for(scene: Scene) -> AsyncIterator[None]:
+    """The bank takes it back: its ledger is put back to the time before."""
+    town, bank = scene.town, scene.bank.http
+    await town.bank.kill()
+    shutil.copytree(town.folder, before := town.folder / "before", ignore=lambda _, names: set(names) - ledger(names))
+    await town.start_bank()
+    opened = await bank.post(
+        "/transactions", json={"reference": "stray", "card": "tok_visa", "amount": 1250, "currency": "EUR"}
+    )
+    (await bank.post(f"/transactions/{opened.json()['token']}/execute")).raise_for_status()
+    assert await reconcile(scene) == DIFFERS
+    yield
+    await town.bank.kill()
+    for name in ledger(path.name for path in town.folder.iterdir()):
+        (town.folder / name).unlink()
+    shutil.copytree(before, town.folder, dirs_exist_ok=True)
+    await town.start_bank()
+    assert await reconcile(scene) != DIFFERS
+
+
+def ledger(names: Iterable[str]) -> set[str]:
+    """Those names that are of the bank's ledger and its WAL."""
+    return {name for name in names if name.startswith("bank.db")}
+
+
+@asynccontextmanager
+async def a_reconciliation_two_days_ago(scene: Scene) -> AsyncIterator[None]:
+    """The command server is started again two days later, as its clock has it; there it is reconciled again."""
+    later = {"LATER_MODULE": "command_service", "LATER_SECONDS": str(2 * 86_400)}
+    await reconcile(scene)
+    command = scene.town.command
+    await command.stop()
+    command.module = "rig.later"
+    await scene.start_command(**later)
+    yield
+    await reconcile(scene, **later)
+    await scene.prometheus.clears("ChargeonceReconciliationOld")
+    await command.stop()
+    command.module = "command_service"
+    await scene.start_command()
+
+
+DIFFERS = 1
+
+
+async def reconcile(scene: Scene, **later: str) -> int:
+    """Compare the bank's statement with the journal, beside the server. Returns the exit status."""
+    today = datetime.now(UTC).date()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "rig.later" if later else "command_service", "reconcile"),
+        *("--from", str(today - timedelta(days=2)), "--to", str(today + timedelta(days=2))),
+        *("--clock-difference", "0"),  # one machine: the newest movements count too
+        env={
+            **os.environ,
+            "COMMAND_JOURNAL": f"sqlite:///{scene.town.journal}",
+            "COMMAND_BANK_URL": scene.town.bank_url,
+            **later,
+        },
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    status = await process.wait()
+    assert status in {0, DIFFERS, 3}  # 3: nothing differs, but what is at the edge is not certain
+    return status
+
+
 class Trouble(NamedTuple):
     """What goes wrong, and the alerts that fire while it lasts."""
 
@@ -248,6 +319,11 @@ TROUBLES = [
     Trouble(another_program_at_the_journal, ("ChargeonceCommitsSlow",)),
     Trouble(a_full_disk_of_the_view, ("ChargeonceViewBehind", "ChargeonceViewStopped")),
     Trouble(a_record_that_was_changed, ("ChargeonceCallsFail",)),
+    Trouble(
+        a_statement_with_a_movement_that_nobody_asked_for,
+        ("ChargeonceReconciliationDiffers", "ChargeonceReconciliationFinds"),
+    ),
+    Trouble(a_reconciliation_two_days_ago, ("ChargeonceReconciliationOld",)),
 ]
 
 
