@@ -230,8 +230,8 @@ SERVERS = [
         "1m",
         PAGE_NOW,
         "The journal cannot store new charges: its disk is full, another program holds it, or PostgreSQL is away.",
-        "The log says which (`journal_full`, `journal_busy`, `journal_away`). Make room, end that program, or bring a primary"
-        " and its standby back. The service goes on by itself.",
+        "The log says which, and so do refusals: JOURNAL_FULL, JOURNAL_BUSY, JOURNAL_AWAY. Make room, end that program, or bring"
+        " a primary and its standby back. The service goes on by itself.",
         OPERATOR,
         Story({_series("chargeonce_journal_accepting", _COMMAND): (1, 0)}, {"job": "command"}),
     ),
@@ -375,8 +375,8 @@ SERVERS = [
         "5m",
         TICKET,
         "Charges are unfinished for longer than `COMMAND_ATTENTION_AFTER_SECONDS`, for whatever reason.",
-        "List them: `chargeonce list --stage unfinished`; then explain one. If no other alert says why, they wait for their"
-        " turn: look at the limits.",
+        "List them: `chargeonce list --stage unfinished --older 10m`; then explain one. If no other alert says why, they wait"
+        " for their turn: look at the limits (`chargeonce desk status`).",
         OPERATOR,
         Story({_series("chargeonce_charges_needing_attention", _COMMAND): (0, 3)}, {"job": "command"}),
     ),
@@ -396,7 +396,8 @@ SERVERS = [
         "1m",
         PAGE_NOW,
         "A view knows of records that it does not show, and does not move.",
-        'The log says why ("the view cannot be written": make room on its disk; an unknown event: update the query server).',
+        'The log says why: "the view cannot be written" (make room on its disk), or "the projection is stopped" (an event that'
+        " it does not know: update the query server).",
         OPERATOR,
         Story(
             {
@@ -433,8 +434,8 @@ SERVERS = [
         "0s",
         PAGE_NOW,
         "The bank's statement and the journal differ by an amount.",
-        "See the findings: `chargeonce reconcile`, or the console. Each names its charge and what to propose at the desk."
-        " Reconcile again: the alert clears at 0.00.",
+        "See what it found: `chargeonce reconcile last`, or the console. Each finding names its charge, and what to propose at"
+        " the desk. Then reconcile again: the alert clears at 0.00.",
         BOTH,
         Story(
             {
@@ -452,7 +453,8 @@ SERVERS = [
         "0s",
         TICKET,
         "The last reconciliation of a bank has findings; their amounts may cancel each other out.",
-        "See the findings: `chargeonce reconcile`, or the console. Each names its charge and what to propose at the desk.",
+        "See what it found: `chargeonce reconcile last`, or the console. Each finding names its charge, and what to propose at"
+        " the desk. Then reconcile again.",
         OPERATOR,
         Story(
             {_series("chargeonce_reconciliation_findings", _COMMAND, bank="acme"): (0, 2)},
