@@ -230,8 +230,8 @@ SERVERS = [
         "1m",
         PAGE_NOW,
         "The journal cannot store new charges: its disk is full, another program holds it, or PostgreSQL is away.",
-        "The log says which, and so do refusals: JOURNAL_FULL, JOURNAL_BUSY, JOURNAL_AWAY. Make room, end that program, or bring"
-        " a primary and its standby back. The service goes on by itself.",
+        "The log says which, and so do refusals: JOURNAL_FULL, JOURNAL_BUSY, JOURNAL_AWAY. Make room, end that program, or"
+        " bring a primary and its standby back. The service goes on by itself.",
         OPERATOR,
         Story({_series("chargeonce_journal_accepting", _COMMAND): (1, 0)}, {"job": "command"}),
     ),
