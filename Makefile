@@ -26,6 +26,12 @@ install: .venv/installed ## set up the environment in .venv/ (also done by every
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Tests that need one of them are skipped where it is not here: a browser for the console, Prometheus for the alerts.
+.PHONY: lacking
+PROGRAMS = chromium:chromium prometheus:prometheus promtool:prometheus
+lacking: ## the packages of Debian that some tests need, and that are not here
+	@for each in $(PROGRAMS); do command -v $${each%%:*} >/dev/null || echo $${each##*:}; done | sort -u
+
 run: install $(if $(TLS),certs) ## start the three servers, make one charge, show what happened; Ctrl-C stops (TLS=1: with mutual TLS)
 	@$(BIN)/python -m demo.tour $(if $(TLS),--tls $(CERTS))
 

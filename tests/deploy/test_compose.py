@@ -37,7 +37,7 @@ def called() -> Iterator[tuple[str, str, str]]:
         for value in service.get("environment", {}).values():
             for host, port in re.findall(r"([a-z][\w.-]*):(\d+)", value):
                 yield name, host, port
-    for each in yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]:
+    for each in yaml.safe_load((DEPLOY / "observability" / "prometheus.yml").read_text())["scrape_configs"]:
         for target in each["static_configs"][0]["targets"]:
             yield "prometheus", *target.split(":")
 
