@@ -1,11 +1,13 @@
 """`chargeonce` as operators run it, with charges that are stuck by real faults: explain, stuck, desk and reconcile."""
 
 import asyncio
+import csv
 import json
 import re
 import shlex
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,9 @@ from chargeonce_client import (
     Charge,
     ExplainChargeResponse,
     GetServerStatusResponse,
+    ListReconciliationsResponse,
     ProposeResolutionResponse,
+    ReconcileResponse,
 )
 from charging.v1.operator_pb2 import HoldBackResponse
 from charging.v1.query_pb2 import Situation
@@ -313,9 +317,81 @@ async def test_the_desk_is_for_operators_and_for_charges_that_there_are(world: S
 
 async def test_desk_status_tells_of_banks_and_limits(world: StuckWorld) -> None:
     told = ParseDict(await document(world, "night", "desk", "status"), GetServerStatusResponse())
-    assert told.HasField("at")
+    assert {bank.name for bank in told.banks} == set(world.banks)
     ran = await run(world, "night", "desk", "status")
     assert re.search(r"^takes_new_charges +yes$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^north +called +\d+ of \d+ at once +\d+ +\d+ ms$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^calls +\d+ +\d+$", ran.stdout, re.MULTILINE)
+
+
+# ---------------------------------------------------------------- reconcile
+DAY = ("reconcile", "--bank", "north", "--from", "2026-01-05", "--to", "2026-01-06")
+MAPPING = """
+[columns]
+reference = "reference"
+type = "type"
+amount = "amount"
+currency = "currency"
+time = "time"
+[types]
+payment = "payment"
+payout = "payout"
+"""
+STATEMENT = f"""reference,type,amount,currency,time
+{NO_CHARGES_ID},payment,12.50,EUR,2026-01-05T10:00:00Z
+,payout,-99.00,EUR,2026-01-05T23:00:00Z
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> tuple[str, ...]:
+    """The options of a statement with a payment that nobody ordered, and a payout."""
+    statement, mapping = tmp_path / "north.csv", tmp_path / "north.toml"
+    statement.write_text(STATEMENT)
+    mapping.write_text(MAPPING)
+    return ("--csv", str(statement), "--mapping", str(mapping))
+
+
+async def test_a_day_without_differences_is_balanced(world: StuckWorld) -> None:
+    ran = await run(world, "night", *DAY)
+    assert (ran.returncode, fields(ran)["balanced"]) == (Exit.DONE, "yes"), ran.stderr
+
+
+async def test_what_a_reconciliation_finds_is_shown_and_written_and_kept(
+    world: StuckWorld, file: Sequence[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "found.csv"
+    ran = await run(world, "night", *DAY, *file, "--csv-out", str(out))
+    assert ran.returncode == Exit.NO, ran.stderr
+    kinds = [line.split()[0] for line in ran.stdout.splitlines()[:2]]
+    assert sorted(kinds) == ["MISSING_HERE", "PAYOUT"]
+    assert re.search(rf"^MISSING_HERE +2026-01-05 +12.50 EUR +- +{NO_CHARGES_ID} +", ran.stdout, re.MULTILINE)
+    assert re.search(r"^2026-01-05 +EUR +0 +12.50 EUR +0.00 EUR +12.50 EUR ", ran.stdout, re.MULTILINE)
+    assert re.search(r"^differences +1$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^balanced +no$", ran.stdout, re.MULTILINE)
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert {(row["kind"], row["reference"], row["bank_minor_units"]) for row in rows} == {
+        ("FINDING_KIND_MISSING_HERE", NO_CHARGES_ID, "1250"),
+        ("FINDING_KIND_PAYOUT", "", "-9900"),
+    }
+    last = (await run(world, "night", "reconcile", "last")).stdout
+    assert re.search(r"^north +2026-01-05T00:00:00Z +2026-01-06T00:00:00Z +20\S+ +1 +no$", last, re.MULTILINE)
+
+
+async def test_programs_get_each_finding_and_then_the_result(world: StuckWorld, file: Sequence[str]) -> None:
+    ran = await run(world, "night", *DAY, *file, "--json")
+    messages = [ParseDict(json.loads(line), ReconcileResponse()) for line in ran.stdout.splitlines()]
+    assert (ran.returncode, [it.WhichOneof("item") for it in messages]) == (Exit.NO, ["finding", "finding", "result"])
+    assert (messages[-1].result.differences, messages[-1].result.is_balanced) == (1, False)
+    kept = ParseDict(await document(world, "night", "reconcile", "last"), ListReconciliationsResponse())
+    assert messages[-1].result in kept.reconciliations
+
+
+async def test_a_reconciliation_that_cannot_be_done_says_why(world: StuckWorld, file: Sequence[str]) -> None:
+    Path(file[3]).write_text(MAPPING.replace("columns", "colums"))
+    assert "  begin: mapping" in await refusal(world, "night", *DAY, *file)
+    assert "nowhere" in await refusal(world, "night", *DAY, "--bank", "nowhere")
+    assert "PERMISSION_DENIED" in await refusal(world, "ann", *DAY)
 
 
 # ---------------------------------------------------------------- without an answer
