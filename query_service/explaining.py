@@ -322,7 +322,7 @@ class _Telling:
         else:
             yield f"{asks} at once."
         if self._charge.stage == ChargeStage.CHARGE_STAGE_AWAITING_TOKEN:
-            yield "It gives up when the bank has not answered for as long as COMMAND_ABANDON_AFTER says."
+            yield "It gives up when the bank has not answered for as long as COMMAND_ABANDON_AFTER_SECONDS says."
         if self._charge.HasField("action") and self._charge.action.HasField("expires_at"):
             yield f"The bank gives up waiting for the customer at {self._time(self._charge.action.expires_at)}."
 
