@@ -390,7 +390,7 @@ async def test_programs_get_each_finding_and_then_the_result(world: StuckWorld, 
 async def test_a_reconciliation_that_cannot_be_done_says_why(world: StuckWorld, file: Sequence[str]) -> None:
     Path(file[3]).write_text(MAPPING.replace("columns", "colums"))
     assert "  begin: mapping" in await refusal(world, "night", *DAY, *file)
-    assert "nowhere" in await refusal(world, "night", *DAY, "--bank", "nowhere")
+    assert "no such bank: name one of: north" in await refusal(world, "night", *DAY, "--bank", "nowhere")
     assert "PERMISSION_DENIED" in await refusal(world, "ann", *DAY)
 
 
