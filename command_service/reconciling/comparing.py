@@ -97,6 +97,7 @@ class Comparison:
             with journal.read() as reading:
                 self._progress.journal_head = reading.head.position
             asyncio.run(self._read_statement(statement, spilling))
+            self._books.sort()
             spilling.wait(lambda: self._told(spilling))
             self._told(spilling)
         finally:
@@ -206,7 +207,7 @@ class Comparison:
     def _nets(self, terms: Terms) -> Mapping[tuple[int, str], int]:
         nets: dict[tuple[int, str], int] = {}
         for line in self._books.others():
-            if line.kind is LineKind.NET and terms.span.has(line.at):
+            if line.kind == LineKind.NET and terms.span.has(line.at):
                 key = terms.day_of(line.at), line.currency_code
                 nets[key] = nets.get(key, 0) + line.minor_units
         return nets
