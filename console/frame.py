@@ -60,9 +60,7 @@ def document(
         tag.link(rel="icon", href=path_of("icon.svg"), type="image/svg+xml"),
         tag.script(src=path_of("console.js"), type="module"),
     ]
-    ways = [
-        tag.a(name, href=path, aria_current="page" if path == place else None) for path, name in PLACES.items()
-    ]
+    ways = [tag.a(name, href=path, aria_current="page" if path == place else None) for path, name in PLACES.items()]
     search = tag.form(
         tag.label("Find a charge or a user", for_="search", class_="aside"),
         tag.input(id="search", name="q", type="search", placeholder="Key, charge id or user  ( / )", maxlength=400),
@@ -133,7 +131,9 @@ def banners(view: GetViewStatusResponse | CallFailed | None, away: Sequence[str]
 
 def staleness(state: ViewState.ValueType, lag: Lag) -> str:
     """Say in how far a view is stale; empty if it is fresh."""
-    silence = f" It has heard nothing for {lag.silence_milliseconds // 1_000} s." if lag.silence_milliseconds > 0 else ""
+    silence = (
+        f" It has heard nothing for {lag.silence_milliseconds // 1_000} s." if lag.silence_milliseconds > 0 else ""
+    )
     match state:
         case ViewState.VIEW_STATE_DISCONNECTED:
             return f"reaches no command server, so that these pages may be stale.{silence}"

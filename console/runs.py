@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from chargeonce_client import CallFailed
 from charging.v1.operator_pb2 import (
     FindingKind,
-    Reconciliation,
     ReconcileFinding,
     ReconcileProgress,
     ReconcileRequest,
+    Reconciliation,
 )
 from chassis.telemetry import log_unexpected
 from console import words

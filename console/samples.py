@@ -29,7 +29,7 @@ ERRORS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A bank between two samples. `seconds` is the mean time of an answer; None if there was none, and so is the share of errors."""
+    """A bank between two samples. `seconds` is the mean time of an answer. It and the share of errors are None without answers."""
 
     rate: float
     seconds: float | None

@@ -42,8 +42,8 @@ class Settings:
         yes_or_no,
         "no",
         "yes allows what protects people's tokens to be missing: an address that other machines reach without CONSOLE_TLS, "
-        "servers of other machines without CONSOLE_SERVERS_TLS, and beyond this machine servers without a policy, where everybody "
-        "who reaches the console may then do everything",
+        "servers of other machines without CONSOLE_SERVERS_TLS, and beyond this machine servers without a policy, where "
+        "everybody who reaches the console may then do everything",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""A visit: one person asks for one page. What all pages have in common is here: the session, the forms, the frame, the errors."""
+"""A visit: one person asks for one page. Here is what all pages have in common: the session, the forms, the frame, the errors."""
 
 import asyncio
 import contextlib
@@ -148,7 +148,7 @@ def page(show: Show, *, signed_in: bool = True) -> Callable[[Request], Awaitable
 
 
 def events(tell: Tell) -> Callable[[Request], Awaitable[Response]]:
-    """Make an endpoint of a stream: each text that `tell` yields is an event, by which the page in the browser is made fresh."""
+    """Make an endpoint of a stream: each text that `tell` yields is an event, at which the browser makes its page fresh."""
 
     async def answer(request: Request) -> Response:
         shared: Shared = request.app.state.shared
@@ -231,7 +231,9 @@ def _framed(visit: Visit, made: Page, view: GetViewStatusResponse | CallFailed |
 
 
 def _failed(text: str, status: int) -> Page:
-    return Page("That did not work", [tag.h1("That did not work"), tag.p(text, class_="error", role="alert")], status=status)
+    return Page(
+        "That did not work", [tag.h1("That did not work"), tag.p(text, class_="error", role="alert")], status=status
+    )
 
 
 def _sign_in(visit: Visit) -> Response:
@@ -254,9 +256,7 @@ async def _told(visit: Visit, tell: Tell) -> AsyncIterator[str]:
         yield "retry: 2000\n\n"
         while not stopping.done():
             following = following or asyncio.ensure_future(anext(messages))
-            await asyncio.wait(
-                [following, stopping], timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait([following, stopping], timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
                 yield ": alive\n\n"
                 continue
