@@ -16,7 +16,20 @@ from urllib.parse import unquote
 import structlog
 
 from chassis.caller import ANYBODY, Caller
-from chassis.identity import ON_LOOPBACK_NONE, Identity, Known, Need, Presented, Proven, Unproven, may
+from chassis.identity import (
+    NOBODY_NAMES,
+    ON_LOOPBACK_NONE,
+    TENANT_HEADER,
+    Identity,
+    Known,
+    Naming,
+    Need,
+    Presented,
+    Proven,
+    Unproven,
+    acting,
+    may,
+)
 from chassis.policy import Policy
 from chassis.refusals import Refusal
 from chassis.telemetry import log_unexpected
@@ -75,9 +88,14 @@ class Gate:
         refused: Refused,
         policy: Callable[[], Policy] | None = None,
         *,
+        naming: Naming = NOBODY_NAMES,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`access` has a row for each method; `policy` returns the present one, and None opens everything to everybody."""
+        """`access` has a row for each method; `policy` returns the present one, and None opens everything to everybody.
+
+        `naming` says who may name a tenant for a call. Where everything is open, there is one tenant, and its name is not read.
+        """
+        self.naming = naming
         self._access: Mapping[str, Need | str] = {**_COMMON, **access}
         self._policy = policy
         self._now = now
@@ -196,10 +214,10 @@ class Door:
             proven = self._gate.prove(presented)
         except Unproven as error:
             raise self._gate.refusal(self._method, error.why, identity=None, shown=error.shown, peer=peer) from None
-        identity, why = proven.identity, ""
-        if not may(identity, self._need):
+        identity, why = acting(proven.identity, presented.tenants, self._gate.naming)
+        if not why and not may(identity, self._need):
             why = "it has a tenant" if self._need is Need.NO_TENANT else f"it needs the role {self._need}"
-        elif former is not None and former != identity.caller:
+        if not why and former is not None and former != identity.caller:
             why = f"it shows what {former.actor} of the tenant {former.tenant!r} could see, who opened it"
         if why:
             raise self._gate.refusal(self._method, why, identity=identity, shown=(), peer=peer)
@@ -208,10 +226,13 @@ class Door:
 
 def presented_by(context: Any) -> Presented:
     """Read what a call of grpc's presents. grpc has verified the certificate's chain, and its times at the handshake."""
-    authorization = [_text(value) for key, value in context.invocation_metadata() if key == "authorization"]
+    headers = context.invocation_metadata()
+    authorization = [_text(value) for key, value in headers if key == "authorization"]
+    tenants = [_text(value) for key, value in headers if key == TENANT_HEADER]
     connection: Mapping[str, Any] = context.auth_context()
     if b"ssl" not in connection.get("transport_security_type", ()):
-        return Presented(authorization=authorization, is_private=bool(authorization) and _is_loopback(context.peer()))
+        is_private = bool(authorization) and _is_loopback(context.peer())
+        return Presented(authorization=authorization, is_private=is_private, tenants=tenants)
     certificates = connection.get("x509_pem_cert", ())
     holder = holder_in(certificates[0]) if certificates else NOBODY
     return Presented(
@@ -220,6 +241,7 @@ def presented_by(context: Any) -> Presented:
         certificate_ends_at=holder.ends_at,
         authorization=authorization,
         is_private=True,
+        tenants=tenants,
     )
 
 

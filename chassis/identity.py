@@ -2,12 +2,17 @@
 
 A presented token is the identity: if it proves nothing, the certificate is not asked instead. A certificate names an identity
 by exactly one of its alternative names, never by its common name, and never by a prefix.
+
+An identity that belongs to no tenant, and has the role for it (`Naming`), may name one for a call, in a header. Then it is that
+tenant's caller in this call. The header of any other identity is refused, unless it names the identity's own tenant: to ignore
+it would show or move something of another tenant than was asked for.
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -17,6 +22,11 @@ from chassis.tokens import TokenRefused, TokenRules, verified
 # Verified tokens that are remembered until they end: to verify one takes longer than the rest of the way through the guard.
 TOKENS_KEPT = 10_000
 _SCHEME = "bearer"
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
+"""The names of identities and tenants."""
+TENANT_HEADER = "chargeonce-tenant"
+"""The header, or gRPC metadata, in which a call names a tenant."""
 
 
 class Need(Enum):
@@ -55,8 +65,19 @@ class Credential(Enum):
     TOKEN_SHA256 = "token_sha256"  # noqa: S105  # a word of the policy's
 
 
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Who may name a tenant: identities of no tenant with the role `by`. In such a call they also have the roles `gives`."""
+
+    by: str = ""
+    gives: frozenset[str] = frozenset()
+
+
+NOBODY_NAMES = Naming()
+
+
 class Presented(NamedTuple):
-    """What a call presents: the alternative names of its verified certificate, and its headers of authorization."""
+    """What a call presents: the alternative names of its verified certificate, and its headers."""
 
     uris: Sequence[str] = ()
     dns_names: Sequence[str] = ()
@@ -65,6 +86,8 @@ class Presented(NamedTuple):
     authorization: Sequence[str] = ()
     is_private: bool = False
     """Whether nobody between could have read it: TLS, or loopback."""
+    tenants: Sequence[str] = ()
+    """The tenants that its headers name; none but for callers that may act for any."""
 
 
 class Proven(NamedTuple):
@@ -153,6 +176,22 @@ class Known:
         if identity is None:
             raise Unproven("the policy does not know the subject of its token", [claims.subject])
         return Proven(identity, claims.ends_at)
+
+
+def acting(identity: Identity, tenants: Sequence[str], naming: Naming) -> tuple[Identity, str]:
+    """Return the identity as which a call is made whose headers name these tenants, and why it may not be made, if so."""
+    if not tenants:
+        return identity, ""
+    if len(tenants) > 1:
+        return identity, "it names several tenants"
+    (tenant,) = tenants
+    if not NAME.fullmatch(tenant):
+        return identity, "the name of the tenant that it names is malformed"
+    if identity.tenant == tenant:
+        return identity, ""
+    if identity.tenant or naming.by not in identity.roles:
+        return identity, f"it names a tenant, which needs an identity of no tenant with the role {naming.by!r}"
+    return replace(identity, tenant=tenant, roles=identity.roles | naming.gives), ""
 
 
 def may(identity: Identity, need: Need | str) -> bool:

@@ -31,11 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from chassis.documents import Reading, listed, read_toml, shown
-from chassis.identity import Credential, Identity, Need, may
+from chassis.identity import NAME, NOBODY_NAMES, TENANT_HEADER, Credential, Identity, Naming, Need, may
 from chassis.tokens import ALGORITHMS, USUAL_ALGORITHMS, KeysUnusable, TokenRules, read_keys
 from chassis.watched import Files, Unusable
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 _NAME_RULE = "must be 1 to 128 letters, digits and . _ : @ / -, and begin with a letter or digit"
 _WEIGHTS, _RATES = (0.001, 1000.0), (0.001, 1_000_000.0)
 
@@ -67,15 +66,17 @@ def read_policy(path: Path, roles: Roles, files: Files) -> Policy:
     return policy
 
 
-def described(policy: Policy, access: Mapping[str, Need | str]) -> Iterator[str]:
+def described(policy: Policy, access: Mapping[str, Need | str], naming: Naming = NOBODY_NAMES) -> Iterator[str]:
     """Tell what each identity may do, method by method, in lines for people."""
     for identity in policy.identities:
         credentials = [kind.value for (kind, _), known in policy.by_credential.items() if known is identity]
         tenant = f"of the tenant {identity.tenant}" if identity.tenant else "of no tenant"
         yield f"{identity.name}, {tenant}, known by {' and '.join(credentials)}"
         for method, need in access.items():
-            answer = "yes" if may(identity, need) else "no "
-            yield f"  {answer}  {method.removeprefix('/')}" + ("" if isinstance(need, Need) else f"  ({need})")
+            answer, of = "yes" if may(identity, need) else "no ", ""
+            if not identity.tenant and naming.by in identity.roles and need in naming.gives - identity.roles:
+                answer, of = "yes", f", for a tenant that it names in {TENANT_HEADER}"
+            yield f"  {answer}  {method.removeprefix('/')}" + ("" if isinstance(need, Need) else f"  ({need}{of})")
 
 
 class _Reading(Reading):
@@ -192,7 +193,7 @@ class _Reading(Reading):
 
     def _name(self, where: str, entry: Mapping[str, Any], key: str) -> str:
         value = entry.get(key)
-        if isinstance(value, str) and _NAME.fullmatch(value):
+        if isinstance(value, str) and NAME.fullmatch(value):
             return value
         self.problems.append(f"{where}: {key} {_NAME_RULE}")
         return f"{where}'s {key}"

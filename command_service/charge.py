@@ -7,9 +7,11 @@ The core is three pure functions. `decide` turns a message into events, `evolve`
 1. One idempotency key names one charge, for ever, and within a charge one operation that follows. Under the same key the same
    request finds its charge or its operation, another is refused.
 2. The rules of screening count for what is new only: rules get stricter, and the retry of what was accepted must find it.
-3. Once an outcome is decided, its key is told this outcome and the position of its event for ever.
+3. Once an outcome is decided, its key is told this outcome and the position of its event for ever. One exception: an operation
+   in review, of which nobody knows the outcome, may be resolved by two people. Then its key is told that outcome for ever.
 4. One operation at a time is under way in a charge. The next may begin when it is at rest, unless it is in review.
-5. The charge's `Book` says for how much an operation may follow (`command_service.book`).
+5. What operators may do about a charge is said in `command_service.desk_rules`. One that is held back has no next step.
+6. The charge's `Book` says for how much an operation may follow (`command_service.book`).
 
 A void may also follow while the operation that opens the charge is under way: it calls it off. If the bank has executed an
 authorisation by then, the void goes on and lets the hold go; in all other cases it ends with the charge's outcome.
@@ -18,16 +20,20 @@ authorisation by then, the void goes on and lets the hold go; in all other cases
 from dataclasses import replace
 from typing import assert_never
 
+from command_service import desk_rules
 from command_service import operation as operations
 from command_service.book import Book
+from command_service.desk_rules import Desk, Stand, Wanted
 from command_service.events import (
     Authorized,
     Charged,
     ChargeRequested,
+    DeskStep,
     Event,
     NotAfterPassed,
     OperationRequested,
     Recorded,
+    ResolutionApproved,
     ReviewRequired,
 )
 from command_service.failures import (
@@ -38,10 +44,11 @@ from command_service.failures import (
     InvalidRequest,
     KeyReused,
     MoreThanIsLeft,
+    NotAtTheDesk,
     OperationUnderWay,
     TooManyOperations,
 )
-from command_service.operation import Answered, AtRest, AwaitingToken, CallingOff, Progress
+from command_service.operation import Answered, AtRest, AwaitingToken, CallingOff, Progress, Resolving
 from command_service.values import Card, Effect, Kind, Money, Operation, Request, Wish, value
 
 # Each call about a charge folds its whole stream: a replay of a refund among three hundred costs twenty times as much as one
@@ -78,7 +85,7 @@ class Due:
     now: int
 
 
-Message = Command | Follow | Due | Answered
+Message = Command | Follow | Due | Answered | Wanted
 
 
 # ---------------------------------------------------------------- states
@@ -92,7 +99,7 @@ class Charge:
     """A charge that was asked for. `newest` is the operation under way, or the last one that came to rest.
 
     `done` are the operations before `newest`. `void` is a void that waits for the end of the opening operation, which it calls
-    off. `position` is that of the newest event. For example:
+    off. `position` is that of the newest event. `desk`: what operators have done about it. For example:
 
                                done                 newest                  void
         charged                -                    opening, at rest        -
@@ -107,6 +114,7 @@ class Charge:
     book: Book = Book()
     done: tuple[AtRest, ...] = ()
     void: AwaitingToken | None = None
+    desk: Desk = desk_rules.UNTOUCHED
 
     @property
     def opening(self) -> Progress:
@@ -130,7 +138,8 @@ State = Absent | Charge
 def decide(state: State, message: Message) -> list[Event]:
     """Say what a message means in a state: the events to append, none if it changes nothing.
 
-    A client's message may raise a CommandRefused or OperationUnderWay. The others never raise.
+    A client's message may raise a CommandRefused or OperationUnderWay, an operator's a CommandRefused or BankUnreachable. The
+    others never raise.
     """
     match message:
         case Command():
@@ -141,6 +150,8 @@ def decide(state: State, message: Message) -> list[Event]:
             return [NotAfterPassed()] if is_overdue(state, now) else []
         case Answered():
             return operations.decide(state.newest, message) if isinstance(state, Charge) else []
+        case desk_rules.WantedStep() | desk_rules.WantedApproval():
+            return _wanted_at_the_desk(state, message)
         case _:
             assert_never(message)
 
@@ -220,11 +231,37 @@ def _is_same_wish(wish: Wish, known: Operation) -> bool:
 def _may_be_called_off(charge: Charge) -> bool:
     """Whether a void that is new may call the opening operation off."""
     newest = charge.newest
-    return newest.operation.opens and not isinstance(newest, AtRest) and charge.void is None
+    return newest.operation.opens and not isinstance(newest, Resolving | AtRest) and charge.void is None
+
+
+def needs_banks_word(charge: Charge, actor: str, reason: str, proposal: int) -> bool:
+    """Whether an operator may approve a proposal once the bank was asked. False: it is approved so already.
+
+    Raises CommandRefused if the operator may not approve it.
+    """
+    if desk_rules.is_approved_already(charge.desk, actor, reason, proposal):
+        return False
+    try:
+        desk_rules.check_approval(stand_of(charge), actor, proposal)
+    except NotAtTheDesk:
+        raise NotAtTheDesk(charge) from None
+    return True
+
+
+def _wanted_at_the_desk(state: State, message: Wanted) -> list[Event]:
+    if not isinstance(state, Charge) or (message.tenant and not is_of(state, message.tenant)):
+        raise ChargeUnknown
+    try:
+        return desk_rules.decide(stand_of(state), message)
+    except NotAtTheDesk:
+        raise NotAtTheDesk(state) from None
 
 
 def is_overdue(state: State, now: int) -> bool:
-    """Whether the charge must be called off: its `not_after` has passed before its end, and nobody has called it off yet."""
+    """Whether the charge must be called off: its `not_after` has passed before its end, and nobody has called it off yet.
+
+    Not while it is held back.
+    """
     return isinstance(state, Charge) and 0 < state.request.not_after < now and _may_be_overdue(state)
 
 
@@ -236,7 +273,8 @@ def seconds_to_its_end(state: State, now: int) -> float:
 
 
 def _may_be_overdue(charge: Charge) -> bool:
-    return charge.newest.operation.opens and not isinstance(charge.newest, CallingOff | AtRest)
+    may_end = charge.newest.operation.opens and not isinstance(charge.newest, CallingOff | Resolving | AtRest)
+    return may_end and not charge.desk.is_held_back
 
 
 # ---------------------------------------------------------------- evolve, next_step
@@ -248,11 +286,14 @@ def evolve(state: State, recorded: Recorded) -> State:
             return Charge(request, AwaitingToken(opening_of(request), recorded.recorded_at), recorded.position)
         case Charge(), OperationRequested():
             return _begun(state, event, recorded)
+        case Charge(), _ if isinstance(event, DeskStep):
+            return _at_the_desk(state, event, recorded)
         case Charge(), _:
             newest = operations.evolve(state.newest, recorded)
             if isinstance(newest, AtRest):
                 return _rested(state, newest)
-            return Charge(state.request, newest, recorded.position, state.book, state.done, state.void)
+            desk = desk_rules.moved_on(state.desk, newest)
+            return Charge(state.request, newest, recorded.position, state.book, state.done, state.void, desk)
     raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {type(state).__name__}")
 
 
@@ -277,35 +318,57 @@ def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Cha
     )
     begun = AwaitingToken(operation, recorded.recorded_at)
     if calls_off:
-        return replace(charge, newest=operations.call_off(newest), void=begun, position=recorded.position)
+        desk = desk_rules.moved_on(charge.desk, begun)
+        return replace(charge, newest=operations.call_off(newest), void=begun, position=recorded.position, desk=desk)
     if not isinstance(newest, AtRest) or is_in_review(charge):
         raise ImpossibleEvent(f"a {kind.value} cannot follow in {type(newest).__name__}")
     if not charge.book.fits(kind) or not 0 < event.amount.minor_units <= left:
         raise ImpossibleEvent(f"the book does not allow this {kind.value}")
-    return Charge(charge.request, begun, recorded.position, charge.book, (*charge.done, newest))
+    return Charge(charge.request, begun, recorded.position, charge.book, (*charge.done, newest), desk=charge.desk)
 
 
 def _rested(charge: Charge, rest: AtRest) -> Charge:
     book, void, outcome = charge.book.after(rest.operation, rest.outcome), charge.void, rest.outcome
-    if void is None:
-        return Charge(charge.request, rest, rest.position, book, charge.done)
     newest: Progress
-    if isinstance(outcome, Authorized):  # Too late to call it off: the void goes on as any other.
-        newest = replace(void, operation=replace(void.operation, on=outcome.transaction_id))
+    if void is None:
+        newest, done = rest, charge.done
+    elif isinstance(outcome, Authorized):  # Too late to call it off: the void goes on as any other.
+        newest, done = replace(void, operation=replace(void.operation, on=outcome.transaction_id)), (rest,)
     else:
-        newest = AtRest(void.operation, void.requested_at, outcome, rest.position, rest.decided_at)
-    return Charge(charge.request, newest, rest.position, book, (rest,))
+        newest, done = AtRest(void.operation, void.requested_at, outcome, rest.position, rest.decided_at), (rest,)
+    return Charge(charge.request, newest, rest.position, book, done, desk=desk_rules.moved_on(charge.desk, newest))
+
+
+def _at_the_desk(charge: Charge, event: DeskStep, recorded: Recorded) -> Charge:
+    stand = stand_of(charge)
+    desk = desk_rules.evolve(stand, event, recorded)
+    if not isinstance(event, ResolutionApproved) or stand.in_review is None:
+        return replace(charge, desk=desk, position=recorded.position)
+    resolving = operations.evolve(stand.in_review, recorded)
+    if not resolving.operation.opens:
+        return replace(charge, newest=resolving, desk=desk, position=recorded.position)
+    void = None
+    if not charge.newest.operation.opens:  # It has called the opening operation off, and waits for its end once more.
+        void = AwaitingToken(charge.newest.operation, charge.newest.requested_at)
+    return replace(charge, newest=resolving, done=(), void=void, desk=desk, position=recorded.position)
 
 
 def next_step(state: State) -> Effect | None:
-    """Say what to do next, never when. None: there is nothing to do."""
-    return operations.next_step(state.newest) if isinstance(state, Charge) else None
+    """Say what to do next, never when. None: there is nothing to do, or the charge is held back."""
+    if not isinstance(state, Charge) or state.desk.is_held_back:
+        return None
+    return operations.next_step(state.newest)
 
 
 # ---------------------------------------------------------------- what is told
 def is_at_rest(state: State) -> bool:
     """Whether all operations have their outcomes, so that there is no next step."""
     return isinstance(state, Charge) and isinstance(state.newest, AtRest)
+
+
+def is_to_be_tried(state: State) -> bool:
+    """Whether the newest event says that an operator wants the next step now."""
+    return isinstance(state, Charge) and state.desk.tried is not None
 
 
 def bank_of(state: State) -> str:
@@ -325,8 +388,26 @@ def is_in_review(charge: Charge) -> bool:
     return isinstance(charge.newest, AtRest) and isinstance(charge.newest.outcome, ReviewRequired)
 
 
+def in_review(charge: Charge) -> AtRest | None:
+    """Return the operation whose outcome people must find; None if there is none.
+
+    If the opening one is in review, so is a void that has called it off. They are resolved together.
+    """
+    for progress in (charge.opening, charge.newest):
+        if isinstance(progress, AtRest) and isinstance(progress.outcome, ReviewRequired):
+            return progress
+    return None
+
+
+def stand_of(charge: Charge) -> Stand:
+    """Return a charge as far as the desk asks."""
+    proposal = charge.desk.proposal
+    is_key_taken = proposal is not None and following(charge, desk_rules.refund_key(proposal.position)) is not None
+    return Stand(charge.desk, charge.newest, in_review(charge), is_key_taken)
+
+
 def outcome_of(state: State, operation_key: str | None = None) -> AtRest | None:
-    """Return the outcome that a key is told for ever; None if there is none yet.
+    """Return the outcome that a key is told for ever, or its review; None if there is none yet.
 
     The charge's own key is told that of the opening operation. `operation_key` is the key of one that follows.
     """

@@ -28,7 +28,7 @@ from command_service.operate import print_journal, restore_journal, served_from,
 from command_service.parts import Parts
 from command_service.serving import serve
 from command_service.settings import Settings, check_way_to
-from contract.access import ACCESS, ROLES
+from contract.access import ACCESS, NAMING, ROLES
 
 PROGRAM = "python -m command_service"
 
@@ -142,7 +142,7 @@ def _try_bank(chosen: argparse.Namespace) -> int:
 def _operate(chosen: argparse.Namespace) -> None:
     """Run one of the operator's commands. Raises SettingsError, JournalRefused, OSError."""
     if chosen.command == "check-policy":
-        for line in described(read_policy(chosen.policy, ROLES, Files()), ACCESS):
+        for line in described(read_policy(chosen.policy, ROLES, Files()), ACCESS, NAMING):
             print(line)
         return
     if chosen.command == "copy-journal":

@@ -332,7 +332,7 @@ def decode(serialised: bytes) -> Event:
             return ResolutionProposed(
                 proposed.actor,
                 proposed.reason,
-                _resolution_in(proposed.resolution),
+                resolution_in(proposed.resolution),
                 proposed.transaction_id,
                 proposed.refund_transaction_id,
                 proposed.evidence,
@@ -414,7 +414,8 @@ def _answer_kind_in(value: common_pb2.AnswerKind.ValueType) -> AnswerKind:
         raise UnknownEvent("it names a kind of answer that a newer program wrote") from None
 
 
-def _resolution_in(value: common_pb2.Resolution.ValueType) -> Resolution:
+def resolution_in(value: common_pb2.Resolution.ValueType) -> Resolution:
+    """Return the resolution of the contract's. Raises UnknownEvent if it is none."""
     try:
         return Resolution[common_pb2.Resolution.Name(value).removeprefix("RESOLUTION_")]
     except (ValueError, KeyError):

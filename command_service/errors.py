@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from chassis.refusals import Violation
 from chassis.telemetry import log_unexpected
 from command_service.failures import (
+    AnotherProposal,
+    BankContradicts,
     BankUnreachable,
     CallFailed,
     ChargeInReview,
@@ -20,9 +22,12 @@ from command_service.failures import (
     JournalFull,
     KeyReused,
     MoreThanIsLeft,
+    NotAtTheDesk,
     NotNow,
     OperationUnderWay,
     PossibleDuplicate,
+    ProposalChanged,
+    SecondPersonNeeded,
     TenantLimit,
     TooManyOperations,
     TooManyUnfinished,
@@ -45,6 +50,11 @@ _REASONS: Mapping[type[CallFailed], Reason] = {
     TooManyUnfinished: Reason.TOO_MANY_UNFINISHED,
     TenantLimit: Reason.TENANT_LIMIT,
     TooManyOperations: Reason.TOO_MANY_OPERATIONS,
+    NotAtTheDesk: Reason.NOT_AT_THE_DESK,
+    AnotherProposal: Reason.ANOTHER_PROPOSAL,
+    ProposalChanged: Reason.PROPOSAL_CHANGED,
+    SecondPersonNeeded: Reason.SECOND_PERSON_NEEDED,
+    BankContradicts: Reason.BANK_CONTRADICTS,
     OperationUnderWay: Reason.OPERATION_UNDER_WAY,
     JournalFull: Reason.JOURNAL_FULL,
     JournalAway: Reason.JOURNAL_AWAY,

@@ -7,13 +7,23 @@ from charging.v1.common_pb2 import ChargeStatus, OperationStatus
 from chassis.refusals import Refusal
 from command_service.charge import Charge, is_over_without_money
 from command_service.errors import reason_of, refusing
-from command_service.failures import DoesNotFit, KeyReused, MoreThanIsLeft, PossibleDuplicate
+from command_service.failures import (
+    AnotherProposal,
+    BankContradicts,
+    DoesNotFit,
+    KeyReused,
+    MoreThanIsLeft,
+    NotAtTheDesk,
+    PossibleDuplicate,
+)
 from command_service.operation import AtRest, AwaitingExecution, AwaitingToken, CallingOff
 from command_service.statuses import is_undone, operation_status_told, status_of
 from command_service.values import Kind
 from contract.errors import command_refusal as refusal
 
-Explained = KeyReused | PossibleDuplicate | MoreThanIsLeft | DoesNotFit
+Explained = (
+    KeyReused | PossibleDuplicate | MoreThanIsLeft | DoesNotFit | NotAtTheDesk | AnotherProposal | BankContradicts
+)
 
 
 @contextlib.contextmanager
@@ -22,7 +32,15 @@ def explaining() -> Iterator[None]:
     with refusing():
         try:
             yield
-        except (KeyReused, PossibleDuplicate, MoreThanIsLeft, DoesNotFit) as failure:
+        except (
+            KeyReused,
+            PossibleDuplicate,
+            MoreThanIsLeft,
+            DoesNotFit,
+            NotAtTheDesk,
+            AnotherProposal,
+            BankContradicts,
+        ) as failure:
             raise _explained(failure) from None
 
 
@@ -43,6 +61,13 @@ def _explained(failure: Explained) -> Refusal:
             return refusal(reason, metadata={"left": failure.left})
         case DoesNotFit(charge=Charge() as charge, kind=kind):
             return refusal(reason, metadata={"status": _status(charge), **_instead(charge, kind)})
+        case NotAtTheDesk(charge=Charge() as charge):
+            held_back = {"held_back": "true"} if charge.desk.is_held_back else {}
+            return refusal(reason, metadata={"status": _status(charge), **held_back})
+        case AnotherProposal(proposal=proposal, actor=actor):
+            return refusal(reason, metadata={"proposal": proposal, "actor": actor})
+        case BankContradicts(bank_said=bank_said):
+            return refusal(reason, metadata={"bank_said": bank_said})
         case _:
             return refusal(reason)
 

@@ -9,7 +9,12 @@
     │   ├── ChargeInReview         people look into the charge first
     │   ├── DoesNotFit             the operation cannot follow in this charge as it stands
     │   ├── MoreThanIsLeft         the operation is for more than is left
-    │   └── TooManyOperations      the charge has as many operations as it may have
+    │   ├── TooManyOperations      the charge has as many operations, or steps of the desk, as it may have
+    │   ├── NotAtTheDesk           the charge is not at a stage for this step of the desk
+    │   ├── AnotherProposal        another proposal is open
+    │   ├── ProposalChanged        the proposal is not open any more
+    │   ├── SecondPersonNeeded     who has proposed a resolution may not approve it
+    │   └── BankContradicts        the bank says otherwise than the proposal
     ├── NotNow                     nobody's: nothing was stored, and a later attempt may succeed
     │   ├── BankUnreachable        the bank does not answer
     │   ├── TooManyUnfinished      too many charges are under way
@@ -90,7 +95,40 @@ class MoreThanIsLeft(CommandRefused):
 
 
 class TooManyOperations(CommandRefused):
-    """The charge has as many operations as it may have."""
+    """The charge has as many operations, or steps of the desk, as it may have."""
+
+
+class NotAtTheDesk(CommandRefused):
+    """The charge is not at a stage for this step of the desk: `charge` is its state."""
+
+    def __init__(self, charge: object = None) -> None:
+        super().__init__(charge)
+        self.charge = charge
+
+
+class AnotherProposal(CommandRefused):
+    """Another proposal is open: the one at the position `proposal`, by `actor`."""
+
+    def __init__(self, proposal: int = 0, actor: str = "") -> None:
+        super().__init__(proposal, actor)
+        self.proposal = proposal
+        self.actor = actor
+
+
+class ProposalChanged(CommandRefused):
+    """The open proposal is another one, or there is none."""
+
+
+class SecondPersonNeeded(CommandRefused):
+    """Who has proposed a resolution may not approve it."""
+
+
+class BankContradicts(CommandRefused):
+    """The bank says otherwise than the proposal: `bank_said` is the kind of its answer, by its name."""
+
+    def __init__(self, bank_said: str = "") -> None:
+        super().__init__(bank_said)
+        self.bank_said = bank_said
 
 
 class NotNow(CallFailed):

@@ -12,7 +12,7 @@ step names the same transaction, unless that one has expired, and a repeated exe
    whatever step, came to no answer. With a token it never is: money may have moved.
 5. An operation that opens a charge can be called off: then the bank is asked to close the token instead of executing it. If
    the bank had executed it already, that is its outcome.
-6. No event follows an operation at rest.
+6. No event follows an operation at rest, unless it is in review: two people may resolve that (`command_service.desk_rules`).
 7. The bank may want a step of the customer before money moves. The execute step is then repeated at a slow pace, to learn
    whether that step was done. If nobody is there to do it (`is_off_session`), the charge is called off and declined. If the
    bank gives up waiting, it is declined too: no new token is requested.
@@ -33,6 +33,8 @@ step names the same transaction, unless that one has expired, and a repeated exe
     CallingOff         VoidRequested                                       CallingOff
     CallingOff         Moved, Declined, ReviewRequired, CalledOff          AtRest
     CallingOff         Abandoned                                           AtRest
+    AtRest             ResolutionApproved                                  Resolving
+    Resolving          Moved, Declined                                     AtRest
 
     kind       Requested         Moved       Declined                                 Abandoned           CalledOff
     ---------  ----------------  ----------  ---------------------------------------  ------------------  ---------------
@@ -69,6 +71,7 @@ from command_service.events import (
     Outcome,
     Recorded,
     Refunded,
+    ResolutionApproved,
     ReviewRequired,
     TokenExpired,
     TokenIssued,
@@ -162,8 +165,16 @@ class AtRest:
     decided_at: int
 
 
+@value
+class Resolving:
+    """Two people have found the outcome of a review, and its event follows."""
+
+    operation: Operation
+    requested_at: int
+
+
 UnderWay = AwaitingToken | AwaitingExecution | AwaitingCustomer | CallingOff
-Progress = UnderWay | AtRest
+Progress = UnderWay | Resolving | AtRest
 
 
 # ---------------------------------------------------------------- the bank's answer to a step
@@ -198,7 +209,7 @@ def counts_for_giving_up(answer: Answer) -> bool:
 
 # ---------------------------------------------------------------- what to do, what it means, what follows
 def next_step(progress: Progress) -> Effect | None:
-    """Say what to do next, never when. None: the operation is at rest."""
+    """Say what to do next, never when. None: the operation is at rest, or about to be."""
     match progress:
         case AwaitingToken(operation, _, expired_tokens):
             return RequestToken(operation, expired_tokens)
@@ -210,7 +221,7 @@ def next_step(progress: Progress) -> Effect | None:
             return Execute(operation, token)
         case CallingOff(operation, _, token):
             return CallOff(operation, token)
-        case AtRest():
+        case Resolving() | AtRest():
             return None
         case _:
             assert_never(progress)
@@ -218,7 +229,7 @@ def next_step(progress: Progress) -> Effect | None:
 
 def decide(progress: Progress, message: Answered) -> list[Event]:
     """Say what an answer means: the events to append, none if it changes nothing. Never raises."""
-    if isinstance(progress, AtRest) or message.effect != next_step(progress):
+    if isinstance(progress, Resolving | AtRest) or message.effect != next_step(progress):
         return []  # Late: its step is no longer the next one.
     match progress:
         case AwaitingToken():
@@ -239,9 +250,9 @@ def _after_token_step(progress: AwaitingToken, answer: Answer, attempts: Attempt
         case Token(token):
             return [TokenIssued(token)]
         case Declined(reason):
-            return [_declined(operation, reason)]
+            return [declined(operation, reason)]
         case Refused():  # The bank opened no transaction, so nothing can be executed: a definite no is an outcome.
-            return [_declined(operation, DeclineReason.BANK_REFUSED)]
+            return [declined(operation, DeclineReason.BANK_REFUSED)]
         case Contradiction(evidence, reason):
             return [ReviewRequired(reason, evidence)]
         case Executed() | Expired() | CalledOff() | NeedsAction():  # No adapter gives this answer to this step.
@@ -258,9 +269,9 @@ def _after_execute_step(progress: AwaitingExecution, answer: Answer) -> list[Eve
     operation = progress.operation
     match answer:
         case Executed():
-            return [_moved(operation, answer)]
+            return [moved(operation, answer)]
         case Declined(reason):
-            return [_declined(operation, reason)]
+            return [declined(operation, reason)]
         case CalledOff():  # Somebody else called it off, or we did before the journal was restored.
             return [ChargeCalledOff() if operation.opens else OperationDeclined(DeclineReason.OTHER)]
         case Expired() if progress.expired_tokens + 1 < TOKEN_LIMIT:
@@ -302,9 +313,9 @@ def _after_calling_off(progress: CallingOff, answer: Answer, attempts: Attempts)
         case CalledOff() | Expired():  # Either way the bank has closed it for ever, unexecuted.
             return [ChargeCalledOff()]
         case Executed():  # Too late: it had been executed.
-            return [_moved(operation, answer)]
+            return [moved(operation, answer)]
         case Declined(reason):
-            return [_declined(operation, reason)]
+            return [declined(operation, reason)]
         case Refused(evidence):
             return [ReviewRequired(ReviewReason.CALL_OFF_REFUSED, evidence)]
         case Contradiction(evidence, reason):
@@ -329,7 +340,8 @@ def _given_up(progress: AwaitingToken | CallingOff, answer: NoAnswer, attempts: 
     return [ChargeAbandoned(unanswered) if progress.operation.opens else OperationAbandoned(unanswered)]
 
 
-def _moved(operation: Operation, answer: Executed) -> Moved:
+def moved(operation: Operation, answer: Executed) -> Moved:
+    """Return the event of an operation that the bank has executed."""
     request, amount, transaction_id = operation.request, operation.amount, answer.transaction_id
     match operation.kind:
         case Kind.CHARGE:
@@ -346,7 +358,8 @@ def _moved(operation: Operation, answer: Executed) -> Moved:
             assert_never(operation.kind)
 
 
-def _declined(operation: Operation, reason: DeclineReason) -> ChargeDeclined | OperationDeclined | AuthorizationExpired:
+def declined(operation: Operation, reason: DeclineReason) -> ChargeDeclined | OperationDeclined | AuthorizationExpired:
+    """Return the event of an operation that was not executed and never will be."""
     if operation.opens:
         return ChargeDeclined(reason)
     if reason is DeclineReason.AUTHORIZATION_EXPIRED and operation.kind is not Kind.REFUND:
@@ -354,11 +367,12 @@ def _declined(operation: Operation, reason: DeclineReason) -> ChargeDeclined | O
     return OperationDeclined(reason)
 
 
-def _may_end(event: Event, progress: UnderWay) -> TypeGuard[Outcome]:
+def _may_end(event: Event, progress: UnderWay | Resolving) -> TypeGuard[Outcome]:
     operation = progress.operation
+    has_no_token = not isinstance(progress, Resolving) and progress.token is None
     match event:
         case ReviewRequired():
-            return True
+            return not isinstance(progress, Resolving)
         case ChargeDeclined():
             return operation.opens
         case OperationDeclined():
@@ -366,11 +380,11 @@ def _may_end(event: Event, progress: UnderWay) -> TypeGuard[Outcome]:
         case AuthorizationExpired():
             return operation.kind is Kind.CAPTURE or operation.kind is Kind.VOID
         case ChargeAbandoned():
-            return operation.opens and progress.token is None
+            return operation.opens and has_no_token
         case OperationAbandoned():
-            return not operation.opens and progress.token is None
+            return not operation.opens and has_no_token
         case ChargeCalledOff():
-            return operation.opens and not isinstance(progress, AwaitingToken)
+            return operation.opens and not isinstance(progress, AwaitingToken | Resolving)
         case _:
             return isinstance(event, MOVED[operation.kind]) and not isinstance(progress, AwaitingToken)
 
@@ -382,7 +396,7 @@ def awaits_customer(progress: Progress) -> TypeGuard[AwaitingCustomer]:
 
 def call_off(progress: Progress) -> CallingOff:
     """Fold in that an operation is to be called off. Raises ImpossibleEvent unless it opens a charge and is under way."""
-    if not isinstance(progress, AtRest) and progress.operation.opens:
+    if not isinstance(progress, Resolving | AtRest) and progress.operation.opens:
         return CallingOff(progress.operation, progress.requested_at, progress.token)
     raise ImpossibleEvent(f"nothing can be called off in {type(progress).__name__}")
 
@@ -401,6 +415,8 @@ def evolve(progress: Progress, recorded: Recorded) -> Progress:
             return AwaitingCustomer(operation, requested_at, token, url, expires_at, addresses + 1)
         case AwaitingToken() | AwaitingExecution() | AwaitingCustomer(), NotAfterPassed():
             return call_off(progress)
+        case AtRest(operation, requested_at, ReviewRequired()), ResolutionApproved():
+            return Resolving(operation, requested_at)
     if not isinstance(progress, AtRest) and _may_end(event, progress):
         return AtRest(progress.operation, progress.requested_at, event, recorded.position, recorded.recorded_at)
     raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {type(progress).__name__}")

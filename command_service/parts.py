@@ -9,7 +9,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import certifi
 import httpx
 import structlog
 
+from charging.v1.operator_pb2 import GetServerStatusResponse
 from chassis import punctual, stderr
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.exposure import is_loopback
@@ -38,6 +39,7 @@ from command_service.bank.routes import Route, rule
 from command_service.bank.transport import open_transport
 from command_service.bank.two_step import Dialect, TwoStepBank
 from command_service.bank.unconfigured import Unconfigured
+from command_service.desk import CALLS_AT_ONCE, OperatorService, Reconciler, Room
 from command_service.duplicates import Recent
 from command_service.feed import Feed
 from command_service.intake import Intake, screened
@@ -237,6 +239,24 @@ class Parts:
         """Make the service that clients call."""
         calls, rates = Shares(self.settings.max_calls, self.weights), Rates(self.rate_of, self.clock)
         return CommandService(self.intake(), reception, calls, rates)
+
+    def operators(
+        self,
+        journal: Journal,
+        assembled: Assembled,
+        status: Callable[[], GetServerStatusResponse] = GetServerStatusResponse,
+        reconciler: Reconciler | None = None,
+    ) -> OperatorService:
+        """Make the service that operators call."""
+        return OperatorService(
+            journal,
+            assembled.runner,
+            assembled.lines,
+            Room(Shares(CALLS_AT_ONCE, self.weights), Rates(self.rate_of, self.clock)),
+            self.wait_until,
+            status=status,
+            reconciler=reconciler,
+        )
 
     def feed(self, journal: Journal) -> Feed:
         """Make the feed that readers follow."""

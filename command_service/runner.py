@@ -3,6 +3,8 @@
 A new charge and a charge found after a crash run through the same loop, so there is no recovery code. No transaction and no
 lock is held across a call to the bank.
 
+While an operator holds a charge back, its loop waits, and calls join it as ever.
+
 Where servers share a journal, a loop goes round with the bank only while this server drives the charge, or for a call that
 wants to know whether the customer has come back, and else waits for the other server's progress. That saves calls. If two loops
 ever drive one charge, they waste work and do no harm: the journal takes only the first answer to a step, and the bank does each
@@ -23,7 +25,17 @@ from chassis.telemetry import log_unexpected
 from command_service.bank.breaker import PAUSES
 from command_service.bank.line import Line
 from command_service.bank.lines import Lines
-from command_service.charge import Absent, Charge, Due, Message, is_at_rest, is_overdue, next_step, seconds_to_its_end
+from command_service.charge import (
+    Absent,
+    Charge,
+    Due,
+    Message,
+    is_at_rest,
+    is_overdue,
+    is_to_be_tried,
+    next_step,
+    seconds_to_its_end,
+)
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
 from command_service.operation import Answered, Attempts, counts_for_giving_up
@@ -36,7 +48,8 @@ LOADED_AT_ONCE = 256
 # The pause between two looks whether the customer has taken the step that the bank waits for: a thirtieth of the charge's age,
 # within these. Most customers take it within minutes; those who never do would cost most of the calls.
 CUSTOMER_SECONDS, LONGEST_CUSTOMER_SECONDS, CUSTOMER_SHARE = 4.0, 300.0, 1 / 30
-# A charge that another server drives is looked at again when the journal has news of it. This is for news that never comes.
+# A charge that another server drives, or an operator holds back, is looked at again when the journal has news of it. This is
+# for news that never comes.
 LOOK_AGAIN_SECONDS = 10.0
 
 
@@ -176,25 +189,28 @@ class Runner:
         run.is_driven = True
         unanswered = 0  # attempts at the operation under way, in this run
         pauses = 0  # since the charge last moved
-        effect = next_step(run.snapshot.state)
         try:
-            while effect is not None:
+            while not is_at_rest(run.snapshot.state):
+                effect = next_step(run.snapshot.state)
                 # A call that wants to know how things stand does not wait for another server to look.
-                if not self._journal.drives(run.snapshot.charge_id) and not run.is_look_wanted:
-                    await self._let_others_drive(run)
-                    unanswered, pauses, effect = 0, 0, next_step(run.snapshot.state)
+                is_ours = self._journal.drives(run.snapshot.charge_id) or run.is_look_wanted
+                if effect is None or not is_ours:  # None: an operator holds it back
+                    await self._let_others_move(run)
+                    unanswered, pauses = 0, 0
                     continue
+                before = run.snapshot
                 with run.turn() as is_look:
                     message = await self._perform(run, effect, unanswered, is_look=is_look)
                     with contextlib.suppress(NotStored, KeepsMoving):
                         # Nothing was stored, certainly: if a commit's fate is unknown, the process ends. The step is repeated.
                         run.move_on((await self._streams.handle(run.snapshot, message)).snapshot)
-                done, effect = effect, next_step(run.snapshot.state)
+                after = next_step(run.snapshot.state)
                 if isinstance(message, Answered):
                     unanswered = message.attempts.unanswered
-                if effect is None or effect.operation.reference != done.operation.reference:
+                if after is None or after.operation.reference != effect.operation.reference:
                     unanswered = 0
-                if effect != done:
+                is_tried = run.snapshot is not before and is_to_be_tried(run.snapshot.state)  # an operator did not wait
+                if after != effect or is_tried:
                     pauses = 0
                     continue
                 pauses += 1
@@ -202,10 +218,9 @@ class Runner:
                 if isinstance(message, Answered):  # else its end has come, and the journal does not take that
                     pause_seconds = min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))
                 before = run.snapshot
-                if await run.pause(pause_seconds):
-                    effect = next_step(run.snapshot.state)
-                    # A call that only wants a look ends the pause, and callers may come as often as they like.
-                    pauses = 0 if run.snapshot is not before else pauses
+                await run.pause(pause_seconds)
+                # A call that only wants a look ends the pause, and callers may come as often as they like.
+                pauses = 0 if run.snapshot is not before else pauses
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
             log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
@@ -218,11 +233,16 @@ class Runner:
                 run.ended.set_result(None)
             self.at_end(run.snapshot)
 
-    async def _let_others_drive(self, run: Run) -> None:
-        """Wait for progress of the server that drives a charge, or until this one is to."""
+    async def _let_others_move(self, run: Run) -> None:
+        """Wait for progress of the server that drives a charge, or for the operator that lets it go; or until it is our turn.
+
+        A call that wants to know how things stand gets what the journal holds.
+        """
         charge_id, before = run.snapshot.charge_id, run.snapshot
-        run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
-        if run.snapshot is before and not self._journal.drives(charge_id):
+        with run.turn():
+            run.move_on(await self._streams.load(charge_id))  # there may have been news of it before this run
+        is_ours = self._journal.drives(charge_id) and next_step(before.state) is not None
+        if run.snapshot is before and not is_ours:
             await run.pause(LOOK_AGAIN_SECONDS)
 
     async def _perform(self, run: Run, effect: Effect, unanswered: int, *, is_look: bool) -> Message:

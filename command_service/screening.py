@@ -4,7 +4,8 @@
    charge id. No other rule applies before the key is looked up, or the retry of an accepted charge would not find it. The
    message is read by its descriptor, so that a field added to the contract is searched without a line here.
 2. `faults` are today's rules for a new charge, `faults_to_follow` for a new operation. They may get stricter; what was
-   accepted before does not meet them again. The contract's comments state every one of them.
+   accepted before does not meet them again. The contract's comments state every one of them. `faults_of_step` are all rules for
+   a step of the desk.
 3. A fault is a field and a text. Both are fixed and repeat nothing of the input, which may be a card number. A metadata
    key is input too, so an entry's field is "metadata.key" or "metadata.value". Each field is named once.
 4. Nothing is corrected: "usd" is refused, not read as USD, and ids are compared byte for byte.
@@ -19,7 +20,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from google.protobuf.message import Message
 
 from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
+from charging.v1.common_pb2 import Resolution
+from charging.v1.operator_pb2 import (
+    ApproveResolutionRequest,
+    AskBankRequest,
+    HoldBackRequest,
+    LetGoRequest,
+    ProposeResolutionRequest,
+    RejectResolutionRequest,
+    TryNowRequest,
+)
 from command_service.address import is_address
+from command_service.bank.two_step import is_storable
 from command_service.card_numbers import card_number_in, may_hold_card_number, unescaped
 from command_service.currencies import MAX_MINOR_UNITS
 from command_service.values import Card, Money, Request, Wish
@@ -27,6 +39,15 @@ from contract.currencies import EXPONENTS
 
 RequestToFollow = CaptureRequest | VoidRequest | RefundRequest
 AnyRequest = ChargeRequest | RequestToFollow
+StepRequest = (
+    TryNowRequest
+    | HoldBackRequest
+    | LetGoRequest
+    | ProposeResolutionRequest
+    | RejectResolutionRequest
+    | ApproveResolutionRequest
+)
+DeskRequest = StepRequest | AskBankRequest
 Faults = tuple[tuple[str, str], ...]  # (field, text)
 
 # In bytes of UTF-8, so that every request within the contract's limits fits the 16 KiB of a command.
@@ -54,6 +75,9 @@ BRAND_TOO_LONG = "must be at most 64 bytes of UTF-8"
 TEXT_TOO_LONG = "must be at most 1,500 bytes of UTF-8"
 TEXT_UNPRINTABLE = "must not hold control or invisible characters"
 TEXT_TELLS_CODE = "must not tell a card's security code: it is never sent"
+RESOLUTION_UNKNOWN = "must be a resolution that this server knows"
+BANK_ID_MALFORMED = "must be the bank's id: 1 to 128 of A-Z a-z 0-9 _ . : -"
+MUST_BE_EMPTY = "must be empty with this resolution"
 METADATA_TOO_MANY = "must have at most 20 entries"
 METADATA_TOO_LARGE = "must have at most 10,000 bytes of UTF-8 in all its keys and values together"
 METADATA_KEY_MALFORMED = "must be 1 to 40 of A-Z a-z 0-9 _ . : -"
@@ -65,6 +89,7 @@ _NAME = re.compile(r"[!-~]{1,255}")
 # so that no program downstream reads markup or a format in it. Stripe promises that no id of its own is longer than 255.
 _CARD_TOKEN = re.compile(r"[A-Za-z0-9_.:~+/=-]{1,255}")
 _CHARGE_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+_RESOLUTIONS = frozenset(Resolution.values()) - {Resolution.RESOLUTION_UNSPECIFIED}
 _LAST4 = re.compile(r"[0-9]{4}|")
 _METADATA_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,40}")
 # The security codes that PCI DSS 4 forbids to keep (3.3), by every scheme's name and whatever the value. A key is compared in
@@ -94,6 +119,18 @@ _LAYOUT = re.compile(r"\r?\n|\t|(?<=[^\x00-\x7f\u200c\u200d])[\u200c\u200d]")
 # ---------------------------------------------------------------- the rules
 def always_refused(wire: AnyRequest) -> Faults:
     """Find the faults that count before the key is looked up: an unknown field, a card number, a malformed key or charge id."""
+    found = _always_refused(wire)
+    if malformed := key_fault(wire.idempotency_key):
+        found.setdefault("idempotency_key", malformed)
+    if isinstance(wire, RequestToFollow) and (
+        malformed := _form_fault(_CHARGE_ID, wire.charge_id, CHARGE_ID_MALFORMED)
+    ):
+        found.setdefault("charge_id", malformed)
+    return tuple(found.items())
+
+
+def _always_refused(wire: Message) -> dict[str, str]:
+    """Find card numbers in any field, and fields that this server does not know, which it takes out."""
     found = {}
     serialised = wire.SerializeToString()
     if may_hold_card_number(serialised):
@@ -102,15 +139,11 @@ def always_refused(wire: AnyRequest) -> Faults:
                 found[field] = CARD_NUMBER
         if isinstance(wire, ChargeRequest) and "card.last4" not in found and _spans_card_fields(wire):
             found["card.brand"] = CARD_NUMBER  # its beginning, where the last four digits stand beside it
-    if malformed := key_fault(wire.idempotency_key):
-        found.setdefault("idempotency_key", malformed)
-    if isinstance(wire, RequestToFollow) and not _CHARGE_ID.fullmatch(wire.charge_id):
-        found.setdefault("charge_id", CHARGE_ID_MALFORMED if wire.charge_id else REQUIRED)
     wire.DiscardUnknownFields()
     if wire.ByteSize() != len(serialised):
         # A field that this server does not know might name the amount or the payer: no money moves on half a request.
         found[""] = UNKNOWN_FIELDS
-    return tuple(found.items())
+    return found
 
 
 def _spans_card_fields(wire: ChargeRequest) -> bool:
@@ -161,6 +194,46 @@ def faults_to_follow(wish: Wish) -> Faults:
     found = dict(_amount_faults(wish.amount)) if wish.amount is not None else {}
     found["reason"] = _text_fault(wish.reason)
     return tuple((field, fault) for field, fault in found.items() if fault)
+
+
+def faults_of_step(wire: DeskRequest) -> Faults:
+    """Find the rules that a step of the desk breaks, card numbers and unknown fields included."""
+    found: dict[str, str] = _always_refused(wire)
+    for field, fault in _step_faults(wire):
+        if fault:
+            found.setdefault(field, fault)
+    return tuple(found.items())
+
+
+def _step_faults(wire: DeskRequest) -> Iterator[tuple[str, str | None]]:
+    yield "charge_id", _form_fault(_CHARGE_ID, wire.charge_id, CHARGE_ID_MALFORMED)
+    if isinstance(wire, AskBankRequest):
+        return
+    yield "reason", _text_fault(wire.reason) if wire.reason.strip() else REQUIRED
+    if isinstance(wire, RejectResolutionRequest | ApproveResolutionRequest):
+        yield "proposal", None if wire.proposal > 0 else REQUIRED
+    if isinstance(wire, ProposeResolutionRequest):
+        yield from _proposal_faults(wire)
+
+
+def _proposal_faults(wire: ProposeResolutionRequest) -> Iterator[tuple[str, str | None]]:
+    resolution = wire.resolution
+    is_known = resolution in _RESOLUTIONS
+    yield "resolution", None if is_known else REQUIRED if not resolution else RESOLUTION_UNKNOWN
+    yield "evidence", _text_fault(wire.evidence) if wire.evidence.strip() else REQUIRED
+    if is_known:
+        is_executed = resolution != Resolution.RESOLUTION_NOT_EXECUTED
+        yield "transaction_id", _bank_id_fault(wire.transaction_id, is_wanted=is_executed)
+        is_refunded = resolution == Resolution.RESOLUTION_REFUNDED
+        yield "refund_transaction_id", _bank_id_fault(wire.refund_transaction_id, is_wanted=is_refunded)
+
+
+def _bank_id_fault(bank_id: str, *, is_wanted: bool) -> str | None:
+    if not is_wanted:
+        return MUST_BE_EMPTY if bank_id else None
+    if not bank_id:
+        return REQUIRED
+    return None if is_storable(bank_id) else BANK_ID_MALFORMED
 
 
 def _all_faults(request: Request, max_minor_units: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:

@@ -9,9 +9,10 @@ from functools import partial
 from importlib import resources
 from typing import NoReturn
 
+import grpc.aio
 import structlog
 
-from charging.v1 import command_pb2_grpc
+from charging.v1 import command_pb2_grpc, operator_pb2_grpc
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
 from chassis.shares import Shares
@@ -82,7 +83,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         with _refusing_unreadable(f"the journal {chosen.journal} holds a record that cannot be read"):
             await assembled.reception.recall()
         runner, commands = assembled.runner, parts.commands(assembled.reception)
+        operators = parts.operators(journal, assembled)
+        stack.push_async_callback(operators.close)
         feed = parts.feed(journal)
+
+        def register(grpc_server: grpc.aio.Server) -> None:
+            command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server)
+            operator_pb2_grpc.add_OperatorServiceServicer_to_server(operators, grpc_server)
+
         listen = partial(
             server.Server.start,
             domain=DOMAIN,
@@ -96,8 +104,8 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         )
         command_server = await listen(
             chosen.listen,
-            lambda grpc_server: command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server),
-            services=["charging.v1.CommandService"],
+            register,
+            services=["charging.v1.CommandService", "charging.v1.OperatorService"],
             calls_a_connection=CALLS_A_CONNECTION,
         )
         stack.push_async_callback(command_server.drain, 0.0)
@@ -149,6 +157,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         watching.cancel()
         # Waiting calls get most of the time to see their outcome, and the rest of it to answer PENDING.
         asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, commands.stop)
+        asyncio.get_running_loop().call_later(chosen.drain_seconds * 0.8, operators.stop)
         await command_server.drain(chosen.drain_seconds)
         feed.stop()  # last, so that readers get the last outcomes too
         await feed_server.drain(2.0)

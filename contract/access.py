@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 
 from chassis.gate import Gate, Refused
+from chassis.identity import Naming
 from chassis.policy import Policy, Roles
 from chassis.refusals import Refusals
 from contract.errors import Reason
@@ -25,6 +26,8 @@ class Role(StrEnum):
 # An identity that feeds or operates may belong to no tenant: then it sees the records of all.
 ROLES = Roles([role.value for role in Role], without_tenant=[Role.FEED.value, Role.OPERATE.value])
 """The roles that a policy may give."""
+NAMING = Naming(by=Role.OPERATE.value, gives=frozenset({Role.READ.value}))
+"""An operator of no tenant may name one for a call, and then read as that tenant's caller too."""
 
 ACCESS: Mapping[str, str] = {
     "/charging.v1.CommandService/Charge": Role.CHARGE,
@@ -55,4 +58,5 @@ ACCESS: Mapping[str, str] = {
 
 def gate_of(refusal: Refusals[Reason], policy: Callable[[], Policy] | None = None) -> Gate:
     """Make a server's gate, which refuses in the words of its table of errors. Without a policy it is open to everybody."""
-    return Gate(ACCESS, Refused(refusal(Reason.UNAUTHENTICATED), refusal(Reason.PERMISSION_DENIED)), policy)
+    refused = Refused(refusal(Reason.UNAUTHENTICATED), refusal(Reason.PERMISSION_DENIED))
+    return Gate(ACCESS, refused, policy, naming=NAMING)

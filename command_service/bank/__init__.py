@@ -26,6 +26,8 @@ An adapter promises these, since nothing else keeps a customer from being charge
 8. The bank counts by itself: it declines a refund of more than was captured and not refunded, and a capture or void of what is
    not held. The core counts too; but the journal of a restored server may have forgotten what was captured and refunded.
 
+9. `look_up` is a question only: it moves no money, opens no transaction and closes none, however often it is put.
+
 A bank of one step executes an order at once, and knows a repeated order by its key. Promises 1 and 2 then rest on three of its
 own: for a stated time a key brings back what its first order came to, under concurrent repeats too, and another order under it
 is refused; the newest order of a reference is found, at the latest before its key is forgotten; and a key can be closed before
@@ -40,7 +42,7 @@ again in a way that excludes this, or the answer is `NoAnswer`.
 
 from typing import Protocol
 
-from command_service.values import Answer, Effect
+from command_service.values import Answer, Effect, Operation
 
 
 def trusted_seconds(promised_seconds: float) -> float:
@@ -76,6 +78,16 @@ class Bank(Protocol):
         It takes no longer than the adapter's total deadline. With `look_up_first` the bank is asked what it knows of
         the charge before anything is done: a restored journal may have forgotten steps that the bank has not, and the bank
         may have forgotten that a request is a repeated one. Without a look-up the answer is a `Contradiction`.
+        """
+        ...
+
+    async def look_up(self, operation: Operation) -> Answer:
+        """Ask what the bank knows of our reference's newest transaction, for people. It changes nothing, and never raises.
+
+        Executed, Declined or Expired: how it ended. CalledOff: it was closed unexecuted, or the bank knows none. Token: it is
+        open. NeedsAction: it awaits the customer. Contradiction: it is not as we asked for it, or its id may not be stored.
+        InProgress and NoAnswer as ever; NoAnswer too if the bank cannot be asked. A bank that would still take a late order
+        says Token, also where it knows of none yet. It takes no longer than the adapter's total deadline.
         """
         ...
 

@@ -8,7 +8,7 @@ import structlog
 from chassis.slots import Slots
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker, is_heard
-from command_service.values import Answer, Effect, NoAnswer
+from command_service.values import Answer, Effect, NoAnswer, Operation
 
 
 class Performed(NamedTuple):
@@ -92,3 +92,24 @@ class Line:
                 self._slots.give_back(tenant)
             if (unanswered := await self._breaker.pause()) is not None:
                 return Performed(unanswered, 0)
+
+    async def look_up(self, operation: Operation) -> Answer:
+        """Ask the bank what it knows of an operation, for people. Never raises.
+
+        A spared bank is asked only if a probe is due, and else this is NoAnswer at once: people come back by themselves.
+        """
+        if not self._bank.can_look_up:
+            return await self._bank.look_up(operation)  # nobody is called, and the breaker learns nothing
+        tenant = operation.request.tenant
+        await self._slots.take(tenant)
+        try:
+            if (admitted := self._breaker.admit()) is None:
+                return NoAnswer(self._breaker.retry_after_seconds)
+            answer: Answer = NoAnswer()
+            try:
+                answer = await self._bank.look_up(operation)
+            finally:
+                self._breaker.note(admitted, operation.request.charge_id, answer)
+            return answer
+        finally:
+            self._slots.give_back(tenant)

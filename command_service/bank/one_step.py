@@ -51,7 +51,8 @@ Without look-ups
 
 `looks_up = false` is for banks that offer none. While the key is known, the order itself is the look-up: to repeat it changes
 nothing, and tells how it ended. A calling off is repeated likewise. Past that time, and with a restored journal, there is no
-question whose answer is certain. So every such step is a `Contradiction`, and its charge is for people.
+question whose answer is certain. So every such step is a `Contradiction`, and its charge is for people. Nor can people ask the
+bank by a look-up.
 
 Two things a bank of two steps can do and this one cannot. An order that it refuses, without a payment that is declined, leaves
 the key open: that is `Refused`, and for people. And a token does not expire: a charge waits for as long as the bank is away,
@@ -87,6 +88,7 @@ from command_service.values import (
     InProgress,
     Kind,
     NoAnswer,
+    Operation,
     RequestToken,
 )
 
@@ -195,6 +197,10 @@ class _Unseen:
         if look_up_first and not isinstance(effect, RequestToken):
             return Contradiction(Evidence())
         return await self._bank.perform(effect, look_up_first=False)
+
+    async def look_up(self, operation: Operation) -> Answer:
+        del operation
+        return no_answer("the bank offers no look-up")
 
     async def close(self) -> None:
         await self._bank.close()

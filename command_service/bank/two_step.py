@@ -27,6 +27,9 @@ execute step, or the calling off of a token: both ask the bank to close a transa
     in progress, to a look-up too                  InProgress
     no answer, to a look-up too                    NoAnswer
 
+A look-up for people (`look_up`) is heard like the one before a calling off without a token: how it ended, or Token if it is
+open, NeedsAction if it awaits the customer, CalledOff after a refusal that was heard twice.
+
 1. A reply that names no transaction (a refusal), or another one, may belong to another question: one surplus response of a
    bank or a proxy shifts every later response on its connection by one. No charge ends on such a reply alone. It ends its
    connection (`heard`), and the next question goes over a fresh one.
@@ -278,6 +281,21 @@ class TwoStepBank:
         except TimeoutError:
             return no_answer("deadline")
 
+    async def look_up(self, operation: Operation) -> Answer:
+        """Ask what the bank knows of our reference. Never raises; see the port."""
+        effect = CallOff(operation, None)  # The look-up that calling off begins with; nothing is called off.
+        try:
+            async with asyncio.timeout(self._call_timeout_seconds):
+                match await _heard_twice(partial(self._dialect.find_by_reference, effect), effect):
+                    case Transaction() as known:
+                        return _standing(known, effect)
+                    case Refusal():
+                        return CalledOff()
+                    case Contradiction() | InProgress() | NoAnswer() as answer:
+                        return answer
+        except TimeoutError:
+            return no_answer("deadline")
+
     async def close(self) -> None:
         """Let go of connections."""
         await self._dialect.close()
@@ -464,6 +482,13 @@ def _end(known: Transaction | Refusal, effect: Execute | CallOff) -> Answer | No
             return None
         case _:
             assert_never(known.stage)
+
+
+def _standing(known: Transaction, effect: CallOff) -> Answer:
+    """How our transaction stands, by a look-up whose fields are ours."""
+    if known.stage is Stage.AWAITS_CUSTOMER:
+        return _needs_action(known)
+    return _end(known, effect) or _token(known)
 
 
 def _contradiction(said: Transaction | Refusal, effect: Effect) -> Contradiction:

@@ -3,7 +3,7 @@
 import math
 
 from command_service.bank.transport import no_answer
-from command_service.values import Effect, NoAnswer
+from command_service.values import Effect, NoAnswer, Operation
 
 
 class Unconfigured:
@@ -30,6 +30,10 @@ class Unconfigured:
     async def perform(self, _: Effect, *, look_up_first: bool) -> NoAnswer:
         """Give no answer, for a reason of our own set-up: it counts for no giving up, and is told by an error of the log."""
         del look_up_first
+        return no_answer(self._why, our_setup=True)
+
+    async def look_up(self, _: Operation) -> NoAnswer:
+        """Give no answer."""
         return no_answer(self._why, our_setup=True)
 
     async def close(self) -> None:

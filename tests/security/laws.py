@@ -20,7 +20,7 @@ from chassis.caller import Caller
 from chassis.refusals import Refusal
 from chassis.settings import Address, SettingsError
 from chassis.watched import Files, Unusable
-from contract.access import ACCESS, ROLES
+from contract.access import ACCESS, NAMING, ROLES
 from rig.certs import Authority
 from tests.security import tokens as provider
 
@@ -122,8 +122,10 @@ class Call:
         names: Sequence[str] = (),
         tls: bool = True,
         peer: str = "ipv4:192.0.2.7:4711",
+        tenants: Sequence[str | bytes] = (),
     ) -> None:
         self._metadata = [("user-agent", "test"), *(("authorization", value) for value in authorization)]
+        self._metadata += [("chargeonce-tenant", tenant) for tenant in tenants]
         self._connection = {
             "transport_security_type": [b"ssl" if tls else b"insecure"],
             # What grpc itself tells of the names, which is not asked: it ends each at a zero.
@@ -145,6 +147,7 @@ class Call:
 
 CHARGE, REFUND = "/charging.v1.CommandService/Charge", "/charging.v1.CommandService/Refund"
 SUBSCRIBE, GET = "/charging.v1.JournalService/Subscribe", "/charging.v1.QueryService/GetCharge"
+HOLD_BACK = "/charging.v1.OperatorService/HoldBack"
 HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 SHOP = Caller("shop", "shop")
@@ -305,12 +308,80 @@ def roles(world: World, folder: Path) -> None:
                 with refused(NOT_PERMITTED):
                     door.admit_call(call)
     told = "\n".join(world.policy.described(policy, ACCESS))
-    assert told.count("yes  ") == (3 + 6) + 6 + (3 + 1) + 1 + 0  # of the five identities, by the methods of their roles
+    assert told.count("yes  ") == (3 + 7) + 7 + (3 + 1) + 2 + 0  # of the five identities, by the methods of their roles
     shop = told[told.index("shop, of the tenant shop") : told.index("shop-jwt, of")]
     assert "known by certificate_uri and certificate_dns" in shop
     assert "yes  charging.v1.CommandService/Charge  (charge)" in shop
     assert "no   charging.v1.CommandService/Refund  (refund)" in shop
     assert "query-server, of no tenant" in told
+
+
+OPERATORS = """
+[[identities]]
+name = "operator"
+roles = ["operate"]
+certificate_uri = "spiffe://example/operator"
+
+[[identities]]
+name = "feeder"
+roles = ["operate", "feed"]
+certificate_uri = "spiffe://example/feeder"
+
+[[identities]]
+name = "reader"
+roles = ["feed"]
+certificate_uri = "spiffe://example/reader"
+
+[[identities]]
+name = "shop-operator"
+tenant = "shop"
+roles = ["operate"]
+certificate_uri = "spiffe://example/shop-operator"
+"""
+
+
+def tenants_are_named(world: World, folder: Path) -> None:
+    """An operator of no tenant is the caller of the tenant that a call names, and reads as such. Nobody else names any."""
+    policy = world.read(folder, OPERATORS)
+    gate = world.gate_of(policy, naming=world.identity.Naming(NAMING.by, NAMING.gives))
+    get, hold, subscribe = (gate.door(method, on_loopback=False) for method in (GET, HOLD_BACK, SUBSCRIBE))
+    charge, gauges = (gate.door(method, on_loopback=False) for method in (CHARGE, world.gate.METRICS))
+
+    def by(name: str, *tenants: str | bytes) -> Call:
+        return Call(uris=[f"spiffe://example/{name}"], tenants=tenants)
+
+    assert hold.admit_call(by("operator")).caller == Caller("", "operator")
+    for door in (get, hold):
+        assert door.admit_call(by("operator", "shop")).caller == Caller("shop", "operator")
+    assert subscribe.admit_call(by("feeder", "shop")).caller == Caller("shop", "feeder")
+    assert subscribe.admit_call(by("feeder")).caller == Caller("", "feeder")
+    assert hold.admit_call(by("shop-operator", "shop")).caller == Caller("shop", "shop-operator")
+    for door, call in (
+        (get, by("operator")),  # a tenant must be named: else whose charges?
+        (charge, by("operator", "shop")),
+        (subscribe, by("operator", "shop")),
+        (gauges, by("operator", "shop")),
+        (hold, by("operator", "shop", "shop")),
+        (hold, by("operator", "shop", "till")),
+        (hold, by("operator", "")),
+        (hold, by("operator", "a shop")),
+        (hold, by("operator", b"caf\xe9")),
+        (hold, by("shop-operator", "till")),
+        (subscribe, by("reader", "shop")),
+        (get, by("shop-operator", "shop")),
+    ):
+        with refused(NOT_PERMITTED):
+            door.admit_call(call)
+    nobody_names = world.gate_of(policy).door(HOLD_BACK, on_loopback=False)
+    assert nobody_names.admit_call(by("operator")).caller == Caller("", "operator")
+    with refused(NOT_PERMITTED):
+        nobody_names.admit_call(by("operator", "shop"))
+    told = "\n".join(world.policy.described(policy, ACCESS, NAMING))
+    of = {lines.split(",")[0]: lines for lines in told.replace("\n  ", "  ").split("\n")}
+    may_read = "yes  charging.v1.QueryService/GetCharge  (read, for a tenant that it names in chargeonce-tenant)"
+    assert [name for name, lines in of.items() if may_read in lines] == ["operator", "feeder"]
+    assert all("no   charging.v1.CommandService/Charge  (charge)" in lines for lines in of.values())
+    assert "yes  charging.v1.OperatorService/HoldBack  (operate)" in of["operator"]
 
 
 def open_doors(world: World, folder: Path) -> None:
@@ -606,6 +677,7 @@ LAWS: Sequence[Callable[[World, Path], None]] = (
     a_certificate_ends,
     by_static_token,
     roles,
+    tenants_are_named,
     open_doors,
     refusals_are_told,
     exposed,
