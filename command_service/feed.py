@@ -19,7 +19,15 @@ import grpc
 import grpc.aio
 import structlog
 
-from charging.v1.journal_pb2 import CaughtUp, Heartbeat, Opened, SubscribeRequest, SubscribeResponse
+from charging.v1.journal_pb2 import (
+    CaughtUp,
+    GetAttemptsRequest,
+    GetAttemptsResponse,
+    Heartbeat,
+    Opened,
+    SubscribeRequest,
+    SubscribeResponse,
+)
 from chassis.caller import Caller, caller_of
 from chassis.refusals import Violation
 from chassis.server import end_call
@@ -44,12 +52,16 @@ BATCHES_SHARED = 8
 
 # Far more than the query servers and the exports of one journal.
 MAX_READERS = 256
+# Calls of GetAttempts at once, each of which may read a stream. People ask for them.
+MAX_ASKED = 64
 
 ANY_READER = Caller("", "anonymous")
 """Every reader of the feed where no policy is. It has no tenant: it sees all records."""
 
 # The owners of records, in their order, up to the first whose owner cannot be read. Raises Unreadable if that is the first.
 OwnersOf = Callable[[Sequence[Record]], Awaitable[Sequence[str]]]
+# (charge id, tenant) -> the attempts at the charge's step. With an empty tenant they are told of any. Raises CallFailed.
+AttemptsAt = Callable[[str, str], Awaitable[GetAttemptsResponse]]
 _Batch = tuple[bytes, Place]
 
 
@@ -190,25 +202,56 @@ def _batch(records: Sequence[Record]) -> SubscribeResponse:
     return response
 
 
+async def no_attempts(_charge_id: str, _tenant: str) -> GetAttemptsResponse:
+    """Tell of no attempts: where no charges run."""
+    return GetAttemptsResponse()
+
+
 class JournalService:
-    """The feed over gRPC, up to a number of readers: cuts off those that do not read."""
+    """The feed over gRPC, up to a number of readers: cuts off those that do not read. And the attempts that no feed shows."""
 
     def __init__(
-        self, feed: Feed, readers: Shares | None = None, *, slow_reader_seconds: float = SLOW_READER_SECONDS
+        self,
+        feed: Feed,
+        readers: Shares | None = None,
+        attempts: AttemptsAt = no_attempts,
+        *,
+        slow_reader_seconds: float = SLOW_READER_SECONDS,
     ) -> None:
         """Each reader takes a place in `readers`: those that begin at places of their own share no reads."""
         self._feed = feed
         self._readers = readers or Shares(MAX_READERS)
+        self._attempts = attempts
+        self._asked = Shares(MAX_ASKED)
         self._slow_reader_seconds = slow_reader_seconds
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add the service to a server, without a serialiser: the feed's messages are sent unchanged."""
-        method: grpc.RpcMethodHandler[SubscribeRequest, bytes] = grpc.unary_stream_rpc_method_handler(
+        """Add the service to a server, the feed without a serialiser: its messages are sent unchanged."""
+        subscribe: grpc.RpcMethodHandler[SubscribeRequest, bytes] = grpc.unary_stream_rpc_method_handler(
             self.Subscribe, SubscribeRequest.FromString
         )
-        server.add_registered_method_handlers("charging.v1.JournalService", {"Subscribe": method})
+        get_attempts: grpc.RpcMethodHandler[GetAttemptsRequest, GetAttemptsResponse] = (
+            grpc.unary_unary_rpc_method_handler(
+                self.GetAttempts, GetAttemptsRequest.FromString, GetAttemptsResponse.SerializeToString
+            )
+        )
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Subscribe": subscribe, "GetAttempts": get_attempts}
+        server.add_registered_method_handlers("charging.v1.JournalService", methods)
 
-    async def Subscribe(  # noqa: N802  # the contract's name
+    async def GetAttempts(  # noqa: N802  # the contract's names, here and below
+        self, request: GetAttemptsRequest, context: Any
+    ) -> GetAttemptsResponse:
+        """Tell of the attempts at a charge's step, as far as the caller's tenant may know."""
+        tenant = caller_of(context).tenant
+        if self._asked.take(tenant) is not None:
+            raise refusal(Reason.TOO_MANY_CALLS)
+        try:
+            with refusing():
+                return await self._attempts(request.charge_id, tenant)
+        finally:
+            self._asked.give_back(tenant)
+
+    async def Subscribe(  # noqa: N802
         self, request: SubscribeRequest, context: Any
     ) -> AsyncGenerator[bytes, None]:
         """Follow the journal, as far as the caller's tenant may see it."""

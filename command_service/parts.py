@@ -28,6 +28,7 @@ from chassis.shares import Rates, Shares
 from chassis.tls import ClientTls
 from chassis.watched import Watched
 from command_service.api import CommandService
+from command_service.attempts import Memory
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
 from command_service.bank.configured import Banks, read_banks
@@ -66,6 +67,7 @@ class Assembled:
     lines: Lines
     runner: Runner
     reception: Reception
+    memory: Memory
 
     async def close(self) -> None:
         """Stop each charge at its present step. It is as safe as a crash, and the next start goes on from there."""
@@ -229,7 +231,7 @@ class Parts:
         """Put together the parts that run charges."""
         lines = self.lines(banks)
         runner = self.runner(journal, lines)
-        return Assembled(lines, runner, self.reception(journal, runner, lines))
+        return Assembled(lines, runner, self.reception(journal, runner, lines), Memory(runner, lines, journal))
 
     def intake(self) -> Intake:
         """Make the reader and screening of clients' messages."""

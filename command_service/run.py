@@ -11,8 +11,47 @@ from command_service.charge import Charge
 from command_service.events import ReviewRequired
 from command_service.operation import AtRest, awaits_customer
 from command_service.streams import Snapshot
+from command_service.values import Answer, Operation
 
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Tries:
+    """The attempts at the operation under way, as this process remembers them: in memory only, so that a restart forgets them.
+
+    Times are microseconds since 1970, 0 for none.
+    """
+
+    taken_up_at: int = 0
+    """When this process took the operation over from an earlier process or another server; 0: it has it from its request."""
+    reference: str = ""
+    """The operation's; empty until its first attempt."""
+    bank_calls: int = 0
+    in_vain: int = 0
+    """Attempts in a row that have not moved the charge on."""
+    last_answer: Answer | None = None
+    last_at: int = 0
+    next_at: int = 0
+    is_under_way: bool = False
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator["Tries"]:
+        """Make an attempt."""
+        self.is_under_way = True
+        try:
+            yield self
+        finally:
+            self.is_under_way = False
+
+    def note(self, answer: Answer, now: int, bank_calls: int) -> None:
+        """Note the bank's answer, for which it was called so often."""
+        self.last_answer, self.last_at = answer, now
+        self.bank_calls += bank_calls
+
+    def note_end(self, *, is_in_vain: bool, is_answered: bool) -> None:
+        """Note what came of an attempt. Without an answer it was none: the step was not wanted any more."""
+        self.in_vain = self.in_vain + is_answered if is_in_vain else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +68,7 @@ class Run:
     is_driven: bool = False
     """A task brings it to rest: that of the call that began it, or the runner's own after a start."""
     bank_calls: int = 0
+    tries: Tries = field(default_factory=Tries)
     _began: float = field(init=False)
     _moved_on: asyncio.Event | None = field(default=None, init=False)
     _wanted_look: "asyncio.Future[None] | None" = field(default=None, init=False)
@@ -44,6 +84,13 @@ class Run:
         """The tenant whose charge it is."""
         assert isinstance(self.snapshot.state, Charge), "a charge on its way has events"
         return self.snapshot.state.request.tenant
+
+    def tries_at(self, operation: Operation) -> Tries:
+        """Return the attempts at the operation under way: new ones if those known are of one that has ended."""
+        if self.tries.reference not in ("", operation.reference):
+            self.tries = Tries()
+        self.tries.reference = operation.reference
+        return self.tries
 
     @property
     def age_seconds(self) -> float:
@@ -102,15 +149,21 @@ class Run:
         if self._moved_on is not None:
             self._moved_on.set()
 
-    async def pause(self, seconds: float) -> bool:
-        """Wait, at most until a client's command moves the charge on, or `wake`; return whether one of them happened."""
+    async def pause(self, seconds: float, *, now: int = 0) -> bool:
+        """Wait, at most until a client's command moves the charge on, or `wake`; return whether one of them happened.
+
+        With `now`, in microseconds since 1970, it is a pause before the next attempt.
+        """
         if self.is_look_wanted:
             return True
+        tries = self.tries
+        tries.next_at = now and now + int(seconds * 1_000_000)
         self._moved_on = moved_on = asyncio.Event()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await moved_on.wait()
         self._moved_on = None
+        tries.next_at = 0
         return moved_on.is_set()
 
     def log_rest(self) -> None:

@@ -39,7 +39,7 @@ from command_service.charge import (
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
 from command_service.operation import Answered, Attempts, counts_for_giving_up
-from command_service.run import Run
+from command_service.run import Run, Tries
 from command_service.streams import KeepsMoving, Snapshot, Streams
 from command_service.values import Effect, InProgress, NeedsAction, NoAnswer, RequestToken
 
@@ -177,7 +177,8 @@ class Runner:
         The snapshot must be the newest: an older one would begin a run that tells less than was told already.
         """
         if (run := self._runs.get(snapshot.charge_id)) is None:
-            run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future())
+            tries = Tries(self._now() if was_in_journal else 0)
+            run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future(), tries=tries)
             self._runs[snapshot.charge_id] = run
             self.places.force(run.tenant)
         return run
@@ -197,6 +198,8 @@ class Runner:
                 if effect is None or not is_ours:  # None: an operator holds it back
                     await self._let_others_move(run)
                     unanswered, pauses = 0, 0
+                    if not is_ours:
+                        run.tries = Tries(self._now())
                     continue
                 before = run.snapshot
                 with run.turn() as is_look:
@@ -209,6 +212,7 @@ class Runner:
                     unanswered = message.attempts.unanswered
                 if after is None or after.operation.reference != effect.operation.reference:
                     unanswered = 0
+                run.tries.note_end(is_in_vain=after in (None, effect), is_answered=isinstance(message, Answered))
                 is_tried = run.snapshot is not before and is_to_be_tried(run.snapshot.state)  # an operator did not wait
                 if after != effect or is_tried:
                     pauses = 0
@@ -218,7 +222,7 @@ class Runner:
                 if isinstance(message, Answered):  # else its end has come, and the journal does not take that
                     pause_seconds = min(pause_seconds, seconds_to_its_end(run.snapshot.state, self._now()))
                 before = run.snapshot
-                await run.pause(pause_seconds)
+                await run.pause(pause_seconds, now=self._now())
                 # A call that only wants a look ends the pause, and callers may come as often as they like.
                 pauses = 0 if run.snapshot is not before else pauses
             run.log_rest()
@@ -265,13 +269,16 @@ class Runner:
             is_the_same = run.snapshot is snapshot and looks_up_first() is look_up_first
             return drives and is_the_same and not is_overdue(snapshot.state, self._now())
 
-        performed = await line.perform(effect, look_up_first=look_up_first, is_wanted=is_wanted)
+        with run.tries_at(effect.operation).under_way() as tries:
+            performed = await line.perform(effect, look_up_first=look_up_first, is_wanted=is_wanted)
         if performed is None:
             return Due(self._now())
+        now = self._now()
         run.bank_calls += performed.calls
+        tries.note(performed.answer, now, performed.calls)
         if counts_for_giving_up(performed.answer):
             unanswered += 1
-        attempts = Attempts(unanswered, self._now(), self._abandon_after_seconds, self._journal.restored)
+        attempts = Attempts(unanswered, now, self._abandon_after_seconds, self._journal.restored)
         return Answered(effect, performed.answer, attempts)
 
     def _pause_seconds(self, run: Run, message: Message, pauses: int) -> float:

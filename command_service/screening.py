@@ -117,6 +117,11 @@ _LAYOUT = re.compile(r"\r?\n|\t|(?<=[^\x00-\x7f\u200c\u200d])[\u200c\u200d]")
 
 
 # ---------------------------------------------------------------- the rules
+def is_charge_id(text: str) -> bool:
+    """Whether a text may be the id of a charge."""
+    return _CHARGE_ID.fullmatch(text) is not None
+
+
 def always_refused(wire: AnyRequest) -> Faults:
     """Find the faults that count before the key is looked up: an unknown field, a card number, a malformed key or charge id."""
     found = _always_refused(wire)

@@ -111,13 +111,14 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await listen(
             chosen.feed_listen,
-            JournalService(feed, Shares(MAX_READERS, parts.weights)).register,
+            JournalService(feed, Shares(MAX_READERS, parts.weights), assembled.memory.of).register,
             services=["charging.v1.JournalService"],
             anybody=ANY_READER,
         )
         stack.push_async_callback(feed_server.drain, 0.0)
         with _refusing_unreadable(f"the journal {chosen.journal} holds an unfinished charge that cannot be read"):
             found = await runner.recover()
+        assembled.memory.is_complete.set()
         await feed_server.set_serving(True)
         stack.callback(asyncio.create_task(runner.keep_up()).cancel)
         watching = asyncio.create_task(_keep_health(journal, command_server))

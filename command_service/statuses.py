@@ -3,6 +3,7 @@
 from typing import assert_never
 
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationStatus
+from charging.v1.query_pb2 import ChargeStage
 from command_service.charge import Charge, is_in_review
 from command_service.codec import decline_reason_out
 from command_service.events import (
@@ -19,7 +20,16 @@ from command_service.events import (
     ReviewRequired,
     Voided,
 )
-from command_service.operation import AtRest, Progress, awaits_customer
+from command_service.operation import (
+    AtRest,
+    AwaitingCustomer,
+    AwaitingExecution,
+    AwaitingToken,
+    CallingOff,
+    Progress,
+    Resolving,
+    awaits_customer,
+)
 from command_service.values import Kind
 
 
@@ -63,6 +73,25 @@ def status_told(opening: Progress) -> ChargeStatus.ValueType:
             return ChargeStatus.CHARGE_STATUS_IN_REVIEW
         case _:
             raise AssertionError("no operation that opens a charge ends so")
+
+
+def stage_told(charge: Charge) -> ChargeStage.ValueType:
+    """Return what a charge waits for. A step of a customer who is not there is not waited for: it is called off."""
+    match charge.newest:
+        case AwaitingToken():
+            return ChargeStage.CHARGE_STAGE_AWAITING_TOKEN
+        case AwaitingExecution():
+            return ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION
+        case AwaitingCustomer() as newest if awaits_customer(newest):
+            return ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER
+        case AwaitingCustomer() | CallingOff():
+            return ChargeStage.CHARGE_STAGE_CALLING_OFF
+        case Resolving():
+            return ChargeStage.CHARGE_STAGE_IN_REVIEW
+        case AtRest():
+            return ChargeStage.CHARGE_STAGE_IN_REVIEW if is_in_review(charge) else ChargeStage.CHARGE_STAGE_AT_REST
+        case _:
+            assert_never(charge.newest)
 
 
 def operation_status_told(progress: Progress) -> OperationStatus.ValueType:

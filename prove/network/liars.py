@@ -20,6 +20,8 @@ from charging.v1.journal_pb2 import (
     Charged,
     ChargeRequested,
     Event,
+    GetAttemptsRequest,
+    GetAttemptsResponse,
     Opened,
     Record,
     RecordBatch,
@@ -171,6 +173,10 @@ async def _serving(records: Sequence[Record]) -> AsyncIterator[str]:
             yield SubscribeResponse(batch=RecordBatch(records=records))
             yield SubscribeResponse(caught_up=CaughtUp(position=len(records)))
             await asyncio.Event().wait()
+
+        async def GetAttempts(self, _: GetAttemptsRequest, __: Any) -> GetAttemptsResponse:  # noqa: N802
+            """Know of none."""
+            return GetAttemptsResponse()
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     journal_pb2_grpc.add_JournalServiceServicer_to_server(Liar(), server)

@@ -11,6 +11,8 @@ import grpc.aio
 from charging.v1 import journal_pb2_grpc
 from charging.v1.journal_pb2 import (
     CaughtUp,
+    GetAttemptsRequest,
+    GetAttemptsResponse,
     Heartbeat,
     Opened,
     Record,
@@ -28,7 +30,7 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
     """Serves the records of a journal.
 
     Between `cut` and `mend` it ends every stream. `held_at` is a position that no stream passes. `forged` replaces the
-    journal's records by others, and `caught_up_at` the position in its CaughtUp.
+    journal's records by others, and `caught_up_at` the position in its CaughtUp. `attempts` are those that it tells, by charge.
     """
 
     def __init__(self, journal: SealedJournal) -> None:
@@ -37,6 +39,7 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
         self.forged: Sequence[Record] | None = None
         self.caught_up_at: int | None = None
         self.batch_records = 500
+        self.attempts: dict[str, GetAttemptsResponse] = {}
         self.requests: list[SubscribeRequest] = []
         self.authorizations: list[str | None] = []
         self.address = ""
@@ -110,6 +113,9 @@ class FeedServer(journal_pb2_grpc.JournalServiceServicer):
                 yield SubscribeResponse(heartbeat=Heartbeat(head_position=self.journal.head))
                 async with self._changed:
                     await self._changed.wait_for(lambda: self._state() != seen)  # noqa: B023  # called before it changes
+
+    async def GetAttempts(self, request: GetAttemptsRequest, _: Any) -> GetAttemptsResponse:  # noqa: N802
+        return self.attempts.get(request.charge_id, GetAttemptsResponse())
 
     def _state(self) -> tuple[int, int | None, int]:
         return self.journal.head, self.held_at, self._cuts

@@ -1,0 +1,127 @@
+"""The attempts at a charge's step, as a real command server tells of them on its feed's port."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from charging.v1.common_pb2 import AnswerKind, Attempts, Card
+from charging.v1.journal_pb2 import GetAttemptsRequest, GetAttemptsResponse
+from rig.errors import refused
+from rig.world import CHARGED, REQUIRES_ACTION, World, a_hold, a_request, a_world, id_of, records, until
+
+ALWAYS = 1_000_000
+NOBODYS = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as world:
+        yield world
+
+
+async def asked(world: World, charge_id: str) -> GetAttemptsResponse:
+    return await world.journals.GetAttempts(GetAttemptsRequest(charge_id=charge_id), timeout=30)
+
+
+async def in_vain(world: World, charge_id: str, times: int) -> Attempts:
+    """Wait until a step has been tried in vain so often, and a pause has begun."""
+    found = Attempts()
+
+    async def is_seen() -> bool:
+        found.CopyFrom((await asked(world, charge_id)).attempts)
+        return found.in_vain >= times and found.HasField("next_at")
+
+    await until(is_seen)
+    return found
+
+
+async def test_attempts_in_vain_are_counted_timed_and_told_with_the_kind_of_the_last_answer(world: World) -> None:
+    """And when the next one is due. They end with the charge."""
+    request = a_request()
+    await world.trouble("execute", "error_before", times=ALWAYS)
+    waiting = asyncio.create_task(world.charge(request))
+    told = await in_vain(world, id_of(request), 2)
+    assert told.last_answer == AnswerKind.ANSWER_KIND_NO_ANSWER
+    assert told.bank_calls >= told.in_vain + 1  # and the token step
+    requested_at = records(world.journal)[0].recorded_at
+    assert told.since.ToMicroseconds() == requested_at
+    assert requested_at < told.last_at.ToMicroseconds() < told.next_at.ToMicroseconds()
+    assert (told.is_driven_here, told.bank_is_configured, told.bank_is_spared) == (True, True, False)
+    await world.referee.no_more_trouble()
+    assert (await waiting).status == CHARGED
+    assert await asked(world, id_of(request)) == GetAttemptsResponse()
+
+
+async def test_an_answer_that_moves_a_charge_on_begins_a_new_count(world: World) -> None:
+    """What was in vain at the token step says nothing of the execute step. The calls of the operation are summed up."""
+    request = a_request()
+    await world.trouble("token", "error_before", times=2)
+    await world.trouble("execute", "in_progress", retry_after="1", times=ALWAYS)
+    waiting = asyncio.create_task(world.charge(request))
+    await in_vain(world, id_of(request), 1)
+    found = Attempts()
+
+    async def is_at_the_second_step() -> bool:
+        found.CopyFrom((await asked(world, id_of(request))).attempts)
+        return found.last_answer == AnswerKind.ANSWER_KIND_IN_PROGRESS
+
+    await until(is_at_the_second_step)
+    assert found.bank_calls >= found.in_vain + 3
+    await world.referee.no_more_trouble()
+    assert (await waiting).status == CHARGED
+
+
+async def test_each_operation_of_a_charge_has_attempts_of_its_own(world: World) -> None:
+    """A capture's begin with its request, and are those of the capture only."""
+    request = a_hold()
+    await world.charge(request)
+    assert await asked(world, id_of(request)) == GetAttemptsResponse()
+    await world.trouble("execute", "error_before", times=ALWAYS)
+    waiting = asyncio.create_task(world.capture(id_of(request)))
+    told = await in_vain(world, id_of(request), 1)
+    (asked_at,) = [
+        record.recorded_at
+        for record, event in zip(records(world.journal), world.events(request), strict=True)
+        if event.WhichOneof("kind") == "capture_requested"
+    ]
+    assert told.since.ToMicroseconds() == asked_at
+    await world.referee.no_more_trouble()
+    await waiting
+
+
+async def test_a_restart_forgets_the_attempts_and_says_since_when_it_remembers(world: World) -> None:
+    """So nobody takes a count from the restart for the whole one."""
+    request = a_request()
+    await world.trouble("execute", "error_before", times=ALWAYS)
+    await world.pending(request)
+    before = await in_vain(world, id_of(request), 3)
+    await world.stop()
+    await world.start()
+    after = await in_vain(world, id_of(request), 1)
+    requested_at = records(world.journal)[0].recorded_at
+    assert before.since.ToMicroseconds() == requested_at
+    assert after.since.ToMicroseconds() > before.last_at.ToMicroseconds() > requested_at
+    await world.referee.no_more_trouble()
+    assert (await world.charge(request)).status == CHARGED
+
+
+async def test_a_customer_who_is_awaited_is_the_banks_last_answer(world: World) -> None:
+    request = a_request(card=Card(token="tok_3ds"))
+    assert (await world.charge(request)).status == REQUIRES_ACTION
+    told = await in_vain(world, id_of(request), 1)
+    assert told.last_answer == AnswerKind.ANSWER_KIND_NEEDS_ACTION
+
+
+async def test_a_charge_that_is_unknown_or_at_rest_has_no_attempts_and_is_not_unfinished(world: World) -> None:
+    request = a_request()
+    await world.charge(request)
+    for charge_id in (id_of(request), NOBODYS):
+        assert await asked(world, charge_id) == GetAttemptsResponse()
+
+
+@pytest.mark.parametrize("charge_id", ["", "order-1", "x" * 36])
+async def test_what_is_no_charges_id_is_refused(world: World, charge_id: str) -> None:
+    error = await refused(asked(world, charge_id))
+    assert (error.reason, error.fields) == ("INVALID_REQUEST", {"charge_id"})
