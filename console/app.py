@@ -47,7 +47,7 @@ def app_of(shared: Shared) -> ASGIApp:
     """Return the application."""
     made = Starlette(
         routes=_ROUTES,
-        exception_handlers={404: page(_not_found, signed_in=False), 405: page(_not_found, signed_in=False)},  # type: ignore[dict-item]
+        exception_handlers={404: _no_page, 405: _no_page},
     )
     made.state.shared = shared
     return _Door(made, is_tls=shared.settings.tls is not None, is_here_only=shared.settings.is_here_only)
@@ -110,6 +110,10 @@ async def _health(_: Request) -> Response:
 async def _not_found(_: Visit) -> Page:
     content = [tag.h1("Not here"), tag.p("There is no such page."), tag.p(tag.a("What is going on now", href="/"))]
     return Page("Not here", content, status=404)
+
+
+async def _no_page(request: Request, _: Exception) -> Response:
+    return await page(_not_found, signed_in=False)(request)
 
 
 _ROUTES: Sequence[Route] = [

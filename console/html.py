@@ -2,9 +2,9 @@
 
     tag.p("Reason: ", tag.b(reason), class_="note")
 
-A child is an element made here, a text, a number, a sequence of children, or None for nothing. An attribute is a text, a number,
-True for an attribute without a value, or None or False for none. A trailing underscore is left out of its name, and each other
-one is a hyphen.
+A child is an element made here, a text, a number, a sequence of children, or None for nothing. An attribute is a text, a
+number, True for an attribute without a value, or None or False for none. A trailing underscore is left out of its name, and
+each other one is a hyphen.
 """
 
 from collections.abc import Iterable

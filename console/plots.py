@@ -1,4 +1,4 @@
-"""What the pages draw: a charge's timeline, and small plots. Scalable vector graphics, made here, with words for whoever hears them."""
+"""What the pages draw: a charge's timeline, and small plots. Each is an SVG with words for whoever hears it."""
 
 import math
 import re

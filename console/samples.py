@@ -29,7 +29,7 @@ ERRORS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A bank between two samples. `seconds` is the mean time of an answer. It and the share of errors are None without answers."""
+    """A bank between two samples. `seconds` is the mean time of an answer; it and the share of errors may be unknown."""
 
     rate: float
     seconds: float | None

@@ -138,6 +138,14 @@ class Asker:
                 return await _there(self.ask(method(server.queries), request, seconds), _is_away)
         return await self.ask(method(last.queries), request, seconds)
 
+    async def look(
+        self,
+        method: Callable[["QueryServiceAsyncStub"], "UnaryUnaryMultiCallable[Request, Answer]"],
+        request: Request,
+    ) -> Answer | CallFailed:
+        """Ask as `query`, and return a failure: the page has other parts."""
+        return await tried(self.query(method, request))
+
     async def desk(
         self,
         method: Callable[["OperatorServiceAsyncStub"], "UnaryUnaryMultiCallable[Request, Answer]"],

@@ -42,7 +42,7 @@ class _Server(uvicorn.Server):
     """Leaves the signals to the process."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]  # what it yields to is the same
+    def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
 

@@ -1,4 +1,4 @@
-"""A visit: one person asks for one page. Here is what all pages have in common: the session, the forms, the frame, the errors."""
+"""A visit: one person asks for one page. Here is what all pages share: the session, the forms, the frame, the errors."""
 
 import asyncio
 import contextlib
@@ -250,20 +250,21 @@ async def _told(visit: Visit, tell: Tell) -> AsyncIterator[str]:
     shared = visit.shared
     shared.streams += 1
     messages = tell(visit)
-    stopping = asyncio.ensure_future(shared.stopping.wait())
-    following: asyncio.Future[str] | None = None
+    stopping = asyncio.create_task(shared.stopping.wait())
+    following: asyncio.Task[str | None] | None = None
     try:
         yield "retry: 2000\n\n"
         while not stopping.done():
-            following = following or asyncio.ensure_future(anext(messages))
-            await asyncio.wait([following, stopping], timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            following = following or asyncio.create_task(_next(messages))
+            both: list[asyncio.Task[Any]] = [following, stopping]
+            await asyncio.wait(both, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
                 yield ": alive\n\n"
                 continue
-            try:
-                yield f"data: {following.result()}\n\n"
-            except StopAsyncIteration:
+            told = following.result()
+            if told is None:
                 return
+            yield f"data: {told}\n\n"
             following = None
     except SignInNeeded:
         yield "event: sign-in\ndata: \n\n"
@@ -273,9 +274,14 @@ async def _told(visit: Visit, tell: Tell) -> AsyncIterator[str]:
         log_unexpected("a stream failed", error)
     finally:
         shared.streams -= 1
-        for task in filter(None, (following, stopping)):
-            task.cancel()
-            with contextlib.suppress(BaseException):
-                await task
+        for task in (following, stopping):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         with contextlib.suppress(BaseException):
             await messages.aclose()  # type: ignore[attr-defined]  # they are async generators all
+
+
+async def _next(messages: AsyncIterator[str]) -> str | None:
+    """Return the next message; None at their end, which a task cannot raise."""
+    return await anext(messages, None)

@@ -28,7 +28,6 @@ from charging.v1.query_pb2 import (
 from console import plots, words
 from console.html import Child, tag
 from console.pages import desk, parts
-from console.servers import tried
 from console.visit import Page, Refuse, Visit
 from contract.situations import SITUATIONS
 
@@ -58,19 +57,16 @@ async def changes(visit: Visit) -> AsyncIterator[str]:
 
 async def _page(visit: Visit, failed: tuple[str, CallFailed] | None = None) -> Page:
     named = _named(visit)
-    explained, history = await asyncio.gather(
-        tried(visit.asker.query(lambda stub: stub.ExplainCharge, ExplainChargeRequest(**named))),
-        tried(visit.asker.query(lambda stub: stub.GetChargeHistory, GetChargeHistoryRequest(**named))),
-    )
+    explanation = visit.asker.look(lambda stub: stub.ExplainCharge, ExplainChargeRequest(**named))
+    events = visit.asker.look(lambda stub: stub.GetChargeHistory, GetChargeHistoryRequest(**named))
+    explained, history = await asyncio.gather(explanation, events)
     unexplained: CallFailed | None = None
     if isinstance(explained, CallFailed):
-        if explained.reason:
-            return _without(explained)
         unexplained = explained
-        found = await tried(visit.asker.query(lambda stub: stub.GetCharge, GetChargeRequest(**named)))
+        found = await visit.asker.look(lambda stub: stub.GetCharge, GetChargeRequest(**named))
         if isinstance(found, CallFailed):
             return _without(found)
-        explained = ExplainChargeResponse(charge=found.charge)
+        explained = ExplainChargeResponse(charge=found.charge, actions=desk.usual(found.charge))
     charge = explained.charge
     waits_for = parts.WAITS_FOR.get(charge.stage, "")
     proposal = charge.proposal if charge.HasField("proposal") else None

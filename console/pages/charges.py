@@ -1,6 +1,7 @@
 """The list of charges: filters, pages, and the search for one."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.responses import Response
@@ -10,7 +11,6 @@ from charging.v1.query_pb2 import ChargeStage, GetChargeRequest, ListChargesRequ
 from console import words
 from console.html import Child, tag
 from console.pages import parts
-from console.servers import tried
 from console.visit import Page, Visit
 
 PAGE_SIZE = 50
@@ -26,7 +26,7 @@ async def show(visit: Visit) -> Page:
         request = request_of(visit)
     except ValueError as error:
         return Page("Charges", [tag.h1("Charges"), form, tag.p(str(error), class_="error", role="alert")], status=400)
-    found = await tried(visit.asker.query(lambda stub: stub.ListCharges, request))
+    found = await visit.asker.look(lambda stub: stub.ListCharges, request)
     shown: Child
     if isinstance(found, CallFailed):
         shown = parts.trouble(found)
@@ -43,7 +43,7 @@ async def search(visit: Visit) -> Response:
     if not name:
         return visit.go("/charges")
     by = GetChargeRequest(charge_id=name) if words.is_id(name) else GetChargeRequest(idempotency_key=name)
-    found = await tried(visit.asker.query(lambda stub: stub.GetCharge, by))
+    found = await visit.asker.look(lambda stub: stub.GetCharge, by)
     if not isinstance(found, CallFailed):
         return visit.go(parts.place_of(found.charge))
     if found.reason in ("CHARGE_NOT_FOUND", "INVALID_REQUEST"):
@@ -74,14 +74,13 @@ def request_of(visit: Visit) -> ListChargesRequest:
     )
 
 
-def _value(kind: type, prefix: str, name: str) -> int:
+def _value(kind: Any, prefix: str, name: str) -> Any:
     if not name:
         return 0
     try:
-        found: int = kind.Value(prefix + name.upper().replace(" ", "_"))  # type: ignore[attr-defined]  # an enum of protobuf
+        return kind.Value(prefix + name.upper().replace(" ", "_"))
     except ValueError:
         raise ValueError("This is none of the choices of the form.") from None
-    return found
 
 
 def _choices(kind: words.Values) -> list[tuple[str, str]]:

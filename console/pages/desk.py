@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from chargeonce_client import CallFailed
+from chargeonce_client import CallFailed, Charge
 from charging.v1.common_pb2 import AnswerKind, Resolution
 from charging.v1.operator_pb2 import (
     ApproveResolutionRequest,
@@ -17,7 +17,7 @@ from charging.v1.operator_pb2 import (
     RejectResolutionRequest,
     TryNowRequest,
 )
-from charging.v1.query_pb2 import PossibleAction, ResolutionProposal
+from charging.v1.query_pb2 import ChargeStage, PossibleAction, ResolutionProposal
 from console import words
 from console.html import Child, tag
 from console.pages import parts
@@ -110,6 +110,20 @@ async def take(visit: Visit, charge_id: str, name: str) -> Response:
     return visit.go(f"{place}{'&' if '?' in place else '?'}after={outcome.position}")
 
 
+def usual(charge: Charge) -> Sequence[PossibleAction]:
+    """Return what is usual at a charge's stage, for a query server that does not explain it. The servers decide all the same."""
+    match charge.stage:
+        case ChargeStage.CHARGE_STAGE_IN_REVIEW if charge.HasField("proposal"):
+            names = ["approve", "reject"]
+        case ChargeStage.CHARGE_STAGE_IN_REVIEW:
+            names = ["propose"]
+        case stage if stage in parts.WAITS_FOR:
+            names = ["let-go"] if charge.held_back else ["try-now", "hold-back"]
+        case _:
+            names = []
+    return [PossibleAction(method=_SERVICE + STEPS[name].method, role="operate") for name in names]
+
+
 def forms(
     visit: Visit,
     charge_id: str,
@@ -118,7 +132,7 @@ def forms(
     proposal: ResolutionProposal | None,
     failed: tuple[str, CallFailed] | None,
 ) -> Child:
-    """Show what may be done, each with its form. `failed` is the step that was just refused: its form keeps what was written."""
+    """Show what may be done, each with its form. `failed` is the step that was just refused: its form keeps its fields."""
     by_method = {action.method: action for action in actions}
     shown: list[Child] = []
     for name, step in STEPS.items():

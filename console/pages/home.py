@@ -8,7 +8,6 @@ from charging.v1.query_pb2 import ChargeStage, ListChargesRequest, Situation
 from console import stuck, words
 from console.html import Child, tag
 from console.pages import parts, reconciliation, state
-from console.servers import tried
 from console.visit import Page, Visit
 from contract.situations import SITUATIONS
 
@@ -26,9 +25,10 @@ _STAGES = {
 
 async def show(visit: Visit) -> Page:
     """Show it."""
+    charges = visit.asker.look(lambda stub: stub.ListCharges, ListChargesRequest(page_size=_NEWEST))
     (groups, failure), newest, views, commands, reconciled = await asyncio.gather(
         stuck.stuck(visit.asker),
-        tried(visit.asker.query(lambda stub: stub.ListCharges, ListChargesRequest(page_size=_NEWEST))),
+        charges,
         state.views(visit),
         state.commands(visit),
         reconciliation.last(visit),

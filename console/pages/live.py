@@ -7,7 +7,6 @@ from chargeonce_client import CallFailed
 from charging.v1.query_pb2 import ListChargesRequest
 from console.html import Child, tag
 from console.pages import parts
-from console.servers import tried
 from console.visit import Page, Visit
 
 LOOK_SECONDS = 1.0
@@ -16,7 +15,7 @@ _NEWEST = ListChargesRequest(page_size=40)
 
 async def show(visit: Visit) -> Page:
     """Show them."""
-    found = await tried(visit.asker.query(lambda stub: stub.ListCharges, _NEWEST))
+    found = await visit.asker.look(lambda stub: stub.ListCharges, _NEWEST)
     shown: Child
     if isinstance(found, CallFailed):
         shown = parts.trouble(found)
@@ -31,7 +30,7 @@ async def changes(visit: Visit) -> AsyncIterator[str]:
     """Tell each change among them. A query server that is away is asked again."""
     before: list[tuple[str, int]] | str | None = None
     while True:
-        found = await tried(visit.asker.query(lambda stub: stub.ListCharges, _NEWEST))
+        found = await visit.asker.look(lambda stub: stub.ListCharges, _NEWEST)
         now = (
             found.code.name
             if isinstance(found, CallFailed)

@@ -164,7 +164,8 @@ def _form(visit: Visit) -> Child:
 
     return [
         tag.p(
-            "It compares a bank's statement with the journal, and changes nothing. What it finds it proposes as steps of the desk."
+            "It compares a bank's statement with the journal, and changes nothing. What it finds it proposes as steps of "
+            "the desk."
         ),
         visit.post(
             "/reconciliation",

@@ -24,9 +24,9 @@ async def sign_in(visit: Visit) -> Page | Response:
     token = visit.given("token").removeprefix("Bearer ").strip()
     if not _TOKEN.fullmatch(token) or len(token) > _LONGEST_TOKEN:
         return _form(visit, "This is no bearer token.", 400)
-    if not visit.shared.settings.is_here_only and not visit.shared.settings.is_open:
-        if not await is_guarded(visit.shared.servers):
-            return _form(visit, "A server behind this console has no policy, so that it would let everybody in.", 403)
+    chosen = visit.shared.settings
+    if not (chosen.is_here_only or chosen.is_open or await is_guarded(visit.shared.servers)):
+        return _form(visit, "A server behind this console has no policy, so that it would let everybody in.", 403)
     visit.session.token = token
     try:
         await visit.shared.asker(visit.session).query(lambda stub: stub.GetViewStatus, GetViewStatusRequest())
@@ -67,8 +67,8 @@ def _form(visit: Visit, problem: str = "", status: int = 200) -> Page:
     content: list[Child] = [
         tag.h1("Sign in"),
         tag.p(
-            "Show who you are by your bearer token: the token that the service's policy names, or one of your identity provider."
-            " It stays in the memory of the console, and is sent with each of your calls; what you may do is the servers' decision."
+            "Show who you are by your bearer token: the one that the service's policy names, or one of your identity provider. "
+            "It stays in the memory of the console, and is sent with each of your calls. The servers decide what you may do."
         ),
         tag.p(problem, class_="error", role="alert") if problem else None,
         visit.post(
@@ -87,8 +87,8 @@ def _tenants(visit: Visit, problem: str = "") -> Page:
     content: list[Child] = [
         tag.h1("Tenant"),
         tag.p(
-            "An operator without a tenant of their own sees and repairs the charges of the tenant that is named here. Whoever has a "
-            "tenant sees that one's, and leaves the field empty."
+            "An operator without a tenant of their own sees and repairs the charges of the tenant that is named here. Whoever "
+            "has a tenant sees that one's, and leaves the field empty."
         ),
         tag.p(problem, class_="error", role="alert") if problem else None,
         visit.post(

@@ -23,18 +23,16 @@ _UNNAMED = "the bank of COMMAND_BANK_URL"
 async def views(visit: Visit) -> Views:
     """Return the state of each query server's views, by its address."""
     servers = visit.asker.servers.queries
-    answers = await asyncio.gather(
-        *(tried(visit.asker.ask(each.queries.GetViewStatus, GetViewStatusRequest(), PART_SECONDS)) for each in servers)
-    )
+    asked = [visit.asker.ask(each.queries.GetViewStatus, GetViewStatusRequest(), PART_SECONDS) for each in servers]
+    answers = await asyncio.gather(*map(tried, asked))
     return {server.address: answer for server, answer in zip(servers, answers, strict=True)}
 
 
 async def commands(visit: Visit) -> Commands:
     """Return the state of each command server, by its address."""
     servers = visit.asker.servers.commands
-    answers = await asyncio.gather(
-        *(tried(visit.asker.ask(each.desk.GetServerStatus, GetServerStatusRequest(), PART_SECONDS)) for each in servers)
-    )
+    asked = [visit.asker.ask(each.desk.GetServerStatus, GetServerStatusRequest(), PART_SECONDS) for each in servers]
+    answers = await asyncio.gather(*map(tried, asked))
     for server, answer in zip(servers, answers, strict=True):
         if not isinstance(answer, CallFailed):
             visit.shared.samples.add(server.address, answer, visit.asker)

@@ -7,7 +7,6 @@ from charging.v1.query_pb2 import GetUserSummaryRequest, ListChargesRequest
 from console import words
 from console.html import Child, tag
 from console.pages import parts
-from console.servers import tried
 from console.visit import Page, Refuse, Visit
 
 _KINDS = {
@@ -28,10 +27,9 @@ async def show(visit: Visit) -> Page:
     user_id = visit.asked("id")
     if not user_id:
         raise Refuse(404, "There is no such page.")
-    sums, newest = await asyncio.gather(
-        tried(visit.asker.query(lambda stub: stub.GetUserSummary, GetUserSummaryRequest(user_id=user_id))),
-        tried(visit.asker.query(lambda stub: stub.ListCharges, ListChargesRequest(user_id=user_id, page_size=20))),
-    )
+    summary = visit.asker.look(lambda stub: stub.GetUserSummary, GetUserSummaryRequest(user_id=user_id))
+    listed = visit.asker.look(lambda stub: stub.ListCharges, ListChargesRequest(user_id=user_id, page_size=20))
+    sums, newest = await asyncio.gather(summary, listed)
     shown: Child
     if isinstance(sums, CallFailed):
         shown = parts.trouble(sums)
