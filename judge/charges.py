@@ -7,12 +7,12 @@ charge's operations after each event.
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from charging.v1.command_pb2 import CaptureMode
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
-from charging.v1.journal_pb2 import Event
+from charging.v1.journal_pb2 import Event, ResolutionProposed
 
 # The contract's words for operations: by the event that begins one, and by the event that ends it.
 _KIND, _STATUS = OperationKind, OperationStatus
@@ -30,6 +30,13 @@ _OPERATION_AT_REST = {
     "review_required": _STATUS.OPERATION_STATUS_IN_REVIEW,
     "charge_called_off": _STATUS.OPERATION_STATUS_CALLED_OFF,
 }
+_STEPS = frozenset(
+    {
+        *("try_requested", "held_back", "let_go"),
+        *("resolution_proposed", "resolution_rejected", "resolution_approved"),
+    }
+)
+_PROPOSAL = ("resolution", "transaction_id", "refund_transaction_id", "evidence")
 _UNDER_WAY = (_STATUS.OPERATION_STATUS_PENDING, _STATUS.OPERATION_STATUS_REQUIRES_ACTION)
 # The status of a charge whose opening operation was not executed.
 _NEVER_OPENED = {
@@ -54,6 +61,10 @@ class Charge:
     has_token: bool = False
     action: Any = None
     """The step that the bank wants of the customer."""
+    is_resolving: bool = False
+    """Two people have found the outcome of a review, and its event comes next."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of what operators did."""
 
     @classmethod
     def requested(cls, record: Any, asked: Any, tenant: int) -> "Charge":
@@ -78,13 +89,56 @@ class Charge:
             "requested_at": record.recorded_at,
             "bank": asked.bank,
             "off_session": int(asked.off_session),
+            "stage_since": record.recorded_at,
+            "held_back": 0,
+            "proposal": 0,
+            "proposed_by": "",
         }
         kind = _KIND.OPERATION_KIND_AUTHORIZE if is_manual else _KIND.OPERATION_KIND_CHARGE
         return cls(row, [_operation(row, 0, kind, asked, record.recorded_at)])
 
-    def read(self, kind: str, event: Event, at: int) -> int:
+    def read(self, kind: str, event: Event, record: Any) -> int:
         """Take in an event other than the first. Returns the number of the operation that it belongs to."""
-        content = getattr(event, kind)
+        content, at = getattr(event, kind), record.recorded_at
+        number = self._read_step(kind, content, record) if kind in _STEPS else self._read(kind, content, at)
+        unfinished = [operation for operation in self.operations if operation["status"] in _UNDER_WAY]
+        since = at
+        if unfinished:
+            since = unfinished[0]["requested_at"]
+        else:
+            self.row["held_back"] = 0
+        if kind not in _STEPS:
+            self.row["stage_since"] = max(since, self.row["requested_at"])
+        return number
+
+    def _read_step(self, kind: str, content: Any, record: Any) -> int:
+        """Take in what an operator did about the operation under way, or the first one in review."""
+        in_review = [one for one in self.operations if one["status"] == _STATUS.OPERATION_STATUS_IN_REVIEW]
+        under_way = [one for one in self.operations if one["status"] in _UNDER_WAY]
+        operation = (in_review or under_way)[0]
+        operation["updated_at"] = record.recorded_at
+        said = content if kind == "resolution_proposed" else ResolutionProposed()
+        self.steps.append(
+            {
+                "tenant": self.row["tenant"],
+                "charge_position": self.row["requested_position"],
+                **{name: getattr(record, name) for name in ("version", "position", "recorded_at")},
+                **{name: getattr(content, name) for name in ("actor", "reason")},
+                **{name: getattr(said, name) for name in _PROPOSAL},
+            }
+        )
+        if kind in ("held_back", "let_go"):
+            self.row["held_back"] = int(kind == "held_back")
+        if kind.startswith("resolution_"):
+            is_open = kind == "resolution_proposed"
+            self.row |= {"proposal": record.position * is_open, "proposed_by": said.actor}
+        if kind == "resolution_approved":
+            self.is_resolving = True
+            for one in in_review:
+                one |= {"status": _STATUS.OPERATION_STATUS_PENDING, "review_reason": 0}
+        return int(operation["number"])
+
+    def _read(self, kind: str, content: Any, at: int) -> int:
         unfinished = [operation for operation in self.operations if operation["status"] in _UNDER_WAY]
         if kind != "action_required" and self.action is not None:
             self.action, self.operations[0]["status"] = None, _STATUS.OPERATION_STATUS_PENDING
@@ -103,7 +157,7 @@ class Charge:
             if not self.row["off_session"]:  # else nobody is to be sent there
                 operation["status"] = _STATUS.OPERATION_STATUS_REQUIRES_ACTION
         else:
-            self.has_token = self.is_called_off = False
+            self.has_token = self.is_called_off = self.is_resolving = False
             operation["status"] = _OPERATION_AT_REST[kind]
             operation["transaction_id"] = getattr(content, "transaction_id", "")
             if kind == "review_required":
@@ -159,10 +213,12 @@ class Charge:
     def _stage(self) -> int:
         """0: at rest; 1 and 2: the token step, the execute step; 3 and 4: it is called off, without and with an open token.
 
-        5: a step of the customer is awaited.
+        5: a step of the customer is awaited. 6: a review is resolved, and its outcome comes next.
         """
         if all(one["status"] not in _UNDER_WAY for one in self.operations):
             return 0
+        if self.is_resolving:
+            return 6
         if self.action is not None:
             return 5
         return 1 + self.has_token + 2 * self.is_called_off

@@ -12,6 +12,7 @@ observed are left empty and are not checked. docs/invariants.md defines the inva
     I4 one token is executed         I10 nothing changes       I17 the book: never more than is left
     I5 the request is done           I11 view = fold of the journal
     I6 stable replies                I12 the sums agree        I18 no advice leads to a second charge
+    I19 only two people resolve a review, and each step of the desk may be taken where it was
     L1 every charge comes to rest    L2 money that moved is told    L3 the view reaches the head
 """
 
@@ -125,7 +126,7 @@ def _calls(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violat
                 yield from _answer(call, charge, known, observed.records)
                 outcome = call.status, call.transaction_id, call.decline_reason, call.told_amount
                 told = (call.charge_id, call.position, *outcome)
-                if not _is_open(call) and first_told.setdefault(call.names, told) != told:
+                if not _is_open(call, known) and first_told.setdefault(call.names, told) != told:
                     before = first_told[call.names]
                     yield Violation("I6", where, f"the outcome was {before} once and {told} another time")
             case "refused":
@@ -143,8 +144,10 @@ def _calls(observed: Observed, charges: Mapping[str, Stream]) -> Iterator[Violat
                 pass
 
 
-def _is_open(call: Call) -> bool:
-    """Whether an answer promises nothing yet."""
+def _is_open(call: Call, known: Operation | None) -> bool:
+    """Whether an answer promises nothing yet, or told of a review that people have resolved since."""
+    if known is not None and known.review is not None and call.position == known.review[0].position:
+        return True
     return call.status == _PENDING or (call.operation == "charge" and call.status == REQUIRES_ACTION)
 
 
@@ -182,6 +185,8 @@ def _answer(
         yield Violation("I15", where, f"told status {call.status} at position {call.position}, where it was {status}")
     elif known.ending is not None and call.position > known.ending[0].position:
         yield Violation("I15", where, f"told position {call.position}, decided at {known.ending[0].position}")
+    elif not is_decided and known.review is not None and call.position > known.review[0].position:
+        yield Violation("I15", where, f"told position {call.position}, in review since {known.review[0].position}")
     elif call.transaction_id != transaction_id:
         yield Violation("I15", where, "told another transaction than the journal's")
     elif call.decline_reason != reason:

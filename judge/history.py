@@ -214,6 +214,7 @@ class View:
     charges: Sequence[Row]
     operations: Sequence[Row]
     entries: Sequence[Row]
+    steps: Sequence[Row]
     sums: Sequence[Row]
     totals: Sequence[Row]
     checkpoint: Row
@@ -303,7 +304,7 @@ def fold(records: Iterable[Record]) -> View:
             charges[record.charge_id] = Charge.requested(record, event.charge_requested, tenant)
             _count_in(totals, tenant, record.recorded_at)
         elif record.charge_id in charges and kind != "unknown":
-            number = charges[record.charge_id].read(kind, event, record.recorded_at)
+            number = charges[record.charge_id].read(kind, event, record)
         else:
             continue  # no stream begins like that: I8 reports it
         charge = charges[record.charge_id]
@@ -327,6 +328,7 @@ def fold(records: Iterable[Record]) -> View:
         rows,
         [operation for charge in charges.values() for operation in charge.operations],
         entries,
+        [step for charge in charges.values() for step in charge.steps],
         _sums(rows),
         list(totals.values()),
         {"position": position, "chain": chain},

@@ -40,21 +40,31 @@ def settled(movements: Sequence[Movement], found: Found) -> Iterator[Violation]:
                 yield Violation("I3", where, "money moved by a token that the journal does not hold")
             if movement.token in operation.expired:
                 yield Violation("I4", where, "money moved by a token that the journal calls expired")
-        if operation.is_undone:
+        if operation.is_undone and not _may_be_untrue(operation):
             yield Violation("I12", where, f"the money moved, and the journal says {operation.end}")
     for (_, key), times in by_key.items():
         if times > 1:
             yield Violation("I1", f"key {key}", f"the money moved {times} times, under several charges")
     for reference, (charge, operation) in found.items():
-        if operation.is_executed and not any(
-            movement.transaction_id == operation.transaction_id
-            and movement.token in operation.issued[-1:]
-            and (movement.kind, movement.minor_units, movement.currency_code)
-            == (operation.kind, operation.amount, operation.currency)
-            for movement in by_reference.get(reference, ())
+        if (
+            operation.is_executed
+            and not _may_be_untrue(operation)
+            and not any(
+                movement.transaction_id == operation.transaction_id
+                and (operation.verdict is not None or movement.token in operation.issued[-1:])
+                and (movement.kind, movement.minor_units, movement.currency_code)
+                == (operation.kind, operation.amount, operation.currency)
+                for movement in by_reference.get(reference, ())
+            )
         ):
             where = _named((charge, operation), reference)
             yield Violation("I2", where, f"{operation.end}, but the bank knows of no such movement")
+
+
+def _may_be_untrue(operation: Operation) -> bool:
+    """Whether people found its end, and no bank has confirmed it: against its word, or a refund that bears no name of ours."""
+    verdict = operation.verdict
+    return verdict is not None and (verdict.may_be_untrue or (verdict.is_refunded and operation.kind == "refund"))
 
 
 def _is_ours(movement: Movement, charge: Stream, operation: Operation) -> bool:
@@ -90,7 +100,7 @@ def booked(movements: Sequence[Movement], found: Found, *, is_at_rest: bool) -> 
                 yield Violation("I17", where, f"the bank executed {why}")
         book.write(movement.kind, movement.minor_units, is_final=is_final)
     for reference, (charge, operation) in found.items() if is_at_rest else ():
-        if operation.kind not in OPENING or not operation.is_executed or charge.is_in_review:
+        if operation.kind not in OPENING or not operation.is_executed or charge.is_in_review or charge.is_left_out:
             continue
         ours, theirs = charge.book.amounts(), books.get(operation.transaction_id, Book()).amounts()
         if ours != theirs and charge.newest is not None and charge.newest.ending is not None:
@@ -148,19 +158,22 @@ def asked(calls: Sequence[BankCall], movements: Sequence[Movement], found: Found
 
 
 def summed(movements: Sequence[Movement], found: Found) -> Iterator[Violation]:
-    """L2, I12: once every charge had time to come to rest, the sums agree. Charges in review are left out."""
+    """L2, I12: once every charge had time to come to rest, the sums agree.
+
+    Charges in review are left out, and those whose end people found, if the bank has not confirmed all of it.
+    """
     theirs: Counter[str] = Counter()
     ours: Counter[str] = Counter()
     for movement in movements:
         charge, operation = found.get(movement.reference, (None, None))
-        if charge is not None and charge.is_in_review:
+        if charge is not None and (charge.is_in_review or charge.is_left_out):
             continue
         theirs[movement.currency_code] += _flow(movement.kind, movement.minor_units)
         if operation is not None and operation.ending is None:
             where = _named(found[movement.reference], movement.reference)
             yield Violation("L2", where, "the money moved, and the journal does not say so")
     for charge, operation in found.values():
-        if operation.is_executed and not charge.is_in_review:
+        if operation.is_executed and not charge.is_in_review and not charge.is_left_out:
             ours[operation.currency] += _flow(operation.kind, operation.amount)
     for currency in sorted(ours.keys() | theirs.keys()):
         if ours[currency] != theirs[currency]:

@@ -1,7 +1,7 @@
 """The streams of a journal by the contract: the operations of a charge, one after the other, and its money.
 
 The order of events in an operation is that of `judge.grammar`, a file that is made from the core's own tables. The order of
-operations, and the amounts that a charge's money allows, are worked out here a second time.
+operations, and the amounts that a charge's money allows, are worked out here a second time; `judge.desk` has operators' steps.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import Any
 from charging.v1.command_pb2 import CaptureMode
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationStatus
 from charging.v1.journal_pb2 import ChargeRequested, Event
+from judge.desk import STEPS, Desk, Verdict
 from judge.grammar import MOVED, NEXT, TOKEN_LIMIT
 from judge.history import Record, Violation, charge_id_of, operation_id_of
 
@@ -20,6 +21,7 @@ REVIEW = "review_required"
 AT_REST = "AtRest"
 AWAITS_CUSTOMER = "AwaitingCustomer"
 REQUIRES_ACTION = ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION
+RESOLVING = "Resolving"
 Entry = tuple[Record, str, Event]
 
 _FOLLOWING = {"capture_requested": "capture", "void_requested": "void", "refund_requested": "refund"}
@@ -116,6 +118,10 @@ class Operation:
     expired: list[str] = field(default_factory=list)
     ending: Entry | None = None
     """The entry with which it came to rest; None if it is under way."""
+    review: Entry | None = None
+    """The entry of its review, if it has been resolved since."""
+    verdict: Verdict | None = None
+    """What it was resolved by, if it was; also of the refund that was found with it."""
 
     @property
     def end(self) -> str:
@@ -148,8 +154,14 @@ class Operation:
         """What its key is told: a ChargeStatus if it opens its charge, else an OperationStatus."""
         return (_STATUS_OF_A_CHARGE if self.kind in OPENING else _STATUS_OF_A_FOLLOWING_ONE)[self.end]
 
+    def is_told_in_review(self, position: int) -> bool:
+        """Whether its key was told at this position, before its end, that it is in review."""
+        return self.review is not None and position >= self.review[0].position
+
     def status_at(self, position: int) -> int:
         """What its key was told at a position before its end."""
+        if self.is_told_in_review(position):
+            return (_STATUS_OF_A_CHARGE if self.kind in OPENING else _STATUS_OF_A_FOLLOWING_ONE)[REVIEW]
         times = sum(begun <= position for begun in self.asks_customer)
         return REQUIRES_ACTION if times % 2 else _STATUS_OF_A_CHARGE[""]
 
@@ -180,6 +192,7 @@ class Stream:
     """The one whose events come now."""
     waiting: Operation | None = None
     """A void that waits for the end of the calling off."""
+    desk: Desk = field(default_factory=Desk)
 
     @property
     def requested(self) -> ChargeRequested:
@@ -197,6 +210,18 @@ class Stream:
         return self.newest is not None and self.newest.end == REVIEW
 
     @property
+    def in_review(self) -> Operation | None:
+        """The operation that people must resolve: the opening one, if the void that called it off shares its review."""
+        found = [one for one in (self.opening, self.newest) if one is not None and one.end == REVIEW]
+        return found[0] if found else None
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether its money is not compared with the bank's: people found how it ended, and the bank confirmed not all of it."""
+        verdicts = [operation.verdict for operation in self.operations if operation.verdict is not None]
+        return any(verdict.is_refunded or verdict.may_be_untrue for verdict in verdicts)
+
+    @property
     def is_over_without_money(self) -> bool:
         """Whether no money has moved, and none will."""
         is_at_rest = self.newest is not None and self.newest.state == AT_REST and not self.is_in_review
@@ -207,7 +232,7 @@ class Stream:
         return next((operation for operation in self.operations[1:] if operation.key == key), None)
 
     def take(self, record: Record, kind: str, event: Event) -> Iterator[Violation]:
-        """Take the next entry. Yields what of I5, I6, I8, I14 and I17 it breaks."""
+        """Take the next entry. Yields what of I5, I6, I8, I14, I17 and I19 it breaks."""
         where = f"charge {self.charge_id}, position {record.position}"
         before = self.entries[-1][1] if self.entries else "nothing"
         self.entries.append((record, kind, event))
@@ -220,6 +245,11 @@ class Stream:
             else:
                 yield Violation("I8", where, f"{kind} follows {before}")
             return
+        if kind in STEPS:
+            yield from self._at_the_desk(record, kind, getattr(event, kind), where)
+            return
+        if why := self.desk.found(kind, getattr(event, kind, None)):
+            yield Violation("I19", where, why)
         state = NEXT.get((newest.kind, newest.state, kind))
         if kind in _FOLLOWING:
             may_follow = newest.state == AT_REST and newest.end != REVIEW
@@ -240,6 +270,31 @@ class Stream:
             newest.is_called_off |= state == "CallingOff" or (state == AWAITS_CUSTOMER and is_off_session)
         if state == AT_REST:
             self._end(newest, (record, kind, event))
+
+    def _at_the_desk(self, record: Record, kind: str, step: Any, where: str) -> Iterator[Violation]:
+        """I14, I19: an operator's step. Only an approval touches an operation: it opens the one in review again."""
+        assert self.newest is not None
+        if not step.actor or not step.reason:
+            yield Violation("I14", where, f"{kind} names no actor or no reason")
+        is_under_way = self.newest.state not in (AT_REST, RESOLVING)
+        reviewed, proposed = self.in_review, self.desk.proposal
+        if why := self.desk.take(
+            record.position, kind, step, is_under_way=is_under_way, is_in_review=reviewed is not None
+        ):
+            yield Violation("I19", where, why)
+        if kind == "resolution_approved" and reviewed is not None and proposed is not None:
+            self._resolve(reviewed, Verdict(proposed[1], step))
+
+    def _resolve(self, reviewed: Operation, verdict: Verdict) -> None:
+        """Open the operation in review again, for the outcome that two people found; with it a void that shares its review."""
+        newest = self.newest
+        assert newest is not None
+        for operation in (reviewed,) if newest is reviewed else (reviewed, newest):
+            operation.review, operation.ending, operation.state = operation.ending, None, "AwaitingToken"
+        if newest is not reviewed:
+            self.waiting = newest
+        self.newest, reviewed.state, reviewed.verdict = reviewed, RESOLVING, verdict
+        self.desk.expect(verdict, MOVED[reviewed.kind], opens=reviewed.kind in OPENING)
 
     def _open(self, record: Record, asked: ChargeRequested) -> Iterator[Violation]:
         """I6, I14: a key names one charge, and the request its tenant and actor."""
@@ -285,6 +340,10 @@ class Stream:
         if calls_off:
             self.waiting = operation
         else:
+            if self.desk.expected:  # people have found it, as they have found what it refunds
+                operation.verdict = self.operations[-2].verdict
+                if amount != self.operations[-2].amount:
+                    yield Violation("I19", where, f"{amount} was found refunded, of {self.operations[-2].amount}")
             self.newest = operation
 
     def _end(self, operation: Operation, ending: Entry) -> None:
@@ -297,6 +356,8 @@ class Stream:
             self.newest, self.waiting = void, None
             if operation.end != "authorized":
                 void.state, void.ending = AT_REST, ending
+        if self.newest is not None and self.newest.state == AT_REST:
+            self.desk.is_held_back = False
 
 
 def _told(operation: Operation, kind: str, body: Any, asked: ChargeRequested, where: str) -> Iterator[Violation]:

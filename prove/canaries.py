@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from command_service.api import CommandService
+from command_service.attempts import Memory
 from command_service.bank import Bank
 from command_service.bank.line import Line
 from command_service.bank.lines import THE_ONLY_ONE, Lines
@@ -135,7 +136,8 @@ class TwoBeginOneCharge(Parts):
         careless, lines = AnyVersion(journal).as_one(), self.lines(banks)
         one, other = self.runner(careless, lines), self.runner(careless, lines)
         doors = [self.reception(careless, runner, lines) for runner in (one, other)]
-        return Assembled(lines, TwoLoops(one, other).as_one(), TwoDoors(*doors).as_one())
+        memory = Memory(one, lines, careless)
+        return Assembled(lines, TwoLoops(one, other).as_one(), TwoDoors(*doors).as_one(), memory)
 
 
 class WhatWasFoundIsForgotten(Parts):

@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1 import query_pb2, query_pb2_grpc
 from charging.v1.common_pb2 import ChargeStatus
+from charging.v1.query_pb2 import ChargeStage
 from chassis.caller import caller_of
 from chassis.deadlines import wait_seconds
 from chassis.shares import Excess, Shares, Weights
@@ -21,7 +22,7 @@ from contract.errors import Reason
 from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
 from query_service.lookup import END, ChargeId, ChargeName, ChargeRows, Conditions, Key, Rows
-from query_service.messages import charge_of, currencies_of, entry_of, freshness_of, status_of, text_of
+from query_service.messages import charge_of, currencies_of, entries_of, freshness_of, status_of, text_of
 from query_service.mirrors import Mirror, Seen
 from query_service.pages import places_of, token_after
 
@@ -148,10 +149,9 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         name = _name(request)
         async with self._asked(request, context) as tenant:
             seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name))
-        (charge, operations), entries = seen.found
         return query_pb2.GetChargeHistoryResponse(
-            charge_id=text_of(charge.charge_id),
-            entries=[entry_of(entry, operations[entry.operation_number]) for entry in entries],
+            charge_id=text_of(seen.found.rows.charge.charge_id),
+            entries=entries_of(seen.found),
             **freshness_of([seen]),
         )
 
@@ -290,11 +290,18 @@ def _conditions(request: query_pb2.ListChargesRequest) -> Conditions:
     _check_length("user_id", request.user_id)
     if request.status not in ChargeStatus.values():
         raise invalid("status", "must be a known status, or unspecified for any")
+    if request.stage not in ChargeStage.values():
+        raise invalid("stage", "must be a known stage, or unspecified for any")
+    if request.HasField("stage_since_before") and not request.stage:
+        raise invalid("stage_since_before", "must come with a stage: each has a time of its own")
     return Conditions(
         user_id=request.user_id or None,
         status=request.status or None,
         requested_from=_microseconds(request, "requested_from"),
         requested_before=_microseconds(request, "requested_before"),
+        stage=request.stage or None,
+        stage_since_before=_microseconds(request, "stage_since_before"),
+        hold_expires_before=_microseconds(request, "hold_expires_before"),
     )
 
 

@@ -30,8 +30,10 @@ from query_service.schema import (
     CALLING_OFF_TOKEN,
     CHARGE_MOVES_FROM,
     OPERATION_MOVES_FROM,
+    RESOLVING,
     Charge,
     Operation,
+    Step,
 )
 from query_service.words import (
     ABANDONED,
@@ -45,6 +47,7 @@ from query_service.words import (
     CHARGE,
     CHARGED,
     DECLINED,
+    DESK_STEPS,
     EXECUTED,
     GIVEN_UP,
     IN_REVIEW,
@@ -61,12 +64,16 @@ from query_service.words import (
     UNKNOWN,
     VOID,
     VOIDED,
+    DeskStepName,
     EventName,
     Moved,
     Undone,
 )
 
 _OFF_SESSION = Charge._fields.index("off_session")
+
+_REQUESTED_AT = Operation._fields.index("requested_at")
+_NO_PROPOSAL = journal_pb2.ResolutionProposed()
 
 Requested = journal_pb2.CaptureRequested | journal_pb2.VoidRequested | journal_pb2.RefundRequested
 
@@ -169,6 +176,10 @@ class Course:
     hold_expires_at: int = 0
     action_url: str = ""
     action_expires_at: int = 0
+    stage_since: int = 0
+    held_back: int = 0
+    proposal: int = 0
+    proposed_by: str = ""
     void: OperationCourse | None = None
 
     @classmethod
@@ -202,14 +213,17 @@ class Course:
         asked = (tenant, position, 0, kind, key, minor_units, request.actor, "", 0, at)
         opening = OperationCourse(asked, 0, kind, minor_units, at)
         place = version, position, at
-        return cls(columns, tenant, position, user_id, currency_code, minor_units, at, opening, [opening], *place)
+        begun = cls(columns, tenant, position, user_id, currency_code, minor_units, at, opening, [opening], *place)
+        begun.stage_since = at
+        return begun
 
     @classmethod
     def resumed(cls, standing: Standing) -> "Course":
         """Go on with a charge as an earlier batch left it."""
         charge, operations = standing.charge, [OperationCourse.resumed(row) for row in standing.operations]
         newest = operations[-1]
-        is_called_off = charge.stage in (CALLING_OFF, CALLING_OFF_TOKEN) and newest.kind == VOID
+        # A void that waits for the end of the opening operation: both are under way.
+        is_called_off = len(operations) > 1 and operations[0].status == UNDER_WAY
         return cls(
             charge[:CHARGE_MOVES_FROM],
             charge.tenant,
@@ -232,6 +246,10 @@ class Course:
             charge.hold_expires_at,
             charge.action_url,
             charge.action_expires_at,
+            charge.stage_since,
+            charge.held_back,
+            charge.proposal,
+            charge.proposed_by,
             newest if is_called_off else None,
         )
 
@@ -252,12 +270,17 @@ class Course:
             self.hold_expires_at if self.held_minor_units else 0,
             self.action_url if asks else "",
             self.action_expires_at if asks else 0,
+            max(self.stage_since, self.requested_at),
+            self.held_back,
+            self.proposal,
+            self.proposed_by,
         )
 
     def move(self, name: EventName, event: journal_pb2.Event, record: Record) -> int:
         """Write down an event, which the grammar allows here. Returns the number of the operation that it belongs to.
 
-        Raises StreamBroken if the charge's money does not allow the operation that the event begins.
+        Raises StreamBroken if the charge's money does not allow the operation that the event begins, or if an operator's step
+        cannot follow those before it.
         """
         operation = self.operation
         match name:
@@ -281,13 +304,88 @@ class Course:
                 operation = self._begin(VOID, event.void_requested, record, event.void_requested.reason)
             case "refund_requested":
                 operation = self._begin(REFUND, event.refund_requested, record, event.refund_requested.reason)
+            case (
+                "try_requested"
+                | "held_back"
+                | "let_go"
+                | "resolution_proposed"
+                | "resolution_rejected"
+                | "resolution_approved"
+            ):
+                operation = self._at_the_desk(name, event, record.position)
             case _:
                 self._leave_undone(name, event)
         self.version, self.position, self.updated_at = record.version, record.position, record.recorded_at
         operation.updated_at = record.recorded_at
-        if self.void is not None and self.stage == AT_REST:
-            self._go_on_with(self.void)
+        if self.stage == AT_REST:
+            if name not in DESK_STEPS:
+                self.stage_since = record.recorded_at
+            if self.void is not None:
+                self._go_on_with(self.void)
+            if self.stage == AT_REST:
+                self.held_back = 0
         return operation.number
+
+    def step_of(self, name: DeskStepName, event: journal_pb2.Event, record: Record) -> tuple[Any, ...]:
+        """Make the row of an operator's step."""
+        step: Any = getattr(event, name)
+        said = event.resolution_proposed if name == "resolution_proposed" else _NO_PROPOSAL
+        return Step(
+            self.tenant,
+            self.requested_position,
+            record.version,
+            record.position,
+            record.recorded_at,
+            step.actor,
+            step.reason,
+            said.resolution,
+            said.transaction_id,
+            said.refund_transaction_id,
+            said.evidence,
+        )
+
+    def _at_the_desk(self, name: DeskStepName, event: journal_pb2.Event, position: int) -> OperationCourse:
+        """An operator takes a step about the operation under way or in review: return that operation.
+
+        A void that called off an operation in review is in review with it, and what is resolved is the other one.
+        """
+        if len(self.operations) > 1 and self.operations[-2].status == UNKNOWN:
+            operation, void = self.operations[-2], self.operations[-1]
+        else:
+            operation, void = self.operation, self.void
+        match name:
+            case "try_requested" | "held_back" if not self.held_back:
+                self.held_back = int(name == "held_back")
+            case "let_go" if self.held_back:
+                self.held_back = 0
+            case "resolution_proposed" if self.status == IN_REVIEW and not self.proposal:
+                self.proposal, self.proposed_by = position, event.resolution_proposed.actor
+            case "resolution_rejected" if self.proposal and self.proposal == event.resolution_rejected.proposal:
+                self.proposal, self.proposed_by = 0, ""
+            case "resolution_approved" if (
+                self.proposal
+                and self.proposal == event.resolution_approved.proposal
+                and self.proposed_by != event.resolution_approved.actor
+            ):
+                self.proposal, self.proposed_by = 0, ""
+                self.operation, self.void = operation, void
+                self._resolve()
+            case _:
+                raise StreamBroken(position)
+        return operation
+
+    def _resolve(self) -> None:
+        """Two people have found the outcome of the operation in review: it is the next event. Until then it is as before."""
+        self.stage = RESOLVING
+        for operation in (self.operation, self.void):
+            if operation is not None:
+                operation.status, operation.review_reason = UNDER_WAY, NOT_IN_REVIEW
+        if self.refunded_minor_units:
+            self.status = self._status_after_refund()
+        elif self.captured_minor_units:
+            self.status = CHARGED
+        else:
+            self.status = AUTHORIZED if self.held_minor_units else PENDING
 
     def _begin(
         self,
@@ -313,7 +411,7 @@ class Course:
             left = self.captured_minor_units - self.refunded_minor_units if is_refund else self.held_minor_units
             if self.status == IN_REVIEW or not 0 < minor_units <= left:
                 raise StreamBroken(record.position)
-            self.stage, self.operation = AWAITING_TOKEN, begun
+            self.stage, self.operation, self.stage_since = AWAITING_TOKEN, begun, at
         self.operations.append(begun)
         return begun
 
@@ -360,9 +458,12 @@ class Course:
             case "refunded":
                 operation.transaction_id = event.refunded.transaction_id
                 self.refunded_minor_units += minor_units
-                self.status = REFUNDED if self.refunded_minor_units == self.captured_minor_units else PARTIALLY_REFUNDED
+                self.status = self._status_after_refund()
             case _:
                 assert_never(name)
+
+    def _status_after_refund(self) -> ChargeStatus.ValueType:
+        return REFUNDED if self.refunded_minor_units == self.captured_minor_units else PARTIALLY_REFUNDED
 
     def _leave_undone(self, name: Undone, event: journal_pb2.Event) -> None:
         """The operation under way has ended unexecuted, or people look into it: note the reason."""
@@ -403,7 +504,7 @@ class Course:
         self.operation, self.void = void, None
         match self.status:
             case ChargeStatus.CHARGE_STATUS_AUTHORIZED:
-                self.stage = AWAITING_TOKEN
+                self.stage, self.stage_since = AWAITING_TOKEN, void.asked[_REQUESTED_AT]
                 return
             case ChargeStatus.CHARGE_STATUS_VOIDED:
                 void.status = EXECUTED

@@ -10,10 +10,26 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1 import journal_pb2, query_pb2
 from charging.v1.common_pb2 import Card, Lag, Money
-from query_service.lookup import ChargeRows
+from charging.v1.query_pb2 import ChargeStage
+from query_service.lookup import ChargeRows, History
 from query_service.mirrors import Seen
-from query_service.schema import Entry, Operation, Sum, Totals
+from query_service.schema import (
+    AT_REST,
+    AWAITING_CUSTOMER,
+    AWAITING_EXECUTION,
+    AWAITING_TOKEN,
+    CALLING_OFF,
+    CALLING_OFF_TOKEN,
+    RESOLVING,
+    Charge,
+    Entry,
+    Operation,
+    Step,
+    Sum,
+    Totals,
+)
 from query_service.subscriber import State
+from query_service.words import IN_REVIEW
 
 _STATES = {
     State.CATCHING_UP: query_pb2.VIEW_STATE_CATCHING_UP,
@@ -100,7 +116,12 @@ def charge_of(rows: ChargeRows, journal_id: str) -> query_pb2.Charge:
         journal_id=journal_id,
         bank=charge.bank,
         off_session=bool(charge.off_session),
+        stage=stage_of(charge),
+        stage_since=_time(charge.stage_since),
+        held_back=bool(charge.held_back),
     )
+    if rows.proposal is not None:
+        shown.proposal.CopyFrom(_proposal_of(rows.proposal))
     if charge.action_url:
         shown.action.url = charge.action_url
         if charge.action_expires_at:
@@ -110,6 +131,39 @@ def charge_of(rows: ChargeRows, journal_id: str) -> query_pb2.Charge:
     if charge.hold_expires_at:
         shown.hold_expires_at.FromMicroseconds(charge.hold_expires_at)
     return shown
+
+
+_STAGES = {
+    AWAITING_TOKEN: ChargeStage.CHARGE_STAGE_AWAITING_TOKEN,
+    AWAITING_EXECUTION: ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION,
+    AWAITING_CUSTOMER: ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER,
+    CALLING_OFF: ChargeStage.CHARGE_STAGE_CALLING_OFF,
+    CALLING_OFF_TOKEN: ChargeStage.CHARGE_STAGE_CALLING_OFF,
+    RESOLVING: ChargeStage.CHARGE_STAGE_IN_REVIEW,
+}
+
+
+def stage_of(charge: Charge) -> ChargeStage.ValueType:
+    """Tell what a charge waits for. The step of a customer who is not there is not waited for: the charge is called off."""
+    if charge.stage == AT_REST:
+        is_in_review = charge.status == IN_REVIEW
+        return ChargeStage.CHARGE_STAGE_IN_REVIEW if is_in_review else ChargeStage.CHARGE_STAGE_AT_REST
+    if charge.stage == AWAITING_CUSTOMER and charge.off_session:
+        return ChargeStage.CHARGE_STAGE_CALLING_OFF
+    return _STAGES[charge.stage]
+
+
+def _proposal_of(step: Step) -> query_pb2.ResolutionProposal:
+    return query_pb2.ResolutionProposal(
+        proposal=step.position,
+        actor=step.actor,
+        reason=step.reason,
+        resolution=step.resolution,
+        transaction_id=step.transaction_id,
+        refund_transaction_id=step.refund_transaction_id,
+        evidence=step.evidence,
+        proposed_at=_time(step.recorded_at),
+    )
 
 
 def _operation_of(operation: Operation, currency_code: str) -> query_pb2.Operation:
@@ -129,9 +183,14 @@ def _operation_of(operation: Operation, currency_code: str) -> query_pb2.Operati
     )
 
 
-def entry_of(entry: Entry, operation: Operation) -> query_pb2.HistoryEntry:
-    """Show an event in the history of a charge, which belongs to this operation."""
-    return query_pb2.HistoryEntry(
+def entries_of(history: History) -> Iterator[query_pb2.HistoryEntry]:
+    """Show the events in the history of a charge."""
+    for entry in history.entries:
+        yield _entry_of(entry, history.rows.operations[entry.operation_number], history.steps.get(entry.version))
+
+
+def _entry_of(entry: Entry, operation: Operation, step: Step | None) -> query_pb2.HistoryEntry:
+    shown = query_pb2.HistoryEntry(
         position=entry.position,
         version=entry.version,
         recorded_at=_time(entry.recorded_at),
@@ -139,8 +198,12 @@ def entry_of(entry: Entry, operation: Operation) -> query_pb2.HistoryEntry:
         status=entry.status,
         operation=operation.kind,
         idempotency_key=operation.idempotency_key,
-        actor=operation.actor,
+        actor=operation.actor if step is None else step.actor,
+        reason="" if step is None else step.reason,
     )
+    if step is not None and step.resolution:
+        shown.proposal.CopyFrom(_proposal_of(step))
+    return shown
 
 
 def currencies_of(journals: Iterable[Sequence[Sum]]) -> Iterator[query_pb2.CurrencySummary]:

@@ -48,6 +48,9 @@ def _sealed(packed: bytes, journal_ids: Sequence[str], request: ListChargesReque
         status=request.status,
         requested_from=request.requested_from if request.HasField("requested_from") else None,
         requested_before=request.requested_before if request.HasField("requested_before") else None,
+        stage=request.stage,
+        stage_since_before=request.stage_since_before if request.HasField("stage_since_before") else None,
+        hold_expires_before=request.hold_expires_before if request.HasField("hold_expires_before") else None,
     )
     bound = conditions.SerializeToString(deterministic=True)
     if len(journal_ids) > 1:

@@ -8,7 +8,7 @@ skipped it would show wrong sums for ever.
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from google.protobuf.message import DecodeError
 
@@ -22,6 +22,7 @@ from query_service.schema import (
     AWAITING_TOKEN,
     CALLING_OFF,
     CALLING_OFF_TOKEN,
+    RESOLVING,
     Charge,
     Sum,
     Totals,
@@ -33,12 +34,14 @@ from query_service.words import (
     CAPTURE,
     CHARGE,
     DECLINED,
+    DESK_STEPS,
     IN_REVIEW,
     PENDING,
     REFUND,
     REQUIRES_ACTION,
     VOID,
     VOIDED,
+    DeskStepName,
     EventName,
     Moved,
 )
@@ -57,9 +60,13 @@ def _grammar() -> Iterator[tuple[OperationKind.ValueType, int, tuple[EventName, 
     """The events that may follow at each stage of each kind of operation.
 
     At rest the kinds of request that a charge ever allows are named; whether its money allows one now is the book's to say.
+    Likewise what operators may do at a stage; whether what they did before allows it is the course's to say.
     """
     for kind, moved in _MOVED.items():
         yield kind, AT_REST, ("capture_requested", "void_requested", "refund_requested")
+        yield kind, AT_REST, ("resolution_proposed", "resolution_rejected", "resolution_approved")
+        for stage in (AWAITING_TOKEN, AWAITING_EXECUTION, AWAITING_CUSTOMER, CALLING_OFF, CALLING_OFF_TOKEN):
+            yield kind, stage, ("try_requested", "held_back", "let_go")
         if kind in (CHARGE, AUTHORIZE):
             calls_off: tuple[EventName, ...] = ("not_after_passed", "void_requested")
             ends: tuple[EventName, ...] = ("charge_declined", "review_required")
@@ -69,12 +76,14 @@ def _grammar() -> Iterator[tuple[OperationKind.ValueType, int, tuple[EventName, 
             yield kind, AWAITING_CUSTOMER, ("action_required", *ends_at_bank, *calls_off)
             yield kind, CALLING_OFF_TOKEN, (*ends_at_bank, "void_requested")
             yield kind, CALLING_OFF, (*ends_at_bank, "void_requested", "charge_abandoned")
+            yield kind, RESOLVING, (moved, "charge_declined")
         else:
             ends = ("operation_declined", "review_required")
             if kind != REFUND:
                 ends = (*ends, "authorization_expired")
             yield kind, AWAITING_TOKEN, ("token_issued", *ends, "operation_abandoned")
             yield kind, AWAITING_EXECUTION, ("token_expired", moved, *ends)
+            yield kind, RESOLVING, (moved, *(end for end in ends if end != "review_required"))
 
 
 Follows = Container[tuple[OperationKind.ValueType, int, EventName]]
@@ -99,8 +108,8 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes that a batch makes: charges, operations and entries to add, charges and operations to overwrite, and amounts
-    to add to the view's sums and totals.
+    """The changes that a batch makes: charges, operations, entries and operators' steps to add, charges and operations to
+    overwrite, and amounts to add to the view's sums and totals.
 
     Most rows are plain tuples in the order of their columns: these are made faster than named ones, and written faster.
     """
@@ -110,6 +119,7 @@ class Changes:
     moved_charges: Sequence[Row]
     moved_operations: Sequence[Row]
     entries: Sequence[Row]
+    steps: Sequence[Row]
     sums: Sequence[Sum]
     totals: Sequence[Totals]
 
@@ -134,6 +144,7 @@ def project(
     courses = {charge_id: Course.resumed(standing) for charge_id, standing in known.items()}
     begun: list[Course] = []
     entries: list[tuple[int, ...]] = []
+    steps: list[Row] = []
     read, course_of, note = journal_pb2.Event.FromString, courses.get, entries.append  # looked up once
     for record in records:
         position, charge_id, version, recorded_at, _, payload = record
@@ -156,6 +167,8 @@ def project(
             if version != course.version + 1 or place not in follows:
                 raise StreamBroken(position)
             number = course.move(kind, event, record)
+            if kind in DESK_STEPS:
+                steps.append(course.step_of(cast("DeskStepName", kind), event, record))
         note(
             (
                 course.tenant,
@@ -179,7 +192,9 @@ def project(
         moved_operations += [row for row, former in zip(rows, before, strict=False) if row != former]
         operations += rows[len(before) :]
     moved = [(standing.charge, courses[charge_id]) for charge_id, standing in known.items()]
-    return Changes(charges, operations, moved_charges, moved_operations, entries, _sums(begun, moved), _totals(begun))
+    return Changes(
+        charges, operations, moved_charges, moved_operations, entries, steps, _sums(begun, moved), _totals(begun)
+    )
 
 
 # The sums that a charge enters with its whole amount, by its status. It enters others with the money that moved or is held.

@@ -17,9 +17,17 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from charging.v1.command_pb2 import CaptureMode
-from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
+from charging.v1.common_pb2 import (
+    ChargeStatus,
+    DeclineReason,
+    OperationKind,
+    OperationStatus,
+    Resolution,
+    ReviewReason,
+)
+from query_service.words import ABANDONED, IN_REVIEW
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 GENESIS: Final = bytes(32)  # the chain before position 1
 
 
@@ -41,6 +49,7 @@ AWAITING_EXECUTION: Final = 2
 CALLING_OFF: Final = 3  # before the journal held a token that is open
 CALLING_OFF_TOKEN: Final = 4
 AWAITING_CUSTOMER: Final = 5
+RESOLVING: Final = 6  # two people have found the outcome of a review, and its event is the next one
 
 
 class Charge(NamedTuple):
@@ -48,6 +57,10 @@ class Charge(NamedTuple):
 
     `requested_position`, the position of its ChargeRequested, names it in the other tables. `hold_expires_at` is 0 unless
     something is held. `action_url` and `action_expires_at` are empty and 0 unless its status is REQUIRES_ACTION.
+
+    `stage_since` is the time of the request of the operation under way, or of the outcome of the last one at rest; never before
+    the charge's own request, whatever the clock did, so that a bound of it is one of `requested_at` too. `proposal` is the
+    position of the open proposal to resolve it, and `proposed_by` its actor.
     """
 
     tenant: int
@@ -80,6 +93,10 @@ class Charge(NamedTuple):
     hold_expires_at: int
     action_url: str
     action_expires_at: int
+    stage_since: int
+    held_back: int  # 1: an operator holds it back
+    proposal: int
+    proposed_by: str
 
 
 class Operation(NamedTuple):
@@ -124,6 +141,25 @@ class Entry(NamedTuple):
     event: int
     status: ChargeStatus.ValueType
     operation_number: int
+
+
+class Step(NamedTuple):
+    """An operator's step, beside its entry: the few that there are keep the entries slim.
+
+    `resolution` and all after it are empty unless it is a proposal.
+    """
+
+    tenant: int
+    charge_position: int
+    version: int
+    position: int
+    recorded_at: int
+    actor: str
+    reason: str
+    resolution: Resolution.ValueType
+    transaction_id: str
+    refund_transaction_id: str
+    evidence: str
 
 
 class Sum(NamedTuple):
@@ -193,15 +229,22 @@ SCHEMA: Final = (
     "CREATE INDEX charge_by_status ON charge (tenant, status, requested_position)",
     # The few that hold something until a known time.
     "CREATE INDEX charge_by_hold ON charge (tenant, hold_expires_at) WHERE hold_expires_at > 0",
+    # The few under way, and those that hold something, among all at rest. A charge that ends in the batch that began it, as
+    # most do in a rebuild, is never in the first one.
+    "CREATE INDEX charge_unfinished ON charge (tenant, requested_position) WHERE stage > 0",
+    "CREATE INDEX charge_holding ON charge (tenant, requested_position) WHERE held_minor_units > 0",
+    # Those that were given up lately, among those that ever were.
+    f"CREATE INDEX charge_abandoned ON charge (tenant, stage_since) WHERE status = {ABANDONED}",
     # The operations of a charge are one stretch, in the order of their requests.
     _table("operation", Operation, "PRIMARY KEY (tenant, charge_position, number)"),
     # So does its history, near the histories of charges of the same time.
     _table("entry", Entry, "PRIMARY KEY (tenant, charge_position, version)"),
+    _table("step", Step, "PRIMARY KEY (tenant, charge_position, version)"),
     _table("summary", Sum, "PRIMARY KEY (tenant, user_id, currency_code, name)"),
     _table("totals", Totals, "PRIMARY KEY (tenant)"),
     _table("checkpoint", Checkpoint, "PRIMARY KEY (journal_id)"),
 )
-TABLES: Final = ("tenant", "charge", "operation", "entry", "summary", "totals", "checkpoint")
+TABLES: Final = ("tenant", "charge", "operation", "entry", "step", "summary", "totals", "checkpoint")
 
 
 # ---------------------------------------------------------------- writing
@@ -250,6 +293,7 @@ ADD_TENANT: Final = (
 ADD_CHARGE: Final = _insert("charge", Charge).one
 ADD_OPERATIONS: Final = _insert("operation", Operation)
 ADD_ENTRIES: Final = _insert("entry", Entry)
+ADD_STEP: Final = _insert("step", Step).one
 MOVE_CHARGE: Final = _update(
     "charge",
     Charge,
@@ -308,6 +352,9 @@ class Walk(Enum):
     OF_ALL = "NOT INDEXED"
     OF_USER = "INDEXED BY charge_by_user"
     OF_STATUS = "INDEXED BY charge_by_status"
+    OF_UNFINISHED = "INDEXED BY charge_unfinished"
+    OF_HOLDING = "INDEXED BY charge_holding"
+    OF_HOLDS_ENDING = "INDEXED BY charge_by_hold"
 
 
 def select_charges(where: str, walk: Walk | None = None) -> str:
@@ -333,6 +380,16 @@ SELECT_OPERATIONS: Final = _select(
 SELECT_ENTRIES: Final = _select(
     "entry", Entry, "WHERE tenant = :tenant AND charge_position = :charge_position ORDER BY version"
 )
+SELECT_STEPS: Final = _select(
+    "step", Step, "WHERE tenant = :tenant AND charge_position = :charge_position ORDER BY version"
+)
+# The open proposals of a page, each named by its charge and its own position.
+SELECT_PROPOSALS: Final = _select(
+    "step",
+    Step,
+    "WHERE tenant = :tenant AND charge_position IN (SELECT value FROM json_each(:charge_positions)) "
+    "AND position IN (SELECT value FROM json_each(:proposals))",
+)
 SELECT_SUMS: Final = _select(
     "summary", Sum, "WHERE tenant = :tenant AND user_id = :user_id ORDER BY currency_code, name"
 )
@@ -343,8 +400,16 @@ NEXT_REQUEST: Final = """
 SELECT requested_at FROM charge WHERE tenant = :tenant AND requested_position >= :position AND requested_position < :below
 ORDER BY requested_position LIMIT 1
 """
-# Of all tenants, for the server's own gauge. A range of the partial index for each tenant: CROSS JOIN keeps this order.
+# Of all tenants, for the server's own gauges. A range of an index for each tenant: CROSS JOIN keeps this order.
 COUNT_HOLDS_ENDING: Final = """
 SELECT count(*) FROM tenant CROSS JOIN charge INDEXED BY charge_by_hold
     ON charge.tenant = tenant.tenant AND charge.hold_expires_at > 0 AND charge.hold_expires_at < :before
 """
+COUNT_ABANDONED: Final = f"""
+SELECT count(*) FROM tenant CROSS JOIN charge INDEXED BY charge_abandoned
+    ON charge.tenant = tenant.tenant AND charge.status = {ABANDONED} AND charge.stage_since >= :since
+"""  # noqa: S608  # as above
+COUNT_REVIEWS: Final = f"""
+SELECT count(*), ifnull(sum(charge.proposal > 0), 0) FROM tenant CROSS JOIN charge INDEXED BY charge_by_status
+    ON charge.tenant = tenant.tenant AND charge.status = {IN_REVIEW}
+"""  # noqa: S608  # as above

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,13 @@ from importlib import resources
 import structlog
 
 from charging.v1 import query_pb2_grpc
+from charging.v1.query_pb2 import Situation
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
 from chassis.watched import keep_fresh
 from contract.errors import DOMAIN, Reason
 from contract.errors import query_refusal as refusal
+from query_service.lookup import STUCK_AT_REST
 from query_service.mirrors import Mirror, check_apart
 from query_service.parts import Parts
 from query_service.settings import Settings
@@ -28,8 +31,6 @@ log = structlog.get_logger()
 
 # Far more than a query needs; a higher limit would only let clients fill our memory.
 QUERY_BYTES = 16 << 10
-# An operator has this long to capture what a hold near its end secures.
-HOLD_ENDING_MICROSECONDS = 24 * 3600 * 1_000_000
 # Often enough for a gauge that is read a few times a minute; a count reads an index of a few rows.
 COUNT_SECONDS = 2.0
 TEXTS = {
@@ -37,6 +38,7 @@ TEXTS = {
     "view_lag_records": "Records not shown yet; of several journals, the most of one",
     "feed_silence_seconds": "Seconds since the feed's last message; -1: none yet; of several feeds, the worst",
     "view_holds_ending": "Open holds that the bank lets lapse within a day, or has",
+    "view_stuck_charges": "Charges at rest that wait for people, by their situation; those abandoned, of the last day",
 }
 # The contract with its comments, for reflection.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
@@ -98,8 +100,8 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(_end, asyncio.create_task(keep_fresh(parts.watched)))
         stack.push_async_callback(_end, asyncio.create_task(admission.keep_looking()))
         if chosen.metrics_listen is not None:
-            holds = _Holds(views)
-            counting = asyncio.create_task(holds.keep_counting())
+            stuck = _Stuck(views)
+            counting = asyncio.create_task(stuck.keep_counting())
             stack.push_async_callback(_end, counting)
 
             def take_figures() -> metrics.Figures:
@@ -107,7 +109,8 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
                     "view_position": sum(mirror.waiting.position for mirror in mirrors),
                     "view_lag_records": max(mirror.lag_records for mirror in mirrors),
                     "feed_silence_seconds": _longest_silence(mirrors),
-                    "view_holds_ending": holds.ending,
+                    "view_holds_ending": stuck.counts["hold_ending"],
+                    "view_stuck_charges": metrics.By("situation", stuck.counts),
                     **admission.figures(),
                 }
 
@@ -152,17 +155,24 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-class _Holds:
-    """The number of open holds near their end or past it, counted every few seconds: a gauge cannot wait for the view."""
+class _Stuck:
+    """The charges at rest that wait for people, by situation, counted every few seconds: a gauge cannot wait for the view."""
 
     def __init__(self, views: Sequence[View]) -> None:
         self._views = views
-        self.ending = 0
+        self.counts: Mapping[str, int] = {_name(situation): 0 for situation in STUCK_AT_REST}
 
     async def keep_counting(self) -> None:
         """Count until cancelled, or until a view is found damaged, which ends the server."""
         with contextlib.suppress(ViewUnusable):
             while True:
-                before = time.time_ns() // 1_000 + HOLD_ENDING_MICROSECONDS
-                self.ending = sum([await view.holds_ending(before) for view in self._views])
+                counts: Counter[str] = Counter(dict.fromkeys(self.counts, 0))
+                for view in self._views:
+                    found = await view.stuck_counts(time.time_ns() // 1_000)
+                    counts.update({_name(situation): count for situation, count in found.items()})
+                self.counts = counts
                 await asyncio.sleep(COUNT_SECONDS)
+
+
+def _name(situation: Situation.ValueType) -> str:
+    return Situation.Name(situation).removeprefix("SITUATION_").lower()

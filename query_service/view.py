@@ -15,11 +15,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from charging.v1.query_pb2 import Situation
 from chassis.disk import LOCAL_DISK, Disk
 from chassis.slots import Slots
 from chassis.sqlite import Database
 from query_service import schema
-from query_service.lookup import Rows, TenantNumbers, count_holds_ending, find_checkpoint, find_standing
+from query_service.lookup import Rows, TenantNumbers, count_holds_ending, count_stuck, find_checkpoint, find_standing
 from query_service.projection import FOLLOWS, Follows, charges_needed, project
 from query_service.schema import Checkpoint, Insert, Update
 from query_service.verified import Stretch
@@ -135,6 +136,14 @@ class View:
         finally:
             self._turns.give_back(tenant)
 
+    async def stuck_counts(self, now: int) -> Mapping[Situation.ValueType, int]:
+        """Count the charges of all tenants that are at rest and stuck, by their situation (`count_stuck`).
+
+        `now` is in microseconds since 1970. Raises ViewUnusable.
+        """
+        with self._telling_damage():
+            return await self._reader.run(lambda connection: count_stuck(connection, now))
+
     async def holds_ending(self, before: int) -> int:
         """Count the open holds that end before a time, in microseconds since 1970. Raises ViewUnusable."""
         with self._telling_damage():
@@ -172,6 +181,7 @@ def _apply(connection: sqlite3.Connection, stretch: Stretch, follows: Follows) -
     _overwrite(connection, schema.MOVE_CHARGE, changes.moved_charges)
     _overwrite(connection, schema.MOVE_OPERATION, changes.moved_operations)
     _add(connection, schema.ADD_ENTRIES, changes.entries)
+    connection.executemany(schema.ADD_STEP, changes.steps)
     connection.executemany(schema.ADD_TO_SUM, changes.sums)
     connection.executemany(schema.DROP_EMPTY_SUM, [sum_._asdict() for sum_ in changes.sums if sum_.charge_count < 0])
     connection.executemany(schema.ADD_TO_TOTALS, changes.totals)

@@ -3,7 +3,7 @@
 The names are short where the contract's are long; an operation that is NOT_DONE, for one, is DECLINED there.
 """
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from charging.v1.command_pb2 import CaptureMode
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
@@ -43,7 +43,7 @@ CALLED_OFF: Final = OperationStatus.OPERATION_STATUS_CALLED_OFF
 NOT_DECLINED: Final = DeclineReason.DECLINE_REASON_UNSPECIFIED
 NOT_IN_REVIEW: Final = ReviewReason.REVIEW_REASON_UNSPECIFIED
 
-# The names of events in the contract: of those that end an operation executed, or otherwise, and of all.
+# The names of events in the contract: of those that end an operation executed, or otherwise, of an operator's, and of all.
 Moved = Literal["charged", "authorized", "captured", "voided", "refunded"]
 Undone = Literal[
     "charge_declined",
@@ -53,6 +53,15 @@ Undone = Literal[
     "authorization_expired",
     "operation_declined",
     "operation_abandoned",
+]
+# Of an operator's steps, each with the operator and the reason.
+DeskStepName = Literal[
+    "try_requested",
+    "held_back",
+    "let_go",
+    "resolution_proposed",
+    "resolution_rejected",
+    "resolution_approved",
 ]
 EventName = (
     Literal[
@@ -67,4 +76,6 @@ EventName = (
     ]
     | Moved
     | Undone
+    | DeskStepName
 )
+DESK_STEPS: Final[frozenset[str]] = frozenset(get_args(DeskStepName))

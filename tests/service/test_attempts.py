@@ -124,4 +124,4 @@ async def test_a_charge_that_is_unknown_or_at_rest_has_no_attempts_and_is_not_un
 @pytest.mark.parametrize("charge_id", ["", "order-1", "x" * 36])
 async def test_what_is_no_charges_id_is_refused(world: World, charge_id: str) -> None:
     error = await refused(asked(world, charge_id))
-    assert (error.reason, error.fields) == ("INVALID_REQUEST", {"charge_id"})
+    assert (error.reason, error.fields) == ("INVALID_REQUEST", frozenset({"charge_id"}))
