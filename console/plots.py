@@ -157,7 +157,8 @@ def _mark(point: _Point) -> Child:
 def _said(point: _Point, x: int) -> Child:
     entry, y = point.entry, point.y
     details = [f"{_time(entry):%H:%M:%S}"] if point.after is None else [f"+{words.span(point.after)}"]
-    if entry.actor:
+    # All events of an operation name who asked for it; what the bank did was not done by him.
+    if entry.actor and (entry.event in DESK_EVENTS or entry.event.endswith("Requested")):
         actor = entry.actor if len(entry.actor) <= 28 else f"{entry.actor[:27]}…"
         details.append(f"by {actor}")
     return [

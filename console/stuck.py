@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from chargeonce_client import CallFailed, Charge, ListChargesResponse
+from chargeonce_client import CallFailed, Charge, ChargeStatus, ListChargesResponse
 from charging.v1.query_pb2 import ChargeStage, ExplainChargeRequest, ListChargesRequest, Situation
 from console import words
 from console.servers import Asker
@@ -21,6 +21,14 @@ ENDING, RECENT = timedelta(days=1), timedelta(days=1)
 # Of each stage: the newest, and how many of them are explained one by one.
 MOST_OF_A_STAGE, MOST_EXPLAINED = 100, 25
 _AT_ONCE = 8
+UNDER_WAY = frozenset(
+    {
+        ChargeStage.CHARGE_STAGE_AWAITING_TOKEN,
+        ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION,
+        ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER,
+        ChargeStage.CHARGE_STAGE_CALLING_OFF,
+    }
+)
 
 
 @dataclass(slots=True)
@@ -76,11 +84,20 @@ async def _listed(asker: Asker, request: ListChargesRequest) -> ListChargesRespo
 
 
 def _counts(stage: ChargeStage.ValueType, charge: Charge, now: datetime) -> bool:
-    if stage == ChargeStage.CHARGE_STAGE_UNFINISHED:
-        return not charge.held_back  # it is in a list of its own
-    if stage == ChargeStage.CHARGE_STAGE_ABANDONED:
-        return now - charge.stage_since.ToDatetime(UTC) < RECENT
-    return True
+    """Whether a charge of a list is stuck so. A query server of an earlier version does not know stages, and lists all."""
+    match stage:
+        case ChargeStage.CHARGE_STAGE_UNFINISHED:
+            return charge.stage in UNDER_WAY and not charge.held_back  # what is held back has a list of its own
+        case ChargeStage.CHARGE_STAGE_HELD_BACK:
+            return charge.held_back
+        case ChargeStage.CHARGE_STAGE_ABANDONED:
+            return (
+                charge.status == ChargeStatus.CHARGE_STATUS_ABANDONED
+                and now - charge.stage_since.ToDatetime(UTC) < RECENT
+            )
+        case ChargeStage.CHARGE_STAGE_HOLDING:
+            return charge.held_minor_units > 0
+    return charge.stage == stage
 
 
 async def _situations(

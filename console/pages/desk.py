@@ -111,7 +111,7 @@ async def take(visit: Visit, charge_id: str, name: str) -> Response:
 
 
 def usual(charge: Charge) -> Sequence[PossibleAction]:
-    """Return what is usual at a charge's stage, for a query server that does not explain it. The servers decide all the same."""
+    """Return what is usual at a charge's stage, if no query server explains it. The command servers decide all the same."""
     match charge.stage:
         case ChargeStage.CHARGE_STAGE_IN_REVIEW if charge.HasField("proposal"):
             names = ["approve", "reject"]

@@ -37,7 +37,7 @@ async function refresh() {
     const page = read(await answer.text());
     for (const part of document.querySelectorAll("[data-part]")) {
       const fresh = page.getElementById(part.id);
-      if (fresh && fresh.innerHTML !== part.innerHTML && !isInUse(part)) replace(part, document.adoptNode(fresh));
+      if (fresh && fresh.innerHTML !== part.innerHTML && !isInUse(part)) replace(part, document.importNode(fresh, true));
     }
     // A part that is new, such as the sums at the end of a run, or gone: the page is loaded again unless somebody writes.
     const named = (from) => [...from.querySelectorAll("[data-part]")].map((part) => part.id).join();
