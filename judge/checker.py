@@ -227,6 +227,7 @@ def _view(view: View, records: Sequence[Record]) -> Iterator[Violation]:
         ("charges", "requested_position"),
         ("operations", "requested_position"),
         ("entries", "position"),
+        ("steps", "position"),
         ("sums", "user_id"),
         ("totals", "tenant"),
     ):

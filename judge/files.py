@@ -35,12 +35,12 @@ def read_view(path: Path) -> View:
 
 def view_in(connection: sqlite3.Connection) -> View:
     """Read all rows of an open view. The caller keeps it unchanged meanwhile."""
-    tables = ("tenant", "charge", "operation", "entry", "summary", "totals", "checkpoint")
-    tenants, charges, operations, entries, sums, totals, (checkpoint,) = (
+    tables = ("tenant", "charge", "operation", "entry", "step", "summary", "totals", "checkpoint")
+    tenants, charges, operations, entries, steps, sums, totals, (checkpoint,) = (
         _rows(connection.execute(f"SELECT * FROM {table}"))  # noqa: S608  # fixed names
         for table in tables
     )
-    return View(tenants, charges, operations, entries, sums, totals, checkpoint)
+    return View(tenants, charges, operations, entries, steps, sums, totals, checkpoint)
 
 
 def _rows(cursor: sqlite3.Cursor) -> list[dict[str, object]]:

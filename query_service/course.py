@@ -349,10 +349,9 @@ class Course:
 
         A void that called off an operation in review is in review with it, and what is resolved is the other one.
         """
+        operation, void = self.operation, self.void
         if len(self.operations) > 1 and self.operations[-2].status == UNKNOWN:
-            operation, void = self.operations[-2], self.operations[-1]
-        else:
-            operation, void = self.operation, self.void
+            operation, void = self.operations[-2:]
         match name:
             case "try_requested" | "held_back" if not self.held_back:
                 self.held_back = int(name == "held_back")

@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import strategies as st
 
 from charging.v1.command_pb2 import CaptureMode
-from charging.v1.common_pb2 import CustomerAction, DeclineReason, Money
+from charging.v1.common_pb2 import AnswerKind, CustomerAction, DeclineReason, Money, Resolution
 from charging.v1.journal_pb2 import (
     ActionRequired,
     AuthorizationExpired,
@@ -15,15 +15,21 @@ from charging.v1.journal_pb2 import (
     CaptureRequested,
     ChargeCalledOff,
     Event,
+    HeldBack,
+    LetGo,
     NotAfterPassed,
     OperationAbandoned,
     OperationDeclined,
     Refunded,
     RefundRequested,
+    ResolutionApproved,
+    ResolutionProposed,
+    ResolutionRejected,
+    TryRequested,
     Voided,
     VoidRequested,
 )
-from command_service.charge import Absent, State
+from command_service.charge import Absent, Charge, State
 from command_service.codec import decode
 from command_service.failures import ImpossibleEvent
 from tests.core.stories import stored
@@ -138,8 +144,57 @@ def _money(minor_units: int) -> Money:
     return Money(minor_units=minor_units, currency_code="EUR")
 
 
-def candidates(amounts: Sequence[int]) -> Iterator[Event]:
-    """Every kind of event that may follow in some charge; requests for each of these amounts."""
+def try_requested(actor: str = "ann", reason: str = "the bank is back") -> Event:
+    return Event(try_requested=TryRequested(actor=actor, reason=reason))
+
+
+def held_back(actor: str = "ann", reason: str = "a fraud is suspected") -> Event:
+    return Event(held_back=HeldBack(actor=actor, reason=reason))
+
+
+def let_go(actor: str = "bob", reason: str = "no fraud") -> Event:
+    return Event(let_go=LetGo(actor=actor, reason=reason))
+
+
+def proposed(resolution: Resolution.ValueType = Resolution.RESOLUTION_EXECUTED, actor: str = "ann") -> Event:
+    said = ResolutionProposed(actor=actor, reason="the bank's letter", resolution=resolution, evidence="ticket 7")
+    if resolution != Resolution.RESOLUTION_NOT_EXECUTED:
+        said.transaction_id = "found-1"
+    if resolution == Resolution.RESOLUTION_REFUNDED:
+        said.refund_transaction_id = "found-2"
+    return Event(resolution_proposed=said)
+
+
+def rejected(proposal: int, actor: str = "bob") -> Event:
+    return Event(resolution_rejected=ResolutionRejected(actor=actor, reason="not so", proposal=proposal))
+
+
+def approved(proposal: int, actor: str = "bob") -> Event:
+    return Event(
+        resolution_approved=ResolutionApproved(
+            actor=actor, reason="checked", proposal=proposal, bank_said=AnswerKind.ANSWER_KIND_EXECUTED
+        )
+    )
+
+
+def proposal_of(state: State) -> int:
+    """The position of the open proposal; 0 if there is none."""
+    proposal = state.desk.proposal if isinstance(state, Charge) else None
+    return proposal.position if proposal is not None else 0
+
+
+def proposal_in(event: Event) -> ResolutionRejected | ResolutionApproved | None:
+    """What an event says of a proposal that was made before it."""
+    kind = event.WhichOneof("kind")
+    if kind == "resolution_rejected":
+        return event.resolution_rejected
+    return event.resolution_approved if kind == "resolution_approved" else None
+
+
+def candidates(amounts: Sequence[int], proposal: int = 0) -> Iterator[Event]:
+    """Every kind of event that may follow in some charge; requests for each of these amounts, and steps about this proposal."""
+    yield from (try_requested(), held_back(), let_go(), proposed(), rejected(proposal), approved(proposal))
+    yield from (rejected(proposal + 1), approved(proposal + 1), approved(proposal, actor="ann"))
     yield from (token_issued(), token_expired(), charged(), declined(), in_review(), abandoned(), not_after_passed())
     yield from (authorized(), captured(), voided(), refunded(), called_off(), lapsed())
     yield from (operation_declined(), operation_abandoned(), action_required())
@@ -164,7 +219,9 @@ def lives(draw: st.DrawFn, first: Event) -> list[Event]:
     for _ in range(draw(st.integers(0, 15))):
         assert state is not None
         following = [
-            (event, after) for event in candidates(amounts) if (after := state_after(state, event)) is not None
+            (event, after)
+            for event in candidates(amounts, proposal_of(state))
+            if (after := state_after(state, event)) is not None
         ]
         if not following:
             break

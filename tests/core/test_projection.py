@@ -63,6 +63,8 @@ from tests.operations import (
     off_session,
     operation_abandoned,
     operation_declined,
+    proposal_in,
+    proposal_of,
     refund,
     refunded,
     state_after,
@@ -116,6 +118,7 @@ def streams_and_cuts(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]
     """Interleaved charges of two tenants and of every kind, on a clock that may step back, and the records cut into batches."""
     journal = SealedJournal()
     left: dict[str, Iterator[Event]] = {}
+    proposals: dict[str, int] = {}  # a proposal is named by its position, which depends on the other charges' events
     for number in range(draw(st.integers(1, 6))):
         key = f"order-{number:04}"
         first = requested(
@@ -138,8 +141,12 @@ def streams_and_cuts(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]
         key = draw(st.sampled_from(sorted(left)))
         if (event := next(left[key], None)) is None:
             del left[key]
-        else:
-            journal.append(key, event, at=EPOCH_MICROSECONDS + draw(st.integers(0, 1000)))
+            continue
+        if (about := proposal_in(event)) is not None:
+            about.proposal = proposals[key]
+        position = journal.append(key, event, at=EPOCH_MICROSECONDS + draw(st.integers(0, 1000)))
+        if event.WhichOneof("kind") == "resolution_proposed":
+            proposals[key] = position
     records = verified(journal)
     cuts = sorted(draw(st.sets(st.integers(1, len(records) - 1)))) if len(records) > 1 else []
     edges = [0, *cuts, len(records)]
@@ -167,6 +174,8 @@ def kind_of_state(state: State) -> object:
         (
             charge.book,
             charge.void is None,
+            charge.desk.is_held_back,
+            charge.desk.proposal is None,
         ),
     )
 
@@ -185,7 +194,7 @@ def test_the_projection_accepts_in_each_state_exactly_the_events_that_the_core_a
         events, state = left.pop()
         before = changes_of(*events)
         standing = standing_after(before)
-        for event in (requested("order-0001"), *candidates((1, 2))):
+        for event in (requested("order-0001"), *candidates((1, 2), proposal_of(state))):
             (record,) = verified(journal_of(*events, event))[len(events) :]
             after = state_after(state, event)
             if after is None:
@@ -253,7 +262,7 @@ def test_the_judge_folds_the_same_rows(stream: tuple[list[Record], list[list[Rec
     )
     (checkpoint,) = rows.pop("checkpoint")
     assert view.checkpoint == {name: checkpoint[name] for name in view.checkpoint}
-    folded = (view.tenants, view.charges, view.operations, view.entries, view.sums, view.totals)
+    folded = (view.tenants, view.charges, view.operations, view.entries, view.steps, view.sums, view.totals)
     for (table, shown), expected in zip(rows.items(), folded, strict=True):
         assert sorted(map(repr, map(sorted_row, shown))) == sorted(map(repr, map(sorted_row, expected))), table
 
