@@ -223,7 +223,8 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         handled = await self._streams.handle(await self._own(charge_id, wanted.tenant), wanted)
         self._hand_over(handled)
         if handled.has_stored:
-            step = wanted.step if isinstance(wanted, WantedStep) else wanted
+            step = wanted.step if isinstance(wanted, WantedStep) else _charge(handled.snapshot).desk.closed
+            assert step is not None, "an approval closes its proposal"
             log.info("a step of the desk", charge_id=charge_id, step=type(step).__name__, actor=step.actor)
         return handled.snapshot
 

@@ -217,7 +217,7 @@ class Stream:
 
     @property
     def is_left_out(self) -> bool:
-        """Whether its money is not compared with the bank's: people found how it ended, and the bank confirmed not all of it."""
+        """Whether its money is not compared with the bank's: people found its end, and the bank confirmed not all of it."""
         verdicts = [operation.verdict for operation in self.operations if operation.verdict is not None]
         return any(verdict.is_refunded or verdict.may_be_untrue for verdict in verdicts)
 
