@@ -130,7 +130,7 @@ def page(show: Show, *, signed_in: bool = True) -> Callable[[Request], Awaitable
         except Refuse as refusal:
             made = _framed(visit, _failed(refusal.text, refusal.status), None)
         except CallFailed as failure:
-            made = _framed(visit, _failed(words.trouble(failure), 502), None)
+            made = _framed(visit, _failed(words.trouble(failure), 502), failure)
         except ClientDisconnect:
             made = Response(status_code=400)
         except Exception as error:
