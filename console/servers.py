@@ -142,9 +142,10 @@ class Asker:
         self,
         method: Callable[["QueryServiceAsyncStub"], "UnaryUnaryMultiCallable[Request, Answer]"],
         request: Request,
+        seconds: float = DEADLINE_SECONDS,
     ) -> Answer | CallFailed:
         """Ask as `query`, and return a failure: the page has other parts."""
-        return await tried(self.query(method, request))
+        return await tried(self.query(method, request, seconds))
 
     async def desk(
         self,

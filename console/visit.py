@@ -18,7 +18,7 @@ from console import frame, words
 from console.html import Child, tag
 from console.runs import Runs
 from console.samples import Samples
-from console.servers import PART_SECONDS, Asker, Servers, SignInNeeded, tried
+from console.servers import PART_SECONDS, Asker, Servers, SignInNeeded
 from console.sessions import LONGEST_SECONDS, Session, Sessions
 from console.settings import Settings
 
@@ -121,7 +121,7 @@ def page(show: Show, *, signed_in: bool = True) -> Callable[[Request], Awaitable
                 _check_form(visit, visit.given("csrf"))
             if signed_in:
                 # Both are asked at once.
-                view = asyncio.create_task(tried(visit.asker.query(_view_status, GetViewStatusRequest(), PART_SECONDS)))
+                view = asyncio.create_task(visit.asker.look(_view_status, GetViewStatusRequest(), PART_SECONDS))
             made = await show(visit)
             if isinstance(made, Page):
                 made = _framed(visit, made, await view if view else None)
