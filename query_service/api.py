@@ -3,6 +3,8 @@
 Each answer is read from one state of each view that it shows, and names its position and its lag. Nothing here writes.
 """
 
+import asyncio
+import contextlib
 import heapq
 import uuid
 from collections import Counter
@@ -21,10 +23,12 @@ from chassis.shares import Excess, Shares, Weights
 from contract.errors import Reason
 from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
-from query_service.lookup import END, ChargeId, ChargeName, ChargeRows, Conditions, Key, Rows
-from query_service.messages import charge_of, currencies_of, entries_of, freshness_of, status_of, text_of
+from query_service.explaining import NOT_ASKED, UNDER_WAY, Asked, explain
+from query_service.lookup import END, ChargeId, ChargeName, ChargeRows, Conditions, History, Key, Rows
+from query_service.messages import charge_of, currencies_of, entries_of, freshness_of, stage_of, status_of, text_of
 from query_service.mirrors import Mirror, Seen
 from query_service.pages import places_of, token_after
+from query_service.subscriber import State
 
 T = TypeVar("T")
 
@@ -41,6 +45,8 @@ PAGE_BYTES = 2 << 20
 # A longer answer lies in memory until its client has read it. At most MAX_UNREAD do: with clients that do not read, 128 MiB.
 LONG_ANSWER_BYTES = 64 << 10
 MAX_UNREAD = 64
+# The longest wait until a change that a command server has told of is in the view, before a charge is explained without it.
+AGAIN_SECONDS = 0.5
 
 AnyQuery = (
     query_pb2.GetChargeRequest
@@ -49,8 +55,14 @@ AnyQuery = (
     | query_pb2.GetChargeHistoryRequest
     | query_pb2.GetUserSummaryRequest
     | query_pb2.GetViewStatusRequest
+    | query_pb2.ExplainChargeRequest
 )
-OfOneCharge = query_pb2.GetChargeRequest | query_pb2.WatchChargeRequest | query_pb2.GetChargeHistoryRequest
+OfOneCharge = (
+    query_pb2.GetChargeRequest
+    | query_pb2.WatchChargeRequest
+    | query_pb2.GetChargeHistoryRequest
+    | query_pb2.ExplainChargeRequest
+)
 
 
 class QueryService(query_pb2_grpc.QueryServiceServicer):
@@ -63,11 +75,16 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         max_calls: int,
         max_watchers: int,
         weights: Weights,
+        now: Callable[[], int],
         longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
-        """`weights` split the limits. `longest_wait_seconds`: no query waits longer for its position, whatever its deadline."""
+        """`weights` split the limits, and `now` gives microseconds since 1970.
+
+        `longest_wait_seconds`: no query waits longer for its position, whatever its deadline.
+        """
         self._mirrors = mirrors
         self._longest_wait_seconds = longest_wait_seconds
+        self._now = now
         self._calls = Shares(max_calls, weights)
         # A limit of their own: while the view lags, calls that wait for it would keep out calls that could be answered.
         self._waiters = Shares(max_calls, weights)
@@ -154,6 +171,47 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             entries=entries_of(seen.found),
             **freshness_of([seen]),
         )
+
+    async def ExplainCharge(  # noqa: N802
+        self, request: query_pb2.ExplainChargeRequest, context: Any
+    ) -> query_pb2.ExplainChargeResponse:
+        """Explain a charge; see the contract."""
+        name = _name(request)
+        async with self._asked(request, context) as tenant:
+            seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name))
+            asked = NOT_ASKED
+            if stage_of(seen.found.rows.charge) in UNDER_WAY:
+                asked, seen = await self._ask(tenant, seen)
+        charge = charge_of(seen.found.rows, seen.journal_id)
+        answer = explain(charge, list(entries_of(seen.found)), asked, now=self._now())
+        answer.MergeFrom(query_pb2.ExplainChargeResponse(**freshness_of([seen])))
+        return answer
+
+    async def _ask(self, tenant: str, seen: Seen[History]) -> tuple[Asked, Seen[History]]:
+        """Ask the command servers about a charge under way. Returns their answer, and the charge as it is shown then.
+
+        A charge that has come to rest there is shown so soon. One that has begun a moment ago may have no attempts yet: that it
+        has stopped is believed if it is said twice.
+        """
+        mirror, charge_id = seen.mirror, seen.found.rows.charge.charge_id
+        asked = await mirror.ask(text_of(charge_id))
+        with mirror.waiting.watching(charge_id) as changed:
+            if asked.is_stopped or asked.is_at_rest:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), AGAIN_SECONDS)
+            shown = await mirror.read(tenant, lambda rows: rows.history(ChargeId(charge_id)))
+        if shown.found is None:
+            raise _behind(mirror)  # the view is being rebuilt and has not reached this charge
+        seen = Seen(shown.found, shown.checkpoint, mirror)
+        if stage_of(shown.found.rows.charge) not in UNDER_WAY:
+            return NOT_ASKED, seen
+        if asked.is_stopped:
+            asked = await mirror.ask(text_of(charge_id))
+        if asked.attempts is None and not asked.is_stopped and seen.state is State.DISCONNECTED:
+            asked = asked._replace(is_away=True)
+        elif asked.is_at_rest:
+            asked = Asked(unknown_because="The charge has come to rest, which the view does not show yet: ask again.")
+        return asked, seen
 
     async def GetUserSummary(  # noqa: N802
         self, request: query_pb2.GetUserSummaryRequest, context: Any

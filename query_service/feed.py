@@ -1,4 +1,4 @@
-"""The feed over gRPC: from several command servers of one journal, the next one after each loss.
+"""The feed over gRPC: from several command servers of one journal, the next one after each loss; and what they are asked.
 
 Every error of grpc is sorted here: either the journal diverged, or the feed is lost for now. A journal has diverged when
 every server says so, one after the other. A single server that says so has another journal, by a mistake in QUERY_FEED, and
@@ -9,30 +9,43 @@ trust: whoever takes its port could otherwise show money that never moved. Each 
 left at its next message, a heartbeat at the latest, once they are others.
 """
 
+import asyncio
 import itertools
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from charging.v1.journal_pb2 import SubscribeRequest, SubscribeResponse
+from charging.v1.journal_pb2 import (
+    GetAttemptsRequest,
+    GetAttemptsResponse,
+    SubscribeRequest,
+    SubscribeResponse,
+)
 from charging.v1.journal_pb2_grpc import JournalServiceStub
 from chassis.exposure import is_loopback
 from chassis.server import CHANNEL_OPTIONS
 from chassis.settings import Address, SettingsError
 from chassis.tls import ClientTls
 from chassis.watched import Files, Unusable, Watched
+from query_service.explaining import Asked
 from query_service.subscriber import FeedLost, ForeignJournal, JournalDiverged, OpenFeed
+
+if TYPE_CHECKING:
+    from charging.v1.journal_pb2_grpc import JournalServiceAsyncStub  # of the typed stubs only
 
 # Without it a new channel inherits the back-off of the last one to the same address, up to two minutes. Pauses are the
 # subscriber's task.
 _OPTIONS = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 _DETAILS_KEY = "grpc-status-details-bin"
+# A person waits, and most of an answer does not depend on it.
+ASK_SECONDS = 1.0
 _REASON = re.compile("[A-Z0-9_]{1,63}")  # no other text is logged
 _TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # of RFC 6750
 # What grpc says of a connection that it could not make: what is wrong with the certificate, in our words.
@@ -85,46 +98,102 @@ def token_in(file: Path) -> Watched[str]:
     return Watched(make, what=f"the token in {file}")
 
 
-def feed_of(servers: Sequence[Address], credentials: Credentials = PLAINTEXT) -> OpenFeed:
-    """Make the function that opens the feed, for the subscriber.
+class CommandServers:
+    """The command servers of one journal: their feed, and what they are asked about a charge."""
 
-    Raises SettingsError if a token would be sent in plaintext to another machine.
-    """
-    if credentials.token and not credentials.tls and not all(is_loopback(each.host) for each in servers):
-        raise SettingsError(
-            "QUERY_FEED_TOKEN_FILE is set, and not QUERY_FEED_TLS: others could read the token on its way"
-        )
-    turns = itertools.cycle(servers)
-    denials = 0  # the servers in a row that have another journal than the view's, by their word
+    def __init__(self, servers: Sequence[Address], credentials: Credentials = PLAINTEXT) -> None:
+        """Raises SettingsError if a token would be sent in plaintext to another machine."""
+        if credentials.token and not credentials.tls and not all(is_loopback(each.host) for each in servers):
+            raise SettingsError(
+                "QUERY_FEED_TOKEN_FILE is set, and not QUERY_FEED_TLS: others could read the token on its way"
+            )
+        self._servers = servers
+        self._credentials = credentials
+        self._turns = itertools.cycle(servers)
+        self._denials = 0  # the servers in a row that have another journal than the view's, by their word
+        self._followed: tuple[Address, JournalServiceAsyncStub] | None = None
 
-    async def open_feed(after_position: int, journal_id: str, chain: bytes) -> AsyncGenerator[SubscribeResponse, None]:
-        nonlocal denials
-        server = next(turns)
+    async def open_feed(
+        self, after_position: int, journal_id: str, chain: bytes
+    ) -> AsyncGenerator[SubscribeResponse, None]:
+        """Open the feed, for the subscriber (`OpenFeed`)."""
+        server, credentials = next(self._turns), self._credentials
         request = SubscribeRequest(after_position=after_position, journal_id=journal_id, chain=chain)
         trust = credentials.trust
         try:
             async with credentials.channel(server) as channel:
-                async for response in JournalServiceStub(channel).Subscribe(request, metadata=credentials.metadata()):
+                stub = JournalServiceStub(channel)
+                async for response in stub.Subscribe(request, metadata=credentials.metadata()):
                     if credentials.trust != trust:
                         raise FeedLost(f"{server} was trusted by files of QUERY_FEED_TLS that have been replaced")
-                    denials = 0
+                    self._denials, self._followed = 0, (server, stub)
                     yield response
         except grpc.aio.AioRpcError as error:
             reason = _reason(error)
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION and reason == "JOURNAL_DIVERGED":
-                denials += 1
-                if denials < len(servers):
+                self._denials += 1
+                if self._denials < len(self._servers):
                     raise ForeignJournal(
                         f"{server} has another journal than the view: remove it from QUERY_FEED, or the view to follow it"
                     ) from None
-                denials = 0
+                self._denials = 0
                 raise JournalDiverged from None
-            denials = 0
+            self._denials = 0
             if credentials.tls and not reason and (distrust := _distrust(error)):
                 raise FeedLost(f"{server} {distrust}") from None
             raise FeedLost(f"{server} says {error.code().name} {reason}".rstrip()) from None
+        finally:
+            self._followed = None
 
-    return open_feed
+    async def attempts(self, charge_id: str) -> Asked:
+        """Ask about the attempts at a charge's step, all servers at once and each for ASK_SECONDS. Never raises."""
+        return _told(await asyncio.gather(*(self._ask(server, charge_id) for server in self._servers)))
+
+    async def _ask(self, server: Address, charge_id: str) -> GetAttemptsResponse | grpc.StatusCode:
+        """Ask one server, over the feed's own connection if that is to it; return its answer, or the status of its error."""
+        request, metadata = GetAttemptsRequest(charge_id=charge_id), self._credentials.metadata()
+        try:
+            if self._followed is not None and self._followed[0] == server:
+                return await self._followed[1].GetAttempts(request, timeout=ASK_SECONDS, metadata=metadata)
+            async with self._credentials.channel(server) as channel:
+                stub = JournalServiceStub(channel)
+                return await stub.GetAttempts(request, timeout=ASK_SECONDS, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        except asyncio.CancelledError:
+            # The connection of the feed was closed under the call: that is no cancel of the one who asks.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return grpc.StatusCode.UNAVAILABLE
+
+
+def feed_of(servers: Sequence[Address], credentials: Credentials = PLAINTEXT) -> OpenFeed:
+    """Make the function that opens the feed, for the subscriber. Raises SettingsError as `CommandServers`."""
+    return CommandServers(servers, credentials).open_feed
+
+
+def _told(answers: Sequence[GetAttemptsResponse | grpc.StatusCode]) -> Asked:
+    """Make one answer of those of a journal's servers. A server knows the attempts of the charges that it drives."""
+    told = [answer for answer in answers if isinstance(answer, GetAttemptsResponse)]
+    is_configured = all(answer.attempts.bank_is_configured for answer in told if answer.HasField("attempts"))
+    for answer in told:
+        if answer.attempts.is_driven_here:
+            return Asked(answer.attempts, is_bank_configured=is_configured)
+        if not answer.is_unfinished:
+            return Asked(is_at_rest=True)
+    if grpc.StatusCode.DATA_LOSS in answers:
+        return Asked(unknown_because="The command server cannot read the charge's records.", is_stopped=True)
+    if any(not answer.HasField("attempts") for answer in told):
+        return Asked(unknown_because="The command server has stopped at the charge.", is_stopped=True)
+    if told:
+        return Asked(
+            unknown_because="Attempts are not known: another command server drives the charge, and it was not asked.",
+            is_bank_configured=is_configured,
+        )
+    if all(answer is grpc.StatusCode.UNAVAILABLE for answer in answers):
+        return Asked(unknown_because="Attempts are not known: no command server can be reached.", is_away=True)
+    names = ", ".join(sorted({answer.name for answer in answers if isinstance(answer, grpc.StatusCode)}))
+    return Asked(unknown_because=f"Attempts are not known: the command server did not tell them ({names}).")
 
 
 def _distrust(error: grpc.aio.AioRpcError) -> str:

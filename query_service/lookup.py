@@ -14,14 +14,11 @@ from charging.v1.common_pb2 import ChargeStatus
 from charging.v1.query_pb2 import ChargeStage, Situation
 from query_service import schema
 from query_service.course import Standing
-from query_service.schema import Charge, Checkpoint, Entry, Operation, Step, Sum, Totals, Walk
+from query_service.schema import DAY_MICROSECONDS, Charge, Checkpoint, Entry, Operation, Step, Sum, Totals, Walk
 from query_service.words import ABANDONED, IN_REVIEW
 
 END = 2**63 - 1
 """Beyond every position."""
-
-DAY_MICROSECONDS = 24 * 3600 * 1_000_000
-"""Within this time an open hold is near its end, and an abandoned charge is news."""
 
 NO_TENANT = 0
 """Stands for a tenant that the journal does not name: no row has this number."""

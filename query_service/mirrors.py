@@ -4,7 +4,7 @@ No order holds between journals, and a position means nothing without its journa
 charges would count twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from charging.v1.common_pb2 import Lag
 from charging.v1.query_pb2 import JournalPosition
+from query_service.explaining import Asked
 from query_service.lookup import Rows
 from query_service.schema import Checkpoint
 from query_service.subscriber import FeedLost, State, Subscriber
@@ -22,14 +23,20 @@ from query_service.waiting import Waiting
 
 T = TypeVar("T")
 
+Ask = Callable[[str], Awaitable[Asked]]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mirror:
-    """One journal as this server shows it: its view, the subscriber that keeps the view up, and the calls that wait for it."""
+    """One journal as this server shows it: its view, the subscriber that keeps the view up, and the calls that wait for it.
+
+    `ask` asks the journal's command servers about the attempts at a charge's step, by the charge's id. It never raises.
+    """
 
     view: View
     subscriber: Subscriber
     waiting: Waiting
+    ask: Ask
 
     @property
     def journal_id(self) -> str:

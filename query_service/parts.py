@@ -21,7 +21,7 @@ from chassis.watched import Watched
 from contract.entrance import Entrance
 from contract.errors import query_refusal as refusal
 from query_service.api import QueryService
-from query_service.feed import Credentials, feed_of, token_in
+from query_service.feed import CommandServers, Credentials, token_in
 from query_service.mirrors import Claims, Mirror
 from query_service.settings import Settings
 from query_service.subscriber import OpenFeed, Subscriber
@@ -39,10 +39,15 @@ class Parts:
         self.watched: list[Watched[Any]] = []
         """What the parts made so far read from files that may be replaced while the server runs."""
         self.claims = Claims()
+        self._command_servers: dict[tuple[Address, ...], CommandServers] = {}
 
     def clock(self) -> float:
         """Return the seconds since an arbitrary start. This clock never goes back."""
         return time.monotonic()
+
+    def now(self) -> int:
+        """Return the time of day in microseconds since 1970. It may go back."""
+        return time.time_ns() // 1_000
 
     def chance(self) -> random.Random:
         """Make the source of jitter."""
@@ -82,9 +87,22 @@ class Parts:
             log.warning("the feed is read in plaintext: others may read it, and show us money that never moved")
         return Credentials(tls, token)
 
+    def command_servers(self, servers: Sequence[Address]) -> CommandServers:
+        """Give the command servers of a journal, the same ones each time. Raises as `credentials` and `CommandServers`."""
+        known = self._command_servers.get(tuple(servers))
+        if known is None:
+            known = self._command_servers[tuple(servers)] = CommandServers(servers, self.credentials)
+        return known
+
     def open_feed(self, servers: Sequence[Address]) -> OpenFeed:
-        """Make the function that opens a journal's feed, for its subscriber. Raises as `credentials` and `feed_of`."""
-        return feed_of(servers, self.credentials)
+        """Make the function that opens a journal's feed, for its subscriber. Raises as `command_servers`."""
+        return self.command_servers(servers).open_feed
+
+    def mirror(self, view: View, servers: Sequence[Address]) -> Mirror:
+        """Make the mirror of the journal of these servers, over its view. Raises as `command_servers`."""
+        waiting = self.waiting()
+        ask = self.command_servers(servers).attempts
+        return Mirror(view, self.subscriber(view, waiting, servers), waiting, ask)
 
     async def view(self, path: Path) -> View:
         """Open a view. Raises as `View.open`."""
@@ -102,5 +120,9 @@ class Parts:
     def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
         """Make the service that clients call."""
         return QueryService(
-            mirrors, max_calls=self.settings.max_calls, max_watchers=self.settings.max_watchers, weights=self.weights
+            mirrors,
+            max_calls=self.settings.max_calls,
+            max_watchers=self.settings.max_watchers,
+            weights=self.weights,
+            now=self.now,
         )

@@ -29,6 +29,8 @@ from query_service.words import ABANDONED, IN_REVIEW
 
 FORMAT: Final = 5
 GENESIS: Final = bytes(32)  # the chain before position 1
+DAY_MICROSECONDS: Final = 24 * 3600 * 1_000_000
+"""Within this time an open hold is near its end, and an abandoned charge is news."""
 
 
 # ---------------------------------------------------------------- rows

@@ -75,9 +75,9 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         tls, admission = parts.entrance.tls, parts.entrance.gate
         mirrors: list[Mirror] = []
         for servers, path in zip(chosen.feeds, chosen.views, strict=True):
-            view, waiting = await parts.view(path), parts.waiting()
+            view = await parts.view(path)
             stack.push_async_callback(view.close)
-            mirrors.append(Mirror(view, parts.subscriber(view, waiting, servers), waiting))
+            mirrors.append(parts.mirror(view, servers))
         views = [mirror.view for mirror in mirrors]
         check_apart(views)
         queries = parts.queries(mirrors)

@@ -15,6 +15,7 @@ from charging.v1.common_pb2 import ChargeStatus, DeclineReason, Money, Operation
 from charging.v1.journal_pb2 import Event
 from charging.v1.query_pb2 import (
     Charge,
+    ChargeStage,
     CurrencySummary,
     GetChargeHistoryRequest,
     GetChargeRequest,
@@ -113,6 +114,8 @@ async def test_a_charge_shows_its_money_and_all_its_operations(feed: FeedServer,
         journal_id="journal-one",
         version=11,
         position=11,
+        stage=ChargeStage.CHARGE_STAGE_AT_REST,
+        stage_since=time_of(EPOCH_MICROSECONDS + 11),
         capture=CaptureMode.CAPTURE_MODE_MANUAL,
         not_after=time_of(EPOCH_MICROSECONDS + 99),
         authorized_minor_units=AMOUNT,

@@ -18,6 +18,7 @@ from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, O
 from charging.v1.query_pb2 import (
     VIEW_STATE_LIVE,
     Charge,
+    ChargeStage,
     CurrencySummary,
     GetChargeHistoryRequest,
     GetChargeRequest,
@@ -102,6 +103,8 @@ async def test_a_charge_is_shown_whole_by_its_id_and_by_its_key(feed: FeedServer
         journal_id="journal-one",
         version=3,
         position=3,
+        stage=ChargeStage.CHARGE_STAGE_AT_REST,
+        stage_since=time_of(EPOCH_MICROSECONDS + 3),
         capture=CaptureMode.CAPTURE_MODE_AUTOMATIC,
         authorized_minor_units=999,
         captured_minor_units=999,
@@ -267,7 +270,9 @@ async def test_no_query_waits_longer_than_its_bound_even_without_a_deadline(feed
 
     class Impatient(Parts):
         def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
-            return QueryService(mirrors, max_calls=9, max_watchers=9, weights=self.weights, longest_wait_seconds=0.05)
+            return QueryService(
+                mirrors, max_calls=9, max_watchers=9, weights=self.weights, now=self.now, longest_wait_seconds=0.05
+            )
 
     async with querying(feed.address, tmp_path / "view.db", Impatient) as (_, client):
         error = await refused(client.queries.GetViewStatus(GetViewStatusRequest(min_position=2**63 - 1)))

@@ -1,0 +1,427 @@
+"""A charge explained for people: its situation, what happened, what comes next, and what may be done by whom.
+
+Pure: from the charge and its history as the view shows them, what a command server said of its attempts, and the time. The
+sentences are for somebody at three in the morning: counts, times and amounts, and whether money may have moved.
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from charging.v1.common_pb2 import (
+    AnswerKind,
+    Attempts,
+    ChargeStatus,
+    DeclineReason,
+    Money,
+    OperationKind,
+    OperationStatus,
+    Resolution,
+    ReviewReason,
+)
+from charging.v1.query_pb2 import (
+    Charge,
+    ChargeStage,
+    ExplainChargeResponse,
+    HistoryEntry,
+    Operation,
+    PossibleAction,
+    Situation,
+)
+from contract.currencies import EXPONENTS
+from contract.situations import SITUATIONS, situation_under_way
+from query_service.schema import DAY_MICROSECONDS
+from query_service.words import AUTHORIZE, CAPTURE, CHARGE, MANUAL, REFUND, VOID
+
+UNDER_WAY: Sequence[ChargeStage.ValueType] = (
+    ChargeStage.CHARGE_STAGE_AWAITING_TOKEN,
+    ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION,
+    ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER,
+    ChargeStage.CHARGE_STAGE_CALLING_OFF,
+)
+"""The stages at which the bank is to be asked, so that there are attempts."""
+
+
+class Asked(NamedTuple):
+    """What the command servers said of the attempts at the step of a charge under way; by default nobody was asked."""
+
+    attempts: Attempts | None = None
+    unknown_because: str = ""
+    """A sentence, if they are not known."""
+    is_away: bool = False
+    """No command server can be asked."""
+    is_stopped: bool = False
+    """The charge is unfinished, and its server has no attempts under way."""
+    is_at_rest: bool = False
+    """The charge has come to rest, whatever the view shows."""
+    is_bank_configured: bool = True
+
+
+NOT_ASKED = Asked()
+
+
+def explain(
+    charge: Charge, entries: Sequence[HistoryEntry], asked: Asked = NOT_ASKED, *, now: int
+) -> ExplainChargeResponse:
+    """Explain a charge. `now` is in microseconds since 1970."""
+    situation = situation_of(charge, asked, now=now)
+    told = _Telling(charge, entries, asked, situation, now)
+    explained = ExplainChargeResponse(
+        charge=charge,
+        situation=situation,
+        what=" ".join(told.what()),
+        next=told.next(),
+        advice=SITUATIONS[situation].advice,
+        actions=told.actions(),
+        attempts_unknown_because=asked.unknown_because,
+    )
+    if asked.attempts is not None:
+        explained.attempts.CopyFrom(asked.attempts)
+        explained.attempts_unknown_because = told.forgotten
+    return explained
+
+
+def situation_of(charge: Charge, asked: Asked, *, now: int) -> Situation.ValueType:
+    """Find the situation of a charge. `now` is in microseconds since 1970."""
+    if charge.stage == ChargeStage.CHARGE_STAGE_IN_REVIEW:
+        has_proposal = charge.HasField("proposal")
+        return Situation.SITUATION_AWAITING_APPROVAL if has_proposal else Situation.SITUATION_IN_REVIEW
+    if charge.stage not in UNDER_WAY:
+        if charge.status == ChargeStatus.CHARGE_STATUS_ABANDONED:
+            return Situation.SITUATION_ABANDONED
+        lapses_at = charge.hold_expires_at.ToMicroseconds()
+        is_ending = 0 < lapses_at < now + DAY_MICROSECONDS
+        return Situation.SITUATION_HOLD_ENDING if is_ending else Situation.SITUATION_DECIDED
+    if asked.is_away:
+        return Situation.SITUATION_SERVER_AWAY
+    if asked.is_stopped:
+        return Situation.SITUATION_STOPPED
+    tried = asked.attempts or Attempts()
+    is_stuck = charge.held_back or not asked.is_bank_configured or tried.in_vain > 0
+    if not is_stuck and charge.stage != ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER:
+        return Situation.SITUATION_UNDER_WAY
+    return situation_under_way(
+        charge.stage,
+        tried.last_answer,
+        is_held_back=charge.held_back,
+        is_bank_configured=asked.is_bank_configured,
+    )
+
+
+# ---------------------------------------------------------------- words
+_NOUNS: Mapping[OperationKind.ValueType, str] = {
+    CHARGE: "charge",
+    AUTHORIZE: "hold",
+    CAPTURE: "capture",
+    VOID: "void",
+    REFUND: "refund",
+}
+_MAY_HAVE: Mapping[OperationKind.ValueType, str] = {
+    CHARGE: "money may have moved",
+    AUTHORIZE: "the money may be held",
+    CAPTURE: "money may have moved",
+    VOID: "the hold may be gone",
+    REFUND: "money may have gone back",
+}
+_IN_VAIN: Mapping[AnswerKind.ValueType, str] = {
+    AnswerKind.ANSWER_KIND_NO_ANSWER: "has not answered",
+    AnswerKind.ANSWER_KIND_NOT_ACCEPTED: "has not accepted our credentials",
+    AnswerKind.ANSWER_KIND_IN_PROGRESS: "has said that it is still working on it",
+    AnswerKind.ANSWER_KIND_NEEDS_ACTION: "has said that it still waits for the customer",
+}
+_ENDS: Mapping[OperationStatus.ValueType, str] = {
+    OperationStatus.OPERATION_STATUS_EXECUTED: "was executed",
+    OperationStatus.OPERATION_STATUS_DECLINED: "was declined",
+    OperationStatus.OPERATION_STATUS_ABANDONED: "was given up, since the bank could not be reached in time",
+    OperationStatus.OPERATION_STATUS_CALLED_OFF: "was called off before the bank executed it",
+}
+_FOUND: Mapping[Resolution.ValueType, str] = {
+    Resolution.RESOLUTION_EXECUTED: "the bank executed it",
+    Resolution.RESOLUTION_NOT_EXECUTED: "the bank did not execute it",
+    Resolution.RESOLUTION_REFUNDED: "the bank executed it and the money has gone back",
+}
+_NOTHING = "Nothing."
+_NEXT: Mapping[Situation.ValueType, str] = {
+    Situation.SITUATION_DECIDED: _NOTHING,
+    Situation.SITUATION_ABANDONED: _NOTHING,
+    Situation.SITUATION_HELD_BACK: "Nothing, until an operator lets it go.",
+    Situation.SITUATION_IN_REVIEW: "Nothing, until two people have resolved it.",
+    Situation.SITUATION_AWAITING_APPROVAL: "Nothing, until a second person approves the proposal, or somebody rejects it.",
+    Situation.SITUATION_BANK_MISSING: "Nothing, until a setting names its bank again.",
+    Situation.SITUATION_SERVER_AWAY: "Nothing, until a command server is up; then it goes on by itself.",
+    Situation.SITUATION_STOPPED: "Nothing, until the command server is started anew.",
+}
+
+
+def money(amount: Money) -> str:
+    """Write an amount in major units, such as 12.50 EUR."""
+    exponent = EXPONENTS.get(amount.currency_code)
+    if exponent is None:
+        return f"{amount.minor_units} minor units of {amount.currency_code}"
+    digits = f"{amount.minor_units:0{exponent + 1}d}"
+    return (
+        f"{digits[:-exponent]}.{digits[-exponent:]} {amount.currency_code}"
+        if exponent
+        else f"{digits} {amount.currency_code}"
+    )
+
+
+def _reason(value: int, names: object, prefix: str) -> str:
+    name: str = names.Name(value)  # type: ignore[attr-defined]  # an enum of the contract
+    return name.removeprefix(prefix).lower().replace("_", " ")
+
+
+# ---------------------------------------------------------------- sentences and actions
+class _Telling:
+    """Tells of one charge."""
+
+    def __init__(
+        self,
+        charge: Charge,
+        entries: Sequence[HistoryEntry],
+        asked: Asked,
+        situation: Situation.ValueType,
+        now: int,
+    ) -> None:
+        self._charge = charge
+        self._entries = entries
+        self._asked = asked
+        self._situation = situation
+        self._now = now
+        self._today = self._text(now)[:10]
+        self._is_under_way = charge.stage in UNDER_WAY
+
+    # ------------------------------------------------------------ what happened
+    def what(self) -> Iterator[str]:
+        """Tell what happened and where it stands, in sentences."""
+        yield SITUATIONS[self._situation].what
+        operation = self._operation
+        noun = f"{_NOUNS[operation.kind]} of {money(operation.amount)}"
+        if self._is_under_way:
+            yield f"The {noun} was requested at {self._time(operation.requested_at)}."
+            yield from self._under_way(operation)
+        elif self._charge.stage == ChargeStage.CHARGE_STAGE_IN_REVIEW:
+            why = _reason(operation.review_reason, ReviewReason, "REVIEW_REASON_")
+            yield f"The {noun} is in review since {self._time(self._charge.stage_since)}: {why}."
+            if self._situation == Situation.SITUATION_AWAITING_APPROVAL:
+                yield from self._proposed()
+        else:
+            yield f"The {noun} {_ENDS[operation.status]} at {self._time(self._charge.stage_since)}{self._because(operation)}."
+            yield from self._book()
+
+    @property
+    def _operation(self) -> Operation:
+        """The operation under way or in review, or the last one at rest. A void that calls it off waits for it."""
+        waiting = (
+            OperationStatus.OPERATION_STATUS_PENDING,
+            OperationStatus.OPERATION_STATUS_REQUIRES_ACTION,
+            OperationStatus.OPERATION_STATUS_IN_REVIEW,
+        )
+        found = (operation for operation in self._charge.operations if operation.status in waiting)
+        return next(found, self._charge.operations[-1])
+
+    def _under_way(self, operation: Operation) -> Iterator[str]:
+        may_have = _MAY_HAVE[operation.kind]
+        match self._charge.stage:
+            case ChargeStage.CHARGE_STAGE_AWAITING_TOKEN:
+                yield "The bank has not given a token for it, so it cannot be executed yet."
+            case ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION:
+                yield (
+                    f"The bank gave a token, with which it has been told to execute {money(operation.amount)} since "
+                    f"{self._since('TokenIssued')}: {may_have}."
+                )
+            case ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER:
+                yield f"The bank has waited for the customer since {self._since('ActionRequired')}."
+            case _:
+                begun = self._since("VoidRequested", "NotAfterPassed", "ActionRequired")
+                yield f"It has been called off since {begun}; until the bank says that it is closed, {may_have}."
+        if self._asked.attempts is not None:
+            yield from self._tried(self._asked.attempts)
+        elif self._asked.unknown_because:
+            yield self._asked.unknown_because
+        if self._charge.held_back:
+            held = self._newest("HeldBack")
+            if held is not None:
+                yield f"{held.actor} has held it back since {self._time(held.recorded_at)}: {held.reason}"
+
+    def _tried(self, attempts: Attempts) -> Iterator[str]:
+        count = attempts.in_vain
+        if self._situation == Situation.SITUATION_BANK_MISSING or not attempts.HasField("last_at"):
+            return
+        last = self._time(attempts.last_at)
+        if count and attempts.last_answer not in _IN_VAIN:
+            yield f"The bank's answer of {last} could not be stored yet."
+        elif count:
+            times = "once" if count == 1 else f"{count} times in a row"
+            yield f"The bank {_IN_VAIN[attempts.last_answer]} {times}, last at {last}."
+        if self.forgotten:
+            yield self.forgotten
+
+    @property
+    def forgotten(self) -> str:
+        """What is not known of attempts before the server took the charge up; empty if it has known them all."""
+        attempts = self._asked.attempts
+        if attempts is None or attempts.since.ToMicroseconds() <= self._operation.requested_at.ToMicroseconds():
+            return ""
+        since = self._time(attempts.since)
+        return f"Attempts before {since} are not known: the command server took the charge up then, as after a restart."
+
+    def _proposed(self) -> Iterator[str]:
+        proposal = self._charge.proposal
+        yield (
+            f"{proposal.actor} proposed at {self._time(proposal.proposed_at)} that {_FOUND[proposal.resolution]} "
+            f"(proposal {proposal.proposal})."
+        )
+
+    def _because(self, operation: Operation) -> str:
+        if operation.decline_reason:
+            return f", {_reason(operation.decline_reason, DeclineReason, 'DECLINE_REASON_')}"
+        return f", the bank's transaction {operation.transaction_id}" if operation.transaction_id else ""
+
+    def _book(self) -> Iterator[str]:
+        charge = self._charge
+        sums = {
+            "moved": charge.captured_minor_units,
+            "went back": charge.refunded_minor_units,
+            "is held": charge.held_minor_units,
+        }
+        told = [f"{self._money(minor_units)} {what}" for what, minor_units in sums.items() if minor_units]
+        yield f"In all {', '.join(told)}." if told else "No money has moved, and none is held."
+        if charge.HasField("hold_expires_at"):
+            is_over = charge.hold_expires_at.ToMicroseconds() <= self._now
+            yield f"The bank lets the hold lapse at {self._time(charge.hold_expires_at)}{', which has passed' * is_over}."
+
+    # ------------------------------------------------------------ what comes next
+    def next(self) -> str:
+        """Tell what the service does next by itself."""
+        if (fixed := _NEXT.get(self._situation)) is not None:
+            return fixed
+        if self._situation == Situation.SITUATION_HOLD_ENDING:
+            return f"Nothing: the bank lets the hold lapse at {self._time(self._charge.hold_expires_at)}."
+        return " ".join(self._next_attempt())
+
+    def _next_attempt(self) -> Iterator[str]:
+        attempts = self._asked.attempts
+        asks = "It asks the bank whether the customer has taken the step"
+        if self._charge.stage != ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER:
+            asks = "It asks the bank again"
+        if attempts is None:
+            yield f"{asks}, at a time that is not known here."
+        elif attempts.bank_is_spared:
+            yield f"The bank is called by probes only, since it does not answer or accept us. {asks} once a probe is answered."
+        elif attempts.HasField("next_at"):
+            yield f"{asks} at {self._time(attempts.next_at)}."
+        elif attempts.is_under_way:
+            yield "An attempt is under way now."
+        else:
+            yield f"{asks} at once."
+        if self._charge.stage == ChargeStage.CHARGE_STAGE_AWAITING_TOKEN:
+            yield "It gives up when the bank has not answered for as long as COMMAND_ABANDON_AFTER says."
+        if self._charge.HasField("action") and self._charge.action.HasField("expires_at"):
+            yield f"The bank gives up waiting for the customer at {self._time(self._charge.action.expires_at)}."
+
+    # ------------------------------------------------------------ what may be done
+    def actions(self) -> Iterator[PossibleAction]:
+        """Name what may be done now. While no command server can be asked, or it has stopped, nothing may."""
+        situation, charge = self._situation, self._charge
+        if situation in (Situation.SITUATION_SERVER_AWAY, Situation.SITUATION_STOPPED):
+            return
+        if self._is_under_way:
+            yield from self._while_under_way()
+        elif situation == Situation.SITUATION_IN_REVIEW:
+            yield self._desk("AskBank", "Asks the bank what it knows; changes nothing.", "ask-bank", has_reason=False)
+            yield from self._proposals()
+        elif situation == Situation.SITUATION_AWAITING_APPROVAL:
+            proposal, proposer = charge.proposal.proposal, charge.proposal.actor
+            yield self._desk("AskBank", "Asks the bank what it knows; changes nothing.", "ask-bank", has_reason=False)
+            text = f"Approves that {_FOUND[charge.proposal.resolution]}: that is its outcome for ever."
+            option = f"--proposal {proposal}"
+            yield self._desk("ApproveResolution", text, "approve", option, not_by=proposer)
+            yield self._desk("RejectResolution", "Rejects the proposal; it stays in review.", "reject", option)
+        else:
+            yield from self._at_rest()
+
+    def _while_under_way(self) -> Iterator[PossibleAction]:
+        charge = self._charge
+        if charge.held_back:
+            yield self._desk("LetGo", "Lets it go on.", "release")
+        else:
+            yield self._desk("TryNow", "Has the next step done now.", "try")
+            yield self._desk("HoldBack", "Holds it back: no step is taken until it is let go.", "hold")
+        if len(charge.operations) == 1:
+            text = "Calls it off: the bank closes its transaction, unless it has executed it already."
+            yield self._command("Void", "charge", text, "void")
+
+    def _proposals(self) -> Iterator[PossibleAction]:
+        ways = {
+            "that the bank executed it": "--executed TRANSACTION",
+            "that the bank did not execute it": "--not-executed",
+        }
+        if self._operation.kind in (CHARGE, CAPTURE):
+            ways["that the bank executed it and all of it has gone back"] = (
+                "--refunded TRANSACTION --refund TRANSACTION"
+            )
+        for found, option in ways.items():
+            text = f"Proposes {found}; a second person approves it."
+            yield self._desk("ProposeResolution", text, "propose", f"{option} --evidence ...")
+
+    def _at_rest(self) -> Iterator[PossibleAction]:
+        charge = self._charge
+        if charge.status == ChargeStatus.CHARGE_STATUS_ABANDONED:
+            hold = " --hold" * (charge.capture == MANUAL)
+            user, card = shlex.quote(charge.user_id), shlex.quote(charge.card.token)
+            command = f"chargeonce charge --user {user} --card {card}{hold} {money(charge.amount)}"
+            text = "Charges the order under a new key, if the customer still wants to pay."
+            yield PossibleAction(method="charging.v1.CommandService/Charge", role="charge", text=text, command=command)
+        if charge.held_minor_units:
+            held = self._money(charge.held_minor_units)
+            yield self._command("Capture", "charge", f"Moves the {held} that is held.", "capture")
+            yield self._command("Void", "charge", f"Lets the {held} that is held go.", "void")
+        if left := charge.captured_minor_units - charge.refunded_minor_units:
+            yield self._command("Refund", "refund", f"Gives back up to {self._money(left)}.", "refund")
+
+    def _desk(
+        self, method: str, text: str, word: str, options: str = "", *, not_by: str = "", has_reason: bool = True
+    ) -> PossibleAction:
+        words = ("chargeonce desk", word, self._name, options, "--reason ..." * has_reason)
+        return PossibleAction(
+            method=f"charging.v1.OperatorService/{method}",
+            role="operate",
+            not_by=not_by,
+            text=text,
+            command=" ".join(filter(None, words)),
+        )
+
+    def _command(self, method: str, role: str, text: str, word: str) -> PossibleAction:
+        method = f"charging.v1.CommandService/{method}"
+        return PossibleAction(method=method, role=role, text=text, command=f"chargeonce {word} {self._name}")
+
+    @property
+    def _name(self) -> str:
+        """The charge's name in a command: its key, unless that would be taken for an option."""
+        key = self._charge.idempotency_key
+        return self._charge.charge_id if key.startswith("-") else shlex.quote(key)
+
+    # ------------------------------------------------------------ times and amounts
+    def _money(self, minor_units: int) -> str:
+        return money(Money(minor_units=minor_units, currency_code=self._charge.amount.currency_code))
+
+    def _newest(self, *events: str) -> HistoryEntry | None:
+        return next((entry for entry in reversed(self._entries) if entry.event in events), None)
+
+    def _since(self, *events: str) -> str:
+        entry = self._newest(*events)
+        return self._time(entry.recorded_at if entry is not None else self._charge.updated_at)
+
+    def _time(self, time: Timestamp) -> str:
+        text = self._text(time.ToMicroseconds())
+        return text[11:] if text.startswith(self._today) else text
+
+    def _text(self, microseconds: int) -> str:
+        """Write a time as 2026-11-30 10:14:03 UTC."""
+        time = Timestamp()
+        time.FromMicroseconds(microseconds)
+        written = time.ToJsonString()
+        return f"{written[:10]} {written[11:19]} UTC"
