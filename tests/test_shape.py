@@ -16,7 +16,7 @@ PRODUCT = [
 HARNESSES = ["judge", "rig", "demo", "bench", "prove"]
 SOURCES = sorted(path for package in PRODUCT for path in (ROOT / package).rglob("*.py"))
 ALL = [*SOURCES, *sorted(path for package in HARNESSES for path in (ROOT / package).rglob("*.py"))]
-CORE = ("values", "events", "failures", "operation", "book", "charge")
+CORE = ("values", "events", "failures", "operation", "book", "desk_rules", "charge")
 PURE = {
     "dataclasses",
     "enum",

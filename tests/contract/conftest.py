@@ -28,6 +28,7 @@ CHOSEN = {
     "test_conformance.py": ["uvloop"],
     "test_gateway.py": ["uvloop"],
     "test_line.py": ["uvloop"],
+    "test_look_up.py": ["uvloop"],
     "test_lines.py": ["uvloop"],
     "test_tunnel.py": ["asyncio", "uvloop"],
 }

@@ -321,6 +321,22 @@ class CountsNothing(Bent):
         return Executed(f"txn_{uuid.uuid4()}") if is_followed else answer
 
 
+class OrdersToLookUp(Bent):
+    """Its look-up is an order."""
+
+    async def look_up(self, operation: Operation) -> Answer:
+        token = await answer_of(self.inner, RequestToken(operation, 0))
+        return await answer_of(self.inner, Execute(operation, token.token)) if isinstance(token, Token) else token
+
+
+class ForgetsWhatWasCalledOff(Bent):
+    """And says that it is open."""
+
+    async def look_up(self, operation: Operation) -> Answer:
+        answer = await self.inner.look_up(operation)
+        return Token("t1") if isinstance(answer, CalledOff) else answer
+
+
 def bent(subject: Subject, bug: type[Bent]) -> Subject:
     """The subject with a bug that all of its adapters share."""
     memory: dict[str, Operation] = {}
@@ -354,6 +370,8 @@ BUGS: Mapping[str, type[Bent]] = {
     "when the customer has failed, it is closed": ExecutesThoughNobodyCame,
     "with nobody there for the step, it is closed": ExecutesThoughNobodyCame,
     **{check.name: CountsNothing for check in CHECKS if check.promise == 8},
+    "a look-up tells how it stands, and changes nothing": OrdersToLookUp,
+    "a look-up tells what was called off": ForgetsWhatWasCalledOff,
 }
 
 

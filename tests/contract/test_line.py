@@ -6,7 +6,7 @@ from random import Random
 from command_service.bank import Bank
 from command_service.bank.breaker import SETUP_REFUSED_TO_OPEN, Breaker
 from command_service.bank.line import Line, Performed
-from command_service.values import Executed, Kind, NoAnswer, RequestToken
+from command_service.values import Executed, Kind, NoAnswer, RequestToken, Token
 from tests.contract.bank_rigs import Rig
 from tests.contract.operations import an_operation, opened
 
@@ -66,4 +66,22 @@ async def test_an_unwanted_step_is_no_probe(rig: Rig) -> None:
         assert "execute" not in rig.asked(unwanted.operation.reference)
         assert line.may_probe
         assert await line.perform(wanted, look_up_first=False, is_wanted=lambda: True) is not None
+        assert not line.is_spared
+
+
+async def test_a_spared_bank_is_looked_up_by_a_probe_only(rig: Rig) -> None:
+    """People do not wait for it. One that is heard ends the sparing."""
+    clock = Clock()
+    async with rig.adapter() as bank:
+        line = a_line(bank, clock)
+        steps = [await opened(bank, new_step(rig)) for _ in range(SETUP_REFUSED_TO_OPEN + 1)]
+        *refused, known = steps
+        rig.trouble("execute", "refuse", status=401, times=SETUP_REFUSED_TO_OPEN)
+        for step in refused:
+            await line.perform(step, look_up_first=False)
+        before = rig.asked(known.operation.reference)
+        assert isinstance(await line.look_up(known.operation), NoAnswer)
+        assert rig.asked(known.operation.reference) == before
+        clock.now += 60.0
+        assert isinstance(await line.look_up(known.operation), Token)
         assert not line.is_spared

@@ -339,6 +339,18 @@ async def test_without_look_ups_calling_off_is_repeated(unseen_rig: ForgetfulRig
             assert unseen_rig.movements(effect.operation.reference) == []
 
 
+async def test_without_look_ups_people_cannot_ask_either(unseen_rig: ForgetfulRig) -> None:
+    """The bank is not called, so that this says nothing of how the bank is."""
+    async with unseen_rig.adapter() as bank:
+        effect = await to_be_executed(bank, Kind.CHARGE)
+        calls = len(unseen_rig._ask("GET", "/calls"))
+        line = Line(bank, Breaker(lambda: 0.0, Random(1)), calls_at_once=1)
+        for _ in range(UNANSWERED_TO_OPEN + 1):
+            assert await line.look_up(effect.operation) == NoAnswer()
+        assert not line.is_spared
+        assert len(unseen_rig._ask("GET", "/calls")) == calls
+
+
 @pytest.mark.parametrize("kind", ALL_KINDS)
 async def test_without_look_ups_nothing_is_sent_past_the_keys_time(unseen_rig: ForgetfulRig, kind: Kind) -> None:
     """It is for people, done or not. The token step is ours alone."""

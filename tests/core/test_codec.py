@@ -30,19 +30,36 @@ from command_service.events import (
     ChargeDeclined,
     ChargeRequested,
     Event,
+    HeldBack,
+    LetGo,
     NotAfterPassed,
     OperationAbandoned,
     OperationDeclined,
     OperationRequested,
     Refunded,
+    ResolutionApproved,
+    ResolutionProposed,
+    ResolutionRejected,
     ReviewRequired,
     TokenExpired,
     TokenIssued,
+    TryRequested,
     Voided,
 )
 from command_service.failures import ImpossibleEvent, UnknownEvent
 from command_service.operation import AtRest, AwaitingToken
-from command_service.values import Card, DeclineReason, Evidence, Kind, Money, Operation, Request, ReviewReason
+from command_service.values import (
+    AnswerKind,
+    Card,
+    DeclineReason,
+    Evidence,
+    Kind,
+    Money,
+    Operation,
+    Request,
+    Resolution,
+    ReviewReason,
+)
 from tests.core.stories import REQUESTED_AT
 from tests.core.stories import stored as stored_as
 
@@ -127,6 +144,11 @@ CHARGED = Charged("user-7", Card("tok_visa", "visa", "4242"), Money(1250, "EUR")
 FINGERPRINTED = Card("tok_visa", "visa", "4242", "fp_1c7")
 PART = Money(400, "EUR")
 OPERATION_ID = "dbce8f68-32df-8005-ae02-7bcdab2bf48f"
+FIRST_REASONS = [reason for reason in DeclineReason if reason is not DeclineReason.FOUND_NOT_EXECUTED]
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+PROPOSED = ResolutionProposed(
+    "ann", "Ticket 77", Resolution.REFUNDED, "bank-77", "bank-81", "statement of 30 Nov, line 12"
+)
 STORED: dict[str, Event] = {
     "charge_requested": ChargeRequested(REQUEST),
     "charge_requested.bare": ChargeRequested(
@@ -142,7 +164,7 @@ STORED: dict[str, Event] = {
     "token_expired": TokenExpired("tx_5f1c"),
     "charged": CHARGED,
     "charged.fingerprint": replace(CHARGED, card=FINGERPRINTED),
-    **{f"charge_declined.{reason.value}": ChargeDeclined(reason) for reason in DeclineReason},
+    **{f"charge_declined.{reason.value}": ChargeDeclined(reason) for reason in FIRST_REASONS},
     **{f"review_required.{reason.value}": ReviewRequired(reason, EVIDENCE) for reason in ReviewReason},
     "review_required.without_evidence": ReviewRequired(ReviewReason.CONTRADICTION),
     "charge_abandoned": ChargeAbandoned(5),
@@ -160,7 +182,7 @@ STORED: dict[str, Event] = {
     "refunded": Refunded(PART, "bank-80"),
     "charge_called_off": ChargeCalledOff(),
     "authorization_expired": AuthorizationExpired(),
-    **{f"operation_declined.{reason.value}": OperationDeclined(reason) for reason in DeclineReason},
+    **{f"operation_declined.{reason.value}": OperationDeclined(reason) for reason in FIRST_REASONS},
     "operation_abandoned": OperationAbandoned(5),
     "charge_requested.of_a_bank": ChargeRequested(
         replace(
@@ -175,6 +197,45 @@ STORED: dict[str, Event] = {
     ),
     "action_required": ActionRequired("https://bank.example/customer/tx_5f1c", 1_800_000_000_000_001),
     "action_required.without_end": ActionRequired("https://bank.example/customer/tx_5f1c"),
+    "charge_requested.traced": ChargeRequested(
+        replace(
+            REQUEST,
+            card=FINGERPRINTED,
+            is_held=True,
+            not_after=1_800_000_000_000_001,
+            is_off_session=True,
+            return_url="https://shop.example/back?order=1001",
+            bank="north",
+            traceparent=TRACE,
+        )
+    ),
+    "capture_requested.traced": OperationRequested(
+        Kind.CAPTURE, OPERATION_ID, "capture-1", "shop", PART, is_final=True, traceparent=TRACE
+    ),
+    "void_requested.traced": OperationRequested(
+        Kind.VOID, OPERATION_ID, "void-1", "shop", PART, reason="zurück", traceparent=TRACE
+    ),
+    "refund_requested.traced": OperationRequested(
+        Kind.REFUND, OPERATION_ID, "refund-1", "shop", PART, reason="broken", traceparent=TRACE
+    ),
+    "charge_declined.found_not_executed": ChargeDeclined(DeclineReason.FOUND_NOT_EXECUTED),
+    "operation_declined.found_not_executed": OperationDeclined(DeclineReason.FOUND_NOT_EXECUTED),
+    "try_requested": TryRequested("ann", "the bank is back"),
+    "held_back": HeldBack("ann", "the shop asked for it"),
+    "let_go": LetGo("ben", "the shop has looked"),
+    "resolution_proposed": PROPOSED,
+    **{
+        f"resolution_proposed.{resolution.value}": ResolutionProposed(
+            "ann", "Ticket 77", resolution, "", "", "a letter"
+        )
+        for resolution in Resolution
+    },
+    "resolution_rejected": ResolutionRejected("ben", "another amount", 77),
+    **{
+        f"resolution_approved.{said.value}": ResolutionApproved("ben", "I saw it too", 77, said, contradicts_bank=True)
+        for said in AnswerKind
+    },
+    "resolution_approved": ResolutionApproved("ben", "I saw it too", 77, AnswerKind.EXECUTED, contradicts_bank=False),
 }
 """The events of the fixtures' names. Lines are added to a fixture, never changed; other bytes need another fixture."""
 FORMATS = sorted(path.name for path in FIXTURES.glob("events_*.txt"))
@@ -231,6 +292,7 @@ requests = st.builds(
     return_url=text,
     bank=text,
 )
+positions = st.integers(1, 2**63 - 1)
 events = st.one_of(
     st.builds(ChargeRequested, requests),
     st.builds(OperationRequested, st.just(Kind.CAPTURE), text, text, text, amounts, is_final=st.booleans()),
@@ -251,6 +313,10 @@ events = st.one_of(
     st.builds(ChargeDeclined, st.sampled_from(DeclineReason)),
     st.builds(ReviewRequired, st.sampled_from(ReviewReason), evidence),
     st.builds(ChargeAbandoned, st.integers(0, 2**31 - 1)),
+    *(st.builds(step, text, text) for step in (TryRequested, HeldBack, LetGo)),
+    st.builds(ResolutionProposed, text, text, st.sampled_from(Resolution), text, text, text),
+    st.builds(ResolutionRejected, text, text, positions),
+    st.builds(ResolutionApproved, text, text, positions, st.sampled_from(AnswerKind), st.booleans()),
 )
 
 
@@ -287,7 +353,7 @@ def test_the_members_of_every_enum_are_the_same_in_the_core_and_in_the_contract(
 
 def test_the_core_has_enums() -> None:
     """Meta: the test above has cases."""
-    assert set(ENUMS) == {Kind, DeclineReason, ReviewReason}
+    assert set(ENUMS) == {Kind, DeclineReason, ReviewReason, Resolution, AnswerKind}
 
 
 OPENED_BY_ITS_KIND = (Kind.CAPTURE, Kind.VOID, Kind.REFUND)  # the core has one event, and the contract one for each
@@ -304,15 +370,25 @@ def test_the_events_are_the_same_in_the_core_and_in_the_contract() -> None:
 
 WHOLE = [
     *(
-        "charge_requested.of_a_bank",
+        "charge_requested.traced",
         "token_issued",
         "token_expired",
         "charged.fingerprint",
         "charge_declined.card_declined",
     ),
-    *("review_required.fields_differ", "charge_abandoned", "capture_requested.final", "void_requested"),
-    *("refund_requested", "not_after_passed", "authorized", "captured", "voided", "refunded", "charge_called_off"),
+    *("review_required.fields_differ", "charge_abandoned", "capture_requested.traced", "void_requested.traced"),
+    *(
+        "refund_requested.traced",
+        "not_after_passed",
+        "authorized",
+        "captured",
+        "voided",
+        "refunded",
+        "charge_called_off",
+    ),
     *("authorization_expired", "operation_declined.other", "operation_abandoned", "action_required"),
+    *("try_requested", "held_back", "let_go", "resolution_proposed", "resolution_rejected"),
+    "resolution_approved.executed",
 ]
 
 

@@ -12,6 +12,7 @@ not possible to try, with the reason.
     fields      promise 4: another operation under a known reference or token
     ends        promises 3, 5, 6 and 7: what is closed stays closed
     books       promise 8: the bank's own count
+    looks       promise 9: a look-up is a question only
     suite       all checks, one after another
     page        what was found, as lines for people
 

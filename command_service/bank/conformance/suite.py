@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import httpx
 
-from command_service.bank.conformance import books, ends, fields, steps
+from command_service.bank.conformance import books, ends, fields, looks, steps
 from command_service.bank.conformance.checks import (
     Broken,
     CannotBeTried,
@@ -24,7 +24,7 @@ from command_service.bank.conformance.trial import Trial
 from command_service.values import Kind
 
 CHECKS: tuple[Check, ...] = tuple(
-    sorted(steps.CHECKS + fields.CHECKS + ends.CHECKS + books.CHECKS, key=lambda check: check.promise)
+    sorted(steps.CHECKS + fields.CHECKS + ends.CHECKS + books.CHECKS + looks.CHECKS, key=lambda check: check.promise)
 )
 # A bank that cannot be reached at all is soon told from one that is slow.
 _FIRST_PATIENCE_SECONDS = 5.0

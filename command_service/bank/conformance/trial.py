@@ -2,7 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from command_service.bank import Bank
 from command_service.bank.conformance.checks import CannotBeTried, NotPossible, RuleBroken, Unanswered, told
@@ -88,10 +89,24 @@ class Trial:
 
         Raises Unanswered if that does not end, CannotBeTried if the bank does not accept us.
         """
+        return await self._patiently(lambda: self.once(effect, by=by or self._banks[0], look_up_first=look_up_first))
+
+    async def looks(self, operation: Operation, times: int = 4) -> list[Answer]:
+        """Look an operation up this often, over several adapters. Raises like `answer`, and RuleBroken if one raises."""
+
+        async def look(bank: Bank) -> Answer:
+            try:
+                return await bank.look_up(operation)
+            except Exception as error:
+                raise RuleBroken(f"the adapter raised {type(error).__name__} instead of an answer") from error
+
+        return [await self._patiently(partial(look, self._banks[n % len(self._banks)])) for n in range(times)]
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         loop = asyncio.get_running_loop()
         until, pause_seconds = loop.time() + self.subject.patience_seconds, _FIRST_PAUSE_SECONDS
         while True:
-            match said := await self.once(effect, by=by or self._banks[0], look_up_first=look_up_first):
+            match said := await ask():
                 case NoAnswer(our_setup=True):
                     raise CannotBeTried(
                         "it does not accept us: see that its key and its certificates are those meant for it"
