@@ -1,7 +1,8 @@
 """The client: a method for each of the contract's, which repeats its request until there is an answer."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+import copy
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
 
@@ -89,6 +90,13 @@ class Client:
     ) -> None:
         self.commands, self.queries, self.feed = commands, queries, feed
         self._patience, self._deadline = patience, deadline
+        self._metadata: Sequence[tuple[str, str]] = ()
+
+    def traced(self, traceparent: str) -> "Client":
+        """Return a client over the same connections whose requests belong to a trace: the W3C context of the caller's span."""
+        traced = copy.copy(self)
+        traced._metadata = [("traceparent", traceparent)]
+        return traced
 
     # ------------------------------------------------------------ commands
     async def charge(
@@ -301,7 +309,7 @@ class Client:
         is_pending: Callable[[_Answer], bool] = lambda _: False,
     ) -> _Answer:
         return await repeated(
-            lambda seconds: method(request, timeout=seconds),
+            lambda seconds: method(request, timeout=seconds, metadata=self._metadata),
             patience=self._patience if patience is None else patience,
             deadline=self._deadline,
             is_pending=is_pending,

@@ -30,6 +30,7 @@ from chassis.identity import (
     acting,
     may,
 )
+from chassis.instruments import Gauge
 from chassis.policy import Policy
 from chassis.refusals import Refusal
 from chassis.telemetry import log_unexpected
@@ -54,9 +55,9 @@ _COMMON: Mapping[str, Need] = {
 }
 
 
-TEXTS: Mapping[str, str] = {
-    "calls_unauthenticated": "Calls refused since their caller was not known",
-    "calls_not_permitted": "Calls refused since their caller may not make them",
+GAUGES: Mapping[str, Gauge] = {
+    "calls_unauthenticated": Gauge("Calls refused since their caller was not known"),
+    "calls_not_permitted": Gauge("Calls refused since their caller may not make them"),
 }
 
 
@@ -103,7 +104,7 @@ class Gate:
         self._known: tuple[Policy, Known] | None = None
         self._streams: dict[_Stream, None] = {}
         self._logged: Counter[int] = Counter()
-        self._counted: dict[str, int] = dict.fromkeys(TEXTS, 0)
+        self._counted: dict[str, int] = dict.fromkeys(GAUGES, 0)
 
     def door(self, method: str, *, on_loopback: bool, anybody: Caller = ANYBODY) -> "Door":
         """Make the door of a method on a port. `anybody` is the caller where none is asked for. Raises NoRow."""
@@ -144,7 +145,7 @@ class Gate:
         return replace(self._refused.unauthenticated if identity is None else self._refused.not_permitted)
 
     def figures(self) -> Mapping[str, int]:
-        """Return the numbers of refused calls, described in TEXTS."""
+        """Return the numbers of refused calls, described in GAUGES."""
         return dict(self._counted)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The process's gauges over HTTP, on a port of their own, for Prometheus to read.
+"""The process's instruments and gauges over HTTP, on a port of their own, for Prometheus to read.
 
 A few readers at once, each for a few seconds and for one request: prometheus_client's own server starts a thread for each
 connection, without a limit on their number or their duration.
@@ -8,19 +8,19 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import grpc
 import h11
-from prometheus_client import REGISTRY
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from chassis.exposure import is_loopback
 from chassis.gate import METRICS, Door, Gate
 from chassis.identity import Presented
+from chassis.instruments import Figures, Gauge, Instrument, read_gauge
 from chassis.refusals import Refusal
 from chassis.settings import Address
 from chassis.tls import HANDSHAKE_SECONDS, NOBODY, ServerTls, holder_in
@@ -31,32 +31,29 @@ READERS = 32
 READER_SECONDS = 5.0
 
 
-class By(NamedTuple):
-    """A figure for each of a few names, which are told as a label; the empty name is told without it."""
-
-    label: str
-    figures: Mapping[str, float]
-
-
-Figures = Mapping[str, float | By]
+PREFIX = "chargeonce"
+"""Of the names of all metrics."""
 
 
 async def offer(
     listen: Address,
-    prefix: str,
-    texts: Mapping[str, str],
+    instruments: Sequence[Instrument],
+    gauges: Mapping[str, Gauge],
     take: Callable[[], Figures],
     gate: Gate,
     tls: ServerTls | None = None,
-) -> None:
-    """Offer figures as gauges until the process ends, to the readers that the gate admits.
+) -> asyncio.Server:
+    """Offer instruments and gauges until what is returned is closed, to the readers that the gate admits.
 
-    Each reading takes all figures together. Raises OSError naming the address.
+    Each reading takes all figures of the gauges together. Raises OSError naming the address.
     """
-    REGISTRY.register(_Gauges(prefix, texts, take))
-    answer = _Readers(gate.door(METRICS, on_loopback=is_loopback(listen.host))).answer
+    registry = CollectorRegistry()
+    registry.register(_Collected(instruments, gauges, take))
+    for of_process in (ProcessCollector, PlatformCollector, GCCollector):
+        of_process(registry=registry)
+    answer = _Readers(gate.door(METRICS, on_loopback=is_loopback(listen.host)), registry).answer
     try:
-        await asyncio.start_server(
+        return await asyncio.start_server(
             answer,
             listen.host,
             listen.port,
@@ -71,33 +68,30 @@ async def offer(
         raise OSError(f"cannot offer metrics on {listen}: {why}") from error
 
 
-class _Gauges(Collector):
-    def __init__(self, prefix: str, texts: Mapping[str, str], take: Callable[[], Figures]) -> None:
-        self._prefix = prefix
-        self._texts = texts
+class _Collected(Collector):
+    def __init__(
+        self, instruments: Sequence[Instrument], gauges: Mapping[str, Gauge], take: Callable[[], Figures]
+    ) -> None:
+        self._instruments = instruments
+        self._gauges = gauges
         self._take = take
 
     def describe(self) -> Iterable[Metric]:
-        """Name the gauges without taking the figures: a server that is not up yet has none."""
-        return [GaugeMetricFamily(f"{self._prefix}_{name}", text) for name, text in self._texts.items()]
+        """Name what is collected without taking the figures: a server that is not up yet has none."""
+        yield from (each.read(PREFIX) for each in self._instruments)
+        yield from (read_gauge(PREFIX, name, gauge, 0.0) for name, gauge in self._gauges.items())
 
     def collect(self) -> Iterable[Metric]:
         """Take the figures once for all gauges."""
         figures = self._take()
-        return [_gauge(f"{self._prefix}_{name}", text, figures[name]) for name, text in self._texts.items()]
-
-
-def _gauge(name: str, text: str, figure: float | By) -> Metric:
-    gauge = GaugeMetricFamily(name, text)
-    by_name = figure.figures if isinstance(figure, By) else {"": figure}
-    for each, number in by_name.items():
-        gauge.add_sample(name, {figure.label: each} if isinstance(figure, By) and each else {}, number)
-    return gauge
+        yield from (each.read(PREFIX) for each in self._instruments)
+        yield from (read_gauge(PREFIX, name, gauge, figures[name]) for name, gauge in self._gauges.items())
 
 
 class _Readers:
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, registry: CollectorRegistry) -> None:
         self._door = door
+        self._registry = registry
         self._writers: dict[asyncio.StreamWriter, None] = {}  # in order of arrival
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,7 +103,7 @@ class _Readers:
         self._writers[writer] = None
         try:
             async with asyncio.timeout(READER_SECONDS):
-                await _answer(reader, writer, self._door)
+                await _answer(reader, writer, self._door, self._registry)
         except (TimeoutError, OSError, h11.ProtocolError):
             writer.transport.abort()
         finally:
@@ -117,7 +111,9 @@ class _Readers:
             writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, door: Door) -> None:
+async def _answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, door: Door, registry: CollectorRegistry
+) -> None:
     connection = h11.Connection(h11.SERVER)
     while (request := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await reader.read(4096))
@@ -130,7 +126,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, do
         status, content_type, body = 401 if is_unknown else 403, "text/plain", refusal.text.encode()
     else:
         encode, content_type = choose_encoder(_joined(request, b"accept"))
-        status, body = 200, encode(REGISTRY)
+        status, body = 200, encode(registry)
     headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")]
     for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
         writer.write(connection.send(event) or b"")

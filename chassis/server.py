@@ -24,6 +24,7 @@ from chassis.caller import ANYBODY, Caller, GuardedCall
 from chassis.exposure import is_loopback
 from chassis.gate import Door, Gate
 from chassis.health import Health
+from chassis.observing import Work, calls_observed
 from chassis.reflection import Reflection
 from chassis.refusals import Refusal, Violation
 from chassis.settings import Address
@@ -72,7 +73,7 @@ class _Unreadable:
 
 
 class _Guard:
-    """Wraps each method: admits the caller, counts the calls under way, and lets only refusals and fixed texts out.
+    """Wraps each method: admits the caller, observes the call, and lets only refusals and fixed texts out.
 
     Services register with it as if it were the server. An interceptor could do the same, but would search for the method on
     each call (measured).
@@ -87,6 +88,7 @@ class _Guard:
         unreadable: Refusal,
         unexpected: Refusal,
         request_bytes: int,
+        observed: Work,
     ) -> None:
         self._server = server
         self._gate = gate
@@ -97,6 +99,7 @@ class _Guard:
         self._too_large = _Unreadable(replace(unreadable, violations=[too_large]))
         self._unexpected = unexpected
         self._request_bytes = request_bytes
+        self._observed = observed
         self.calls = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -129,29 +132,49 @@ class _Guard:
         return read
 
     def _unary(self, name: str, door: Door, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+        method = _label(name)
+        succeeded, cancelled = (method, "OK"), (method, "CANCELLED")
+
         async def guarded(request: Any, context: Any) -> Any:
             self._enter()
             try:
-                admitted = door.admit_call(context)  # first: to a stranger even the fault of a request is not told
-                return await behaviour(_readable(request), GuardedCall(name, admitted.caller, context))
-            except Exception as error:
-                await self._abort(context, error)
+                with self._observed.of_call(method, context) as piece:
+                    piece.result = cancelled
+                    try:
+                        admitted = door.admit_call(
+                            context
+                        )  # first: to a stranger even the fault of a request is not told
+                        response = await behaviour(_readable(request), GuardedCall(name, admitted.caller, context))
+                    except Exception as error:
+                        refusal = self._told(error)
+                        piece.result = (method, _code(refusal, context))
+                        await self._abort(context, refusal)
+                    piece.result = succeeded
+                    return response
             finally:
                 self._leave()
 
         return guarded
 
     def _stream(self, name: str, door: Door, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+        method = _label(name)
+
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             self._enter()
             try:
-                admitted = door.admit_call(context)
-                read = _each_readable(request) if isinstance(request, AsyncIterator) else _readable(request)
-                with self._gate.keeping(admitted, self._cut(context)):
-                    async for response in behaviour(read, GuardedCall(name, admitted.caller, context)):
-                        yield response
-            except Exception as error:
-                await self._abort(context, error)
+                with self._observed.piece() as piece:  # a stream has no span: it may last for days
+                    piece.result = (method, "CANCELLED")
+                    try:
+                        admitted = door.admit_call(context)
+                        read = _each_readable(request) if isinstance(request, AsyncIterator) else _readable(request)
+                        with self._gate.keeping(admitted, self._cut(context)):
+                            async for response in behaviour(read, GuardedCall(name, admitted.caller, context)):
+                                yield response
+                    except Exception as error:
+                        refusal = self._told(error)
+                        piece.result = (method, _code(refusal, context))
+                        await self._abort(context, refusal)
+                    piece.result = (method, "OK")
             finally:
                 self._leave()
 
@@ -171,12 +194,16 @@ class _Guard:
         if not self.calls:
             self.idle.set()
 
-    async def _abort(self, context: Any, error: Exception) -> NoReturn:
+    def _told(self, error: Exception) -> "Refusal | grpc.aio.AbortError":
+        """Return what a client is told of an error."""
+        if isinstance(error, Refusal | grpc.aio.AbortError):
+            return error
+        log_unexpected("a call failed unexpectedly", error)
+        return self._unexpected
+
+    async def _abort(self, context: Any, error: "Refusal | grpc.aio.AbortError") -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):
             raise error
-        if not isinstance(error, Refusal):
-            log_unexpected("a call failed unexpectedly", error)
-            error = self._unexpected
         error.__traceback__ = None  # it keeps all that the handler held, a long answer say, until garbage is collected
         try:
             await context.abort_with_status(error.status(self._domain))
@@ -184,6 +211,16 @@ class _Guard:
             # `end_call` has left a status, and cancels the call in a moment. Of another one grpc would log a traceback.
             raise asyncio.CancelledError from None
         raise AssertionError("abort_with_status always raises")
+
+
+def _label(method: str) -> str:
+    """Return a method as a label tells it: CommandService/Charge."""
+    return method.rpartition(".")[2]
+
+
+def _code(error: "Refusal | grpc.aio.AbortError", context: Any) -> str:
+    code = error.code if isinstance(error, Refusal) else context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
 
 
 def end_call(context: Any, call: "asyncio.Task[Any]", refusal: Refusal, domain: str) -> None:
@@ -231,6 +268,7 @@ class Server:
         calls_a_connection: int = 1_000,
         connection_milliseconds: int = CONNECTION_MILLISECONDS,
         anybody: Caller = ANYBODY,
+        observed: Work | None = None,
     ) -> "Server":
         """Listen with the services that `register` adds and `services` names in full. Health begins as NOT_SERVING.
 
@@ -239,6 +277,7 @@ class Server:
         refused with `unreadable`'s code and advice. Calls of one connection beyond `calls_a_connection` wait in their client,
         or grpc refuses them without advice, at next to no cost (REFUSED_STREAM, which clients of grpc try once more by
         themselves). After `connection_milliseconds` a client is asked to connect anew.
+        `observed` is what the calls are observed by.
 
         Raises OSError if the address cannot be bound; its text names the remedy. Raises NoRow if the gate has no row for a
         method.
@@ -249,10 +288,12 @@ class Server:
         ]
         server = grpc.aio.server(options=[*_SERVER_OPTIONS, *of_connections])
         door = partial(gate.door, on_loopback=is_loopback(listen.host), anybody=anybody)
-        guard = _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes)
+        observed = observed or calls_observed(lambda: 0.0)
+        guard = _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes, observed)
         register(cast("grpc.aio.Server", guard))
         # Guarded too, but by a guard whose calls no drain waits for: a watcher of health never hangs up.
-        common = cast("grpc.aio.Server", _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes))
+        beside = _Guard(server, gate, door, domain, unreadable, unexpected, request_bytes, observed)
+        common = cast("grpc.aio.Server", beside)
         health = Health(services)
         health_pb2_grpc.add_HealthServicer_to_server(health, common)
         if reflect:

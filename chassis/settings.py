@@ -164,6 +164,15 @@ def optional_address(value: str) -> Address | None:
     return address(value) if value else None
 
 
+def optional_url(value: str) -> str:
+    """An http or https URL with a host, perhaps a port and a path, or an empty text."""
+    if value and not re.fullmatch(
+        r"https?://(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?(?:/[\w./-]*)?", value, re.ASCII
+    ):
+        raise ValueError("must be http://host:port or https://host, with a path if need be, and nothing else")
+    return value
+
+
 def addresses(value: str) -> tuple[Address, ...]:
     """One or more host:port to connect to, comma-separated."""
     found = tuple(address(part.strip()) for part in value.split(","))

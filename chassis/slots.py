@@ -12,10 +12,16 @@ class Slots:
     """
 
     def __init__(self, count: int) -> None:
+        self.limit = count
         self._free = count
         self._used: dict[str, int] = {}
         # Tenants in the order in which they were served last.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def used(self) -> int:
+        """The number of slots that are taken."""
+        return self.limit - self._free
 
     @property
     def are_taken(self) -> bool:

@@ -10,8 +10,9 @@ import traceback
 from typing import TextIO, cast
 
 import structlog
+from structlog.typing import EventDict
 
-from chassis import stderr
+from chassis import stderr, tracing
 
 
 def configure_logging(service: str) -> None:
@@ -19,6 +20,7 @@ def configure_logging(service: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _with_context,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(serializer=_json),
@@ -31,6 +33,13 @@ def configure_logging(service: str) -> None:
     # A library's record may quote a request (grpc logs a failing call with its exception's text), so only its source is
     # logged, never its text.
     logging.basicConfig(handlers=[_LibraryRecords(service)], level=logging.WARNING, force=True)
+
+
+def _with_context(_: object, __: str, entry: EventDict) -> EventDict:
+    """Say of which trace an entry is, if it is of one."""
+    if context := tracing.current():
+        entry[tracing.HEADER] = context
+    return entry
 
 
 # Made once: json.dumps with an option would make an encoder for each line.

@@ -5,7 +5,7 @@ connection ends the call and never reaches the charge.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from charging.v1 import command_pb2_grpc
@@ -69,6 +69,11 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         self._appointments = Appointments(self._clock, calls.limit)
         self._stopping = False
         self._waiting: dict[Callable[[], None], None] = {}  # in order, so that a simulation repeats
+
+    @property
+    def limits(self) -> Mapping[str, Shares]:
+        """What is limited, by its name in the metrics."""
+        return {"calls": self._calls}
 
     def stop(self) -> None:
         """End every waiting call now: with PENDING where the journal holds the operation, which the next start goes on with."""

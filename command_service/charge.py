@@ -216,7 +216,14 @@ def _asked_to_follow(state: State, wish: Wish, faults: Faults) -> list[Event]:
     amount = Money(minor_units, currency)
     return [
         OperationRequested(
-            wish.kind, wish.operation_id, wish.idempotency_key, wish.actor, amount, wish.is_final, wish.reason
+            wish.kind,
+            wish.operation_id,
+            wish.idempotency_key,
+            wish.actor,
+            amount,
+            wish.is_final,
+            wish.reason,
+            wish.traceparent,
         )
     ]
 
@@ -300,7 +307,8 @@ def evolve(state: State, recorded: Recorded) -> State:
 def opening_of(request: Request) -> Operation:
     """Return the operation that opens a charge."""
     kind = Kind.AUTHORIZE if request.is_held else Kind.CHARGE
-    return Operation(kind, request.idempotency_key, request.charge_id, request.amount, request)
+    traceparent = request.traceparent
+    return Operation(kind, request.idempotency_key, request.charge_id, request.amount, request, traceparent=traceparent)
 
 
 def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Charge:
@@ -315,6 +323,7 @@ def _begun(charge: Charge, event: OperationRequested, recorded: Recorded) -> Cha
         charge.transaction_id,
         event.is_final,
         takes_all=calls_off or event.amount.minor_units == left,
+        traceparent=event.traceparent,
     )
     begun = AwaitingToken(operation, recorded.recorded_at)
     if calls_off:

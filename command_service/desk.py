@@ -6,7 +6,7 @@ operator's client leaves: whether it was stored is then told by the charge's his
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
@@ -120,6 +120,11 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._is_reconciling = False
         self._tasks = Tasks()
         self._stopping = asyncio.get_running_loop().create_future()
+
+    @property
+    def limits(self) -> Mapping[str, Shares]:
+        """What is limited, by its name in the metrics."""
+        return {"operator_calls": self._room.calls}
 
     def stop(self) -> None:
         """End every waiting call now. What it asked for may be stored all the same."""

@@ -12,7 +12,7 @@ id is made from its tenant and key, so that even others' ids would tell which ke
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -34,6 +34,7 @@ from chassis.server import end_call
 from chassis.shares import Excess, Shares
 from command_service.errors import refusing
 from command_service.journal import Journal, Place, Record
+from command_service.observed import UNOBSERVED, Observed
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 
@@ -62,20 +63,41 @@ ANY_READER = Caller("", "anonymous")
 OwnersOf = Callable[[Sequence[Record]], Awaitable[Sequence[str]]]
 # (charge id, tenant) -> the attempts at the charge's step. With an empty tenant they are told of any. Raises CallFailed.
 AttemptsAt = Callable[[str, str], Awaitable[GetAttemptsResponse]]
-_Batch = tuple[bytes, Place]
+_Batch = tuple[bytes, Place, int]
+"""A serialised message, the place after it, and the number of its records."""
 
 
 class Feed:
     """Follows the journal for any number of readers. It needs only an event loop, a journal, and who tells records' owners."""
 
-    def __init__(self, journal: Journal, owners_of: OwnersOf, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        owners_of: OwnersOf,
+        *,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        observed: Observed = UNOBSERVED,
+    ) -> None:
         self._journal = journal
+        self._observed = observed
+        self._places: dict[object, Place] = {}  # of the readers, in order
         self._owners_of = owners_of
         self._heartbeat_seconds = heartbeat_seconds
         # Apart, so that readers with a tenant never displace what readers of the whole feed share.
         self._whole, self._parts = _Shared(), _Shared()
         self._waits: dict[asyncio.Timeout, None] = {}  # in order, so that a simulation repeats
         self._is_stopping = False
+
+    @property
+    def readers(self) -> int:
+        """The number of readers that follow."""
+        return len(self._places)
+
+    @property
+    def lag_records(self) -> int:
+        """The number of records that the reader furthest behind has yet to take; 0 without readers."""
+        head = self._journal.head.position
+        return max((head - place.position for place in self._places.values()), default=0)
 
     def stop(self) -> None:
         """End all streams, each at its next message."""
@@ -89,7 +111,16 @@ class Feed:
 
         With a tenant it is this tenant's feed. Raises Refusal if the reader's place is not in this journal, and Unreadable.
         """
-        place = await self._place(request, tenant)
+        place, reader = await self._place(request, tenant), object()
+        self._places[reader] = place
+        try:
+            async with contextlib.aclosing(self._messages(reader, place, tenant)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            del self._places[reader]
+
+    async def _messages(self, reader: object, place: Place, tenant: str) -> AsyncGenerator[bytes, None]:
         head = self._journal.head.position
         opened = Opened(journal_id=self._id_for(tenant), head_position=head, tenant=tenant)
         yield SubscribeResponse(opened=opened).SerializeToString()
@@ -97,8 +128,10 @@ class Feed:
         # A reader that has caught up gets the last outcomes too, before the stream ends.
         while not self._is_stopping or (is_caught_up and place.position < self._journal.head.position):
             if place.position < self._journal.head.position:
-                batch, place = await self._batch_after(place, tenant)
+                batch, place, count = await self._batch_after(place, tenant)
                 yield batch
+                self._places[reader] = place
+                self._observed.feed_records.add(count=count)
                 if is_caught_up:
                     await asyncio.sleep(MESSAGE_EVERY_SECONDS)
             elif not is_caught_up:
@@ -135,7 +168,7 @@ class Feed:
 
     async def _read(self, place: Place) -> _Batch:
         records = await self._journal.read_after(place)
-        return _batch(records).SerializeToString(), Place(records[-1].position, records[-1].chain)
+        return _batch(records).SerializeToString(), Place(records[-1].position, records[-1].chain), len(records)
 
     async def _read_part(self, place: Place, tenant: str) -> _Batch:
         records = await self._journal.read_after(place)
@@ -149,7 +182,7 @@ class Feed:
             reached = out.position
         if reached < last.position:
             response.batch.passed.to_position, response.batch.passed.chain = last.position, last.chain
-        return response.SerializeToString(), Place(last.position, last.chain)
+        return response.SerializeToString(), Place(last.position, last.chain), len(response.batch.records)
 
     async def _news(self, position: int) -> bool:
         """Wait for more records or a stop. Returns False after the time of a heartbeat without either."""
@@ -224,6 +257,11 @@ class JournalService:
         self._attempts = attempts
         self._asked = Shares(MAX_ASKED)
         self._slow_reader_seconds = slow_reader_seconds
+
+    @property
+    def limits(self) -> Mapping[str, Shares]:
+        """What is limited, by its name in the metrics."""
+        return {"feed_readers": self._readers, "attempts_asked": self._asked}
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the service to a server, the feed without a serialiser: its messages are sent unchanged."""

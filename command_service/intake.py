@@ -6,6 +6,7 @@ from typing import assert_never
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from charging.v1.command_pb2 import CaptureMode, CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
+from chassis import tracing
 from chassis.caller import Caller
 from chassis.refusals import Violation
 from command_service import screening
@@ -65,6 +66,7 @@ def request_of(wire: ChargeRequest, caller: Caller) -> Request:
         not_after=_microseconds(wire.not_after) if wire.HasField("not_after") else 0,
         is_off_session=wire.off_session,
         return_url=wire.return_url,
+        traceparent=tracing.current(),
     )
 
 
@@ -84,7 +86,16 @@ def wish_of(wire: CaptureRequest | VoidRequest | RefundRequest, caller: Caller) 
         amount = Money(wire.amount.minor_units, wire.amount.currency_code)
     operation_id = operation_id_of(wire.charge_id, kind, wire.idempotency_key)
     return Wish(
-        kind, wire.charge_id, caller.tenant, wire.idempotency_key, operation_id, caller.actor, amount, is_final, reason
+        kind,
+        wire.charge_id,
+        caller.tenant,
+        wire.idempotency_key,
+        operation_id,
+        caller.actor,
+        amount,
+        is_final,
+        reason,
+        tracing.current(),
     )
 
 

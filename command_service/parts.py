@@ -26,6 +26,7 @@ from chassis.exposure import is_loopback
 from chassis.settings import SettingsError
 from chassis.shares import Rates, Shares
 from chassis.tls import ClientTls
+from chassis.tracing import Tracer, open_tracer
 from chassis.watched import Watched
 from command_service.api import CommandService
 from command_service.attempts import Memory
@@ -47,6 +48,7 @@ from command_service.intake import Intake, screened
 from command_service.journal import Journal
 from command_service.journal.commits import RHYTHM, GroupCommit, Rhythm
 from command_service.journal.store import Store, random_id
+from command_service.observed import Observed
 from command_service.owners import Owners
 from command_service.reception import Reception
 from command_service.runner import Runner
@@ -138,8 +140,29 @@ class Parts:
     async def journal(self) -> Journal:
         """Open the journal, over its store. Raises JournalRefused if it must not be served from."""
         return await GroupCommit.open(
-            await self.store(), now=self.now, end_process=self.end_process, rhythm=self.rhythm()
+            await self.store(),
+            now=self.now,
+            end_process=self.end_process,
+            rhythm=self.rhythm(),
+            observed=self.observed,
         )
+
+    @cached_property
+    def tracer(self) -> Tracer | None:
+        """What records traces; None if the settings name no collector. Raises SettingsError if it cannot be used."""
+        if not self.settings.traces:
+            return None
+        return open_tracer("COMMAND_TRACES", "chargeonce-command", self.settings.traces, self.settings.traces_sampled)
+
+    @cached_property
+    def observed(self) -> Observed:
+        """What the server observes of its work. Raises as `tracer`."""
+        return Observed(self.clock, self.tracer)
+
+    def close(self) -> None:
+        """Send what was traced and not sent yet."""
+        if self.tracer is not None:
+            self.tracer.close()
 
     @cached_property
     def entrance(self) -> Entrance:
@@ -196,7 +219,8 @@ class Parts:
 
     def line(self, bank: Bank, *, calls_at_once: int, name: str = THE_ONLY_ONE) -> Line:
         """Make the line to a bank, with its breaker."""
-        return Line(bank, Breaker(self.clock, self.chance()), calls_at_once=calls_at_once, name=name)
+        breaker = Breaker(self.clock, self.chance())
+        return Line(bank, breaker, calls_at_once=calls_at_once, name=name, observed=self.observed)
 
     def lines(self, banks: Mapping[str, Bank]) -> Lines:
         """Make the lines to all banks."""
@@ -220,6 +244,7 @@ class Parts:
             now=self.now,
             chance=self.chance(),
             unfinished=Shares(self.settings.max_unfinished, self.weights),
+            observed=self.observed,
         )
 
     def reception(self, journal: Journal, runner: Runner, lines: Lines) -> Reception:
@@ -262,4 +287,4 @@ class Parts:
 
     def feed(self, journal: Journal) -> Feed:
         """Make the feed that readers follow."""
-        return Feed(journal, Owners(journal).of)
+        return Feed(journal, Owners(journal).of, observed=self.observed)

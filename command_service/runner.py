@@ -38,6 +38,7 @@ from command_service.charge import (
 )
 from command_service.failures import ImpossibleEvent, NotStored
 from command_service.journal import Journal
+from command_service.observed import UNOBSERVED, Observed
 from command_service.operation import Answered, Attempts, counts_for_giving_up
 from command_service.run import Run, Tries
 from command_service.streams import KeepsMoving, Snapshot, Streams
@@ -65,6 +66,7 @@ class Runner:
         now: Callable[[], int],
         chance: random.Random,
         unfinished: Shares,
+        observed: Observed = UNOBSERVED,
     ) -> None:
         """`now` gives microseconds since 1970. In `unfinished` each charge on its way takes a place of its tenant."""
         self._journal = journal
@@ -74,8 +76,10 @@ class Runner:
         self._now = now
         self._chance = chance
         self.places = unfinished
+        self._observed = observed
         self._runs: dict[str, Run] = {}
         self._reads: dict[str, _Read] = {}
+        self._stopped: set[str] = set()
         self._tasks = Tasks()
         self.at_end: Callable[[Snapshot], None] = lambda _: None
         """Told of each run's end, when it is no longer found."""
@@ -114,7 +118,14 @@ class Runner:
 
     def _start(self, runs: Sequence[Run]) -> None:
         for run in runs:
-            self._tasks.start(self.drive(run))
+            self._tasks.start(self._go_on(run))
+
+    async def _go_on(self, run: Run) -> None:
+        """Drive a charge that a call of another process, or another server, had begun."""
+        state = run.snapshot.state
+        assert isinstance(state, Charge), "a charge on its way has events"
+        with self._observed.taking_up.after(state.newest.operation.traceparent):
+            await self.drive(run)
 
     async def _take_up(self, charge_id: str) -> Run | None:
         if (run := self._runs.get(charge_id)) is not None:
@@ -163,6 +174,11 @@ class Runner:
         """The number of charges on their way."""
         return len(self._runs)
 
+    @property
+    def stopped(self) -> int:
+        """The number of charges that a fault of ours has stopped, and that no call has taken up again."""
+        return len(self._stopped)
+
     def find(self, charge_id: str) -> Run | None:
         """Return the charge's run, if it is on its way."""
         return self._runs.get(charge_id)
@@ -180,6 +196,7 @@ class Runner:
             tries = Tries(self._now() if was_in_journal else 0)
             run = Run(snapshot, was_in_journal, asyncio.get_running_loop().create_future(), tries=tries)
             self._runs[snapshot.charge_id] = run
+            self._stopped.discard(snapshot.charge_id)
             self.places.force(run.tenant)
         return run
 
@@ -227,7 +244,7 @@ class Runner:
                 pauses = 0 if run.snapshot is not before else pauses
             run.log_rest()
         except Exception as error:  # a fault of ours, or a stream that cannot be read: the next start or call goes on
-            log_unexpected("a charge stopped on its way", error, charge_id=run.snapshot.charge_id)
+            self._note_fault(run.snapshot.charge_id, error)
         finally:
             del self._runs[run.snapshot.charge_id]
             self.places.give_back(run.tenant)
@@ -236,6 +253,11 @@ class Runner:
             if not run.ended.done():
                 run.ended.set_result(None)
             self.at_end(run.snapshot)
+
+    def _note_fault(self, charge_id: str, error: Exception) -> None:
+        self._observed.charge_faults.add()
+        self._stopped.add(charge_id)
+        log_unexpected("a charge stopped on its way", error, charge_id=charge_id)
 
     async def _let_others_move(self, run: Run) -> None:
         """Wait for progress of the server that drives a charge, or for the operator that lets it go; or until it is our turn.

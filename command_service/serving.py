@@ -13,8 +13,10 @@ import grpc.aio
 import structlog
 
 from charging.v1 import command_pb2_grpc, operator_pb2_grpc
+from charging.v1.operator_pb2 import GetServerStatusResponse
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
+from chassis.instruments import Figures
 from chassis.shares import Shares
 from chassis.watched import keep_fresh
 from command_service.failures import Unreadable
@@ -23,7 +25,8 @@ from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.reception import Reception
 from command_service.settings import Settings
-from command_service.vitals import TEXTS, Vitals, vitals
+from command_service.status import status
+from command_service.vitals import GAUGES, Vitals, Watched, vitals
 from contract.errors import DOMAIN, Reason
 from contract.errors import command_refusal as refusal
 
@@ -83,14 +86,19 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         with _refusing_unreadable(f"the journal {chosen.journal} holds a record that cannot be read"):
             await assembled.reception.recall()
         runner, commands = assembled.runner, parts.commands(assembled.reception)
-        operators = parts.operators(journal, assembled)
-        stack.push_async_callback(operators.close)
         feed = parts.feed(journal)
+        readers = JournalService(feed, Shares(MAX_READERS, parts.weights), assembled.memory.of)
+        limits = {**commands.limits, "unfinished_charges": runner.places, **readers.limits}
+        figures = _Figures(parts, Watched(runner, assembled.lines, journal, feed, limits))
+        operators = parts.operators(journal, assembled, figures.status)
+        stack.push_async_callback(operators.close)
+        limits |= operators.limits
 
         def register(grpc_server: grpc.aio.Server) -> None:
             command_pb2_grpc.add_CommandServiceServicer_to_server(commands, grpc_server)
             operator_pb2_grpc.add_OperatorServiceServicer_to_server(operators, grpc_server)
 
+        stack.callback(parts.close)
         listen = partial(
             server.Server.start,
             domain=DOMAIN,
@@ -101,6 +109,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             gate=admission,
             tls=tls,
             descriptors=DESCRIPTORS,
+            observed=parts.observed.calls,
         )
         command_server = await listen(
             chosen.listen,
@@ -111,7 +120,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         stack.push_async_callback(command_server.drain, 0.0)
         feed_server = await listen(
             chosen.feed_listen,
-            JournalService(feed, Shares(MAX_READERS, parts.weights), assembled.memory.of).register,
+            readers.register,
             services=["charging.v1.JournalService"],
             anybody=ANY_READER,
         )
@@ -120,25 +129,11 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             found = await runner.recover()
         assembled.memory.is_complete.set()
         await feed_server.set_serving(True)
-        stack.callback(asyncio.create_task(runner.keep_up()).cancel)
         watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)
-        stack.callback(asyncio.create_task(keep_fresh(parts.watched)).cancel)
-        stack.callback(asyncio.create_task(admission.keep_looking()).cancel)
-
-        def take_vitals() -> Vitals:
-            limit = chosen.attention_after_seconds
-            return vitals(runner, assembled.lines, journal, now=parts.now(), attention_after_seconds=limit)
-
-        if chosen.metrics_listen is not None:
-            await metrics.offer(
-                chosen.metrics_listen,
-                "chargeonce",
-                {**TEXTS, **gate.TEXTS},
-                lambda: {**take_vitals().figures(), **admission.figures()},
-                admission,
-                tls,
-            )
+        for kept in (runner.keep_up(), keep_fresh(parts.watched), admission.keep_looking()):
+            stack.callback(asyncio.create_task(kept).cancel)
+        await figures.offer(stack)
         log.info(
             "serving",
             service="command",
@@ -153,7 +148,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         )
         if chosen.journal.lies_in_memory:
             log.warning("the journal lies in memory: it does not outlive this machine's power")
-        yield Serving(command_server.address, feed_server.address, assembled.reception, journal, take_vitals)
+        yield Serving(command_server.address, feed_server.address, assembled.reception, journal, figures.vitals)
         log.info("draining", unfinished=runner.unfinished)
         watching.cancel()
         # Waiting calls get most of the time to see their outcome, and the rest of it to answer PENDING.
@@ -163,6 +158,39 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         feed.stop()  # last, so that readers get the last outcomes too
         await feed_server.drain(2.0)
         log.info("stopped", position=journal.head.position, unfinished=runner.unfinished)
+
+
+class _Figures:
+    """The figures of a server, for Prometheus and for operators."""
+
+    def __init__(self, parts: Parts, watched: Watched) -> None:
+        self._parts = parts
+        self._watched = watched
+        self._started_at = parts.now()
+
+    def vitals(self) -> Vitals:
+        """Take the vitals of this moment."""
+        parts = self._parts
+        limit = parts.settings.attention_after_seconds
+        return vitals(self._watched, now=parts.now(), attention_after_seconds=limit)
+
+    def status(self) -> GetServerStatusResponse:
+        """Tell the server's state."""
+        parts = self._parts
+        return status(self._watched, parts.observed, started_at=self._started_at, now=parts.now())
+
+    async def offer(self, stack: contextlib.AsyncExitStack) -> None:
+        """Offer the metrics until the stack ends, if the settings say where. Raises OSError."""
+        parts, entrance = self._parts, self._parts.entrance
+        if (listen := parts.settings.metrics_listen) is None:
+            return
+        gauges = {**GAUGES, **gate.GAUGES}
+        instruments = parts.observed.instruments
+        offered = await metrics.offer(listen, instruments, gauges, self._take, entrance.gate, entrance.tls)
+        stack.callback(offered.close)
+
+    def _take(self) -> Figures:
+        return {**self.vitals().figures(), **self._parts.entrance.gate.figures()}
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from chassis.settings import (
     number,
     optional_address,
     optional_path,
+    optional_url,
     setting,
     whole,
     yes_or_no,
@@ -167,7 +168,20 @@ class Settings:
         "COMMAND_REFLECTION", yes_or_no, "yes", "lets grpcurl and buf curl work without .proto files"
     )
     metrics_listen: Address | None = setting(
-        "COMMAND_METRICS_LISTEN", optional_address, "", "where Prometheus reads the gauges; empty for nowhere"
+        "COMMAND_METRICS_LISTEN", optional_address, "", "where Prometheus reads the metrics; empty for nowhere"
+    )
+    traces: str = setting(
+        "COMMAND_TRACES",
+        optional_url,
+        "",
+        "the collector that traces are sent to, by OTLP over HTTP, such as http://127.0.0.1:4318; empty for none; it needs the "
+        "extra chargeonce[otel]",
+    )
+    traces_sampled: float = setting(
+        "COMMAND_TRACES_SAMPLED",
+        number(0, 1),
+        "0.01",
+        "the share of the calls without a trace context that are traced; with one, the client's flag decides",
     )
 
 

@@ -101,7 +101,7 @@ class Operation:
 
     `reference` is our name for it at the bank: the charge id for the operation that opens a charge, else the operation's id.
     `on` is the bank's id of the transaction that opened the charge, for the operations that follow. `request` is the charge's.
-    `takes_all`: it is for all that was left when it was requested.
+    `takes_all`: it is for all that was left when it was requested. `traceparent` is that of the call that asked for it.
     """
 
     kind: Kind
@@ -112,6 +112,7 @@ class Operation:
     on: str = ""
     is_final: bool = False
     takes_all: bool = False
+    traceparent: str = ""
 
     @property
     def opens(self) -> bool:

@@ -8,7 +8,7 @@ import contextlib
 import heapq
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -92,13 +92,23 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self._unread = Shares(MAX_UNREAD, weights)
         self._watches: Counter[str] = Counter()
 
+    @property
+    def limits(self) -> Mapping[str, Shares]:
+        """What is limited, by its name in the metrics."""
+        return {
+            "calls": self._calls,
+            "waiting_calls": self._waiters,
+            "watches": self._watchers,
+            "unread_answers": self._unread,
+        }
+
     async def GetCharge(  # noqa: N802  # the contract's names, here and below
         self, request: query_pb2.GetChargeRequest, context: Any
     ) -> query_pb2.GetChargeResponse:
         """Show a charge; see the contract."""
         name = _name(request)
         async with self._asked(request, context) as tenant:
-            seen = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name))
+            seen = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name), "charge")
         return query_pb2.GetChargeResponse(charge=charge_of(seen.found, seen.journal_id), **freshness_of([seen]))
 
     async def ListCharges(  # noqa: N802
@@ -116,7 +126,10 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
                 # One more than the page shows: if it exists, there is a next page.
                 return lambda rows: rows.charges(conditions, position, limit=page_size + 1)
 
-            seen = [await mirror.read(tenant, find_below(places[journal_id])) for mirror, journal_id in named.items()]
+            seen = [
+                await mirror.read(tenant, find_below(places[journal_id]), "charges")
+                for mirror, journal_id in named.items()
+            ]
         # Where the next page begins in a journal of which this one shows nothing: what is requested later moves no page.
         below = {one.journal_id: min(places.get(one.journal_id, END), one.checkpoint.position + 1) for one in seen}
         if request.page_token and below.keys() != places.keys():
@@ -142,14 +155,14 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         name, tenant = _name(request), caller_of(context).tenant
         with _place(self._watchers, tenant), self._watching_over(context.peer()):
             await self._reach(self._awaited(request), request.min_position, context)
-            first = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name))
+            first = await self._find(tenant, request.journal_id, lambda rows: rows.charge(name), "charge")
             mirror, charge_id = first.mirror, first.found.charge.charge_id
             sent = 0  # the position of the last state sent
             # The watch begins before the next read, so that no change is missed.
             with mirror.waiting.watching(charge_id) as changed:
                 while not mirror.waiting.is_stopping:
                     changed.clear()
-                    seen = await mirror.read(tenant, lambda rows: rows.charge(ChargeId(charge_id)))
+                    seen = await mirror.read(tenant, lambda rows: rows.charge(ChargeId(charge_id)), "charge")
                     if seen.found is None or seen.found.charge.position < sent:
                         raise _behind(mirror)  # the view is being rebuilt and has not reached this charge
                     if seen.found.charge.position > sent:
@@ -165,7 +178,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         """List the events of a charge; see the contract."""
         name = _name(request)
         async with self._asked(request, context) as tenant:
-            seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name))
+            seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name), "history")
         return query_pb2.GetChargeHistoryResponse(
             charge_id=text_of(seen.found.rows.charge.charge_id),
             entries=entries_of(seen.found),
@@ -221,7 +234,9 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             raise invalid("user_id", "must not be empty")
         _check_length("user_id", request.user_id)
         async with self._asked(request, context) as tenant:
-            seen = [await mirror.read(tenant, lambda rows: rows.sums(request.user_id)) for mirror in self._mirrors]
+            seen = [
+                await mirror.read(tenant, lambda rows: rows.sums(request.user_id), "sums") for mirror in self._mirrors
+            ]
         return query_pb2.GetUserSummaryResponse(
             user_id=request.user_id, currencies=currencies_of(one.found for one in seen), **freshness_of(seen)
         )
@@ -231,7 +246,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     ) -> query_pb2.GetViewStatusResponse:
         """Report the state of the views; see the contract."""
         async with self._asked(request, context) as tenant:
-            return status_of([await mirror.read(tenant, Rows.totals) for mirror in self._mirrors])
+            return status_of([await mirror.read(tenant, Rows.totals, "totals") for mirror in self._mirrors])
 
     @asynccontextmanager
     async def _asked(self, request: AnyQuery, context: Any) -> AsyncIterator[str]:
@@ -267,10 +282,10 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         if not await mirror.waiting.reach(min_position, seconds):
             raise _behind(mirror)
 
-    async def _find(self, tenant: str, journal_id: str, find: Callable[[Rows], T | None]) -> Seen[T]:
+    async def _find(self, tenant: str, journal_id: str, find: Callable[[Rows], T | None], query: str) -> Seen[T]:
         """Find a charge, in the journal of this id or, if it is empty, in all."""
         asked = [self._named(journal_id)] if journal_id else self._mirrors
-        seen = [await mirror.read(tenant, find) for mirror in asked]
+        seen = [await mirror.read(tenant, find, query) for mirror in asked]
         found = [Seen(one.found, one.checkpoint, one.mirror) for one in seen if one.found is not None]
         if len(found) > 1:
             # Two clusters were asked for one charge: which of the two is meant is not ours to say.

@@ -43,9 +43,9 @@ class Mirror:
         """The journal's id, as the answers to commands name it; empty before the first contact."""
         return _journal_of(self.view.journal_id)
 
-    async def read(self, tenant: str, find: Callable[[Rows], T]) -> "Seen[T]":
-        """Answer a tenant's query from one state of the view. Raises ViewUnusable if the file is damaged."""
-        shown = await self.view.read(tenant, find)
+    async def read(self, tenant: str, find: Callable[[Rows], T], query: str) -> "Seen[T]":
+        """Answer a tenant's query from one state of the view; see there."""
+        shown = await self.view.read(tenant, find, query)
         return Seen(shown.found, shown.checkpoint, self)
 
     @property

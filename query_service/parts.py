@@ -17,12 +17,14 @@ from chassis.disk import LOCAL_DISK, Disk
 from chassis.exposure import is_loopback
 from chassis.settings import Address, SettingsError
 from chassis.tls import ClientTls
+from chassis.tracing import Tracer, open_tracer
 from chassis.watched import Watched
 from contract.entrance import Entrance
 from contract.errors import query_refusal as refusal
 from query_service.api import QueryService
 from query_service.feed import CommandServers, Credentials, token_in
 from query_service.mirrors import Claims, Mirror
+from query_service.observed import Observed
 from query_service.settings import Settings
 from query_service.subscriber import OpenFeed, Subscriber
 from query_service.view import View
@@ -56,6 +58,23 @@ class Parts:
     def disk(self) -> Disk:
         """Give the disk that holds the view."""
         return LOCAL_DISK
+
+    @cached_property
+    def tracer(self) -> Tracer | None:
+        """What records traces; None if the settings name no collector. Raises SettingsError if it cannot be used."""
+        if not self.settings.traces:
+            return None
+        return open_tracer("QUERY_TRACES", "chargeonce-query", self.settings.traces, self.settings.traces_sampled)
+
+    @cached_property
+    def observed(self) -> Observed:
+        """What the server observes of its work. Raises as `tracer`."""
+        return Observed(self.clock, self.tracer)
+
+    def close(self) -> None:
+        """Send what was traced and not sent yet."""
+        if self.tracer is not None:
+            self.tracer.close()
 
     @cached_property
     def entrance(self) -> Entrance:
@@ -106,7 +125,7 @@ class Parts:
 
     async def view(self, path: Path) -> View:
         """Open a view. Raises as `View.open`."""
-        return await View.open(path, disk=self.disk())
+        return await View.open(path, disk=self.disk(), observed=self.observed)
 
     def waiting(self) -> Waiting:
         """Make the register of calls that wait for a view."""
@@ -115,7 +134,15 @@ class Parts:
     def subscriber(self, view: View, waiting: Waiting, servers: Sequence[Address]) -> Subscriber:
         """Make the subscriber, which keeps a view up with the journal of these servers."""
         claim = self.claims.of(view)
-        return Subscriber(view, waiting, self.open_feed(servers), clock=self.clock, chance=self.chance(), claim=claim)
+        return Subscriber(
+            view,
+            waiting,
+            self.open_feed(servers),
+            clock=self.clock,
+            chance=self.chance(),
+            claim=claim,
+            observed=self.observed,
+        )
 
     def queries(self, mirrors: Sequence[Mirror]) -> QueryService:
         """Make the service that clients call."""

@@ -16,6 +16,9 @@ from charging.v1 import query_pb2_grpc
 from charging.v1.query_pb2 import Situation
 from chassis import gate, metrics, server, settings
 from chassis.exposure import check_exposure
+from chassis.instruments import By, Figures, Gauge
+from chassis.shares import Shares
+from chassis.slots import Slots
 from chassis.watched import keep_fresh
 from contract.errors import DOMAIN, Reason
 from contract.errors import query_refusal as refusal
@@ -33,12 +36,16 @@ log = structlog.get_logger()
 QUERY_BYTES = 16 << 10
 # Often enough for a gauge that is read a few times a minute; a count reads an index of a few rows.
 COUNT_SECONDS = 2.0
-TEXTS = {
-    "view_position": "The journal position that the view shows; of several journals, their sum",
-    "view_lag_records": "Records not shown yet; of several journals, the most of one",
-    "feed_silence_seconds": "Seconds since the feed's last message; -1: none yet; of several feeds, the worst",
-    "view_holds_ending": "Open holds that the bank lets lapse within a day, or has",
-    "view_stuck_charges": "Charges at rest that wait for people, by their situation; those abandoned, of the last day",
+GAUGES: Mapping[str, Gauge] = {
+    "view_position": Gauge("The journal position that the view shows; of several journals, their sum"),
+    "view_lag_records": Gauge("Records not shown yet; of several journals, the most of one"),
+    "feed_silence_seconds": Gauge("Seconds since the feed's last message; -1: none yet; of several feeds, the worst"),
+    "view_holds_ending": Gauge("Open holds that the bank lets lapse within a day, or has"),
+    "view_stuck_charges": Gauge(
+        "Charges at rest that wait for people, by their situation; those abandoned, of the last day", ("situation",)
+    ),
+    "limit_used": Gauge("What is used of a limit", ("limit",)),
+    "limit_maximum": Gauge("The limit", ("limit",)),
 }
 # The contract with its comments, for reflection.
 DESCRIPTORS = resources.files("charging.v1").joinpath("descriptors.binpb").read_bytes()
@@ -73,6 +80,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
     async with contextlib.AsyncExitStack() as stack:
         parts = make_parts(chosen)
         tls, admission = parts.entrance.tls, parts.entrance.gate
+        stack.callback(parts.close)
         mirrors: list[Mirror] = []
         for servers, path in zip(chosen.feeds, chosen.views, strict=True):
             view = await parts.view(path)
@@ -93,6 +101,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             gate=admission,
             tls=tls,
             descriptors=DESCRIPTORS,
+            observed=parts.observed.calls,
         )
         stack.push_async_callback(query_server.drain, 0.0)
         following = asyncio.create_task(_follow(mirrors, query_server.set_serving))
@@ -104,18 +113,24 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             counting = asyncio.create_task(stuck.keep_counting())
             stack.push_async_callback(_end, counting)
 
-            def take_figures() -> metrics.Figures:
+            limits: Mapping[str, Shares | Slots] = {**queries.limits, "view_reads": mirrors[0].view.turns}
+
+            def take_figures() -> Figures:
                 return {
                     "view_position": sum(mirror.waiting.position for mirror in mirrors),
                     "view_lag_records": max(mirror.lag_records for mirror in mirrors),
                     "feed_silence_seconds": _longest_silence(mirrors),
                     "view_holds_ending": stuck.counts["hold_ending"],
-                    "view_stuck_charges": metrics.By("situation", stuck.counts),
+                    "view_stuck_charges": By("situation", stuck.counts),
+                    "limit_used": By("limit", {name: limit.used for name, limit in limits.items()}),
+                    "limit_maximum": By("limit", {name: limit.limit for name, limit in limits.items()}),
                     **admission.figures(),
                 }
 
-            texts = {**TEXTS, **gate.TEXTS}
-            await metrics.offer(chosen.metrics_listen, "chargeonce", texts, take_figures, admission, tls)
+            gauges = {**GAUGES, **gate.GAUGES}
+            instruments = parts.observed.instruments
+            offered = await metrics.offer(chosen.metrics_listen, instruments, gauges, take_figures, admission, tls)
+            stack.callback(offered.close)
         log.info("serving", service="query", listen=str(query_server.address))
         yield Serving(query_server.address, mirrors, following)
         log.info("draining")

@@ -11,6 +11,7 @@ from chassis.settings import (
     number,
     optional_address,
     optional_path,
+    optional_url,
     setting,
     state_file,
     whole,
@@ -97,7 +98,20 @@ class Settings:
         "QUERY_REFLECTION", yes_or_no, "yes", "lets grpcurl and buf curl work without .proto files"
     )
     metrics_listen: Address | None = setting(
-        "QUERY_METRICS_LISTEN", optional_address, "", "where Prometheus reads the gauges; empty for nowhere"
+        "QUERY_METRICS_LISTEN", optional_address, "", "where Prometheus reads the metrics; empty for nowhere"
+    )
+    traces: str = setting(
+        "QUERY_TRACES",
+        optional_url,
+        "",
+        "the collector that traces are sent to, by OTLP over HTTP, such as http://127.0.0.1:4318; empty for none; it needs the "
+        "extra chargeonce[otel]",
+    )
+    traces_sampled: float = setting(
+        "QUERY_TRACES_SAMPLED",
+        number(0, 1),
+        "0.01",
+        "the share of the calls without a trace context that are traced; with one, the client's flag decides",
     )
 
     @property

@@ -26,8 +26,10 @@ from charging.v1.journal_pb2 import CaughtUp, Opened, SubscribeResponse
 from chassis.backoff import Backoff
 from contract.chain import Place
 from query_service.course import StreamBroken
+from query_service.observed import UNOBSERVED, Observed
 from query_service.projection import UnknownEvent
 from query_service.schema import Checkpoint
+from query_service.traces import Traces
 from query_service.verified import BrokenFeed, Stretch, joined, stretch_of
 from query_service.view import View, ViewNotWritten
 from query_service.waiting import Waiting
@@ -84,6 +86,7 @@ class Subscriber:
         chance: random.Random | None = None,
         silence_seconds: float = SILENCE_SECONDS,
         claim: Callable[[str], None] = lambda _: None,
+        observed: Observed = UNOBSERVED,
     ) -> None:
         """`silence_seconds`: a feed counts as lost after this long without a message.
 
@@ -97,6 +100,7 @@ class Subscriber:
         self._chance = chance or random.Random()
         self._longest_silence_seconds = silence_seconds
         self._claim = claim
+        self._traces = Traces(observed.shown)
         self._heard_at: float | None = None
         self._head_position = 0
         self._goal: int | None = None
@@ -215,6 +219,7 @@ class Subscriber:
             raise
         self._failures = 0  # progress, whatever was lost before
         self._waiting.written(stretch)
+        self._traces.note(stretch.records, are_news=self._is_serving)
 
     async def _receive(self, checkpoint: Checkpoint, items: asyncio.Queue[_Item]) -> None:
         """Receive and verify messages, and hand them on as items. The last item is the error that ends the feed."""

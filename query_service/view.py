@@ -21,6 +21,7 @@ from chassis.slots import Slots
 from chassis.sqlite import Database
 from query_service import schema
 from query_service.lookup import Rows, TenantNumbers, count_holds_ending, count_stuck, find_checkpoint, find_standing
+from query_service.observed import UNOBSERVED, Observed
 from query_service.projection import FOLLOWS, Follows, charges_needed, project
 from query_service.schema import Checkpoint, Insert, Update
 from query_service.verified import Stretch
@@ -64,7 +65,14 @@ class View:
     """One view file, open for one writer and for queries."""
 
     def __init__(
-        self, file: ViewFile, writer: Database, reader: Database, follows: Follows, *, journal_id: str
+        self,
+        file: ViewFile,
+        writer: Database,
+        reader: Database,
+        follows: Follows,
+        *,
+        journal_id: str,
+        observed: Observed,
     ) -> None:
         self.path = file.path
         self.journal_id = journal_id
@@ -73,12 +81,16 @@ class View:
         self._writer = writer
         self._reader = reader
         self._follows = follows
-        self._turns = Slots(READS_AT_ONCE)
+        self._observed = observed
+        self.turns = Slots(READS_AT_ONCE)
+        """Those of queries at the thread that reads."""
         self.damage: asyncio.Future[ViewUnusable] = asyncio.get_running_loop().create_future()
         """Done once the file is found damaged: the server is to end with this error."""
 
     @classmethod
-    async def open(cls, path: Path, *, disk: Disk = LOCAL_DISK, follows: Follows = FOLLOWS) -> "View":
+    async def open(
+        cls, path: Path, *, disk: Disk = LOCAL_DISK, follows: Follows = FOLLOWS, observed: Observed = UNOBSERVED
+    ) -> "View":
         """Open the view in a file of a disk. A missing file or folder is made, for our own user only.
 
         `follows` holds the events that a charge may have next: see `project`. Raises ViewUnusable if another server has the
@@ -92,7 +104,7 @@ class View:
             journal_id = await writer.run(_create_tables)
             reader = await Database.open(file.path, read_only=True, pragmas=READER_PRAGMAS, disk=disk)
             stack.pop_all()
-            return cls(file, writer, reader, follows, journal_id=journal_id)
+            return cls(file, writer, reader, follows, journal_id=journal_id, observed=observed)
 
     async def close(self) -> None:
         """Close after all work sent before. A damaged file is removed: to find the damage again would take long."""
@@ -114,27 +126,36 @@ class View:
         Raises UnknownEvent or StreamBroken (see projection), ViewNotWritten, ViewUnusable if the file is damaged, and
         sqlite3.IntegrityError if the records do not fit the rows in the view.
         """
-        await self._write(lambda connection: _apply(connection, stretch, self._follows))
+        with self._observed.batches.piece() as batch:
+            await self._write(lambda connection: _apply(connection, stretch, self._follows))
+            batch.result = ()
+        self._observed.batch_records.note(len(stretch.records))
 
     async def reset(self, journal_id: str) -> None:
         """Empty the view, which then follows this journal from its start. Raises ViewNotWritten, ViewUnusable."""
         await self._write(lambda connection: _reset(connection, journal_id))
         self.journal_id = journal_id
 
-    async def read(self, tenant: str, find: Callable[[Rows], T]) -> Shown[T]:
-        """Answer a tenant's query from one state of the view. Raises ViewUnusable if the file is damaged."""
+    async def read(self, tenant: str, find: Callable[[Rows], T], query: str = "") -> Shown[T]:
+        """Answer a tenant's query from one state of the view. `query` is its name in the metrics.
+
+        Raises ViewUnusable if the file is damaged.
+        """
 
         def read(connection: sqlite3.Connection) -> Shown[T]:
             with _transaction(connection, "BEGIN"):
                 return Shown(find(Rows(connection, tenant)), find_checkpoint(connection))
 
         # The thread itself takes them as they come, and one tenant's thousand long lists first.
-        await self._turns.take(tenant)
-        try:
-            with self._telling_damage():
-                return await self._reader.run(read)
-        finally:
-            self._turns.give_back(tenant)
+        with self._observed.reads.piece() as piece:
+            await self.turns.take(tenant)
+            try:
+                with self._telling_damage():
+                    shown = await self._reader.run(read)
+            finally:
+                self.turns.give_back(tenant)
+            piece.result = (query,)
+        return shown
 
     async def stuck_counts(self, now: int) -> Mapping[Situation.ValueType, int]:
         """Count the charges of all tenants that are at rest and stuck, by their situation (`count_stuck`).

@@ -19,6 +19,7 @@ from command_service.bank.kinds import KINDS
 from contract.access import ROLES
 from contract.version import SHAPE, VERSION
 from prove import canaries
+from rig import metrics_page
 from rig.reference import descriptors, reference, shape
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +148,10 @@ def test_the_example_of_an_adapter_is_as_short_as_its_page_says() -> None:
 def test_the_reference_of_the_contract_is_that_of_its_comments() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
     assert page == reference(descriptors()), "run: python -m rig.reference"
+
+
+def test_the_page_of_metrics_is_that_of_their_descriptions() -> None:
+    assert metrics_page.PAGE.read_text() == metrics_page.page(), "run: python -m rig.metrics_page"
 
 
 def test_each_version_of_the_contract_has_its_entry_in_the_changelog() -> None:

@@ -8,7 +8,10 @@ import structlog
 from chassis.slots import Slots
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker, is_heard
-from command_service.values import Answer, Effect, NoAnswer, Operation
+from command_service.observed import UNOBSERVED, Observed
+from command_service.values import Answer, CallOff, Effect, Execute, NoAnswer, Operation, RequestToken, kind_of
+
+STEPS = {RequestToken: "token", Execute: "execute", CallOff: "call_off"}
 
 
 class Performed(NamedTuple):
@@ -24,9 +27,12 @@ class Performed(NamedTuple):
 class Line:
     """The way to one bank, which all charges at this bank share."""
 
-    def __init__(self, bank: Bank, breaker: Breaker, *, calls_at_once: int, name: str = "") -> None:
-        """`name` is the bank's, for the log."""
+    def __init__(
+        self, bank: Bank, breaker: Breaker, *, calls_at_once: int, name: str = "", observed: Observed = UNOBSERVED
+    ) -> None:
+        """`name` is the bank's, for the log and the metrics."""
         self._name = name
+        self._observed = observed
         self._bank = bank
         self._breaker = breaker
         self._slots = Slots(calls_at_once)
@@ -40,6 +46,16 @@ class Line:
     def can_look_up(self) -> bool:
         """Whether the bank can be asked what it knows (`Bank.can_look_up`)."""
         return self._bank.can_look_up
+
+    @property
+    def calls_under_way(self) -> int:
+        """The number of calls to the bank under way."""
+        return self._slots.used
+
+    @property
+    def calls_at_once(self) -> int:
+        """The largest number of calls at once."""
+        return self._slots.limit
 
     @property
     def is_spared(self) -> bool:
@@ -84,7 +100,9 @@ class Line:
                 if (admitted := self._breaker.admit()) is not None:
                     answer: Answer = NoAnswer()
                     try:
-                        answer = await self._bank.perform(effect, look_up_first=look_up_first)
+                        with self._observed.bank_calls.piece() as piece:
+                            answer = await self._bank.perform(effect, look_up_first=look_up_first)
+                            piece.result = self._told(STEPS[type(effect)], effect.operation, answer)
                     finally:  # a bank must not raise; if it does, a probe without an end would admit no call ever again
                         self._breaker.note(admitted, effect.operation.request.charge_id, answer)
                     return Performed(answer, int(is_heard(answer)))
@@ -92,6 +110,9 @@ class Line:
                 self._slots.give_back(tenant)
             if (unanswered := await self._breaker.pause()) is not None:
                 return Performed(unanswered, 0)
+
+    def _told(self, step: str, operation: Operation, answer: Answer) -> tuple[str, ...]:
+        return self._name, step, operation.kind.value, kind_of(answer).value
 
     async def look_up(self, operation: Operation) -> Answer:
         """Ask the bank what it knows of an operation, for people. Never raises.
@@ -107,7 +128,9 @@ class Line:
                 return NoAnswer(self._breaker.retry_after_seconds)
             answer: Answer = NoAnswer()
             try:
-                answer = await self._bank.look_up(operation)
+                with self._observed.bank_calls.piece() as piece:
+                    answer = await self._bank.look_up(operation)
+                    piece.result = self._told("look_up", operation, answer)
             finally:
                 self._breaker.note(admitted, operation.request.charge_id, answer)
             return answer

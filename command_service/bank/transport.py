@@ -27,6 +27,7 @@ from typing import Never, cast
 import httpx
 import structlog
 
+from chassis import tracing
 from command_service.bank.http11 import Arrived, Http11Transport, Origin, lines, written
 from command_service.bank.tunnel import NoTunnel, Proxy
 from command_service.values import Evidence, NoAnswer, value
@@ -145,6 +146,8 @@ class Endpoint:
         """
         try:
             target = self._url.raw_path + path.encode("ascii")
+            if context := tracing.current():
+                headers = [*headers, (b"traceparent", context.encode())]
             if body:
                 headers = [*headers, (b"Content-Length", b"%d" % len(body))]
             if isinstance(self._transport, Http11Transport):

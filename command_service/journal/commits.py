@@ -20,6 +20,7 @@ import structlog
 
 from command_service.journal import Appended, JournalBusy, JournalRefused, NotAccepting, NotStored, Place, Record
 from command_service.journal.store import Append, Head, Store
+from command_service.observed import UNOBSERVED, Observed
 
 log = structlog.get_logger()
 
@@ -64,6 +65,7 @@ class GroupCommit:
         now: Callable[[], int],
         end_process: Callable[[], NoReturn],
         rhythm: Rhythm,
+        observed: Observed,
     ) -> None:
         """Use `open`."""
         self.journal_id, self.restored, self.made_anew = store.journal_id, store.restored, store.made_anew
@@ -72,6 +74,7 @@ class GroupCommit:
         self._now = now
         self._end_process = end_process
         self._rhythm = rhythm
+        self._observed = observed
         self._queue: list[_Waiting] = []
         self._committing: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
@@ -84,7 +87,13 @@ class GroupCommit:
 
     @classmethod
     async def open(
-        cls, store: Store, *, now: Callable[[], int], end_process: Callable[[], NoReturn], rhythm: Rhythm = RHYTHM
+        cls,
+        store: Store,
+        *,
+        now: Callable[[], int],
+        end_process: Callable[[], NoReturn],
+        rhythm: Rhythm = RHYTHM,
+        observed: Observed = UNOBSERVED,
     ) -> "GroupCommit":
         """Open the journal of a store. The journal owns the store, and closes it, also if opening fails.
 
@@ -93,7 +102,8 @@ class GroupCommit:
         """
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(store.close)
-            journal = cls(store, await store.head(), now=now, end_process=end_process, rhythm=rhythm)
+            head = await store.head()
+            journal = cls(store, head, now=now, end_process=end_process, rhythm=rhythm, observed=observed)
             await journal._look()
             journal._time()
             journal._looking = asyncio.create_task(journal._keep_looking())
@@ -130,7 +140,8 @@ class GroupCommit:
         self._queue.append(_Waiting(Append(charge_id, expected_version, events, finished), stored))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_queue())
-        return await stored
+        with self._observed.appends.piece():
+            return await stored
 
     async def _commit_queue(self) -> None:
         """Commit what is queued, until nothing is. Only one of these runs at a time.
@@ -146,11 +157,15 @@ class GroupCommit:
             before = self._head
             outcomes: Sequence[Appended | NotStored]
             try:
-                outcomes, head = await self._store.commit(
-                    [waiting.append for waiting in batch], Head(before.place, self._time())
-                )
+                with self._observed.commits.piece() as commit:
+                    outcomes, head = await self._store.commit(
+                        [waiting.append for waiting in batch], Head(before.place, self._time())
+                    )
+                    commit.result = ()
             except NotStored as refused:
-                self._refuse("busy" if isinstance(refused, JournalBusy) else "full", len(batch))
+                why: NotAccepting = "busy" if isinstance(refused, JournalBusy) else "full"
+                self._observed.commit_failures.add(why)
+                self._refuse(why, len(batch))
                 outcomes, head = [refused] * len(batch), before
             except JournalRefused as refused:
                 self._end("the journal can no longer be served from: the process ends", reason=str(refused))
@@ -159,6 +174,8 @@ class GroupCommit:
             if self._is_ending:
                 return  # nothing is acknowledged any more
             if head.place != before.place:
+                stored = sum(len(each) for each in outcomes if isinstance(each, Sequence))
+                self._observed.commit_records.note(stored)  # the head may have been moved by others too
                 self._refused = ""
                 self._advance(head)
             for waiting, outcome in zip(batch, outcomes, strict=True):
