@@ -10,7 +10,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 BEFORE_LANGUAGES = $$(git grep --quiet go_package $$landed -- protos/charging || echo --config protos/before-languages.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs postgres deploy-files demo test test-banks test-clients simulate prove bench lint format audit constraints clean
+.PHONY: help install run certs postgres deploy-files demo test test-banks test-clients simulate prove day bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,10 @@ simulate: install ## SEEDS=n: tell n simulated stories, after finding every plan
 MINUTES ?= 5
 prove: install ## MINUTES=n: try to break the promise by every means there is, and print one table
 	@$(BIN)/python -m prove $(MINUTES)
+
+OPERATIONS ?= 100000
+day: install ## OPERATIONS=n: a day of mixed operations, kills and bank faults, reconciled to 0.00; then planted differences
+	@$(BIN)/python -m prove.day $(OPERATIONS)
 
 # The benchmark's peers live in an environment of their own: none of them is ever beside the product.
 build/bench-venv/installed: bench/requirements.txt

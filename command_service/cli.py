@@ -18,14 +18,17 @@ from chassis.policy import described, read_policy
 from chassis.watched import Files
 from command_service.bank.conformance import page
 from command_service.bank.conformance.checks import CannotBeTried, Finding
+from command_service.bank.statement import StatementAway, StatementUnusable
 from command_service.checking import add_arguments, check_bank
 from command_service.codec import charge_id_of
-from command_service.journal import JournalRefused
+from command_service.journal import JournalCorrupt, JournalRefused
 from command_service.journal.copying import copy_journal
 from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE, location
 from command_service.journal.store import Location
 from command_service.operate import print_journal, restore_journal, served_from, verify_journal
 from command_service.parts import Parts
+from command_service.reconciling.command import AWAY, FAILED, reconcile
+from command_service.reconciling.command import add_arguments as add_reconcile_arguments
 from command_service.serving import serve
 from command_service.settings import Settings, check_way_to
 from contract.access import ACCESS, NAMING, ROLES
@@ -60,6 +63,8 @@ def main(
         process.run(partial(_serve_until_stopped, make_parts), (JournalRefused,))
     if chosen.command == "check-bank":
         sys.exit(_try_bank(chosen))
+    if chosen.command == "reconcile":
+        sys.exit(_reconcile(chosen))
     try:
         _operate(chosen)
     except (settings.SettingsError, JournalRefused, OSError) as error:
@@ -115,6 +120,14 @@ def _parser(program: str) -> tuple[argparse.ArgumentParser, Mapping[str, argpars
             "all at once, called off, and with answers thrown away.",
         )
     )
+    add_reconcile_arguments(
+        commands.add_parser(
+            "reconcile",
+            help="compare a bank's statement with the journal; exit status 0 only at a difference of 0.00",
+            description="Compares a bank's statement with the journal, also beside a server at work, and changes nothing. Exit "
+            "status 1 if they differ, 2 if it could not be done, 3 if they do not, but movements at the edge are not certain.",
+        )
+    )
     return parser, commands.choices
 
 
@@ -137,6 +150,22 @@ def _try_bank(chosen: argparse.Namespace) -> int:
         return 2
     print(page.as_json(found) if chosen.as_json else page.table(found))
     return 1 if page.is_broken(found) else 0
+
+
+def _reconcile(chosen: argparse.Namespace) -> int:
+    """Run reconcile; return its exit status."""
+    telemetry.configure_logging("reconcile")
+    try:
+        named = dict(setting.partition("=")[::2] for setting in chosen.settings)
+        read = settings.read(Settings, {**os.environ, **named}) if named else _read_settings()
+        check_way_to(read.journal, is_open=read.is_open)
+        return reconcile(Parts(read), chosen)
+    except StatementAway as error:
+        print(f"error: {error}", file=sys.stderr)
+        return AWAY
+    except (StatementUnusable, settings.SettingsError, JournalRefused, JournalCorrupt, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _operate(chosen: argparse.Namespace) -> None:

@@ -24,6 +24,8 @@ from command_service.feed import ANY_READER, MAX_READERS, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.parts import Parts
 from command_service.reception import Reception
+from command_service.reconciling import kept
+from command_service.reconciling.reconciler import Reconciler
 from command_service.settings import Settings
 from command_service.status import status
 from command_service.vitals import GAUGES, Vitals, Watched, vitals
@@ -90,7 +92,7 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         readers = JournalService(feed, Shares(MAX_READERS, parts.weights), assembled.memory.of)
         limits = {**commands.limits, "unfinished_charges": runner.places, **readers.limits}
         figures = _Figures(parts, Watched(runner, assembled.lines, journal, feed, limits))
-        operators = parts.operators(journal, assembled, figures.status)
+        operators = parts.operators(journal, assembled, figures.status, Reconciler(chosen))
         stack.push_async_callback(operators.close)
         limits |= operators.limits
 
@@ -131,8 +133,8 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
         await feed_server.set_serving(True)
         watching = asyncio.create_task(_keep_health(journal, command_server))
         stack.callback(watching.cancel)
-        for kept in (runner.keep_up(), keep_fresh(parts.watched), admission.keep_looking()):
-            stack.callback(asyncio.create_task(kept).cancel)
+        for work in (runner.keep_up(), keep_fresh(parts.watched), admission.keep_looking()):
+            stack.callback(asyncio.create_task(work).cancel)
         await figures.offer(stack)
         log.info(
             "serving",
@@ -184,13 +186,15 @@ class _Figures:
         parts, entrance = self._parts, self._parts.entrance
         if (listen := parts.settings.metrics_listen) is None:
             return
-        gauges = {**GAUGES, **gate.GAUGES}
+        gauges = {**GAUGES, **gate.GAUGES, **kept.GAUGES}
         instruments = parts.observed.instruments
         offered = await metrics.offer(listen, instruments, gauges, self._take, entrance.gate, entrance.tls)
         stack.callback(offered.close)
 
     def _take(self) -> Figures:
-        return {**self.vitals().figures(), **self._parts.entrance.gate.figures()}
+        parts = self._parts
+        reconciled = kept.figures(kept.kept(kept.folder(parts.settings)), parts.now())
+        return {**self.vitals().figures(), **parts.entrance.gate.figures(), **reconciled}
 
 
 @contextlib.contextmanager

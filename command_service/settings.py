@@ -152,6 +152,13 @@ class Settings:
         "",
         "the largest amount of a charge in these currencies, instead of the built-in cap",
     )
+    reconciliations: Path | None = setting(
+        "COMMAND_RECONCILIATIONS",
+        optional_path,
+        "",
+        "the folder of the last reconciliations' results, for gauges and operators; empty for one beside the journal's "
+        "file, and with a PostgreSQL database for none",
+    )
     free_bytes: int = setting(
         "COMMAND_FREE_BYTES",
         whole(0, 1 << 50),

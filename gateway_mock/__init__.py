@@ -157,6 +157,12 @@ Looking
     {"movements": [{"transaction_id": "txn_90ac...", "token": "ttok_5b1f...", "reference": "charge-1", "kind": "charge",
                     "minor_units": 1250, "currency_code": "EUR", "executed_at": "2026-11-23T10:28:01.123Z"}]}
 
+    curl -s 'localhost:8080/statement?from=2026-11-23T00:00:00.000Z&to=2026-11-24T00:00:00.000Z&after=0&limit=200'
+
+    {"movements": [{"n": 17, ...}], "has_more": false}        a part: what was executed in a span of time, after the movement of
+                                                              a number (`n`), at most 1,000, by the bank of two steps; that of
+                                                              one step has the same under /one-step/statement
+
     curl -s 'localhost:8080/calls?after=0'                    the calls as they came in, newest 100,000, in memory:
 
     [{"n": 1, "method": "POST", "path": "/transactions", "reference": "charge-1", "token": "ttok_5b1f...", "kind": "charge",

@@ -104,7 +104,9 @@ class Bank:
         try:
             match request.method, request.path.split("/")[1:]:
                 case "GET", ["statement"]:
-                    return await self._statement()
+                    return await (self._part(self._ledger, request.query) if request.query else self._statement())
+                case "GET", ["one-step", "statement"]:
+                    return await self._part(self._payments, request.query)
                 case "GET", ["calls"]:
                     return self._list_calls(request.query)
                 case "POST", ["faults"]:
@@ -264,21 +266,18 @@ class Bank:
 
     async def _statement(self) -> Answer:
         movements = [
-            {
-                "transaction_id": executed.transaction_id,
-                "token": executed.token,
-                "reference": executed.reference,
-                "kind": executed.kind,
-                "minor_units": executed.amount_minor,
-                "currency_code": executed.currency,
-                "executed_at": rfc3339(executed.closed_at_ms or 0),
-            }
-            | ({} if executed.on is None else {"on": executed.on})
+            _movement(executed)
             for executed in merge(
                 await self._ledger.executed(), await self._payments.executed(), key=lambda one: one.closed_at_ms or 0
             )
         ]
         return answer(200, {"movements": movements})
+
+    async def _part(self, ledger: Ledger | PaymentLedger, query: str) -> Answer:
+        wanted = reading.part(query)
+        found = await ledger.page(wanted.after, wanted.begin_ms, wanted.end_ms, wanted.limit + 1)
+        movements = [{"n": number, **_movement(executed)} for number, executed in found[: wanted.limit]]
+        return answer(200, {"movements": movements, "has_more": len(found) > wanted.limit})
 
     def _record(self, request: Request) -> Call:
         n = self._calls[-1].n + 1 if self._calls else 1
@@ -298,6 +297,19 @@ class Bank:
             return answer(409, {"error": "runs_in_process"})
         number = self._script.add(fault)
         return answer(409, {"error": "too_many_faults"}) if number is None else answer(200, {"id": number})
+
+
+def _movement(executed: Transaction) -> dict[str, object]:
+    told: dict[str, object] = {
+        "transaction_id": executed.transaction_id,
+        "token": executed.token,
+        "reference": executed.reference,
+        "kind": executed.kind,
+        "minor_units": executed.amount_minor,
+        "currency_code": executed.currency,
+        "executed_at": rfc3339(executed.closed_at_ms or 0),
+    }
+    return told if executed.on is None else told | {"on": executed.on}
 
 
 def _refused(why: Refusal) -> Answer:

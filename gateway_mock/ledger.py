@@ -109,6 +109,11 @@ ACCOUNT = f"""
 
 EXECUTED = f"SELECT {_FIELDS} FROM transactions WHERE movement IS NOT NULL ORDER BY movement"  # noqa: S608 - as above
 
+PAGE = f"""
+    SELECT movement, {_FIELDS} FROM transactions
+    WHERE movement > ? AND closed_at >= ? AND closed_at < ? ORDER BY movement LIMIT ?
+"""  # noqa: S608 - as above
+
 
 @asynccontextmanager
 async def open_ledger(path: str | Path, *, hold_ms: int = round(HOLD_MS)) -> AsyncIterator["Ledger"]:
@@ -230,6 +235,11 @@ class Ledger:
     async def executed(self) -> list[Transaction]:
         """Read the statement: all that was executed, in that order. There is no limit: gaps would prove nothing."""
         return await _transactions(self._database, EXECUTED)
+
+    async def page(self, after: int, begin_ms: int, end_ms: int, limit: int) -> list[tuple[int, Transaction]]:
+        """Read what was executed in a span of time, after the movement of a number: at most `limit`, each with its number."""
+        rows = await self._database.execute_fetchall(PAGE, (after, begin_ms, end_ms, limit))
+        return [(number, _transaction(*fields)) for number, *fields in rows]
 
     async def finish(self) -> None:
         """Wait for the changes whose calls have ended."""

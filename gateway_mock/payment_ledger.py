@@ -64,6 +64,11 @@ _FOLLOWERS = f"""
 
 _EXECUTED = f"SELECT {_FIELDS} FROM payments WHERE state = 'executed' ORDER BY number"  # noqa: S608 - as above
 
+_PAGE = f"""
+    SELECT number, {_FIELDS} FROM payments
+    WHERE number > ? AND state = 'executed' AND closed_at >= ? AND closed_at < ? ORDER BY number LIMIT ?
+"""  # noqa: S608 - as above
+
 _EXPIRE_HOLD = """
     UPDATE payments SET hold_expires_at = min(hold_expires_at, ?)
     WHERE transaction_id = ? AND hold_expires_at IS NOT NULL
@@ -115,6 +120,11 @@ class PaymentLedger:
     async def executed(self) -> list[Transaction]:
         """Read all payments that were executed, in that order."""
         return await self._all(_EXECUTED)
+
+    async def page(self, after: int, begin_ms: int, end_ms: int, limit: int) -> list[tuple[int, Transaction]]:
+        """Read what was executed in a span of time, after the payment of a number: at most `limit`, each with its number."""
+        rows = await self._database.execute_fetchall(_PAGE, (after, begin_ms, end_ms, limit))
+        return [(number, _payment(*fields)) for number, *fields in rows]
 
     async def expire_hold(self, transaction_id: str, now_ms: int) -> None:
         """Let the hold of an executed authorize lapse before its time. A charge has none."""

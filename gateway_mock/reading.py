@@ -3,15 +3,18 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Never
+from datetime import datetime
+from typing import NamedTuple, Never
 from urllib.parse import parse_qsl
 
 from gateway_mock.model import CAPTURE, CHARGE, FOLLOWING, Operation, Transaction
 
 MAX_AMOUNT = 2**63 - 1  # What SQLite stores.
+MAX_PAGE = 1_000
 
 _REFERENCE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _TRANSACTION_ID = re.compile(r"[\x20-\x7e]{1,255}")  # With room for ids that a fault made odd.
 
@@ -95,6 +98,43 @@ def number_after(query: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", after, re.ASCII):
         raise BadField("after")
     return int(after)
+
+
+class Part(NamedTuple):
+    """A part of a statement: a span of milliseconds since 1970, after the movement of a number, and how many."""
+
+    begin_ms: int
+    end_ms: int
+    after: int
+    limit: int
+
+
+def part(query: str) -> Part:
+    """Read which part of a statement is wanted: each parameter once."""
+    said = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=4) if query.count("&") == 3 else [])
+    if said.keys() != {"from", "to", "after", "limit"}:
+        raise BadField("query")
+    return Part(
+        _milliseconds(said, "from"),
+        _milliseconds(said, "to"),
+        number_after(f"after={said['after']}"),
+        _limit(said["limit"]),
+    )
+
+
+def _milliseconds(said: Mapping[str, str], key: str) -> int:
+    if not _TIME.fullmatch(said[key]):
+        raise BadField(key)
+    try:
+        return round(datetime.fromisoformat(said[key]).timestamp() * 1000)
+    except ValueError:
+        raise BadField(key) from None
+
+
+def _limit(said: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", said, re.ASCII) or not 1 <= int(said) <= MAX_PAGE:
+        raise BadField("limit")
+    return int(said)
 
 
 def _amount_and_currency(said: Mapping[str, object]) -> tuple[int, str]:

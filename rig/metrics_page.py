@@ -8,6 +8,7 @@ from chassis.instruments import Description, described
 from chassis.metrics import PREFIX
 from command_service import observed as of_commands
 from command_service import vitals
+from command_service.reconciling import kept
 from query_service import observed as of_queries
 from query_service import serving as query_serving
 
@@ -38,7 +39,7 @@ UNITS = {"seconds": "seconds", "bytes": "bytes", "units": "minor units of the cu
 def command_metrics() -> list[Description]:
     """Describe all metrics of a command server."""
     instruments = [each.description for each in of_commands.Observed().instruments]
-    return instruments + described({**vitals.GAUGES, **gate.GAUGES})
+    return instruments + described({**vitals.GAUGES, **gate.GAUGES, **kept.GAUGES})
 
 
 def query_metrics() -> list[Description]:

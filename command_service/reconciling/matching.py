@@ -1,0 +1,207 @@
+"""What a pair of an entry and its lines means. Pure.
+
+    the journal        the statement                     it is
+    -----------------  --------------------------------  ------------------------------------------------------------
+    moved              one line, equal                   matched
+    moved              one line, another amount          AMOUNT_DIFFERS
+    moved              one line, another kind or id      STATUS_DIFFERS
+    moved              says that it did not move         STATUS_DIFFERS
+    moved              nothing                           MISSING_AT_BANK; AT_EDGE if the line may be beyond what was read
+    not moved, not     one line                          STATUS_DIFFERS
+    known yet
+    not moved, not     nothing, or says that it did      nothing
+    known yet          not move
+    no such operation  one line                          MISSING_HERE
+    any                each further line that moved      TWICE
+
+A line that says that the money did not move, or moved back, takes one back that says that it moved.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from command_service.bank.statement import WITHOUT_MONEY, Line, LineKind, Span
+from command_service.reconciling.books import Pair
+from command_service.reconciling.entries import Entry, State
+
+
+class FindingKind(IntEnum):
+    """The kind of a finding, with the numbers of the contract."""
+
+    MISSING_AT_BANK = 1
+    MISSING_HERE = 2
+    AMOUNT_DIFFERS = 3
+    STATUS_DIFFERS = 4
+    TWICE = 5
+    FEE = 6
+    PAYOUT = 7
+    CHARGEBACK = 8
+    AT_EDGE = 9
+
+
+DIFFERENCES = frozenset(
+    {
+        FindingKind.MISSING_AT_BANK,
+        FindingKind.MISSING_HERE,
+        FindingKind.AMOUNT_DIFFERS,
+        FindingKind.STATUS_DIFFERS,
+        FindingKind.TWICE,
+    }
+)
+"""The findings that somebody must explain."""
+
+
+class Sum(NamedTuple):
+    """What a pair adds to a day's sums in a currency, in minor units."""
+
+    day: int
+    currency_code: str
+    matched: int
+    bank_minor: int
+    journal_minor: int
+    other_minor: int = 0
+
+
+class Finding(NamedTuple):
+    """What is not simply matched. `entry` and `line` are the two sides, as far as they are there.
+
+    `bank_minor` and `journal_minor` are the sides' amounts: of a hold what it holds.
+    """
+
+    kind: FindingKind
+    day: int
+    currency_code: str
+    bank_minor: int
+    journal_minor: int
+    entry: Entry | None
+    line: Line | None
+
+
+class Judged(NamedTuple):
+    """What came of a pair."""
+
+    sums: Sequence[Sum]
+    findings: Sequence[Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is compared: a span of time, against a statement that covers one, of these kinds of operation."""
+
+    span: Span
+    covers: Span
+    kinds: Collection[LineKind]
+    day_of: Callable[[int], int]
+    clock_difference: int
+    """The most by which the bank's clock and ours differ, in microseconds."""
+    lag: int = 0
+    """The most by which the bank dates a line later than it moved the money, in microseconds."""
+
+    def may_be_beyond(self, entry: Entry) -> bool:
+        """Whether the bank may have moved the money outside of what the statement covers."""
+        return (
+            entry.began - self.clock_difference < self.covers.begin
+            or entry.at + self.clock_difference + self.lag >= self.covers.end
+        )
+
+
+NOTHING = Judged((), ())
+
+
+def judge(pair: Pair, terms: Terms) -> Judged:
+    """Say what a pair means."""
+    entry, lines = pair
+    if len(lines) == 1 and entry is not None and entry.state is State.MOVED and _is_equal(entry, lines[0]):
+        line = lines[0]
+        if not terms.span.has(line.at):
+            return NOTHING
+        effect = _effect(line.kind, line.minor_units)
+        return Judged((Sum(terms.day_of(line.at), line.currency_code, 1, effect, effect),), ())
+    has_moved, undone = _that_moved(sorted(lines))  # alike, however the statement is sorted
+    if entry is not None and entry.state is State.MOVED and not has_moved:
+        return _without_line(entry, undone, terms)
+    sums, findings = list[Sum](), list[Finding]()
+    partner = _partner(entry, has_moved)
+    for number, line in enumerate(has_moved):
+        if not terms.span.has(line.at):
+            continue
+        day, effect = terms.day_of(line.at), _effect(line.kind, line.minor_units)
+        ours = entry if entry is not None and number == partner and entry.state is State.MOVED else None
+        if ours is not None and _is_equal(ours, line):
+            sums.append(Sum(day, line.currency_code, 1, effect, effect))
+            continue
+        sums.append(Sum(day, line.currency_code, 0, effect, 0))
+        journal_minor = 0
+        if ours is not None:
+            journal_minor = ours.minor_units
+            sums.append(Sum(day, ours.currency_code, 0, 0, _effect(ours.kind, ours.minor_units)))
+        kind = _kind(entry, line, is_first=number == partner)
+        findings.append(Finding(kind, day, line.currency_code, line.minor_units, journal_minor, entry, line))
+    return Judged(sums, findings)
+
+
+def _kind(entry: Entry | None, line: Line, *, is_first: bool) -> FindingKind:
+    if not is_first:
+        return FindingKind.TWICE
+    if entry is None:
+        return FindingKind.MISSING_HERE
+    if entry.state is not State.MOVED:
+        return FindingKind.STATUS_DIFFERS
+    is_amount_equal = (entry.minor_units, entry.currency_code) == (line.minor_units, line.currency_code)
+    return FindingKind.STATUS_DIFFERS if is_amount_equal else FindingKind.AMOUNT_DIFFERS
+
+
+def _without_line(entry: Entry, undone: Line | None, terms: Terms) -> Judged:
+    """Judge an entry that moved, of which the statement has no line, or one that takes it back."""
+    if entry.kind not in terms.kinds and undone is None:
+        return NOTHING
+    at = entry.at if undone is None else undone.at
+    if not terms.span.has(at):
+        return NOTHING
+    day, minor_units = terms.day_of(at), entry.minor_units
+    if undone is None and terms.may_be_beyond(entry):
+        return Judged((), (Finding(FindingKind.AT_EDGE, day, entry.currency_code, 0, minor_units, entry, None),))
+    kind = FindingKind.MISSING_AT_BANK if undone is None else FindingKind.STATUS_DIFFERS
+    return Judged(
+        (Sum(day, entry.currency_code, 0, 0, _effect(entry.kind, minor_units)),),
+        (Finding(kind, day, entry.currency_code, 0, minor_units, entry, undone),),
+    )
+
+
+def _that_moved(lines: Sequence[Line]) -> tuple[Sequence[Line], Line | None]:
+    """Take back each line that was undone; return the lines that are left, and a line that says that nothing moved."""
+    undone = [line for line in lines if not line.has_moved]
+    has_moved = [line for line in lines if line.has_moved]
+    return has_moved[: len(has_moved) - len(undone)] if undone else has_moved, undone[0] if undone else None
+
+
+def _partner(entry: Entry | None, lines: Sequence[Line]) -> int:
+    """Choose the line that stands for the entry: an equal one, else one with its transaction id, else the first."""
+    if entry is None or len(lines) < 2:
+        return 0
+    for number, line in enumerate(lines):
+        if _is_equal(entry, line):
+            return number
+    for number, line in enumerate(lines):
+        if line.transaction_id and line.transaction_id == entry.transaction_id:
+            return number
+    return 0
+
+
+def _is_equal(entry: Entry, line: Line) -> bool:
+    return (
+        entry.minor_units == line.minor_units
+        and entry.currency_code == line.currency_code
+        and (entry.kind is line.kind or (line.kind is LineKind.PAYMENT and entry.kind in _PAYMENTS))
+        and (not line.transaction_id or not entry.transaction_id or line.transaction_id == entry.transaction_id)
+        and line.has_moved
+    )
+
+
+_PAYMENTS = (LineKind.CHARGE, LineKind.CAPTURE)
+
+
+def _effect(kind: LineKind, minor_units: int) -> int:
+    return 0 if kind in WITHOUT_MONEY else minor_units

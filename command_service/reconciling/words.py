@@ -1,0 +1,85 @@
+"""What a finding means, in a sentence, and the step that is proposed, as a command."""
+
+import shlex
+from datetime import UTC, datetime
+
+from command_service.bank.statement import LineKind
+from command_service.reconciling.days import written
+from command_service.reconciling.entries import Entry, State
+from command_service.reconciling.matching import Finding, FindingKind
+
+_OTHERS = {
+    FindingKind.FEE: "The fees of the day.",
+    FindingKind.PAYOUT: "A payout: money between the bank and us.",
+    FindingKind.CHARGEBACK: "A chargeback: the card's holder disputes a payment. Somebody has to answer it at the bank.",
+}
+_STATES = {
+    State.MOVED: "moved",
+    State.NOT_MOVED: "did not move",
+    State.UNDER_WAY: "is under way",
+    State.IN_REVIEW: "is in review",
+}
+
+
+def told(finding: Finding) -> str:
+    """Say what a finding means."""
+    entry, line = finding.entry, finding.line
+    match finding.kind:
+        case FindingKind.MISSING_AT_BANK if entry is not None:
+            return (
+                f"The journal has this {_name(entry.kind)}, executed {_moment(entry.at)}, and the statement does not."
+            )
+        case FindingKind.MISSING_HERE if line is not None:
+            what = "has no such reference" if line.reference else "is not known by its transaction"
+            return f"The statement has this {_name(line.kind)}, and in the journal it {what}."
+        case FindingKind.AMOUNT_DIFFERS if entry is None:
+            return "The sum of the day differs."
+        case FindingKind.AMOUNT_DIFFERS:
+            return "Both sides have it, with other amounts or currencies."
+        case FindingKind.STATUS_DIFFERS if entry is not None and line is not None:
+            return _status(entry, moved_there=line.has_moved, other_id=line.transaction_id != entry.transaction_id)
+        case FindingKind.TWICE:
+            return "The statement has it more than once: this line is one too many."
+        case FindingKind.AT_EDGE if entry is not None:
+            return (
+                "The statement does not have it. It was executed about an end of what was read, and may be in the statement "
+                "before or after: read these days too."
+            )
+        case FindingKind.AT_EDGE:
+            return "The sum is right if this much was booked beyond the end of the statement: read the neighbouring days too."
+        case _:
+            return _OTHERS.get(finding.kind, "")
+
+
+def _status(entry: Entry, *, moved_there: bool, other_id: bool) -> str:
+    if entry.state is not State.MOVED:
+        return f"At the bank the money moved; in the journal the {_name(entry.kind)} {_STATES[entry.state]}."
+    if not moved_there:
+        return f"In the journal the {_name(entry.kind)} moved; the statement says that it did not, or was undone."
+    if other_id:
+        return "Both sides have it, under different transaction ids: it may have been executed twice."
+    return f"The journal has a {_name(entry.kind)}, and the statement another kind of movement."
+
+
+def proposed(finding: Finding, bank: str) -> str:
+    """Return the step that is proposed, as a command; empty if there is none."""
+    entry, line = finding.entry, finding.line
+    if entry is None or finding.kind is FindingKind.AT_EDGE:
+        return ""
+    reason = f"reconciliation with {bank or 'the bank'}, {written(finding.day)}"
+    if finding.kind is FindingKind.STATUS_DIFFERS and line is not None and line.has_moved:
+        if entry.state is State.UNDER_WAY:
+            return shlex.join(("chargeonce", "desk", "try", entry.charge_id, "--reason", reason))
+        if entry.state is State.IN_REVIEW and line.transaction_id:
+            evidence = f"the statement of {written(finding.day)} has it, transaction {line.transaction_id}"
+            what = ("propose", entry.charge_id, "--executed", line.transaction_id, "--evidence", evidence)
+            return shlex.join(("chargeonce", "desk", *what, "--reason", reason))
+    return shlex.join(("chargeonce", "desk", "ask-bank", entry.charge_id))
+
+
+def _name(kind: LineKind) -> str:
+    return {LineKind.AUTHORIZE: "hold"}.get(kind, kind.name.lower())
+
+
+def _moment(at: int) -> str:
+    return f"{datetime.fromtimestamp(at / 1_000_000, UTC):%FT%TZ}"
