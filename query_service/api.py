@@ -191,7 +191,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         """Explain a charge; see the contract."""
         name = _name(request)
         async with self._asked(request, context) as tenant:
-            seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name))
+            seen = await self._find(tenant, request.journal_id, lambda rows: rows.history(name), "history")
             asked = NOT_ASKED
             if stage_of(seen.found.rows.charge) in UNDER_WAY:
                 asked, seen = await self._ask(tenant, seen)
@@ -212,7 +212,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             if asked.is_stopped or asked.is_at_rest:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), AGAIN_SECONDS)
-            shown = await mirror.read(tenant, lambda rows: rows.history(ChargeId(charge_id)))
+            shown = await mirror.read(tenant, lambda rows: rows.history(ChargeId(charge_id)), "history")
         if shown.found is None:
             raise _behind(mirror)  # the view is being rebuilt and has not reached this charge
         seen = Seen(shown.found, shown.checkpoint, mirror)

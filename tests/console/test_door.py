@@ -75,8 +75,8 @@ async def test_a_session_is_the_browsers_alone_and_ends_with_the_sign_out(guarde
         (name,) = client.cookies.keys()
         assert (await client.post("/sign-out", data={"csrf": csrf})).status_code == 303
         for old in (before, after):
-            page = await httpx.AsyncClient(base_url=guarded.url, cookies={name: old}).get("/charges")
-            assert page.status_code == 303
+            async with a_client(guarded, cookies={name: old}) as late:
+                assert (await late.get("/charges")).status_code == 303
 
 
 @pytest.mark.parametrize("to", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:alert(1)"])
