@@ -10,7 +10,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 BEFORE_LANGUAGES = $$(git grep --quiet go_package $$landed -- protos/charging || echo --config protos/before-languages.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs postgres deploy-files demo test test-banks test-clients simulate prove day bench lint format audit constraints clean
+.PHONY: help install run certs postgres deploy-files screenshots demo test test-banks test-clients simulate prove day bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ install: .venv/installed ## set up the environment in .venv/ (also done by every
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-run: install $(if $(TLS),certs) ## start the three servers, make one charge, show what happened; Ctrl-C stops (TLS=1: with mutual TLS)
+run: install $(if $(TLS),certs) ## start the servers and the console, make one charge, show what happened; Ctrl-C stops (TLS=1: with mutual TLS)
 	@$(BIN)/python -m demo.tour $(if $(TLS),--tls $(CERTS))
 
 CERTS ?= data/certs
@@ -38,6 +38,9 @@ deploy-files: install ## the certificates and passwords that deploy/compose.yaml
 
 postgres: install ## start a PostgreSQL with a standby to try things with, and say how; Enter kills its primary
 	@$(BIN)/python -m rig.try_postgres
+
+screenshots: install ## take the README's pictures of the console anew (needs Chromium)
+	@$(BIN)/python -m demo.screenshots
 
 demo: install ## the story of a crash between the bank and the journal, in a few seconds
 	@$(BIN)/python -m demo.crash

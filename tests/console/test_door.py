@@ -192,8 +192,8 @@ async def test_beyond_this_machine_open_servers_let_nobody_sign_in(tmp_path: Pat
     authority = Authority()
     authority.issue(tmp_path / "tls", dns=["localhost"], ips=["127.0.0.1"])
     (tmp_path / "ca.pem").write_bytes(authority.pem)
-    more = {"CONSOLE_LISTEN": "0.0.0.0:0", "CONSOLE_TLS": str(tmp_path / "tls")}
-    async with a_site(tmp_path, **more) as site:
+    tls = str(tmp_path / "tls")
+    async with a_site(tmp_path, CONSOLE_LISTEN="0.0.0.0:0", CONSOLE_TLS=tls) as site:
         url = f"https://127.0.0.1:{site.console.listen.port}"
         async with httpx.AsyncClient(
             base_url=url, verify=ssl.create_default_context(cafile=tmp_path / "ca.pem"), trust_env=False
