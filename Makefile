@@ -115,7 +115,7 @@ audit: build/audit-venv/installed ## look the pinned packages up among known vul
 
 constraints: ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet pyproject.toml --all-extras --output-file constraints.txt
-	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml --output-file deploy/requirements.txt
+	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml --extra console --output-file deploy/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml bench/requirements.in --output-file bench/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet tests/banks/requirements.in --output-file tests/banks/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet .ci/audit.in --output-file .ci/audit.txt

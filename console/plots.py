@@ -120,7 +120,7 @@ def plot(values: Sequence[float | None], said: str) -> Html:
 
 def _spot(place: str) -> dict[str, str]:
     x, _, y = place.partition(",")
-    return {"cx": x, "cy": y, "r": "1.5"}
+    return {"cx": x, "cy": y, "r": "2"}
 
 
 def _time(entry: HistoryEntry) -> datetime:

@@ -99,6 +99,11 @@ def timestamp(time: datetime) -> Timestamp:
     return made
 
 
+def count(number: int, what: str) -> str:
+    """Write a number of things, such as "1 charge"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def read_time(text: str) -> Timestamp | None:
     """Read a time that a form has, in UTC: a day, or a day and a time of day; empty for None. Raises ValueError."""
     if not text:

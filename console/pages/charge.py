@@ -72,12 +72,18 @@ async def _page(visit: Visit, failed: tuple[str, CallFailed] | None = None) -> P
     proposal = charge.proposal if charge.HasField("proposal") else None
     content = [
         tag.h1("Charge ", tag.code(charge.idempotency_key)),
+        tag.div(
+            tag.span(words.money(charge.amount), class_="amount large"),
+            [" ", parts.status(charge.status), " ", parts.stage(charge)],
+            id="summary",
+            data_part=True,
+        ),
         failed and tag.p(f"Not done: {words.trouble(failed[1])}", class_="error", role="alert"),
         tag.div(
             tag.div(
-                _summary(charge),
                 _explanation(explained, unexplained),
                 _desk(visit, explained, proposal, failed),
+                _details(charge),
             ),
             parts.part(
                 "timeline",
@@ -111,7 +117,7 @@ def _without(failure: CallFailed) -> Page:
     return Page("Charge", [tag.h1("Charge"), parts.trouble(failure)], status=status)
 
 
-def _summary(charge: Charge) -> Child:
+def _details(charge: Charge) -> Child:
     card = " ".join(filter(None, [charge.card.brand, charge.card.last4 and f"…{charge.card.last4}"]))
     currency = charge.amount.currency_code
 
@@ -119,13 +125,11 @@ def _summary(charge: Charge) -> Child:
         return words.amount(minor_units, currency) if minor_units else ""
 
     return parts.part(
-        "summary",
+        "details",
         "What it is",
-        tag.p(tag.span(words.money(charge.amount), class_="amount large"), " ", parts.status(charge.status)),
         words.fields(
             [
                 ("User", tag.a(charge.user_id, href=parts.place_of_user(charge.user_id))),
-                ("Stage", parts.stage(charge)),
                 ("Requested", words.moment(charge.requested_at)),
                 ("Last event", words.moment(charge.updated_at)),
                 ("Card", card),

@@ -38,7 +38,7 @@ def table(found: ListReconciliationsResponse | CallFailed) -> Child:
     if isinstance(found, CallFailed):
         return parts.trouble(found)
     if not found.reconciliations:
-        return tag.p("None since the command server's start.")
+        return tag.p("There is none yet.")
     rows = [
         [
             each.bank or _UNNAMED,

@@ -69,7 +69,7 @@ def short(shown_views: Views, shown_commands: Commands) -> Child:
                     "Query server",
                     address,
                     _state(view.state),
-                    f"{view.charge_count:,} charges, {view.lag.records:,} records behind",
+                    f"{words.count(view.charge_count, 'charge')}, {words.count(view.lag.records, 'record')} behind",
                 ]
             )
     for address, status in shown_commands.items():
@@ -85,7 +85,7 @@ def short(shown_views: Views, shown_commands: Commands) -> Child:
             )
             continue
         spared = [bank.name or _UNNAMED for bank in status.banks if bank.is_spared]
-        said = f"{status.unfinished_charges:,} charges under way"
+        said = f"{words.count(status.unfinished_charges, 'charge')} under way"
         if status.unfinished_charges:
             said += f", the oldest for {words.span(status.oldest_unfinished)}"
         said += f"; spared: {', '.join(spared)}" if spared else ""
@@ -129,9 +129,9 @@ def _command(address: str, status: GetServerStatusResponse, samples: Samples) ->
         words.fields(
             [
                 ("State", _accepting(status)),
-                ("Under way", f"{status.unfinished_charges:,} charges"),
+                ("Under way", words.count(status.unfinished_charges, "charge")),
                 ("The oldest", words.span(status.oldest_unfinished) if status.unfinished_charges else ""),
-                ("Held back", f"{status.charges_held_back:,} charges" if status.charges_held_back else ""),
+                ("Held back", words.count(status.charges_held_back, "charge") if status.charges_held_back else ""),
                 ("Journal", [tag.code(status.journal_id), f" at position {status.journal_position:,}"]),
                 ("Started", [words.moment(status.started_at), f" ({words.age(status.started_at)} ago)"]),
             ]
