@@ -40,10 +40,11 @@ class Memory:
         if not is_charge_id(charge_id):
             raise InvalidRequest((("charge_id", "must be the id of a charge"),))
         await self.is_complete.wait()
-        state = (await self._runner.load(charge_id, for_tenant=tenant or None)).state
+        _, state, version = await self._runner.load(charge_id, for_tenant=tenant or None)
+        response = GetAttemptsResponse(version=version)
         if not isinstance(state, Charge) or is_at_rest(state):
-            return GetAttemptsResponse()
-        response = GetAttemptsResponse(is_unfinished=True)
+            return response
+        response.is_unfinished = True
         is_configured = self._lines.lead_to(bank_of(state))
         if not self._journal.drives(charge_id):
             response.attempts.CopyFrom(Attempts(bank_is_configured=is_configured))

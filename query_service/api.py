@@ -47,6 +47,8 @@ LONG_ANSWER_BYTES = 64 << 10
 MAX_UNREAD = 64
 # The longest wait until a change that a command server has told of is in the view, before a charge is explained without it.
 AGAIN_SECONDS = 0.5
+# The number of times that command servers are asked about a charge that moves on meanwhile.
+ASKED_AT_MOST = 3
 
 AnyQuery = (
     query_pb2.GetChargeRequest
@@ -201,30 +203,41 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         return answer
 
     async def _ask(self, tenant: str, seen: Seen[History]) -> tuple[Asked, Seen[History]]:
-        """Ask the command servers about a charge under way. Returns their answer, and the charge as it is shown then.
+        """Ask the command servers about a charge under way. Returns their answer, and the charge as of that answer.
 
-        A charge that has come to rest there is shown so soon. One that has begun a moment ago may have no attempts yet: that it
-        has stopped is believed if it is said twice.
+        Attempts are at a step, so they are told of the charge as it was then and of no other: after the token money may move.
         """
         mirror, charge_id = seen.mirror, seen.found.rows.charge.charge_id
-        asked = await mirror.ask(text_of(charge_id))
-        with mirror.waiting.watching(charge_id) as changed:
-            if asked.is_stopped or asked.is_at_rest:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), AGAIN_SECONDS)
-            shown = await mirror.read(tenant, lambda rows: rows.history(ChargeId(charge_id)), "history")
-        if shown.found is None:
-            raise _behind(mirror)  # the view is being rebuilt and has not reached this charge
-        seen = Seen(shown.found, shown.checkpoint, mirror)
-        if stage_of(shown.found.rows.charge) not in UNDER_WAY:
-            return NOT_ASKED, seen
-        if asked.is_stopped:
+        has_stopped = False
+        for _ in range(ASKED_AT_MOST):
             asked = await mirror.ask(text_of(charge_id))
-        if asked.attempts is None and not asked.is_stopped and seen.state is State.DISCONNECTED:
-            asked = asked._replace(is_away=True)
-        elif asked.is_at_rest:
-            asked = Asked(unknown_because="The charge has come to rest, which the view does not show yet: ask again.")
-        return asked, seen
+            seen = await self._reached(tenant, mirror, charge_id, asked.version)
+            charge = seen.found.rows.charge
+            if stage_of(charge) not in UNDER_WAY:
+                return NOT_ASKED, seen
+            if charge.version < asked.version:
+                return Asked(unknown_because="The view does not show the charge's newest event yet: ask again."), seen
+            is_sure = has_stopped or not asked.is_stopped  # one that has begun a moment ago may have no attempts yet
+            if asked.version in (0, charge.version) and is_sure:
+                is_away = asked.is_away or (seen.state is State.DISCONNECTED and asked.attempts is None)
+                return asked._replace(is_away=is_away and not asked.is_stopped), seen
+            has_stopped = asked.is_stopped
+        return Asked(unknown_because="The charge moved on each time its server was asked: ask again."), seen
+
+    async def _reached(self, tenant: str, mirror: Mirror, charge_id: bytes, version: int) -> Seen[History]:
+        """Read a charge's history once it is shown at a version, or after AGAIN_SECONDS as it is shown then."""
+        with mirror.waiting.watching(charge_id) as changed:
+            end = asyncio.get_running_loop().time() + AGAIN_SECONDS
+            while True:
+                changed.clear()
+                shown = await mirror.read(tenant, lambda rows: rows.history(ChargeId(charge_id)), "history")
+                if shown.found is None:
+                    raise _behind(mirror)  # the view is being rebuilt and has not reached this charge
+                if shown.found.rows.charge.version >= version or asyncio.get_running_loop().time() >= end:
+                    return Seen(shown.found, shown.checkpoint, mirror)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(end):
+                        await changed.wait()
 
     async def GetUserSummary(  # noqa: N802
         self, request: query_pb2.GetUserSummaryRequest, context: Any

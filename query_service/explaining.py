@@ -54,9 +54,9 @@ class Asked(NamedTuple):
     """No command server can be asked."""
     is_stopped: bool = False
     """The charge is unfinished, and its server has no attempts under way."""
-    is_at_rest: bool = False
-    """The charge has come to rest, whatever the view shows."""
     is_bank_configured: bool = True
+    version: int = 0
+    """The number of the charge's events then; 0 if it was not told."""
 
 
 NOT_ASKED = Asked()
@@ -223,22 +223,26 @@ class _Telling:
         return next(found, self._charge.operations[-1])
 
     def _under_way(self, operation: Operation) -> Iterator[str]:
-        may_have = _MAY_HAVE[operation.kind]
+        may_have, attempts = _MAY_HAVE[operation.kind], self._asked.attempts
         match self._charge.stage:
             case ChargeStage.CHARGE_STAGE_AWAITING_TOKEN:
-                yield "The bank has not given a token for it, so it cannot be executed yet."
+                if self._asked.unknown_because:  # so the view may lag, and the token be there
+                    yield f"As far as the view shows, the bank has not given a token for it; else {may_have}."
+                else:
+                    yield "The bank has not given a token for it, so it cannot be executed yet."
             case ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION:
-                yield (
-                    f"The bank gave a token, with which it has been told to execute {money(operation.amount)} since "
-                    f"{self._since('TokenIssued')}: {may_have}."
+                told = (
+                    "has been told" if attempts is not None and attempts.HasField("last_at") else "may have been told"
                 )
+                amount, since = money(operation.amount), self._since("TokenIssued")
+                yield f"The bank gave a token at {since}, and {told} to execute {amount} since: {may_have}."
             case ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER:
                 yield f"The bank has waited for the customer since {self._since('ActionRequired')}."
             case _:
                 begun = self._since("VoidRequested", "NotAfterPassed", "ActionRequired")
                 yield f"It has been called off since {begun}; until the bank says that it is closed, {may_have}."
-        if self._asked.attempts is not None:
-            yield from self._tried(self._asked.attempts)
+        if attempts is not None:
+            yield from self._tried(attempts)
         elif self._asked.unknown_because:
             yield self._asked.unknown_because
         if self._charge.held_back:

@@ -175,25 +175,28 @@ def feed_of(servers: Sequence[Address], credentials: Credentials = PLAINTEXT) ->
 def _told(answers: Sequence[GetAttemptsResponse | grpc.StatusCode]) -> Asked:
     """Make one answer of those of a journal's servers. A server knows the attempts of the charges that it drives."""
     told = [answer for answer in answers if isinstance(answer, GetAttemptsResponse)]
-    is_configured = all(answer.attempts.bank_is_configured for answer in told if answer.HasField("attempts"))
-    for answer in told:
-        if answer.attempts.is_driven_here:
-            return Asked(answer.attempts, is_bank_configured=is_configured)
-        if not answer.is_unfinished:
-            return Asked(is_at_rest=True)
     if grpc.StatusCode.DATA_LOSS in answers:
         return Asked(unknown_because="The command server cannot read the charge's records.", is_stopped=True)
-    if any(not answer.HasField("attempts") for answer in told):
-        return Asked(unknown_because="The command server has stopped at the charge.", is_stopped=True)
-    if told:
-        return Asked(
-            unknown_because="Attempts are not known: another command server drives the charge, and it was not asked.",
-            is_bank_configured=is_configured,
-        )
-    if all(answer is grpc.StatusCode.UNAVAILABLE for answer in answers):
-        return Asked(unknown_because="Attempts are not known: no command server can be reached.", is_away=True)
-    names = ", ".join(sorted({answer.name for answer in answers if isinstance(answer, grpc.StatusCode)}))
-    return Asked(unknown_because=f"Attempts are not known: the command server did not tell them ({names}).")
+    if not told:
+        if all(answer is grpc.StatusCode.UNAVAILABLE for answer in answers):
+            return Asked(unknown_because="Attempts are not known: no command server can be reached.", is_away=True)
+        names = ", ".join(sorted({answer.name for answer in answers if isinstance(answer, grpc.StatusCode)}))
+        return Asked(unknown_because=f"Attempts are not known: the command server did not tell them ({names}).")
+    newest = max(told, key=lambda answer: (answer.version, answer.attempts.is_driven_here))
+    version, is_configured = (
+        newest.version,
+        all(answer.attempts.bank_is_configured for answer in told if answer.HasField("attempts")),
+    )
+    if newest.attempts.is_driven_here:
+        return Asked(newest.attempts, is_bank_configured=is_configured, version=version)
+    if not newest.is_unfinished:
+        why = "The command server knows no such charge under way."
+        return Asked(unknown_because=why, version=version)
+    if any(answer.is_unfinished and not answer.HasField("attempts") for answer in told):
+        why = "The command server has stopped at the charge."
+        return Asked(unknown_because=why, is_stopped=True, version=version)
+    why = "Attempts are not known: another command server drives the charge, and it was not asked."
+    return Asked(unknown_because=why, is_bank_configured=is_configured, version=version)
 
 
 def _distrust(error: grpc.aio.AioRpcError) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from charging.v1 import command_pb2, journal_pb2, query_pb2
+from charging.v1 import command_pb2, journal_pb2, operator_pb2, query_pb2
 from rig.certs import HERE, TRUST, Authority
 from rig.errors import Told, told
 from rig.processes import Server, Town, free_address
@@ -27,7 +27,7 @@ TAKES_EFFECT_SECONDS = 30.0
 
 SERVICES = {
     service.full_name: service
-    for module in (command_pb2, query_pb2, journal_pb2)
+    for module in (command_pb2, query_pb2, journal_pb2, operator_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 }
 METHODS = [f"/{name}/{method.name}" for name, service in SERVICES.items() for method in service.methods]
@@ -36,6 +36,8 @@ STATUS, WATCH = "/charging.v1.QueryService/GetViewStatus", "/charging.v1.QuerySe
 GET = "/charging.v1.QueryService/GetCharge"
 SUBSCRIBE = "/charging.v1.JournalService/Subscribe"
 ONE_OF_EACH = (CHARGE, STATUS, SUBSCRIBE)
+# They tell of all tenants together.
+OF_ALL = ("/charging.v1.OperatorService/Reconcile", "/charging.v1.OperatorService/ListReconciliations")
 REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
@@ -182,6 +184,7 @@ async def guarded(
     there = [f"{host}:{each.rpartition(':')[2]}" for each in here]
     names = ("CommandService", "JournalService", "QueryService")
     made.addresses.update({f"charging.v1.{name}": address for name, address in zip(names, here, strict=False)})
+    made.addresses["charging.v1.OperatorService"] = here[0]
     made.addresses.update({"command metrics": here[3], "query metrics": here[4]})
     # As the town's own description of itself: it knows the command server's ports from there.
     made.town.command.serving = {"listen": there[0], "feed": there[1]}

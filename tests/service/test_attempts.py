@@ -1,13 +1,22 @@
 """The attempts at a charge's step, as a real command server tells of them on its feed's port."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
+from charging.v1 import journal_pb2_grpc
 from charging.v1.common_pb2 import AnswerKind, Attempts, Card
 from charging.v1.journal_pb2 import GetAttemptsRequest, GetAttemptsResponse
+from chassis.caller import Caller
+from command_service.bank import Bank
+from command_service.feed import Feed, JournalService
+from command_service.journal import Journal
+from command_service.parts import Assembled, Parts
+from contract.errors import command_refusal as refusal
+from rig.alone import start_alone
 from rig.errors import refused
 from rig.world import CHARGED, REQUIRES_ACTION, World, a_hold, a_request, a_world, id_of, records, until
 
@@ -51,7 +60,7 @@ async def test_attempts_in_vain_are_counted_timed_and_told_with_the_kind_of_the_
     assert (told.is_driven_here, told.bank_is_configured, told.bank_is_spared) == (True, True, False)
     await world.referee.no_more_trouble()
     assert (await waiting).status == CHARGED
-    assert await asked(world, id_of(request)) == GetAttemptsResponse()
+    assert await asked(world, id_of(request)) == GetAttemptsResponse(version=3)
 
 
 async def test_an_answer_that_moves_a_charge_on_begins_a_new_count(world: World) -> None:
@@ -77,7 +86,7 @@ async def test_each_operation_of_a_charge_has_attempts_of_its_own(world: World) 
     """A capture's begin with its request, and are those of the capture only."""
     request = a_hold()
     await world.charge(request)
-    assert await asked(world, id_of(request)) == GetAttemptsResponse()
+    assert await asked(world, id_of(request)) == GetAttemptsResponse(version=3)
     await world.trouble("execute", "error_before", times=ALWAYS)
     waiting = asyncio.create_task(world.capture(id_of(request)))
     told = await in_vain(world, id_of(request), 1)
@@ -117,11 +126,55 @@ async def test_a_customer_who_is_awaited_is_the_banks_last_answer(world: World) 
 async def test_a_charge_that_is_unknown_or_at_rest_has_no_attempts_and_is_not_unfinished(world: World) -> None:
     request = a_request()
     await world.charge(request)
-    for charge_id in (id_of(request), NOBODYS):
-        assert await asked(world, charge_id) == GetAttemptsResponse()
+    assert await asked(world, id_of(request)) == GetAttemptsResponse(version=3)
+    assert await asked(world, NOBODYS) == GetAttemptsResponse()
 
 
 @pytest.mark.parametrize("charge_id", ["", "order-1", "x" * 36])
 async def test_what_is_no_charges_id_is_refused(world: World, charge_id: str) -> None:
     error = await refused(asked(world, charge_id))
     assert (error.reason, error.fields) == ("INVALID_REQUEST", frozenset({"charge_id"}))
+
+
+class Shared(Parts):
+    """The product's own parts, and a second port of the feed, whose readers are of a tenant."""
+
+    assembled: Assembled
+
+    def assemble(self, journal: Journal, banks: Mapping[str, Bank]) -> Assembled:
+        Shared.assembled = super().assemble(journal, banks)
+        return Shared.assembled
+
+
+async def test_a_tenants_reader_is_told_of_its_own_charges_only(tmp_path: Path) -> None:
+    """To it another's charge is one that does not exist, under way or at rest. A reader of no tenant is told of all."""
+    async with a_world(tmp_path, Shared) as world:
+        request, over = a_request(), a_request()
+        await world.charge(over)
+        await world.trouble("execute", "in_progress", retry_after="1", times=ALWAYS)
+        await world.pending(request)
+        told = {}
+        for tenant in ("default", "another", ""):
+            service = JournalService(Feed(world.running.journal, no_owners), attempts=Shared.assembled.memory.of)
+            reader = Caller(tenant, "a reader")
+            server = await start_alone(service.register, "charging.v1.JournalService", refusal, anybody=reader)
+            async with grpc.aio.insecure_channel(str(server.address)) as channel:
+                ask = journal_pb2_grpc.JournalServiceStub(channel).GetAttempts
+                told[tenant] = [
+                    await ask(GetAttemptsRequest(charge_id=charge_id), timeout=30)
+                    for charge_id in (id_of(request), id_of(over), NOBODYS)
+                ]
+            await server.drain(1.0)
+        await world.referee.no_more_trouble()
+        await world.charge(request)
+    assert [(one.is_unfinished, one.attempts.is_driven_here, one.version) for one in told["default"]] == [
+        (True, True, 2),
+        (False, False, 3),
+        (False, False, 0),
+    ]
+    assert told["another"] == [GetAttemptsResponse()] * 3
+    assert [one.version for one in told[""]] == [2, 3, 0]
+
+
+async def no_owners(_records: object) -> list[str]:
+    raise AssertionError("nobody follows the feed")

@@ -13,6 +13,7 @@ import pytest
 
 from charging.v1 import query_pb2_grpc
 from charging.v1.query_pb2 import (
+    ExplainChargeRequest,
     GetChargeHistoryRequest,
     GetChargeRequest,
     GetUserSummaryRequest,
@@ -82,6 +83,7 @@ Ask = Callable[[Client, dict[str, Any]], Awaitable[object]]
 ASKED: dict[str, Ask] = {
     "GetCharge": lambda client, name: client.queries.GetCharge(GetChargeRequest(**name)),
     "GetChargeHistory": lambda client, name: client.queries.GetChargeHistory(GetChargeHistoryRequest(**name)),
+    "ExplainCharge": lambda client, name: client.queries.ExplainCharge(ExplainChargeRequest(**name)),
     "WatchCharge": lambda client, name: anext(aiter(client.queries.WatchCharge(WatchChargeRequest(**name)))),
 }
 

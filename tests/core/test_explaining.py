@@ -1,0 +1,206 @@
+"""A charge in words: what every explanation keeps to, and examples of its sentences."""
+
+import shlex
+from collections.abc import Mapping
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charging.v1.common_pb2 import AnswerKind, Attempts, ChargeStatus, Money, OperationKind, OperationStatus, Resolution
+from charging.v1.query_pb2 import Charge, ChargeStage, HistoryEntry, Operation, ResolutionProposal, Situation
+from contract.access import ACCESS
+from contract.situations import SITUATIONS
+from query_service.explaining import NOT_ASKED, UNDER_WAY, Asked, explain, money
+from tests.operations import time_of
+
+NOW = 1_790_000_100_000_000  # 14:15:00 of 21 September 2026
+REQUESTED = NOW - 40_000_000
+
+
+def seconds_ago(seconds: int) -> Timestamp:
+    return time_of(NOW - seconds * 1_000_000)
+
+
+def charge(
+    stage: ChargeStage.ValueType,
+    status: ChargeStatus.ValueType = ChargeStatus.CHARGE_STATUS_PENDING,
+    *,
+    key: str = "order-1",
+    operation: OperationStatus.ValueType = OperationStatus.OPERATION_STATUS_PENDING,
+    **more: object,
+) -> Charge:
+    amount = Money(minor_units=1250, currency_code="EUR")
+    shown = Charge(
+        charge_id="0d3b8fa6-112f-81e8-9516-cc27579689bd",
+        idempotency_key=key,
+        user_id="alice",
+        amount=amount,
+        status=status,
+        stage=stage,
+        stage_since=time_of(REQUESTED),
+        operations=[
+            Operation(
+                kind=OperationKind.OPERATION_KIND_CHARGE,
+                idempotency_key=key,
+                amount=amount,
+                status=operation,
+                requested_at=time_of(REQUESTED),
+            )
+        ],
+        **more,  # type: ignore[arg-type]  # of several types
+    )
+    shown.card.token = "tok_visa"
+    return shown
+
+
+def tried(in_vain: int = 7, **more: object) -> Attempts:
+    fields: Mapping[str, object] = {
+        "since": time_of(REQUESTED),
+        "bank_calls": in_vain + 1,
+        "last_answer": AnswerKind.ANSWER_KIND_NO_ANSWER,
+        "last_at": seconds_ago(2),
+        "next_at": seconds_ago(-12),
+        "bank_is_configured": True,
+        "is_driven_here": True,
+        **more,
+    }
+    return Attempts(in_vain=in_vain, **fields)  # type: ignore[arg-type]  # of several types
+
+
+TOKEN = HistoryEntry(event="TokenIssued", recorded_at=seconds_ago(37))
+
+
+# ---------------------------------------------------------------- sentences
+def test_an_execution_without_an_answer_is_told_with_its_amount_times_and_count() -> None:
+    """For somebody who has a customer on the telephone."""
+    explained = explain(charge(ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION), [TOKEN], Asked(tried()), now=NOW)
+    assert explained.what == (
+        "The bank was told to execute, and its answer is missing: money may have moved. "
+        "The charge of 12.50 EUR was requested at 14:14:20 UTC. "
+        "The bank gave a token at 14:14:23 UTC, and has been told to execute 12.50 EUR since: money may have moved. "
+        "The bank has not answered 7 times in a row, last at 14:14:58 UTC."
+    )
+    assert explained.next == "It asks the bank again at 14:15:12 UTC."
+    assert explained.advice == SITUATIONS[Situation.SITUATION_EXECUTION_UNKNOWN].advice
+
+
+def test_a_time_of_another_day_is_told_with_its_date() -> None:
+    shown = charge(ChargeStage.CHARGE_STAGE_AWAITING_TOKEN)
+    shown.operations[0].requested_at.CopyFrom(seconds_ago(86_400))
+    assert "requested at 2026-09-20 14:15:00 UTC." in explain(shown, [], Asked(tried()), now=NOW).what
+
+
+@pytest.mark.parametrize(
+    ("minor_units", "currency", "written"),
+    [(1250, "EUR", "12.50 EUR"), (5, "EUR", "0.05 EUR"), (1250, "JPY", "1250 JPY"), (1250, "KWD", "1.250 KWD")],
+)
+def test_an_amount_is_written_with_its_currencys_decimals(minor_units: int, currency: str, written: str) -> None:
+    assert money(Money(minor_units=minor_units, currency_code=currency)) == written
+
+
+def test_an_answer_that_the_journal_did_not_take_is_not_called_silence() -> None:
+    """As while its disk is full."""
+    attempts = tried(last_answer=AnswerKind.ANSWER_KIND_EXECUTED)
+    explained = explain(charge(ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION), [TOKEN], Asked(attempts), now=NOW)
+    assert "could not be stored yet" in explained.what
+    assert "has not answered" not in explained.what
+
+
+def test_a_bank_that_is_spared_is_called_by_probes_only() -> None:
+    attempts = tried(bank_is_spared=True)
+    explained = explain(charge(ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION), [TOKEN], Asked(attempts), now=NOW)
+    assert "by probes only" in explained.next
+
+
+def test_who_holds_a_charge_back_and_why_is_told() -> None:
+    """Of the last time, if it was held back more than once."""
+    entries = [
+        TOKEN,
+        HistoryEntry(event="HeldBack", actor="ann", reason="a first time", recorded_at=seconds_ago(30)),
+        HistoryEntry(event="LetGo", actor="ann", reason="it goes on", recorded_at=seconds_ago(20)),
+        HistoryEntry(event="HeldBack", actor="bob", reason="the card was stolen", recorded_at=seconds_ago(10)),
+    ]
+    shown = charge(ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION, held_back=True)
+    explained = explain(shown, entries, Asked(tried(0)), now=NOW)
+    assert explained.situation == Situation.SITUATION_HELD_BACK
+    assert "bob has held it back since 14:14:50 UTC: the card was stolen" in explained.what
+    commands = [action.command for action in explained.actions]
+    assert commands == ["chargeonce desk release order-1 --reason ...", "chargeonce void order-1"]
+
+
+def test_a_proposal_may_be_approved_by_everybody_but_the_one_who_made_it() -> None:
+    proposal = ResolutionProposal(
+        proposal=41, actor="ann", resolution=Resolution.RESOLUTION_EXECUTED, proposed_at=seconds_ago(5)
+    )
+    shown = charge(
+        ChargeStage.CHARGE_STAGE_IN_REVIEW,
+        ChargeStatus.CHARGE_STATUS_IN_REVIEW,
+        operation=OperationStatus.OPERATION_STATUS_IN_REVIEW,
+        proposal=proposal,
+    )
+    explained = explain(shown, [], now=NOW)
+    assert explained.situation == Situation.SITUATION_AWAITING_APPROVAL
+    assert "ann proposed at 14:14:55 UTC that the bank executed it (proposal 41)." in explained.what
+    assert [(action.not_by, action.command) for action in explained.actions] == [
+        ("", "chargeonce desk ask-bank order-1"),
+        ("ann", "chargeonce desk approve order-1 --proposal 41 --reason ..."),
+        ("", "chargeonce desk reject order-1 --proposal 41 --reason ..."),
+    ]
+
+
+@pytest.mark.parametrize("key", ["it's", "$(reboot)", "a;b", "-rf", "order-1", '"', "`x`"])
+def test_a_command_can_be_pasted_whatever_the_key_is(key: str) -> None:
+    """A key is any printable ASCII without spaces, chosen by a client."""
+    shown = charge(ChargeStage.CHARGE_STAGE_AWAITING_TOKEN, key=key)
+    for action in explain(shown, [], Asked(tried()), now=NOW).actions:
+        words = shlex.split(action.command)
+        assert (key in words) != key.startswith("-")
+        assert "".join(words).count(";") == key.count(";")
+
+
+# ---------------------------------------------------------------- laws
+ASKED = st.one_of(
+    st.just(NOT_ASKED),
+    st.builds(lambda why: Asked(unknown_because=why, is_away=True), st.just("away")),
+    st.builds(lambda why: Asked(unknown_because=why, is_stopped=True), st.just("stopped")),
+    st.builds(
+        lambda in_vain, answer, configured, spared: Asked(
+            tried(in_vain, last_answer=answer, bank_is_configured=configured, bank_is_spared=spared),
+            is_bank_configured=configured,
+        ),
+        st.integers(0, 3),
+        st.sampled_from(AnswerKind.values()),
+        st.booleans(),
+        st.booleans(),
+    ),
+)
+
+
+@given(st.sampled_from(UNDER_WAY), ASKED, st.booleans())
+def test_a_charge_under_way_never_says_that_no_money_moved_after_the_token(
+    stage: ChargeStage.ValueType, asked: Asked, is_held_back: bool
+) -> None:
+    """Whatever is known of attempts; and what may be done is in the contract, with the role that the contract gives it."""
+    explained = explain(charge(stage, held_back=is_held_back), [TOKEN], asked, now=NOW)
+    if stage in (ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION, ChargeStage.CHARGE_STAGE_CALLING_OFF):
+        assert "No money has moved" not in explained.what
+        assert "money may have moved" in explained.what
+    assert explained.next
+    assert explained.situation != Situation.SITUATION_DECIDED
+    for action in explained.actions:
+        assert ACCESS[f"/{action.method}"] == action.role
+    is_out_of_reach = asked.is_away or asked.is_stopped
+    assert (not explained.actions) == is_out_of_reach
+
+
+@given(st.sampled_from(UNDER_WAY), st.integers(0, 3), st.booleans())
+def test_attempts_from_before_the_server_took_it_up_are_said_to_be_unknown(
+    stage: ChargeStage.ValueType, in_vain: int, is_late: bool
+) -> None:
+    """And only then."""
+    since = time_of(REQUESTED + 1 if is_late else REQUESTED)
+    explained = explain(charge(stage), [TOKEN], Asked(tried(in_vain, since=since)), now=NOW)
+    assert bool(explained.attempts_unknown_because) == is_late
+    assert explained.attempts.since == since
