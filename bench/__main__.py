@@ -29,6 +29,7 @@ from bench.overload import burst, overload
 from bench.results import BUILD, Results, commit, write
 from bench.scenarios import growth, latency, many, readers, rebuild, secured, start
 from bench.servers import servers
+from bench.tracing import traces
 from chassis import process
 
 IN_FLIGHT = (1, 16, 128)
@@ -37,7 +38,7 @@ QUICK = Size(rounds=1, seconds=0.4, warmup_seconds=0.2)
 
 SCENARIOS: Mapping[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
     scenario.__name__: scenario
-    for scenario in (many, latency, growth, rebuild, readers, start, secured, overload, burst, servers, banks)
+    for scenario in (many, latency, growth, rebuild, readers, start, secured, traces, overload, burst, servers, banks)
 }
 
 
