@@ -2,8 +2,8 @@
 
     python -m prove.day 100000          or: make day OPERATIONS=100000
 
-Clients charge, hold, capture, void, refund and call off, many at once, through a real command server. Meanwhile it is killed and
-started again, and so is the bank; and the bank loses requests and answers, hangs, fails, and answers the wrong question. Once
+Clients charge, hold, capture, void, refund and call off, many at once, through a real command server. Meanwhile it is killed
+and started again, and so is the bank; and the bank loses requests and answers, hangs, fails, and answers the wrong question. Once
 every client knows how everything ended, `reconcile` must find a difference of 0.00: by the bank's own statement, and by a copy
 of it as a bank sends it, in a CSV file. Then differences of all kinds are planted, in the copy and in the bank's ledger, and
 `reconcile` must name exactly these.

@@ -38,6 +38,7 @@ from rig.stripe_objects import (
     check,
     declined,
     invalid,
+    told_charge,
     told_intent,
     told_refund,
 )
@@ -78,6 +79,8 @@ class StripeBank:
     """Whether a cancel clears `last_payment_error`, as Stripe says any update may."""
     intents: dict[str, Intent] = field(default_factory=dict)
     movements: list[Movement] = field(default_factory=list)
+    balance: list[dict[str, Any]] = field(default_factory=list)
+    """The balance transactions, oldest first, as Stripe tells them; `source` is an id."""
     used: dict[str, str] = field(default_factory=dict)
     """The payment methods that are used up, with the intents that they paid."""
     breaks: int = 0
@@ -125,6 +128,8 @@ class StripeBank:
                 return told_intent(self._intent(intent_id), is_expanded=EXPAND in query)
             case ["", "refunds"]:
                 return self._list_refunds(query)
+            case ["", "balance_transactions"]:
+                return self._list_balance(query)
             case _:
                 raise invalid(None, status=404, saved=False)
 
@@ -301,6 +306,43 @@ class StripeBank:
         limit = int(query.get("limit", "10"))
         return _page("list", "/refunds", [told_refund(it) for it in found[:limit]], len(found) > limit)
 
+    def _list_balance(self, query: Form) -> Any:
+        """The newest first; each with its charge or refund if that is asked for."""
+        since, until = float(query.get("created[gte]", 0)), float(query.get("created[lt]", "inf"))
+        found = [it for it in reversed(self.balance) if since <= it["created"] < until]
+        if after := query.get("starting_after"):
+            found = found[[it["id"] for it in found].index(after) + 1 :]
+        limit = int(query.get("limit", "10"))
+        is_expanded = query.get("expand[]") == "data.source"
+        data = [{**it, "source": self._source(it["source"]) if is_expanded else it["source"]} for it in found[:limit]]
+        return _page("list", "/balance_transactions", data, len(found) > limit)
+
+    def _source(self, source_id: str) -> Any:
+        for intent in self.intents.values():
+            if intent.charge is not None and intent.charge.charge_id == source_id:
+                return told_charge(intent)
+        for refund in self._refunds:
+            if refund.refund_id == source_id:
+                return told_refund(refund)
+        return {"id": source_id, "object": "payout" if source_id.startswith("po") else "dispute"}
+
+    def book(self, category: str, amount: int, *, source: str = "", currency: str = "eur", fee: int = 0) -> None:
+        """Book what no order of ours brings about, such as a payout or a dispute."""
+        self.balance.append(
+            {
+                "id": self._id("txn"),
+                "object": "balance_transaction",
+                "amount": amount,
+                "created": int(self.now()),
+                "currency": currency,
+                "fee": fee,
+                "net": amount - fee,
+                "reporting_category": category,
+                "source": source or self._id({"payout": "po", "dispute": "du"}.get(category, "src")),
+                "status": "available",
+            }
+        )
+
     def _unexpected(self, intent: Intent) -> StripeError:
         return invalid("payment_intent_unexpected_state", payment_intent=told_intent(intent))
 
@@ -351,6 +393,11 @@ class StripeBank:
     ) -> None:
         reference = intent.metadata.get("reference", "") if reference is None else reference
         on = "" if kind in ("charge", "authorize") else intent.intent_id
+        if kind in ("charge", "capture") and intent.charge is not None:
+            moved = amount or intent.amount
+            self.book("charge", moved, source=intent.charge.charge_id, currency=intent.currency, fee=25 + moved // 100)
+        elif kind == "refund":
+            self.book("refund", -amount, source=transaction_id, currency=intent.currency)
         self.movements.append(Movement(reference, kind, transaction_id, amount or intent.amount, intent.currency, on))
 
     def _id(self, prefix: str) -> str:

@@ -159,7 +159,7 @@ def told_intent(intent: Intent, *, is_expanded: bool = False) -> Any:
         "created": int(intent.created),
         "currency": intent.currency,
         "last_payment_error": intent.last_error,
-        "latest_charge": _told_charge(intent) if charge and is_expanded else charge and charge.charge_id,
+        "latest_charge": told_charge(intent) if charge and is_expanded else charge and charge.charge_id,
         "livemode": False,
         "metadata": intent.metadata,
         "next_action": action if intent.action_url else None,
@@ -168,7 +168,8 @@ def told_intent(intent: Intent, *, is_expanded: bool = False) -> Any:
     }
 
 
-def _told_charge(intent: Intent) -> Any:
+def told_charge(intent: Intent) -> Any:
+    """Tell an intent's newest charge. It has the metadata that the intent had when it was confirmed."""
     charge = intent.charge
     assert charge is not None
     card = {"brand": "visa", **({"capture_before": charge.capture_before} if charge.capture_before else {})}
@@ -178,8 +179,10 @@ def _told_charge(intent: Intent) -> Any:
         "amount": intent.amount,
         "amount_captured": charge.captured,
         "amount_refunded": charge.refunded,
+        "currency": intent.currency,
         "failure_code": charge.failure_code,
         "outcome": {"reason": charge.decline_code},
+        "metadata": {name: text for name, text in intent.metadata.items() if name in ("reference", "kind", "card")},
         "payment_intent": intent.intent_id,
         "payment_method_details": {"type": "card", "card": card},
         "status": charge.status,

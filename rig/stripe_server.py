@@ -42,6 +42,7 @@ def _expire(bank: StripeBank, reference: str) -> None:
 
 _DOUBLE: Mapping[str, Callable[..., object]] = {
     "authenticate": StripeBank.authenticate,
+    "book": StripeBank.book,
     "expire": _expire,
     "lapse": StripeBank.expire,
     "settle_refunds": StripeBank.settle_refunds,

@@ -8,10 +8,9 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
-from zoneinfo import ZoneInfo
 
 from google.protobuf.json_format import MessageToJson
 
@@ -25,7 +24,7 @@ from command_service.parts import Parts
 from command_service.reconciling import kept, report
 from command_service.reconciling.comparing import DAY, Asked, Comparison, Progress
 from command_service.reconciling.csv_statement import CsvStatement
-from command_service.reconciling.days import Calendar
+from command_service.reconciling.days import Calendar, zone_named
 from command_service.reconciling.mapping import MappingOfCsv, read_mapping
 from command_service.reconciling.matching import Finding
 
@@ -152,9 +151,9 @@ def _asked(parts: Parts, chosen: argparse.Namespace, mapping: MappingOfCsv | Non
 
 def _zone(name: str) -> tzinfo:
     try:
-        return ZoneInfo(name)
-    except (OSError, ValueError):
-        raise SettingsError("--time-zone must be a name of IANA's, such as UTC or Europe/Berlin") from None
+        return zone_named(name)
+    except ValueError as error:
+        raise SettingsError(f"--time-zone {error}") from None
 
 
 def _moment(argument: str, text: str, zone: tzinfo) -> int:
@@ -174,8 +173,9 @@ def _write(
 ) -> Reconciliation:
     """Go through the findings, write them as asked, and return the result."""
     bank = comparison.asked.bank
+    first = list(islice(findings, 1))  # if one side cannot be read, nothing is written
     with contextlib.ExitStack() as stack:
-        found: Iterator[ReconcileFinding] = (report.finding_out(each, bank) for each in findings)
+        found: Iterator[ReconcileFinding] = (report.finding_out(each, bank) for each in chain(first, findings))
         json_out = stack.enter_context(_opened(chosen.json_out)) if chosen.json_out else None
         if json_out is not None:
             found = report.write_json(json_out, found)

@@ -3,9 +3,22 @@
 from bisect import bisect_right
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Final
+from zoneinfo import ZoneInfo
 
 _FIRST: Final = date(1970, 1, 1)
 _SECOND: Final = 1_000_000
+
+
+def zone_named(said: object) -> tzinfo:
+    """Return the time zone of one of IANA's names. Raises ValueError. UTC needs no data of the system's."""
+    if said == "UTC":
+        return UTC
+    try:
+        if isinstance(said, str):
+            return ZoneInfo(said)
+    except (OSError, ValueError, KeyError):  # a KeyError: there is none of that name
+        pass
+    raise ValueError("must be a name of IANA's, such as UTC or Europe/Berlin")
 
 
 class Calendar:

@@ -7,15 +7,15 @@ import codecs
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import tzinfo
+from datetime import UTC, tzinfo
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from chassis.documents import Reading, listed, read_toml
 from chassis.watched import Files
 from command_service.bank.statement import LineKind
+from command_service.reconciling.days import zone_named
 from contract.currencies import EXPONENTS
 
 _COLUMNS = (
@@ -74,7 +74,7 @@ class MappingOfCsv:
     has_header: bool = True
     skip_lines: int = 0
     skip_last_lines: int = 0
-    zone: tzinfo = ZoneInfo("UTC")
+    zone: tzinfo = UTC
     is_daily: bool = False
     lag_days: int = 0
     currency: str = ""
@@ -215,7 +215,7 @@ class _Mapping(Reading):
 
     def _character(self, entry: Mapping[str, Any], key: str, default: str) -> str:
         value = entry.get(key, default)
-        if not isinstance(value, str) or len(value) > 1 or value in "\r\n" * bool(value):
+        if not isinstance(value, str) or len(value) > 1 or value in ("\r", "\n"):
             self.problems.append(f"{key} must be one character")
             return default
         return value
@@ -230,10 +230,10 @@ class _Mapping(Reading):
 
     def _zone(self, said: Any) -> tzinfo:
         try:
-            return ZoneInfo(said)
-        except (OSError, ValueError, TypeError, AttributeError):  # the last two: it is no text
+            return zone_named(said)
+        except ValueError:
             self.problems.append("time_zone must be a name of IANA's, such as UTC or Europe/Berlin")
-            return ZoneInfo("UTC")
+            return UTC
 
     def _currency(self, said: Any) -> str:
         if said != "" and (not isinstance(said, str) or said not in EXPONENTS):

@@ -104,7 +104,7 @@ def _lines(said: Mapping[str, object]) -> Sequence[Line]:
             line = _line(category, _minor(amount, code), code, at, source if isinstance(source, Mapping) else {})
             if not fee:
                 return (line,)
-            return line, Line(LineKind.FEE, "", "", -_minor(fee, code), code, at)
+            return line, Line(LineKind.FEE, "", "", -_fee(fee, code), code, at)
     raise StatementUnusable("Stripe's balance transactions cannot be read: one of them is malformed")
 
 
@@ -135,6 +135,12 @@ def _line(category: str, minor_units: int, code: str, at: int, source: Mapping[s
             amount = -abs(minor_units) if own == code else -_minor(refunded, own)
             return Line(LineKind.REFUND, reference, refund_id, amount, own, at, has_moved)
     return Line(LineKind.PAYMENT if minor_units >= 0 else LineKind.REFUND, "", "", minor_units, code, at)
+
+
+def _fee(amount: int, code: str) -> int:
+    """Convert a fee, which may be a part of a minor unit where Stripe counts in hundredths: it is only listed."""
+    whole = in_minor_units(amount, code)
+    return _minor(amount // 100 * 100, code) if whole is None else whole
 
 
 def _minor(amount: int, code: str) -> int:

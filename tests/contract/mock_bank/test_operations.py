@@ -369,3 +369,29 @@ async def test_with_no_time_each_hold_lapses_at_once(path: Path) -> None:
         await bank.fault("execute", "expire_hold")
         declined = await bank.do("capture", voided["transaction_id"], 1, reference="late")
         assert declined["reason"] == "released"
+
+
+async def test_the_statement_comes_in_parts(bank: Client) -> None:
+    """By the time of the execution, after a number, and no more than are wanted; of each of the two banks."""
+    opened = [await bank.open("charge") for _ in range(5)]
+    span = "from=2000-01-01T00:00:00.000Z&to=2100-01-01T00:00:00.000Z"
+    seen, after, has_more = list[str](), 0, True
+    while has_more:
+        part = (await bank.http.get(f"/statement?{span}&after={after}&limit=2")).raise_for_status().json()
+        assert 1 <= len(part["movements"]) <= 2
+        seen += [movement["transaction_id"] for movement in part["movements"]]
+        after, has_more = part["movements"][-1]["n"], part["has_more"]
+    assert seen == [each["transaction_id"] for each in opened]
+    whole = (await bank.http.get("/statement")).json()["movements"]
+    assert [movement["transaction_id"] for movement in whole] == seen
+    before = "from=2000-01-01T00:00:00.000Z&to=2001-01-01T00:00:00.000Z"
+    for path in (f"/statement?{before}", f"/one-step/statement?{span}"):
+        assert (await bank.http.get(f"{path}&after=0&limit=2")).json() == {"movements": [], "has_more": False}
+    for query, field in (
+        ("after=0", "query"),
+        (f"{span}&after=x&limit=2", "after"),
+        (f"{span}&after=0&limit=1001", "limit"),
+        ("from=today&to=2100-01-01T00:00:00.000Z&after=0&limit=2", "from"),
+    ):
+        refused = await bank.http.get(f"/statement?{query}")
+        assert (refused.status_code, refused.json()["field"]) == (400, field)
