@@ -10,7 +10,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 BEFORE_LANGUAGES = $$(git grep --quiet go_package $$landed -- protos/charging || echo --config protos/before-languages.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs postgres deploy-files screenshots demo test test-banks test-clients simulate prove day bench lint format audit constraints clean
+.PHONY: help install run certs postgres stuck deploy-files screenshots demo test test-banks test-clients simulate prove day bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ run: install $(if $(TLS),certs) ## start the servers and the console, make one c
 CERTS ?= data/certs
 certs: install ## make a small authority's certificates for trying, in data/certs (AGAIN=1: replace those there)
 	@$(BIN)/python -m rig.certs $(CERTS) $(if $(AGAIN),--again)
+
+stuck: install ## start the servers with a charge in each situation in which it is stuck, to try the command line and the console with
+	@$(BIN)/python -m rig.try_stuck
 
 deploy-files: install ## the certificates and passwords that deploy/compose.yaml mounts, in data/deploy
 	@$(BIN)/python -m rig.composed

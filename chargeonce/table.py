@@ -49,9 +49,20 @@ BY_HEADING: Mapping[str, Mapping[str, Program | Question]] = {
         "summary": Question("looking", "summary", "show a user's sums"),
         "watch": Question("following", "watch", "follow a charge until it is decided"),
         "tail": Question("following", "tail", "follow all charges: the feed, live and decoded"),
+        "explain": Question("explaining", "explain", "tell what happened to a charge, and what may be done"),
         "view status": Question("looking", "view_status", "tell how far the query server's view is"),
     },
     "Operate": {
+        "stuck": Question("explaining", "stuck", "list the charges that somebody should look at"),
+        "desk try": Question("desk", "try_now", "have a charge's next step done now"),
+        "desk hold": Question("desk", "hold", "hold a charge back"),
+        "desk release": Question("desk", "release", "let a charge go that is held back"),
+        "desk ask-bank": Question("desk", "ask_bank", "ask the bank what it knows of a charge"),
+        "desk propose": Question("desk", "propose", "propose how a charge in review ended"),
+        "desk approve": Question("desk", "approve", "approve a proposal, as the second person"),
+        "desk reject": Question("desk", "reject", "turn a proposal down"),
+        "desk status": Question("desk", "server_status", "tell how the command server and its banks do"),
+        "reconcile": Question("reconciling", "reconcile", "compare a bank's statement with the journal"),
         "journal print": Program(
             "command_service.cli", "print the journal, or the events of one charge", "print-journal"
         ),

@@ -13,10 +13,12 @@ What a call may raise:
     |   +-- Unsettled   no answer came: it is not known; the same call with the same key is safe, now or tomorrow
     +-- FeedBroken      the feed is not what it should be
 
-A task may be cancelled during a call: the charge goes on. The messages of the contract, `charging.v1`, are here too.
+A task may be cancelled during a call: the charge goes on. `client.desk` has the steps of operators. The messages of the
+contract, `charging.v1`, are here too.
 """
 
-from chargeonce_client.client import Client, Positioned, connect, money
+from chargeonce_client.client import Client, Conditions, Positioned, connect, money
+from chargeonce_client.desk import Desk
 from chargeonce_client.errors import CallFailed, ChargeonceError, FeedBroken, Refused, Unsettled
 from chargeonce_client.feed import Entry
 from chargeonce_client.settings import Settings
@@ -35,6 +37,8 @@ from charging.v1.command_pb2 import (
 )
 from charging.v1.common_pb2 import (
     Advice,
+    AnswerKind,
+    Attempts,
     Card,
     ChargeStatus,
     CustomerAction,
@@ -43,12 +47,30 @@ from charging.v1.common_pb2 import (
     Money,
     OperationKind,
     OperationStatus,
+    Resolution,
     ReviewReason,
 )
 from charging.v1.journal_pb2 import Event, Record
+from charging.v1.operator_pb2 import (
+    ApproveResolutionResponse,
+    AskBankResponse,
+    BankStatus,
+    DeskOutcome,
+    FindingKind,
+    GetServerStatusResponse,
+    LimitStatus,
+    ListReconciliationsResponse,
+    ProposeResolutionResponse,
+    ReconcileFinding,
+    ReconcileProgress,
+    ReconcileResponse,
+    Reconciliation,
+)
 from charging.v1.query_pb2 import (
     Charge,
+    ChargeStage,
     CurrencySummary,
+    ExplainChargeResponse,
     GetChargeHistoryResponse,
     GetChargeResponse,
     GetUserSummaryResponse,
@@ -58,12 +80,20 @@ from charging.v1.query_pb2 import (
     JournalStatus,
     ListChargesResponse,
     Operation,
+    PossibleAction,
+    ResolutionProposal,
+    Situation,
     ViewState,
     WatchChargeResponse,
 )
 
 __all__ = [
     "Advice",
+    "AnswerKind",
+    "ApproveResolutionResponse",
+    "AskBankResponse",
+    "Attempts",
+    "BankStatus",
     "CallFailed",
     "CaptureMode",
     "CaptureRequest",
@@ -72,24 +102,33 @@ __all__ = [
     "Charge",
     "ChargeRequest",
     "ChargeResponse",
+    "ChargeStage",
     "ChargeStatus",
     "ChargeonceError",
     "Client",
+    "Conditions",
     "CurrencySummary",
     "CustomerAction",
     "DeclineReason",
+    "Desk",
+    "DeskOutcome",
     "Entry",
     "Event",
+    "ExplainChargeResponse",
     "FeedBroken",
+    "FindingKind",
     "GetChargeHistoryResponse",
     "GetChargeResponse",
+    "GetServerStatusResponse",
     "GetUserSummaryResponse",
     "GetViewStatusResponse",
     "HistoryEntry",
     "JournalPosition",
     "JournalStatus",
     "Lag",
+    "LimitStatus",
     "ListChargesResponse",
+    "ListReconciliationsResponse",
     "Money",
     "Operation",
     "OperationKind",
@@ -97,12 +136,21 @@ __all__ = [
     "OperationStatus",
     "OutcomeSource",
     "Positioned",
+    "PossibleAction",
+    "ProposeResolutionResponse",
+    "ReconcileFinding",
+    "ReconcileProgress",
+    "ReconcileResponse",
+    "Reconciliation",
     "Record",
     "RefundRequest",
     "RefundResponse",
     "Refused",
+    "Resolution",
+    "ResolutionProposal",
     "ReviewReason",
     "Settings",
+    "Situation",
     "Unsettled",
     "ViewState",
     "VoidRequest",

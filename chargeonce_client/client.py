@@ -4,13 +4,13 @@ import contextlib
 import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
+from chargeonce_client.desk import Desk
 from chargeonce_client.feed import Entry, follow
 from chargeonce_client.repeating import STREAM_SECONDS, reopened, repeated
 from chargeonce_client.settings import Settings
+from chargeonce_client.times import timestamp
 from charging.v1.command_pb2 import (
     CaptureMode,
     CaptureRequest,
@@ -23,8 +23,12 @@ from charging.v1.command_pb2 import (
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money, OperationStatus
 from charging.v1.journal_pb2_grpc import JournalServiceStub
+from charging.v1.operator_pb2_grpc import OperatorServiceStub
 from charging.v1.query_pb2 import (
     Charge,
+    ChargeStage,
+    ExplainChargeRequest,
+    ExplainChargeResponse,
     GetChargeHistoryRequest,
     GetChargeHistoryResponse,
     GetChargeRequest,
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 
     from charging.v1.command_pb2_grpc import CommandServiceAsyncStub
     from charging.v1.journal_pb2_grpc import JournalServiceAsyncStub
+    from charging.v1.operator_pb2_grpc import OperatorServiceAsyncStub
     from charging.v1.query_pb2_grpc import QueryServiceAsyncStub
 
 _Request = TypeVar("_Request")
@@ -61,6 +66,25 @@ class Positioned(Protocol):
     @property
     def journal_id(self) -> str:
         """The journal's id."""
+
+
+class Conditions(TypedDict, total=False):
+    """Which charges a list has: those that fit all that is given."""
+
+    user_id: str
+    """Of this user."""
+    status: "ChargeStatus.ValueType"
+    """In this status."""
+    requested_from: datetime | None
+    """Requested at this time or later."""
+    requested_before: datetime | None
+    """Requested before this time."""
+    stage: "ChargeStage.ValueType"
+    """At this stage, such as CHARGE_STAGE_IN_REVIEW or CHARGE_STAGE_UNFINISHED."""
+    stage_since_before: datetime | None
+    """At their stage since before this time; it needs a stage."""
+    hold_expires_before: datetime | None
+    """With a hold that lapses before this time."""
 
 
 class _From(TypedDict):
@@ -84,18 +108,19 @@ class Client:
         commands: "CommandServiceAsyncStub",
         queries: "QueryServiceAsyncStub",
         feed: "JournalServiceAsyncStub",
-        *,
-        patience: float,
-        deadline: float,
+        operators: "OperatorServiceAsyncStub",
+        settings: Settings,
     ) -> None:
         self.commands, self.queries, self.feed = commands, queries, feed
-        self._patience, self._deadline = patience, deadline
-        self._metadata: Sequence[tuple[str, str]] = ()
+        self._patience, self._deadline = settings.patience, settings.deadline
+        self._metadata: Sequence[tuple[str, str]] = settings.metadata()
+        self.desk = Desk(operators, settings)
+        """What operators do about charges, and ask a command server."""
 
     def traced(self, traceparent: str) -> "Client":
         """Return a client over the same connections whose requests belong to a trace: the W3C context of the caller's span."""
         traced = copy.copy(self)
-        traced._metadata = [("traceparent", traceparent)]
+        traced._metadata = [*self._metadata, ("traceparent", traceparent)]
         return traced
 
     # ------------------------------------------------------------ commands
@@ -128,7 +153,7 @@ class Client:
             description=description,
             metadata=metadata,
             capture=CaptureMode.CAPTURE_MODE_MANUAL if manual else CaptureMode.CAPTURE_MODE_UNSPECIFIED,
-            not_after=_timestamp(not_after),
+            not_after=timestamp(not_after),
             allow_duplicate=allow_duplicate,
             off_session=off_session,
             return_url=return_url,
@@ -188,24 +213,28 @@ class Client:
         request = _named(GetChargeHistoryRequest, charge_id, key, after)
         return await self._ask(self.queries.GetChargeHistory, request, patience)
 
+    async def explain(
+        self, *, charge_id: str = "", key: str = "", after: Positioned | None = None, patience: float | None = None
+    ) -> ExplainChargeResponse:
+        """Return what happened to a charge, where it stands, and what may be done about it, in fields and in words."""
+        request = _named(ExplainChargeRequest, charge_id, key, after)
+        return await self._ask(self.queries.ExplainCharge, request, patience)
+
     async def pages(
         self,
         *,
-        user_id: str = "",
-        status: "ChargeStatus.ValueType" = ChargeStatus.CHARGE_STATUS_UNSPECIFIED,
-        requested_from: datetime | None = None,
-        requested_before: datetime | None = None,
         page_size: int = 0,
         page_token: str = "",
         after: Positioned | None = None,
         patience: float | None = None,
+        **conditions: Unpack[Conditions],
     ) -> AsyncGenerator[ListChargesResponse, None]:
         """Yield the pages of the charges that fit all conditions, newest first. A page size of 0 means 50."""
+        fields: dict[str, Any] = {
+            name: timestamp(value) if isinstance(value, datetime) else value for name, value in conditions.items()
+        }
         request = ListChargesRequest(
-            user_id=user_id,
-            status=status,
-            requested_from=_timestamp(requested_from),
-            requested_before=_timestamp(requested_before),
+            **fields,
             page_size=page_size,
             page_token=page_token,
             **_from(after),
@@ -220,25 +249,13 @@ class Client:
     async def list(
         self,
         *,
-        user_id: str = "",
-        status: "ChargeStatus.ValueType" = ChargeStatus.CHARGE_STATUS_UNSPECIFIED,
-        requested_from: datetime | None = None,
-        requested_before: datetime | None = None,
         page_size: int = 0,
         after: Positioned | None = None,
         patience: float | None = None,
+        **conditions: Unpack[Conditions],
     ) -> AsyncGenerator[Charge, None]:
         """Yield the charges of all pages."""
-        pages = self.pages(
-            user_id=user_id,
-            status=status,
-            requested_from=requested_from,
-            requested_before=requested_before,
-            page_size=page_size,
-            after=after,
-            patience=patience,
-        )
-        async for page in pages:
+        async for page in self.pages(page_size=page_size, after=after, patience=patience, **conditions):
             for charge in page.charges:
                 yield charge
 
@@ -251,7 +268,7 @@ class Client:
         """
         request = _named(WatchChargeRequest, charge_id, key, after)
         messages = reopened(
-            lambda: self.queries.WatchCharge(request, timeout=STREAM_SECONDS),
+            lambda: self.queries.WatchCharge(request, timeout=STREAM_SECONDS, metadata=self._metadata),
             patience=self._patience if patience is None else patience,
             deadline=self._deadline,
         )
@@ -332,8 +349,8 @@ async def connect(settings: Settings | None = None) -> AsyncIterator[Client]:
             CommandServiceStub(command),
             QueryServiceStub(query),
             JournalServiceStub(journal),
-            patience=chosen.patience,
-            deadline=chosen.deadline,
+            OperatorServiceStub(command),
+            chosen,
         )
 
 
@@ -344,16 +361,6 @@ def money(minor_units: int, currency_code: str) -> Money:
 
 def _is_pending(outcome: OperationOutcome) -> bool:
     return outcome.status == OperationStatus.OPERATION_STATUS_PENDING
-
-
-def _timestamp(time: datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    if time.tzinfo is None:
-        raise ValueError("a time needs a time zone")
-    made = Timestamp()
-    made.FromDatetime(time)
-    return made
 
 
 def _from(after: Positioned | None) -> _From:

@@ -10,6 +10,20 @@ _DETAILS = "grpc-status-details-bin"
 _ASK_AGAIN = frozenset({StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.INTERNAL})
 
 
+# The service's word that nothing was stored, and that the same request may be let in later.
+_NOTHING_STORED = frozenset(
+    {
+        "TOO_MANY_CALLS",
+        "TENANT_LIMIT",
+        "DEADLINE_PASSED",
+        "JOURNAL_FULL",
+        "JOURNAL_BUSY",
+        "JOURNAL_AWAY",
+        "BANK_UNREACHABLE",
+    }
+)
+
+
 class ChargeonceError(Exception):
     """Every error of this package."""
 
@@ -71,6 +85,11 @@ class CallFailed(ChargeonceError):
             case _:  # ASK_STATUS; and advice of a later contract counts as that
                 return self.code in _ASK_AGAIN
 
+    @property
+    def is_safe_without_a_key(self) -> bool:
+        """Whether nothing was stored, by the service's word, so that a request without a key may be sent again."""
+        return self.reason in _NOTHING_STORED
+
 
 class Refused(CallFailed):
     """The service refuses this request as it is, and a repeat is useless: see `reason` and `advice`.
@@ -83,7 +102,8 @@ class Unsettled(CallFailed):
     """It is not known whether the request is done: no answer came while there was patience, or none can come now.
 
     The latter is so if a repeat is refused before the service looks for its key, as with a credential that has expired. The
-    fields are those of the last error. The same request with the same key is safe at any time.
+    fields are those of the last error. The same request with the same key is safe at any time. A step of the desk has no key:
+    look at the charge's history before it is repeated.
     """
 
 

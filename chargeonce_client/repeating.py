@@ -28,11 +28,14 @@ async def repeated(
     patience: float,
     deadline: float,
     is_pending: Callable[[T], bool] = lambda _: False,
+    has_key: bool = True,
 ) -> T:
     """Send a request, with a deadline in seconds, until its answer is not pending, or `patience` seconds are over.
 
     Returns the last answer, which is a pending one only if patience was over. Raises Refused, and Unsettled if there was no
     answer, or if a repeat of what is open is refused without a look for its key.
+
+    A request that changes something and has no key is repeated only after the service's word that nothing was stored.
     """
     now = asyncio.get_running_loop().time
     until = now() + patience
@@ -43,7 +46,9 @@ async def repeated(
         try:
             answer = await send(min(deadline, max(0.0, until - now())))
         except grpc.aio.AioRpcError as error:
-            failure = _to_repeat(error, is_open=tries > 0)
+            failure = _to_repeat(error, is_open=has_key and tries > 0)
+            if not has_key and not failure.is_safe_without_a_key:
+                raise failure from error
         else:
             if not is_pending(answer):
                 return answer
@@ -98,6 +103,31 @@ async def reopened(
             raise failure
         await asyncio.sleep(pause)
         tries += 1
+
+
+async def streamed(
+    call: "grpc.aio.StreamStreamCall[Any, T]", *, silence: float, is_last: Callable[[T], bool]
+) -> AsyncGenerator[T, None]:
+    """Yield the messages of a stream to its last one, each within `silence` seconds. It is not opened again.
+
+    Raises Refused, and Unsettled if it ends before its last message.
+    """
+    messages = aiter(call)
+    try:
+        while True:
+            async with asyncio.timeout(silence):
+                message = await anext(messages, None)
+            if message is None:
+                raise _own_failure(StatusCode.UNAVAILABLE, "the server ended the stream")
+            yield message
+            if is_last(message):
+                return
+    except TimeoutError:
+        raise _own_failure(StatusCode.DEADLINE_EXCEEDED, "nothing was heard on the stream") from None
+    except grpc.aio.AioRpcError as error:
+        raise _to_repeat(error) from error
+    finally:
+        call.cancel()
 
 
 def _to_repeat(error: grpc.aio.AioRpcError, *, is_open: bool = False) -> CallFailed:

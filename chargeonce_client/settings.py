@@ -31,6 +31,7 @@ _OF_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
     "feed": str,
     "tls": Path,
     "token_file": Path,
+    "tenant": str,
 }
 
 
@@ -48,6 +49,8 @@ class Settings:
     """A folder with ca.crt, the authorities to trust, and, if a certificate is shown, tls.crt and tls.key. None: plaintext."""
     token_file: Path | None = None
     """A file with a bearer token, which is read anew for each call. It is sent over TLS, or in plaintext to this machine."""
+    tenant: str = ""
+    """The tenant for which an operator speaks who belongs to none. Empty: no tenant is named."""
     patience: float = 60.0
     """The seconds for which a request is repeated, unless a call says otherwise."""
     deadline: float = 15.0
@@ -55,16 +58,17 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read CHARGEONCE_COMMAND, CHARGEONCE_QUERY, CHARGEONCE_FEED, CHARGEONCE_TLS and CHARGEONCE_TOKEN_FILE.
-
-        What is missing or empty is as above.
-        """
+        """Read CHARGEONCE_COMMAND, _QUERY, _FEED, _TLS, _TOKEN_FILE and _TENANT. What is missing or empty is as above."""
         given = {
             name: make(value)
             for name, make in _OF_ENVIRONMENT.items()
             if (value := environment.get(f"CHARGEONCE_{name.upper()}"))
         }
         return cls(**given)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what is sent with each command, query and step of the desk."""
+        return (("chargeonce-tenant", self.tenant),) if self.tenant else ()
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """Open a channel to a server. The certificates are those that the folder has now. Raises OSError."""

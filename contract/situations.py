@@ -100,7 +100,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_STOPPED: Row(
         "It is not decided, and the command server has stopped at it by a fault of its own.",
-        "Read the server's log for the charge's id, and restart the server. Nothing is lost: the journal has every step.",
+        "Read the server's log for the charge's id. If the journal is damaged, restore a backup before you restart the server:"
+        " it does not start over damage. Once it has started, it goes on with every unfinished charge by itself.",
         "ChargeonceStopped",
     ),
 }

@@ -182,6 +182,7 @@ order in which they were ordered, and the fault decides how the call ends. Fault
     200 {"id": 1}                                     400 bad_request · 409 too_many_faults · 409 runs_in_process
     curl -s localhost:8080/faults                     [{"id": 1, "on": "execute", "fault": "lose_answer", "times": 2,
                                                         "reference": null, "card": "tok_visa", "kind": null, "fired": 0}]
+    curl -s -X DELETE localhost:8080/faults/1         200 {"cleared": 1}; 0 if there is no such fault
     curl -s -X DELETE localhost:8080/faults           200 {"cleared": 1}
 
 The work is **not done**:

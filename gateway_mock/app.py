@@ -115,6 +115,8 @@ class Bank:
                     return answer(200, self._script.listing())
                 case "DELETE", ["faults"]:
                     return answer(200, {"cleared": self._script.clear()})
+                case "DELETE", ["faults", number]:
+                    return answer(200, {"cleared": int(self._script.forget(reading.number("id", number)))})
                 case "GET", ["customer", token]:
                     return page.shown(await self._as_of_now(token))
                 case "POST", ["customer", token, "confirm" | "refuse" as step]:

@@ -289,6 +289,11 @@ class Script:
         """List all faults in order, with their numbers and how often each fired."""
         return [{"id": n, **fault.fields(), "fired": self._fired[n]} for n, fault in self._faults.items()]
 
+    def forget(self, number: int) -> bool:
+        """Forget one fault; return whether there was one of this number."""
+        self._fired.pop(number, None)
+        return self._faults.pop(number, None) is not None
+
     def clear(self) -> int:
         """Forget all faults, and return how many there were."""
         cleared = len(self._faults)

@@ -94,10 +94,14 @@ def only(query: str, key: str) -> str:
 
 def number_after(query: str) -> int:
     """Read `after`, 0 if there is no query."""
-    after = only(query, "after") if query else "0"
-    if not re.fullmatch(r"[0-9]{1,18}", after, re.ASCII):
-        raise BadField("after")
-    return int(after)
+    return number("after", only(query, "after") if query else "0")
+
+
+def number(name: str, text: str) -> int:
+    """Read a whole number of the caller's."""
+    if not re.fullmatch(r"[0-9]{1,18}", text, re.ASCII):
+        raise BadField(name)
+    return int(text)
 
 
 class Part(NamedTuple):

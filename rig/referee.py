@@ -22,9 +22,10 @@ class Referee:
         """A client of the bank, for calls behind the servers' back."""
 
     # ------------------------------------------------------------ faults
-    async def trouble(self, on: str, fault: str, **details: Any) -> None:
-        """The next calls of a step go wrong."""
-        (await self.http.post("/faults", json={"on": on, "fault": fault, **details})).raise_for_status()
+    async def trouble(self, on: str, fault: str, **details: Any) -> int:
+        """The next calls of a step go wrong. Returns the fault's number."""
+        ordered = await self.http.post("/faults", json={"on": on, "fault": fault, **details})
+        return int(ordered.raise_for_status().json()["id"])
 
     async def faults(self) -> list[dict[str, Any]]:
         """All ordered faults, each with the number of times that it has fired."""
@@ -37,6 +38,10 @@ class Referee:
     async def has_fired(self) -> bool:
         """Whether any has met a call."""
         return any(fault["fired"] for fault in await self.faults())
+
+    async def no_more_of(self, number: int) -> None:
+        """Forget one fault."""
+        (await self.http.delete(f"/faults/{number}")).raise_for_status()
 
     async def no_more_trouble(self) -> None:
         """Forget all faults."""

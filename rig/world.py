@@ -107,9 +107,9 @@ def apart_from_source(answer: ChargeResponse) -> ChargeResponse:
     return same
 
 
-async def until(seen: Callable[[], Awaitable[object] | object]) -> None:
+async def until(seen: Callable[[], Awaitable[object] | object], seconds: float = PATIENT_SECONDS) -> None:
     """Wait until something is seen. Raises TimeoutError if it never is."""
-    async with asyncio.timeout(PATIENT_SECONDS):
+    async with asyncio.timeout(seconds):
         while True:
             value = seen()
             if await value if isinstance(value, Awaitable) else value:
@@ -301,8 +301,8 @@ class World:
         """The money that it moved."""
         return await self.referee.movements(id_of(request))
 
-    def trouble(self, on: str, fault: str, **details: Any) -> Awaitable[None]:
-        """The bank's next calls of a step go wrong."""
+    def trouble(self, on: str, fault: str, **details: Any) -> Awaitable[int]:
+        """The bank's next calls of a step go wrong. Returns the fault's number."""
         return self.referee.trouble(on, fault, **details)
 
 

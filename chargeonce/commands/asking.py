@@ -21,11 +21,12 @@ import chargeonce_client
 from chargeonce.commands import words
 from chargeonce.commands.exits import Exit
 from chargeonce.commands.printing import Printer, Unwritten
-from chargeonce_client import CallFailed, Client, FeedBroken, GetChargeResponse, Refused, Settings, Unsettled
+from chargeonce_client import CallFailed, Charge, Client, FeedBroken, GetChargeResponse, Refused, Settings, Unsettled
 
 Command = Callable[..., Any]
 
 CONNECT_SECONDS = 5.0
+_OF_THE_CALLER = ("tls", "token_file", "tenant", "patience")
 # A view that works is some milliseconds behind: then the charge of the command before this one is found.
 _BEHIND_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
@@ -41,6 +42,15 @@ _ADVICE = {
     "DO_NOT_RETRY": "as it is it can never succeed: correct it before you send it again",
     "": "the same command with the same key is safe, now or later",
 }
+_WAYS_OUT = {
+    "NOT_AT_THE_DESK": "see where it stands, and what may be done: chargeonce explain NAME",
+    "SECOND_PERSON_NEEDED": "somebody else has to approve it, with a credential of their own: --token-file or --tls",
+    "ANOTHER_PROPOSAL": "see that one, and have it approved or rejected first: chargeonce explain NAME",
+    "PROPOSAL_CHANGED": "look at the charge again: chargeonce explain NAME",
+    "BANK_CONTRADICTS": "ask the bank: chargeonce desk ask-bank NAME; if it is the bank that is wrong, add --contradicts-bank",
+}
+_AFTER_A_STEP = "it may be stored: before you repeat it look at chargeonce history NAME"
+"""What to do after a step of the desk without an answer: it has no key."""
 
 
 class Named(TypedDict, total=False):
@@ -75,18 +85,18 @@ class Asking:
 
 
 def asking(
-    *servers: str, later: Sequence[str] = (), interrupted: str = ""
+    *servers: str, later: Sequence[str] = (), interrupted: str = "", is_step: bool = False
 ) -> Callable[[Callable[..., Awaitable[Exit]]], Command]:
     """Make a command of a coroutine that asks these servers: with the options to reach them, and its exit status.
 
-    It may ask those in `later`, too: they need not be there at first. `interrupted` is said after Ctrl-C.
+    It may ask those in `later`, too: they need not be there at first. `interrupted` is said after Ctrl-C. `is_step` if it takes
+    a step of the desk, which has no key.
     """
 
     def made(ask: Callable[..., Awaitable[Exit]]) -> Command:
         @functools.wraps(ask)
-        def command(*, as_json: bool, tls: Path | None, token_file: Path | None, patience: float, **given: Any) -> None:
-            places = {server: given.pop(server) for server in (*servers, *later)}
-            settings = Settings(**places, tls=tls, token_file=token_file, patience=patience)
+        def command(*, as_json: bool, **given: Any) -> None:
+            settings = Settings(**{name: given.pop(name) for name in (*servers, *later, *_OF_THE_CALLER)})
             printer = Printer(as_json=as_json)
 
             async def answered() -> Exit:
@@ -95,7 +105,7 @@ def asking(
                         await asked.reach(server)
                     return await ask(asked, **given)
 
-            run(answered(), printer, interrupted)
+            run(answered(), printer, interrupted, is_step=is_step)
 
         with_options: Command = command
         for option in reversed(_options((*servers, *later))):
@@ -126,7 +136,9 @@ def named(command: Command) -> Command:
     return click.argument("name", callback=words.filled)(by(read))
 
 
-def run(answer: Coroutine[Any, Any, Exit], printer: Printer, interrupted: str = "") -> NoReturn:
+def run(
+    answer: Coroutine[Any, Any, Exit], printer: Printer, interrupted: str = "", *, is_step: bool = False
+) -> NoReturn:
     """Run a command to its end, tell an error, and exit with its status.
 
     A fault of the command itself ends with NOT_KNOWN: a request may have been sent.
@@ -152,7 +164,9 @@ def run(answer: Coroutine[Any, Any, Exit], printer: Printer, interrupted: str = 
         status = Exit.UNREACHABLE
     except CallFailed as error:
         status = _status_of(error)
-        printer.error(_told(error), {"error": {**_document(error), "is_known": status is Exit.REFUSED}})
+        printer.error(
+            _told(error, is_step=is_step), {"error": {**_document(error), "is_known": status is Exit.REFUSED}}
+        )
     except FeedBroken as error:
         printer.error([str(error)])
         status = Exit.REFUSED
@@ -163,17 +177,40 @@ def run(answer: Coroutine[Any, Any, Exit], printer: Printer, interrupted: str = 
     sys.exit(status)
 
 
-async def known(client: Client, name: Named) -> GetChargeResponse:
-    """Return a charge as the view has it, which may learn of it in this very moment. Raises CallFailed."""
+async def known(
+    client: Client, name: Named, is_awaited: Callable[[Charge], bool] = lambda _: True
+) -> GetChargeResponse:
+    """Return a charge as the view has it, which may learn of it, or of what is awaited, in this very moment.
+
+    Raises CallFailed.
+    """
     now = asyncio.get_running_loop().time
     until = now() + _BEHIND_SECONDS
     while True:
         try:
-            return await client.get(**name)
+            answer = await client.get(**name)
+            if is_awaited(answer.charge) or now() > until:
+                return answer
         except Refused as error:
             if not _is_not_shown(error) or now() > until:
                 raise
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def id_of(asked: Asking, name: Named) -> str:
+    """Return a charge's id. The command server takes ids only, and the query server tells that of a key.
+
+    Raises Unreachable and CallFailed.
+    """
+    if "charge_id" in name:
+        return name["charge_id"]
+    await asked.reach("query")
+    return (await known(asked.client, name)).charge.charge_id
+
+
+def spoken(name: Named) -> str:
+    """Return a charge's name in words."""
+    return " ".join(f"the {word.replace('charge_id', 'charge')} {value}" for word, value in name.items())
 
 
 def new_key() -> str:
@@ -223,6 +260,14 @@ def _options(servers: Sequence[str]) -> list[Callable[[Command], Command]]:
             help="A file with a bearer token.",
         ),
         click.option(
+            "--tenant",
+            envvar="CHARGEONCE_TENANT",
+            default=known.tenant,
+            show_default=False,
+            show_envvar=True,
+            help="The tenant for which an operator speaks who belongs to none.",
+        ),
+        click.option(
             "--patience",
             metavar="SECONDS",
             type=click.FloatRange(min=0.1),
@@ -253,14 +298,21 @@ def _status_of(error: CallFailed) -> Exit:
     return Exit.REFUSED if isinstance(error, Refused) and not _is_not_shown(error) else Exit.NOT_KNOWN
 
 
-def _told(error: CallFailed) -> list[str]:
+def _told(error: CallFailed, *, is_step: bool) -> list[str]:
     """Return an error in lines: what is wrong, what belongs to it, what to do."""
     if _is_not_shown(error):
         return [
             f"the view does not show such a charge, and may be behind ({error.reason})",
             "  ask again later; this is no reason for a new key: to send the charge again with its own is safe",
         ]
-    if isinstance(error, Unsettled):
+    advice = _WAYS_OUT.get(error.reason) or _ADVICE.get(error.advice, error.advice)
+    if is_step and error.is_safe_without_a_key:
+        advice = "nothing was stored: repeat it later"
+        if error.reason == "BANK_UNREACHABLE":
+            advice += "; to approve it without the bank's word, add --contradicts-bank"
+    elif is_step and isinstance(error, Unsettled):
+        advice = _AFTER_A_STEP
+    if isinstance(error, Unsettled) and not (is_step and error.is_safe_without_a_key):
         first = f"there is no answer, so that it is not known: {error.text} ({error.reason or error.code.name})"
     else:
         first = f"{error.text} ({error.reason or error.code.name})"
@@ -268,7 +320,7 @@ def _told(error: CallFailed) -> list[str]:
         first,
         *(f"  {name}: {value}{' minor units' * (name == 'left')}" for name, value in error.metadata.items()),
         *(f"  {field or 'the request'}: {text}" for field, text in error.violations.items()),
-        f"  {_ADVICE.get(error.advice, error.advice)}",
+        f"  {advice}",
     ]
 
 

@@ -22,14 +22,14 @@ class Exit(IntEnum):
 
 
 _TEXTS = {
-    Exit.DONE: "done: the money moved, is held, or went back; of a question: here is the answer",
+    Exit.DONE: "done: the money moved, is held, or went back; of a question: here is the answer; the step is taken",
     Exit.USAGE: "the command line is wrong, and nothing was sent",
     Exit.REFUSED: "an error: the same request again would fail again",
-    Exit.NOT_KNOWN: "not known yet: repeat the command with the same key",
+    Exit.NOT_KNOWN: "not known yet: repeat the command with the same key; a step of the desk has none, so look first",
     Exit.CUSTOMER: "the customer must take a step, at the address that is shown",
     Exit.UNREACHABLE: "no server answers, and nothing was sent this time",
     Exit.IN_REVIEW: "people look into it: nobody may guess the outcome",
-    Exit.NO: "decided, and not done: declined, called off, given up or lapsed",
+    Exit.NO: "decided, and not done: declined, called off, given up or lapsed; of a reconciliation: differences",
     Exit.INTERRUPTED: "stopped by Ctrl-C; what was sent goes on",
     Exit.NO_READER: "nobody read the output any more; what was sent goes on",
 }

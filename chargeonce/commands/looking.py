@@ -1,26 +1,37 @@
 """`get`, `history`, `list`, `summary` and `view status`."""
 
-from collections.abc import Mapping
-from datetime import datetime
+import contextlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Unpack
 
 import click
 
 from chargeonce.commands import words
 from chargeonce.commands.asking import Asking, Named, asking, known, named
 from chargeonce.commands.exits import HELP, Exit, of_charge, of_operation
-from chargeonce.commands.printing import Cell, json_of, status
+from chargeonce.commands.printing import Block, Cell, json_of, status, under
 from chargeonce_client import (
     Charge,
+    ChargeStage,
     ChargeStatus,
+    Conditions,
     DeclineReason,
+    HistoryEntry,
     Operation,
     OperationKind,
     OperationStatus,
+    Resolution,
+    ResolutionProposal,
     ReviewReason,
     ViewState,
 )
 
 _STATUSES = [name.removeprefix("CHARGE_STATUS_") for name, number in ChargeStatus.items() if number]
+
+
+_STAGES = {name.removeprefix("CHARGE_STAGE_").lower().replace("_", "-"): number for name, number in ChargeStage.items()}
+del _STAGES["unspecified"]
 
 
 def _money_of(charge: Charge, minor_units: int) -> str:
@@ -33,9 +44,38 @@ def status_of(charge: Charge) -> Cell:
     return status(words.word(ChargeStatus, charge.status), of_charge(charge.status))
 
 
-def _fields(charge: Charge) -> Mapping[str, Cell]:
+def stage_of(charge: Charge) -> str:
+    """Write a charge's stage, and since when; empty at rest."""
+    if charge.stage in (ChargeStage.CHARGE_STAGE_UNSPECIFIED, ChargeStage.CHARGE_STAGE_AT_REST):
+        return ""
+    return f"{words.word(ChargeStage, charge.stage)} since {words.time(charge.stage_since)}"
+
+
+def proposal_fields(told: ResolutionProposal) -> Mapping[str, Cell]:
+    """Return the fields of a proposal, in words."""
+    return {
+        "proposal": str(told.proposal or ""),
+        "says": words.word(Resolution, told.resolution),
+        "transaction_id": told.transaction_id,
+        "refund_transaction_id": told.refund_transaction_id,
+        "evidence": told.evidence,
+        "reason": told.reason,
+        "by": told.actor,
+        "proposed_at": words.time(told.proposed_at),
+    }
+
+
+def _in_line(proposal: ResolutionProposal) -> str:
+    return ", ".join(f"{name} {value}" for name, value in proposal_fields(proposal).items() if value)
+
+
+def fields_of(charge: Charge) -> Mapping[str, Cell]:
+    """Return the fields of a charge, in words."""
     return {
         "status": status_of(charge),
+        "stage": stage_of(charge),
+        "held_back": "by an operator" if charge.held_back else "",
+        "proposal": _in_line(charge.proposal).removeprefix("proposal "),
         "decline_reason": words.word(DeclineReason, charge.decline_reason),
         "review_reason": words.word(ReviewReason, charge.review_reason),
         "customer_url": charge.action.url,
@@ -79,7 +119,7 @@ async def get(asked: Asking, name: Named) -> Exit:
     NAME is its id or its key.
     """
     answer = await known(asked.client, name)
-    asked.printer.fields(_fields(answer.charge), json_of(answer))
+    asked.printer.fields(fields_of(answer.charge), json_of(answer))
     return Exit.DONE
 
 
@@ -93,8 +133,14 @@ async def history(asked: Asking, name: Named) -> Exit:
     """
     await known(asked.client, name)
     answer = await asked.client.history(**name)
-    asked.printer.table(
-        ("POSITION", "RECORDED", "EVENT", "STATUS", "OPERATION", "KEY"),
+    asked.printer.page([events_of(answer.entries)], json_of(answer))
+    return Exit.DONE
+
+
+def events_of(entries: Sequence[HistoryEntry]) -> Block:
+    """Return a charge's events under their columns."""
+    return under(
+        ("POSITION", "RECORDED", "EVENT", "STATUS", "OPERATION", "KEY", "BY", "WHY"),
         [
             (
                 str(entry.position),
@@ -103,12 +149,24 @@ async def history(asked: Asking, name: Named) -> Exit:
                 status(words.word(ChargeStatus, entry.status), of_charge(entry.status)),
                 words.word(OperationKind, entry.operation).lower(),
                 entry.idempotency_key,
+                entry.actor,
+                _why(entry),
             )
-            for entry in answer.entries
+            for entry in entries
         ],
-        [json_of(answer)],
     )
-    return Exit.DONE
+
+
+def _why(entry: HistoryEntry) -> str:
+    """Write why an operator took a step, and what was proposed by it."""
+    proposed = entry.proposal
+    told = [
+        words.word(Resolution, proposed.resolution),
+        proposed.transaction_id,
+        f"refund {proposed.refund_transaction_id}" if proposed.refund_transaction_id else "",
+        f"evidence: {proposed.evidence}" if proposed.evidence else "",
+    ]
+    return "; ".join(filter(None, [" ".join(filter(None, told[:3])), entry.reason, told[3]]))
 
 
 @click.command("list", epilog=HELP)
@@ -116,6 +174,16 @@ async def history(asked: Asking, name: Named) -> Exit:
 @click.option("--status", "in_status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only charges in it.")
 @click.option("--from", "since", type=words.Time(), metavar="TIME", help="Only charges requested then or later.")
 @click.option("--before", type=words.Time(), metavar="TIME", help="Only charges requested earlier.")
+@click.option("--stage", type=click.Choice(list(_STAGES)), help="Only charges at it, and their stages shown.")
+@click.option(
+    "--older",
+    type=words.Duration(),
+    metavar="SPAN",
+    help="Only charges at their stage for longer, such as 10m or 2h. Without --stage: of those that are unfinished.",
+)
+@click.option(
+    "--hold-ends-within", type=words.Duration(), metavar="SPAN", help="Only charges with a hold that lapses by then."
+)
 @click.option("--limit", type=click.IntRange(min=1), default=50, help="The largest number of charges.")
 @asking("query")
 async def list_charges(
@@ -124,38 +192,51 @@ async def list_charges(
     in_status: str | None,
     since: datetime | None,
     before: datetime | None,
+    stage: str | None,
+    older: timedelta | None,
+    hold_ends_within: timedelta | None,
     limit: int,
 ) -> Exit:
     """List charges, newest first."""
-    charges = []
-    async for charge in asked.client.list(
+    if older is not None and stage is None:
+        stage = "unfinished"
+    charges = await listed(
+        asked,
+        limit,
         user_id=user,
         status=ChargeStatus.Value(f"CHARGE_STATUS_{in_status or 'UNSPECIFIED'}"),
         requested_from=since,
         requested_before=before,
-        page_size=min(limit, 1000),
-    ):
-        charges.append(charge)
-        if len(charges) == limit:
-            break
-    asked.printer.table(
-        ("REQUESTED", "STATUS", "AMOUNT", "CAPTURED", "REFUNDED", "USER", "KEY", "CHARGE"),
-        [
-            (
-                words.time(charge.requested_at),
-                status_of(charge),
-                words.money(charge.amount),
-                _money_of(charge, charge.captured_minor_units),
-                _money_of(charge, charge.refunded_minor_units),
-                charge.user_id,
-                charge.idempotency_key,
-                charge.charge_id,
-            )
-            for charge in charges
-        ],
-        [json_of(charge) for charge in charges],
+        stage=_STAGES[stage] if stage else ChargeStage.CHARGE_STAGE_UNSPECIFIED,
+        stage_since_before=None if older is None else words.since_now(-older),
+        hold_expires_before=None if hold_ends_within is None else words.since_now(hold_ends_within),
     )
+    columns = {
+        "REQUESTED": [words.time(charge.requested_at) for charge in charges],
+        "STATUS": [status_of(charge) for charge in charges],
+        **({"STAGE": [stage_of(charge) for charge in charges]} if stage else {}),
+        **({"HOLD ENDS": [words.time(charge.hold_expires_at) for charge in charges]} if hold_ends_within else {}),
+        "AMOUNT": [words.money(charge.amount) for charge in charges],
+        "CAPTURED": [_money_of(charge, charge.captured_minor_units) for charge in charges],
+        "REFUNDED": [_money_of(charge, charge.refunded_minor_units) for charge in charges],
+        "USER": [charge.user_id for charge in charges],
+        "KEY": [charge.idempotency_key for charge in charges],
+        "CHARGE": [charge.charge_id for charge in charges],
+    }
+    rows = list(zip(*columns.values(), strict=True))
+    asked.printer.table(list(columns), rows, [json_of(charge) for charge in charges])
     return Exit.DONE
+
+
+async def listed(asked: Asking, limit: int, **conditions: Unpack[Conditions]) -> list[Charge]:
+    """Return the newest charges that fit all conditions. Raises CallFailed."""
+    charges = []
+    async with contextlib.aclosing(asked.client.list(page_size=min(limit, 1000), **conditions)) as found:
+        async for charge in found:
+            charges.append(charge)
+            if len(charges) == limit:
+                break
+    return charges
 
 
 @click.command(epilog=HELP)

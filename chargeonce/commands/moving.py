@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from chargeonce.commands import words
-from chargeonce.commands.asking import Asking, Command, Named, asking, known, line_with, named, new_key
+from chargeonce.commands.asking import Asking, Command, Named, asking, id_of, line_with, named, new_key, spoken
 from chargeonce.commands.exits import HELP, Exit, of_charge, of_operation
 from chargeonce.commands.printing import Cell, Unwritten, json_of, status
 from chargeonce_client import (
@@ -139,8 +139,8 @@ async def capture(asked: Asking, name: Named, amount: Money | None, key: str | N
 
     NAME is the charge's id or its key.
     """
-    key = _announced(asked, f"capture {_all_or(amount)} of {_spoken(name)}", key)
-    return _told(asked, key, await asked.client.capture(key, await _id_of(asked, name), amount=amount, final=final))
+    key = _announced(asked, f"capture {_all_or(amount)} of {spoken(name)}", key)
+    return _told(asked, key, await asked.client.capture(key, await id_of(asked, name), amount=amount, final=final))
 
 
 @click.command(epilog=HELP)
@@ -153,8 +153,8 @@ async def void(asked: Asking, name: Named, key: str | None, reason: str) -> Exit
 
     NAME is the charge's id or its key.
     """
-    key = _announced(asked, f"void {_spoken(name)}", key)
-    return _told(asked, key, await asked.client.void(key, await _id_of(asked, name), reason=reason))
+    key = _announced(asked, f"void {spoken(name)}", key)
+    return _told(asked, key, await asked.client.void(key, await id_of(asked, name), reason=reason))
 
 
 @click.command(epilog=HELP)
@@ -168,8 +168,8 @@ async def refund(asked: Asking, name: Named, amount: Money | None, key: str | No
 
     NAME is the charge's id or its key.
     """
-    key = _announced(asked, f"refund {_all_or(amount)} of {_spoken(name)}", key)
-    return _told(asked, key, await asked.client.refund(key, await _id_of(asked, name), amount=amount, reason=reason))
+    key = _announced(asked, f"refund {_all_or(amount)} of {spoken(name)}", key)
+    return _told(asked, key, await asked.client.refund(key, await id_of(asked, name), amount=amount, reason=reason))
 
 
 def _announced(asked: Asking, what: str, key: str | None) -> str:
@@ -190,21 +190,6 @@ def _exactly(money: Money) -> str:
 
 def _all_or(money: Money | None) -> str:
     return _exactly(money) if money else "all that is left"
-
-
-def _spoken(name: Named) -> str:
-    return " ".join(f"the {word.replace('charge_id', 'charge')} {value}" for word, value in name.items())
-
-
-async def _id_of(asked: Asking, name: Named) -> str:
-    """Return a charge's id. The command server takes ids only, and the query server tells that of a key.
-
-    Raises Unreachable and CallFailed.
-    """
-    if "charge_id" in name:
-        return name["charge_id"]
-    await asked.reach("query")
-    return (await known(asked.client, name)).charge.charge_id
 
 
 def _told(asked: Asking, key: str, outcome: OperationOutcome) -> Exit:

@@ -25,8 +25,25 @@ STYLES = {
     Exit.IN_REVIEW: "magenta",
 }
 Cell = str | Text
+Block = Sequence[Sequence[Cell]]
+"""Rows whose columns are aligned."""
 _GAP = "  "
 _ANY_WIDTH = 100_000
+
+
+def rows_of(fields: Mapping[str, Cell]) -> Block:
+    """Return the fields that are not empty, each in a row."""
+    return [(Text(name, "dim"), cell) for name, cell in fields.items() if cell]
+
+
+def under(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Block:
+    """Return rows under their columns."""
+    return [[Text(column, "bold") for column in columns], *rows]
+
+
+def part(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Block:
+    """Return rows under their columns, as a part of a page: without rows nothing."""
+    return under(columns, rows) if rows else []
 
 
 def status(words: str, of: Exit) -> Text:
@@ -54,17 +71,38 @@ class Printer:
         """What each document on standard error has from now on."""
         self._as_json = as_json
 
+    @property
+    def is_for_people(self) -> bool:
+        """Whether it prints words and columns, and not JSON."""
+        return not self._as_json
+
     def fields(self, fields: Mapping[str, Cell], document: Mapping[str, Any]) -> None:
         """Print an answer: its fields that are not empty, or its document."""
-        rows = [(Text(name, "dim"), cell) for name, cell in fields.items() if cell]
-        self._print(Table.grid(padding=(0, len(_GAP))), rows, [document])
+        self.page([rows_of(fields)], document)
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[Cell]], documents: Sequence[Mapping[str, Any]]
     ) -> None:
         """Print rows under their columns; or documents, one in a line."""
-        grid = Table.grid(padding=(0, len(_GAP)))
-        self._print(grid, [[Text(column, "bold") for column in columns], *rows], documents)
+        if self._as_json:
+            for document in documents:
+                self._json(document)
+        else:
+            self._blocks([under(columns, rows)], sys.stdout)
+
+    def page(self, blocks: Sequence[Block], document: Mapping[str, Any]) -> None:
+        """Print blocks of rows, a line between them; or one document."""
+        if self._as_json:
+            self._json(document)
+        else:
+            self._blocks(blocks, sys.stdout)
+
+    def aside(self, fields: Mapping[str, Cell], document: Mapping[str, Any]) -> None:
+        """Print fields on standard error, before or beside the answer."""
+        if self._as_json:
+            self.note("", document)
+        else:
+            self._blocks([rows_of(fields)], sys.stderr)
 
     def line(self, cells: Sequence[Cell], widths: Sequence[int], document: Mapping[str, Any]) -> None:
         """Print one of a stream's lines, whose columns are as wide as given, the last one as it is; or its document."""
@@ -88,14 +126,14 @@ class Printer:
                 document or {"error": {"text": lines[0]}},
             )
 
-    def _print(self, grid: Table, rows: Sequence[Sequence[Cell]], documents: Sequence[Mapping[str, Any]]) -> None:
-        if self._as_json:
-            for document in documents:
-                self._json(document)
-            return
-        for row in rows:
-            grid.add_row(*map(_clean, row))
-        _write(sys.stdout, grid)
+    def _blocks(self, blocks: Sequence[Block], file: IO[str] | None) -> None:
+        for number, rows in enumerate(filter(None, blocks)):
+            grid = Table.grid(padding=(0, len(_GAP)))
+            for row in rows:
+                grid.add_row(*map(_clean, row))
+            if number:
+                _put("", file)
+            _write(file, grid)
 
     def _say(self, text: Text, document: Mapping[str, Any]) -> None:
         if self._as_json:

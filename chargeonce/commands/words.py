@@ -3,7 +3,7 @@
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import click
@@ -13,6 +13,7 @@ from chargeonce_client import Money
 from contract.currencies import EXPONENTS
 
 _VERSION_OF_IDS = 8
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Values(Protocol):
@@ -89,6 +90,26 @@ class Time(click.ParamType[datetime]):
                 f"{value} is no time such as 2027-01-31, 2027-01-31T12:00 or 2027-01-31T12:00:00+01:00", param, ctx
             )
         return read if read.tzinfo else read.replace(tzinfo=UTC)
+
+
+class Duration(click.ParamType[timedelta]):
+    """A time span: 90s, 10m, 2h, 1d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read it."""
+        if isinstance(value, timedelta):
+            return value
+        read = re.fullmatch(r"([0-9]{1,6})([smhd])", value)
+        if read is None:
+            self.fail(f"{value} is no time span such as 90s, 10m, 2h or 1d", param, ctx)
+        return timedelta(seconds=int(read[1]) * _SECONDS[read[2]])
+
+
+def since_now(span: timedelta) -> datetime:
+    """Return the time that is a span after now; of a negative one, before."""
+    return datetime.now(UTC) + span
 
 
 def filled(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:

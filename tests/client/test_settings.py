@@ -28,8 +28,10 @@ def test_the_environment_names_the_servers() -> None:
         "CHARGEONCE_FEED": "c:3",
         "CHARGEONCE_TLS": "certs",
         "CHARGEONCE_TOKEN_FILE": "token",
+        "CHARGEONCE_TENANT": "north",
     }
-    assert Settings.from_environment(environment) == Settings("a:1", "b:2", "c:3", Path("certs"), Path("token"))
+    read = Settings.from_environment(environment)
+    assert read == Settings("a:1", "b:2", "c:3", Path("certs"), Path("token"), "north")
 
 
 async def test_over_tls_a_certificate_or_a_token_names_the_caller(tmp_path: Path) -> None:

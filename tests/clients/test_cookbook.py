@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from charging.v1 import command_pb2, journal_pb2, query_pb2
+from charging.v1 import command_pb2, journal_pb2, operator_pb2, query_pb2
 from tests.clients.cookbook import LOAD, PAGE, PROGRAMS, ROOT, fits, story, tell
 
 METHODS = [
     f"{service.full_name}/{method.name}"
-    for module in (command_pb2, query_pb2, journal_pb2)
+    for module in (command_pb2, query_pb2, journal_pb2, operator_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]
@@ -31,7 +31,7 @@ def test_no_line_of_the_page_is_left_out() -> None:
         each for of in commands.values() for each in of
     }
     assert PAGE.read_text().count("```sh\n") == len(story())
-    assert len(METHODS) == 11
+    assert len(METHODS) == 23
     for program in ("grpcurl", "buf"):
         called = {word for command in commands[program] for word in re.findall(r"charging\.v1\.\w+/\w+", command)}
         assert called == set(METHODS)

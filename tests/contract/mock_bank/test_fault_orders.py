@@ -74,6 +74,18 @@ async def test_faults_are_listed_as_ordered_and_cleared(bank: Client) -> None:
     assert (await bank.order()).status_code == 200
 
 
+async def test_one_fault_is_forgotten_and_the_others_stay(bank: Client) -> None:
+    """One that is not there is no error: it may have been forgotten by somebody else."""
+    first = await bank.fault("token", "error_before", status=501, times=9)
+    await bank.fault("token", "error_before", status=502, times=9)
+    assert (await bank.order()).status_code == 501
+    assert (await bank.http.delete(f"/faults/{first}")).json() == {"cleared": 1}
+    assert (await bank.http.delete(f"/faults/{first}")).json() == {"cleared": 0}
+    assert (await bank.order()).status_code == 502
+    assert [fault["fired"] for fault in await bank.faults()] == [1]
+    assert (await bank.http.delete("/faults/first")).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("order", "field"),
     [
