@@ -11,14 +11,18 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import httpx
 
 from bench.fill import RECORDS_A_CHARGE, filled
-from charging.v1.query_pb2 import GetViewStatusRequest, ListChargesRequest, ListChargesResponse
+from charging.v1.query_pb2 import GetViewStatusRequest, ListChargesRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
 from rig.processes import Town
+
+if TYPE_CHECKING:
+    from charging.v1.query_pb2_grpc import QueryServiceAsyncStub
 
 CHARGES = 1_000_000
 LOADS = 20
@@ -51,9 +55,9 @@ async def measured(charges: int, folder: Path) -> Mapping[str, list[float]]:
         return found
 
 
-async def _places(queries: "QueryServiceStub") -> Mapping[str, str]:
+async def _places(queries: "QueryServiceAsyncStub") -> Mapping[str, str]:
     """Return the pages by what they show; the one far down the list is reached by its page token."""
-    page: ListChargesResponse = await queries.ListCharges(ListChargesRequest(page_size=1000))
+    page = await queries.ListCharges(ListChargesRequest(page_size=1000))
     charge = page.charges[0]
     for _ in range(20):
         page = await queries.ListCharges(ListChargesRequest(page_size=1000, page_token=page.next_page_token))

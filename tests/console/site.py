@@ -132,14 +132,14 @@ async def a_site(folder: Path, *, with_policy: bool = False, **more: str) -> Asy
 class Person:
     """One person at a browser of their own. What the browser complains of is kept."""
 
-    site: Site
+    url: str
     context: BrowserContext
     page: Page
     complaints: list[str] = field(default_factory=list)
 
     async def goes(self, place: str) -> None:
         """Open a page."""
-        await self.page.goto(self.site.url + place)
+        await self.page.goto(self.url + place)
 
     async def signs_in(self, name: str, tenant: str = "") -> None:
         """Sign in as an identity of the policy, and choose a tenant if one is named."""
@@ -186,7 +186,7 @@ class Person:
 
 @asynccontextmanager
 async def a_person(
-    site: Site,
+    url: str,
     chromium: Browser,
     *,
     scheme: str = "light",
@@ -202,7 +202,7 @@ async def a_person(
     )
     context.set_default_timeout(PATIENT_MILLISECONDS)
     page = await context.new_page()
-    person = Person(site, context, page)
+    person = Person(url, context, page)
 
     def complained(message: ConsoleMessage) -> None:
         is_load = message.text.startswith("Failed to load resource") or "ERR_INCOMPLETE_CHUNKED" in message.text

@@ -19,7 +19,7 @@ async def test_without_the_command_server_the_pages_show_the_view_and_say_that_i
     site: Site, chromium: Browser
 ) -> None:
     await site.charge(a_request("order-1"))
-    async with a_person(site, chromium, may_fail=True) as person:
+    async with a_person(site.url, chromium, may_fail=True) as person:
         await person.goes("/")
         await site.servers.command_down()
         await person.sees("reaches no command server, so that these pages may be stale")
@@ -37,7 +37,7 @@ async def test_without_the_command_server_the_pages_show_the_view_and_say_that_i
 @needs_chromium
 async def test_without_the_query_server_every_page_says_so(site: Site, chromium: Browser) -> None:
     await site.charge(a_request("order-1"))
-    async with a_person(site, chromium, may_fail=True) as person:
+    async with a_person(site.url, chromium, may_fail=True) as person:
         await person.goes("/")
         await site.servers.query_down()
         for place in PLACES:
@@ -54,7 +54,7 @@ async def test_without_the_query_server_every_page_says_so(site: Site, chromium:
 @needs_chromium
 async def test_a_console_that_is_away_is_told_by_the_page(tmp_path: Path, chromium: Browser) -> None:
     async with a_site(tmp_path) as site:
-        manager = a_person(site, chromium, may_fail=True)
+        manager = a_person(site.url, chromium, may_fail=True)
         person = await manager.__aenter__()
         await person.goes("/live")
         await expect(person.page.locator("#lost")).to_be_hidden()

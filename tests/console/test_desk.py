@@ -13,7 +13,7 @@ async def test_two_persons_resolve_a_review(guarded: Site, chromium: Browser) ->
     """The first proposes and cannot approve; the second does. Its history tells who said what, and why."""
     await guarded.in_review(a_request("order-1"))
     (movement,) = await guarded.referee.movements()
-    async with a_person(guarded, chromium, may_fail=True) as olga, a_person(guarded, chromium) as omar:
+    async with a_person(guarded.url, chromium, may_fail=True) as olga, a_person(guarded.url, chromium) as omar:
         await olga.signs_in("olga", "shop")
         await olga.sees("In review")
         await olga.page.get_by_role("link", name="order-1").first.click()
@@ -41,7 +41,7 @@ async def test_two_persons_resolve_a_review(guarded: Site, chromium: Browser) ->
 async def test_an_approval_against_the_banks_word_says_so_itself(guarded: Site, chromium: Browser) -> None:
     """The choice is offered only once the bank has contradicted."""
     await guarded.in_review(a_request("order-1"))
-    async with a_person(guarded, chromium) as olga, a_person(guarded, chromium, may_fail=True) as omar:
+    async with a_person(guarded.url, chromium) as olga, a_person(guarded.url, chromium, may_fail=True) as omar:
         await olga.signs_in("olga", "shop")
         await olga.finds("order-1")
         await olga.does("Propose", resolution="RESOLUTION_NOT_EXECUTED", evidence="ticket 7", reason="it is not there")
@@ -56,7 +56,7 @@ async def test_an_approval_against_the_banks_word_says_so_itself(guarded: Site, 
 
 async def test_a_proposal_is_turned_down(guarded: Site, chromium: Browser) -> None:
     await guarded.in_review(a_request("order-1"))
-    async with a_person(guarded, chromium) as olga, a_person(guarded, chromium) as omar:
+    async with a_person(guarded.url, chromium) as olga, a_person(guarded.url, chromium) as omar:
         await olga.signs_in("olga", "shop")
         await olga.finds("order-1")
         await olga.does("Propose", resolution="RESOLUTION_NOT_EXECUTED", evidence="ticket 7", reason="it is not there")
@@ -71,7 +71,7 @@ async def test_a_proposal_is_turned_down(guarded: Site, chromium: Browser) -> No
 async def test_a_charge_is_held_back_and_let_go(site: Site, chromium: Browser) -> None:
     await site.referee.trouble("execute", "lose_answer", times=ALWAYS)
     await site.charge(a_request("order-1"), is_pending=True)
-    async with a_person(site, chromium) as person:
+    async with a_person(site.url, chromium) as person:
         await person.goes("/search?q=order-1")
         await person.does("Hold back", reason="the bank asked us to wait")
         await person.sees("It is held back.")
@@ -88,7 +88,7 @@ async def test_a_charge_is_held_back_and_let_go(site: Site, chromium: Browser) -
 async def test_a_step_is_tried_now_and_the_bank_is_asked(site: Site, chromium: Browser) -> None:
     await site.referee.trouble("execute", "lose_answer", times=ALWAYS)
     answer = await site.charge(a_request("order-1"), is_pending=True)
-    async with a_person(site, chromium) as person:
+    async with a_person(site.url, chromium) as person:
         await person.goes("/search?q=order-1")
         await person.does("Ask the bank")
         await person.sees("The bank says: executed")
@@ -103,7 +103,7 @@ async def test_a_step_that_no_longer_fits_is_refused_with_its_reason(site: Site,
     """The form of an old page: the charge has come to rest meanwhile."""
     await site.referee.trouble("execute", "lose_answer", times=ALWAYS)
     await site.charge(a_request("order-1"), is_pending=True)
-    async with a_person(site, chromium, scripts=False, may_fail=True) as person:
+    async with a_person(site.url, chromium, scripts=False, may_fail=True) as person:
         await person.goes("/search?q=order-1")
         await site.referee.no_more_trouble()
         await site.charge(a_request("order-1"))
@@ -114,7 +114,10 @@ async def test_a_step_that_no_longer_fits_is_refused_with_its_reason(site: Site,
 @pytest.mark.parametrize(("name", "sees"), [("reader", "The caller may not do this"), ("other", "no such charge")])
 async def test_who_may_not_is_told_so_by_the_servers(guarded: Site, chromium: Browser, name: str, sees: str) -> None:
     answer = await guarded.in_review(a_request("order-1"))
-    async with a_person(guarded, chromium, may_fail=True) as olga, a_person(guarded, chromium, may_fail=True) as person:
+    async with (
+        a_person(guarded.url, chromium, may_fail=True) as olga,
+        a_person(guarded.url, chromium, may_fail=True) as person,
+    ):
         await person.signs_in(name)
         place = f"/charges/{answer.charge_id}"
         await olga.signs_in("olga", "shop")

@@ -32,7 +32,7 @@ async def test_every_page_is_for_everybody(site: Site, chromium: Browser, scheme
     await site.charge(a_request("order-1", user_id="a-user-with-a-name-that-is-long-and-has-no-place-to-break-it" * 2))
     await site.charge(a_hold("order-2"))
     await site.in_review(a_request("order-3"))
-    async with a_person(site, chromium, scheme=scheme, width=width) as person:
+    async with a_person(site.url, chromium, scheme=scheme, width=width) as person:
         for place in [*PLACES, "/search?q=order-1", "/search?q=order-2", "/search?q=order-3"]:
             await person.goes(place)
             await expect(person.page.get_by_role("heading", level=1)).to_be_visible()
@@ -42,7 +42,7 @@ async def test_every_page_is_for_everybody(site: Site, chromium: Browser, scheme
 
 async def test_a_charge_is_found_by_its_key_by_its_id_and_by_its_user(site: Site, chromium: Browser) -> None:
     answer = await site.charge(a_request("order-1", user_id="bob"))
-    async with a_person(site, chromium) as person:
+    async with a_person(site.url, chromium) as person:
         for name in ("order-1", answer.charge_id):
             await person.goes("/")
             await person.finds(name)
@@ -57,7 +57,7 @@ async def test_a_charge_is_found_by_its_key_by_its_id_and_by_its_user(site: Site
 async def test_a_list_is_filtered_and_has_pages(site: Site, chromium: Browser) -> None:
     await asyncio.gather(*(site.charge(a_request(f"order-{number:02d}")) for number in range(53)))
     await site.charge(a_request("declined-1", card=Card(token="tok_declined")))
-    async with a_person(site, chromium) as person:
+    async with a_person(site.url, chromium) as person:
         await person.goes("/charges?user=alice&status=charged")
         rows = person.page.locator("tbody tr")
         await expect(rows).to_have_count(50)
@@ -76,7 +76,7 @@ async def test_a_list_is_filtered_and_has_pages(site: Site, chromium: Browser) -
 async def test_what_clients_and_operators_write_is_shown_as_text(site: Site, chromium: Browser) -> None:
     request = a_request("order-1", user_id=USER, description=SCRIPT, metadata={"note": SCRIPT})
     await site.in_review(request)
-    async with a_person(site, chromium, may_fail=True) as person:
+    async with a_person(site.url, chromium, may_fail=True) as person:
         await person.goes("/search?q=order-1")
         await person.does("Propose", resolution="RESOLUTION_NOT_EXECUTED", evidence=SCRIPT, reason=SCRIPT)
         await person.sees("The open proposal")
@@ -92,7 +92,7 @@ async def test_what_clients_and_operators_write_is_shown_as_text(site: Site, chr
 
 
 async def test_a_page_is_fresh_by_itself(site: Site, chromium: Browser) -> None:
-    async with a_person(site, chromium) as person:
+    async with a_person(site.url, chromium) as person:
         await person.goes("/live")
         await person.sees("There is no charge yet.")
         await site.charge(a_request("order-1"))
@@ -108,7 +108,7 @@ async def test_a_page_is_fresh_by_itself(site: Site, chromium: Browser) -> None:
 async def test_what_somebody_writes_is_not_taken_away_by_a_fresh_page(site: Site, chromium: Browser) -> None:
     await site.referee.trouble("execute", "lose_answer", times=ALWAYS)
     await site.charge(a_request("order-1"), is_pending=True)
-    async with a_person(site, chromium) as person:
+    async with a_person(site.url, chromium) as person:
         await person.goes("/search?q=order-1")
         reason = person.page.locator("#hold-back-reason")
         await reason.fill("the bank asked us to")
@@ -119,7 +119,7 @@ async def test_what_somebody_writes_is_not_taken_away_by_a_fresh_page(site: Site
 
 async def test_everything_is_reached_by_keys(site: Site, chromium: Browser) -> None:
     await site.charge(a_request("order-1"))
-    async with a_person(site, chromium) as person:
+    async with a_person(site.url, chromium) as person:
         await person.goes("/")
         await person.page.keyboard.press("Tab")
         await expect(person.page.get_by_role("link", name="To the content")).to_be_focused()
@@ -134,7 +134,7 @@ async def test_everything_is_reached_by_keys(site: Site, chromium: Browser) -> N
 
 async def test_the_pages_work_without_scripts(site: Site, chromium: Browser) -> None:
     await site.in_review(a_request("order-1"))
-    async with a_person(site, chromium, scripts=False) as person:
+    async with a_person(site.url, chromium, scripts=False) as person:
         await person.goes("/")
         await person.finds("order-1")
         await person.does("Propose", resolution="RESOLUTION_NOT_EXECUTED", evidence="ticket 7", reason="none found")
@@ -142,7 +142,7 @@ async def test_the_pages_work_without_scripts(site: Site, chromium: Browser) -> 
 
 
 async def test_a_page_that_is_not_there_says_so(site: Site, chromium: Browser) -> None:
-    async with a_person(site, chromium, may_fail=True) as person:
+    async with a_person(site.url, chromium, may_fail=True) as person:
         await person.goes("/nowhere")
         await person.sees("There is no such page.")
         await person.goes("/charges/00000000-0000-8000-8000-000000000000")
