@@ -24,7 +24,14 @@ from console.servers import tried
 from console.visit import Page, Refuse, Visit, check_upload
 
 _UNNAMED = "the bank of COMMAND_BANK_URL"
-_NO_DIFFERENCES = (FindingKind.FINDING_KIND_FEE, FindingKind.FINDING_KIND_PAYOUT, FindingKind.FINDING_KIND_CHARGEBACK)
+_NO_DIFFERENCES = frozenset(
+    {
+        FindingKind.FINDING_KIND_FEE,
+        FindingKind.FINDING_KIND_PAYOUT,
+        FindingKind.FINDING_KIND_CHARGEBACK,
+        FindingKind.FINDING_KIND_AT_EDGE,
+    }
+)
 _LONGEST_MAPPING = 6_000
 
 

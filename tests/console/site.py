@@ -156,9 +156,9 @@ class Person:
         await self.page.get_by_role("searchbox").fill(name)
         await self.page.get_by_role("searchbox").press("Enter")
 
-    async def sees(self, text: str) -> None:
+    async def sees(self, text: str, milliseconds: float = PATIENT_MILLISECONDS) -> None:
         """Wait until a text is on the page."""
-        await expect(self.page.locator("body")).to_contain_text(text, timeout=PATIENT_MILLISECONDS)
+        await expect(self.page.locator("body")).to_contain_text(text, timeout=milliseconds)
 
     async def does(self, step: str, **fields: str) -> None:
         """Fill in the form of a step of the desk, and send it."""
