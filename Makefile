@@ -49,8 +49,8 @@ demo: install ## the story of a crash between the bank and the journal, in a few
 	@$(BIN)/python -m demo.crash
 
 # Half of the time tests wait for servers. The tests of one file share servers, and stay in one process.
-test: install ## run all tests
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: install ## run all tests (CHROMIUM_REQUIRED=yes: those in a browser are not skipped where there is none)
+	@CHROMIUM_REQUIRED=$(CHROMIUM_REQUIRED) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Of the fakes that others wrote, one is from PyPI. Like the others it has a folder of its own, never beside the product.
 build/banks-venv/installed: tests/banks/requirements.txt

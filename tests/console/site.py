@@ -27,7 +27,7 @@ from rig.referee import PATIENT_SECONDS, Referee
 from rig.servers import InProcess
 from rig.world import BRIEF_SECONDS, heard
 
-IS_REQUIRED = bool(os.environ.get("CI") or os.environ.get("CONSOLE_REQUIRED"))
+IS_REQUIRED = bool(os.environ.get("CI") or os.environ.get("CHROMIUM_REQUIRED"))
 needs_chromium = pytest.mark.skipif(
     executable() is None and not IS_REQUIRED, reason="no Chromium is installed here: apt-get install chromium"
 )
@@ -99,8 +99,8 @@ class Site:
 @asynccontextmanager
 async def a_site(folder: Path, *, with_policy: bool = False, **more: str) -> AsyncIterator[Site]:
     """All servers and a console. With a policy the identities are those of TOKENS."""
-    commands, queries = {"COMMAND_RETRY_SECONDS": "0.05"}, {}
-    commands = {}
+    commands: dict[str, str] = {}
+    queries: dict[str, str] = {}
     if with_policy:
         (folder / "policy.toml").write_text(POLICY)
         (folder / "feed.token").write_text(TOKENS["feed"])

@@ -28,6 +28,7 @@ async def test_two_persons_resolve_a_review(guarded: Site, chromium: Browser) ->
         await olga.does("Approve", reason="I am sure")
         await olga.sees("A second person must approve it")
         await expect(olga.page.locator("#approve-reason")).to_have_value("I am sure")
+        await expect(olga.page.locator("[name=contradicts_bank]")).to_have_count(0)
         await omar.signs_in("omar", "shop")
         await omar.finds("order-1")
         await omar.sees("line 12 of the statement")
