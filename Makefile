@@ -10,7 +10,7 @@ CONTRACT_LANDED = $(shell git log --diff-filter=A --format=%H -- protos/charging
 BEFORE_LANGUAGES = $$(git grep --quiet go_package $$landed -- protos/charging || echo --config protos/before-languages.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run certs postgres stuck deploy-files demo test test-banks test-clients simulate prove day bench lint format audit constraints clean
+.PHONY: help install run certs postgres stuck deploy-files screenshots demo test test-banks test-clients simulate prove day bench lint format audit constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ PROGRAMS = chromium:chromium prometheus:prometheus promtool:prometheus
 lacking: ## the packages of Debian that some tests need, and that are not here
 	@for each in $(PROGRAMS); do command -v $${each%%:*} >/dev/null || echo $${each##*:}; done | sort -u
 
-run: install $(if $(TLS),certs) ## start the three servers, make one charge, show what happened; Ctrl-C stops (TLS=1: with mutual TLS)
+run: install $(if $(TLS),certs) ## start the servers and the console, make one charge, show what happened; Ctrl-C stops (TLS=1: with mutual TLS)
 	@$(BIN)/python -m demo.tour $(if $(TLS),--tls $(CERTS))
 
 CERTS ?= data/certs
@@ -48,11 +48,14 @@ deploy-files: install ## the certificates and passwords that deploy/compose.yaml
 postgres: install ## start a PostgreSQL with a standby to try things with, and say how; Enter kills its primary
 	@$(BIN)/python -m rig.try_postgres
 
+screenshots: install ## take the README's pictures of the console anew (needs Chromium)
+	@$(BIN)/python -m demo.screenshots
+
 demo: install ## the story of a crash between the bank and the journal, in a few seconds
 	@$(BIN)/python -m demo.crash
 
 # Half of the time tests wait for servers. The tests of one file share servers, and stay in one process.
-test: install ## run all tests
+test: install ## run all tests (CHROMIUM_REQUIRED=yes PROMETHEUS_REQUIRED=yes: none is skipped where these are missing)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Of the fakes that others wrote, one is from PyPI. Like the others it has a folder of its own, never beside the product.
@@ -121,7 +124,7 @@ audit: build/audit-venv/installed ## look the pinned packages up among known vul
 
 constraints: ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet pyproject.toml --all-extras --output-file constraints.txt
-	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml --output-file deploy/requirements.txt
+	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml --extra console --output-file deploy/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet -c constraints.txt pyproject.toml bench/requirements.in --output-file bench/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet tests/banks/requirements.in --output-file tests/banks/requirements.txt
 	uv pip compile --universal --no-strip-extras --generate-hashes --no-header --no-annotate --quiet .ci/audit.in --output-file .ci/audit.txt

@@ -83,6 +83,7 @@ BY_HEADING: Mapping[str, Mapping[str, Program | Question]] = {
     "Serve": {
         "command-server": Program("command_service.cli", "charge cards, each exactly once"),
         "query-server": Program("query_service.cli", "answer queries from a view of the charges"),
+        "console": Program("console.cli", "web pages for operators: see, explain, repair, reconcile"),
         "mock-bank": Program("gateway_mock.cli", "a bank for trials and tests, which fails on request"),
         "sandbox": Program("chargeonce.sandbox.cli", "bank and servers in one process, for the tests of clients"),
     },

@@ -1,4 +1,4 @@
-"""`make run`: start the three servers, charge one card, show the result from every side, and stay up until Ctrl-C.
+"""`make run`: start the servers and the console, charge one card, show the result from every side, and stay up until Ctrl-C.
 
 `told` tells the story of one charge; `tour` keeps the servers up after it. `demo.transcript` writes the story into the README.
 """
@@ -25,7 +25,7 @@ from chassis.tls import ClientTls
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import print_journal
 from demo.stopping import until_asked_to_stop
-from rig.certs import shop
+from rig.certs import shop, token_file
 from rig.processes import DidNotStart, Server, Town
 
 # The documented ports, so that the printed lines can be copied from one run into the next.
@@ -34,6 +34,7 @@ LISTEN = {
     "COMMAND_LISTEN": "127.0.0.1:50051",
     "COMMAND_FEED_LISTEN": "127.0.0.1:50053",
     "QUERY_LISTEN": "127.0.0.1:50052",
+    "CONSOLE_LISTEN": "127.0.0.1:8088",
 }
 # Its charges outlive a `make clean`: a promise about a key holds for ever.
 FOLDER = "data/run"
@@ -57,7 +58,7 @@ async def tour(folder: Path, listen: Mapping[str, str] = LISTEN, certificates: P
     try:
         await until_asked_to_stop(_tell_and_stay(town, listen))
         print("\nStopping: calls under way may end, then each server ends ...")
-        for server in (town.command, town.query, town.bank):
+        for server in (town.console, town.command, town.query, town.bank):
             if server.is_running:
                 print(f"  {server.module} ended with status {await server.stop()}")
     finally:
@@ -79,10 +80,11 @@ async def told(town: Town, listen: Mapping[str, str]) -> None:
 
 async def _tell_and_stay(town: Town, listen: Mapping[str, str]) -> NoReturn:
     await told(town, listen)
+    await town.start_console(**listen)
     invite(town)
     while True:  # as a supervisor would
         await asyncio.sleep(0.1)
-        for server, start in _servers(town):
+        for server, start in [*_servers(town), (town.console, town.start_console)]:
             if not server.is_running:
                 print(f"{server.module} has ended with status {await server.ended()}: it is started again", flush=True)
                 await start(**listen)
@@ -154,6 +156,13 @@ def invite(town: Town) -> None:
     charge = "charging.v1.CommandService/Charge"
     get = "charging.v1.QueryService/GetCharge"
     by_key = '{"idempotency_key": "order-1002"}'
+    print(f"\nLook at it in a browser: http://{town.console.listen}/")
+    if town.certificates is not None:
+        tokens = [_short(token_file(town.certificates, name)) for name in ("till", "ann", "ben")]
+        print(
+            f"There sign in with the token in {tokens[0]}, or as an operator with that in {tokens[1]} or\n"
+            f"{tokens[2]}, who first choose the tenant shop."
+        )
     print(
         f"""
 Go on with buf curl, which is installed already:

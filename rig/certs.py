@@ -4,7 +4,7 @@ It makes, in the layout that the settings ask for, what three servers and a clie
 
     bank/ command/ query/   a certificate and key for localhost, 127.0.0.1 and ::1, for servers and for clients
     clients/shop/           a client's certificate, with the URI spiffe://chargeonce.test/shop
-    clients/till.token      a token, of which policy.toml holds the SHA-256
+    clients/till.token      a token, of which policy.toml holds the SHA-256; so have two operators, ann.token and ben.token
     policy.toml             who may do what
 
 Each folder has tls.crt, tls.key and ca.crt. The authority's own key is not kept: to issue another certificate, make all anew.
@@ -44,9 +44,20 @@ roles = ["feed"]
 
 [[identities]]
 name = "till"
-token_sha256 = "{token_sha256}"
+token_sha256 = "{till}"
 tenant = "shop"
 roles = ["charge", "read"]
+
+# Two operators, since a charge in review needs two.
+[[identities]]
+name = "ann"
+token_sha256 = "{ann}"
+roles = ["operate"]
+
+[[identities]]
+name = "ben"
+token_sha256 = "{ben}"
+roles = ["operate"]
 """
 
 
@@ -160,10 +171,12 @@ def make_all(folder: Path) -> None:
     for server in ("bank", "command", "query"):
         authority.issue(folder / server, dns=["localhost"], ips=HERE, uris=[f"{TRUST}/{server}"], common_name=server)
     authority.issue(shop(folder), uris=[f"{TRUST}/shop"], common_name="shop", client_only=True)
-    token = secrets.token_urlsafe(32)
-    write_secret(folder / "clients" / "till.token", f"{token}\n".encode())
-    token_sha256 = hashlib.sha256(token.encode()).hexdigest()
-    (folder / "policy.toml").write_text(POLICY.format(trust=TRUST, token_sha256=token_sha256))
+    digests = {}
+    for name in ("till", "ann", "ben"):
+        token = secrets.token_urlsafe(32)
+        write_secret(token_file(folder, name), f"{token}\n".encode())
+        digests[name] = hashlib.sha256(token.encode()).hexdigest()
+    (folder / "policy.toml").write_text(POLICY.format(trust=TRUST, **digests))
 
 
 def environment(folder: Path) -> Mapping[str, str]:
@@ -182,6 +195,11 @@ def environment(folder: Path) -> Mapping[str, str]:
 def shop(folder: Path) -> Path:
     """Return the folder of the shop's certificate, in a folder that `make_all` wrote."""
     return folder / "clients" / "shop"
+
+
+def token_file(folder: Path, name: str) -> Path:
+    """Return the file of somebody's token, in a folder that `make_all` wrote."""
+    return folder / "clients" / f"{name}.token"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The three servers as real processes that stories and tests start, kill and start again."""
+"""The servers as real processes that stories and tests start, kill and start again."""
 
 import asyncio
 import json
@@ -150,7 +150,7 @@ class Server:
 
 @dataclass
 class Town:
-    """A bank, a command server and a query server on free ports, with all their files in one folder.
+    """A bank, a command server, a query server and a console on free ports, with all their files in one folder.
 
     `certificates` is a folder of `rig.certs`: with it every port speaks TLS, and every client shows a certificate.
     """
@@ -160,6 +160,7 @@ class Town:
     bank: Server = field(init=False)
     command: Server = field(init=False)
     query: Server = field(init=False)
+    console: Server = field(init=False)
 
     def __post_init__(self) -> None:
         tls = {} if self.certificates is None else certs.environment(self.certificates)
@@ -170,6 +171,8 @@ class Town:
         )
         self.command = Server("command_service", tls, self.folder / "command.log")
         self.query = Server("query_service", tls, self.folder / "query.log")
+        asking = {} if self.certificates is None else {"CONSOLE_SERVERS_TLS": str(certs.shop(self.certificates))}
+        self.console = Server("console", asking, self.folder / "console.log")
 
     @property
     def journal(self) -> Path:
@@ -213,6 +216,17 @@ class Town:
             }
         )
 
+    async def start_console(self, **more: str) -> None:
+        """Start the console; again on its own port, if it was started before. Browsers reach it by plain HTTP."""
+        await self.console.start(
+            **{
+                "CONSOLE_LISTEN": self.console.serving.get("listen", free_address()),
+                "CONSOLE_COMMAND": self.command.listen,
+                "CONSOLE_QUERY": self.query.listen,
+                **more,
+            }
+        )
+
     async def operate(self, *arguments: str) -> int:
         """Run one of the operator's commands on the journal and return its exit status. Its output goes to the server's log."""
         with self.command.log.open("ab") as log:
@@ -239,6 +253,6 @@ class Town:
 
     async def __aexit__(self, *_: object) -> None:
         """End all servers that still run."""
-        for server in (self.query, self.command, self.bank):
+        for server in (self.console, self.query, self.command, self.bank):
             if server.is_running:
                 await server.kill()

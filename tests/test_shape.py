@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = ["chargeonce", "chargeonce_client", "chassis", "contract", "command_service", "query_service", "gateway_mock"]
+PRODUCT = [
+    *("chargeonce", "chargeonce_client", "chassis", "console", "contract", "command_service", "query_service"),
+    "gateway_mock",
+]
 HARNESSES = ["judge", "rig", "demo", "bench", "prove"]
 SOURCES = sorted(path for package in PRODUCT for path in (ROOT / package).rglob("*.py"))
 ALL = [*SOURCES, *sorted(path for package in HARNESSES for path in (ROOT / package).rglob("*.py"))]

@@ -1,0 +1,1 @@
+"""The pages: a module for each, and what they share in `parts`."""

@@ -1,0 +1,80 @@
+"""Reconciliation in a real browser: by the bank's own statement, and by a CSV file."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from playwright.async_api import Browser, expect
+
+from rig.world import a_request
+from tests.console.site import PATIENT_MILLISECONDS, Site, a_person, needs_chromium
+
+pytestmark = needs_chromium
+
+# The server compares at the lowest priority: on a busy machine that waits for everything else.
+LONGER = 8 * PATIENT_MILLISECONDS
+SCRIPT = "<script>alert(1)</script>"
+MAPPING = """
+currency = "EUR"
+[columns]
+reference = "ref"
+amount = "amount"
+time = "at"
+"""
+
+
+async def test_a_day_that_is_equal_on_both_sides_is_balanced(site: Site, chromium: Browser) -> None:
+    await site.charge(a_request("order-1"))
+    async with a_person(site.url, chromium) as person:
+        await person.goes("/reconciliation")
+        await person.page.get_by_role("button", name="Compare").click()
+        await person.sees("balanced", LONGER)
+        await expect(person.page.locator("#progress")).to_contain_text("0 differences")
+        await expect(person.page.locator("#sums")).to_be_visible()
+        assert await person.barriers() == []
+        await person.page.get_by_role("link", name="All reconciliations").click()
+        await expect(person.page.locator("#reconciled")).to_contain_text("balanced")
+        await person.goes("/")
+        await expect(person.page.locator("#reconciled")).to_contain_text("balanced")
+
+
+async def test_a_csv_file_is_compared_and_its_differences_lead_to_the_charges(
+    site: Site, chromium: Browser, tmp_path: Path
+) -> None:
+    answer = await site.charge(a_request("order-1"))
+    at = (datetime.now(UTC) - timedelta(minutes=10)).isoformat()  # the last minute is not compared
+    (tmp_path / "statement.csv").write_text(f"ref,amount,at\n{answer.charge_id},99.00,{at}\n{SCRIPT},1.00,{at}\n")
+    async with a_person(site.url, chromium) as person:
+        await person.goes("/reconciliation")
+        await person.page.get_by_text("By a CSV file").click()
+        await person.page.get_by_label("The file").set_input_files(tmp_path / "statement.csv")
+        await person.page.get_by_label("Its mapping, in TOML").fill(MAPPING)
+        await person.page.get_by_role("button", name="Compare").click()
+        await person.sees("not balanced", LONGER)
+        findings = person.page.locator("#findings")
+        for said in ("amount differs", "99.00 EUR", "missing here", SCRIPT):
+            await expect(findings).to_contain_text(said)
+        await expect(person.page.locator("#sums")).to_contain_text("differs")
+        assert await person.barriers() == []
+        await findings.get_by_role("link", name=answer.charge_id).first.click()
+        await expect(person.page.get_by_role("heading", name="Charge order-1")).to_be_visible()
+
+
+async def test_what_cannot_be_compared_is_refused_in_words(site: Site, chromium: Browser, tmp_path: Path) -> None:
+    async with a_person(site.url, chromium, may_fail=True) as person:
+        await person.goes("/reconciliation")
+        await person.page.get_by_label("From the day").fill("2026-12-01")
+        await person.page.get_by_label("Before the day").fill("2026-11-01")
+        await person.page.get_by_role("button", name="Compare").click()
+        await person.sees("It needs a first moment, and a later one before which it ends.")
+        await person.goes("/reconciliation")
+        await person.page.get_by_label("Bank, empty").fill("nobodys")
+        await person.page.get_by_role("button", name="Compare").click()
+        await expect(person.page.locator("#progress .error")).to_be_visible(timeout=LONGER)
+        (tmp_path / "statement.csv").write_text("no,such,columns\n")
+        await person.goes("/reconciliation")
+        await person.page.get_by_text("By a CSV file").click()
+        await person.page.get_by_label("The file").set_input_files(tmp_path / "statement.csv")
+        await person.page.get_by_label("Its mapping, in TOML").fill(MAPPING)
+        await person.page.get_by_role("button", name="Compare").click()
+        await expect(person.page.locator("#progress .error")).to_be_visible(timeout=LONGER)
+        assert "Traceback" not in await person.page.locator("body").inner_text()
