@@ -100,6 +100,21 @@ async def test_each_operation_of_a_charge_has_attempts_of_its_own(world: World) 
     await waiting
 
 
+async def test_a_void_that_goes_on_has_attempts_of_its_own(world: World) -> None:
+    """In the same run: those at the hold that it was to call off are not counted with its own."""
+    request = a_hold()
+    await world.trouble("execute", "error_after", times=ALWAYS)
+    await world.pending(request)
+    await in_vain(world, id_of(request), 2)
+    await world.trouble("token", "error_before", times=ALWAYS)
+    waiting = asyncio.create_task(world.void(id_of(request)))
+    await until(lambda: "authorized" in world.story(request))
+    told = await in_vain(world, id_of(request), 1)
+    assert told.bank_calls == told.in_vain
+    await world.referee.no_more_trouble()
+    await waiting
+
+
 async def test_a_restart_forgets_the_attempts_and_says_since_when_it_remembers(world: World) -> None:
     """So nobody takes a count from the restart for the whole one."""
     request = a_request()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import AnswerKind, Card, DeclineReason
 from charging.v1.operator_pb2 import GetServerStatusRequest, ListReconciliationsRequest
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
@@ -60,15 +61,17 @@ def world(desk: DeskWorld) -> World:
 
 # ---------------------------------------------------------------- try now
 async def test_a_charge_that_waits_is_tried_at_once(desk: DeskWorld, world: World) -> None:
-    """The step is in its history, with the operator and the reason."""
-    await world.trouble("execute", **LATER)
-    request = a_request()
-    await world.pending(request)
-    await until(lambda: world.asked(request))
+    """The step is in its history, with the operator and the reason. One that waited before it goes on waiting."""
+    waiting, request = a_request(), a_request()
+    for each in (waiting, request):
+        await world.trouble("execute", reference=id_of(each), **LATER)
+        await world.pending(each)
+        await until(lambda each=each: _has_executed(world, each))  # type: ignore[misc]
     calls = len(await world.asked(request))
     outcome = await desk.ann.try_now(id_of(request))
     assert (outcome.charge_id, outcome.held_back) == (id_of(request), False)
     assert (await world.charge(request)).status == CHARGED
+    assert world.story(waiting) == ["charge_requested", "token_issued"]
     assert len(await world.asked(request)) == calls + 1
     assert world.story(request) == ["charge_requested", "token_issued", "try_requested", "charged"]
     tried = world.events(request)[2].try_requested
@@ -490,6 +493,10 @@ async def test_an_open_server_has_one_person_only(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what a test asks
 async def _executes(world: World) -> list[str]:
     return [call["path"] for call in await world.referee.calls() if call["path"].endswith("/execute")]
+
+
+async def _has_executed(world: World, request: ChargeRequest) -> bool:
+    return "execute" in await world.asked(request)
 
 
 async def _more(asked: Awaitable[list[str]], than: int) -> bool:

@@ -31,8 +31,8 @@ NEW_FIELD_IN_AN_ANSWER = ("command", r"  CustomerAction action = 11;", r"\g<0>\n
 NEW_STATUS = ("common", r"  CHARGE_STATUS_REQUIRES_ACTION = 11;", r"\g<0>\n  // Later.\n  CHARGE_STATUS_LATER = 12;")
 NEW_EVENT = (
     "journal",
-    r"    ActionRequired action_required = 20;",
-    r"\g<0>\n    // Later.\n    ChargeCalledOff later = 21;",
+    r"    ResolutionApproved resolution_approved = 26;",
+    r"\g<0>\n    // Later.\n    ChargeCalledOff later = 27;",
 )
 ALLOWED = {
     "a new field in a request": NEW_FIELD,

@@ -171,6 +171,7 @@ async def test_the_tenant_comes_first_in_every_key_and_index_but_one(tmp_path: P
         "charge",
         "operation",
         "entry",
+        "step",
         "summary",
         "totals",
         "checkpoint",
