@@ -79,9 +79,12 @@ def _told(labels: Sequence[str], values: Sequence[str]) -> dict[str, str]:
 class Counter:
     """Counts what happens, since the process's start. Its name ends in _total."""
 
-    def __init__(self, name: str, text: str, labels: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, text: str, labels: tuple[str, ...] = (), known: Sequence[tuple[str, ...]] = ()
+    ) -> None:
+        """`known` are values of the labels that are told from the start, as 0: of others a rate misses the first one."""
         self.description = Description(name, "counter", text, labels)
-        self._counts: dict[tuple[str, ...], int] = {} if labels else {(): 0}
+        self._counts: dict[tuple[str, ...], int] = dict.fromkeys(known if labels else [()], 0)
 
     def add(self, *values: str, count: int = 1) -> None:
         """Count, under the values of the labels."""
@@ -99,17 +102,11 @@ class Counter:
 class Classes:
     """How many of what was measured fell into each class: up to its bound, and in the last one all that was more."""
 
-    __slots__ = ("_bounds", "counts", "total")
+    __slots__ = ("counts", "total")
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
+    def __init__(self, count: int) -> None:
+        self.counts = [0] * count
         self.total = 0.0
-
-    def note(self, measured: float) -> None:
-        """Count one."""
-        self.counts[bisect_left(self._bounds, measured)] += 1
-        self.total += measured
 
 
 class Histogram:
@@ -117,14 +114,16 @@ class Histogram:
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...], labels: tuple[str, ...] = ()) -> None:
         self.description = Description(name, "histogram", text, labels, bounds)
-        self._children: dict[tuple[str, ...], Classes] = {} if labels else {(): Classes(bounds)}
+        self._bounds = bounds
+        self._children: dict[tuple[str, ...], Classes] = {} if labels else {(): Classes(len(bounds) + 1)}
 
     def note(self, measured: float, values: tuple[str, ...] = ()) -> None:
         """Count one, under the values of the labels."""
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = Classes(self.description.bounds)
-        child.note(measured)
+            child = self._children[values] = Classes(len(self._bounds) + 1)
+        child.counts[bisect_left(self._bounds, measured)] += 1
+        child.total += measured
 
     def items(self) -> Iterable[tuple[tuple[str, ...], Classes]]:
         """Return the classes by the values of the labels."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chassis.instruments import Histogram
-from chassis.tracing import HEADER, Inside, Span, Tracer, current
+from chassis.tracing import HEADER, Inside, Span, Tracer, current, is_context
 
 # From an answer out of memory to the longest wait that a client may have.
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -51,12 +51,16 @@ class Work:
         return Piece(self, self.tracer.of_call(name, sent))
 
     def after(self, context: str) -> "Piece":
-        """Return a piece in a trace of its own, which links to the one of a context; in none if it is empty."""
-        return Piece(self, self.tracer.after(self.name, context) if self.tracer is not None and context else None)
+        """Return a piece in a trace of its own, which links to the one of a stored context; in none if it is none."""
+        if self.tracer is None or not is_context(context):
+            return Piece(self)
+        return Piece(self, self.tracer.after(self.name, context))
 
     def below(self, context: str) -> "Piece":
-        """Return a piece in the trace of a context that was stored; in none if it is empty."""
-        return Piece(self, self.tracer.within(self.name, context) if self.tracer is not None and context else None)
+        """Return a piece in the trace of a stored context; in none if it is none."""
+        if self.tracer is None or not is_context(context):
+            return Piece(self)
+        return Piece(self, self.tracer.within(self.name, context))
 
 
 def calls_observed(clock: Callable[[], float], tracer: Tracer | None = None) -> Work:
@@ -85,7 +89,8 @@ class Piece:
                 self._span = work.tracer.within(work.name, context)
             if self._span is not None:
                 self._inside = Inside(self._span)
-        self._began = work.clock()
+        if work.durations is not None:
+            self._began = work.clock()
         return self
 
     def __exit__(self, kind: Any, error: object, traceback: object) -> None:

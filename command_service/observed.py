@@ -33,7 +33,10 @@ class Observed:
         self.appends = Work("append", None, clock, tracer)
         self.commit_records = Histogram("journal_commit_records", "Records of a commit", COMMIT_RECORDS)
         self.commit_failures = Counter(
-            "journal_commit_failures_total", "Commits that stored nothing: full, busy or away", ("why",)
+            "journal_commit_failures_total",
+            "Commits that stored nothing: the disk was full, or another program held the journal",
+            ("why",),
+            known=[("full",), ("busy",)],
         )
         self.feed_records = Counter("feed_records_total", "Records sent to readers of the feed, to each reader")
         self.charge_faults = Counter("charge_faults_total", "Times that a fault of ours stopped a charge on its way")
