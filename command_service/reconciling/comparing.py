@@ -96,7 +96,8 @@ class Comparison:
         try:
             with journal.read() as reading:
                 self._progress.journal_head = reading.head.position
-            asyncio.run(self._read_statement(statement))
+            asyncio.run(self._read_statement(statement, spilling))
+            self._books.sort()
             spilling.wait(lambda: self._told(spilling))
             self._told(spilling)
         finally:
@@ -120,7 +121,7 @@ class Comparison:
     def _count(self, kind: FindingKind) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
 
-    async def _read_statement(self, statement: Statement) -> None:
+    async def _read_statement(self, statement: Statement, spilling: Spilling) -> None:
         span, self._kinds = self.asked.span, statement.kinds
         try:
             async for batch in statement.batches(Span(span.begin - MARGIN, span.end + MARGIN)):
@@ -130,7 +131,7 @@ class Comparison:
                         key = self._calendar.day_of(line.at), line.currency_code
                         self._fees[key] = self._fees.get(key, 0) + line.minor_units
                 self._progress.statement_lines += len(batch)
-                self._tell(self._progress)
+                self._told(spilling)
         finally:
             await statement.close()
         self._covers = statement.covers
@@ -206,7 +207,7 @@ class Comparison:
     def _nets(self, terms: Terms) -> Mapping[tuple[int, str], int]:
         nets: dict[tuple[int, str], int] = {}
         for line in self._books.others():
-            if line.kind is LineKind.NET and terms.span.has(line.at):
+            if line.kind == LineKind.NET and terms.span.has(line.at):
                 key = terms.day_of(line.at), line.currency_code
                 nets[key] = nets.get(key, 0) + line.minor_units
         return nets

@@ -113,14 +113,14 @@ NOTHING = Judged((), ())
 def judge(pair: Pair, terms: Terms) -> Judged:
     """Say what a pair means."""
     entry, lines = pair
-    if len(lines) == 1 and entry is not None and entry.state is State.MOVED and _is_equal(entry, lines[0]):
+    if len(lines) == 1 and entry is not None and entry.state == State.MOVED and _is_equal(entry, lines[0]):
         line = lines[0]
         if not terms.span.has(line.at):
             return NOTHING
         effect = _effect(line.kind, line.minor_units)
         return Judged((Sum(terms.day_of(line.at), line.currency_code, 1, effect, effect),), ())
     has_moved, undone = _that_moved(sorted(lines))  # alike, however the statement is sorted
-    if entry is not None and entry.state is State.MOVED and not has_moved:
+    if entry is not None and entry.state == State.MOVED and not has_moved:
         return _without_line(entry, undone, terms)
     sums, findings = list[Sum](), list[Finding]()
     partner = _partner(entry, has_moved)
@@ -128,7 +128,7 @@ def judge(pair: Pair, terms: Terms) -> Judged:
         if not terms.span.has(line.at):
             continue
         day, effect = terms.day_of(line.at), _effect(line.kind, line.minor_units)
-        ours = entry if entry is not None and number == partner and entry.state is State.MOVED else None
+        ours = entry if entry is not None and number == partner and entry.state == State.MOVED else None
         if ours is not None and _is_equal(ours, line):
             sums.append(Sum(day, line.currency_code, 1, effect, effect))
             continue
@@ -138,7 +138,9 @@ def judge(pair: Pair, terms: Terms) -> Judged:
             journal_minor = ours.minor_units
             sums.append(Sum(day, ours.currency_code, 0, 0, _effect(ours.kind, ours.minor_units)))
         kind = _kind(entry, line, is_first=number == partner)
-        findings.append(Finding(kind, day, line.currency_code, line.minor_units, journal_minor, entry, line))
+        findings.append(
+            Finding(kind, day, line.currency_code, line.minor_units, journal_minor, _whole(entry), _whole_line(line))
+        )
     return Judged(sums, findings)
 
 
@@ -147,7 +149,7 @@ def _kind(entry: Entry | None, line: Line, *, is_first: bool) -> FindingKind:
         return FindingKind.TWICE
     if entry is None:
         return FindingKind.MISSING_HERE
-    if entry.state is not State.MOVED:
+    if entry.state != State.MOVED:
         return FindingKind.STATUS_DIFFERS
     is_amount_equal = (entry.minor_units, entry.currency_code) == (line.minor_units, line.currency_code)
     return FindingKind.STATUS_DIFFERS if is_amount_equal else FindingKind.AMOUNT_DIFFERS
@@ -162,11 +164,13 @@ def _without_line(entry: Entry, undone: Line | None, terms: Terms) -> Judged:
         return NOTHING
     day, minor_units = terms.day_of(at), entry.minor_units
     if undone is None and terms.may_be_beyond(entry):
-        return Judged((), (Finding(FindingKind.AT_EDGE, day, entry.currency_code, 0, minor_units, entry, None),))
+        return Judged(
+            (), (Finding(FindingKind.AT_EDGE, day, entry.currency_code, 0, minor_units, _whole(entry), None),)
+        )
     kind = FindingKind.MISSING_AT_BANK if undone is None else FindingKind.STATUS_DIFFERS
     return Judged(
         (Sum(day, entry.currency_code, 0, 0, _effect(entry.kind, minor_units)),),
-        (Finding(kind, day, entry.currency_code, 0, minor_units, entry, undone),),
+        (Finding(kind, day, entry.currency_code, 0, minor_units, _whole(entry), _whole_line(undone)),),
     )
 
 
@@ -194,10 +198,18 @@ def _is_equal(entry: Entry, line: Line) -> bool:
     return (
         entry.minor_units == line.minor_units
         and entry.currency_code == line.currency_code
-        and (entry.kind is line.kind or (line.kind is LineKind.PAYMENT and entry.kind in _PAYMENTS))
+        and (entry.kind == line.kind or (line.kind == LineKind.PAYMENT and entry.kind in _PAYMENTS))
         and (not line.transaction_id or not entry.transaction_id or line.transaction_id == entry.transaction_id)
         and line.has_moved
     )
+
+
+def _whole(entry: Entry | None) -> Entry | None:
+    return entry and entry._replace(kind=LineKind(entry.kind), state=State(entry.state))
+
+
+def _whole_line(line: Line | None) -> Line | None:
+    return line and line._replace(kind=LineKind(line.kind), has_moved=bool(line.has_moved))
 
 
 _PAYMENTS = (LineKind.CHARGE, LineKind.CAPTURE)
