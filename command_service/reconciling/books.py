@@ -12,7 +12,7 @@ from command_service.reconciling.entries import Entry
 
 # Some MB at once.
 ROWS_A_WRITE = 20_000
-CACHE_KILOBYTES = 50_000
+CACHE_KILOBYTES = 25_000
 
 _PRAGMAS = f"""
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA temp_store = FILE;
