@@ -20,6 +20,7 @@ from prove.simulation.disk import Disk
 from prove.simulation.faults import ENDS
 from prove.simulation.host import Process
 from prove.simulation.lines import SILENT_SECONDS
+from prove.simulation.people import People
 from prove.simulation.servers import Servers, newest
 from prove.simulation.stage import Stage
 
@@ -33,12 +34,21 @@ NOT_AUTHENTICATED = DeclineReason.DECLINE_REASON_AUTHENTICATION_REQUIRED
 class Judging:
     """Reads the files of a story's servers, and judges the story."""
 
-    def __init__(self, stage: Stage, banks: Mapping[str, Bank], disk: Disk, servers: Servers, callers: Callers) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        banks: Mapping[str, Bank],
+        disk: Disk,
+        servers: Servers,
+        callers: Callers,
+        people: People | None,
+    ) -> None:
         self._stage = stage
         self._banks = banks
         self._disk = disk
         self._servers = servers
         self._callers = callers
+        self._people = people
         self._records: list[Record] = []
         self._views: list[View] = []
 
@@ -114,6 +124,8 @@ class Judging:
         for view in self._views[1:]:
             found += check(Observed(self._records, view=view, is_at_rest=servers.is_ending))
         found += [*self._unfair_ends(), *self._customers()]
+        if self._people is not None:
+            found += self._people.violations(self._records)
         found += [
             Violation("I9", f"position {later.position}", "recorded before the record before it")
             for earlier, later in itertools.pairwise(self._records)
