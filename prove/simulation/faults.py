@@ -104,8 +104,8 @@ STRIPES = {"saved_error": 0.2, "late_confirm": 0.9}
 # The mistakes of operators: the highest weights, of which a story of operators has one kind or another.
 PEOPLE = {
     "people_wrong_verdict": 0.5,
-    "people_wrong_transaction": 0.4,
-    "people_other_transaction": 0.4,
+    "people_wrong_transaction": 0.6,
+    "people_other_transaction": 0.6,
     "people_own_approval": 0.7,
     "people_old_proposal": 0.5,
     "people_insist": 0.9,

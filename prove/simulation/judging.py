@@ -28,6 +28,7 @@ from prove.simulation.stage import Stage
 # server's own, and two that look after the journal's store and follow its head. Beside these, the command server has one for
 # each reader of the feed. With a database there are two more, for others' records and for leases, and two that wait for news.
 STANDING_OF_QUERIES, STANDING_OF_COMMANDS, STANDING_OF_DATABASE = 2, 3, 4
+FOUND_NOT_EXECUTED = DeclineReason.DECLINE_REASON_FOUND_NOT_EXECUTED
 NOT_AUTHENTICATED = DeclineReason.DECLINE_REASON_AUTHENTICATION_REQUIRED
 
 
@@ -192,10 +193,12 @@ class Judging:
         """A charge goes into review only if the bank lied about it, or its tokens kept expiring.
 
         Nor is it refused for good unless the bank lied about it, or knows no such card. And we ask for nothing that the bank's
-        own book does not allow, but that its hold may have lapsed.
+        own book does not allow, but that its hold may have lapsed, or that people have judged against its word.
         """
         found, requested, is_taken = [], dict[str, ChargeRequested](), dict[str, bool]()
-        lied_about = set[str]().union(*(bank.lied_about for bank in self._banks.values()))
+        excused = set[str]().union(*(bank.lied_about for bank in self._banks.values()))
+        if self._people is not None:
+            excused |= self._people.misjudged
         for record in self._records:
             event = Event.FromString(record.event)
             kind = event.WhichOneof("kind")
@@ -211,14 +214,15 @@ class Judging:
                 is_taken[record.charge_id] = bank.takes(kind, is_whole=is_whole, is_final=is_final)
             if kind in ENDS:
                 self._stage.dice.met(str(kind))
-            if record.charge_id in lied_about:
+            if record.charge_id in excused:
                 continue
             where = f"charge {record.charge_id}, position {record.position}"
             is_refused = event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED
             if is_refused and charge.card.token in bank.cards:
                 found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
             is_declined = kind == "operation_declined" and is_taken[record.charge_id]
-            if is_declined and event.operation_declined.reason not in bank.declines:
+            reason = event.operation_declined.reason
+            if is_declined and reason not in (*bank.declines, FOUND_NOT_EXECUTED):
                 found.append(Violation("I17", where, "the bank refused it, and not because of the card"))
             kept_expiring = event.review_required.reason == ReviewReason.REVIEW_REASON_TOKENS_KEEP_EXPIRING
             if kind == "review_required" and not kept_expiring:

@@ -53,6 +53,8 @@ class Overview:
         list(stream.take(record, kind, event))
         if kind in STEPS:
             self.stage.dice.met(kind)
+        if kind in ("try_requested", "let_go"):
+            self.stage.tried_at[charge_id] = self.stage.loop.time()
         if kind in ("resolution_rejected", "resolution_approved"):
             self.closed.setdefault(charge_id, []).append(getattr(event, kind).proposal)
         if kind == "resolution_approved":

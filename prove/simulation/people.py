@@ -22,6 +22,7 @@ from charging.v1.operator_pb2 import (
 from chassis.caller import Caller
 from chassis.refusals import Refusal
 from judge.history import Record, Violation
+from judge.settlement import given_away, operations_of
 from judge.streams import Stream
 from prove.simulation.bank import Bank
 from prove.simulation.host import OPERATORS
@@ -176,7 +177,7 @@ class People:
             return _executed(mind.choice(others))
         if is_executed and dice.fires("people_wrong_transaction"):
             return _executed(truth["transaction_id"] + "-x")
-        if is_executed and operation.kind in ("charge", "capture") and mind.random() < 0.2:
+        if is_executed and operation.kind in ("charge", "capture") and mind.random() < 0.4:
             self._by_hand += 1
             return {**truth, "resolution": REFUNDED, "refund_transaction_id": f"by-hand-{self._by_hand}"}
         return truth
@@ -192,7 +193,7 @@ class People:
             await asyncio.sleep(0.5)
 
     async def settle(self) -> None:
-        """Resolve what is in review as the ledger says. The bank answers by now: it must be possible, and needs no insisting."""
+        """Resolve what is in review as the ledger says: with a bank that answers it needs no insisting."""
         first, second, *_ = self._callers
         for charge in self._overview.in_review:
             its = {"charge_id": charge.charge_id}
@@ -234,6 +235,20 @@ class People:
         return told
 
     # ------------------------------------------------------------ in the end
+    @property
+    def misjudged(self) -> set[str]:
+        """The charges that people resolved against the bank's word, and those whose transactions they gave to these."""
+        charges = self._overview.charges
+        given = given_away(operations_of(charges))
+        judged = {
+            key for key, it in charges.items() if any(o.verdict and o.verdict.may_be_untrue for o in it.operations)
+        }
+        return judged | {
+            key
+            for key, it in charges.items()
+            if it.opening is not None and it.opening.ending and it.opening.transaction_id in given
+        }
+
     def violations(self, records: Sequence[Record]) -> Iterator[Violation]:
         """I7, I15: what operators were told is durable, and is so. `records` is the journal in the end."""
         for who, request, told in self._taken:

@@ -35,8 +35,10 @@ STORIES_WITH_SALES = 0.6
 SHARED = 1_000_000
 # From this seed on a story is of banks of every shape, alone or two together, and of customers who take their step or do not.
 BANKS = 2_000_000
-# From this seed on operators are at the desk too: in the stories of one server, of several, and of banks of every shape, in turn.
+# From this seed on operators are at the desk too: at one server, at several, and with banks of every shape, in turn.
 PEOPLE_FROM = 3_000_000
+# To believe a refusal takes an adapter up to six calls, in one of its own. A bank refuses what rests on an untrue resolution.
+SIX_CALLS_SECONDS = 2.0
 STORIES_WITHOUT_LEASES = 1 / 8
 RESTORED_STORIES = 0.25
 STORIES_OF_FORGOTTEN_KEYS = 0.3
@@ -231,6 +233,7 @@ def _with_operators(plan: Plan) -> Plan:
     return replace(
         plan,
         weights=weights,
+        bank_timeout_seconds=max(plan.bank_timeout_seconds, SIX_CALLS_SECONDS),
         operators=chance.choice((2, 2, 3)),
         operators_pause_seconds=chance.choice((0.3, 1.0, 1.0, 3.0)),
         settles=chance.random() < 0.5,
