@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE
+from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE, WRONG_END
 
 # Faults of single calls, commits and messages, each with the highest weight that still lets stories come to something.
 CALL_FAULTS = {
@@ -115,7 +115,7 @@ PEOPLE = {
 # What brings charges into review: more of it where operators are to have something to do.
 FOR_REVIEWS = {
     **{"contradict": 0.6, "mixed_up": 0.6, "wrong_kind": 0.4, "wrong_amount": 0.4, "wrong_reference": 0.4},
-    **{"wrong_token": 0.4, "wrong_card": 0.4, "wrong_currency": 0.4, "expire_token": 0.3},
+    **{"wrong_token": 0.4, "wrong_card": 0.4, "wrong_currency": 0.4, "expire_token": 0.3, WRONG_END: 0.95},
 }
 # What operators did, by the journal.
 OF_PEOPLE = (
@@ -125,4 +125,4 @@ OF_PEOPLE = (
 BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
 OF_BANKS = (*CUSTOMERS, "customer_confirms", "bank_silent", "key_forgotten", "charge_lost", "away_after", *STRIPES)
 OF_DATABASE = (*DATABASE_FAULTS, *DATABASE_SEQUELS, *DATABASE_WEATHER)
-KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *OF_DATABASE, *OF_BANKS, *CLIENTS, *ENDS, *PEOPLE, *OF_PEOPLE)
+KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *OF_DATABASE, *OF_BANKS, *CLIENTS, *ENDS, *PEOPLE, *OF_PEOPLE, WRONG_END)
