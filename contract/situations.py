@@ -79,8 +79,10 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "ChargeonceAwaitingApproval",
     ),
     Situation.SITUATION_ABANDONED: Row(
-        "The bank could not be reached in time, so it is given up. No money has moved and none will.",
-        "Nothing has to be repaired. If the customer still wants to pay, charge under a new key.",
+        "The bank could not be reached in time, so the charge, or its newest capture, void or refund, is given up. That has moved"
+        " no money, and never will.",
+        "Nothing has to be repaired. Ask for the same once more under a new key if it is still wanted: for a capture, void or"
+        " refund of this same charge; or for the charge, unless the customer has paid under another key since.",
         "ChargeonceAbandoned",
     ),
     Situation.SITUATION_BANK_MISSING: Row(
