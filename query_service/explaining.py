@@ -407,7 +407,7 @@ class _Telling:
             yield self._following(REFUND, "Refund", "refund", f"Gives back up to {self._money(left)}.")
 
     def _following(self, kind: OperationKind.ValueType, method: str, role: str, text: str) -> PossibleAction:
-        """An operation that may follow. If one of this kind was given up, the same once more: without an amount it is of all."""
+        """An operation that may follow: if one of this kind was given up, that once more, since no amount would mean all."""
         newest, word = self._charge.operations[-1], _NOUNS[kind]
         if newest.kind != kind or newest.status != OperationStatus.OPERATION_STATUS_ABANDONED:
             return self._command(method, role, text, word)
