@@ -32,9 +32,9 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "Wait: it goes on by itself.",
     ),
     Situation.SITUATION_BANK_SILENT: Row(
-        "The bank does not answer the request for a token. No money has moved.",
-        "Look at the bank. The service asks again by itself, and gives the charge up when its time is over. Never charge the"
-        " order under another key before this one is abandoned.",
+        "The bank does not answer the request for a token. No money has moved for it.",
+        "Look at the bank. The service asks again by itself, and gives up when its time is over. Never charge the order, or ask"
+        " for this refund or capture, under another key before this one is abandoned.",
         "ChargeonceBankSilent",
     ),
     Situation.SITUATION_EXECUTION_UNKNOWN: Row(
@@ -50,12 +50,14 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_BANK_SLOW: Row(
         "The bank says that it is still working on it.",
-        "Ask the bank about its reference. The service goes on asking by itself.",
+        "Ask the bank about its reference. The service goes on asking by itself. Do not refund and do not charge again before"
+        " it is decided.",
         "ChargeonceBankSlow",
     ),
     Situation.SITUATION_CALLING_OFF: Row(
         "It is being called off, and the bank has not said yet that its transaction is closed.",
-        "Look at the bank. The service goes on by itself; until the bank's answer the money may have moved.",
+        "Look at the bank. The service goes on by itself; until the bank's answer the money may have moved. Do not charge again"
+        " before it is decided.",
         "ChargeonceCallingOff",
     ),
     Situation.SITUATION_AWAITING_CUSTOMER: Row(
@@ -65,7 +67,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_HELD_BACK: Row(
         "An operator holds it back, so no step is taken at the bank.",
-        "Read the reason in its history. Let it go when the reason is over.",
+        "Read the reason in its history. Let it go when the reason is over. A step before that may have moved the money: do not"
+        " charge again before it is decided.",
         "ChargeonceHeldBack",
     ),
     Situation.SITUATION_IN_REVIEW: Row(
@@ -79,13 +82,16 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "ChargeonceAwaitingApproval",
     ),
     Situation.SITUATION_ABANDONED: Row(
-        "The bank could not be reached in time, so it is given up. No money has moved and none will.",
-        "Nothing has to be repaired. If the customer still wants to pay, charge under a new key.",
+        "The bank could not be reached in time, so the charge, or its newest capture, void or refund, is given up: it has moved"
+        " no money, and never will.",
+        "Nothing has to be repaired. Ask for the same once more under a new key if it is still wanted: for a capture, void or"
+        " refund of this same charge; or for the charge, unless the customer has paid under another key since.",
         "ChargeonceAbandoned",
     ),
     Situation.SITUATION_BANK_MISSING: Row(
         "It is at a bank that no setting names, so nobody can ask that bank.",
-        "Put the bank back into the banks' file and restart the server. The charge then goes on by itself.",
+        "Put the same bank back into the banks' file, with the same account, and restart the server. The charge then goes on by"
+        " itself. The money may have moved: do not charge again at another bank.",
         "ChargeonceBankMissing",
     ),
     Situation.SITUATION_HOLD_ENDING: Row(
@@ -95,13 +101,15 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_SERVER_AWAY: Row(
         "It is not decided, and no command server can be asked about it.",
-        "Start the command server. It goes on with every unfinished charge by itself.",
+        "Start the command server over the same journal. It goes on with every unfinished charge by itself. Do not charge again"
+        " elsewhere meanwhile.",
         "ChargeonceServerAway",
     ),
     Situation.SITUATION_STOPPED: Row(
         "It is not decided, and the command server has stopped at it by a fault of its own.",
-        "Read the server's log for the charge's id. If the journal is damaged, restore a backup before you restart the server:"
-        " it does not start over damage. Once it has started, it goes on with every unfinished charge by itself.",
+        "Read the server's log for the charge's id. If the journal is damaged, `chargeonce journal restore` a backup before you"
+        " restart the server: it does not start over damage. Once it has started, it goes on with every unfinished charge by"
+        " itself. Do not charge again elsewhere meanwhile.",
         "ChargeonceStopped",
     ),
 }
@@ -123,8 +131,11 @@ def situation_under_way(
 ) -> Situation.ValueType:
     """Return the situation of a charge under way at a stage, of which at least one attempt at its step has been in vain.
 
-    `last_answer` is the bank's to that attempt.
+    `last_answer` is the bank's to that attempt. It may have come to rest meanwhile, as by another server of a cluster.
     """
+    if stage not in _WITHOUT_ANSWER:
+        is_in_review = stage == ChargeStage.CHARGE_STAGE_IN_REVIEW
+        return Situation.SITUATION_IN_REVIEW if is_in_review else Situation.SITUATION_DECIDED
     if is_held_back:
         return Situation.SITUATION_HELD_BACK
     if not is_bank_configured:
