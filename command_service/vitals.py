@@ -12,7 +12,7 @@ from chassis.instruments import By, Figures, Gauge
 from chassis.shares import Shares
 from command_service.attempts import situation_of
 from command_service.bank.lines import Lines
-from command_service.charge import Charge
+from command_service.charge import Charge, is_at_rest
 from command_service.feed import Feed
 from command_service.journal import Journal
 from command_service.operation import awaits_customer
@@ -70,7 +70,9 @@ GAUGES: Mapping[str, Gauge] = MappingProxyType(
         ),
         "unfinished_charges": Gauge("Charges on their way"),
         "charges_awaiting_customer": Gauge("Charges on their way whose customer the bank waits for"),
-        "charges_needing_attention": Gauge("Charges unfinished for too long, or at a bank that no setting names"),
+        "charges_needing_attention": Gauge(
+            "Charges unfinished for too long, or at a bank that no setting names; without those held back"
+        ),
         "stuck_charges": Gauge(
             "Charges on their way that are in this situation for longer than COMMAND_ATTENTION_AFTER_SECONDS; those held "
             "back or at a bank that no setting names, at once",
@@ -96,26 +98,25 @@ GAUGES: Mapping[str, Gauge] = MappingProxyType(
 def vitals(watched: Watched, *, now: int, attention_after_seconds: float) -> Vitals:
     """Take the figures. `now` is in microseconds since 1970."""
     runner, lines, journal = watched.runner, watched.lines, watched.journal
-    runs = runner.runs()
-    charges = [_charge(run) for run in runs]
+    # Another server that shares the journal may have brought a charge to rest whose step at the bank we await still.
+    on_their_way = {run: charge for run in runner.runs() if not is_at_rest(charge := _charge(run))}
+    charges = on_their_way.values()
     # People take their time. At a bank that no setting names nobody sees whether they have.
     unhindered = [it for it in charges if not awaits_customer(it.newest) or not lines.lead_to(it.request.bank)]
-    ages = [age_seconds(charge, now) for charge in unhindered]
+    left_alone = [it for it in unhindered if not it.desk.is_held_back]
     stuck = Counter(
         situation
-        for run, charge in zip(runs, charges, strict=True)
+        for run, charge in on_their_way.items()
         if (situation := _situation(run, charge, lines)) in _SITUATIONS
         and (situation in _AT_ONCE or age_seconds(charge, now) > attention_after_seconds)
     )
     return Vitals(
-        oldest_unfinished_seconds=max(
-            (age for charge, age in zip(unhindered, ages, strict=True) if not charge.desk.is_held_back), default=0.0
-        ),
+        oldest_unfinished_seconds=max((age_seconds(charge, now) for charge in left_alone), default=0.0),
         unfinished_charges=len(charges),
         charges_awaiting_customer=len(charges) - len(unhindered),
         charges_needing_attention=sum(
-            age > attention_after_seconds or not lines.lead_to(charge.request.bank)
-            for charge, age in zip(unhindered, ages, strict=True)
+            age_seconds(charge, now) > attention_after_seconds or not lines.lead_to(charge.request.bank)
+            for charge in left_alone
         ),
         stuck_charges={name: stuck[situation] for situation, name in _SITUATIONS.items()},
         stopped_charges=runner.stopped,

@@ -161,6 +161,8 @@ def _said(point: _Point, x: int) -> Child:
     if entry.actor and (entry.event in DESK_EVENTS or entry.event.endswith("Requested")):
         actor = entry.actor if len(entry.actor) <= 28 else f"{entry.actor[:27]}…"
         details.append(f"by {actor}")
+    if entry.contradicts_bank:
+        details.append("without the bank's word")
     return [
         tag.text(event_words(entry.event), x=x, y=f"{y:.0f}"),
         tag.text(" · ".join(details), x=x, y=f"{y + 14:.0f}", class_="aside"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from chargeonce_client import CallFailed, Charge, ChargeStatus, ListChargesResponse
+from chargeonce_client import CallFailed, Charge, ListChargesResponse, OperationStatus
 from charging.v1.query_pb2 import ChargeStage, ExplainChargeRequest, ListChargesRequest, Situation
 from console import words
 from console.servers import Asker
@@ -92,7 +92,7 @@ def _counts(stage: ChargeStage.ValueType, charge: Charge, now: datetime) -> bool
             return charge.held_back
         case ChargeStage.CHARGE_STAGE_ABANDONED:
             return (
-                charge.status == ChargeStatus.CHARGE_STATUS_ABANDONED
+                charge.operations[-1].status == OperationStatus.OPERATION_STATUS_ABANDONED
                 and now - charge.stage_since.ToDatetime(UTC) < RECENT
             )
         case ChargeStage.CHARGE_STAGE_HOLDING:

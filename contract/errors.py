@@ -129,7 +129,7 @@ _COMMANDS: Mapping[Reason, Row] = {
     Reason.TOO_MANY_OPERATIONS: Row(
         StatusCode.FAILED_PRECONDITION,
         "DO_NOT_RETRY",
-        "the charge has as many operations as it may have, and nothing was stored",
+        "the charge has as many operations, or steps of operators, as it may have, and nothing was stored",
     ),
     Reason.NOT_AT_THE_DESK: Row(
         StatusCode.FAILED_PRECONDITION,

@@ -79,8 +79,10 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "ChargeonceAwaitingApproval",
     ),
     Situation.SITUATION_ABANDONED: Row(
-        "The bank could not be reached in time, so it is given up. No money has moved and none will.",
-        "Nothing has to be repaired. If the customer still wants to pay, charge under a new key.",
+        "The bank could not be reached in time, so the charge, or its newest capture, void or refund, is given up: it has moved"
+        " no money, and never will.",
+        "Nothing has to be repaired. Ask for the same once more under a new key if it is still wanted: for a capture, void or"
+        " refund of this same charge; or for the charge, unless the customer has paid under another key since.",
         "ChargeonceAbandoned",
     ),
     Situation.SITUATION_BANK_MISSING: Row(
@@ -123,8 +125,11 @@ def situation_under_way(
 ) -> Situation.ValueType:
     """Return the situation of a charge under way at a stage, of which at least one attempt at its step has been in vain.
 
-    `last_answer` is the bank's to that attempt.
+    `last_answer` is the bank's to that attempt. It may have come to rest meanwhile, as by another server of a cluster.
     """
+    if stage not in _WITHOUT_ANSWER:
+        is_in_review = stage == ChargeStage.CHARGE_STAGE_IN_REVIEW
+        return Situation.SITUATION_IN_REVIEW if is_in_review else Situation.SITUATION_DECIDED
     if is_held_back:
         return Situation.SITUATION_HELD_BACK
     if not is_bank_configured:

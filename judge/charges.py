@@ -125,6 +125,8 @@ class Charge:
                 **{name: getattr(record, name) for name in ("version", "position", "recorded_at")},
                 **{name: getattr(content, name) for name in ("actor", "reason")},
                 **{name: getattr(said, name) for name in _PROPOSAL},
+                "bank_said": getattr(content, "bank_said", 0),  # of an approval
+                "contradicts_bank": int(getattr(content, "contradicts_bank", False)),
             }
         )
         if kind in ("held_back", "let_go"):
@@ -208,6 +210,7 @@ class Charge:
             "status": self._status(captured, refunded, held),
             "action_url": "" if action is None else action.url,
             "action_expires_at": 0 if action is None else action.expires_at.ToMicroseconds(),
+            "given_up": int(self.operations[-1]["status"] == _STATUS.OPERATION_STATUS_ABANDONED),
         }
 
     def _stage(self) -> int:

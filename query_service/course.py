@@ -70,7 +70,7 @@ from query_service.words import (
 _OFF_SESSION = Charge._fields.index("off_session")
 
 _REQUESTED_AT = Operation._fields.index("requested_at")
-_NO_PROPOSAL = journal_pb2.ResolutionProposed()
+_NO_PROPOSAL, _NO_APPROVAL = journal_pb2.ResolutionProposed(), journal_pb2.ResolutionApproved()
 
 Requested = journal_pb2.CaptureRequested | journal_pb2.VoidRequested | journal_pb2.RefundRequested
 
@@ -234,6 +234,7 @@ class Course:
             self.held_back,
             self.proposal,
             self.proposed_by,
+            int(self.operations[-1].status == GIVEN_UP),
         )
 
     def move(self, name: EventName, event: journal_pb2.Event, record: Record) -> int:
@@ -290,6 +291,7 @@ class Course:
         """Make the row of an operator's step."""
         step: Any = getattr(event, name)
         said = event.resolution_proposed if name == "resolution_proposed" else _NO_PROPOSAL
+        found = event.resolution_approved if name == "resolution_approved" else _NO_APPROVAL
         return Step(
             self.tenant,
             self.requested_position,
@@ -302,6 +304,8 @@ class Course:
             said.transaction_id,
             said.refund_transaction_id,
             said.evidence,
+            found.bank_said,
+            int(found.contradicts_bank),
         )
 
     def _at_the_desk(self, name: DeskStepName, event: journal_pb2.Event, position: int) -> OperationCourse:

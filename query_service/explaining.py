@@ -89,11 +89,11 @@ def situation_of(charge: Charge, asked: Asked, *, now: int) -> Situation.ValueTy
         has_proposal = charge.HasField("proposal")
         return Situation.SITUATION_AWAITING_APPROVAL if has_proposal else Situation.SITUATION_IN_REVIEW
     if charge.stage not in UNDER_WAY:
-        if charge.status == ChargeStatus.CHARGE_STATUS_ABANDONED:
-            return Situation.SITUATION_ABANDONED
         lapses_at = charge.hold_expires_at.ToMicroseconds()
-        is_ending = 0 < lapses_at < now + DAY_MICROSECONDS
-        return Situation.SITUATION_HOLD_ENDING if is_ending else Situation.SITUATION_DECIDED
+        if 0 < lapses_at < now + DAY_MICROSECONDS:  # it is urgent, whatever was given up besides
+            return Situation.SITUATION_HOLD_ENDING
+        is_given_up = charge.operations[-1].status == OperationStatus.OPERATION_STATUS_ABANDONED
+        return Situation.SITUATION_ABANDONED if is_given_up else Situation.SITUATION_DECIDED
     if asked.is_away:
         return Situation.SITUATION_SERVER_AWAY
     if asked.is_stopped:
@@ -141,6 +141,11 @@ _FOUND: Mapping[Resolution.ValueType, str] = {
     Resolution.RESOLUTION_EXECUTED: "the bank executed it",
     Resolution.RESOLUTION_NOT_EXECUTED: "the bank did not execute it",
     Resolution.RESOLUTION_REFUNDED: "the bank executed it and the money has gone back",
+}
+_UNSAID: Mapping[AnswerKind.ValueType, str] = {
+    AnswerKind.ANSWER_KIND_UNSPECIFIED: "was not asked",
+    AnswerKind.ANSWER_KIND_NO_ANSWER: "did not answer",
+    AnswerKind.ANSWER_KIND_NOT_ACCEPTED: "did not accept our credentials",
 }
 _NOTHING = "Nothing."
 _NEXT: Mapping[Situation.ValueType, str] = {
@@ -209,6 +214,7 @@ class _Telling:
                 yield from self._proposed()
         else:
             yield f"The {noun} {_ENDS[operation.status]} at {self._time(self._charge.stage_since)}{self._because(operation)}."
+            yield from self._approved()
             yield from self._book()
 
     @property
@@ -277,6 +283,20 @@ class _Telling:
         yield (
             f"{proposal.actor} proposed at {self._time(proposal.proposed_at)} that {_FOUND[proposal.resolution]} "
             f"(proposal {proposal.proposal})."
+        )
+
+    def _approved(self) -> Iterator[str]:
+        """Tell of the last approval: a charge at rest has one if it was in review, and that of its newest proposal."""
+        approved, proposed = self._newest("ResolutionApproved"), self._newest("ResolutionProposed")
+        if approved is None or proposed is None:
+            return
+        although = ""
+        if approved.contradicts_bank:
+            said = _reason(approved.bank_said, AnswerKind, "ANSWER_KIND_")
+            although = f", although the bank {_UNSAID.get(approved.bank_said, f'said: {said}')}"
+        yield (
+            f"{approved.actor} approved at {self._time(approved.recorded_at)} what {proposed.actor} had proposed, "
+            f"that {_FOUND[proposed.proposal.resolution]}{although}."
         )
 
     def _because(self, operation: Operation) -> str:
@@ -381,10 +401,19 @@ class _Telling:
             yield PossibleAction(method="charging.v1.CommandService/Charge", role="charge", text=text, command=command)
         if charge.held_minor_units:
             held = self._money(charge.held_minor_units)
-            yield self._command("Capture", "charge", f"Moves the {held} that is held.", "capture")
-            yield self._command("Void", "charge", f"Lets the {held} that is held go.", "void")
+            yield self._following(CAPTURE, "Capture", "charge", f"Moves the {held} that is held.")
+            yield self._following(VOID, "Void", "charge", f"Lets the {held} that is held go.")
         if left := charge.captured_minor_units - charge.refunded_minor_units:
-            yield self._command("Refund", "refund", f"Gives back up to {self._money(left)}.", "refund")
+            yield self._following(REFUND, "Refund", "refund", f"Gives back up to {self._money(left)}.")
+
+    def _following(self, kind: OperationKind.ValueType, method: str, role: str, text: str) -> PossibleAction:
+        """An operation that may follow: if one of this kind was given up, that once more, since no amount would mean all."""
+        newest, word = self._charge.operations[-1], _NOUNS[kind]
+        if newest.kind != kind or newest.status != OperationStatus.OPERATION_STATUS_ABANDONED:
+            return self._command(method, role, text, word)
+        text = f"Asks once more, under a new key, for the {word} of {money(newest.amount)} that was given up."
+        options = ("" if kind == VOID else f" {money(newest.amount)}") + " --final" * newest.final
+        return self._command(method, role, text, word, options)
 
     def _desk(
         self, method: str, text: str, word: str, options: str = "", *, not_by: str = "", has_reason: bool = True
@@ -398,9 +427,9 @@ class _Telling:
             command=" ".join(filter(None, words)),
         )
 
-    def _command(self, method: str, role: str, text: str, word: str) -> PossibleAction:
+    def _command(self, method: str, role: str, text: str, word: str, options: str = "") -> PossibleAction:
         method = f"charging.v1.CommandService/{method}"
-        return PossibleAction(method=method, role=role, text=text, command=f"chargeonce {word} {self._name}")
+        return PossibleAction(method=method, role=role, text=text, command=f"chargeonce {word} {self._name}{options}")
 
     @property
     def _name(self) -> str:

@@ -15,7 +15,7 @@ from charging.v1.query_pb2 import ChargeStage, Situation
 from query_service import schema
 from query_service.course import Standing
 from query_service.schema import DAY_MICROSECONDS, Charge, Checkpoint, Entry, Operation, Step, Sum, Totals, Walk
-from query_service.words import ABANDONED, IN_REVIEW
+from query_service.words import IN_REVIEW
 
 END = 2**63 - 1
 """Beyond every position."""
@@ -68,10 +68,9 @@ _OF_STAGE: Mapping[ChargeStage.ValueType, str] = {
     ChargeStage.CHARGE_STAGE_IN_REVIEW: f"status = {IN_REVIEW}",
     ChargeStage.CHARGE_STAGE_UNFINISHED: f"stage > 0 AND stage <> {schema.RESOLVING}",
     ChargeStage.CHARGE_STAGE_HELD_BACK: "stage > 0 AND held_back = 1",
-    ChargeStage.CHARGE_STAGE_ABANDONED: f"status = {ABANDONED}",
+    ChargeStage.CHARGE_STAGE_ABANDONED: "given_up = 1",
     ChargeStage.CHARGE_STAGE_HOLDING: (f"held_minor_units > 0 AND stage = {schema.AT_REST} AND status <> {IN_REVIEW}"),
 }
-_BY_STATUS = (ChargeStage.CHARGE_STAGE_IN_REVIEW, ChargeStage.CHARGE_STAGE_ABANDONED)
 
 
 class ChargeRows(NamedTuple):
@@ -249,7 +248,10 @@ def _walk(conditions: Conditions) -> Walk:
         return Walk.OF_HOLDS_ENDING
     if stage == ChargeStage.CHARGE_STAGE_HOLDING:
         return Walk.OF_HOLDING
-    return Walk.OF_STATUS if conditions.status is not None or stage in _BY_STATUS else Walk.OF_ALL
+    if stage == ChargeStage.CHARGE_STAGE_ABANDONED:
+        return Walk.OF_GIVEN_UP
+    is_of_status = conditions.status is not None or stage == ChargeStage.CHARGE_STAGE_IN_REVIEW
+    return Walk.OF_STATUS if is_of_status else Walk.OF_ALL
 
 
 STUCK_AT_REST = (
@@ -264,10 +266,10 @@ STUCK_AT_REST = (
 def count_stuck(connection: sqlite3.Connection, now: int) -> Mapping[Situation.ValueType, int]:
     """Count the charges of all tenants that are at rest and stuck, by their situation, for the server's own gauges.
 
-    `now` is in microseconds since 1970. Those abandoned count for a day.
+    `now` is in microseconds since 1970. Those of which something was given up count for a day.
     """
     reviews, proposed = connection.execute(schema.COUNT_REVIEWS).fetchone()
-    (abandoned,) = connection.execute(schema.COUNT_ABANDONED, {"since": now - DAY_MICROSECONDS}).fetchone()
+    (abandoned,) = connection.execute(schema.COUNT_GIVEN_UP, {"since": now - DAY_MICROSECONDS}).fetchone()
     ending = count_holds_ending(connection, now + DAY_MICROSECONDS)
     return dict(zip(STUCK_AT_REST, (reviews - proposed, proposed, abandoned, ending), strict=True))
 

@@ -201,8 +201,10 @@ def _entry_of(entry: Entry, operation: Operation, step: Step | None) -> query_pb
         actor=operation.actor if step is None else step.actor,
         reason="" if step is None else step.reason,
     )
-    if step is not None and step.resolution:
-        shown.proposal.CopyFrom(_proposal_of(step))
+    if step is not None:
+        shown.bank_said, shown.contradicts_bank = step.bank_said, bool(step.contradicts_bank)
+        if step.resolution:
+            shown.proposal.CopyFrom(_proposal_of(step))
     return shown
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from charging.v1.command_pb2 import CaptureMode
 from charging.v1.common_pb2 import (
+    AnswerKind,
     ChargeStatus,
     DeclineReason,
     OperationKind,
@@ -25,7 +26,7 @@ from charging.v1.common_pb2 import (
     Resolution,
     ReviewReason,
 )
-from query_service.words import ABANDONED, IN_REVIEW
+from query_service.words import IN_REVIEW
 
 FORMAT: Final = 5
 GENESIS: Final = bytes(32)  # the chain before position 1
@@ -99,6 +100,7 @@ class Charge(NamedTuple):
     held_back: int  # 1: an operator holds it back
     proposal: int
     proposed_by: str
+    given_up: int  # 1: the bank could not be reached in time for its newest operation
 
 
 class Operation(NamedTuple):
@@ -148,7 +150,7 @@ class Entry(NamedTuple):
 class Step(NamedTuple):
     """An operator's step, beside its entry: the few that there are keep the entries slim.
 
-    `resolution` and all after it are empty unless it is a proposal.
+    From `resolution` to `evidence` all is empty unless it is a proposal, and what the bank said unless it is an approval.
     """
 
     tenant: int
@@ -162,6 +164,8 @@ class Step(NamedTuple):
     transaction_id: str
     refund_transaction_id: str
     evidence: str
+    bank_said: AnswerKind.ValueType
+    contradicts_bank: int  # 1: it was approved although that answer does not confirm the proposal
 
 
 class Sum(NamedTuple):
@@ -235,8 +239,9 @@ SCHEMA: Final = (
     # most do in a rebuild, is never in the first one.
     "CREATE INDEX charge_unfinished ON charge (tenant, requested_position) WHERE stage > 0",
     "CREATE INDEX charge_holding ON charge (tenant, requested_position) WHERE held_minor_units > 0",
-    # Those that were given up lately, among those that ever were.
-    f"CREATE INDEX charge_abandoned ON charge (tenant, stage_since) WHERE status = {ABANDONED}",
+    # Those given up among all, for lists, and those given up lately among these, for a count.
+    "CREATE INDEX charge_given_up ON charge (tenant, requested_position) WHERE given_up = 1",
+    "CREATE INDEX charge_given_up_lately ON charge (tenant, stage_since) WHERE given_up = 1",
     # The operations of a charge are one stretch, in the order of their requests.
     _table("operation", Operation, "PRIMARY KEY (tenant, charge_position, number)"),
     # So does its history, near the histories of charges of the same time.
@@ -357,6 +362,7 @@ class Walk(Enum):
     OF_UNFINISHED = "INDEXED BY charge_unfinished"
     OF_HOLDING = "INDEXED BY charge_holding"
     OF_HOLDS_ENDING = "INDEXED BY charge_by_hold"
+    OF_GIVEN_UP = "INDEXED BY charge_given_up"
 
 
 def select_charges(where: str, walk: Walk | None = None) -> str:
@@ -407,10 +413,10 @@ COUNT_HOLDS_ENDING: Final = """
 SELECT count(*) FROM tenant CROSS JOIN charge INDEXED BY charge_by_hold
     ON charge.tenant = tenant.tenant AND charge.hold_expires_at > 0 AND charge.hold_expires_at < :before
 """
-COUNT_ABANDONED: Final = f"""
-SELECT count(*) FROM tenant CROSS JOIN charge INDEXED BY charge_abandoned
-    ON charge.tenant = tenant.tenant AND charge.status = {ABANDONED} AND charge.stage_since >= :since
-"""  # noqa: S608  # as above
+COUNT_GIVEN_UP: Final = """
+SELECT count(*) FROM tenant CROSS JOIN charge INDEXED BY charge_given_up_lately
+    ON charge.tenant = tenant.tenant AND charge.given_up = 1 AND charge.stage_since >= :since
+"""
 COUNT_REVIEWS: Final = f"""
 SELECT count(*), ifnull(sum(charge.proposal > 0), 0) FROM tenant CROSS JOIN charge INDEXED BY charge_by_status
     ON charge.tenant = tenant.tenant AND charge.status = {IN_REVIEW}

@@ -374,7 +374,8 @@ SERVERS = [
         "sum without (instance, pod) (chargeonce_charges_needing_attention) > 0",
         "5m",
         TICKET,
-        "Charges are unfinished for longer than `COMMAND_ATTENTION_AFTER_SECONDS`, for whatever reason.",
+        "Charges are unfinished for longer than `COMMAND_ATTENTION_AFTER_SECONDS`, for whatever reason but that they are held"
+        " back.",
         "List them: `chargeonce list --stage unfinished --older 10m`; then explain one. If no other alert says why, they wait"
         " for their turn: look at the limits (`chargeonce desk status`).",
         OPERATOR,

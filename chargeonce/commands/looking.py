@@ -12,6 +12,7 @@ from chargeonce.commands.asking import Asking, Named, asking, known, named
 from chargeonce.commands.exits import HELP, Exit, of_charge, of_operation
 from chargeonce.commands.printing import Block, Cell, json_of, status, under
 from chargeonce_client import (
+    AnswerKind,
     Charge,
     ChargeStage,
     ChargeStatus,
@@ -158,7 +159,7 @@ def events_of(entries: Sequence[HistoryEntry]) -> Block:
 
 
 def _why(entry: HistoryEntry) -> str:
-    """Write why an operator took a step, and what was proposed by it."""
+    """Write why an operator took a step, and what was proposed by it, or what the bank said before it was approved."""
     proposed = entry.proposal
     told = [
         words.word(Resolution, proposed.resolution),
@@ -166,7 +167,9 @@ def _why(entry: HistoryEntry) -> str:
         f"refund {proposed.refund_transaction_id}" if proposed.refund_transaction_id else "",
         f"evidence: {proposed.evidence}" if proposed.evidence else "",
     ]
-    return "; ".join(filter(None, [" ".join(filter(None, told[:3])), entry.reason, told[3]]))
+    said = words.word(AnswerKind, entry.bank_said)
+    bank = f"{'although ' * entry.contradicts_bank}the bank said: {said}" if said or entry.contradicts_bank else ""
+    return "; ".join(filter(None, [" ".join(filter(None, told[:3])), entry.reason, told[3], bank]))
 
 
 @click.command("list", epilog=HELP)

@@ -53,6 +53,8 @@ async def test_an_approval_against_the_banks_word_says_so_itself(guarded: Site, 
         await omar.sees("bank said: executed")
         await omar.does("Approve", contradicts_bank="yes", reason="the bank is wrong: it told us so")
         await expect(omar.page.locator("#summary")).to_contain_text("declined")
+        await expect(omar.page.locator("#history")).to_contain_text("although the bank said: executed")
+        await omar.sees("without the bank's word")
 
 
 async def test_a_proposal_is_turned_down(guarded: Site, chromium: Browser) -> None:

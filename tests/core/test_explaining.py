@@ -150,6 +150,101 @@ def test_a_proposal_may_be_approved_by_everybody_but_the_one_who_made_it() -> No
     ]
 
 
+HELD = {"held_minor_units": 1250, "status": ChargeStatus.CHARGE_STATUS_AUTHORIZED}
+MOVED = {"captured_minor_units": 1250, "status": ChargeStatus.CHARGE_STATUS_CHARGED}
+
+
+def given_up(
+    kind: OperationKind.ValueType, money_of: Mapping[str, object], *, is_final: bool = False, **more: object
+) -> Charge:
+    """A charge of which an operation of 1.00 EUR that follows was given up."""
+    shown = charge(
+        ChargeStage.CHARGE_STAGE_AT_REST,
+        operation=OperationStatus.OPERATION_STATUS_EXECUTED,
+        **money_of,  # type: ignore[arg-type]  # of several types
+        **more,
+    )
+    shown.operations.add(
+        kind=kind,
+        amount=Money(minor_units=100, currency_code="EUR"),
+        status=OperationStatus.OPERATION_STATUS_ABANDONED,
+        final=is_final,
+    )
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("shown", "noun", "commands"),
+    [
+        (given_up(OperationKind.OPERATION_KIND_REFUND, MOVED), "refund", ["refund order-1 1.00 EUR"]),
+        (
+            given_up(OperationKind.OPERATION_KIND_CAPTURE, HELD),
+            "capture",
+            ["capture order-1 1.00 EUR", "void order-1"],
+        ),
+        (
+            given_up(OperationKind.OPERATION_KIND_CAPTURE, HELD, is_final=True),
+            "capture",
+            ["capture order-1 1.00 EUR --final", "void order-1"],
+        ),
+        (given_up(OperationKind.OPERATION_KIND_VOID, HELD), "void", ["capture order-1", "void order-1"]),
+    ],
+    ids=["refund", "capture", "last capture", "void"],
+)
+def test_what_was_given_up_may_be_asked_for_once_more_and_no_more_than_that(
+    shown: Charge, noun: str, commands: list[str]
+) -> None:
+    """Without an amount the command would move all that is left."""
+    explained = explain(shown, [], now=NOW)
+    assert explained.situation == Situation.SITUATION_ABANDONED
+    assert f"The {noun} of 1.00 EUR was given up" in explained.what
+    assert "In all 12.50 EUR" in explained.what
+    assert [action.command for action in explained.actions] == [f"chargeonce {command}" for command in commands]
+    (again,) = [action for action in explained.actions if "given up" in action.text]
+    assert f"once more, under a new key, for the {noun} of 1.00 EUR" in again.text
+
+
+def test_a_hold_that_ends_soon_is_more_urgent_than_a_capture_of_it_that_was_given_up() -> None:
+    """Both are told."""
+    shown = given_up(OperationKind.OPERATION_KIND_CAPTURE, HELD, hold_expires_at=seconds_ago(-60))
+    explained = explain(shown, [], now=NOW)
+    assert explained.situation == Situation.SITUATION_HOLD_ENDING
+    assert "The capture of 1.00 EUR was given up" in explained.what
+
+
+@pytest.mark.parametrize(
+    ("bank_said", "contradicts", "told"),
+    [
+        (AnswerKind.ANSWER_KIND_EXECUTED, False, "that the bank executed it."),
+        (AnswerKind.ANSWER_KIND_DECLINED, True, "that the bank executed it, although the bank said: declined."),
+        (AnswerKind.ANSWER_KIND_NO_ANSWER, True, "that the bank executed it, although the bank did not answer."),
+    ],
+    ids=["confirmed", "contradicted", "not answered"],
+)
+def test_what_two_people_found_is_told_and_that_the_bank_did_not_say_so(
+    bank_said: AnswerKind.ValueType, contradicts: bool, told: str
+) -> None:
+    entries = [
+        HistoryEntry(
+            event="ResolutionProposed",
+            actor="ann",
+            proposal=ResolutionProposal(resolution=Resolution.RESOLUTION_EXECUTED),
+        ),
+        HistoryEntry(
+            event="ResolutionApproved",
+            actor="ben",
+            recorded_at=seconds_ago(5),
+            bank_said=bank_said,
+            contradicts_bank=contradicts,
+        ),
+    ]
+    shown = charge(
+        ChargeStage.CHARGE_STAGE_AT_REST, operation=OperationStatus.OPERATION_STATUS_EXECUTED, captured_minor_units=1250
+    )
+    explained = explain(shown, entries, now=NOW)
+    assert f"ben approved at 14:14:55 UTC what ann had proposed, {told}" in explained.what
+
+
 @pytest.mark.parametrize("key", ["it's", "$(reboot)", "a;b", "-rf", "order-1", '"', "`x`"])
 def test_a_command_can_be_pasted_whatever_the_key_is(key: str) -> None:
     """A key is any printable ASCII without spaces, chosen by a client."""

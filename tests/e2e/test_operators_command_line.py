@@ -247,6 +247,9 @@ async def test_a_proposal_is_approved_against_the_bank_only_by_saying_so(world: 
     number = ParseDict(told, ProposeResolutionResponse()).proposal
     approved = await done(world, "ben", "desk", "approve", key, "--proposal", str(number), "--contradicts-bank", *WHY)
     assert (approved["status"], approved["bank_said"]) == ("REFUNDED", "CONTRADICTION")
+    told = await shown(world, key, "ResolutionApproved")
+    assert re.search(r" ResolutionApproved .* ben .*; although the bank said: CONTRADICTION$", told, re.MULTILINE)
+    assert "ben approved" in told and "although the bank said: contradiction." in told
 
 
 async def test_a_rejected_proposal_leaves_the_charge_in_review(world: StuckWorld) -> None:

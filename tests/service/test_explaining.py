@@ -22,6 +22,8 @@ from rig.world import (
     ABANDONED,
     CHARGED,
     IN_REVIEW,
+    OPERATION_ABANDONED,
+    OPERATION_EXECUTED,
     PENDING,
     REQUIRES_ACTION,
     World,
@@ -208,6 +210,22 @@ async def test_an_abandoned_charge_may_be_charged_under_a_new_key(tmp_path: Path
         answer = await town.seen(request, Situation.SITUATION_ABANDONED)
         assert "No money has moved, and none is held." in answer.what
         assert commands(answer) == ["chargeonce charge --user alice --card tok_visa --hold 12.50 EUR"]
+
+
+async def test_a_refund_that_was_given_up_may_be_asked_for_again(tmp_path: Path) -> None:
+    """It is not decided that nothing has to be done: the customer waits for the money."""
+    async with a_town(tmp_path, abandon_after="1") as town:
+        request = a_request("order-1")
+        charged_first = await town.world.charge(request)
+        await town.world.trouble("token", "error_before", kind="refund", times=ALWAYS)
+        assert (await town.world.refund(charged_first.charge_id, 100)).status == OPERATION_ABANDONED
+        answer = await town.seen(request, Situation.SITUATION_ABANDONED)
+        assert "The refund of 1.00 EUR was given up" in answer.what
+        assert "In all 12.50 EUR moved." in answer.what
+        assert commands(answer) == ["chargeonce refund order-1 1.00 EUR"]
+        await town.world.referee.no_more_trouble()
+        assert (await town.world.refund(charged_first.charge_id, 100)).status == OPERATION_EXECUTED
+        await town.seen(request, Situation.SITUATION_DECIDED)
 
 
 async def test_a_hold_is_near_its_end_a_day_before(town: Town) -> None:

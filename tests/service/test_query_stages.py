@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from charging.v1.common_pb2 import Resolution
+from charging.v1.common_pb2 import AnswerKind, Resolution
 from charging.v1.journal_pb2 import Event
 from charging.v1.query_pb2 import (
     Charge,
@@ -36,7 +36,9 @@ from tests.operations import (
     let_go,
     not_after_passed,
     off_session,
+    operation_abandoned,
     proposed,
+    refund,
     rejected,
     time_of,
     try_requested,
@@ -84,21 +86,24 @@ LIVES: dict[str, tuple[Event, ...]] = {
     "freed": (requested("freed"), held_back(), let_go()),
     "paid": (requested("paid"), token_issued(), charged()),
     "unclear": (requested("unclear"), token_issued(), in_review()),
+    "unsure": (requested("unsure"), token_issued(), charged(), refund(1250), in_review()),
     "gone": (requested("gone"), abandoned()),
+    "kept back": (requested("kept back"), token_issued(), charged(), refund(1250), operation_abandoned()),
+    "again": (requested("again"), token_issued(), charged(), refund(1), operation_abandoned(), refund(1, "refund-2")),
     "hold": (held("hold"), token_issued(), authorized()),
     "taken": (held("taken"), token_issued(), authorized(), capture(400)),
 }
 STAGES: dict[str, set[str]] = {
-    "AWAITING_TOKEN": {"asked", "freed", "taken"},
+    "AWAITING_TOKEN": {"asked", "freed", "taken", "again"},
     "AWAITING_EXECUTION": {"told", "kept"},
     "AWAITING_CUSTOMER": {"customer"},
     "CALLING_OFF": {"nobody", "late", "called"},
-    "IN_REVIEW": {"unclear"},
-    "UNFINISHED": {"asked", "freed", "taken", "told", "kept", "customer", "nobody", "late", "called"},
+    "IN_REVIEW": {"unclear", "unsure"},
+    "UNFINISHED": {"asked", "freed", "taken", "again", "told", "kept", "customer", "nobody", "late", "called"},
     "HELD_BACK": {"kept"},
-    "ABANDONED": {"gone"},
+    "ABANDONED": {"gone", "kept back"},
     "HOLDING": {"hold"},
-    "AT_REST": {"paid", "gone", "hold"},
+    "AT_REST": {"paid", "gone", "kept back", "hold"},
 }
 SHOWN = ("AT_REST", "AWAITING_TOKEN", "AWAITING_EXECUTION", "AWAITING_CUSTOMER", "CALLING_OFF", "IN_REVIEW")
 
@@ -149,7 +154,7 @@ async def test_a_page_of_a_stage_goes_on_with_the_next(feed: FeedServer, client:
         if not page.next_page_token:
             break
         request.page_token = page.next_page_token
-    assert (len(found), set(found)) == (9, STAGES["UNFINISHED"])
+    assert (len(found), set(found)) == (10, STAGES["UNFINISHED"])
     for other in (
         ListChargesRequest(stage=stage("AT_REST")),
         ListChargesRequest(stage=stage("UNFINISHED"), stage_since_before=time_of(EPOCH_MICROSECONDS)),
@@ -235,9 +240,15 @@ async def test_a_history_shows_what_operators_did_and_why(feed: FeedServer, clie
     )
     (listed,) = (await client.queries.ListCharges(ListChargesRequest())).charges
     assert listed == shown
-    end = append(feed.journal, KEY, approved(second, "ann"), charged("found-1"))
+    approval_event = approved(second, "ann")
+    approval_event.resolution_approved.bank_said = AnswerKind.ANSWER_KIND_DECLINED
+    approval_event.resolution_approved.contradicts_bank = True
+    end = append(feed.journal, KEY, approval_event, charged("found-1"))
     await feed.notify()
     history = await client.queries.GetChargeHistory(GetChargeHistoryRequest(idempotency_key=KEY, min_position=end))
+    approval = history.entries[-2]
+    assert (approval.bank_said, approval.contradicts_bank) == (AnswerKind.ANSWER_KIND_DECLINED, True)
+    assert all(not entry.bank_said and not entry.contradicts_bank for entry in history.entries if entry != approval)
     assert [(entry.event, entry.actor, entry.reason, entry.proposal.proposal) for entry in history.entries] == [
         ("ChargeRequested", "anonymous", "", 0),
         ("TryRequested", "ann", "now", 0),
@@ -258,8 +269,12 @@ async def test_charges_that_wait_for_people_are_counted_for_all_tenants(tmp_path
     """Those in review with and without a proposal, those abandoned in the last day, and holds near their end."""
     journal, at = SealedJournal(), EPOCH_MICROSECONDS
     for tenant in ("default", "another"):
+        refunded_in_vain = (token_issued(), charged(), refund(1), operation_abandoned())
         for number, events in enumerate(
-            ((in_review(),), (token_issued(), in_review()), (in_review(), proposed()), (abandoned(),))
+            (
+                *((in_review(),), (token_issued(), in_review()), (in_review(), proposed())),
+                *((abandoned(),), refunded_in_vain, (*refunded_in_vain, refund(1, "refund-2"))),
+            )
         ):
             key = f"{tenant} {number}"
             append(journal, key, requested(key, tenant=tenant), *events, at=at)
@@ -271,8 +286,8 @@ async def test_charges_that_wait_for_people_are_counted_for_all_tenants(tmp_path
     await view.close()
     order = ("IN_REVIEW", "AWAITING_APPROVAL", "ABANDONED", "HOLD_ENDING")
     assert [[found[Situation.Value(f"SITUATION_{name}")] for name in order] for found in counts] == [
-        [4, 2, 2, 0],
-        [4, 2, 2, 0],
+        [4, 2, 4, 0],
+        [4, 2, 4, 0],
         [4, 2, 0, 0],
         [4, 2, 0, 2],
     ]
@@ -312,7 +327,7 @@ async def test_a_server_offers_the_numbers_of_charges_that_wait_for_people(feed:
         (Conditions(stage=stage("CALLING_OFF"), user_id="user-1"), "charge_unfinished"),
         (Conditions(stage=stage("HELD_BACK")), "charge_unfinished"),
         (Conditions(stage=stage("IN_REVIEW"), stage_since_before=5), "charge_by_status"),
-        (Conditions(stage=stage("ABANDONED")), "charge_by_status"),
+        (Conditions(stage=stage("ABANDONED")), "charge_given_up"),
         (Conditions(stage=stage("HOLDING")), "charge_holding"),
         (Conditions(stage=stage("HOLDING"), hold_expires_before=5), "charge_by_hold"),
         (Conditions(hold_expires_before=5), "charge_by_hold"),
