@@ -42,7 +42,7 @@ class OpenTelemetry:
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         session = requests.Session()
         session.trust_env = False  # a proxy of the environment, which nobody sees
-        url = collector if urlsplit(collector).path else collector + PATH
+        url = collector if urlsplit(collector).path.strip("/") else collector.rstrip("/") + PATH
         self._exporter = _Telling(OTLPSpanExporter(endpoint=url, timeout=SEND_SECONDS, session=session))
         processor = BatchSpanProcessor(self._exporter, schedule_delay_millis=SEND_EVERY_MILLISECONDS)
         resource = Resource.create({"service.name": service, "service.version": version("chargeonce")})

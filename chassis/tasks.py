@@ -1,10 +1,23 @@
 """Tasks that belong to a part of a server and not to the call that started them."""
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from structlog.contextvars import clear_contextvars
+
+from chassis.tracing import leave_trace
+
 T = TypeVar("T")
+
+
+def start_shared(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Start a task that works for many calls. It is in no trace, and its log lines say nothing of the call that began it."""
+    context = contextvars.copy_context()
+    context.run(leave_trace)
+    context.run(clear_contextvars)
+    return asyncio.create_task(work, context=context)
 
 
 class Tasks:

@@ -23,6 +23,11 @@ current = _CURRENT.get
 """Return the trace context of the work under way; empty if it is not traced."""
 
 
+def leave_trace() -> None:
+    """Be in no trace from now on, in this context."""
+    _CURRENT.set("")
+
+
 def is_context(text: str) -> bool:
     """Whether a text is a trace context, sampled or not."""
     return len(text) <= 4 * LENGTH and _FORM.fullmatch(text) is not None

@@ -32,6 +32,7 @@ from chassis.caller import Caller, caller_of
 from chassis.refusals import Violation
 from chassis.server import end_call
 from chassis.shares import Excess, Shares
+from chassis.tasks import start_shared
 from command_service.errors import refusing
 from command_service.journal import Journal, Place, Record
 from command_service.observed import UNOBSERVED, Observed
@@ -208,7 +209,7 @@ class _Shared:
         """Return the batch of a key; `read` reads it if nobody has begun to."""
         reading = self._reading.get(key)
         if reading is None:
-            reading = self._reading[key] = asyncio.create_task(read())
+            reading = self._reading[key] = start_shared(read())
             if len(self._reading) > BATCHES_SHARED:
                 self._reading.popitem(last=False)
         try:

@@ -32,9 +32,9 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "Wait: it goes on by itself.",
     ),
     Situation.SITUATION_BANK_SILENT: Row(
-        "The bank does not answer the request for a token. No money has moved.",
-        "Look at the bank. The service asks again by itself, and gives the charge up when its time is over. Never charge the"
-        " order under another key before this one is abandoned.",
+        "The bank does not answer the request for a token. No money has moved for it.",
+        "Look at the bank. The service asks again by itself, and gives up when its time is over. Never charge the order, or ask"
+        " for this refund or capture, under another key before this one is abandoned.",
         "ChargeonceBankSilent",
     ),
     Situation.SITUATION_EXECUTION_UNKNOWN: Row(
@@ -50,12 +50,14 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_BANK_SLOW: Row(
         "The bank says that it is still working on it.",
-        "Ask the bank about its reference. The service goes on asking by itself.",
+        "Ask the bank about its reference. The service goes on asking by itself. Do not refund and do not charge again before"
+        " it is decided.",
         "ChargeonceBankSlow",
     ),
     Situation.SITUATION_CALLING_OFF: Row(
         "It is being called off, and the bank has not said yet that its transaction is closed.",
-        "Look at the bank. The service goes on by itself; until the bank's answer the money may have moved.",
+        "Look at the bank. The service goes on by itself; until the bank's answer the money may have moved. Do not charge again"
+        " before it is decided.",
         "ChargeonceCallingOff",
     ),
     Situation.SITUATION_AWAITING_CUSTOMER: Row(
@@ -65,7 +67,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_HELD_BACK: Row(
         "An operator holds it back, so no step is taken at the bank.",
-        "Read the reason in its history. Let it go when the reason is over.",
+        "Read the reason in its history. Let it go when the reason is over. A step before that may have moved the money: do not"
+        " charge again before it is decided.",
         "ChargeonceHeldBack",
     ),
     Situation.SITUATION_IN_REVIEW: Row(
@@ -87,7 +90,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_BANK_MISSING: Row(
         "It is at a bank that no setting names, so nobody can ask that bank.",
-        "Put the bank back into the banks' file and restart the server. The charge then goes on by itself.",
+        "Put the same bank back into the banks' file, with the same account, and restart the server. The charge then goes on by"
+        " itself. The money may have moved: do not charge again at another bank.",
         "ChargeonceBankMissing",
     ),
     Situation.SITUATION_HOLD_ENDING: Row(
@@ -97,13 +101,15 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
     Situation.SITUATION_SERVER_AWAY: Row(
         "It is not decided, and no command server can be asked about it.",
-        "Start the command server. It goes on with every unfinished charge by itself.",
+        "Start the command server over the same journal. It goes on with every unfinished charge by itself. Do not charge again"
+        " elsewhere meanwhile.",
         "ChargeonceServerAway",
     ),
     Situation.SITUATION_STOPPED: Row(
         "It is not decided, and the command server has stopped at it by a fault of its own.",
-        "Read the server's log for the charge's id. If the journal is damaged, restore a backup before you restart the server:"
-        " it does not start over damage. Once it has started, it goes on with every unfinished charge by itself.",
+        "Read the server's log for the charge's id. If the journal is damaged, `chargeonce journal restore` a backup before you"
+        " restart the server: it does not start over damage. Once it has started, it goes on with every unfinished charge by"
+        " itself. Do not charge again elsewhere meanwhile.",
         "ChargeonceStopped",
     ),
 }

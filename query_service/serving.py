@@ -113,9 +113,9 @@ async def serve(chosen: Settings, make_parts: Callable[[Settings], Parts] = Part
             counting = asyncio.create_task(stuck.keep_counting())
             stack.push_async_callback(_end, counting)
 
-            limits: Mapping[str, Shares | Slots] = {**queries.limits, "view_reads": mirrors[0].view.turns}
-
             def take_figures() -> Figures:
+                reads = max((mirror.view.turns for mirror in mirrors), key=lambda turns: turns.used)  # all of one limit
+                limits: Mapping[str, Shares | Slots] = {**queries.limits, "view_reads": reads}
                 return {
                     "view_position": sum(mirror.waiting.position for mirror in mirrors),
                     "view_lag_records": max(mirror.lag_records for mirror in mirrors),

@@ -175,7 +175,8 @@ SERVERS = [
         "1m",
         PAGE_NOW,
         "No query server runs, so nobody sees how charges stand. Charges go on.",
-        "Start a query server. Until then repeat the command with the same key: it tells how the charge stands.",
+        "Start a query server: `ExplainCharge` tells of any charge again. Never send a command only to see how a charge stands:"
+        " if the first one did not arrive, the second one charges.",
         OPERATOR,
         Story({_series("up", _QUERY): (1, None)}, {}),
     ),
@@ -230,8 +231,8 @@ SERVERS = [
         "1m",
         PAGE_NOW,
         "The journal cannot store new charges: its disk is full, another program holds it, or PostgreSQL is away.",
-        "The log says which, and so do refusals: JOURNAL_FULL, JOURNAL_BUSY, JOURNAL_AWAY. Make room, end that program, or"
-        " bring a primary and its standby back. The service goes on by itself.",
+        "The log says which, and so do refusals: JOURNAL_FULL, JOURNAL_BUSY, JOURNAL_AWAY. Make room (never by a"
+        " file of the journal), end that program, or bring the primary and its standby back. The service goes on by itself.",
         OPERATOR,
         Story({_series("chargeonce_journal_accepting", _COMMAND): (1, 0)}, {"job": "command"}),
     ),
@@ -293,7 +294,8 @@ SERVERS = [
         "0s",
         PAGE_NOW,
         "Calls end by a fault of the service itself, or by a record that was changed.",
-        "Read the server's log: it has the fault. At DATA_LOSS run `chargeonce journal verify`, then restore a backup.",
+        "Read the server's log: it has the fault. At DATA_LOSS stop the server, run `chargeonce journal verify`, and put a"
+        " backup in place by `chargeonce journal restore`, never by a copy: restored, it asks the banks for what it lacks.",
         OPERATOR,
         Story(
             {
@@ -359,7 +361,8 @@ SERVERS = [
         "5m",
         TICKET,
         "More than four fifths of a limit are used. At the limit new calls are refused, or wait.",
-        "If something is stuck, mend that first. If not, raise the limit (memory, and what the bank takes), or add a server.",
+        "If something is stuck, mend that first. If not, raise the limit (memory, and what the bank takes), or add a"
+        " server over the same journal in PostgreSQL. One over a journal of its own would charge a known key again.",
         OPERATOR,
         Story(
             {
@@ -387,7 +390,8 @@ SERVERS = [
         "2m",
         PAGE_NOW,
         "A view is more than a thousand records behind its journal: queries show charges as they were.",
-        "After a start it builds the view: wait. Else look at its disk and its CPU. Commands tell the truth meanwhile.",
+        "After a start it builds the view: wait. Else look at its disk and its CPU. A charge that is not shown may have been"
+        " made: never charge it under another key.",
         OPERATOR,
         Story({_series("chargeonce_view_lag_records", _QUERY): (3, 20_000)}, _QUERY),
     ),
@@ -415,7 +419,7 @@ SERVERS = [
         PAGE_NOW,
         "A query server hears nothing from its feed, though every feed says something each five seconds.",
         "Look at the command servers in `QUERY_FEED`, at the way to them, and at the certificates on it. Queries show the"
-        " past.",
+        " past: a charge that they do not show may have been made.",
         OPERATOR,
         Story({_series("chargeonce_feed_silence_seconds", _QUERY): (2, 90)}, _QUERY),
     ),

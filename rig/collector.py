@@ -63,16 +63,18 @@ async def collecting() -> AsyncIterator[Collector]:
     """Listen on a free port of this machine."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection, body = h11.Connection(h11.SERVER), b""
+        connection, body, status = h11.Connection(h11.SERVER), b"", 0
         while not isinstance(event := connection.next_event(), h11.ConnectionClosed):
             if event is h11.NEED_DATA:
                 connection.receive_data(await reader.read(65_536))
+            elif isinstance(event, h11.Request):
+                status = collector.status if event.target == b"/v1/traces" else 404
             elif isinstance(event, h11.Data):
                 body += bytes(event.data)
             elif isinstance(event, h11.EndOfMessage):
-                if collector.status == 200:
+                if status == 200:
                     collector.take(body)
-                response = h11.Response(status_code=collector.status, headers=[("Content-Length", "0")])
+                response = h11.Response(status_code=status, headers=[("Content-Length", "0")])
                 for out in (response, h11.EndOfMessage()):
                     writer.write(connection.send(out) or b"")
                 body = b""

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import structlog
 
+from chassis.tasks import start_shared
 from command_service.journal import Appended, JournalBusy, JournalRefused, NotAccepting, NotStored, Place, Record
 from command_service.journal.store import Append, Head, Store
 from command_service.observed import UNOBSERVED, Observed
@@ -139,7 +140,7 @@ class GroupCommit:
         stored: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(Append(charge_id, expected_version, events, finished), stored))
         if self._committing is None:
-            self._committing = asyncio.create_task(self._commit_queue())
+            self._committing = start_shared(self._commit_queue())
         with self._observed.appends.piece():
             return await stored
 
@@ -220,7 +221,7 @@ class GroupCommit:
         log.error("nothing was stored", why=why, appends=appends)
         self._refused = why
         if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._probe())
+            self._probing = start_shared(self._probe())
 
     async def _probe(self) -> None:
         while self._refused:

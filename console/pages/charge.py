@@ -266,8 +266,10 @@ def _history(entries: Sequence[HistoryEntry]) -> Child:
 
 def _said_by(entry: HistoryEntry) -> Child:
     if entry.bank_said or entry.contradicts_bank:
-        said = f"the bank said: {words.word(AnswerKind, entry.bank_said)}"
-        return tag.strong(f" (although {said})") if entry.contradicts_bank else tag.span(f" ({said})", class_="aside")
+        answer = f"the bank said: {words.word(AnswerKind, entry.bank_said)}"
+        return (
+            tag.strong(f" (although {answer})") if entry.contradicts_bank else tag.span(f" ({answer})", class_="aside")
+        )
     if not entry.HasField("proposal"):
         return None
     proposal = entry.proposal

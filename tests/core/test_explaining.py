@@ -212,7 +212,7 @@ def given_up(
         ChargeStage.CHARGE_STAGE_AT_REST,
         operation=OperationStatus.OPERATION_STATUS_EXECUTED,
         **money_of,  # type: ignore[arg-type]  # of several types
-        **more,
+        **more,  # type: ignore[arg-type]
     )
     shown.operations.add(
         kind=kind,

@@ -1,8 +1,10 @@
 """Traces, by a collector: from the client's call through the bank and the journal to the view, and across a crash."""
 
 import asyncio
+import contextlib
 import os
 import re
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -206,6 +208,30 @@ async def test_a_collector_that_is_away_holds_nothing_up(tmp_path: Path) -> None
         traced.collector.status = 503
         assert await traced.charge() == ChargeStatus.CHARGE_STATUS_CHARGED
         assert await command.stop() == 0
+
+
+async def test_a_collectors_url_may_end_in_a_slash(tmp_path: Path) -> None:
+    """That is no path."""
+    async with traced_town(tmp_path) as traced:
+        await traced.town.command.stop()
+        traced.settings["COMMAND_TRACES"] += "/"
+        await traced.start_command()
+        assert await traced.charge(SAMPLED) == ChargeStatus.CHARGE_STATUS_CHARGED
+        await until(lambda: traced.collector.named(CHARGE))
+
+
+async def test_what_many_calls_share_is_logged_in_the_trace_of_none(tmp_path: Path) -> None:
+    """A commit that the journal refuses, though the first call whose events are in it is traced."""
+    async with traced_town(tmp_path) as traced:
+        command = traced.town.command
+        with contextlib.closing(sqlite3.connect(traced.town.journal, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            charging = asyncio.ensure_future(traced.charge(SAMPLED))
+            entry = await command.logged("nothing was stored")
+            other.execute("ROLLBACK")
+        assert await charging == ChargeStatus.CHARGE_STATUS_CHARGED
+        assert "traceparent" not in entry
+        assert TRACE in (await command.logged("charge at rest"))["traceparent"]
 
 
 async def test_without_traces_a_context_is_neither_stored_nor_passed_on(tmp_path: Path) -> None:
