@@ -46,10 +46,12 @@ class Memory:
             return response
         response.is_unfinished = True
         is_configured = self._lines.lead_to(bank_of(state))
-        if not self._journal.drives(charge_id):
-            response.attempts.CopyFrom(Attempts(bank_is_configured=is_configured))
-        elif (run := self._runner.find(charge_id)) is not None:
+        is_ours = self._journal.drives(charge_id)
+        if is_ours and (run := self._runner.find(charge_id)) is not None:
             response.attempts.CopyFrom(self._told(run, state))
+        elif not is_ours or not self._runner.has_stopped(charge_id):  # another's, or one that is being taken over
+            is_restored = self._journal.restored
+            response.attempts.CopyFrom(Attempts(bank_is_configured=is_configured, journal_is_restored=is_restored))
         return response
 
     def _told(self, run: Run, charge: Charge) -> Attempts:
@@ -62,6 +64,7 @@ class Memory:
             bank_is_spared=self._lines.at(bank).is_spared,
             bank_is_configured=self._lines.lead_to(bank),
             is_driven_here=True,
+            journal_is_restored=self._journal.restored,
         )
         told.since.FromMicroseconds(tries.taken_up_at or charge.newest.requested_at)
         if tries.last_at:

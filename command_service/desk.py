@@ -263,8 +263,9 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
 
     async def _look_up(self, charge: Charge) -> Answer:
         """Ask the bank about the operation in review, or else the newest one. Never raises."""
-        operation = (in_review(charge) or charge.newest).operation
-        return await self._lines.at(operation.request.bank).look_up(operation)
+        asked = in_review(charge) or charge.newest
+        token = None if self._journal.restored else asked.token  # a restored journal may have forgotten a later one
+        return await self._lines.at(asked.operation.request.bank).look_up(asked.operation, token)
 
     def _outcome(self, snapshot: Snapshot) -> DeskOutcome:
         charge = _charge(snapshot)

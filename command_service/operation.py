@@ -156,21 +156,26 @@ class CallingOff:
 
 @value
 class AtRest:
-    """The outcome is decided: by the event at `position`, stored at `decided_at`, in microseconds since 1970."""
+    """The outcome is decided: by the event at `position`, stored at `decided_at`, in microseconds since 1970.
+
+    `token`: the one that was open until then; None if the journal held none.
+    """
 
     operation: Operation
     requested_at: int
     outcome: Outcome
     position: int
     decided_at: int
+    token: str | None = None
 
 
 @value
 class Resolving:
-    """Two people have found the outcome of a review, and its event follows."""
+    """Two people have found the outcome of a review, and its event follows. `token` is as in `AtRest`."""
 
     operation: Operation
     requested_at: int
+    token: str | None
 
 
 UnderWay = AwaitingToken | AwaitingExecution | AwaitingCustomer | CallingOff
@@ -415,8 +420,9 @@ def evolve(progress: Progress, recorded: Recorded) -> Progress:
             return AwaitingCustomer(operation, requested_at, token, url, expires_at, addresses + 1)
         case AwaitingToken() | AwaitingExecution() | AwaitingCustomer(), NotAfterPassed():
             return call_off(progress)
-        case AtRest(operation, requested_at, ReviewRequired()), ResolutionApproved():
-            return Resolving(operation, requested_at)
+        case AtRest(operation, requested_at, ReviewRequired(), token=token), ResolutionApproved():
+            return Resolving(operation, requested_at, token)
     if not isinstance(progress, AtRest) and _may_end(event, progress):
-        return AtRest(progress.operation, progress.requested_at, event, recorded.position, recorded.recorded_at)
+        operation, requested_at, token = progress.operation, progress.requested_at, progress.token
+        return AtRest(operation, requested_at, event, recorded.position, recorded.recorded_at, token)
     raise ImpossibleEvent(f"{type(event).__name__} cannot follow in {type(progress).__name__}")

@@ -179,6 +179,10 @@ class Runner:
         """The number of charges that a fault of ours has stopped, and that no call has taken up again."""
         return len(self._stopped)
 
+    def has_stopped(self, charge_id: str) -> bool:
+        """Whether a fault of ours has stopped a charge, and no call has taken it up again."""
+        return charge_id in self._stopped
+
     def find(self, charge_id: str) -> Run | None:
         """Return the charge's run, if it is on its way."""
         return self._runs.get(charge_id)

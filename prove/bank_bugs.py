@@ -11,7 +11,7 @@ from typing import Any
 
 from command_service.bank.two_step import Dialect, Refusal, Reply, Transaction
 from command_service.parts import Parts
-from command_service.values import CallOff, Effect, Execute, RequestToken
+from command_service.values import CallOff, Effect, Execute, Operation, RequestToken
 
 Question = Callable[..., Awaitable[Reply]]
 
@@ -45,6 +45,10 @@ class OverDialect:
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
         """Look up by reference."""
         return await self.put(self._dialect.find_by_reference, effect, fresh)
+
+    def finds_at_once(self, operation: Operation) -> bool:
+        """As the bank does."""
+        return self._dialect.finds_at_once(operation)
 
     async def close(self) -> None:
         """Let go of connections."""

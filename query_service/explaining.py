@@ -232,10 +232,13 @@ class _Telling:
         may_have, attempts = _MAY_HAVE[operation.kind], self._asked.attempts
         match self._charge.stage:
             case ChargeStage.CHARGE_STAGE_AWAITING_TOKEN:
-                if self._asked.unknown_because:  # so the view may lag, and the token be there
-                    yield f"As far as the view shows, the bank has not given a token for it; else {may_have}."
+                if attempts is None:  # so the view may lag, and the token be there
+                    yield f"The view shows no token of the bank's for it. If there is a newer step, {may_have}."
+                elif attempts.journal_is_restored:
+                    yield f"The journal was restored, and may have forgotten that the bank executed it: {may_have}."
                 else:
-                    yield "The bank has not given a token for it, so it cannot be executed yet."
+                    noun = _NOUNS[operation.kind]
+                    yield f"The bank has not given a token for it, so this {noun} has moved no money."
             case ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION:
                 told = (
                     "has been told" if attempts is not None and attempts.HasField("last_at") else "may have been told"
@@ -243,7 +246,8 @@ class _Telling:
                 amount, since = money(operation.amount), self._since("TokenIssued")
                 yield f"The bank gave a token at {since}, and {told} to execute {amount} since: {may_have}."
             case ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER:
-                yield f"The bank has waited for the customer since {self._since('ActionRequired')}."
+                since = self._since("ActionRequired")
+                yield f"The bank has waited for the customer since {since}. After the customer's step, {may_have}."
             case _:
                 begun = self._since("VoidRequested", "NotAfterPassed", "ActionRequired")
                 yield f"It has been called off since {begun}; until the bank says that it is closed, {may_have}."
@@ -251,6 +255,8 @@ class _Telling:
             yield from self._tried(attempts)
         elif self._asked.unknown_because:
             yield self._asked.unknown_because
+        if operation.kind not in (CHARGE, AUTHORIZE):
+            yield from self._book("Before it")
         if self._charge.held_back:
             held = self._newest("HeldBack")
             if held is not None:
@@ -304,7 +310,7 @@ class _Telling:
             return f", {_reason(operation.decline_reason, DeclineReason, 'DECLINE_REASON_')}"
         return f", the bank's transaction {operation.transaction_id}" if operation.transaction_id else ""
 
-    def _book(self) -> Iterator[str]:
+    def _book(self, when: str = "In all") -> Iterator[str]:
         charge = self._charge
         sums = {
             "moved": charge.captured_minor_units,
@@ -312,7 +318,7 @@ class _Telling:
             "is held": charge.held_minor_units,
         }
         told = [f"{self._money(minor_units)} {what}" for what, minor_units in sums.items() if minor_units]
-        yield f"In all {', '.join(told)}." if told else "No money has moved, and none is held."
+        yield f"{when} {', '.join(told)}." if told else "No money has moved, and none is held."
         if charge.HasField("hold_expires_at"):
             is_over = charge.hold_expires_at.ToMicroseconds() <= self._now
             yield f"The bank lets the hold lapse at {self._time(charge.hold_expires_at)}{', which has passed' * is_over}."
@@ -341,7 +347,9 @@ class _Telling:
             yield "An attempt is under way now."
         else:
             yield f"{asks} at once."
-        if self._charge.stage == ChargeStage.CHARGE_STAGE_AWAITING_TOKEN:
+        if attempts is not None and attempts.journal_is_restored:
+            yield "It never gives up, since the journal was restored."
+        elif self._charge.stage == ChargeStage.CHARGE_STAGE_AWAITING_TOKEN:
             yield "It gives up when the bank has not answered for as long as COMMAND_ABANDON_AFTER_SECONDS says."
         if self._charge.HasField("action") and self._charge.action.HasField("expires_at"):
             yield f"The bank gives up waiting for the customer at {self._time(self._charge.action.expires_at)}."

@@ -195,7 +195,7 @@ def _told(answers: Sequence[GetAttemptsResponse | grpc.StatusCode]) -> Asked:
     if any(answer.is_unfinished and not answer.HasField("attempts") for answer in told):
         why = "The command server has stopped at the charge."
         return Asked(unknown_because=why, is_stopped=True, version=version)
-    why = "Attempts are not known: another command server drives the charge, and it was not asked."
+    why = "Attempts are not known: another command server drives the charge, or takes it over now."
     return Asked(unknown_because=why, is_bank_configured=is_configured, version=version)
 
 

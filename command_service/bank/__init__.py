@@ -26,7 +26,8 @@ An adapter promises these, since nothing else keeps a customer from being charge
 8. The bank counts by itself: it declines a refund of more than was captured and not refunded, and a capture or void of what is
    not held. The core counts too; but the journal of a restored server may have forgotten what was captured and refunded.
 
-9. `look_up` is a question only: it moves no money, opens no transaction and closes none, however often it is put.
+9. `look_up` is a question only: it moves no money, opens no transaction and closes none, however often it is put. It never says
+   of a transaction that is open or executed that it ended without money, however late a look-up by reference is.
 
 A bank of one step executes an order at once, and knows a repeated order by its key. Promises 1 and 2 then rest on three of its
 own: for a stated time a key brings back what its first order came to, under concurrent repeats too, and another order under it
@@ -81,13 +82,17 @@ class Bank(Protocol):
         """
         ...
 
-    async def look_up(self, operation: Operation) -> Answer:
-        """Ask what the bank knows of our reference's newest transaction, for people. It changes nothing, and never raises.
+    async def look_up(self, operation: Operation, token: str | None) -> Answer:
+        """Ask what the bank knows of the operation's newest transaction, for people. It changes nothing, and never raises.
+
+        `token` names that transaction. None: the journal holds no token that is open, or was restored and may have forgotten
+        one; then the bank is asked by our reference.
 
         Executed, Declined or Expired: how it ended. CalledOff: it was closed unexecuted, or the bank knows none. Token: it is
-        open. NeedsAction: it awaits the customer. Contradiction: it is not as we asked for it, or its id may not be stored.
-        InProgress and NoAnswer as ever; NoAnswer too if the bank cannot be asked. A bank that would still take a late order
-        says Token, also where it knows of none yet. It takes no longer than the adapter's total deadline.
+        open. NeedsAction: it awaits the customer. Contradiction: it is not as we asked for it, its id may not be stored, or the
+        bank denies the token. InProgress and NoAnswer as ever; NoAnswer too if the bank cannot be asked, or may know of a newer
+        transaction than it shows. A bank that would still take a late order says Token, also where it knows of none yet. It
+        takes no longer than the adapter's total deadline.
         """
         ...
 

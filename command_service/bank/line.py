@@ -114,13 +114,13 @@ class Line:
     def _told(self, step: str, operation: Operation, answer: Answer) -> tuple[str, ...]:
         return self._name, step, operation.kind.value, kind_of(answer).value
 
-    async def look_up(self, operation: Operation) -> Answer:
+    async def look_up(self, operation: Operation, token: str | None) -> Answer:
         """Ask the bank what it knows of an operation, for people. Never raises.
 
         A spared bank is asked only if a probe is due, and else this is NoAnswer at once: people come back by themselves.
         """
         if not self._bank.can_look_up:
-            return await self._bank.look_up(operation)  # nobody is called, and the breaker learns nothing
+            return await self._bank.look_up(operation, token)  # nobody is called, and the breaker learns nothing
         tenant = operation.request.tenant
         await self._slots.take(tenant)
         try:
@@ -129,7 +129,7 @@ class Line:
             answer: Answer = NoAnswer()
             try:
                 with self._observed.bank_calls.piece() as piece:
-                    answer = await self._bank.look_up(operation)
+                    answer = await self._bank.look_up(operation, token)
                     piece.result = self._told("look_up", operation, answer)
             finally:
                 self._breaker.note(admitted, operation.request.charge_id, answer)

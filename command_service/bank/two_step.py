@@ -27,8 +27,10 @@ execute step, or the calling off of a token: both ask the bank to close a transa
     in progress, to a look-up too                  InProgress
     no answer, to a look-up too                    NoAnswer
 
-A look-up for people (`look_up`) is heard like the one before a calling off without a token: how it ended, or Token if it is
-open, NeedsAction if it awaits the customer, CalledOff after a refusal that was heard twice.
+A look-up for people (`look_up`) goes by the journal's token, and without one by our reference. It tells how the transaction
+ended, or Token if it is open, and NeedsAction if it awaits the customer. A refusal that was heard twice is CalledOff without a
+token, and a Contradiction with one. Without a token, an expired transaction or a refusal says nothing (NoAnswer) where a
+look-up by reference may be late: a newer transaction may be open, or executed.
 
 1. A reply that names no transaction (a refusal), or another one, may belong to another question: one surplus response of a
    bank or a proxy shifts every later response on its connection by one. No charge ends on such a reply alone. It ends its
@@ -242,6 +244,10 @@ class Dialect(Protocol):
         """Ask what the bank knows of the newest transaction of our reference."""
         ...
 
+    def finds_at_once(self, operation: Operation) -> bool:
+        """Whether `find_by_reference` sees a transaction of this operation as soon as the bank has it."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...
@@ -281,18 +287,12 @@ class TwoStepBank:
         except TimeoutError:
             return no_answer("deadline")
 
-    async def look_up(self, operation: Operation) -> Answer:
-        """Ask what the bank knows of our reference. Never raises; see the port."""
-        effect = CallOff(operation, None)  # The look-up that calling off begins with; nothing is called off.
+    async def look_up(self, operation: Operation, token: str | None) -> Answer:
+        """Ask what the bank knows of our token, or else of our reference. Never raises; see the port."""
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
-                match await _heard_twice(partial(self._dialect.find_by_reference, effect), effect):
-                    case Transaction() as known:
-                        return _standing(known, effect)
-                    case Refusal():
-                        return CalledOff()
-                    case Contradiction() | InProgress() | NoAnswer() as answer:
-                        return answer
+                # The look-ups that calling off begins with; nothing is called off.
+                return await self._looked_up(CallOff(operation, token))
         except TimeoutError:
             return no_answer("deadline")
 
@@ -370,6 +370,25 @@ class TwoStepBank:
                 named = CallOff(operation, token)
                 return await self._settled(partial(self._dialect.cancel, named, token), named, token)
             case Refused():
+                return CalledOff()
+            case answer:
+                return answer
+
+    async def _looked_up(self, effect: CallOff) -> Answer:
+        dialect, token, said = self._dialect, effect.token, None
+        if token is not None:
+            said = await _heard_twice(partial(dialect.find_by_token, effect, token), effect)
+        if said is None or isinstance(said, Refusal):
+            said = await _heard_twice(partial(dialect.find_by_reference, effect), effect)
+        is_newest = token is not None or dialect.finds_at_once(effect.operation)
+        match said:
+            case Transaction(stage=Stage.EXPIRED) | Refusal() if not is_newest:
+                return no_answer("a look-up that may not show the newest transaction yet")
+            case Transaction() as known:
+                return _standing(known, effect)
+            case Refusal() as refusal if token is not None:  # The bank has forgotten a token that it gave us.
+                return _contradiction(refusal, effect)
+            case Refusal():
                 return CalledOff()
             case answer:
                 return answer

@@ -32,8 +32,9 @@ class Unconfigured:
         del look_up_first
         return no_answer(self._why, our_setup=True)
 
-    async def look_up(self, _: Operation) -> NoAnswer:
+    async def look_up(self, _: Operation, token: str | None) -> NoAnswer:
         """Give no answer."""
+        del token
         return no_answer(self._why, our_setup=True)
 
     async def close(self) -> None:

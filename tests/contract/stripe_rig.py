@@ -21,7 +21,7 @@ from command_service.bank.stripe import CUSTOMER_SECONDS, REMEMBERS_SECONDS, str
 from command_service.bank.stripe.dialect import Stripe
 from command_service.bank.transport import open_transport
 from command_service.bank.two_step import Reply, TwoStepBank
-from command_service.values import CallOff, DeclineReason, Effect, Execute, Kind, RequestToken
+from command_service.values import CallOff, DeclineReason, Effect, Execute, Kind, Operation, RequestToken
 from tests.contract.bank_rigs import NO_TLS, PATIENT_SECONDS, Ability, GatewayRig, Movement, Rig, directly, provoked
 
 RETURN_URL = "https://shop.example/back"
@@ -57,6 +57,9 @@ class _Asking:
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
         self._note("look_up", effect)
         return await self._dialect.find_by_reference(effect, fresh=fresh)
+
+    def finds_at_once(self, operation: Operation) -> bool:
+        return self._dialect.finds_at_once(operation)
 
     async def close(self) -> None:
         await self._dialect.close()

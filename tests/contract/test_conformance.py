@@ -324,16 +324,23 @@ class CountsNothing(Bent):
 class OrdersToLookUp(Bent):
     """Its look-up is an order."""
 
-    async def look_up(self, operation: Operation) -> Answer:
-        token = await answer_of(self.inner, RequestToken(operation, 0))
-        return await answer_of(self.inner, Execute(operation, token.token)) if isinstance(token, Token) else token
+    async def look_up(self, operation: Operation, token: str | None) -> Answer:
+        said = await answer_of(self.inner, RequestToken(operation, 0))
+        return await answer_of(self.inner, Execute(operation, token or said.token)) if isinstance(said, Token) else said
+
+
+class DeniesWithoutAToken(Bent):
+    """What it does not find by our reference it takes for closed."""
+
+    async def look_up(self, operation: Operation, token: str | None) -> Answer:
+        return CalledOff() if token is None else await self.inner.look_up(operation, token)
 
 
 class ForgetsWhatWasCalledOff(Bent):
     """And says that it is open."""
 
-    async def look_up(self, operation: Operation) -> Answer:
-        answer = await self.inner.look_up(operation)
+    async def look_up(self, operation: Operation, token: str | None) -> Answer:
+        answer = await self.inner.look_up(operation, token)
         return Token("t1") if isinstance(answer, CalledOff) else answer
 
 
@@ -371,6 +378,7 @@ BUGS: Mapping[str, type[Bent]] = {
     "with nobody there for the step, it is closed": ExecutesThoughNobodyCame,
     **{check.name: CountsNothing for check in CHECKS if check.promise == 8},
     "a look-up tells how it stands, and changes nothing": OrdersToLookUp,
+    "a look-up tells no end of what is open or executed": DeniesWithoutAToken,
     "a look-up tells what was called off": ForgetsWhatWasCalledOff,
 }
 

@@ -80,8 +80,8 @@ async def test_a_spared_bank_is_looked_up_by_a_probe_only(rig: Rig) -> None:
         for step in refused:
             await line.perform(step, look_up_first=False)
         before = rig.asked(known.operation.reference)
-        assert isinstance(await line.look_up(known.operation), NoAnswer)
+        assert isinstance(await line.look_up(known.operation, known.token), NoAnswer)
         assert rig.asked(known.operation.reference) == before
         clock.now += 60.0
-        assert isinstance(await line.look_up(known.operation), Token)
+        assert isinstance(await line.look_up(known.operation, known.token), Token)
         assert not line.is_spared

@@ -28,12 +28,13 @@ async def test_only_look_ups_reach_the_bank(rig: Rig, kind: Kind) -> None:
         before = rig.asked(asked.operation.reference)
         assert before in ([], ["look_up"])
         for _ in range(3):
-            assert isinstance(await bank.look_up(asked.operation), CalledOff | Token)
+            assert isinstance(await bank.look_up(asked.operation, None), CalledOff | Token | NoAnswer)
         assert set(rig.asked(asked.operation.reference)) <= {"look_up"}
         assert rig.movements(asked.operation.reference) == []
-        done = await answer_of(bank, await opened(bank, asked))
+        effect = await opened(bank, asked)
+        done = await answer_of(bank, effect)
         steps = [call for call in rig.asked(asked.operation.reference) if call != "look_up"]
-        assert await bank.look_up(asked.operation) == done
+        assert await bank.look_up(asked.operation, effect.token) == done
         assert [call for call in rig.asked(asked.operation.reference) if call != "look_up"] == steps
 
 
@@ -42,7 +43,7 @@ async def test_what_was_called_off_is_told(rig: Rig, kind: Kind) -> None:
     async with rig.adapter() as bank:
         effect = await opened(bank, RequestToken(an_operation(kind, rig.approved_card), 0))
         assert await answer_of(bank, CallOff(effect.operation, effect.token)) == CalledOff()
-        assert await bank.look_up(effect.operation) == CalledOff()
+        assert await bank.look_up(effect.operation, effect.token) == CalledOff()
 
 
 async def test_what_was_declined_is_told_with_its_reason(rig: Rig) -> None:
@@ -50,7 +51,7 @@ async def test_what_was_declined_is_told_with_its_reason(rig: Rig) -> None:
     async with rig.adapter() as bank:
         effect = await opened(bank, RequestToken(an_operation(card=card), 0))
         end = await answer_of(bank, effect)
-        assert await bank.look_up(effect.operation) == end
+        assert await bank.look_up(effect.operation, effect.token) == end
     assert getattr(end, "reason", None) is reason
 
 
@@ -60,9 +61,9 @@ async def test_other_fields_than_ours_are_a_contradiction_once_they_are_heard_tw
         effect = await opened(bank, RequestToken(an_operation(card=rig.approved_card), 0))
         done = await answer_of(bank, effect)
         rig.trouble("look_up", "wrong_amount", times=1)
-        assert await bank.look_up(effect.operation) == done
+        assert await bank.look_up(effect.operation, effect.token) == done
         rig.trouble("look_up", "wrong_amount", times=4)
-        said = await bank.look_up(effect.operation)
+        said = await bank.look_up(effect.operation, effect.token)
     assert isinstance(said, Contradiction)
     assert said.reason is ReviewReason.FIELDS_DIFFER
 
@@ -74,6 +75,6 @@ async def test_a_bank_that_does_not_answer_says_nothing(rig: Rig) -> None:
         done = await answer_of(patient, effect)
         for fault in ("hang_before", "error_before", "garbage", "half_body", "reset"):
             rig.trouble("look_up", fault, times=4)
-            assert isinstance(await bank.look_up(effect.operation), NoAnswer | InProgress)
+            assert isinstance(await bank.look_up(effect.operation, effect.token), NoAnswer | InProgress)
             rig.forget_trouble()
-        assert await patient.look_up(effect.operation) == done
+        assert await patient.look_up(effect.operation, effect.token) == done

@@ -346,7 +346,7 @@ async def test_without_look_ups_people_cannot_ask_either(unseen_rig: ForgetfulRi
         calls = len(unseen_rig._ask("GET", "/calls"))
         line = Line(bank, Breaker(lambda: 0.0, Random(1)), calls_at_once=1)
         for _ in range(UNANSWERED_TO_OPEN + 1):
-            assert await line.look_up(effect.operation) == NoAnswer()
+            assert await line.look_up(effect.operation, effect.token) == NoAnswer()
         assert not line.is_spared
         assert len(unseen_rig._ask("GET", "/calls")) == calls
 

@@ -19,6 +19,7 @@ from command_service.values import (
     DeclineReason,
     Execute,
     Executed,
+    Expired,
     InProgress,
     Kind,
     Money,
@@ -383,6 +384,34 @@ async def test_a_journal_that_forgot_the_token_gets_the_same_intent(age_hours: f
             assert await town.answer(RequestToken(effect.operation, 0), look_up_first=True) == Token(effect.token)
             assert await town.answer(effect, look_up_first=True) == done
         assert len(town.stripe.intents) == len(OPENINGS)
+
+
+@pytest.mark.parametrize("kind", OPENINGS)
+async def test_a_search_that_lags_has_people_told_no_end_that_was_not(kind: Kind) -> None:
+    """By its token an intent is found at once. Without one, nobody is told that nothing was executed, or that it has expired."""
+    async with stripe_town() as town:
+        town.stripe.search_lag_seconds = HOUR
+        never = an_operation(kind, VISA)
+        assert isinstance(await town.bank.look_up(never, None), NoAnswer)
+        effect = await opened(town, kind)
+        assert await town.bank.look_up(effect.operation, effect.token) == Token(effect.token)
+        assert isinstance(await town.bank.look_up(effect.operation, None), NoAnswer)
+        done = await town.answer(effect)
+        assert await town.bank.look_up(effect.operation, effect.token) == done
+        assert isinstance(await town.bank.look_up(effect.operation, None), NoAnswer)
+        town.at += HOUR
+        assert await town.bank.look_up(effect.operation, None) == done
+
+        effect = await opened(town, kind)
+        town.at += HOUR
+        town.stripe.expire(effect.token)
+        assert await town.bank.look_up(effect.operation, effect.token) == Expired()
+        again = await town.answer(RequestToken(effect.operation, 1), look_up_first=True)
+        assert isinstance(again, Token)
+        done = await town.answer(Execute(effect.operation, again.token))
+        assert isinstance(done, Executed)
+        assert isinstance(await town.bank.look_up(effect.operation, None), NoAnswer), "the search shows the first one only"
+        assert await town.bank.look_up(effect.operation, again.token) == done
 
 
 @pytest.mark.parametrize("kind", OPENINGS)

@@ -30,6 +30,7 @@ from command_service.values import (
     Kind,
     NeedsAction,
     NoAnswer,
+    Operation,
     Refused,
     RequestToken,
     ReviewReason,
@@ -92,6 +93,9 @@ class Script:
 
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
         return self.reply("by reference", fresh)
+
+    def finds_at_once(self, operation: Operation) -> bool:
+        return True
 
     async def close(self) -> None:
         pass
@@ -418,6 +422,9 @@ class OneStep:
     async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
         reference = effect.operation.reference
         return _at_stage(Stage.EXECUTED if reference in self.moved else Stage.CREATED, effect, reference)
+
+    def finds_at_once(self, operation: Operation) -> bool:
+        return True
 
     async def close(self) -> None:
         pass

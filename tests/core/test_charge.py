@@ -623,7 +623,7 @@ def test_a_charge_that_ended_in_time_is_charged_whatever_the_clock_shows_later()
 def test_a_key_is_given_its_outcome_with_position_and_time() -> None:
     """The position and time of the deciding event, and the time of the request."""
     assert outcome_of(given(*CHARGED).state) == AtRest(
-        opening(), REQUESTED_AT, charged, position=3, decided_at=REQUESTED_AT + 2_000_000
+        opening(), REQUESTED_AT, charged, position=3, decided_at=REQUESTED_AT + 2_000_000, token=token_issued.token
     )
     assert outcome_of(given(*CHARGED, *refund(500)).state, "refund-1") == AtRest(
         following(Kind.REFUND, "refund-1", 500, request=REQUEST),
@@ -631,6 +631,7 @@ def test_a_key_is_given_its_outcome_with_position_and_time() -> None:
         Refunded(eur(500), "refund-1"),
         position=6,
         decided_at=REQUESTED_AT + 5_000_000,
+        token="token of refund-1",
     )
 
 

@@ -100,6 +100,56 @@ def test_an_amount_is_written_with_its_currencys_decimals(minor_units: int, curr
     assert money(Money(minor_units=minor_units, currency_code=currency)) == written
 
 
+@pytest.mark.parametrize(
+    ("last_answer", "situation"),
+    [
+        (AnswerKind.ANSWER_KIND_NEEDS_ACTION, Situation.SITUATION_AWAITING_CUSTOMER),
+        (AnswerKind.ANSWER_KIND_UNSPECIFIED, Situation.SITUATION_AWAITING_CUSTOMER),
+        (AnswerKind.ANSWER_KIND_NO_ANSWER, Situation.SITUATION_EXECUTION_UNKNOWN),
+        (AnswerKind.ANSWER_KIND_EXECUTED, Situation.SITUATION_EXECUTION_UNKNOWN),
+        (AnswerKind.ANSWER_KIND_IN_PROGRESS, Situation.SITUATION_BANK_SLOW),
+        (AnswerKind.ANSWER_KIND_NOT_ACCEPTED, Situation.SITUATION_BANK_REFUSES_US),
+    ],
+)
+def test_a_look_for_the_customer_that_has_no_answer_may_have_moved_the_money(
+    last_answer: AnswerKind.ValueType, situation: Situation.ValueType
+) -> None:
+    """It is an execute step."""
+    shown = charge(ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER, ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION)
+    assert explain(shown, [TOKEN], Asked(tried(1, last_answer=last_answer)), now=NOW).situation == situation
+
+
+@pytest.mark.parametrize(
+    ("kind", "noun", "may_have"),
+    [
+        (OperationKind.OPERATION_KIND_REFUND, "refund", "money may have gone back"),
+        (OperationKind.OPERATION_KIND_CAPTURE, "capture", "money may have moved"),
+        (OperationKind.OPERATION_KIND_VOID, "void", "the hold may be gone"),
+    ],
+)
+def test_what_moved_before_an_operation_is_told_apart_from_what_the_operation_moved(
+    kind: OperationKind.ValueType, noun: str, may_have: str
+) -> None:
+    """A refund whose bank is silent has moved nothing; its charge was paid. A restored journal may have forgotten its end."""
+    shown = charge(
+        ChargeStage.CHARGE_STAGE_AWAITING_TOKEN,
+        ChargeStatus.CHARGE_STATUS_CHARGED,
+        operation=OperationStatus.OPERATION_STATUS_EXECUTED,
+        captured_minor_units=1250,
+    )
+    status = OperationStatus.OPERATION_STATUS_PENDING
+    shown.operations.add(kind=kind, amount=Money(minor_units=300, currency_code="EUR"), status=status)
+    explained = explain(shown, [], Asked(tried()), now=NOW)
+    assert explained.situation == Situation.SITUATION_BANK_SILENT
+    assert f"so this {noun} has moved no money." in explained.what
+    assert "Before it 12.50 EUR moved." in explained.what
+    assert "It gives up" in explained.next
+    restored = explain(shown, [], Asked(tried(journal_is_restored=True)), now=NOW)
+    assert may_have in restored.what
+    assert "Before it 12.50 EUR moved." in restored.what
+    assert "It never gives up" in restored.next
+
+
 def test_an_answer_that_the_journal_did_not_take_is_not_called_silence() -> None:
     """As while its disk is full."""
     attempts = tried(last_answer=AnswerKind.ANSWER_KIND_EXECUTED)
@@ -261,12 +311,19 @@ ASKED = st.one_of(
     st.builds(lambda why: Asked(unknown_because=why, is_away=True), st.just("away")),
     st.builds(lambda why: Asked(unknown_because=why, is_stopped=True), st.just("stopped")),
     st.builds(
-        lambda in_vain, answer, configured, spared: Asked(
-            tried(in_vain, last_answer=answer, bank_is_configured=configured, bank_is_spared=spared),
+        lambda in_vain, answer, configured, spared, restored: Asked(
+            tried(
+                in_vain,
+                last_answer=answer,
+                bank_is_configured=configured,
+                bank_is_spared=spared,
+                journal_is_restored=restored,
+            ),
             is_bank_configured=configured,
         ),
         st.integers(0, 3),
         st.sampled_from(AnswerKind.values()),
+        st.booleans(),
         st.booleans(),
         st.booleans(),
     ),
@@ -274,14 +331,20 @@ ASKED = st.one_of(
 
 
 @given(st.sampled_from(UNDER_WAY), ASKED, st.booleans())
-def test_a_charge_under_way_never_says_that_no_money_moved_after_the_token(
+def test_a_charge_under_way_never_says_that_no_money_moved_where_it_may_have(
     stage: ChargeStage.ValueType, asked: Asked, is_held_back: bool
 ) -> None:
-    """Whatever is known of attempts; and what may be done is in the contract, with the role that the contract gives it."""
+    """After the token, while the customer is awaited, and at each stage of a restored journal.
+
+    Whatever is known of attempts; and what may be done is in the contract, with the role that the contract gives it."""
     explained = explain(charge(stage, held_back=is_held_back), [TOKEN], asked, now=NOW)
-    if stage in (ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION, ChargeStage.CHARGE_STAGE_CALLING_OFF):
-        assert "No money has moved" not in explained.what
+    is_restored = asked.attempts is not None and asked.attempts.journal_is_restored
+    if is_restored or stage != ChargeStage.CHARGE_STAGE_AWAITING_TOKEN:
+        assert "moved no money" not in explained.what
+        assert "No money has moved." not in explained.what
         assert "money may have moved" in explained.what
+    if is_restored:
+        assert "It gives up" not in explained.next
     assert explained.next
     assert explained.situation != Situation.SITUATION_DECIDED
     for action in explained.actions:

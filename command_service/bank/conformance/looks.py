@@ -2,29 +2,40 @@
 
 from command_service.bank.conformance import books
 from command_service.bank.conformance.checks import KINDS, OPENINGS, Check, NotPossible
-from command_service.bank.conformance.trial import Trial, expect, named, the_only
-from command_service.values import CalledOff, Executed, Token
+from command_service.bank.conformance.trial import Trial, expect, named
+from command_service.values import CalledOff, Execute, Executed, InProgress, NoAnswer, Token
+
+_NO_END = Token | NoAnswer | InProgress
 
 
 async def _changes_nothing(trial: Trial) -> None:
     """Before anything is known, when it is open, and when it is executed: then both steps are done as if nobody had looked."""
     _see_that_it_looks(trial)
     operation = await trial.operation()
-    said = the_only("before the bank knew it, look-ups said", await trial.looks(operation))
-    expect(isinstance(said, CalledOff | Token), "before the bank knew it, a look-up said", said)
+    said = await trial.look(operation, None)
+    expect(isinstance(said, CalledOff | _NO_END), "before the bank knew it, a look-up said", said)
     effect = await trial.opened(operation)
-    said = the_only("of an open one, look-ups said", await trial.looks(operation))
-    is_known = trial.finds_at_once and await trial.asks_in_token_step()
-    expect(
-        said == Token(effect.token) or (not is_known and said == CalledOff()), "of an open one, a look-up said", said
-    )
-    done = await trial.answer(effect)
-    expect(isinstance(done, Executed), "after look-ups, the execute step ended otherwise", done)
-    assert isinstance(done, Executed)
+    ends = await trial.looks(operation, effect.token)
+    expect(set(ends) == {Token(effect.token)}, "of an open one, look-ups said", *ends)
+    done = await _executed(trial, effect)
     await trial.until_it_is_found()
-    ends = await trial.looks(operation)
+    ends = await trial.looks(operation, effect.token) + await trial.looks(operation, None)
     expect(set(ends) == {done}, "of an executed one, look-ups said", done, *ends)
     await books.agree(trial, operation, operation.on or done.transaction_id)
+
+
+async def _tells_no_end_too_early(trial: Trial) -> None:
+    """Not of one that is open, nor of one that was executed just now: a look-up by reference may be late for both."""
+    _see_that_it_looks(trial)
+    is_known = await trial.asks_in_token_step()
+    effect = await trial.opened(await trial.operation())
+    said = await trial.look(effect.operation, None)
+    is_true = isinstance(said, _NO_END) or (said == CalledOff() and not is_known)
+    expect(is_true, "of an open one, a look-up without its token said", said)
+    done = await _executed(trial, effect)
+    for token in (effect.token, None):
+        said = await trial.look(effect.operation, token)
+        expect(said == done or isinstance(said, _NO_END), "of one executed just now, a look-up said", done, said)
 
 
 async def _tells_what_was_called_off(trial: Trial) -> None:
@@ -33,8 +44,15 @@ async def _tells_what_was_called_off(trial: Trial) -> None:
     end = await trial.answer(named(effect))
     expect(end == CalledOff(), "called off, it was", end)
     await trial.until_it_is_found()
-    ends = await trial.looks(effect.operation)
+    ends = await trial.looks(effect.operation, effect.token)
     expect(set(ends) == {end}, "called off, a look-up said", *ends)
+
+
+async def _executed(trial: Trial, effect: Execute) -> Executed:
+    done = await trial.answer(effect)
+    expect(isinstance(done, Executed), "after look-ups, the execute step ended otherwise", done)
+    assert isinstance(done, Executed)
+    return done
 
 
 def _see_that_it_looks(trial: Trial) -> None:
@@ -44,5 +62,6 @@ def _see_that_it_looks(trial: Trial) -> None:
 
 CHECKS = (
     Check("a look-up tells how it stands, and changes nothing", 9, KINDS, _changes_nothing),
+    Check("a look-up tells no end of what is open or executed", 9, KINDS, _tells_no_end_too_early),
     Check("a look-up tells what was called off", 9, OPENINGS, _tells_what_was_called_off),
 )

@@ -91,16 +91,19 @@ class Trial:
         """
         return await self._patiently(lambda: self.once(effect, by=by or self._banks[0], look_up_first=look_up_first))
 
-    async def looks(self, operation: Operation, times: int = 4) -> list[Answer]:
+    async def looks(self, operation: Operation, token: str | None, times: int = 4) -> list[Answer]:
         """Look an operation up this often, over several adapters. Raises like `answer`, and RuleBroken if one raises."""
+        return [
+            await self._patiently(partial(self.look, operation, token, by=self._banks[n % len(self._banks)]))
+            for n in range(times)
+        ]
 
-        async def look(bank: Bank) -> Answer:
-            try:
-                return await bank.look_up(operation)
-            except Exception as error:
-                raise RuleBroken(f"the adapter raised {type(error).__name__} instead of an answer") from error
-
-        return [await self._patiently(partial(look, self._banks[n % len(self._banks)])) for n in range(times)]
+    async def look(self, operation: Operation, token: str | None, *, by: Bank | None = None) -> Answer:
+        """Look an operation up once. Raises RuleBroken if the adapter raises anything."""
+        try:
+            return await (by or self._banks[0]).look_up(operation, token)
+        except Exception as error:
+            raise RuleBroken(f"the adapter raised {type(error).__name__} instead of an answer") from error
 
     async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         loop = asyncio.get_running_loop()

@@ -137,6 +137,10 @@ class Stripe:
             return no_answer("a look-up that does not find what the search found")
         return _reply(seen)
 
+    def finds_at_once(self, operation: Operation) -> bool:
+        """A search lags behind. What follows is read from its intent, and from the list of the intent's refunds."""
+        return not operation.opens
+
     async def close(self) -> None:
         """Let go of connections."""
         await self._api.close()
