@@ -32,9 +32,10 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "Wait: it goes on by itself.",
     ),
     Situation.SITUATION_BANK_SILENT: Row(
-        "The bank does not answer the request for a token. No money has moved for it.",
-        "Look at the bank. The service asks again by itself, and gives up when its time is over. Never charge the order, or ask"
-        " for this refund or capture, under another key before this one is abandoned.",
+        "The bank does not answer the request for a token. No money has moved for it, unless the journal was restored.",
+        "Look at the bank. The service asks again by itself, and gives up when its time is over, though never with a"
+        " restored journal. Never charge the order, or ask for this refund or capture, under another key before this one is"
+        " abandoned.",
         "ChargeonceBankSilent",
     ),
     Situation.SITUATION_EXECUTION_UNKNOWN: Row(
@@ -61,7 +62,7 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "ChargeonceCallingOff",
     ),
     Situation.SITUATION_AWAITING_CUSTOMER: Row(
-        "The bank waits for a step of the customer. No money has moved.",
+        "The bank waits for a step of the customer. No money had moved when the bank last answered.",
         "Send the customer to the address, or void the charge. It ends by itself when the bank gives up waiting.",
         "ChargeonceAwaitingCustomer",
     ),
@@ -95,8 +96,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "ChargeonceBankMissing",
     ),
     Situation.SITUATION_HOLD_ENDING: Row(
-        "The bank holds money for it, and the hold lapses soon.",
-        "Capture it or void it before the hold lapses; after that the money cannot be captured.",
+        "The bank holds money for it, and the hold lapses soon or has lapsed.",
+        "Capture it or void it before the hold lapses. After that the money cannot be captured: void it, to end it.",
         "ChargeonceHoldEnding",
     ),
     Situation.SITUATION_SERVER_AWAY: Row(
@@ -114,6 +115,12 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     ),
 }
 
+HOLD_LAPSED = Row(
+    "The bank held money for it, and the hold has lapsed.",
+    "Void it, to end it: the money cannot be captured any more.",
+)
+"""What is said of HOLD_ENDING once the time that the bank named has passed."""
+
 _OF_ANSWER: Mapping[AnswerKind.ValueType, Situation.ValueType] = {
     AnswerKind.ANSWER_KIND_NOT_ACCEPTED: Situation.SITUATION_BANK_REFUSES_US,
     AnswerKind.ANSWER_KIND_IN_PROGRESS: Situation.SITUATION_BANK_SLOW,
@@ -124,6 +131,7 @@ _WITHOUT_ANSWER: Mapping[ChargeStage.ValueType, Situation.ValueType] = {
     ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER: Situation.SITUATION_AWAITING_CUSTOMER,
     ChargeStage.CHARGE_STAGE_CALLING_OFF: Situation.SITUATION_CALLING_OFF,
 }
+_STILL_THE_CUSTOMER = (AnswerKind.ANSWER_KIND_NEEDS_ACTION, AnswerKind.ANSWER_KIND_UNSPECIFIED)
 
 
 def situation_under_way(
@@ -140,6 +148,8 @@ def situation_under_way(
         return Situation.SITUATION_HELD_BACK
     if not is_bank_configured:
         return Situation.SITUATION_BANK_MISSING
+    if stage == ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER and last_answer not in _STILL_THE_CUSTOMER:
+        stage = ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION  # Each look is an execute step, whose answer may be lost.
     if stage == ChargeStage.CHARGE_STAGE_CALLING_OFF and last_answer != AnswerKind.ANSWER_KIND_NOT_ACCEPTED:
         return Situation.SITUATION_CALLING_OFF
     return _OF_ANSWER.get(last_answer, _WITHOUT_ANSWER[stage])

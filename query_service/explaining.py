@@ -31,7 +31,7 @@ from charging.v1.query_pb2 import (
     Situation,
 )
 from contract.currencies import EXPONENTS
-from contract.situations import SITUATIONS, situation_under_way
+from contract.situations import HOLD_LAPSED, SITUATIONS, Row, situation_under_way
 from query_service.schema import DAY_MICROSECONDS
 from query_service.words import AUTHORIZE, CAPTURE, CHARGE, MANUAL, REFUND, VOID
 
@@ -73,7 +73,7 @@ def explain(
         situation=situation,
         what=" ".join(told.what()),
         next=told.next(),
-        advice=SITUATIONS[situation].advice,
+        advice=told.row.advice,
         actions=told.actions(),
         attempts_unknown_because=asked.unknown_because,
     )
@@ -198,10 +198,21 @@ class _Telling:
         self._today = self._text(now)[:10]
         self._is_under_way = charge.stage in UNDER_WAY
 
+    @property
+    def row(self) -> Row:
+        """What is said of the situation in general."""
+        is_ending = self._situation == Situation.SITUATION_HOLD_ENDING
+        return HOLD_LAPSED if is_ending and self._has_lapsed else SITUATIONS[self._situation]
+
+    @property
+    def _has_lapsed(self) -> bool:
+        """Whether the bank has said that an open hold lapses, and the time has passed."""
+        return 0 < self._charge.hold_expires_at.ToMicroseconds() <= self._now
+
     # ------------------------------------------------------------ what happened
     def what(self) -> Iterator[str]:
         """Tell what happened and where it stands, in sentences."""
-        yield SITUATIONS[self._situation].what
+        yield self.row.what
         operation = self._operation
         noun = f"{_NOUNS[operation.kind]} of {money(operation.amount)}"
         if self._is_under_way:
@@ -320,8 +331,12 @@ class _Telling:
         told = [f"{self._money(minor_units)} {what}" for what, minor_units in sums.items() if minor_units]
         yield f"{when} {', '.join(told)}." if told else "No money has moved, and none is held."
         if charge.HasField("hold_expires_at"):
-            is_over = charge.hold_expires_at.ToMicroseconds() <= self._now
-            yield f"The bank lets the hold lapse at {self._time(charge.hold_expires_at)}{', which has passed' * is_over}."
+            yield f"The bank {self._lapses}."
+
+    @property
+    def _lapses(self) -> str:
+        at = self._time(self._charge.hold_expires_at)
+        return f"has let the hold lapse at {at}" if self._has_lapsed else f"lets the hold lapse at {at}"
 
     # ------------------------------------------------------------ what comes next
     def next(self) -> str:
@@ -329,7 +344,7 @@ class _Telling:
         if (fixed := _NEXT.get(self._situation)) is not None:
             return fixed
         if self._situation == Situation.SITUATION_HOLD_ENDING:
-            return f"Nothing: the bank lets the hold lapse at {self._time(self._charge.hold_expires_at)}."
+            return f"Nothing: the bank {self._lapses}."
         return " ".join(self._next_attempt())
 
     def _next_attempt(self) -> Iterator[str]:
@@ -409,7 +424,8 @@ class _Telling:
             yield PossibleAction(method="charging.v1.CommandService/Charge", role="charge", text=text, command=command)
         if charge.held_minor_units:
             held = self._money(charge.held_minor_units)
-            yield self._following(CAPTURE, "Capture", "charge", f"Moves the {held} that is held.")
+            if not self._has_lapsed:
+                yield self._following(CAPTURE, "Capture", "charge", f"Moves the {held} that is held.")
             yield self._following(VOID, "Void", "charge", f"Lets the {held} that is held go.")
         if left := charge.captured_minor_units - charge.refunded_minor_units:
             yield self._following(REFUND, "Refund", "refund", f"Gives back up to {self._money(left)}.")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from charging.v1.common_pb2 import AnswerKind, Attempts, ChargeStatus, Money, OperationKind, OperationStatus, Resolution
 from charging.v1.query_pb2 import Charge, ChargeStage, HistoryEntry, Operation, ResolutionProposal, Situation
 from contract.access import ACCESS
-from contract.situations import SITUATIONS
+from contract.situations import HOLD_LAPSED, SITUATIONS
 from query_service.explaining import NOT_ASKED, UNDER_WAY, Asked, explain, money
 from tests.operations import time_of
 
@@ -260,6 +260,20 @@ def test_a_hold_that_ends_soon_is_more_urgent_than_a_capture_of_it_that_was_give
     explained = explain(shown, [], now=NOW)
     assert explained.situation == Situation.SITUATION_HOLD_ENDING
     assert "The capture of 1.00 EUR was given up" in explained.what
+
+
+def test_of_a_hold_that_has_lapsed_nobody_is_told_to_capture_it() -> None:
+    """Until then it can be; after that it can only be ended."""
+    status = OperationStatus.OPERATION_STATUS_EXECUTED
+    shown = charge(ChargeStage.CHARGE_STAGE_AT_REST, operation=status, **HELD, hold_expires_at=seconds_ago(-60))  # type: ignore[arg-type]
+    before = explain(shown, [], now=NOW)
+    assert before.advice == SITUATIONS[Situation.SITUATION_HOLD_ENDING].advice
+    assert before.next == "Nothing: the bank lets the hold lapse at 14:16:00 UTC."
+    after = explain(shown, [], now=NOW + 60_000_000)
+    assert after.situation == before.situation == Situation.SITUATION_HOLD_ENDING
+    assert "has lapsed" in after.what
+    assert (after.advice, after.next) == (HOLD_LAPSED.advice, "Nothing: the bank has let the hold lapse at 14:16:00 UTC.")
+    assert [action.command for action in after.actions] == ["chargeonce void order-1"]
 
 
 @pytest.mark.parametrize(
