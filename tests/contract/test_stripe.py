@@ -410,7 +410,9 @@ async def test_a_search_that_lags_has_people_told_no_end_that_was_not(kind: Kind
         assert isinstance(again, Token)
         done = await town.answer(Execute(effect.operation, again.token))
         assert isinstance(done, Executed)
-        assert isinstance(await town.bank.look_up(effect.operation, None), NoAnswer), "the search shows the first one only"
+        assert isinstance(await town.bank.look_up(effect.operation, None), NoAnswer), (
+            "the search shows the first one only"
+        )
         assert await town.bank.look_up(effect.operation, again.token) == done
 
 
