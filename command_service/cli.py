@@ -125,8 +125,8 @@ def _parser(program: str) -> tuple[argparse.ArgumentParser, Mapping[str, argpars
             "reconcile",
             help="compare a bank's statement with the journal; exit status 0 only at a difference of 0.00",
             description="Compares a bank's statement with the journal, also beside a server at work, and changes nothing. Exit "
-            "status 1 if they differ, 2 if it could not be done, 3 if they do not, but movements at the edge are not certain, 4 if the "
-            "bank does not give its statement, 5 after a fault of this program.",
+            "status 1 if they differ, 2 if it could not be done, 3 if they do not, but movements at the edge are not certain, "
+            "4 if the bank does not give its statement, 5 after a fault of this program.",
         )
     )
     return parser, commands.choices

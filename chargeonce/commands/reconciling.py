@@ -93,9 +93,7 @@ async def reconcile(
                     for day in result.days
                 ],
             ),
-            rows_of(
-                dict(zip(_RESULT, _result(result), strict=True))
-            ),
+            rows_of(dict(zip(_RESULT, _result(result), strict=True))),
         ],
         {"result": json_of(result)},
     )

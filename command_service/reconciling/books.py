@@ -39,7 +39,8 @@ CREATE INDEX theirs.captures ON entry (charge_id) WHERE kind = 3;
 _NAME = """
 UPDATE line SET reference = coalesce(
     (SELECT reference FROM entry WHERE entry.transaction_id = line.transaction_id AND entry.transaction_id <> ''
-        ORDER BY entry.kind <> line.kind LIMIT 1),
+        AND entry.kind = line.kind),
+    (SELECT reference FROM entry WHERE entry.transaction_id = line.transaction_id AND entry.transaction_id <> ''),
     (SELECT reference FROM entry WHERE entry.charge_id = line.hold AND entry.kind = 3 AND line.kind = 3
         ORDER BY entry.began DESC, entry.rowid DESC LIMIT 1),
     reference)

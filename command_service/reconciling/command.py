@@ -142,9 +142,8 @@ def _asked(parts: Parts, chosen: argparse.Namespace, mapping: MappingOfCsv | Non
     begin = _moment("--from", chosen.begin, zone)
     end = _moment("--to", chosen.end, zone) if chosen.end else begin + DAY
     calendar = Calendar(zone)
-    if chosen.end is None:
-        if begin == calendar.begin_of(calendar.day_of(begin)):
-            end = calendar.begin_of(calendar.day_of(begin) + 1)  # days of 23 and 25 hours too
+    if chosen.end is None and begin == calendar.begin_of(calendar.day_of(begin)):
+        end = calendar.begin_of(calendar.day_of(begin) + 1)  # days of 23 and 25 hours too
     difference = round(chosen.clock_difference * SECOND)
     end = min(end, now - difference)  # what is newer may be on its way yet, or in one of the two readings only
     if not begin < end:

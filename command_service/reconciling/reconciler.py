@@ -49,7 +49,7 @@ class Reconciler:
     async def run(self, requests: AsyncIterator[ReconcileRequest]) -> AsyncGenerator[ReconcileResponse, None]:
         """Compare what a call asks for; first comes progress, while the file is received.
 
-        Raises a Refusal: INVALID_REQUEST, with what is wrong, or BANK_UNREACHABLE. Closing it ends the process and removes its files.
+        Raises a Refusal: INVALID_REQUEST, with what is wrong, or BANK_UNREACHABLE. Closing it ends the process.
         """
         with tempfile.TemporaryDirectory(prefix="chargeonce-") as scratch:
             folder = Path(scratch)
@@ -97,9 +97,7 @@ class Reconciler:
         return ListReconciliationsResponse(reconciliations=kept.kept(kept.folder(self._settings)))
 
 
-async def _received(
-    requests: AsyncIterator[ReconcileRequest], folder: Path, message_seconds: float
-) -> Sequence[str]:
+async def _received(requests: AsyncIterator[ReconcileRequest], folder: Path, message_seconds: float) -> Sequence[str]:
     """Receive what is asked for, with the CSV file; return the command's arguments. Raises a Refusal."""
     begin: ReconcileBegin | None = None
     size = 0

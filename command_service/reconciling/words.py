@@ -69,7 +69,9 @@ def _missing_here(line: Line) -> str:
 def _status(entry: Entry, *, moved_there: bool, other_id: bool) -> str:
     if entry.state is not State.MOVED:
         ordered = f"{amount_out(abs(entry.minor_units), entry.currency_code)} {entry.currency_code}"
-        text = f"At the bank the money moved; in the journal the {_name(entry.kind)} of {ordered} {_STATES[entry.state]}."
+        text = (
+            f"At the bank the money moved; in the journal the {_name(entry.kind)} of {ordered} {_STATES[entry.state]}."
+        )
         return f"{text} The service completes it: refund nothing." if entry.state is State.UNDER_WAY else text
     if not moved_there:
         return f"In the journal the {_name(entry.kind)} moved; the statement says that it did not, or was undone."
@@ -95,7 +97,7 @@ def proposed(finding: Finding, bank: str) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a word of the bank's can be shown and copied as it is: it moves no terminal's cursor, and is no longer than ours."""
+    """Whether a word of the bank's can be shown and copied as it is: it moves no cursor, and is no longer than ours."""
     return 0 < len(text) <= LONGEST and text.isprintable()
 
 
