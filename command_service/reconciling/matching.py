@@ -68,8 +68,8 @@ class Sum(NamedTuple):
 class Finding(NamedTuple):
     """What is not simply matched. `entry` and `line` are the two sides, as far as they are there.
 
-    `bank_minor` and `journal_minor` are the sides' amounts: of a hold what it holds. `is_proof`: no other line is of the operation,
-    and this one is equal in kind, amount and currency.
+    `bank_minor` and `journal_minor` are the sides' amounts: of a hold what it holds. `is_proof`: no other line is of this
+    operation, and this one is equal in kind, amount and currency.
     """
 
     kind: FindingKind
