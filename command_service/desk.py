@@ -5,8 +5,9 @@ operator's client leaves: whether it was stored is then told by the charge's his
 """
 
 import asyncio
+import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
@@ -78,8 +79,8 @@ RETRY_SECONDS = 1.0
 class Reconciler(Protocol):
     """Compares banks' statements with the journal."""
 
-    def run(self, requests: AsyncIterator[ReconcileRequest]) -> AsyncIterator[ReconcileResponse]:
-        """Do one comparison, by the requests of one call."""
+    def run(self, requests: AsyncIterator[ReconcileRequest]) -> AsyncGenerator[ReconcileResponse, None]:
+        """Do one comparison, by the requests of one call. Closing it ends the work."""
         ...
 
     async def last(self) -> ListReconciliationsResponse:
@@ -299,8 +300,9 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._is_reconciling = True
         try:
             with explaining():
-                async for response in self._reconciler.run(requests):
-                    yield response
+                async with contextlib.aclosing(self._reconciler.run(requests)) as responses:
+                    async for response in responses:
+                        yield response
         finally:
             self._is_reconciling = False
 
