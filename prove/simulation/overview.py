@@ -128,10 +128,10 @@ class _Watched(Around[Bank]):
             self._executed[operation.reference] = self._faults()
         return answer
 
-    async def look_up(self, operation: Operation) -> Answer:
+    async def look_up(self, operation: Operation, token: str | None) -> Answer:
         """Ask for people."""
         with _asked_by_people():
-            return await self.inner.look_up(operation)
+            return await self.inner.look_up(operation, token)
 
     def _faults(self) -> int:
         return sum(self._stage.dice.fired[kind] for kind in NOT_STORED)
