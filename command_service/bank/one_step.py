@@ -65,6 +65,7 @@ from collections.abc import Mapping
 import httpx
 
 from command_service.bank import Bank, trusted_seconds
+from command_service.bank.ids import is_storable
 from command_service.bank.times import microseconds
 from command_service.bank.transport import JSON_CONTENT, Endpoint, Exchange, no_answer
 from command_service.bank.two_step import (
@@ -74,7 +75,6 @@ from command_service.bank.two_step import (
     Transaction,
     TwoStepBank,
     heard,
-    is_storable,
     unexecuted,
 )
 from command_service.values import (

@@ -27,10 +27,9 @@ execute step, or the calling off of a token: both ask the bank to close a transa
     in progress, to a look-up too                  InProgress
     no answer, to a look-up too                    NoAnswer
 
-A look-up for people (`look_up`) goes by the journal's token, and without one by our reference. It tells how the transaction
-ended, or Token if it is open, and NeedsAction if it awaits the customer. A refusal that was heard twice is CalledOff without a
-token, and a Contradiction with one. Without a token, an expired transaction or a refusal says nothing (NoAnswer) where a
-look-up by reference may be late: a newer transaction may be open, or executed.
+A look-up for people (`look_up`) goes by the journal's token, else by our reference. It tells how the transaction ended, Token
+if it is open, or NeedsAction. A refusal, heard twice, is CalledOff without a token, a Contradiction with one. Without a token an
+expired one or a refusal is NoAnswer where a look-up by reference may be late: a newer one may be executed.
 
 1. A reply that names no transaction (a refusal), or another one, may belong to another question: one surplus response of a
    bank or a proxy shifts every later response on its connection by one. No charge ends on such a reply alone. It ends its
@@ -49,7 +48,6 @@ look-up by reference may be late: a newer transaction may be open, or executed.
 
 import asyncio
 import math
-import re
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from functools import partial
@@ -57,7 +55,6 @@ from typing import Protocol, assert_never
 
 from command_service.address import is_address
 from command_service.bank.transport import Exchange, no_answer
-from command_service.card_numbers import card_number_in
 from command_service.values import (
     Answer,
     CalledOff,
@@ -81,14 +78,6 @@ from command_service.values import (
     Token,
     value,
 )
-
-# The form of a bank's ids that are stored. "." and ".." would turn into another path.
-_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.:-]{1,128}")
-
-
-def is_storable(bank_id: str) -> bool:
-    """Whether an id of the bank's may be stored and put into a path: it has the form of an id and holds no card number."""
-    return _ID.fullmatch(bank_id) is not None and not card_number_in(bank_id)
 
 
 # ---------------------------------------------------------------- what a bank replies
@@ -291,8 +280,7 @@ class TwoStepBank:
         """Ask what the bank knows of our token, or else of our reference. Never raises; see the port."""
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
-                # The look-ups that calling off begins with; nothing is called off.
-                return await self._looked_up(CallOff(operation, token))
+                return await self._looked_up(CallOff(operation, token))  # only looked up: nothing is called off
         except TimeoutError:
             return no_answer("deadline")
 
@@ -384,8 +372,10 @@ class TwoStepBank:
         match said:
             case Transaction(stage=Stage.EXPIRED) | Refusal() if not is_newest:
                 return no_answer("a look-up that may not show the newest transaction yet")
+            case Transaction(stage=Stage.AWAITS_CUSTOMER) as known:
+                return _needs_action(known)
             case Transaction() as known:
-                return _standing(known, effect)
+                return _end(known, effect) or _token(known)
             case Refusal() as refusal if token is not None:  # The bank has forgotten a token that it gave us.
                 return _contradiction(refusal, effect)
             case Refusal():
@@ -501,13 +491,6 @@ def _end(known: Transaction | Refusal, effect: Execute | CallOff) -> Answer | No
             return None
         case _:
             assert_never(known.stage)
-
-
-def _standing(known: Transaction, effect: CallOff) -> Answer:
-    """How our transaction stands, by a look-up whose fields are ours."""
-    if known.stage is Stage.AWAITS_CUSTOMER:
-        return _needs_action(known)
-    return _end(known, effect) or _token(known)
 
 
 def _contradiction(said: Transaction | Refusal, effect: Effect) -> Contradiction:

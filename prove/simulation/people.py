@@ -39,8 +39,8 @@ NOT_EXECUTED, EXECUTED, REFUNDED = (
     Resolution.RESOLUTION_EXECUTED,
     Resolution.RESOLUTION_REFUNDED,
 )
-# What the desk's answers to a careful approval may be while the bank itself still has the transaction open.
-OPEN_AT_THE_BANK = frozenset({"TOKEN", "NEEDS_ACTION", "IN_PROGRESS"})
+# What the bank may say to a careful approval: it has the transaction open, or denies a token that it once gave by mistake.
+OPEN_AT_THE_BANK = frozenset({"TOKEN", "NEEDS_ACTION", "IN_PROGRESS", "CONTRADICTION"})
 
 
 class Taken(NamedTuple):

@@ -29,9 +29,10 @@ import httpx
 from chassis.secret import Secret, secret_in
 from chassis.watched import Watched
 from command_service.bank import trusted_seconds, two_step
+from command_service.bank.ids import is_storable
 from command_service.bank.kinds import BankSettings, check_members
 from command_service.bank.transport import Endpoint, Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard, is_storable
+from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard
 from command_service.values import CallOff, DeclineReason, Effect, Execute, Kind, NoAnswer, Operation, RequestToken
 
 _PAGE = 15  # A charge has up to 4 KiB, and a body of more than 64 KiB is no answer.
