@@ -388,7 +388,7 @@ async def test_a_journal_that_forgot_the_token_gets_the_same_intent(age_hours: f
 
 @pytest.mark.parametrize("kind", OPENINGS)
 async def test_a_search_that_lags_has_people_told_no_end_that_was_not(kind: Kind) -> None:
-    """By its token an intent is found at once. Without one, nobody is told that nothing was executed, or that it has expired."""
+    """By its token an intent is found at once. Without one nobody is told that nothing was executed, or that it expired."""
     async with stripe_town() as town:
         town.stripe.search_lag_seconds = HOUR
         never = an_operation(kind, VISA)
@@ -410,7 +410,9 @@ async def test_a_search_that_lags_has_people_told_no_end_that_was_not(kind: Kind
         assert isinstance(again, Token)
         done = await town.answer(Execute(effect.operation, again.token))
         assert isinstance(done, Executed)
-        assert isinstance(await town.bank.look_up(effect.operation, None), NoAnswer), "the search shows the first one only"
+        assert isinstance(await town.bank.look_up(effect.operation, None), NoAnswer), (
+            "the search shows the first one only"
+        )
         assert await town.bank.look_up(effect.operation, again.token) == done
 
 

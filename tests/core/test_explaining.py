@@ -272,7 +272,10 @@ def test_of_a_hold_that_has_lapsed_nobody_is_told_to_capture_it() -> None:
     after = explain(shown, [], now=NOW + 60_000_000)
     assert after.situation == before.situation == Situation.SITUATION_HOLD_ENDING
     assert "has lapsed" in after.what
-    assert (after.advice, after.next) == (HOLD_LAPSED.advice, "Nothing: the bank has let the hold lapse at 14:16:00 UTC.")
+    assert (after.advice, after.next) == (
+        HOLD_LAPSED.advice,
+        "Nothing: the bank has let the hold lapse at 14:16:00 UTC.",
+    )
     assert [action.command for action in after.actions] == ["chargeonce void order-1"]
 
 
