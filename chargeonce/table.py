@@ -54,7 +54,9 @@ BY_HEADING: Mapping[str, Mapping[str, Program | Question]] = {
     },
     "Operate": {
         "stuck": Question("explaining", "stuck", "list the charges that somebody should look at"),
-        "desk try": Question("desk", "try_now", "have a charge's next step done now"),
+        "desk try": Question(
+            "desk", "try_now", "have a charge's next step done now (while its bank is spared, with the next probe)"
+        ),
         "desk hold": Question("desk", "hold", "hold a charge back"),
         "desk release": Question("desk", "release", "let a charge go that is held back"),
         "desk ask-bank": Question("desk", "ask_bank", "ask the bank what it knows of a charge"),

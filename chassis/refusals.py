@@ -95,6 +95,7 @@ class Refusals(Generic[ReasonT]):
         violations: Sequence[Violation] = (),
         retry_after_seconds: float | None = None,
         advice: str | None = None,
+        text: str | None = None,
         metadata: Mapping[str, str | int] | None = None,
     ) -> Refusal:
         """Make the error of a reason, for a call to raise. Arguments replace the table's values.
@@ -105,7 +106,7 @@ class Refusals(Generic[ReasonT]):
         return Refusal(
             code=row.code,
             reason=reason.name,
-            text=row.text,
+            text=text or row.text,
             advice=advice or row.advice,
             violations=violations,
             retry_after_seconds=row.retry_after_seconds if retry_after_seconds is None else retry_after_seconds,

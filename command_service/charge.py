@@ -138,8 +138,7 @@ State = Absent | Charge
 def decide(state: State, message: Message) -> list[Event]:
     """Say what a message means in a state: the events to append, none if it changes nothing.
 
-    A client's message may raise a CommandRefused or OperationUnderWay, an operator's a CommandRefused or BankUnreachable. The
-    others never raise.
+    A client's message may raise a CommandRefused or OperationUnderWay, an operator's a CommandRefused. The others never raise.
     """
     match message:
         case Command():
@@ -248,10 +247,7 @@ def needs_banks_word(charge: Charge, actor: str, reason: str, proposal: int) -> 
     """
     if desk_rules.is_approved_already(charge.desk, actor, reason, proposal):
         return False
-    try:
-        desk_rules.check_approval(stand_of(charge), actor, proposal)
-    except NotAtTheDesk:
-        raise NotAtTheDesk(charge) from None
+    desk_rules.check_approval(stand_of(charge), actor, proposal)
     return True
 
 

@@ -7,7 +7,8 @@ operator's client leaves: whether it was stored is then told by the charge's his
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
@@ -74,6 +75,7 @@ CALLS_AT_ONCE = 100
 # A call without a deadline, or with a very late one, waits no longer: the bank may be asked, and has its own deadline.
 LONGEST_WAIT_SECONDS = 60.0
 RETRY_SECONDS = 1.0
+BANK_RETRY_SECONDS = 5.0
 
 
 class Reconciler(Protocol):
@@ -106,10 +108,10 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         room: Room,
         wait_until: Callable[[float], Awaitable[None]],
         *,
-        status: Callable[[], GetServerStatusResponse] = GetServerStatusResponse,
+        status: Callable[[str], GetServerStatusResponse] = lambda _: GetServerStatusResponse(),
         reconciler: Reconciler | None = None,
     ) -> None:
-        """`wait_until` waits until a time of the loop's clock. `status` tells the server's state."""
+        """`wait_until` waits until a time of the loop's clock. `status` tells the server's state, to a tenant or, "", of all."""
         self._journal = journal
         self._streams = Streams(journal, runner.reload)
         self._runner = runner
@@ -266,7 +268,11 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         """Ask the bank about the operation in review, or else the newest one. Never raises."""
         asked = in_review(charge) or charge.newest
         token = None if self._journal.restored else asked.token  # a restored journal may have forgotten a later one
-        return await self._lines.at(asked.operation.request.bank).look_up(asked.operation, token)
+        line = self._lines.at(asked.operation.request.bank)
+        answer = await line.look_up(asked.operation, token)
+        if isinstance(answer, NoAnswer) and answer.retry_after_seconds is None and line.can_look_up:
+            return replace(answer, retry_after_seconds=BANK_RETRY_SECONDS)
+        return answer
 
     def _outcome(self, snapshot: Snapshot) -> DeskOutcome:
         charge = _charge(snapshot)
@@ -285,8 +291,9 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         context: Any,
     ) -> GetServerStatusResponse:
         """Tell the server's state."""
-        caller_of(context)
-        return self._status()
+        caller = caller_of(context)
+        with self._within_the_limits(caller):
+            return self._status("" if _sees_all(caller) else caller.tenant)
 
     async def Reconcile(  # noqa: N802
         self, requests: AsyncIterator[ReconcileRequest], context: Any
@@ -319,6 +326,14 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     async def _call(self, request: DeskRequest, context: Any, work: Callable[[Caller], Coroutine[Any, Any, T]]) -> T:
         """Do what a call asks for, within the limits and the call's time."""
         caller = caller_of(context)
+        with self._within_the_limits(caller):
+            if faults := faults_of_step(request):
+                raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in faults])
+            with explaining():
+                return await self._within(wait_seconds(context.time_remaining(), LONGEST_WAIT_SECONDS), work(caller))
+
+    @contextlib.contextmanager
+    def _within_the_limits(self, caller: Caller) -> Iterator[None]:
         match self._room.calls.take(caller.tenant):
             case None:
                 pass
@@ -329,10 +344,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         try:
             if (return_seconds := self._room.rates.take(caller.tenant)) is not None:
                 raise refusal(Reason.TENANT_LIMIT, retry_after_seconds=return_seconds)
-            if faults := faults_of_step(request):
-                raise refusal(Reason.INVALID_REQUEST, violations=[Violation(*fault) for fault in faults])
-            with explaining():
-                return await self._within(wait_seconds(context.time_remaining(), LONGEST_WAIT_SECONDS), work(caller))
+            yield
         finally:
             self._room.calls.give_back(caller.tenant)
 
@@ -352,7 +364,11 @@ def _charge(snapshot: Snapshot) -> Charge:
     return snapshot.state
 
 
+def _sees_all(caller: Caller) -> bool:
+    """Whether the caller may see the charges of all tenants together."""
+    return not caller.tenant or caller is ANYBODY
+
+
 def _check_sees_all(caller: Caller) -> None:
-    """Raise PERMISSION_DENIED unless the caller may see the charges of all tenants together."""
-    if caller.tenant and caller is not ANYBODY:
+    if not _sees_all(caller):
         raise refusal(Reason.PERMISSION_DENIED)

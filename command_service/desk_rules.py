@@ -46,11 +46,12 @@ from command_service.events import (
 from command_service.failures import (
     AnotherProposal,
     BankContradicts,
-    BankUnreachable,
+    BankSaysNothing,
     ImpossibleEvent,
     InvalidRequest,
     NotAtTheDesk,
     ProposalChanged,
+    RefundKeyTaken,
     SecondPersonNeeded,
     TooManyOperations,
 )
@@ -71,8 +72,10 @@ from command_service.values import (
 )
 
 # Each call about a charge folds its whole stream, and a script may try a charge every second.
-MOST_STEPS = 200
-"""The largest number of tries, holds back and proposals in a charge. What ends them is always allowed."""
+MOST_TRIES = 200
+"""The largest number of tries and holds back in a charge. To let it go is always allowed."""
+MOST_PROPOSALS = 50
+"""The largest number of proposals in a charge: of their own, since a script's tries must not keep people from a review."""
 
 _REFUNDABLE = (Kind.CHARGE, Kind.CAPTURE)
 
@@ -122,15 +125,16 @@ class Proposal(NamedTuple):
 class Desk:
     """What operators have done about a charge, as far as it matters for the next step.
 
-    `tried`: that is the newest event of the charge. `closed`: the step that closed the last proposal. `steps` counts the tries,
-    holds back and proposals.
+    `tried`: that is the newest event of the charge. `closed`: the step that closed the last proposal. `tries` counts the tries
+    and holds back, `proposals` the proposals.
     """
 
     is_held_back: bool = False
     proposal: Proposal | None = None
     closed: ResolutionRejected | ResolutionApproved | None = None
     tried: TryRequested | None = None
-    steps: int = 0
+    tries: int = 0
+    proposals: int = 0
 
 
 UNTOUCHED = Desk()
@@ -152,10 +156,7 @@ class Stand(NamedTuple):
 
 # ---------------------------------------------------------------- decide
 def decide(stand: Stand, message: Wanted) -> list[Event]:
-    """Say what an operator's wish means: the events to append, none if it changes nothing. Raises CommandRefused.
-
-    Raises BankUnreachable if an approval needs the bank's word, and there is none.
-    """
+    """Say what an operator's wish means: the events to append, none if it changes nothing. Raises CommandRefused."""
     if isinstance(message, WantedApproval):
         return _approved(stand, message)
     desk, step = stand.desk, message.step
@@ -163,11 +164,11 @@ def decide(stand: Stand, message: Wanted) -> list[Event]:
         case TryRequested():
             if not stand.is_under_way or desk.is_held_back:
                 raise NotAtTheDesk
-            return [] if step == desk.tried else _counted(desk, step)
+            return [] if step == desk.tried else _one_more(step, desk.tries, MOST_TRIES)
         case HeldBack():
             if not stand.is_under_way:
                 raise NotAtTheDesk
-            return [] if desk.is_held_back else _counted(desk, step)
+            return [] if desk.is_held_back else _one_more(step, desk.tries, MOST_TRIES)
         case LetGo():
             return [step] if desk.is_held_back else []
         case ResolutionProposed():
@@ -182,8 +183,8 @@ def decide(stand: Stand, message: Wanted) -> list[Event]:
             assert_never(step)
 
 
-def _counted(desk: Desk, step: DeskStep) -> list[Event]:
-    if desk.steps >= MOST_STEPS:
+def _one_more(step: DeskStep, known: int, most: int) -> list[Event]:
+    if known >= most:
         raise TooManyOperations
     return [step]
 
@@ -195,7 +196,7 @@ def _proposed(stand: Stand, step: ResolutionProposed) -> list[Event]:
         raise InvalidRequest((("resolution", "only a charge or a capture can have been refunded"),))
     known = stand.desk.proposal
     if known is None:
-        return _counted(stand.desk, step)
+        return _one_more(step, stand.desk.proposals, MOST_PROPOSALS)
     if known.made == step:
         return []
     raise AnotherProposal(known.position, known.made.actor)
@@ -208,7 +209,7 @@ def _approved(stand: Stand, message: WantedApproval) -> list[Event]:
     answer, is_confirmed_ = message.answer, is_confirmed(proposal, message.answer)
     if not is_confirmed_ and not message.may_contradict:
         if isinstance(answer, NoAnswer):
-            raise BankUnreachable(retry_after_seconds=answer.retry_after_seconds or 5.0)
+            raise BankSaysNothing(answer.retry_after_seconds)
         raise BankContradicts(kind_of(answer).name)
     approved = ResolutionApproved(
         message.actor, message.reason, message.proposal, kind_of(answer), contradicts_bank=not is_confirmed_
@@ -233,7 +234,7 @@ def check_approval(stand: Stand, actor: str, proposal: int) -> tuple[AtRest, Res
     if known.made.actor == actor:
         raise SecondPersonNeeded
     if known.made.resolution is Resolution.REFUNDED and stand.is_key_taken:
-        raise NotAtTheDesk  # A client has a refund under this key. Another proposal has another key.
+        raise RefundKeyTaken
     return stand.in_review, known.made
 
 
@@ -269,13 +270,13 @@ def evolve(stand: Stand, event: DeskStep, recorded: Recorded) -> Desk:
     desk = stand.desk
     match event:
         case TryRequested() if stand.is_under_way and not desk.is_held_back:
-            return replace(desk, tried=event, steps=desk.steps + 1)
+            return replace(desk, tried=event, tries=desk.tries + 1)
         case HeldBack() if stand.is_under_way and not desk.is_held_back:
-            return replace(desk, is_held_back=True, tried=None, steps=desk.steps + 1)
+            return replace(desk, is_held_back=True, tried=None, tries=desk.tries + 1)
         case LetGo() if desk.is_held_back:
             return replace(desk, is_held_back=False, tried=None)
         case ResolutionProposed() if stand.in_review is not None and desk.proposal is None:
-            return replace(desk, proposal=Proposal(recorded.position, event), steps=desk.steps + 1)
+            return replace(desk, proposal=Proposal(recorded.position, event), proposals=desk.proposals + 1)
         case ResolutionRejected(proposal=position) if desk.proposal is not None and desk.proposal.position == position:
             return replace(desk, proposal=None, closed=event)
         case ResolutionApproved(actor, proposal=position) if (

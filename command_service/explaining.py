@@ -10,19 +10,30 @@ from command_service.errors import reason_of, refusing
 from command_service.failures import (
     AnotherProposal,
     BankContradicts,
+    BankSaysNothing,
     DoesNotFit,
     KeyReused,
     MoreThanIsLeft,
     NotAtTheDesk,
     PossibleDuplicate,
+    RefundKeyTaken,
 )
 from command_service.operation import AtRest, AwaitingExecution, AwaitingToken, CallingOff
 from command_service.statuses import is_undone, operation_status_told, status_of
 from command_service.values import Kind
+from contract.errors import REFUND_KEY_TAKEN, WITHOUT_THE_BANKS_WORD
 from contract.errors import command_refusal as refusal
 
 Explained = (
-    KeyReused | PossibleDuplicate | MoreThanIsLeft | DoesNotFit | NotAtTheDesk | AnotherProposal | BankContradicts
+    KeyReused
+    | PossibleDuplicate
+    | MoreThanIsLeft
+    | DoesNotFit
+    | NotAtTheDesk
+    | RefundKeyTaken
+    | AnotherProposal
+    | BankContradicts
+    | BankSaysNothing
 )
 
 
@@ -38,8 +49,10 @@ def explaining() -> Iterator[None]:
             MoreThanIsLeft,
             DoesNotFit,
             NotAtTheDesk,
+            RefundKeyTaken,
             AnotherProposal,
             BankContradicts,
+            BankSaysNothing,
         ) as failure:
             raise _explained(failure) from None
 
@@ -64,10 +77,14 @@ def _explained(failure: Explained) -> Refusal:
         case NotAtTheDesk(charge=Charge() as charge):
             held_back = {"held_back": "true"} if charge.desk.is_held_back else {}
             return refusal(reason, metadata={"status": _status(charge), **held_back})
+        case RefundKeyTaken():
+            return refusal(reason, text=REFUND_KEY_TAKEN)
         case AnotherProposal(proposal=proposal, actor=actor):
             return refusal(reason, metadata={"proposal": proposal, "actor": actor})
         case BankContradicts(bank_said=bank_said):
             return refusal(reason, metadata={"bank_said": bank_said})
+        case BankSaysNothing(retry_after_seconds=seconds):
+            return refusal(reason, text=WITHOUT_THE_BANKS_WORD, retry_after_seconds=seconds)
         case _:
             return refusal(reason)
 

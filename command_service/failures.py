@@ -11,10 +11,12 @@
     │   ├── MoreThanIsLeft         the operation is for more than is left
     │   ├── TooManyOperations      the charge has as many operations, or steps of the desk, as it may have
     │   ├── NotAtTheDesk           the charge is not at a stage for this step of the desk
+    │   ├── RefundKeyTaken         a client has a refund under the key that an approval would store
     │   ├── AnotherProposal        another proposal is open
     │   ├── ProposalChanged        the proposal is not open any more
     │   ├── SecondPersonNeeded     who has proposed a resolution may not approve it
-    │   └── BankContradicts        the bank says otherwise than the proposal
+    │   ├── BankContradicts        the bank says otherwise than the proposal
+    │   └── BankSaysNothing        the bank does not answer the look-up before an approval
     ├── NotNow                     nobody's: nothing was stored, and a later attempt may succeed
     │   ├── BankUnreachable        the bank does not answer
     │   ├── TooManyUnfinished      too many charges are under way
@@ -106,6 +108,10 @@ class NotAtTheDesk(CommandRefused):
         self.charge = charge
 
 
+class RefundKeyTaken(CommandRefused):
+    """A client has a refund under the key that an approval would store. Another proposal has another key."""
+
+
 class AnotherProposal(CommandRefused):
     """Another proposal is open: the one at the position `proposal`, by `actor`."""
 
@@ -129,6 +135,14 @@ class BankContradicts(CommandRefused):
     def __init__(self, bank_said: str = "") -> None:
         super().__init__(bank_said)
         self.bank_said = bank_said
+
+
+class BankSaysNothing(CommandRefused):
+    """The bank does not answer the look-up before an approval. No `retry_after_seconds`: it cannot be asked."""
+
+    def __init__(self, retry_after_seconds: float | None = None) -> None:
+        super().__init__(retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class NotNow(CallFailed):

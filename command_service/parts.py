@@ -271,7 +271,7 @@ class Parts:
         self,
         journal: Journal,
         assembled: Assembled,
-        status: Callable[[], GetServerStatusResponse] = GetServerStatusResponse,
+        status: Callable[[str], GetServerStatusResponse] = lambda _: GetServerStatusResponse(),
         reconciler: Reconciler | None = None,
     ) -> OperatorService:
         """Make the service that operators call."""

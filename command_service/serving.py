@@ -176,10 +176,10 @@ class _Figures:
         limit = parts.settings.attention_after_seconds
         return vitals(self._watched, now=parts.now(), attention_after_seconds=limit)
 
-    def status(self) -> GetServerStatusResponse:
-        """Tell the server's state."""
+    def status(self, tenant: str) -> GetServerStatusResponse:
+        """Tell the server's state, as far as it is a tenant's; an empty one is told all."""
         parts = self._parts
-        return status(self._watched, parts.observed, started_at=self._started_at, now=parts.now())
+        return status(self._watched, parts.observed, tenant=tenant, started_at=self._started_at, now=parts.now())
 
     async def offer(self, stack: contextlib.AsyncExitStack) -> None:
         """Offer the metrics until the stack ends, if the settings say where. Raises OSError."""

@@ -95,11 +95,12 @@ GAUGES: Mapping[str, Gauge] = MappingProxyType(
 )
 
 
-def vitals(watched: Watched, *, now: int, attention_after_seconds: float) -> Vitals:
-    """Take the figures. `now` is in microseconds since 1970."""
+def vitals(watched: Watched, *, now: int, attention_after_seconds: float, tenant: str = "") -> Vitals:
+    """Take the figures. `now` is in microseconds since 1970. With a tenant only its charges are counted."""
     runner, lines, journal = watched.runner, watched.lines, watched.journal
     # Another server that shares the journal may have brought a charge to rest whose step at the bank we await still.
-    on_their_way = {run: charge for run in runner.runs() if not is_at_rest(charge := _charge(run))}
+    runs = [run for run in runner.runs() if not tenant or run.tenant == tenant]
+    on_their_way = {run: charge for run in runs if not is_at_rest(charge := _charge(run))}
     charges = on_their_way.values()
     # People take their time. At a bank that no setting names nobody sees whether they have.
     unhindered = [it for it in charges if not awaits_customer(it.newest) or not lines.lead_to(it.request.bank)]

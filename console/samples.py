@@ -40,8 +40,8 @@ class Stretch:
 class Samples:
     """The samples of all command servers, by their addresses.
 
-    They are taken in the name of the person who looked last, while somebody looks. They are shown only to whoever is told of
-    the server's state himself.
+    They are taken in the name of the person who looked last, while somebody looks, if this one is told of all tenants. They are
+    shown only to whoever is told these figures too.
     """
 
     _kept: dict[str, deque[GetServerStatusResponse]] = field(
@@ -52,6 +52,8 @@ class Samples:
 
     def add(self, address: str, status: GetServerStatusResponse, asker: Asker) -> None:
         """Add what a server has just said to somebody. Of a server that was started again, what was before is forgotten."""
+        if not status.limits:  # the part of it that a tenant is told
+            return
         self._asker, self._watched_at = asker, time.monotonic()
         self._add(address, status)
 

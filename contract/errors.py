@@ -276,6 +276,17 @@ _QUERIES: Mapping[Reason, Row] = {
     ),
 }
 
+WITHOUT_THE_BANKS_WORD = (
+    "the bank does not answer the look-up, and nothing was stored: try again later, or set contradicts_bank to approve it"
+    " without the bank's word"
+)
+"""The text of BANK_UNREACHABLE for an approval, which takes no charge."""
+REFUND_KEY_TAKEN = (
+    "a client has a refund under the key that this approval would store, and nothing was stored: reject the proposal and"
+    " propose the same again, which has another key"
+)
+"""The text of NOT_AT_THE_DESK for an approval whose refund's key is a client's."""
+
 command_refusal = Refusals(_COMMANDS)
 """Makes the errors of the command server and of its feed."""
 query_refusal = Refusals(_QUERIES)

@@ -13,6 +13,7 @@ from typing import Any
 from charging.v1.command_pb2 import CaptureMode
 from charging.v1.common_pb2 import ChargeStatus, DeclineReason, OperationKind, OperationStatus, ReviewReason
 from charging.v1.journal_pb2 import Event, ResolutionProposed
+from judge.desk import STEPS
 
 # The contract's words for operations: by the event that begins one, and by the event that ends it.
 _KIND, _STATUS = OperationKind, OperationStatus
@@ -30,12 +31,6 @@ _OPERATION_AT_REST = {
     "review_required": _STATUS.OPERATION_STATUS_IN_REVIEW,
     "charge_called_off": _STATUS.OPERATION_STATUS_CALLED_OFF,
 }
-_STEPS = frozenset(
-    {
-        *("try_requested", "held_back", "let_go"),
-        *("resolution_proposed", "resolution_rejected", "resolution_approved"),
-    }
-)
 _PROPOSAL = ("resolution", "transaction_id", "refund_transaction_id", "evidence")
 _UNDER_WAY = (_STATUS.OPERATION_STATUS_PENDING, _STATUS.OPERATION_STATUS_REQUIRES_ACTION)
 # The status of a charge whose opening operation was not executed.
@@ -100,14 +95,14 @@ class Charge:
     def read(self, kind: str, event: Event, record: Any) -> int:
         """Take in an event other than the first. Returns the number of the operation that it belongs to."""
         content, at = getattr(event, kind), record.recorded_at
-        number = self._read_step(kind, content, record) if kind in _STEPS else self._read(kind, content, at)
+        number = self._read_step(kind, content, record) if kind in STEPS else self._read(kind, content, at)
         unfinished = [operation for operation in self.operations if operation["status"] in _UNDER_WAY]
         since = at
         if unfinished:
             since = unfinished[0]["requested_at"]
         else:
             self.row["held_back"] = 0
-        if kind not in _STEPS:
+        if kind not in STEPS:
             self.row["stage_since"] = max(since, self.row["requested_at"])
         return number
 

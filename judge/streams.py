@@ -193,6 +193,8 @@ class Stream:
     waiting: Operation | None = None
     """A void that waits for the end of the calling off."""
     desk: Desk = field(default_factory=Desk)
+    resolved: Operation | None = None
+    """The one whose outcome people have found last."""
 
     @property
     def requested(self) -> ChargeRequested:
@@ -293,7 +295,8 @@ class Stream:
             operation.review, operation.ending, operation.state = operation.ending, None, "AwaitingToken"
         if newest is not reviewed:
             self.waiting = newest
-        self.newest, reviewed.state, reviewed.verdict = reviewed, RESOLVING, verdict
+        self.newest = self.resolved = reviewed
+        reviewed.state, reviewed.verdict = RESOLVING, verdict
         self.desk.expect(verdict, MOVED[reviewed.kind], opens=reviewed.kind in OPENING)
 
     def _open(self, record: Record, asked: ChargeRequested) -> Iterator[Violation]:
@@ -340,10 +343,10 @@ class Stream:
         if calls_off:
             self.waiting = operation
         else:
-            if self.desk.expected:  # people have found it, as they have found what it refunds
-                operation.verdict = self.operations[-2].verdict
-                if amount != self.operations[-2].amount:
-                    yield Violation("I19", where, f"{amount} was found refunded, of {self.operations[-2].amount}")
+            if self.desk.expected and self.resolved is not None:  # people have found it with what it refunds
+                operation.verdict = self.resolved.verdict
+                if amount != self.resolved.amount:
+                    yield Violation("I19", where, f"{amount} was found refunded, of {self.resolved.amount}")
             self.newest = operation
 
     def _end(self, operation: Operation, ending: Entry) -> None:

@@ -395,7 +395,9 @@ class _Telling:
         if charge.held_back:
             yield self._desk("LetGo", "Lets it go on.", "release")
         else:
-            yield self._desk("TryNow", "Has the next step done now.", "try")
+            is_spared = self._asked.attempts is not None and self._asked.attempts.bank_is_spared
+            when = "with the next probe of the bank, which is spared" if is_spared else "now"
+            yield self._desk("TryNow", f"Has the next step done {when}.", "try")
             yield self._desk("HoldBack", "Holds it back: no step is taken until it is let go.", "hold")
         if len(charge.operations) == 1:
             text = "Calls it off: the bank closes its transaction, unless it has executed it already."

@@ -297,9 +297,11 @@ def _bank(bank: BankStatus) -> tuple[Cell, ...]:
     return (
         bank.name or "-",
         status("spared", Exit.NO) if bank.is_spared else status("called", Exit.DONE),
-        f"{bank.calls_under_way} of {bank.calls_at_once} at once",
-        str(answers),
-        f"{1000 * mean:.0f} ms",
+        *(  # told to operators of no tenant only
+            (f"{bank.calls_under_way} of {bank.calls_at_once} at once", str(answers), f"{1000 * mean:.0f} ms")
+            if bank.calls_at_once
+            else ("not told", "not told", "not told")
+        ),
     )
 
 

@@ -28,8 +28,8 @@ execute step, or the calling off of a token: both ask the bank to close a transa
     no answer, to a look-up too                    NoAnswer
 
 A look-up for people (`look_up`) goes by the journal's token, else by our reference. It tells how the transaction ended, Token
-if it is open, or NeedsAction. A refusal, heard twice, is CalledOff without a token, a Contradiction with one. Without a token an
-expired one or a refusal is NoAnswer where a look-up by reference may be late: a newer one may be executed.
+if it is open, or NeedsAction. A refusal, heard twice, is CalledOff without a token, a Contradiction with one. Without a token
+an expired one or a refusal is NoAnswer where a look-up by reference may be late: a newer one may be executed.
 
 1. A reply that names no transaction (a refusal), or another one, may belong to another question: one surplus response of a
    bank or a proxy shifts every later response on its connection by one. No charge ends on such a reply alone. It ends its

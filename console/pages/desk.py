@@ -66,7 +66,12 @@ def _proposed(visit: Visit, charge_id: str) -> ProposeResolutionRequest:
 
 
 STEPS: Mapping[str, Step] = {
-    "try-now": Step("TryNow", _with_reason(TryNowRequest), "Try now", "Its next step is due now."),
+    "try-now": Step(
+        "TryNow",
+        _with_reason(TryNowRequest),
+        "Try now",
+        "Its next step is due: now, or while its bank is spared, with the next probe.",
+    ),
     "hold-back": Step("HoldBack", _with_reason(HoldBackRequest), "Hold back", "It is held back."),
     "let-go": Step("LetGo", _with_reason(LetGoRequest), "Let go", "It goes on."),
     "ask-bank": Step("AskBank", lambda _, charge_id: AskBankRequest(charge_id=charge_id), "Ask the bank", ""),

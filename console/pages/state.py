@@ -148,7 +148,7 @@ def _command(address: str, status: GetServerStatusResponse, samples: Samples) ->
             ],
         )
         if status.limits
-        else tag.p("None is told."),
+        else tag.p("They are told to operators of no tenant."),
     ]
 
 
@@ -160,6 +160,8 @@ def _meter(used: int, limit: int) -> Child:
 
 
 def _bank(address: str, bank: BankStatus, samples: Samples) -> Child:
+    if not bank.calls_at_once:
+        return tag.article(_bank_head(bank), tag.p("Its figures are told to operators of no tenant."), class_="bank")
     counts = answers_of(bank)
     stretches = samples.stretches(address, bank.name)
     newest = stretches[-1] if stretches else None
@@ -179,7 +181,7 @@ def _bank(address: str, bank: BankStatus, samples: Samples) -> Child:
         ),
     ]
     return tag.article(
-        tag.h4(name, " ", parts.badge("spared", "bad") if bank.is_spared else parts.badge("called", "good")),
+        _bank_head(bank),
         tag.div(
             [
                 tag.figure(
@@ -212,6 +214,11 @@ def _bank(address: str, bank: BankStatus, samples: Samples) -> Child:
         else None,
         class_="bank",
     )
+
+
+def _bank_head(bank: BankStatus) -> Child:
+    state = parts.badge("spared", "bad") if bank.is_spared else parts.badge("called", "good")
+    return tag.h4(bank.name or _UNNAMED, " ", state)
 
 
 def _bound(bank: BankStatus, share: float) -> str:

@@ -14,6 +14,7 @@ from hypothesis import given as given_any
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from chassis.refusals import Refusal
 from command_service import operation as operations
 from command_service.charge import (
     Absent,
@@ -32,7 +33,15 @@ from command_service.charge import (
     outcome_of,
 )
 from command_service.codec import decode, encode
-from command_service.desk_rules import MOST_STEPS, Wanted, WantedApproval, WantedStep, is_confirmed, refund_key
+from command_service.desk_rules import (
+    MOST_PROPOSALS,
+    MOST_TRIES,
+    Wanted,
+    WantedApproval,
+    WantedStep,
+    is_confirmed,
+    refund_key,
+)
 from command_service.events import (
     MOVED,
     Authorized,
@@ -54,13 +63,15 @@ from command_service.events import (
     TokenIssued,
     TryRequested,
 )
+from command_service.explaining import explaining
 from command_service.failures import (
     AnotherProposal,
     BankContradicts,
-    BankUnreachable,
+    BankSaysNothing,
     CommandRefused,
     ImpossibleEvent,
     OperationUnderWay,
+    RefundKeyTaken,
     TooManyOperations,
 )
 from command_service.operation import Answered, AtRest, CallingOff, Resolving
@@ -163,7 +174,7 @@ def recorded(state: State, *events: Event) -> State:
     for event in events:
         state = evolve(state, Recorded(event, 1, REQUESTED_AT))
         if isinstance(state, Charge):
-            state = replace(state, desk=replace(state.desk, steps=0))
+            state = replace(state, desk=replace(state.desk, tries=0, proposals=0))
     return state
 
 
@@ -176,7 +187,7 @@ def decided(state: State, message: Message) -> list[Event]:
     """The events of a decision; none if a person's message is refused."""
     try:
         return decide(state, message)
-    except (CommandRefused, OperationUnderWay, BankUnreachable):
+    except (CommandRefused, OperationUnderWay, BankSaysNothing):
         assert not isinstance(message, Answered | Due), "an answer never raises"
         return []
 
@@ -328,7 +339,7 @@ def test_an_approval_without_the_banks_word_needs_the_approvers_own(charge: Char
             fits = isinstance(answer, Declined | Expired | CalledOff)
         assert is_confirmed(made, answer) == fits
         if not fits:
-            with pytest.raises(BankUnreachable if isinstance(answer, NoAnswer) else BankContradicts):
+            with pytest.raises(BankSaysNothing if isinstance(answer, NoAnswer) else BankContradicts):
                 decide(charge, approval(answer))
         (approved, *_) = decide(charge, approval(answer, may_contradict=True))
         assert isinstance(approved, ResolutionApproved)
@@ -373,16 +384,25 @@ def test_a_void_waits_only_for_an_operation_that_is_called_off(charge: Charge, s
 
 
 # ================================================================ stories that no state shows
-def test_steps_of_the_desk_have_a_limit_and_what_ends_them_has_none() -> None:
-    """A script may try a charge every second."""
+def test_steps_of_the_desk_have_limits_and_what_ends_them_has_none() -> None:
+    """A script may try a charge every second: then people can still resolve it."""
     state = stored(Absent(), *decide(Absent(), Command(OPENINGS[0])))
-    for number in range(MOST_STEPS - 1):
+    for number in range(MOST_TRIES - 1):
         state = stored(state, *decide(state, wanted(TryRequested(ANN, f"try {number}"))))
     state = stored(state, *decide(state, wanted(HeldBack(ANN, "wait"))))
     state = stored(state, *decide(state, wanted(LetGo(ANN, "go"))))
     for step in (TryRequested(ANN, "again"), HeldBack(ANN, "again")):
         with pytest.raises(TooManyOperations):
             decide(state, wanted(step))
+    state = stored(state, ReviewRequired(ReviewReason.CONTRADICTION))
+    for _ in range(MOST_PROPOSALS):
+        state = stored(state, *decide(state, wanted(FOUND[0])))
+        assert isinstance(state, Charge) and state.desk.proposal is not None
+        position = state.desk.proposal.position
+        assert decide(state, approval(Executed("tx9"), proposal=position))
+        state = stored(state, *decide(state, wanted(ResolutionRejected(BEN, "no", position))))
+    with pytest.raises(TooManyOperations):
+        decide(state, wanted(FOUND[0]))
 
 
 def test_a_clients_refund_under_the_key_of_the_desk_is_in_nobodys_way() -> None:
@@ -399,11 +419,24 @@ def test_a_clients_refund_under_the_key_of_the_desk_is_in_nobodys_way() -> None:
     assert isinstance(state, Charge) and state.desk.proposal is not None
     assert state.desk.proposal.position == 12
     state = stored(state, ResolutionRejected(BEN, "no", 12), FOUND[2])
-    with pytest.raises(CommandRefused):
+    with pytest.raises(RefundKeyTaken):
         decide(state, approval(Executed("tx9"), proposal=14))
     state = stored(state, ResolutionRejected(BEN, "no", 14), FOUND[2])
     events = decide(state, approval(Executed("tx9"), proposal=16))
     assert [type(event) for event in events[1:]] == [Captured, OperationRequested, TokenIssued, Refunded]
+
+
+def test_without_the_banks_word_people_are_told_how_to_do_without_it() -> None:
+    """And when to come back, if that is any use: a bank that cannot be asked names no time."""
+    state = stored(Absent(), *decide(Absent(), Command(OPENINGS[0])), ReviewRequired(ReviewReason.CONTRADICTION))
+    state = stored(state, FOUND[0])
+    for seconds in (None, 7.0):
+        with pytest.raises(BankSaysNothing) as raised:
+            decide(state, approval(NoAnswer(seconds), proposal=3))
+        with pytest.raises(Refusal) as told, explaining():
+            raise raised.value
+        assert (told.value.reason, told.value.retry_after_seconds) == ("BANK_UNREACHABLE", seconds)
+        assert "contradicts_bank" in told.value.text
 
 
 def test_another_proposal_is_told_by_its_name_and_its_author() -> None:

@@ -142,4 +142,18 @@ async def test_what_tells_of_all_tenants_needs_an_operator_of_none(town: Guarded
     for who in (as_("ann"), as_("night", "shop")):
         told = await refused(desk(town).ListReconciliations(ListReconciliationsRequest(), **who))
         assert told.reason == "PERMISSION_DENIED"
-    await desk(town).GetServerStatus(GetServerStatusRequest(), **as_("ann"))
+
+
+async def test_a_tenants_operator_is_told_of_its_own_charges_and_no_figure_of_all(town: Guarded) -> None:
+    """Whether the server takes charges, and whether a bank is spared, it may know: its clients learn it by their refusals."""
+    await charge(town, "order-for-figures")
+    everything = await desk(town).GetServerStatus(GetServerStatusRequest(), **as_("night"))
+    assert everything.limits
+    assert sum(answer.count for bank in everything.banks for answer in bank.answers) > 0
+    for who in (as_("ann"), as_("night", "shop")):
+        told = await desk(town).GetServerStatus(GetServerStatusRequest(), **who)
+        assert told.journal_id == everything.journal_id
+        assert [bank.name for bank in told.banks] == [bank.name for bank in everything.banks]
+        assert not told.limits
+        for bank in told.banks:
+            assert (list(bank.answers), list(bank.duration_counts), bank.calls_at_once) == ([], [], 0)

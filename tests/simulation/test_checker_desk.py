@@ -105,6 +105,10 @@ MOVED = Movement("txn-1", "t-1", ID, 1250, "EUR")
             *(refund("desk-4", 1250, actor="ben"), issued("txn-9"), refunded(1250, "txn-9")),
         ),
         (void("void-1", 1250), REVIEW, proposed("NOT_EXECUTED"), approved(5), NOT_CHARGED),
+        (
+            *(void("void-1", 1250), REVIEW, proposed("REFUNDED"), approved(5), charged()),
+            *(refund("desk-5", 1250, actor="ben"), issued("txn-9"), refunded(1250, "txn-9")),
+        ),
     ],
 )
 def test_the_ways_of_the_desk_pass(events: tuple[Event, ...]) -> None:
