@@ -1,6 +1,6 @@
 """Reconciliation: the last results, and a run with its progress and its findings."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
@@ -56,7 +56,22 @@ def table(found: ListReconciliationsResponse | CallFailed) -> Child:
         ]
         for each in found.reconciliations
     ]
-    return parts.table("The last reconciliation of each bank", ["Bank", "Range", "Done", "Differences", "Sums"], rows)
+    columns = ["Bank", "Range", "Done", "Differences", "Sums"]
+    return parts.table("The last of each bank, and all that still differ", columns, rows)
+
+
+def _kept(found: ListReconciliationsResponse | CallFailed) -> Child:
+    """Show what they found."""
+    if isinstance(found, CallFailed):
+        return None
+    return [
+        [
+            tag.h3(f"Found with {each.bank or _UNNAMED}, from ", words.moment(getattr(each, "from"))),
+            _rows(each.findings),
+        ]
+        for each in found.reconciliations
+        if each.findings
+    ]
 
 
 async def show(visit: Visit) -> Page:
@@ -64,7 +79,7 @@ async def show(visit: Visit) -> Page:
     found = await last(visit)
     content = [
         tag.h1("Reconciliation"),
-        parts.part("reconciled", "Last results", table(found)),
+        parts.part("reconciled", "Last results", [table(found), _kept(found)]),
         tag.section(tag.h2("Compare", id="compare-heading"), _form(visit), aria_labelledby="compare-heading"),
     ]
     return Page("Reconciliation", content, events="/ticks")
@@ -252,8 +267,12 @@ def _sums(found: Reconciliation) -> Child:
 def _findings(run: Run) -> Child:
     if not run.findings:
         return tag.p("None." if run.has_ended else "None so far.")
-    rows = [_finding(finding) for finding in run.findings]
-    return parts.table("Findings", ["What", "Day", "Charge", "At the bank", "Here", "It means", "Proposed"], rows)
+    return _rows(run.findings)
+
+
+def _rows(findings: Iterable[ReconcileFinding]) -> Child:
+    columns = ["What", "Day", "Charge", "At the bank", "Here", "It means", "Proposed"]
+    return parts.table("Findings", columns, [_finding(finding) for finding in findings])
 
 
 def _finding(found: ReconcileFinding) -> list[Child]:

@@ -55,7 +55,12 @@ async def test_a_csv_file_is_compared_and_its_differences_lead_to_the_charges(
             await expect(findings).to_contain_text(said)
         await expect(person.page.locator("#sums")).to_contain_text("differs")
         assert await person.barriers() == []
-        await findings.get_by_role("link", name=answer.charge_id).first.click()
+        await person.goes("/reconciliation")
+        kept = person.page.locator("#reconciled")
+        for said in ("not balanced", "amount differs", "missing here", SCRIPT):
+            await expect(kept).to_contain_text(said)
+        assert await person.barriers() == []
+        await kept.get_by_role("link", name=answer.charge_id).first.click()
         await expect(person.page.get_by_role("heading", name="Charge order-1")).to_be_visible()
 
 
