@@ -32,7 +32,7 @@ from prove.simulation.stage import Stage
 
 OPERATORS_OF_A_STORY = (Caller("", "ann"), Caller("", "ben"), Caller("default", "cal"))
 # More steps than this would only make a story longer.
-MOST_STEPS = 40
+MOST_STEPS = 25
 PATIENCE_SECONDS = 8.0
 NOT_EXECUTED, EXECUTED, REFUNDED = (
     Resolution.RESOLUTION_NOT_EXECUTED,
