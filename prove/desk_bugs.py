@@ -87,9 +87,7 @@ class ARejectedProposalIsApproved(Parts):
 
     def operators(self, journal: Journal, assembled: Assembled, *others: Any) -> OperatorService:
         """Make a desk that forgets rejections."""
-        return super().operators(
-            journal, replace(assembled, runner=WithRejected(assembled.runner).as_one()), *others
-        )
+        return super().operators(journal, replace(assembled, runner=WithRejected(assembled.runner).as_one()), *others)
 
 
 class AnOutcomeIsReplacedByAnotherPerson(Parts):
@@ -171,17 +169,17 @@ class Unhindered(Around[Journal]):
 
     async def read(self, charge_id: str) -> Sequence[Record]:
         """Read a stream, and find a try for each hold."""
-        records = []
-        for record in await self.inner.read(charge_id):
-            event = Event.FromString(record.event)
-            kind = event.WhichOneof("kind")
-            if kind in ("held_back", "let_go"):
-                step = getattr(event, kind)
-                tried = Event()
-                tried.try_requested.actor, tried.try_requested.reason = step.actor, step.reason
-                record = record._replace(event=tried.SerializeToString())
-            records.append(record)
-        return records
+        return [_tried(record) for record in await self.inner.read(charge_id)]
+
+
+def _tried(record: Record) -> Record:
+    event = Event.FromString(record.event)
+    kind = event.WhichOneof("kind")
+    if kind not in ("held_back", "let_go"):
+        return record
+    step, tried = getattr(event, kind), Event()
+    tried.try_requested.actor, tried.try_requested.reason = step.actor, step.reason
+    return record._replace(event=tried.SerializeToString())
 
 
 class AStartForgetsWhatIsHeldBack(Parts):

@@ -98,7 +98,8 @@ class People:
 
     async def _see_to(self, caller: Caller, charge: Stream, mind: random.Random) -> None:
         """Take a step about a charge in review."""
-        its, closed = {"charge_id": charge.charge_id}, self._overview.closed.get(charge.charge_id)
+        its: dict[str, Any] = {"charge_id": charge.charge_id}
+        closed = self._overview.closed.get(charge.charge_id)
         if closed and self._dice.fires("people_old_proposal"):
             await self._approve(caller, charge, mind.choice(closed))
             return
@@ -196,7 +197,7 @@ class People:
         """Resolve what is in review as the ledger says: with a bank that answers it needs no insisting."""
         first, second, *_ = self._callers
         for charge in self._overview.in_review:
-            its = {"charge_id": charge.charge_id}
+            its: dict[str, Any] = {"charge_id": charge.charge_id}
             if (known := charge.desk.proposal) is not None:
                 await self._take(first, RejectResolutionRequest(**its, proposal=known[0], reason="we begin anew"))
             said = self._truth(charge)
