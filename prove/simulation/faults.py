@@ -103,7 +103,7 @@ CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.7, "customer_refuses": 0.
 STRIPES = {"saved_error": 0.2, "late_confirm": 0.9}
 # The mistakes of operators: the highest weights, of which a story of operators has one kind or another.
 PEOPLE = {
-    "people_wrong_verdict": 0.5,
+    "people_wrong_verdict": 0.8,
     "people_wrong_transaction": 0.6,
     "people_other_transaction": 0.6,
     "people_own_approval": 0.7,
@@ -115,8 +115,10 @@ PEOPLE = {
 # What brings charges into review: more of it where operators are to have something to do.
 FOR_REVIEWS = {
     **{"contradict": 0.6, "mixed_up": 0.6, "wrong_kind": 0.4, "wrong_amount": 0.4, "wrong_reference": 0.4},
-    **{"wrong_token": 0.4, "wrong_card": 0.4, "wrong_currency": 0.4, "expire_token": 0.3, WRONG_END: 0.95},
+    **{"wrong_token": 0.4, "wrong_card": 0.4, "wrong_currency": 0.4, "expire_token": 0.3},
 }
+WRONG_ENDS = 0.6, 0.95
+"""The bounds of the weight of WRONG_END: it takes three in a row to bring a charge into review."""
 # What operators did, by the journal.
 OF_PEOPLE = (
     *("try_requested", "held_back", "let_go", "resolution_proposed", "resolution_rejected", "resolution_approved"),

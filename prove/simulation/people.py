@@ -32,8 +32,10 @@ from prove.simulation.stage import Stage
 
 OPERATORS_OF_A_STORY = (Caller("", "ann"), Caller("", "ben"), Caller("default", "cal"))
 # More steps than this would only make a story longer.
-MOST_STEPS = 40
+MOST_STEPS = 25
 PATIENCE_SECONDS = 8.0
+# Of the charges and captures that they take for executed, they take so many for refunded too.
+SHARE_OF_REFUNDED = 0.4
 NOT_EXECUTED, EXECUTED, REFUNDED = (
     Resolution.RESOLUTION_NOT_EXECUTED,
     Resolution.RESOLUTION_EXECUTED,
@@ -173,15 +175,18 @@ class People:
             if movement.reference != operation.reference
         ]
         if dice.fires("people_wrong_verdict"):
-            return {"resolution": NOT_EXECUTED} if is_executed else _executed(f"txn_none_{mind.randint(1, 9)}")
-        if is_executed and others and dice.fires("people_other_transaction"):
-            return _executed(mind.choice(others))
-        if is_executed and dice.fires("people_wrong_transaction"):
-            return _executed(truth["transaction_id"] + "-x")
-        if is_executed and operation.kind in ("charge", "capture") and mind.random() < 0.4:
+            said = {"resolution": NOT_EXECUTED} if is_executed else _executed(f"txn_none_{mind.randint(1, 9)}")
+        elif is_executed and others and dice.fires("people_other_transaction"):
+            said = _executed(mind.choice(others))
+        elif is_executed and dice.fires("people_wrong_transaction"):
+            said = _executed(truth["transaction_id"] + "-x")
+        else:
+            said = truth
+        may_be_refunded = said["resolution"] == EXECUTED and operation.kind in ("charge", "capture")
+        if may_be_refunded and mind.random() < SHARE_OF_REFUNDED:
             self._by_hand += 1
-            return {**truth, "resolution": REFUNDED, "refund_transaction_id": f"by-hand-{self._by_hand}"}
-        return truth
+            return {**said, "resolution": REFUNDED, "refund_transaction_id": f"by-hand-{self._by_hand}"}
+        return said
 
     # ------------------------------------------------------------ once faults have stopped
     async def let_all_go(self) -> None:

@@ -23,9 +23,11 @@ from prove.simulation.faults import (
     PEOPLE,
     STRIPES,
     WEATHER,
+    WRONG_ENDS,
 )
 from prove.simulation.ops import Op
 from prove.simulation.shapes import BankPlan
+from prove.simulation.wire import WRONG_END
 
 # In a few stories the bank is away for hours, beyond the age at which charges are given up, and late deliveries are as late.
 LONG_STORIES, LONG_SECONDS, LONG_LATE_FACTOR = 1 / 80, (600.0, 3 * 3_600.0), 200.0
@@ -37,6 +39,7 @@ SHARED = 1_000_000
 BANKS = 2_000_000
 # From this seed on operators are at the desk too: at one server, at several, and with banks of every shape, in turn.
 PEOPLE_FROM = 3_000_000
+STORIES_OF_WRONG_ENDS = 0.6
 # To believe a refusal takes an adapter up to six calls, in one of its own. A bank refuses what rests on an untrue resolution.
 SIX_CALLS_SECONDS = 2.0
 STORIES_WITHOUT_LEASES = 1 / 8
@@ -227,15 +230,17 @@ def _with_operators(plan: Plan) -> Plan:
     for kind, most in FOR_REVIEWS.items():
         if chance.random() < 0.5:
             weights[kind] = max(weights.get(kind, 0.0), most * chance.uniform(0.2, 1.0))
+    if chance.random() < STORIES_OF_WRONG_ENDS:
+        weights[WRONG_END] = chance.uniform(*WRONG_ENDS)
     for kind, most in PEOPLE.items():
-        if chance.random() < 0.6:
-            weights[kind] = most * chance.uniform(0.2, 1.0)
+        if chance.random() < 0.7:
+            weights[kind] = most * chance.uniform(0.3, 1.0)
     return replace(
         plan,
         weights=weights,
         bank_timeout_seconds=max(plan.bank_timeout_seconds, SIX_CALLS_SECONDS),
         operators=chance.choice((2, 2, 3)),
-        operators_pause_seconds=chance.choice((0.3, 1.0, 1.0, 3.0)),
+        operators_pause_seconds=chance.choice((0.3, 0.6, 1.0, 2.0)),
         settles=chance.random() < 0.5,
     )
 

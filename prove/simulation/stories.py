@@ -135,7 +135,9 @@ def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
 
 def _seeds_for(name: str) -> Iterator[int]:
     """Count the seeds of the stories that a planted bug is looked for in."""
-    if (trait := canaries.OF_OTHER_BANKS.get(name)) is None:
+    if name in canaries.OF_THE_DESK:
+        yield from count(PEOPLE_FROM)
+    elif (trait := canaries.OF_OTHER_BANKS.get(name)) is None:
         yield from count(SHARED if name in canaries.OF_A_DATABASE else 0)
     else:
         yield from (seed for seed in count(BANKS) if trait in traits_of(plan_of(seed)))
