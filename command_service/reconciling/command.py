@@ -90,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="settings",
         help="a setting, instead of the environment's; may be given again",
     )
+    parser.add_argument(
+        "--scratch",
+        metavar="FOLDER",
+        help="where both sides are sorted, in temporary files; that of TMPDIR if not given",
+    )
     parser.add_argument("--gently", action="store_true", help="at the lowest priority, beside a server at work")
 
 
@@ -104,7 +109,7 @@ def reconcile(parts: Parts, chosen: argparse.Namespace) -> int:
     mapping = _mapping(chosen)
     asked, statement = _asked(parts, chosen, mapping, began)
     folder = kept.folder(parts.settings)
-    with tempfile.TemporaryDirectory(prefix="chargeonce-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="chargeonce-", dir=chosen.scratch) as scratch:
         comparison = Comparison(asked, Path(scratch), _Teller(as_lines=chosen.lines).tell)
         with contextlib.closing(comparison):
             result, first = _write(comparison, comparison.findings(statement, parts.settings.journal), chosen, began)

@@ -61,14 +61,13 @@ class Reconciler:
             finally:
                 receiving.cancel()
             child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "command_service", "reconcile", "--lines", "--gently"),
+                *(sys.executable, "-m", "command_service", "reconcile", "--lines", "--gently", "--scratch", scratch),
                 *(part for setting in _told(self._settings) for part in ("--set", setting)),
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 limit=MOST_LINE_BYTES,
-                env={**os.environ, "TMPDIR": scratch},
                 start_new_session=True,
             )
             has_result = False

@@ -418,6 +418,7 @@ async def test_a_caller_who_leaves_amid_the_work_leaves_nothing_behind(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("TMPDIR", str(scratch))  # of the process that compares
     lines = "".join(f"order-{n},12.50,{moment(-600)}\n" for n in range(40_000))
     statement = f"reference,amount,time\n{lines}".encode()
     chunks = [ReconcileRequest(csv=statement[at : at + 12_000]) for at in range(0, len(statement), 12_000)]
