@@ -111,7 +111,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         status: Callable[[str], GetServerStatusResponse] = lambda _: GetServerStatusResponse(),
         reconciler: Reconciler | None = None,
     ) -> None:
-        """`wait_until` waits until a time of the loop's clock. `status` tells the server's state, to a tenant or, "", of all."""
+        """`wait_until` waits until a time of the loop's clock. `status` tells a tenant, or "" for all, how the server does."""
         self._journal = journal
         self._streams = Streams(journal, runner.reload)
         self._runner = runner
