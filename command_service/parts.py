@@ -33,13 +33,14 @@ from command_service.attempts import Memory
 from command_service.bank import Bank
 from command_service.bank.breaker import Breaker
 from command_service.bank.configured import Banks, read_banks
+from command_service.bank.dialect import Dialect
 from command_service.bank.gateway import Gateway
 from command_service.bank.kinds import KINDS, BankSettings
 from command_service.bank.line import Line
 from command_service.bank.lines import THE_ONLY_ONE, Lines
 from command_service.bank.routes import Route, rule
 from command_service.bank.transport import open_transport
-from command_service.bank.two_step import Dialect, TwoStepBank
+from command_service.bank.two_step import TwoStepBank
 from command_service.bank.unconfigured import Unconfigured
 from command_service.desk import CALLS_AT_ONCE, OperatorService, Reconciler, Room
 from command_service.duplicates import Recent

@@ -31,7 +31,7 @@ from charging.v1.operator_pb2 import (
     TryNowRequest,
 )
 from command_service.address import is_address
-from command_service.bank.ids import is_storable
+from command_service.bank.dialect import is_storable
 from command_service.card_numbers import card_number_in, may_hold_card_number, unescaped
 from command_service.currencies import MAX_MINOR_UNITS
 from command_service.values import Card, Money, Request, Wish

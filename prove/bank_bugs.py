@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from command_service.bank.two_step import Dialect, Refusal, Reply, Transaction
+from command_service.bank.dialect import Dialect, Refusal, Reply, Transaction
 from command_service.parts import Parts
 from command_service.values import CallOff, Effect, Execute, Operation, RequestToken
 

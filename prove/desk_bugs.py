@@ -102,9 +102,9 @@ class AnOutcomeIsReplacedByAnotherPerson(Parts):
 class Agreeing(Around[Bank]):
     """A bank whose silence says that it knows of nothing."""
 
-    async def look_up(self, operation: Operation) -> Answer:
+    async def look_up(self, operation: Operation, token: str | None) -> Answer:
         """Ask for people."""
-        answer = await self.inner.look_up(operation)
+        answer = await self.inner.look_up(operation, token)
         return CalledOff() if isinstance(answer, NoAnswer) else answer
 
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 
 import httpx
 
-from command_service.bank.ids import is_storable
+from command_service.bank.dialect import Refusal, Reply, Stage, Transaction, heard, is_storable
 from command_service.bank.times import microseconds
 from command_service.bank.transport import JSON_CONTENT, Endpoint, Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard
+from command_service.bank.two_step import TwoStepBank
 from command_service.values import (
     CallOff,
     DeclineReason,

@@ -65,18 +65,10 @@ from collections.abc import Mapping
 import httpx
 
 from command_service.bank import Bank, trusted_seconds
-from command_service.bank.ids import is_storable
+from command_service.bank.dialect import Refusal, Reply, Stage, Transaction, heard, is_storable, unexecuted
 from command_service.bank.times import microseconds
 from command_service.bank.transport import JSON_CONTENT, Endpoint, Exchange, no_answer
-from command_service.bank.two_step import (
-    Refusal,
-    Reply,
-    Stage,
-    Transaction,
-    TwoStepBank,
-    heard,
-    unexecuted,
-)
+from command_service.bank.two_step import TwoStepBank
 from command_service.values import (
     Answer,
     CallOff,

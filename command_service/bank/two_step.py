@@ -27,9 +27,10 @@ execute step, or the calling off of a token: both ask the bank to close a transa
     in progress, to a look-up too                  InProgress
     no answer, to a look-up too                    NoAnswer
 
-A look-up for people (`look_up`) goes by the journal's token, else by our reference. It tells how the transaction ended, Token
-if it is open, or NeedsAction. A refusal, heard twice, is CalledOff without a token, a Contradiction with one. Without a token
-an expired one or a refusal is NoAnswer where a look-up by reference may be late: a newer one may be executed.
+A look-up for people (`look_up`) goes by the journal's token, and without one by our reference. It tells how the transaction
+ended, or Token if it is open, and NeedsAction if it awaits the customer. A refusal that was heard twice is CalledOff without a
+token, and a Contradiction with one. Without a token, an expired transaction or a refusal says nothing (NoAnswer) where a
+look-up by reference may be late: a newer transaction may be open, or executed.
 
 1. A reply that names no transaction (a refusal), or another one, may belong to another question: one surplus response of a
    bank or a proxy shifts every later response on its connection by one. No charge ends on such a reply alone. It ends its
@@ -48,13 +49,12 @@ an expired one or a refusal is NoAnswer where a look-up by reference may be late
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
-from enum import Enum
 from functools import partial
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from command_service.address import is_address
-from command_service.bank.transport import Exchange, no_answer
+from command_service.bank.dialect import Dialect, Question, Refusal, Reply, Stage, Transaction
+from command_service.bank.transport import no_answer
 from command_service.values import (
     Answer,
     CalledOff,
@@ -63,12 +63,10 @@ from command_service.values import (
     Declined,
     DeclineReason,
     Effect,
-    Evidence,
     Execute,
     Executed,
     Expired,
     InProgress,
-    Kind,
     NeedsAction,
     NoAnswer,
     Operation,
@@ -76,180 +74,9 @@ from command_service.values import (
     RequestToken,
     ReviewReason,
     Token,
-    value,
 )
 
 
-# ---------------------------------------------------------------- what a bank replies
-class Stage(Enum):
-    """How far a transaction has come, says the bank. All but the first two are for ever."""
-
-    CREATED = "created"
-    AWAITS_CUSTOMER = "awaits_customer"
-    EXECUTED = "executed"
-    DECLINED = "declined"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-
-
-# The fields that are compared, as evidence names them.
-_FIELDS = ("token", "reference", "kind", "on", "card", "amount", "currency", "final")
-
-
-@value
-class Transaction:
-    """What the bank says of a transaction: well formed, and not believed before it is compared with ours."""
-
-    stage: Stage
-    token: str
-    reference: str
-    card: str
-    amount_minor: int
-    currency: str
-    transaction_id: str = ""
-    """Empty unless executed; empty too if the bank executed it under an id that is not storable."""
-    reason: DeclineReason | None = None
-    """None unless declined."""
-    exchange: Exchange | None = None
-    """What brought it. None: the dialect knew it without asking."""
-    kind: Kind = Kind.CHARGE
-    on: str = ""
-    """The id of the transaction that it follows; empty for one that opens a charge."""
-    is_final: bool = False
-    hold_expires_at: int = 0
-    """In microseconds since 1970; 0 unless it is an executed authorize and the bank tells it."""
-    url: str = ""
-    """Where to send the customer, as the bank says it; empty unless it awaits the customer."""
-    action_expires_at: int = 0
-    """In microseconds since 1970; 0 unless it awaits the customer and the bank tells until when."""
-
-    def differences(self, effect: Effect) -> tuple[str, ...]:
-        """The names of the fields that are not ours. The token is compared if the effect has one."""
-        wanted = effect.operation
-        token = None if isinstance(effect, RequestToken) else effect.token
-        theirs = (
-            self.token,
-            self.reference,
-            self.kind,
-            self.on,
-            self.card,
-            self.amount_minor,
-            self.currency,
-            self.is_final,
-        )
-        ours = (
-            self.token if token is None else token,
-            wanted.reference,
-            wanted.kind,
-            wanted.on,
-            wanted.request.card.token,
-            wanted.amount.minor_units,
-            wanted.amount.currency_code,
-            wanted.is_final,
-        )
-        if theirs == ours:  # As nearly always, and several times in each step.
-            return ()
-        return tuple(name for name, said, our in zip(_FIELDS, theirs, ours, strict=True) if said != our)
-
-    @property
-    def has_unusable_id(self) -> bool:
-        """The money moved, and the name it moved under may not be stored."""
-        return self.stage is Stage.EXECUTED and not self.transaction_id
-
-    def evidence(self, *fields: str) -> Evidence:
-        """What may be kept of it: of an unusable id nothing, not even a hash, from which a card number could be guessed."""
-        if self.exchange is None:
-            return Evidence(fields)
-        return Evidence(fields, self.exchange.status) if self.has_unusable_id else self.exchange.evidence(*fields)
-
-
-def unexecuted(operation: Operation, exchange: Exchange | None = None) -> Transaction:
-    """The transaction of an operation whose token is its own reference, and which the bank has not executed."""
-    return Transaction(
-        Stage.CREATED,
-        operation.reference,
-        operation.reference,
-        operation.request.card.token,
-        operation.amount.minor_units,
-        operation.amount.currency_code,
-        exchange=exchange,
-        kind=operation.kind,
-        on=operation.on,
-        is_final=operation.is_final,
-    )
-
-
-@value
-class Refusal:
-    """A definite no, in the bank's own words; to a look-up, that there is no such transaction."""
-
-    exchange: Exchange | None = None
-
-    def evidence(self) -> Evidence:
-        """What may be kept of it."""
-        return Evidence() if self.exchange is None else self.exchange.evidence()
-
-
-Reply = Transaction | Refusal | InProgress | NoAnswer
-Question = Callable[..., Awaitable[Reply]]
-"""One of a dialect's questions, ready to be put: it takes `fresh` and nothing else."""
-
-
-class Dialect(Protocol):
-    """The five questions in one bank's own API.
-
-    1. A question is put once. A dialect repeats none, draws no conclusion from a reply, and compares nothing with ours.
-    2. A question raises nothing, whatever comes back or does not; only cancelling passes. The deadline is the caller's.
-    3. `request_token` is idempotent by the operation's reference, `execute` and `cancel` by the token. A bank that promises
-       less gets its transaction looked up within the question. The look-ups change nothing.
-    4. A reply is read whole and strictly, or it is `NoAnswer`: a proxy's 404 is no refusal by the bank, JSON or not.
-    5. A `Refusal` is definite: the bank has not done what it was asked. To a look-up it says that there is no such
-       transaction; a look-up refused for any other reason is `NoAnswer`.
-    6. `DECLINED`, `EXPIRED` and `CANCELLED` are for ever. If the bank would still execute the transaction, the dialect calls
-       it off first, and until it knows the outcome of that, it says `InProgress` or `NoAnswer`. So it does if `cancel`
-       leaves the transaction open.
-    7. A `Transaction` has a token that `is_storable`, and a transaction id that is, or none.
-    8. With `fresh` the question goes over a connection that has never been used, so that the reply is to this question.
-    9. A reply to an HTTP request passes through `heard` before anything else is awaited.
-    """
-
-    async def request_token(self, effect: RequestToken, *, fresh: bool) -> Reply:
-        """Ask for the transaction of our reference: the known one as it is now, or a new one if there is none alive."""
-        ...
-
-    async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
-        """Tell the bank to execute the token's transaction, and say how it ended."""
-        ...
-
-    async def cancel(self, effect: CallOff, token: str, *, fresh: bool) -> Reply:
-        """Tell the bank to close the token's transaction for ever, unless it is closed, and say how it ended."""
-        ...
-
-    async def find_by_token(self, effect: Execute | CallOff, token: str, *, fresh: bool) -> Reply:
-        """Ask what the bank knows of the token's transaction."""
-        ...
-
-    async def find_by_reference(self, effect: Effect, *, fresh: bool) -> Reply:
-        """Ask what the bank knows of the newest transaction of our reference."""
-        ...
-
-    def finds_at_once(self, operation: Operation) -> bool:
-        """Whether `find_by_reference` sees a transaction of this operation as soon as the bank has it."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of connections."""
-        ...
-
-
-def heard(exchange: Exchange, reply: Reply, effect: Effect) -> Reply:
-    """Hand on a reply that an exchange brought. Only one that names our transaction leaves the connection in use."""
-    if not isinstance(reply, Transaction) or reply.differences(effect):
-        exchange.end_connection()
-    return reply
-
-
-# ---------------------------------------------------------------- from replies to an answer
 class TwoStepBank:
     """A bank of two steps as a `Bank`, whatever its dialect."""
 
@@ -280,7 +107,8 @@ class TwoStepBank:
         """Ask what the bank knows of our token, or else of our reference. Never raises; see the port."""
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
-                return await self._looked_up(CallOff(operation, token))  # only looked up: nothing is called off
+                # The look-ups that calling off begins with; nothing is called off.
+                return await self._looked_up(CallOff(operation, token))
         except TimeoutError:
             return no_answer("deadline")
 
@@ -372,10 +200,8 @@ class TwoStepBank:
         match said:
             case Transaction(stage=Stage.EXPIRED) | Refusal() if not is_newest:
                 return no_answer("a look-up that may not show the newest transaction yet")
-            case Transaction(stage=Stage.AWAITS_CUSTOMER) as known:
-                return _needs_action(known)
             case Transaction() as known:
-                return _end(known, effect) or _token(known)
+                return _standing(known, effect)
             case Refusal() as refusal if token is not None:  # The bank has forgotten a token that it gave us.
                 return _contradiction(refusal, effect)
             case Refusal():
@@ -491,6 +317,13 @@ def _end(known: Transaction | Refusal, effect: Execute | CallOff) -> Answer | No
             return None
         case _:
             assert_never(known.stage)
+
+
+def _standing(known: Transaction, effect: CallOff) -> Answer:
+    """How our transaction stands, by a look-up whose fields are ours."""
+    if known.stage is Stage.AWAITS_CUSTOMER:
+        return _needs_action(known)
+    return _end(known, effect) or _token(known)
 
 
 def _contradiction(said: Transaction | Refusal, effect: Effect) -> Contradiction:

@@ -28,11 +28,11 @@ import httpx
 
 from chassis.secret import Secret, secret_in
 from chassis.watched import Watched
-from command_service.bank import trusted_seconds, two_step
-from command_service.bank.ids import is_storable
+from command_service.bank import trusted_seconds
+from command_service.bank.dialect import Refusal, Reply, Stage, Transaction, heard, is_storable, unexecuted
 from command_service.bank.kinds import BankSettings, check_members
 from command_service.bank.transport import Endpoint, Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, TwoStepBank, heard
+from command_service.bank.two_step import TwoStepBank
 from command_service.values import CallOff, DeclineReason, Effect, Execute, Kind, NoAnswer, Operation, RequestToken
 
 _PAGE = 15  # A charge has up to 4 KiB, and a body of more than 64 KiB is no answer.
@@ -52,9 +52,7 @@ class Charges:
         """Make no call: our reference is the token."""
         operation, ours, whole = effect.operation, effect.operation.amount, effect.operation.request.amount
         takes_a_part = operation.kind is Kind.CAPTURE and ours != whole and not operation.is_final
-        return (
-            Refusal() if takes_a_part or ours.currency_code != whole.currency_code else two_step.unexecuted(operation)
-        )
+        return Refusal() if takes_a_part or ours.currency_code != whole.currency_code else unexecuted(operation)
 
     async def execute(self, effect: Execute, *, fresh: bool) -> Reply:
         """Send the order, with the token as its key."""
@@ -171,7 +169,7 @@ def _read(got: Exchange, said: _Said, effect: Effect) -> Reply:
     operation = effect.operation
     if said is None:
         has_token = not isinstance(effect, RequestToken) and effect.token is not None
-        return two_step.unexecuted(operation) if has_token else Refusal(got)
+        return unexecuted(operation) if has_token else Refusal(got)
     match got.status, said:
         case 200, {
             "object": "charge" | "refund",

@@ -12,8 +12,9 @@ import httpx
 from chassis.secret import secret_in
 from chassis.watched import Watched
 from command_service.bank import Bank
+from command_service.bank.dialect import Reply
 from command_service.bank.kinds import KINDS, BankSettings, Maker
-from command_service.bank.two_step import Reply, TwoStepBank
+from command_service.bank.two_step import TwoStepBank
 from command_service.cli import main
 from command_service.values import Execute
 from tests.banks.charges_adapter import Charges, charges_bank

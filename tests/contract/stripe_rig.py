@@ -17,10 +17,11 @@ from chassis.secret import Secret
 from command_service.bank import Bank
 from command_service.bank.conformance.checks import FOLLOWING
 from command_service.bank.conformance.subject import Between, Subject
+from command_service.bank.dialect import Reply
 from command_service.bank.stripe import CUSTOMER_SECONDS, REMEMBERS_SECONDS, stripe_bank
 from command_service.bank.stripe.dialect import Stripe
 from command_service.bank.transport import open_transport
-from command_service.bank.two_step import Reply, TwoStepBank
+from command_service.bank.two_step import TwoStepBank
 from command_service.values import CallOff, DeclineReason, Effect, Execute, Kind, Operation, RequestToken
 from tests.contract.bank_rigs import NO_TLS, PATIENT_SECONDS, Ability, GatewayRig, Movement, Rig, directly, provoked
 

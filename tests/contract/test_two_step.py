@@ -12,9 +12,9 @@ from itertools import product
 
 import pytest
 
-from command_service.bank.ids import is_storable
+from command_service.bank.dialect import Dialect, Refusal, Reply, Stage, Transaction, heard, is_storable
 from command_service.bank.transport import Exchange
-from command_service.bank.two_step import Dialect, Refusal, Reply, Stage, Transaction, TwoStepBank, heard
+from command_service.bank.two_step import TwoStepBank
 from command_service.values import (
     Answer,
     CalledOff,

@@ -9,9 +9,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from charging.v1 import command_pb2_grpc, operator_pb2_grpc, query_pb2_grpc
+from charging.v1 import command_pb2_grpc, journal_pb2_grpc, operator_pb2_grpc, query_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.common_pb2 import Resolution
+from charging.v1.journal_pb2 import GetAttemptsRequest
 from charging.v1.operator_pb2 import (
     ApproveResolutionRequest,
     AskBankRequest,
@@ -26,8 +27,8 @@ from judge.files import read_journal, read_view
 from judge.history import Observed
 from rig.certs import write_secret
 from rig.errors import refused
-from rig.fleet import Fleet
-from rig.processes import Town
+from rig.fleet import Fleet, read_records
+from rig.processes import Server, Town
 from rig.referee import PATIENT_SECONDS, Referee
 from rig.world import (
     BRIEF_SECONDS,
@@ -223,7 +224,9 @@ async def test_any_server_holds_a_charge_back_tries_it_and_lets_it_go(fleet: Fle
         await other.TryNow(TryNowRequest(**name), timeout=PATIENT_SECONDS)
         held = await other.HoldBack(HoldBackRequest(**name), timeout=PATIENT_SECONDS)
         assert held.outcome.held_back
-        await until(lambda: _is_quiet(fleet))
+        events = sum(record.charge_id == pending.charge_id for record in await read_records(fleet.url))
+        for command in fleet.commands:
+            await until(lambda command=command: _has_paused(command, pending.charge_id, events))  # type: ignore[misc]
         await fleet.referee.no_more_trouble()
         calls = len(await fleet.referee.calls())
         await fleet.commands[0].kill()
@@ -243,8 +246,9 @@ async def _has_called(desk: Desk, calls: int) -> bool:
     return len(await desk.referee.calls()) > calls
 
 
-async def _is_quiet(fleet: Fleet) -> bool:
-    """Whether the bank is asked nothing for a while."""
-    before = len(await fleet.referee.calls())
-    await asyncio.sleep(1.0)
-    return len(await fleet.referee.calls()) == before
+async def _has_paused(command: Server, charge_id: str, events: int) -> bool:
+    """Whether a server knows so many events of a charge, the last of which holds it back, and no step of it is on its way."""
+    async with grpc.aio.insecure_channel(command.environment["COMMAND_FEED_LISTEN"]) as channel:
+        asked = GetAttemptsRequest(charge_id=charge_id)
+        told = await journal_pb2_grpc.JournalServiceStub(channel).GetAttempts(asked, timeout=PATIENT_SECONDS)
+    return told.version >= events and not told.attempts.is_under_way

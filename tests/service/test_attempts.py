@@ -14,7 +14,10 @@ from chassis.caller import Caller
 from command_service.bank import Bank
 from command_service.feed import Feed, JournalService
 from command_service.journal import Journal
+from command_service.journal.sqlite.file import SqliteFile
+from command_service.operate import restore_journal
 from command_service.parts import Assembled, Parts
+from command_service.settings import Settings
 from contract.errors import command_refusal as refusal
 from rig.alone import start_alone
 from rig.errors import refused
@@ -131,6 +134,34 @@ async def test_a_restart_forgets_the_attempts_and_says_since_when_it_remembers(w
     assert (await world.charge(request)).status == CHARGED
 
 
+async def test_a_restored_journal_is_told(world: World) -> None:
+    """The bank may have done what it has forgotten, and nothing is given up."""
+    request = a_request()
+    await world.trouble("token", "error_before", times=ALWAYS)
+    await world.pending(request)
+    assert not (await in_vain(world, id_of(request), 1)).journal_is_restored
+    await world.stop()
+    restore_journal(SqliteFile(world.journal), None)
+    await world.start()
+    assert (await in_vain(world, id_of(request), 1)).journal_is_restored
+    await world.referee.no_more_trouble()
+    assert (await world.charge(request)).status == CHARGED
+
+
+async def test_a_charge_that_a_server_is_about_to_take_over_has_not_stopped(tmp_path: Path) -> None:
+    """As after the death of the server that drove it. Then it is unfinished, and nobody knows of attempts yet."""
+    async with a_world(tmp_path, Shared) as world:
+        request = a_request()
+        await world.trouble("execute", "error_before", times=ALWAYS)
+        await world.pending(request)
+        heir = Parts(Shared.chosen).assemble(world.running.journal, {})
+        heir.memory.is_complete.set()
+        told = await heir.memory.of(id_of(request), "")
+        assert (told.is_unfinished, told.HasField("attempts"), told.attempts.is_driven_here) == (True, True, False)
+        await world.referee.no_more_trouble()
+        assert (await world.charge(request)).status == CHARGED
+
+
 async def test_a_customer_who_is_awaited_is_the_banks_last_answer(world: World) -> None:
     request = a_request(card=Card(token="tok_3ds"))
     assert (await world.charge(request)).status == REQUIRES_ACTION
@@ -155,8 +186,10 @@ class Shared(Parts):
     """The product's own parts, and a second port of the feed, whose readers are of a tenant."""
 
     assembled: Assembled
+    chosen: Settings
 
     def assemble(self, journal: Journal, banks: Mapping[str, Bank]) -> Assembled:
+        Shared.chosen = self.settings
         Shared.assembled = super().assemble(journal, banks)
         return Shared.assembled
 

@@ -12,9 +12,14 @@ import pytest
 
 from charging.v1.command_pb2 import ChargeRequest
 from charging.v1.common_pb2 import AnswerKind, Card, DeclineReason
+from charging.v1.journal_pb2 import GetAttemptsRequest
 from charging.v1.operator_pb2 import GetServerStatusRequest, ListReconciliationsRequest
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
+from command_service.bank import Bank
+from command_service.values import Answer, Effect, Execute
+from rig.around import Around
 from rig.errors import refused
+from rig.referee import PATIENT_SECONDS
 from rig.world import (
     AUTHORIZED,
     BRIEF_SECONDS,
@@ -105,10 +110,12 @@ async def test_no_step_of_a_charge_is_taken_while_it_is_held_back(desk: DeskWorl
     await world.referee.no_more_trouble()
     told = await refused(desk.ann.try_now(id_of(request)))
     assert (told.reason, told.metadata["status"], told.metadata["held_back"]) == ("NOT_AT_THE_DESK", "PENDING", "true")
-    calls = await _calls_at_rest(world)
+    await until(lambda: _no_step_is_on_its_way(world, request))
+    calls = len(await world.referee.calls())
     await world.pending(request)
     assert (await desk.ben.hold_back(id_of(request))).position == (await desk.ann.hold_back(id_of(request))).position
     charging = asyncio.ensure_future(world.charge(request))
+    await until(lambda: world.running.vitals().limit_used["calls"] > 0)
     assert len(await world.referee.calls()) == calls
     assert not (await desk.ben.let_go(id_of(request))).held_back
     assert (await charging).status == CHARGED
@@ -117,17 +124,39 @@ async def test_no_step_of_a_charge_is_taken_while_it_is_held_back(desk: DeskWorl
     assert (outcome.status, outcome.held_back) == (CHARGED, False)
 
 
-async def test_the_answer_to_a_step_on_its_way_counts_and_rest_ends_the_holding_back(
-    desk: DeskWorld, world: World
-) -> None:
-    await world.trouble("execute", "delay", seconds=BRIEF_SECONDS)
-    request = a_request()
-    charging = asyncio.ensure_future(world.charge(request))
-    await until(lambda: _more(_executes(world), 0))
-    assert (await desk.ann.hold_back(id_of(request))).held_back
-    assert (await charging).status == CHARGED
-    assert world.story(request)[-2:] == ["held_back", "charged"]
-    assert (await world.refund(id_of(request))).status == OPERATION_EXECUTED
+class _Slow(Around[Bank]):
+    """A bank whose answers to the execute step come once the test wants them."""
+
+    def __init__(self, inner: Bank) -> None:
+        super().__init__(inner)
+        self.answers = asyncio.Event()
+
+    async def perform(self, effect: Effect, *, look_up_first: bool) -> Answer:
+        answer = await self.inner.perform(effect, look_up_first=look_up_first)
+        if isinstance(effect, Execute):
+            await self.answers.wait()
+        return answer
+
+
+async def test_the_answer_to_a_step_on_its_way_counts_and_rest_ends_the_holding_back(tmp_path: Path) -> None:
+    banks: list[_Slow] = []
+
+    class SlowDesk(DeskParts):
+        """Parts with that bank."""
+
+        def bank(self) -> Bank:
+            banks.append(_Slow(super().bank()))
+            return banks[0].as_one()
+
+    async with a_desk(tmp_path, SlowDesk) as desk:
+        world, request = desk.world, a_request()
+        charging = asyncio.ensure_future(world.charge(request))
+        await until(lambda: _more(_executes(world), 0))
+        assert (await desk.ann.hold_back(id_of(request))).held_back
+        banks[0].answers.set()
+        assert (await charging).status == CHARGED
+        assert world.story(request)[-2:] == ["held_back", "charged"]
+        assert (await world.refund(id_of(request))).status == OPERATION_EXECUTED
 
 
 async def test_a_charge_stays_held_back_over_a_restart(desk: DeskWorld, world: World) -> None:
@@ -503,17 +532,10 @@ async def _more(asked: Awaitable[list[str]], than: int) -> bool:
     return len(await asked) > than
 
 
-async def _calls_at_rest(world: World) -> int:
-    """The number of the bank's calls, once a step that was on its way has ended."""
-    seen = [-1]
-
-    async def is_quiet() -> bool:
-        seen.append(len(await world.referee.calls()))
-        await asyncio.sleep(BRIEF_SECONDS / 2)
-        return seen[-1] == seen[-2]
-
-    await until(is_quiet)
-    return seen[-1]
+async def _no_step_is_on_its_way(world: World, request: ChargeRequest) -> bool:
+    """Of a charge that is held back: then none comes any more."""
+    told = await world.journals.GetAttempts(GetAttemptsRequest(charge_id=id_of(request)), timeout=PATIENT_SECONDS)
+    return told.attempts.is_driven_here and not told.attempts.is_under_way
 
 
 async def _head(world: World) -> int:

@@ -7,10 +7,10 @@ from urllib.parse import urlencode
 import httpx
 
 from chassis.secret import Secret
+from command_service.bank.dialect import Refusal, Reply
 from command_service.bank.stripe.errors import Verdict, verdict_of
 from command_service.bank.stripe.objects import page_in
 from command_service.bank.transport import FORM_CONTENT, Endpoint, Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply
 from command_service.values import InProgress, NoAnswer
 
 VERSION = b"2026-08-26.dahlia"

@@ -8,12 +8,12 @@ from urllib.parse import urlencode
 import httpx
 
 from chassis.secret import Secret
+from command_service.bank.dialect import Refusal, Reply, Stage, Transaction, heard, unexecuted
 from command_service.bank.stripe import reading
 from command_service.bank.stripe.api import Api, Form, Page, Unsettled, is_denied, look_up_failed, order_failed, said_in
 from command_service.bank.stripe.objects import Intent, intent_in, refund_in
 from command_service.bank.stripe.units import in_stripes_units
 from command_service.bank.transport import Exchange, no_answer
-from command_service.bank.two_step import Refusal, Reply, Stage, Transaction, heard, unexecuted
 from command_service.values import CallOff, Effect, Execute, Kind, NoAnswer, Operation, RequestToken
 
 # A reference has as many intents as the core takes tokens, at most eight. A page of them stays below the limit of a body.

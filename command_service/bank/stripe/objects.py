@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 from command_service.address import is_address
-from command_service.bank.ids import is_storable
+from command_service.bank.dialect import is_storable
 from command_service.bank.stripe.units import in_minor_units
 from command_service.bank.times import is_time
 from command_service.values import value

@@ -31,10 +31,10 @@ A refund is executed if it succeeded, in progress while pending, and declined if
 does not list is open, unless less than its amount is left to refund: then it is declined.
 """
 
+from command_service.bank.dialect import Reply, Stage, Transaction
 from command_service.bank.stripe.errors import reason_of
 from command_service.bank.stripe.objects import Failure, Intent, Refund
 from command_service.bank.transport import Exchange, no_answer
-from command_service.bank.two_step import Reply, Stage, Transaction
 from command_service.values import DeclineReason, Effect, InProgress, Kind
 
 _OF_STRIPE = frozenset({"automatic", "expired"})
