@@ -16,6 +16,8 @@ from charging.v1.journal_pb2 import GetAttemptsRequest
 from charging.v1.operator_pb2 import GetServerStatusRequest, ListReconciliationsRequest
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
 from command_service.bank import Bank
+from command_service.journal.sqlite.file import SqliteFile
+from command_service.operate import restore_journal
 from command_service.values import Answer, Effect, Execute
 from rig.around import Around
 from rig.errors import refused
@@ -356,6 +358,41 @@ async def test_a_resolution_that_the_bank_contradicts_is_refused_unless_the_appr
     assert (approved.bank_said, approved.outcome.status) == (AnswerKind.ANSWER_KIND_NO_ANSWER, CHARGED)
     assert world.events(request)[-2].resolution_approved.contradicts_bank
     assert (await world.charge(request)).transaction_id == "another"
+
+
+async def test_people_hear_of_the_token_that_the_journal_holds_unless_it_was_restored(
+    desk: DeskWorld, world: World
+) -> None:
+    """A look-up by reference may be late. A restored journal may have forgotten a later token."""
+    request = a_request()
+    charge_id = await desk.in_review(request, is_executed=True)
+    (token,) = [event.token_issued.token for event in world.events(request) if event.HasField("token_issued")]
+    said = await desk.ann.ask_bank(charge_id)
+    assert said.bank_said == AnswerKind.ANSWER_KIND_EXECUTED
+    assert (await world.referee.calls())[-1]["path"] == f"/transactions/{token}"
+    await world.stop()
+    restore_journal(SqliteFile(world.journal), None)
+    await world.start()
+    assert await desk.ann.ask_bank(charge_id) == said
+    assert not (await world.referee.calls())[-1]["path"].endswith(token)
+
+
+async def test_a_tenant_is_told_of_its_own_charges_under_way_only(desk: DeskWorld, world: World) -> None:
+    """Of those held back too."""
+    await world.trouble("execute", **HOLD)
+    request = a_request()
+    await world.pending(request)
+    await desk.ann.hold_back(id_of(request))
+    status = OperatorServiceStub(world.channel).GetServerStatus
+    told = {
+        tenant: await status(GetServerStatusRequest(), metadata=(("actor", "ann"), ("tenant", tenant)))
+        for tenant in ("", "default", "another")
+    }
+    counts = {it: (one.unfinished_charges, one.charges_held_back) for it, one in told.items()}
+    assert counts == {"": (1, 1), "default": (1, 1), "another": (0, 0)}
+    await world.referee.no_more_trouble()
+    await desk.ben.let_go(id_of(request))
+    assert (await world.charge(request)).status == CHARGED
 
 
 async def test_one_proposal_is_open_at_a_time_and_each_step_may_be_repeated(desk: DeskWorld, world: World) -> None:

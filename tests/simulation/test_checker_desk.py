@@ -279,6 +279,11 @@ def test_a_refund_that_people_found_needs_no_movement_and_the_charge_does(is_at_
     )
     assert check(one(*by_hand, movements=[MOVED], is_at_rest=is_at_rest)) == []
     assert "I2" in found(one(*by_hand, movements=[], is_at_rest=is_at_rest))
+    called_off = (
+        *(void("void-1", 1250), REVIEW, proposed("REFUNDED"), approved(5), charged()),
+        *(refund("desk-5", 1250, actor="ben"), issued("txn-9"), refunded(1250, "txn-9")),
+    )
+    assert check(one(*called_off, movements=[MOVED], is_at_rest=is_at_rest)) == []
 
 
 def test_a_charge_that_is_being_resolved_is_not_at_rest() -> None:
