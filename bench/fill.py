@@ -32,7 +32,8 @@ async def filled(path: Path, records: int, unfinished: int = 0) -> Path:
             if records + unfinished <= read_head(connection).position <= 1.5 * (records + unfinished):
                 return path
     for each in path.parent.glob(path.name + "*"):
-        each.unlink()
+        if each.is_file():  # a folder has results of reconciliations
+            each.unlink()
     made = await SqliteFile(path).open()
     await made.close()
     journal_id = made.journal_id

@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import ANSWER_KIND_EXECUTED, ANSWER_KIND_NO_ANSWER, ANSWER_KIND_TOKEN, Card
-from charging.v1.operator_pb2 import GetServerStatusRequest, GetServerStatusResponse
+from charging.v1.operator_pb2 import (
+    GetServerStatusRequest,
+    GetServerStatusResponse,
+    ReconcileBegin,
+    ReconcileRequest,
+)
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
 from charging.v1.query_pb2 import GetChargeRequest, GetUserSummaryRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
@@ -88,6 +94,19 @@ async def watched_town(
         await watched.town.__aexit__()
 
 
+async def reconciled(commands: grpc.aio.Channel) -> None:
+    """Have a statement of one line compared, so that there is a result."""
+    at = datetime.now(UTC) - timedelta(minutes=10)
+    columns = 'currency = "EUR"\n[columns]\nreference = "reference"\namount = "amount"\ntime = "time"\n'
+    begin = ReconcileBegin(mapping=columns)
+    getattr(begin, "from").FromDatetime(at - timedelta(minutes=10))
+    begin.to.FromDatetime(at + timedelta(minutes=1))
+    csv = f"reference,amount,time\norder-1,1.00,{at.isoformat()}\n".encode()
+    requests = iter([ReconcileRequest(begin=begin), ReconcileRequest(csv=csv)])
+    answers = OperatorServiceStub(commands).Reconcile(requests, timeout=4 * PATIENT_SECONDS)
+    assert [answer async for answer in answers][-1].HasField("result")
+
+
 async def status(commands: grpc.aio.Channel) -> GetServerStatusResponse:
     return await OperatorServiceStub(commands).GetServerStatus(GetServerStatusRequest(), timeout=PATIENT_SECONDS)
 
@@ -159,6 +178,7 @@ async def test_what_is_read_is_what_the_page_describes(server: str, tmp_path: Pa
         answer = await heard(lambda: CommandServiceStub(commands).Charge(a_request(), timeout=PATIENT_SECONDS))
         wanted = GetChargeRequest(charge_id=answer.charge_id, min_position=answer.position)
         await QueryServiceStub(queries).GetCharge(wanted, timeout=PATIENT_SECONDS)
+        await reconciled(commands)
         read = await watched.read(server)
         found = set()
         for name, labels, value in read.samples:
