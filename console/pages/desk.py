@@ -74,7 +74,7 @@ STEPS: Mapping[str, Step] = {
         "TryNow",
         _with_reason(TryNowRequest),
         "Try now",
-        "Its next step is due: now, or while its bank is spared, with the next probe.",
+        "Its next step is due now. While its bank is spared, that is with the next probe.",
     ),
     "hold-back": Step("HoldBack", _with_reason(HoldBackRequest), "Hold back", "It is held back."),
     "let-go": Step("LetGo", _with_reason(LetGoRequest), "Let go", "It goes on."),
