@@ -134,7 +134,7 @@ class Desk:
         return await self._question(self.operators.GetServerStatus, GetServerStatusRequest(), patience)
 
     async def reconciliations(self, *, patience: float | None = None) -> ListReconciliationsResponse:
-        """Return the results of the last reconciliations, one a bank."""
+        """Return the results of the last reconciliations: the newest of each bank, and those that still differ."""
         return await self._question(self.operators.ListReconciliations, ListReconciliationsRequest(), patience)
 
     async def reconcile(

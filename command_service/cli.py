@@ -27,7 +27,7 @@ from command_service.journal.location import FORMER_DEFAULT, FORMER_FILE, locati
 from command_service.journal.store import Location
 from command_service.operate import print_journal, restore_journal, served_from, verify_journal
 from command_service.parts import Parts
-from command_service.reconciling.command import AWAY, FAILED, reconcile
+from command_service.reconciling.command import AWAY, BROKEN, FAILED, reconcile
 from command_service.reconciling.command import add_arguments as add_reconcile_arguments
 from command_service.serving import serve
 from command_service.settings import Settings, check_way_to
@@ -125,7 +125,8 @@ def _parser(program: str) -> tuple[argparse.ArgumentParser, Mapping[str, argpars
             "reconcile",
             help="compare a bank's statement with the journal; exit status 0 only at a difference of 0.00",
             description="Compares a bank's statement with the journal, also beside a server at work, and changes nothing. Exit "
-            "status 1 if they differ, 2 if it could not be done, 3 if they do not, but movements at the edge are not certain.",
+            "status 1 if they differ, 2 if it could not be done, 3 if they do not, but movements at the edge are not certain, "
+            "4 if the bank does not give its statement, 5 after a fault of this program.",
         )
     )
     return parser, commands.choices
@@ -166,6 +167,13 @@ def _reconcile(chosen: argparse.Namespace) -> int:
     except (StatementUnusable, settings.SettingsError, JournalRefused, JournalCorrupt, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print("error: stopped: nothing is known", file=sys.stderr)
+        return FAILED
+    except Exception as error:  # Python's own status would be 1, which says that the sides differ
+        telemetry.log_unexpected("reconcile failed", error)
+        print(f"error: a fault of this program ({type(error).__name__}): nothing is known", file=sys.stderr)
+        return BROKEN
 
 
 def _operate(chosen: argparse.Namespace) -> None:

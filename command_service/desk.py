@@ -7,7 +7,7 @@ operator's client leaves: whether it was stored is then told by the charge's his
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -81,8 +81,8 @@ BANK_RETRY_SECONDS = 5.0
 class Reconciler(Protocol):
     """Compares banks' statements with the journal."""
 
-    def run(self, requests: AsyncIterator[ReconcileRequest]) -> AsyncIterator[ReconcileResponse]:
-        """Do one comparison, by the requests of one call."""
+    def run(self, requests: AsyncIterator[ReconcileRequest]) -> AsyncGenerator[ReconcileResponse, None]:
+        """Do one comparison, by the requests of one call. Closing it ends the work."""
         ...
 
     async def last(self) -> ListReconciliationsResponse:
@@ -111,7 +111,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         status: Callable[[str], GetServerStatusResponse] = lambda _: GetServerStatusResponse(),
         reconciler: Reconciler | None = None,
     ) -> None:
-        """`wait_until` waits until a time of the loop's clock. `status` tells a tenant, or "" for all, how the server does."""
+        """`wait_until` waits until a time of the loop's clock. `status` tells the state, to a tenant or, "", of all."""
         self._journal = journal
         self._streams = Streams(journal, runner.reload)
         self._runner = runner
@@ -307,8 +307,9 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._is_reconciling = True
         try:
             with explaining():
-                async for response in self._reconciler.run(requests):
-                    yield response
+                async with contextlib.aclosing(self._reconciler.run(requests)) as responses:
+                    async for response in responses:
+                        yield response
         finally:
             self._is_reconciling = False
 

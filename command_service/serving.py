@@ -193,7 +193,8 @@ class _Figures:
 
     def _take(self) -> Figures:
         parts = self._parts
-        reconciled = kept.figures(kept.kept(kept.folder(parts.settings)), parts.now())
+        results = kept.kept(kept.folder(parts.settings))
+        reconciled = kept.figures(results, parts.configured.banks, parts.now())
         return {**self.vitals().figures(), **parts.entrance.gate.figures(), **reconciled}
 
 

@@ -121,6 +121,12 @@ HOLD_LAPSED = Row(
 )
 """What is said of HOLD_ENDING once the time that the bank named has passed."""
 
+NO_END_YET = (
+    "While the charge is under way this is no end: the bank may not know it yet, and it may still be charged. Wait for its"
+    " outcome."
+)
+"""What is said besides when the bank, asked by people, answers CALLED_OFF."""
+
 _OF_ANSWER: Mapping[AnswerKind.ValueType, Situation.ValueType] = {
     AnswerKind.ANSWER_KIND_NOT_ACCEPTED: Situation.SITUATION_BANK_REFUSES_US,
     AnswerKind.ANSWER_KIND_IN_PROGRESS: Situation.SITUATION_BANK_SLOW,

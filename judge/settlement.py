@@ -67,11 +67,22 @@ def _may_be_untrue(operation: Operation) -> bool:
     return verdict is not None and (verdict.may_be_untrue or (verdict.is_refunded and operation.kind == "refund"))
 
 
+def given_away(found: Found) -> set[str]:
+    """The bank's ids of transactions that people, against the bank's word, have taken for those of operations."""
+    return {
+        operation.transaction_id
+        for _, operation in found.values()
+        if operation.is_executed and operation.verdict is not None and operation.verdict.may_be_untrue
+    }
+
+
 def _is_ours(movement: Movement, charge: Stream, operation: Operation) -> bool:
+    # What follows in a charge that people gave another one's transaction is booked on that one's card.
+    is_on_another = operation.kind not in OPENING and _may_be_untrue(charge.operations[0])
     return (
         (movement.kind, movement.minor_units, movement.currency_code)
         == (operation.kind, operation.amount, operation.currency)
-        and movement.card in ("", charge.requested.card.token)
+        and (is_on_another or movement.card in ("", charge.requested.card.token))
         and movement.on in ("", _acts_on(charge, operation))
     )
 
@@ -99,8 +110,11 @@ def booked(movements: Sequence[Movement], found: Found, *, is_at_rest: bool) -> 
             if why := book.forbids(movement.kind, movement.minor_units):
                 yield Violation("I17", where, f"the bank executed {why}")
         book.write(movement.kind, movement.minor_units, is_final=is_final)
+    shared = given_away(found)
     for reference, (charge, operation) in found.items() if is_at_rest else ():
         if operation.kind not in OPENING or not operation.is_executed or charge.is_in_review or charge.is_left_out:
+            continue
+        if operation.transaction_id in shared:
             continue
         ours, theirs = charge.book.amounts(), books.get(operation.transaction_id, Book()).amounts()
         if ours != theirs and charge.newest is not None and charge.newest.ending is not None:

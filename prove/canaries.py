@@ -20,7 +20,7 @@ from command_service.journal import Journal
 from command_service.parts import Assembled, Parts
 from command_service.reception import Reception
 from command_service.runner import Runner
-from prove import database_bugs, journal_bugs, operation_bugs, shape_bugs
+from prove import database_bugs, desk_bugs, journal_bugs, operation_bugs, shape_bugs
 from prove.bank_bugs import ARefusalIsBelievedAtOnce, ChargedOnAMismatchingAnswer
 from prove.loop_bugs import (
     AnyVersion,
@@ -192,6 +192,7 @@ _CLASSES: tuple[type[Parts], ...] = (
     ARefusalIsBelievedAtOnce,
     *operation_bugs.BUGS,
     *shape_bugs.BUGS,
+    *desk_bugs.BUGS,
 )
 
 
@@ -202,6 +203,8 @@ def _named(bug: type[Parts]) -> str:
 _BUGS = {_named(bug): bug for bug in _CLASSES}
 OF_THE_VIEW = "checkpoint outside the transaction"
 OF_A_DATABASE = frozenset(database_bugs.BUGS)
+OF_THE_DESK = frozenset(map(_named, desk_bugs.BUGS))
+"""Those that take operators."""
 OF_OTHER_BANKS = {_named(bug): kind for bug, kind in shape_bugs.BUGS.items()}
 """Those that take other banks than the one of two plain steps, each with the trait of banks that shows it."""
 NAMES = (*_BUGS, *journal_bugs.SIMULATED, OF_THE_VIEW, *database_bugs.BUGS)

@@ -275,8 +275,8 @@ class _Telling:
 
     def _tried(self, attempts: Attempts) -> Iterator[str]:
         count = attempts.in_vain
-        if self._situation == Situation.SITUATION_BANK_MISSING or not attempts.HasField("last_at"):
-            return
+        if not self._asked.is_bank_configured or not attempts.HasField("last_at"):
+            return  # nobody calls a bank that no setting names, so no attempt was answered by it
         last = self._time(attempts.last_at)
         if count and attempts.last_answer not in _IN_VAIN:
             yield f"The bank's answer of {last} could not be stored yet."
@@ -395,9 +395,10 @@ class _Telling:
         if charge.held_back:
             yield self._desk("LetGo", "Lets it go on.", "release")
         else:
-            is_spared = self._asked.attempts is not None and self._asked.attempts.bank_is_spared
-            when = "with the next probe of the bank, which is spared" if is_spared else "now"
-            yield self._desk("TryNow", f"Has the next step done {when}.", "try")
+            if self._asked.is_bank_configured:
+                is_spared = self._asked.attempts is not None and self._asked.attempts.bank_is_spared
+                when = "with the next probe of the bank, which is spared" if is_spared else "now"
+                yield self._desk("TryNow", f"Has the next step done {when}.", "try")
             yield self._desk("HoldBack", "Holds it back: no step is taken until it is let go.", "hold")
         if len(charge.operations) == 1:
             text = "Calls it off: the bank closes its transaction, unless it has executed it already."

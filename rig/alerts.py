@@ -439,8 +439,8 @@ SERVERS = [
         "0s",
         PAGE_NOW,
         "The bank's statement and the journal differ by an amount.",
-        "See what it found: `chargeonce reconcile last`, or the console. Each finding names its charge, and what to propose at"
-        " the desk. Then reconcile again: the alert clears at 0.00.",
+        "See what it found: `chargeonce reconcile last`, or the console. Each finding says what it means, and what to do at the"
+        " desk. Then reconcile the same days again: the alert clears once they differ by 0.00.",
         BOTH,
         Story(
             {
@@ -457,9 +457,9 @@ SERVERS = [
         "max without (instance, pod) (chargeonce_reconciliation_findings) > 0",
         "0s",
         TICKET,
-        "The last reconciliation of a bank has findings; their amounts may cancel each other out.",
-        "See what it found: `chargeonce reconcile last`, or the console. Each finding names its charge, and what to propose at"
-        " the desk. Then reconcile again.",
+        "Reconciliations of a bank found differences; their amounts may cancel each other out.",
+        "See what they found: `chargeonce reconcile last`, or the console. Each finding says what it means, and what to do at"
+        " the desk. Then reconcile the same days again: the alert clears once they have none.",
         OPERATOR,
         Story(
             {_series("chargeonce_reconciliation_findings", _COMMAND, bank="acme"): (0, 2)},
@@ -471,7 +471,7 @@ SERVERS = [
         "min without (instance, pod) (chargeonce_reconciliation_age_seconds) > 36 * 3600",
         "5m",
         TICKET,
-        "A bank was last reconciled more than a day and a half ago.",
+        "A bank was last reconciled more than a day and a half ago, or never.",
         "Look at the job that reconciles each day, and run it: `python -m command_service reconcile --bank NAME --from --to`.",
         OPERATOR,
         Story(

@@ -12,6 +12,7 @@ from chargeonce.commands.exits import HELP, Exit, of_charge
 from chargeonce.commands.looking import proposal_fields
 from chargeonce.commands.printing import Cell, json_of, part, rows_of, status
 from chargeonce_client import AnswerKind, BankStatus, ChargeStatus, DeskOutcome, GetServerStatusResponse, Resolution
+from contract.situations import NO_END_YET
 
 _INTERRUPTED = "the step may be stored: chargeonce history NAME tells"
 _NOTHING_SENT = "nothing was sent"
@@ -87,6 +88,8 @@ async def ask_bank(asked: Asking, name: Named) -> Exit:
         {"bank_said": words.word(AnswerKind, answer.bank_said), "transaction_id": answer.transaction_id},
         json_of(answer),
     )
+    if answer.bank_said == AnswerKind.ANSWER_KIND_CALLED_OFF:
+        asked.printer.note(NO_END_YET, {"advice": NO_END_YET})
     return Exit.DONE
 
 

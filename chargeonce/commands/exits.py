@@ -29,7 +29,7 @@ _TEXTS = {
     Exit.CUSTOMER: "the customer must take a step, at the address that is shown",
     Exit.UNREACHABLE: "no server answers, and nothing was sent this time",
     Exit.IN_REVIEW: "people look into it: nobody may guess the outcome",
-    Exit.NO: "decided, and not done: declined, called off, given up or lapsed; of a reconciliation: differences",
+    Exit.NO: "decided, and not done: declined, called off, given up or lapsed; of a reconciliation: not balanced, or not sure",
     Exit.INTERRUPTED: "stopped by Ctrl-C; what was sent goes on",
     Exit.NO_READER: "nobody read the output any more; what was sent goes on",
 }

@@ -15,6 +15,7 @@ from chargeonce.commands.printing import Cell, Printer, Unwritten, json_of, part
 from chargeonce_client import FindingKind, OperationKind, ReconcileFinding, ReconcileProgress, Reconciliation
 
 _KIND, _DAY, _AMOUNT, _REFERENCE = 16, 10, 16, 36
+_RESULT = ("bank", "from", "to", "done_at", "differences", "undecided", "balanced")
 _FIELDS = [field.name for field in ReconcileFinding.DESCRIPTOR.fields]
 
 
@@ -48,7 +49,8 @@ async def reconcile(
 ) -> Exit:
     """Compare a bank's statement with the journal, by day and currency. It changes nothing.
 
-    Exit status 0 is only for a difference of 0.00 and nothing found. With the word `last`, show the results of the last ones.
+    Exit status 0 is only for a difference of 0.00, nothing that differs, and nothing undecided at the edge of the statement.
+    With the word `last`, show the results of the last ones and what they found; 0 then says that all of them are so.
     """
     if last:
         return await _last(asked)
@@ -91,9 +93,7 @@ async def reconcile(
                     for day in result.days
                 ],
             ),
-            rows_of(
-                dict(zip(("bank", "from", "to", "done_at", "differences", "balanced"), _result(result), strict=True))
-            ),
+            rows_of(dict(zip(_RESULT, _result(result), strict=True))),
         ],
         {"result": json_of(result)},
     )
@@ -123,19 +123,7 @@ class _Findings:
         """Show a finding."""
         document = json_of(finding)
         self._write(document)
-        at_bank, here = (
-            words.amount(units, finding.currency_code) if units else "-"
-            for units in (finding.bank_minor_units, finding.journal_minor_units)
-        )
-        name = finding.reference or finding.transaction_id
-        told = f"{words.word(OperationKind, finding.operation).lower()} {finding.text}".strip()
-        if finding.proposed_command:
-            told += f"; proposed: {finding.proposed_command}"
-        self._printer.line(
-            (words.word(FindingKind, finding.kind), finding.day, at_bank, here, name, told),
-            (_KIND, _DAY, _AMOUNT, _AMOUNT, _REFERENCE),
-            {"finding": document},
-        )
+        self._printer.line(_finding(finding), (_KIND, _DAY, _AMOUNT, _AMOUNT, _REFERENCE), {"finding": document})
 
     def are_all(self) -> None:
         """Say that there are no more: the file is whole."""
@@ -155,12 +143,28 @@ class _Findings:
 
 async def _last(asked: Asking) -> Exit:
     answer = await asked.client.desk.reconciliations()
-    asked.printer.table(
-        ("BANK", "FROM", "TO", "DONE", "DIFFERENCES", "BALANCED"),
-        [_result(each) for each in answer.reconciliations],
-        [json_of(answer)],
+    found = [(each.bank or "-", *_finding(finding)) for each in answer.reconciliations for finding in each.findings]
+    asked.printer.page(
+        [
+            part([name.upper() for name in _RESULT], [_result(each) for each in answer.reconciliations]),
+            part(("BANK", "FOUND", "DAY", "AT BANK", "HERE", "NAME", "WHAT IT MEANS"), found),
+        ],
+        json_of(answer),
     )
-    return Exit.DONE
+    return max((_ends(each) for each in answer.reconciliations), default=Exit.DONE)
+
+
+def _finding(finding: ReconcileFinding) -> Sequence[Cell]:
+    """Write a finding: its kind, its day, both amounts, its name, what it means and what is proposed."""
+    at_bank, here = (
+        words.amount(units, finding.currency_code) if units else "-"
+        for units in (finding.bank_minor_units, finding.journal_minor_units)
+    )
+    told = f"{words.word(OperationKind, finding.operation).lower()} {finding.text}".strip()
+    if finding.proposed_command:
+        told += f"; proposed: {finding.proposed_command}"
+    name = finding.reference or finding.transaction_id
+    return words.word(FindingKind, finding.kind), finding.day, at_bank, here, name, told
 
 
 def _result(result: Reconciliation) -> Sequence[Cell]:
@@ -171,9 +175,10 @@ def _result(result: Reconciliation) -> Sequence[Cell]:
         words.time(result.to),
         words.time(result.done_at),
         str(result.differences),
+        str(result.undecided),
         status("yes" if result.is_balanced else "no", _ends(result)),
     )
 
 
 def _ends(result: Reconciliation) -> Exit:
-    return Exit.DONE if result.is_balanced else Exit.NO
+    return Exit.DONE if result.is_balanced and not result.undecided else Exit.NO

@@ -38,6 +38,7 @@ class Line(NamedTuple):
     `reference` is our name of the operation and `transaction_id` the bank's; each is empty if the line does not tell it.
     `minor_units` is what the merchant gets by it, negative for what the merchant gives; of a hold, what is held or let go.
     `at` is in microseconds since 1970. `has_moved`: false for a line that says that nothing moved, or that it was undone.
+    `hold` is our reference of the hold, of a line of a capture that tells only this one.
     """
 
     kind: LineKind
@@ -47,6 +48,7 @@ class Line(NamedTuple):
     currency_code: str
     at: int
     has_moved: bool = True
+    hold: str = ""
 
 
 class StatementUnusable(Exception):

@@ -38,7 +38,9 @@ def minor_units_in(text: str, exponent: int, *, decimal: str, thousands: str) ->
 
 @lru_cache(16)
 def _form(decimal: str, thousands: str) -> "re.Pattern[str]":
-    grouped = rf"\d{{1,3}}(?:{re.escape(thousands)}\d{{2,3}})+|" if thousands else ""
+    mark = re.escape(thousands)
+    # The last group has three digits: 12,50 is no amount where a comma parts groups. Others may have two, as in India.
+    grouped = rf"\d{{1,3}}(?:{mark}\d{{2,3}})*{mark}\d{{3}}|" if thousands else ""
     return re.compile(rf"(?P<whole>{grouped}\d{{1,18}})(?:{re.escape(decimal)}(?P<fraction>\d{{0,18}}))?", re.ASCII)
 
 

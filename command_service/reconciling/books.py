@@ -12,14 +12,16 @@ from command_service.reconciling.entries import Entry
 
 # Some MB at once.
 ROWS_A_WRITE = 20_000
-CACHE_KILOBYTES = 50_000
+CACHE_KILOBYTES = 25_000
 
 _PRAGMAS = f"""
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA temp_store = FILE;
 PRAGMA cache_size = -{CACHE_KILOBYTES}; PRAGMA page_size = 16384;
 """
 _LINE = """
-CREATE TABLE line (kind INT, reference TEXT, transaction_id TEXT, minor_units INT, currency_code TEXT, at INT, has_moved INT)
+CREATE TABLE line (
+    kind INT, reference TEXT, transaction_id TEXT, minor_units INT, currency_code TEXT, at INT, has_moved INT, hold TEXT
+)
 """
 _ENTRY = """
 CREATE TABLE entry (
@@ -27,12 +29,22 @@ CREATE TABLE entry (
     at INT
 )
 """
-# A line without a reference of ours gets that of the entry with its transaction id.
-_NAME = """
+# A line without a reference of ours, or with one that no entry has, gets that of the entry with its transaction id. If there is
+# none, a capture that tells its hold gets that of the newest capture of this hold, whose answer may have been lost.
+_INDEX = """
+CREATE INDEX theirs.by_reference ON entry (reference);
 CREATE INDEX theirs.by_transaction ON entry (transaction_id) WHERE transaction_id <> '';
+CREATE INDEX theirs.captures ON entry (charge_id) WHERE kind = 3;
+"""
+_NAME = """
 UPDATE line SET reference = coalesce(
-    (SELECT reference FROM entry WHERE entry.transaction_id = line.transaction_id AND entry.transaction_id <> ''), '')
-WHERE reference = '' AND transaction_id <> '' AND kind < 7;
+    (SELECT reference FROM entry WHERE entry.transaction_id = line.transaction_id AND entry.transaction_id <> ''
+        AND entry.kind = line.kind),
+    (SELECT reference FROM entry WHERE entry.transaction_id = line.transaction_id AND entry.transaction_id <> ''),
+    (SELECT reference FROM entry WHERE entry.charge_id = line.hold AND entry.kind = 3 AND line.kind = 3
+        ORDER BY entry.began DESC, entry.rowid DESC LIMIT 1),
+    reference)
+WHERE transaction_id <> '' AND kind < 7 AND reference NOT IN (SELECT reference FROM entry)
 """
 # Sorted rows are read from disk: an index in the order of references would take longer to make.
 _ENTRIES = "SELECT * FROM entry ORDER BY reference"
@@ -82,7 +94,7 @@ class Books:
 
     def add_lines(self, lines: Sequence[Line]) -> None:
         """Store lines."""
-        _write(self._connection, "INSERT INTO line VALUES (?, ?, ?, ?, ?, ?, ?)", lines)
+        _write(self._connection, "INSERT INTO line VALUES (?, ?, ?, ?, ?, ?, ?, ?)", lines)
 
     def sort(self) -> None:
         """Sort the lines, now that all are there: while the journal is still being read this costs no time."""
@@ -95,9 +107,10 @@ class Books:
         self._connection.execute("ATTACH ? AS theirs", (str(entries),))
 
     def name_lines(self) -> None:
-        """Give lines without a reference that of the entry which has their transaction id."""
-        if self._anonymous():
-            self._connection.executescript(_NAME)
+        """Give lines whose reference no entry has that of the entry which has their transaction id."""
+        self._connection.executescript(_INDEX)
+        if self._connection.execute(_NAME).rowcount:
+            self._in_order = _LINES
 
     def pairs(self) -> Iterator[Pair]:
         """Yield all pairs, by reference. A line without a partner and without a reference is a pair of its own."""

@@ -6,8 +6,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
@@ -22,15 +23,15 @@ from command_service.bank.statement import Span, Statement
 from command_service.bank.statements import STATEMENTS
 from command_service.parts import Parts
 from command_service.reconciling import kept, report
-from command_service.reconciling.comparing import DAY, Asked, Comparison, Progress
+from command_service.reconciling.comparing import DAY, MARGIN, Asked, Comparison, Progress
 from command_service.reconciling.csv_statement import CsvStatement
 from command_service.reconciling.days import Calendar, zone_named
 from command_service.reconciling.mapping import MappingOfCsv, read_mapping
 from command_service.reconciling.matching import Finding
 
-BALANCED, DIFFERS, FAILED, UNDECIDED, AWAY = 0, 1, 2, 3, 4
+BALANCED, DIFFERS, FAILED, UNDECIDED, AWAY, BROKEN = 0, 1, 2, 3, 4, 5
 """The exit statuses: 2 if it could not be done, 3 if nothing differs, but movements at the edge may be missing, 4 if the bank
-does not give its statement."""
+does not give its statement, 5 after a fault of this program. 0, 1 and 3 come after a result only."""
 SECOND = 1_000_000
 NICENESS = 19
 
@@ -89,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="settings",
         help="a setting, instead of the environment's; may be given again",
     )
+    parser.add_argument(
+        "--scratch",
+        metavar="FOLDER",
+        help="where both sides are sorted, in temporary files; that of TMPDIR if not given",
+    )
     parser.add_argument("--gently", action="store_true", help="at the lowest priority, beside a server at work")
 
 
@@ -103,12 +109,14 @@ def reconcile(parts: Parts, chosen: argparse.Namespace) -> int:
     mapping = _mapping(chosen)
     asked, statement = _asked(parts, chosen, mapping, began)
     folder = kept.folder(parts.settings)
-    with tempfile.TemporaryDirectory(prefix="chargeonce-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="chargeonce-", dir=chosen.scratch) as scratch:
         comparison = Comparison(asked, Path(scratch), _Teller(as_lines=chosen.lines).tell)
         with contextlib.closing(comparison):
-            result = _write(comparison, comparison.findings(statement, parts.settings.journal), chosen, began)
+            result, first = _write(comparison, comparison.findings(statement, parts.settings.journal), chosen, began)
     if folder is not None:
-        kept.keep(folder, result)
+        remembered = Reconciliation(findings=first)
+        remembered.MergeFrom(result)
+        kept.keep(folder, remembered)
     if not result.is_balanced:
         return DIFFERS
     return UNDECIDED if result.undecided else BALANCED
@@ -122,31 +130,35 @@ def _mapping(chosen: argparse.Namespace) -> MappingOfCsv | None:
 
 def _asked(parts: Parts, chosen: argparse.Namespace, mapping: MappingOfCsv | None, now: int) -> tuple[Asked, Statement]:
     configured = parts.configured
-    statement: Statement
-    if mapping is not None:
-        zone, statement = mapping.zone, CsvStatement(chosen.csv, mapping)
-    elif (bank := configured.banks.get(chosen.bank)) is None:
+    bank = configured.banks.get(chosen.bank)
+    if bank is None:  # also of a file: its name chooses the charges that are compared
         known = (
             "COMMAND_BANKS is not set"
             if THE_ONLY_ONE in configured.banks
             else f"name one of: {listed(configured.banks)}"
         )
         raise SettingsError(f"there is no such bank: {known}")
+    statement: Statement
+    if mapping is not None:
+        zone, statement = mapping.zone, CsvStatement(chosen.csv, mapping)
     else:
         zone = _zone(chosen.time_zone or "UTC")
         statement = STATEMENTS[bank.kind](bank, parts.wire(bank), parts.watched)
     begin = _moment("--from", chosen.begin, zone)
     end = _moment("--to", chosen.end, zone) if chosen.end else begin + DAY
-    if chosen.end is None:
-        calendar = Calendar(zone)
-        if begin == calendar.begin_of(calendar.day_of(begin)):
-            end = calendar.begin_of(calendar.day_of(begin) + 1)  # days of 23 and 25 hours too
+    calendar = Calendar(zone)
+    if chosen.end is None and begin == calendar.begin_of(calendar.day_of(begin)):
+        end = calendar.begin_of(calendar.day_of(begin) + 1)  # days of 23 and 25 hours too
     difference = round(chosen.clock_difference * SECOND)
     end = min(end, now - difference)  # what is newer may be on its way yet, or in one of the two readings only
     if not begin < end:
         raise SettingsError("--to must be after --from, which must be in the past")
-    lag, is_daily = (mapping.lag_days * DAY, mapping.is_daily) if mapping is not None else (0, False)
-    return Asked(chosen.bank, Span(begin, end), zone, configured.unnamed, difference, lag, is_daily), statement
+    asked = partial(Asked, chosen.bank, zone=zone, unnamed=configured.unnamed, clock_difference=difference)
+    if mapping is None:
+        return asked(Span(begin, end), margin=MARGIN), statement
+    if mapping.is_daily:  # a sum is of a whole day
+        begin, end = calendar.begin_of(calendar.day_of(begin)), calendar.begin_of(calendar.day_of(end - 1) + 1)
+    return asked(Span(begin, end), lag=mapping.lag_days * DAY, is_daily=mapping.is_daily), statement
 
 
 def _zone(name: str) -> tzinfo:
@@ -170,8 +182,8 @@ def _moment(argument: str, text: str, zone: tzinfo) -> int:
 # ---------------------------------------------------------------- output
 def _write(
     comparison: Comparison, findings: Iterator[Finding], chosen: argparse.Namespace, done_at: int
-) -> Reconciliation:
-    """Go through the findings, write them as asked, and return the result."""
+) -> tuple[Reconciliation, Sequence[ReconcileFinding]]:
+    """Go through the findings, write them as asked, and return the result and the first findings."""
     bank = comparison.asked.bank
     first = list(islice(findings, 1))  # if one side cannot be read, nothing is written
     with contextlib.ExitStack() as stack:
@@ -194,7 +206,7 @@ def _write(
     elif "-" not in (chosen.json_out, chosen.csv_out):
         for line in report.table(result, shown, comparison.counts):
             print(line)
-    return result
+    return result, shown
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from command_service.reconciling.spilling import Spilling
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
-# A bank that is asked itself is asked for more at both ends: movements about the ends then have their lines.
+# A bank that is asked itself is asked for more at both ends: movements about the ends then have their lines. A file is not
+# said to have more than the span.
 MARGIN = HOUR
 # The journal is read from this long before: an operation may have come to rest then, and be dated later.
 BACK = DAY
@@ -40,7 +41,10 @@ class Asked:
     """The bank of charges that name none."""
     clock_difference: int = 60_000_000
     lag: int = 0
+    margin: int = 0
+    """What the statement is asked for at both ends of the span, beyond it."""
     is_daily: bool = False
+    """The statement has a line a day. The span then is of whole days."""
 
 
 @dataclass(slots=True)
@@ -122,9 +126,9 @@ class Comparison:
         self.counts[kind] = self.counts.get(kind, 0) + 1
 
     async def _read_statement(self, statement: Statement, spilling: Spilling) -> None:
-        span, self._kinds = self.asked.span, statement.kinds
+        span, margin, self._kinds = self.asked.span, self.asked.margin, statement.kinds
         try:
-            async for batch in statement.batches(Span(span.begin - MARGIN, span.end + MARGIN)):
+            async for batch in statement.batches(Span(span.begin - margin, span.end + margin)):
                 self._books.add_lines([line for line in batch if line.kind is not LineKind.FEE])
                 for line in batch:
                     if line.kind is LineKind.FEE and span.has(line.at):
@@ -198,11 +202,9 @@ class Comparison:
     def _sums_of_days(self) -> Iterator[Finding]:
         terms = self._terms
         nets = self._nets(terms)
-        if not nets:
-            return
-        first, last = min(day for day, _ in nets), max(day for day, _ in nets)
+        days = range(terms.day_of(terms.span.begin), terms.day_of(terms.span.end - 1) + 1)
         for code in sorted({code for _, code in nets} | set(self._currencies(terms))):
-            yield from self._dealt(code, range(first, last + 1), nets)
+            yield from self._dealt(code, days, nets)
 
     def _nets(self, terms: Terms) -> Mapping[tuple[int, str], int]:
         nets: dict[tuple[int, str], int] = {}

@@ -1,7 +1,13 @@
-"""The results of the last reconciliations, one a bank: JSON files in a folder, for gauges and for `ListReconciliations`."""
+"""The results of the last reconciliations: JSON files in a folder, for gauges and for `ListReconciliations`.
+
+Of each bank the newest is kept, and each older one that differs until a newer one is of all of its span. So a difference is
+shown until a run over its days finds none, whatever other days are reconciled meanwhile.
+"""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,17 +18,24 @@ from chassis.instruments import By, Figures, Gauge
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.settings import Settings
 
-# No bank's name has a plus sign.
-_UNNAMED = "+unnamed"
+# A page, and an answer, with more findings than these is of no use to people.
+MOST_FINDINGS = 1_000
+# Files whose content is remembered, so that each reading of the gauges does not parse all of them.
+REMEMBERED = 1_000
 
 
 GAUGES: Mapping[str, Gauge] = MappingProxyType(
     {
         "reconciliation_difference_minor_units": Gauge(
-            "The bank's sum less the journal's, in the last reconciliation with it", ("bank", "currency")
+            "The bank's sum less the journal's, in the last reconciliations with it: of all days that still differ",
+            ("bank", "currency"),
         ),
-        "reconciliation_findings": Gauge("Differences in the last reconciliation with a bank", ("bank",)),
-        "reconciliation_age_seconds": Gauge("The time since the last reconciliation with a bank", ("bank",)),
+        "reconciliation_findings": Gauge(
+            "Differences in the last reconciliations with a bank, of all days that still differ", ("bank",)
+        ),
+        "reconciliation_age_seconds": Gauge(
+            "The time since the last reconciliation with a bank; infinite if there was none", ("bank",)
+        ),
     }
 )
 
@@ -34,36 +47,77 @@ def folder(chosen: Settings) -> Path | None:
     return chosen.reconciliations
 
 
-def figures(results: Sequence[Reconciliation], now: int) -> Figures:
-    """Return the gauges of results. `now` is in microseconds since 1970."""
+def figures(results: Sequence[Reconciliation], banks: Iterable[str], now: int) -> Figures:
+    """Return the gauges of results, and of banks that have none. `now` is in microseconds since 1970."""
     sums: dict[tuple[str, ...], int] = {}
+    findings: dict[str, int] = {}
+    ages = dict.fromkeys(banks, inf)
     for result in results:
+        findings[result.bank] = findings.get(result.bank, 0) + result.differences
+        age = max(0.0, (now - result.done_at.ToMicroseconds()) / 1_000_000)
+        ages[result.bank] = min(age, ages.get(result.bank, inf))
         for day in result.days:
             key = result.bank, day.currency_code
             sums[key] = sums.get(key, 0) + day.difference_minor_units
-    ages = {result.bank: max(0.0, (now - result.done_at.ToMicroseconds()) / 1_000_000) for result in results}
     return {
         "reconciliation_difference_minor_units": By(("bank", "currency"), sums),
-        "reconciliation_findings": By("bank", {result.bank: result.differences for result in results}),
+        "reconciliation_findings": By("bank", findings),
         "reconciliation_age_seconds": By("bank", ages),
     }
 
 
 def keep(folder: Path, result: Reconciliation) -> None:
-    """Keep a result in place of the bank's last one: readers see the one or the other. Raises OSError."""
+    """Keep a result, and let go of those that it replaces. Raises OSError.
+
+    Readers see it whole or not at all. If the process dies in between, a replaced one is kept until the next run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.bank or _UNNAMED}.json"
+    begin, end = _span(result)
+    path = folder / f"{result.bank}+{begin}-{end}.json"  # no bank's name has a plus sign
+    if path.parent != folder:
+        raise ValueError("no name of a bank")
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     draft.write_text(MessageToJson(result, preserving_proto_field_name=True))
     draft.replace(path)
+    for other, older in _read(folder):
+        if other != path and older.bank == result.bank and _is_replaced(older, result):
+            other.unlink(missing_ok=True)
+
+
+def _is_replaced(older: Reconciliation, newer: Reconciliation) -> bool:
+    (begin, end), (first, last) = _span(older), _span(newer)
+    return older.is_balanced or (first <= begin and end <= last)
 
 
 def kept(folder: Path | None) -> Sequence[Reconciliation]:
-    """Read the results, by the banks' names. What cannot be read is left out: a run makes it anew."""
-    found = []
-    for path in sorted(folder.glob("*.json")) if folder is not None else ():
+    """Read the results, by the banks' names, the newest first. What cannot be read is left out: a run makes it anew.
+
+    The first findings are told with each, up to MOST_FINDINGS of all.
+    """
+    found = [result for _, result in _read(folder)] if folder is not None else []
+    found.sort(key=lambda result: (result.bank, -result.done_at.ToMicroseconds()))
+    room, told = MOST_FINDINGS, list[Reconciliation]()
+    for each in found:
+        copied = Reconciliation()
+        copied.CopyFrom(each)
+        del copied.findings[room:]
+        room -= len(copied.findings)
+        told.append(copied)
+    return told
+
+
+def _span(result: Reconciliation) -> tuple[int, int]:
+    return getattr(result, "from").ToMicroseconds(), result.to.ToMicroseconds()
+
+
+def _read(folder: Path) -> Iterable[tuple[Path, Reconciliation]]:
+    for path in sorted(folder.glob("*.json")):
         try:
-            found.append(Parse(path.read_text(), Reconciliation()))
+            yield path, _parsed(path, path.stat().st_mtime_ns)
         except (OSError, ParseError, UnicodeDecodeError):
             continue
-    return sorted(found, key=lambda result: result.bank)
+
+
+@lru_cache(REMEMBERED)
+def _parsed(path: Path, changed_at: int) -> Reconciliation:  # noqa: ARG001  # a part of what is remembered
+    return Parse(path.read_text(), Reconciliation())

@@ -223,8 +223,11 @@ class _Mapping(Reading):
     def _encoding(self, said: Any) -> str:
         try:
             name = codecs.lookup(str(said)).name
-        except LookupError:
-            self.problems.append("encoding must be one that Python knows, such as utf-8, latin-1, cp1252 or utf-16")
+            "".encode(name)  # some codecs are none of texts
+        except (LookupError, ValueError):
+            self.problems.append(
+                "encoding must be one of texts that Python knows, such as utf-8, latin-1, cp1252 or utf-16"
+            )
             return "utf-8"
         return "utf-8-sig" if name == "utf-8" else name
 

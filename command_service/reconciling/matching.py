@@ -14,7 +14,8 @@
     no such operation  one line                          MISSING_HERE
     any                each further line that moved      TWICE
 
-A line that says that the money did not move, or moved back, takes one back that says that it moved.
+A line that says that the money did not move, or moved back, takes back one that says that it moved, under the same id of a
+transaction. Of a line without such an id that may be any.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -67,7 +68,8 @@ class Sum(NamedTuple):
 class Finding(NamedTuple):
     """What is not simply matched. `entry` and `line` are the two sides, as far as they are there.
 
-    `bank_minor` and `journal_minor` are the sides' amounts: of a hold what it holds.
+    `bank_minor` and `journal_minor` are the sides' amounts: of a hold what it holds. `is_proof`: no other line is of this
+    operation, and this one is equal in kind, amount and currency.
     """
 
     kind: FindingKind
@@ -77,6 +79,7 @@ class Finding(NamedTuple):
     journal_minor: int
     entry: Entry | None
     line: Line | None
+    is_proof: bool = False
 
 
 class Judged(NamedTuple):
@@ -138,9 +141,9 @@ def judge(pair: Pair, terms: Terms) -> Judged:
             journal_minor = ours.minor_units
             sums.append(Sum(day, ours.currency_code, 0, 0, _effect(ours.kind, ours.minor_units)))
         kind = _kind(entry, line, is_first=number == partner)
-        findings.append(
-            Finding(kind, day, line.currency_code, line.minor_units, journal_minor, _whole(entry), _whole_line(line))
-        )
+        both = _whole(entry), _whole_line(line)
+        is_proof = len(lines) == 1 and entry is not None and _is_equal(entry, line)
+        findings.append(Finding(kind, day, line.currency_code, line.minor_units, journal_minor, *both, is_proof))
     return Judged(sums, findings)
 
 
@@ -178,7 +181,12 @@ def _that_moved(lines: Sequence[Line]) -> tuple[Sequence[Line], Line | None]:
     """Take back each line that was undone; return the lines that are left, and a line that says that nothing moved."""
     undone = [line for line in lines if not line.has_moved]
     has_moved = [line for line in lines if line.has_moved]
-    return has_moved[: len(has_moved) - len(undone)] if undone else has_moved, undone[0] if undone else None
+    for each in undone:
+        same = [line for line in has_moved if line.transaction_id == each.transaction_id]
+        unnamed = [line for line in has_moved if not (line.transaction_id and each.transaction_id)]
+        if taken_back := same or unnamed:
+            has_moved.remove(taken_back[-1])
+    return has_moved, undone[0] if undone else None
 
 
 def _partner(entry: Entry | None, lines: Sequence[Line]) -> int:

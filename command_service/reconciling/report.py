@@ -16,7 +16,7 @@ from command_service.reconciling.amounts import amount_out
 from command_service.reconciling.comparing import Comparison
 from command_service.reconciling.days import written
 from command_service.reconciling.matching import Finding, FindingKind
-from command_service.reconciling.words import proposed, told
+from command_service.reconciling.words import LONGEST, proposed, told
 
 # More findings than these are for a program: it reads the JSON or the CSV.
 SHOWN = 100
@@ -70,7 +70,7 @@ def finding_out(finding: Finding, bank: str) -> ReconcileFinding:
 
 def _clean(text: str) -> str:
     """Return a word of the bank's without what moves a terminal's cursor, and no longer than ours are."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:128])
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST])
 
 
 def result_out(comparison: Comparison, done_at: int) -> Reconciliation:

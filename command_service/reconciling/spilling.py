@@ -4,6 +4,7 @@ Neither has to wait for the other: what is compared is older than the begin of b
 """
 
 import multiprocessing
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -59,6 +60,8 @@ class Spilling:
 
                 def note() -> None:
                     self._position.value = entries.position
+                    if (parent := multiprocessing.parent_process()) is not None and not parent.is_alive():
+                        sys.exit()  # it was killed: nobody waits for this
 
                 file.add(entries.since(since), note)
                 note()

@@ -3,10 +3,14 @@
 import shlex
 from datetime import UTC, datetime
 
-from command_service.bank.statement import LineKind
+from command_service.bank.statement import Line, LineKind
+from command_service.reconciling.amounts import amount_out
 from command_service.reconciling.days import written
 from command_service.reconciling.entries import Entry, State
 from command_service.reconciling.matching import Finding, FindingKind
+
+LONGEST = 128
+"""The length of the longest word of the bank's that is shown whole."""
 
 _OTHERS = {
     FindingKind.FEE: "The fees of the day.",
@@ -30,10 +34,9 @@ def told(finding: Finding) -> str:
                 f"The journal has this {_name(entry.kind)}, executed {_moment(entry.at)}, and the statement does not."
             )
         case FindingKind.MISSING_HERE if line is not None:
-            what = "has no such reference" if line.reference else "is not known by its transaction"
-            return f"The statement has this {_name(line.kind)}, and in the journal it {what}."
+            return _missing_here(line)
         case FindingKind.AMOUNT_DIFFERS if entry is None:
-            return "The sum of the day differs."
+            return "The sum of the day differs. A day without a line counts as 0."
         case FindingKind.AMOUNT_DIFFERS:
             return "Both sides have it, with other amounts or currencies."
         case FindingKind.STATUS_DIFFERS if entry is not None and line is not None:
@@ -51,9 +54,25 @@ def told(finding: Finding) -> str:
             return _OTHERS.get(finding.kind, "")
 
 
+def _missing_here(line: Line) -> str:
+    """Say how far the journal was searched: a charge is found however old it is, and other operations are not."""
+    has = f"The statement has this {_name(line.kind)}, and"
+    if line.reference and line.kind in (LineKind.CHARGE, LineKind.AUTHORIZE):
+        return f"{has} in the journal it has no such reference."
+    what = "reference" if line.reference else "transaction"
+    return (
+        f"{has} no operation in the journal has its {what}. One that ended more than a day before the first day that was "
+        "compared is not found: look for it before anything is refunded."
+    )
+
+
 def _status(entry: Entry, *, moved_there: bool, other_id: bool) -> str:
     if entry.state is not State.MOVED:
-        return f"At the bank the money moved; in the journal the {_name(entry.kind)} {_STATES[entry.state]}."
+        ordered = f"{amount_out(abs(entry.minor_units), entry.currency_code)} {entry.currency_code}"
+        text = (
+            f"At the bank the money moved; in the journal the {_name(entry.kind)} of {ordered} {_STATES[entry.state]}."
+        )
+        return f"{text} The service completes it: refund nothing." if entry.state is State.UNDER_WAY else text
     if not moved_there:
         return f"In the journal the {_name(entry.kind)} moved; the statement says that it did not, or was undone."
     if other_id:
@@ -70,11 +89,16 @@ def proposed(finding: Finding, bank: str) -> str:
     if finding.kind is FindingKind.STATUS_DIFFERS and line is not None and line.has_moved:
         if entry.state is State.UNDER_WAY:
             return shlex.join(("chargeonce", "desk", "try", entry.charge_id, "--reason", reason))
-        if entry.state is State.IN_REVIEW and line.transaction_id:
+        if entry.state is State.IN_REVIEW and finding.is_proof and is_plain(line.transaction_id):
             evidence = f"the statement of {written(finding.day)} has it, transaction {line.transaction_id}"
             what = ("propose", entry.charge_id, "--executed", line.transaction_id, "--evidence", evidence)
             return shlex.join(("chargeonce", "desk", *what, "--reason", reason))
     return shlex.join(("chargeonce", "desk", "ask-bank", entry.charge_id))
+
+
+def is_plain(text: str) -> bool:
+    """Whether a word of the bank's can be shown and copied as it is: it moves no cursor, and is no longer than ours."""
+    return 0 < len(text) <= LONGEST and text.isprintable()
 
 
 def _name(kind: LineKind) -> str:

@@ -164,7 +164,8 @@ def _explanation(explained: ExplainChargeResponse, unexplained: CallFailed | Non
         tag.p(explained.what),
         words.fields([("Next", explained.next), ("What is safe to do", explained.advice)], class_="advice"),
         _attempts(explained.attempts, explained.attempts_unknown_because)
-        if explained.HasField("attempts") or explained.attempts_unknown_because
+        if explained.situation != Situation.SITUATION_BANK_MISSING  # nobody calls that bank, so it answers nothing
+        and (explained.HasField("attempts") or explained.attempts_unknown_because)
         else None,
     )
 

@@ -87,6 +87,15 @@ def _choices(kind: words.Values) -> list[tuple[str, str]]:
     return [("", "any"), *((word, word) for _, number in kind.items() if (word := words.word(kind, number)))]
 
 
+def _time(text: str) -> str:
+    """Return a time in the only form that a browser's field takes; empty if it is none."""
+    try:
+        read = words.read_time(text)
+    except ValueError:
+        return ""
+    return f"{read.ToDatetime():%Y-%m-%dT%H:%M}" if read else ""
+
+
 def _form(visit: Visit) -> Child:
     def field(name: str, text: str, control: Child) -> Child:
         return tag.div(tag.label(text, for_=f"filter-{name}"), control)
@@ -94,16 +103,16 @@ def _form(visit: Visit) -> Child:
     def select(name: str, values: list[tuple[str, str]]) -> Child:
         return tag.select(parts.options(visit.asked(name), values), id=f"filter-{name}", name=name)
 
-    def line(name: str, kind: str) -> Child:
-        return tag.input(id=f"filter-{name}", name=name, type=kind, value=visit.asked(name), maxlength=400)
+    def line(name: str, kind: str, value: str) -> Child:
+        return tag.input(id=f"filter-{name}", name=name, type=kind, value=value, maxlength=400)
 
     return tag.form(
-        field("user", "User", line("user", "text")),
+        field("user", "User", line("user", "text", visit.asked("user"))),
         field("status", "Status", select("status", _choices(ChargeStatus))),
         field("stage", "Stage", select("stage", _choices(ChargeStage))),
         field("age", "At its stage for more than", select("age", [("", "any time"), *_AGES.items()])),
-        field("from", "Requested from (UTC)", line("from", "datetime-local")),
-        field("to", "Requested before (UTC)", line("to", "datetime-local")),
+        field("from", "Requested from (UTC)", line("from", "datetime-local", _time(visit.asked("from")))),
+        field("to", "Requested before (UTC)", line("to", "datetime-local", _time(visit.asked("to")))),
         tag.div(tag.button("Show", type="submit"), " ", tag.a("Clear", href="/charges")),
         method="get",
         action="/charges",

@@ -22,11 +22,15 @@ from console import words
 from console.html import Child, tag
 from console.pages import parts
 from console.visit import Refuse, Visit
+from contract.situations import NO_END_YET
 
 # The service counts bytes; what is longer than this is too long in any writing.
 _LONGEST_TEXT = 1_500
 _AGAINST_THE_BANK = frozenset({"BANK_CONTRADICTS", "BANK_UNREACHABLE"})
 _SERVICE = "charging.v1.OperatorService/"
+_PROPOSES = "Proposes how the operation ended, with the evidence for it; a second person approves it."
+
+_ANOTHER = "The open proposal is another one than you had seen. Read it anew, and give a reason for that one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,8 @@ async def take(visit: Visit, charge_id: str, name: str) -> Response:
     if name == "ask-bank":
         said = words.word(AnswerKind, answer.bank_said) or "nothing"
         which = f", transaction {answer.transaction_id}" if answer.transaction_id else ""
-        visit.session.notices.append(f"The bank says: {said}{which}.")
+        but = f" {NO_END_YET}" if answer.bank_said == AnswerKind.ANSWER_KIND_CALLED_OFF else ""
+        visit.session.notices.append(f"The bank says: {said}{which}.{but}")
         return visit.go(parts.place(charge_id, visit.given("journal")))
     visit.session.notices.append(step.done)
     outcome = answer.outcome
@@ -138,7 +143,13 @@ def forms(
     failed: tuple[str, CallFailed] | None,
 ) -> Child:
     """Show what may be done, each with its form. `failed` is the step that was just refused: its form keeps its fields."""
-    by_method = {action.method: action for action in actions}
+    by_method: dict[str, PossibleAction] = {}
+    for each in actions:
+        offered = PossibleAction()
+        offered.CopyFrom(each)
+        if same := by_method.get(each.method):  # of a proposal there is one for each outcome, and one form
+            offered.command = f"{same.command}\n{each.command}"
+        by_method[each.method] = offered
     shown: list[Child] = []
     for name, step in STEPS.items():
         action = by_method.pop(_SERVICE + step.method, None)
@@ -170,8 +181,10 @@ def _form(
     step = STEPS[name]
     failure = failed[1] if failed and failed[0] == name else None
 
+    is_another = failure is not None and failure.reason == "PROPOSAL_CHANGED"
+
     def kept(field: str) -> str:
-        return visit.given(field) if failure else ""
+        return visit.given(field) if failure and not is_another else ""  # a reason is given for one proposal
 
     def area(field: str, text: str) -> Child:
         return [
@@ -188,6 +201,7 @@ def _form(
     fields: list[Child] = [tag.input(type="hidden", name="journal", value=journal_id)]
     if name == "propose":
         outcomes = [
+            ("", "Choose what the evidence shows"),
             ("RESOLUTION_EXECUTED", "The bank executed it"),
             ("RESOLUTION_NOT_EXECUTED", "The bank did not execute it, and never will"),
             ("RESOLUTION_REFUNDED", "The bank executed it, and the whole amount has gone back since"),
@@ -215,11 +229,13 @@ def _form(
             )
         )
     text = action.text if action else "Asks the bank what it knows of the newest operation. It changes nothing."
+    text = _PROPOSES if name == "propose" else text
     return tag.div(
         tag.h3(step.button),
         tag.p(text),
         tag.p("Not by: ", tag.b(action.not_by), class_="aside") if action and action.not_by else None,
         tag.p(words.trouble(failure), class_="error", role="alert") if failure else None,
+        tag.p(_ANOTHER, class_="error") if is_another else None,
         visit.post(parts.place(charge_id, step=name), fields, tag.button(step.button, type="submit")),
         tag.details(
             tag.summary("As a command"), tag.pre(tag.code(action.command), tabindex=0, aria_label="The command")

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote, urlencode
 
+from grpc import StatusCode
+
 from chargeonce_client import CallFailed, Charge, ChargeStatus
 from charging.v1.query_pb2 import ChargeStage, Situation
 from console import words
@@ -24,6 +26,8 @@ WAITS_FOR = {
     ChargeStage.CHARGE_STAGE_IN_REVIEW: "waits for people",
 }
 """The stages in which a charge waits, and for what."""
+OF_ALL = "Reconciliation and the servers' figures need an operator of no tenant, with none chosen."
+"""What is said to others, in place of what is of all tenants."""
 
 
 def status(value: ChargeStatus.ValueType) -> Html:
@@ -120,6 +124,16 @@ def trouble(failure: CallFailed) -> Html:
     if failure.reason == "PERMISSION_DENIED":
         hint = [" An operator without a tenant first ", tag.a("chooses one", href="/tenant"), " to see its charges."]
     return tag.p(words.trouble(failure), hint, class_="error")
+
+
+def is_denied(failure: CallFailed) -> bool:
+    """Whether a call failed since the caller may not make it."""
+    return failure.code is StatusCode.PERMISSION_DENIED
+
+
+def trouble_of_all(failure: CallFailed) -> Html:
+    """Show why what is of all tenants is not there. That somebody may not see it is no trouble."""
+    return tag.p(OF_ALL, class_="aside") if is_denied(failure) else trouble(failure)
 
 
 def options(chosen: str, values: Iterable[tuple[str, str]]) -> list[Html]:

@@ -1,6 +1,6 @@
 """Reconciliation: the last results, and a run with its progress and its findings."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
@@ -33,6 +33,7 @@ _NO_DIFFERENCES = frozenset(
     }
 )
 _LONGEST_MAPPING = 6_000
+_TOGETHER = "A CSV file and its mapping belong together."
 
 
 async def last(visit: Visit) -> ListReconciliationsResponse | CallFailed:
@@ -43,7 +44,7 @@ async def last(visit: Visit) -> ListReconciliationsResponse | CallFailed:
 def table(found: ListReconciliationsResponse | CallFailed) -> Child:
     """Show them."""
     if isinstance(found, CallFailed):
-        return parts.trouble(found)
+        return parts.trouble_of_all(found)
     if not found.reconciliations:
         return tag.p("There is none yet.")
     rows = [
@@ -56,7 +57,22 @@ def table(found: ListReconciliationsResponse | CallFailed) -> Child:
         ]
         for each in found.reconciliations
     ]
-    return parts.table("The last reconciliation of each bank", ["Bank", "Range", "Done", "Differences", "Sums"], rows)
+    columns = ["Bank", "Range", "Done", "Differences", "Sums"]
+    return parts.table("The last of each bank, and all that still differ", columns, rows)
+
+
+def _kept(found: ListReconciliationsResponse | CallFailed) -> Child:
+    """Show what they found."""
+    if isinstance(found, CallFailed):
+        return None
+    return [
+        [
+            tag.h3(f"Found with {each.bank or _UNNAMED}, from ", words.moment(getattr(each, "from"))),
+            _rows(each.findings),
+        ]
+        for each in found.reconciliations
+        if each.findings
+    ]
 
 
 async def show(visit: Visit) -> Page:
@@ -64,8 +80,10 @@ async def show(visit: Visit) -> Page:
     found = await last(visit)
     content = [
         tag.h1("Reconciliation"),
-        parts.part("reconciled", "Last results", table(found)),
-        tag.section(tag.h2("Compare", id="compare-heading"), _form(visit), aria_labelledby="compare-heading"),
+        parts.part("reconciled", "Last results", [table(found), _kept(found)]),
+        None
+        if isinstance(found, CallFailed) and parts.is_denied(found)
+        else tag.section(tag.h2("Compare", id="compare-heading"), _form(visit), aria_labelledby="compare-heading"),
     ]
     return Page("Reconciliation", content, events="/ticks")
 
@@ -73,7 +91,11 @@ async def show(visit: Visit) -> Page:
 async def begin(visit: Visit) -> Page | Response:
     """Begin a run by the statement that the bank gives itself."""
     try:
-        request = ReconcileRequest(begin=_asked(dict(visit.form)))
+        if bool(visit.given("file")) != bool(visit.given("mapping")):
+            raise ValueError(_TOGETHER)
+        if visit.given("file"):
+            raise ValueError("A CSV file is sent by JavaScript only. The command line takes files, too.")
+        request = ReconcileRequest(begin=_asked({**visit.form, "mapping": ""}))
     except ValueError as error:
         content = [tag.h1("Reconciliation"), tag.p(str(error), class_="error", role="alert"), _form(visit)]
         return Page("Reconciliation", content, status=400)
@@ -90,6 +112,8 @@ async def upload(request: Request) -> Response:
     """Begin a run by a CSV file, which is the body of the request. It is passed on as it comes."""
     try:
         visit = await check_upload(request)
+        if not request.query_params.get("mapping", "").strip():
+            raise ValueError(_TOGETHER)
         asked = ReconcileRequest(begin=_asked(dict(request.query_params)))
     except Refuse as refusal:
         return JSONResponse({"problem": refusal.text}, refusal.status)
@@ -184,9 +208,17 @@ def _form(visit: Visit) -> Child:
                 tag.summary("By a CSV file instead of the bank's own statement"),
                 tag.p("This needs JavaScript; the command line takes files, too."),
                 tag.label("The file", for_="compare-file"),
-                tag.input(id="compare-file", type="file", accept=".csv,text/csv"),
+                tag.input(id="compare-file", name="file", type="file", accept=".csv,text/csv"),
                 tag.label("Its mapping, in TOML", for_="compare-mapping"),
-                tag.textarea("", id="compare-mapping", rows=8, maxlength=_LONGEST_MAPPING, spellcheck="false"),
+                tag.textarea(
+                    visit.given("mapping"),
+                    id="compare-mapping",
+                    name="mapping",
+                    rows=8,
+                    maxlength=_LONGEST_MAPPING,
+                    spellcheck="false",
+                ),
+                open=bool(visit.given("mapping")),
             ),
             tag.button("Compare", type="submit"),
             class_="narrow",
@@ -252,8 +284,12 @@ def _sums(found: Reconciliation) -> Child:
 def _findings(run: Run) -> Child:
     if not run.findings:
         return tag.p("None." if run.has_ended else "None so far.")
-    rows = [_finding(finding) for finding in run.findings]
-    return parts.table("Findings", ["What", "Day", "Charge", "At the bank", "Here", "It means", "Proposed"], rows)
+    return _rows(run.findings)
+
+
+def _rows(findings: Iterable[ReconcileFinding]) -> Child:
+    columns = ["What", "Day", "Charge", "At the bank", "Here", "It means", "Proposed"]
+    return parts.table("Findings", columns, [_finding(finding) for finding in findings])
 
 
 def _finding(found: ReconcileFinding) -> list[Child]:

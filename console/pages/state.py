@@ -49,7 +49,7 @@ async def show(visit: Visit) -> Page:
             parts.part(
                 f"command-{number}",
                 f"Command server {address}",
-                parts.trouble(status)
+                parts.trouble_of_all(status)
                 if isinstance(status, CallFailed)
                 else _command(address, status, visit.shared.samples),
             )
@@ -80,7 +80,7 @@ def short(shown_views: Views, shown_commands: Commands) -> Child:
                     "Command server",
                     address,
                     parts.badge("away", "bad") if is_away else parts.badge("not told"),
-                    words.trouble(status),
+                    parts.OF_ALL if parts.is_denied(status) else words.trouble(status),
                 ]
             )
             continue

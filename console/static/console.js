@@ -8,8 +8,10 @@ const read = (text) => new DOMParser().parseFromString(policy ? policy.createHTM
 
 let isBusy = false;
 let isWanted = false;
+let askedAt = performance.now();
 
 function isInUse(part) {
+  if (part.querySelector("form[data-sent]")) return true;
   const fields = [...part.querySelectorAll("textarea, input:not([type=hidden]), select")];
   return fields.some((field) =>
     field === document.activeElement ||
@@ -17,6 +19,9 @@ function isInUse(part) {
       : field.tagName === "SELECT" ? [...field.options].some((each) => each.selected !== each.defaultSelected) && field.selectedIndex > 0
         : field.value !== field.defaultValue));
 }
+
+// What somebody has opened is no change.
+const text = (part) => part.innerHTML.replaceAll(' open=""', "");
 
 function replace(part, fresh) {
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
@@ -31,13 +36,14 @@ function replace(part, fresh) {
 async function refresh() {
   if (isBusy) { isWanted = true; return; }
   isBusy = true;
+  askedAt = performance.now();
   try {
     const answer = await fetch(location.href, { headers: { "x-refresh": "yes" }, cache: "no-store" });
     if (answer.redirected) { location.reload(); return; }
     const page = read(await answer.text());
     for (const part of document.querySelectorAll("[data-part]")) {
       const fresh = page.getElementById(part.id);
-      if (fresh && fresh.innerHTML !== part.innerHTML && !isInUse(part)) replace(part, document.importNode(fresh, true));
+      if (fresh && text(fresh) !== text(part) && !isInUse(part)) replace(part, document.importNode(fresh, true));
     }
     // A part that is new, such as the sums at the end of a run, or gone: the page is loaded again unless somebody writes.
     const named = (from) => [...from.querySelectorAll("[data-part]")].map((part) => part.id).join();
@@ -81,6 +87,12 @@ function listen() {
 }
 
 listen();
+
+// Ages, attempts and servers that are away change without a change of what the stream tells of.
+setInterval(() => {
+  if (source && !document.hidden && performance.now() - askedAt >= 5000) refresh();
+}, 1000);
+
 addEventListener("pagehide", () => source?.close());
 addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
 

@@ -1,7 +1,7 @@
 """Runs simulated stories, many of them: one seed is one story, and repeats exactly.
 
-From seed 1000000 on the stories are of several command servers on one database, and from 2000000 on of banks of every shape. A
-run takes every third seed from each.
+From seed 1000000 on the stories are of several command servers on one database, from 2000000 on of banks of every shape, and
+from 3000000 on operators are at the desk. A run takes every fourth seed from each.
 
     python -m prove.simulation 5000               the seeds 0 to 4999
     python -m prove.simulation 100 --first 7000   the seeds 7000 to 7099

@@ -1,4 +1,4 @@
-"""The clients of a story: what they ask for, over a network that loses and delays, and what they come to know."""
+"""The clients of a story: what they ask for, and what they come to know."""
 
 import asyncio
 import dataclasses
@@ -7,22 +7,16 @@ from typing import Any
 from charging.v1.command_pb2 import (
     CaptureMode,
     CaptureRequest,
-    CaptureResponse,
     ChargeRequest,
-    ChargeResponse,
     RefundRequest,
-    RefundResponse,
     VoidRequest,
-    VoidResponse,
 )
 from charging.v1.common_pb2 import ChargeStatus, OperationStatus
-from chassis.caller import ANYBODY, GuardedCall
+from chassis.caller import ANYBODY
 from chassis.refusals import Refusal
 from judge.history import PENDING, Call, Request, charge_id_of
-from prove.simulation.disk import Disk
-from prove.simulation.host import Process, Rpc
+from prove.simulation.network import Network, Told
 from prove.simulation.ops import Op
-from prove.simulation.servers import Servers
 from prove.simulation.stage import Stage
 
 # The refusals of what a charge's book does not allow.
@@ -34,11 +28,10 @@ FOR_GOOD = UNFIT | {"INVALID_REQUEST", "IDEMPOTENCY_KEY_REUSED", "CHARGE_IN_REVI
 class Callers:
     """Clients that call the command server."""
 
-    def __init__(self, stage: Stage, disk: Disk, servers: Servers) -> None:
+    def __init__(self, stage: Stage, network: Network) -> None:
         self._stage = stage
         self._dice = stage.dice
-        self._disk = disk
-        self._servers = servers
+        self._network = network
         self.history: list[Call] = []
         self.known_bodies: dict[Op, None] = {}
         """Sound requests, each as a patient client sends it, in the order of their first calls."""
@@ -49,34 +42,18 @@ class Callers:
 
     async def call(self, who: str, op: Op, not_after: int = 0) -> Call:
         """Call the op's method once, and note what the client came to know. `not_after`: microseconds since 1970; 0: none."""
-        dice, loop = self._dice, self._stage.loop
         request = _request(op, not_after)
-        deadline = None if op.timeout_seconds is None else loop.time() + op.timeout_seconds
-        rpc = Rpc(request, deadline, loop.create_future(), loop)
         method = "" if op.method == "charge" else f"{op.method} in {op.charge_key}"
         self._stage.note(who, "asks", method, op.key, f"{op.amount} {op.currency}", op.card, op.spoiled)
-        delay = dice.uniform(0.1, 3.0) if dice.fires("rpc_delay") else dice.uniform(0.0005, 0.005)
-        if dice.fires("rpc_lose_request"):
-            self._stage.later(delay, rpc.answer, None)
-        else:
-            self._stage.later(delay, self._arrive, rpc)
-        patience = min(
-            op.timeout_seconds if op.timeout_seconds is not None else 1e9,
-            1e9 if op.cancel_after_seconds is None or dice.is_over else op.cancel_after_seconds,
+        told = await self._network.call(
+            f"/charging.v1.CommandService/{type(request).__name__.removesuffix('Request')}",
+            request,
+            ANYBODY,
+            timeout_seconds=op.timeout_seconds,
+            cancel_after_seconds=op.cancel_after_seconds,
         )
-        told: Any = None
-        try:
-            async with asyncio.timeout(patience):
-                told = await rpc.reply
-        except TimeoutError:
-            dice.fired["client_cancel" if patience == op.cancel_after_seconds else "client_deadline"] += 1
-            rpc.is_over = True
-            self._stage.later(dice.uniform(0.0, 0.005), rpc.leave)
         match told:
-            case (
-                ChargeResponse() | CaptureResponse() | VoidResponse() | RefundResponse() as answer,
-                int() as durable_position,
-            ):
+            case Told(answer, durable_position):
                 call = Call.answered(request, answer, durable_position)
             case Refusal():
                 call = Call.failed(request, told.reason, told.advice)
@@ -86,38 +63,6 @@ class Callers:
         heard = _status(call) if call.status else call.reason
         self._stage.note(who, "hears", op.key, call.outcome, heard, call.position)
         return call
-
-    def _arrive(self, rpc: Rpc) -> None:
-        server = self._servers.a_command()
-        if rpc.is_over:
-            return
-        if not server.is_up or not server.alive:
-            self._stage.later(0.001, rpc.answer, None)
-            return
-        server.calls[rpc] = None
-        rpc.task, rpc.calls = server.start(self._serve(server, rpc)), server.calls
-
-    async def _serve(self, server: Process, rpc: Rpc) -> None:
-        """What grpc and the guard around it do with a call."""
-        outcome: Any
-        rpc.has_begun = True
-        try:
-            method = type(rpc.request).__name__.removesuffix("Request")
-            call = GuardedCall(f"/charging.v1.CommandService/{method}", ANYBODY, rpc)
-            response = await getattr(server.commands, method)(rpc.request, call)
-            outcome = (response, self._disk.durable.position)
-        except Refusal as refused:
-            outcome = refused
-        except asyncio.CancelledError:
-            return
-        except Exception as error:
-            self._stage.broke("I15", server.name, f"an unexpected error escaped a call: {error!r}")
-            outcome = None
-        finally:
-            server.calls.pop(rpc, None)
-        if self._dice.fires("rpc_lose_answer"):
-            outcome = None
-        self._stage.later(self._dice.uniform(0.0005, 0.005), rpc.answer, outcome)
 
     async def client(self, number: int, ops: list[tuple[int, Op]]) -> None:
         """Want one thing after the other, each as patiently as its plan says."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE
+from prove.simulation.wire import AFTER, BEFORE, LIES, OTHERWISE, WRONG_END
 
 # Faults of single calls, commits and messages, each with the highest weight that still lets stories come to something.
 CALL_FAULTS = {
@@ -101,7 +101,30 @@ DATABASE_WEATHER = (
 CUSTOMERS = {"customer_never": 0.4, "customer_late": 0.7, "customer_refuses": 0.6}
 # What befalls intents at Stripe.
 STRIPES = {"saved_error": 0.2, "late_confirm": 0.9}
+# The mistakes of operators: the highest weights, of which a story of operators has one kind or another.
+PEOPLE = {
+    "people_wrong_verdict": 0.8,
+    "people_wrong_transaction": 0.6,
+    "people_other_transaction": 0.6,
+    "people_own_approval": 0.7,
+    "people_old_proposal": 0.5,
+    "people_insist": 0.9,
+    "people_forget_hold": 0.7,
+    "people_at_once": 0.7,
+}
+# What brings charges into review: more of it where operators are to have something to do.
+FOR_REVIEWS = {
+    **{"contradict": 0.6, "mixed_up": 0.6, "wrong_kind": 0.4, "wrong_amount": 0.4, "wrong_reference": 0.4},
+    **{"wrong_token": 0.4, "wrong_card": 0.4, "wrong_currency": 0.4, "expire_token": 0.3},
+}
+WRONG_ENDS = 0.6, 0.95
+"""The bounds of the weight of WRONG_END: it takes three in a row to bring a charge into review."""
+# What operators did, by the journal.
+OF_PEOPLE = (
+    *("try_requested", "held_back", "let_go", "resolution_proposed", "resolution_rejected", "resolution_approved"),
+    *("approved_against_bank", "approved_with_bank", "found_refunded", "settled_in_the_end"),
+)
 BANK_WEATHER = ("bank_down", "bank_silent", "bank_restart", "unauthorized")
 OF_BANKS = (*CUSTOMERS, "customer_confirms", "bank_silent", "key_forgotten", "charge_lost", "away_after", *STRIPES)
 OF_DATABASE = (*DATABASE_FAULTS, *DATABASE_SEQUELS, *DATABASE_WEATHER)
-KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *OF_DATABASE, *OF_BANKS, *CLIENTS, *ENDS)
+KINDS = (*CALL_FAULTS, *WEATHER, *LATER, *OF_DATABASE, *OF_BANKS, *CLIENTS, *ENDS, *PEOPLE, *OF_PEOPLE, WRONG_END)

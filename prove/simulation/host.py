@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from charging.v1.journal_pb2 import SubscribeResponse
+from chassis.caller import Caller, GuardedCall
 from chassis.disk import Held
-from judge.history import Request
 from prove.simulation.loop import VirtualLoop
 from prove.simulation.stage import Stage
 from query_service.subscriber import FeedLost
 
 T = TypeVar("T")
 
+OPERATORS = "charging.v1.OperatorService"
 # Messages that may be on their way to a reader before it must read.
 MESSAGES_UNREAD = 4
 
@@ -73,6 +74,10 @@ class Process:
     """What it left behind, once it is dead."""
     had_disk_fault: bool = False
     commands: Any = None
+    operators: Any = None
+    """The desk; None if nobody uses it in this story."""
+    has_answered: Callable[[Any], None] = lambda _: None
+    """Told of each answer that leaves it."""
     assembled: Any = None
     journal: Any = None
     feed: Any = None
@@ -86,6 +91,18 @@ class Process:
             if not self.ticks_left:
                 self.strike()
         return self.alive
+
+    def stop_services(self) -> None:
+        """End every waiting call."""
+        self.commands.stop()
+        if self.operators is not None:
+            self.operators.stop()
+
+    def handler(self, method: str) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:
+        """What serves a method, by its full name."""
+        _, service, name = method.rsplit("/", 2)
+        serving = self.operators if service == OPERATORS else self.commands
+        return cast("Callable[[Any, Any], Coroutine[Any, Any, Any]]", getattr(serving, name))
 
     @property
     def serves_commands(self) -> bool:
@@ -126,7 +143,10 @@ class Connection(sqlite3.Connection):
 class Rpc:
     """A client's call on its way: also the context that the servicer sees."""
 
-    request: Request
+    method: str
+    """Its full name, as in `/charging.v1.CommandService/Charge`."""
+    request: Any
+    caller: Caller
     deadline: float | None
     reply: "asyncio.Future[Any]"
     loop: VirtualLoop
@@ -135,6 +155,10 @@ class Rpc:
     has_begun: bool = False
     calls: "dict[Rpc, None]" = field(default_factory=dict)
     """The server's, once it has arrived there."""
+
+    def guarded(self) -> GuardedCall:
+        """The call as the guard around the service hands it on."""
+        return GuardedCall(self.method, self.caller, self)
 
     def leave(self) -> None:
         """The client has left: its call is cancelled. One of which a server that stands still knows nothing has never been."""

@@ -20,6 +20,7 @@ from prove.simulation.disk import Disk
 from prove.simulation.faults import ENDS
 from prove.simulation.host import Process
 from prove.simulation.lines import SILENT_SECONDS
+from prove.simulation.people import People
 from prove.simulation.servers import Servers, newest
 from prove.simulation.stage import Stage
 
@@ -27,18 +28,28 @@ from prove.simulation.stage import Stage
 # server's own, and two that look after the journal's store and follow its head. Beside these, the command server has one for
 # each reader of the feed. With a database there are two more, for others' records and for leases, and two that wait for news.
 STANDING_OF_QUERIES, STANDING_OF_COMMANDS, STANDING_OF_DATABASE = 2, 3, 4
+FOUND_NOT_EXECUTED = DeclineReason.DECLINE_REASON_FOUND_NOT_EXECUTED
 NOT_AUTHENTICATED = DeclineReason.DECLINE_REASON_AUTHENTICATION_REQUIRED
 
 
 class Judging:
     """Reads the files of a story's servers, and judges the story."""
 
-    def __init__(self, stage: Stage, banks: Mapping[str, Bank], disk: Disk, servers: Servers, callers: Callers) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        banks: Mapping[str, Bank],
+        disk: Disk,
+        servers: Servers,
+        callers: Callers,
+        people: People | None,
+    ) -> None:
         self._stage = stage
         self._banks = banks
         self._disk = disk
         self._servers = servers
         self._callers = callers
+        self._people = people
         self._records: list[Record] = []
         self._views: list[View] = []
 
@@ -114,6 +125,8 @@ class Judging:
         for view in self._views[1:]:
             found += check(Observed(self._records, view=view, is_at_rest=servers.is_ending))
         found += [*self._unfair_ends(), *self._customers()]
+        if self._people is not None:
+            found += self._people.violations(self._records)
         found += [
             Violation("I9", f"position {later.position}", "recorded before the record before it")
             for earlier, later in itertools.pairwise(self._records)
@@ -180,10 +193,12 @@ class Judging:
         """A charge goes into review only if the bank lied about it, or its tokens kept expiring.
 
         Nor is it refused for good unless the bank lied about it, or knows no such card. And we ask for nothing that the bank's
-        own book does not allow, but that its hold may have lapsed.
+        own book does not allow, but that its hold may have lapsed, or that people have judged against its word.
         """
         found, requested, is_taken = [], dict[str, ChargeRequested](), dict[str, bool]()
-        lied_about = set[str]().union(*(bank.lied_about for bank in self._banks.values()))
+        excused = set[str]().union(*(bank.lied_about for bank in self._banks.values()))
+        if self._people is not None:
+            excused |= self._people.misjudged
         for record in self._records:
             event = Event.FromString(record.event)
             kind = event.WhichOneof("kind")
@@ -199,14 +214,15 @@ class Judging:
                 is_taken[record.charge_id] = bank.takes(kind, is_whole=is_whole, is_final=is_final)
             if kind in ENDS:
                 self._stage.dice.met(str(kind))
-            if record.charge_id in lied_about:
+            if record.charge_id in excused:
                 continue
             where = f"charge {record.charge_id}, position {record.position}"
             is_refused = event.charge_declined.reason == DeclineReason.DECLINE_REASON_BANK_REFUSED
             if is_refused and charge.card.token in bank.cards:
                 found.append(Violation("L1", where, "refused for good, though the bank never refused it"))
             is_declined = kind == "operation_declined" and is_taken[record.charge_id]
-            if is_declined and event.operation_declined.reason not in bank.declines:
+            reason = event.operation_declined.reason
+            if is_declined and reason not in (*bank.declines, FOUND_NOT_EXECUTED):
                 found.append(Violation("I17", where, "the bank refused it, and not because of the card"))
             kept_expiring = event.review_required.reason == ReviewReason.REVIEW_REASON_TOKENS_KEEP_EXPIRING
             if kind == "review_required" and not kept_expiring:

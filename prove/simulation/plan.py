@@ -6,7 +6,7 @@ of it: clients, their calls, kinds of fault, and single firings.
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from prove.simulation import ops, shapes
@@ -18,12 +18,16 @@ from prove.simulation.faults import (
     DATABASE_FAULTS,
     DATABASE_SEQUELS,
     DATABASE_WEATHER,
+    FOR_REVIEWS,
     LATER,
+    PEOPLE,
     STRIPES,
     WEATHER,
+    WRONG_ENDS,
 )
 from prove.simulation.ops import Op
 from prove.simulation.shapes import BankPlan
+from prove.simulation.wire import WRONG_END
 
 # In a few stories the bank is away for hours, beyond the age at which charges are given up, and late deliveries are as late.
 LONG_STORIES, LONG_SECONDS, LONG_LATE_FACTOR = 1 / 80, (600.0, 3 * 3_600.0), 200.0
@@ -33,6 +37,11 @@ STORIES_WITH_SALES = 0.6
 SHARED = 1_000_000
 # From this seed on a story is of banks of every shape, alone or two together, and of customers who take their step or do not.
 BANKS = 2_000_000
+# From this seed on operators are at the desk too: at one server, at several, and with banks of every shape, in turn.
+PEOPLE_FROM = 3_000_000
+STORIES_OF_WRONG_ENDS = 0.6
+# To believe a refusal takes an adapter up to six calls, in one of its own. A bank refuses what rests on an untrue resolution.
+SIX_CALLS_SECONDS = 2.0
 STORIES_WITHOUT_LEASES = 1 / 8
 RESTORED_STORIES = 0.25
 STORIES_OF_FORGOTTEN_KEYS = 0.3
@@ -65,6 +74,7 @@ class Mask:
     ops: frozenset[tuple[int, int]] = frozenset()
     weather: frozenset[int] = frozenset()
     firings: frozenset[tuple[str, int]] = frozenset()
+    operators: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,12 @@ class Plan:
     """What it has lost."""
     clock_jump_seconds: float = 3_600.0
     """The furthest that a clock jumps."""
+    operators: int = 0
+    """The people at the desk."""
+    operators_pause_seconds: float = 1.0
+    """How long one of them waits between two steps, on average."""
+    settles: bool = False
+    """In the end two careful people resolve what is in review."""
     rest_seconds: float = 60.0
     """What the product promises: how long after faults have stopped everything is at rest."""
 
@@ -107,6 +123,9 @@ class Plan:
 def plan_of(seed: int) -> Plan:
     """Make the plan of a seed."""
     plan = _alone(seed)
+    if seed >= PEOPLE_FROM:
+        around: Sequence[Callable[[Plan], Plan]] = (lambda it: it, _shared, _of_banks)
+        return _with_operators(around[seed // 4 % 3](plan))
     if seed < SHARED:
         return plan
     return _shared(plan) if seed < BANKS else _of_banks(plan)
@@ -201,6 +220,28 @@ def _of_banks(plan: Plan) -> Plan:
         weather=weather,
         token_seconds=chance.choice(shapes.STEP_SECONDS),
         rest_seconds=REST_OF_CUSTOMERS_SECONDS + max((it.key_seconds for it in forgetful), default=0.0),
+    )
+
+
+def _with_operators(plan: Plan) -> Plan:
+    """The same, with people at the desk, and with more that brings charges into review."""
+    chance = random.Random(f"people {plan.seed}")
+    weights = {**plan.weights}
+    for kind, most in FOR_REVIEWS.items():
+        if chance.random() < 0.5:
+            weights[kind] = max(weights.get(kind, 0.0), most * chance.uniform(0.2, 1.0))
+    if chance.random() < STORIES_OF_WRONG_ENDS:
+        weights[WRONG_END] = chance.uniform(*WRONG_ENDS)
+    for kind, most in PEOPLE.items():
+        if chance.random() < 0.7:
+            weights[kind] = most * chance.uniform(0.3, 1.0)
+    return replace(
+        plan,
+        weights=weights,
+        bank_timeout_seconds=max(plan.bank_timeout_seconds, SIX_CALLS_SECONDS),
+        operators=chance.choice((2, 2, 3)),
+        operators_pause_seconds=chance.choice((0.3, 0.6, 1.0, 2.0)),
+        settles=chance.random() < 0.5,
     )
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn, cast
 from chassis import settings
 from chassis.disk import Disk as DiskPort
 from chassis.settings import Address
+from command_service.bank import Bank as AnyBank
 from command_service.feed import Feed, JournalService
 from command_service.journal import Journal, JournalRefused
 from command_service.journal.commits import Rhythm
@@ -28,6 +29,7 @@ from prove.simulation.disk import Disk
 from prove.simulation.feeds import Feeds
 from prove.simulation.host import Connection, Process, ProcessEnded
 from prove.simulation.loop import PROCESS
+from prove.simulation.overview import Overview
 from prove.simulation.stage import Stage
 from prove.simulation.ways import BANK_URL, WaysToBanks
 from query_service.parts import Parts as QueryParts
@@ -57,8 +59,13 @@ class Servers:
         banks: Mapping[str, Bank],
         database: Database | None,
         parts: "type[SimulatedParts]",
+        overview: Overview | None,
     ) -> None:
-        """With a database the command servers share the journal in it; without one there is one, with a file."""
+        """With a database the command servers share the journal in it; without one there is one, with a file.
+
+        `overview` is the operators', if there are any.
+        """
+        self.overview = overview
         self.stage = stage
         self.disk = disk
         self.banks = banks
@@ -175,6 +182,9 @@ class Servers:
         commands, feed = parts.commands(assembled.reception), parts.feed(journal)
         process.journal, process.assembled, process.commands, process.feed = journal, assembled, commands, feed
         process.feed_service = JournalService(feed)
+        if self.overview is not None:
+            process.operators = parts.operators(journal, assembled)
+            process.has_answered = partial(self.overview.note_answer, process)
         found = await assembled.runner.recover()
         await assembled.reception.recall()
         process.is_up = process.has_started = True
@@ -215,11 +225,13 @@ class Servers:
         process.is_up = False
         self.stage.note(process.name, "is asked to stop")
         if process.serves_commands:
-            loop.call_later(0.8, process.commands.stop)
+            loop.call_later(0.8, process.stop_services)
             until = loop.time() + 1.0
             while process.calls and loop.time() < until:  # noqa: ASYNC110  # the world looks from outside
                 await asyncio.sleep(0.05)
             process.feed.stop()
+            if process.operators is not None:
+                await process.operators.close()
             await process.assembled.close()
             await process.journal.close()
         self.kill(process, "has stopped")
@@ -305,6 +317,13 @@ class SimulatedParts(WaysToBanks):
     def new_id(self) -> str:
         """Name a new journal as the seed decides."""
         return self._servers.disk.new_id()
+
+    def banks(self) -> Mapping[str, AnyBank]:
+        """Make the adapters of all banks; watched, where operators hold charges back."""
+        made, overview = super().banks(), self._servers.overview
+        if overview is None:
+            return made
+        return {name: overview.watch(bank, self._process) for name, bank in made.items()}
 
     def nodes(self) -> Sequence[Node]:
         """The nodes of the database that all share; none if the journal is in the process's file."""

@@ -29,6 +29,8 @@ class Stage:
         self.clock_offset = 0
         self.is_clock_unset = False
         """As on a machine that has just started, and has no clock of its own."""
+        self.tried_at: dict[str, float] = {}
+        """When operators last had a charge tried: then its pauses begin anew."""
         self.notes: list[Note] = []
         self.found: list[Violation] = []
 

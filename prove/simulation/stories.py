@@ -19,7 +19,7 @@ from prove import canaries
 from prove.loop_bugs import Looking
 from prove.report import Harness, Say
 from prove.simulation.faults import KINDS
-from prove.simulation.plan import BANKS, SHARED, Mask, Plan, plan_of, traits_of
+from prove.simulation.plan import BANKS, PEOPLE_FROM, SHARED, Mask, Plan, plan_of, traits_of
 from prove.simulation.servers import SimulatedParts
 from prove.simulation.world import Told, run_story
 
@@ -27,8 +27,8 @@ CORPUS = Path(__file__).with_name("corpus.txt")
 CANARY_SEEDS = 200
 # Seeds that a worker runs before it reports: two to three seconds. Of each kind of story the first is run twice.
 CHUNK = 50
-# What stories are of, in turn: one server, banks of every shape, several servers on one database.
-FIRSTS = (0, BANKS, SHARED)
+# What stories are of, in turn: one server, banks of every shape, several servers on one database, operators at the desk.
+FIRSTS = (0, BANKS, SHARED, PEOPLE_FROM)
 # A shrunk story is told by then, or it is told as far as it has been shrunk.
 SHRINK_SECONDS = 60.0
 SHOWN_FAILURES = 5
@@ -75,6 +75,7 @@ def shrink(
 def _parts(plan: Plan, told: Told) -> Iterator[tuple[str, object]]:
     """What can be left out of a story, large things first: the mask's field and what is added there."""
     yield from (("clients", number) for number in range(1, len(plan.clients) + 1))
+    yield from (("operators", number) for number in range(plan.operators))
     yield from (("kinds", kind) for kind in KINDS if told.fired.get(kind))
     yield from (("weather", number) for number in range(len(plan.weather)))
     yield from (("ops", (client, n)) for client, ops in enumerate(plan.clients, 1) for n in range(len(ops)))
@@ -105,7 +106,7 @@ class Tried:
 def try_seeds(seeds: Sequence[int]) -> Tried:
     """Run some seeds; the first of each kind of story twice, to see that it repeats exactly."""
     tried = Tried()
-    twice = {(seed < SHARED, seed < BANKS): seed for seed in reversed(seeds)}.values()
+    twice = {(seed < SHARED, seed < BANKS, seed < PEOPLE_FROM): seed for seed in reversed(seeds)}.values()
     with _folder() as folder:
         for seed in seeds:
             told = run_story(plan_of(seed), Mask(), folder / str(seed))
@@ -134,7 +135,9 @@ def seed_that_finds(name: str, seeds: int = CANARY_SEEDS) -> int | None:
 
 def _seeds_for(name: str) -> Iterator[int]:
     """Count the seeds of the stories that a planted bug is looked for in."""
-    if (trait := canaries.OF_OTHER_BANKS.get(name)) is None:
+    if name in canaries.OF_THE_DESK:
+        yield from count(PEOPLE_FROM)
+    elif (trait := canaries.OF_OTHER_BANKS.get(name)) is None:
         yield from count(SHARED if name in canaries.OF_A_DATABASE else 0)
     else:
         yield from (seed for seed in count(BANKS) if trait in traits_of(plan_of(seed)))

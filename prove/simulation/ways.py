@@ -47,7 +47,7 @@ class WaysToBanks(Parts):
     def wire(self, bank: BankSettings) -> Wire:
         """Connect to a bank."""
         stage = self._stage
-        pressure = Pressure(bank.calls, stage.loop.time, stage.broke)
+        pressure = Pressure(bank.calls, stage.loop.time, stage.broke, stage.tried_at)
         return Wire(self._banks[bank.name], stage.dice, stage.outside, self._is_durable, stage.note, pressure)
 
     def banks(self) -> Mapping[str, Bank]:

@@ -23,6 +23,8 @@ BEFORE = (
 AFTER = ("lose_answer", "hang_after", "error_after", "garbage", "half_body", "huge_body", "slow_body")
 LIES = ("wrong_amount", "wrong_currency", "wrong_reference", "wrong_token", "wrong_card", "contradict", "mixed_up")
 LATER_LIES = ("wrong_kind", "wrong_on")
+WRONG_END = "wrong_end"
+"""A wrong amount in the answer to an execute step, or to a look-up: of what has a token, and may have been executed."""
 OTHERWISE = ("delay_request", "duplicate", "late_duplicate", "expire_token")
 
 
@@ -208,6 +210,9 @@ class _OneCall:
         said, asked, bank = json.loads(reply[2]), self._asked, self._bank
         possible = (kind for kind in (*LIES, *LATER_LIES) if bank.can_lie(kind, asked, said))
         fault = next((kind for kind in possible if self._chaos.fires(kind)), "")
+        is_of_end = self._step != "token" and bank.can_lie("wrong_amount", asked, said)
+        if not fault and is_of_end and self._chaos.fires(WRONG_END):
+            fault = "wrong_amount"
         if not fault:
             return reply, ""
         said = bank.lie(fault, asked, said, self._chaos)

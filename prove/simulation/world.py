@@ -11,7 +11,9 @@ surroundings are simulated, by parts of which each is given those before it and 
     database  in some stories: two nodes of a PostgreSQL, and the connections to them
     outages   what befalls these nodes, and what their operators do
     servers   processes that start, die and come back, and the feeds between them
-    callers   clients and their network
+    network   between clients, operators and the command servers
+    callers   clients
+    people    operators at the desk, in some stories: right and wrong, alone and at once
     customers the people whose step a bank wants
     sky       the weather: harm that begins at a time and ends
     judging   the files at the end, and the invariants that broke
@@ -40,7 +42,10 @@ from prove.simulation.guard import Guard, Reached
 from prove.simulation.host import Process, ProcessEnded, silent
 from prove.simulation.judging import Judging
 from prove.simulation.loop import Deadlock, Runaway
+from prove.simulation.network import Network
 from prove.simulation.outages import Outages
+from prove.simulation.overview import Overview
+from prove.simulation.people import People
 from prove.simulation.plan import Mask, Plan
 from prove.simulation.servers import Servers, SimulatedParts
 from prove.simulation.stage import Note, Stage
@@ -80,8 +85,14 @@ class World:
         self._banks = banks_of(plan, self._stage.loop.time)
         self._disk = Disk(self._stage, folder)
         database = Database(self._stage, self._disk.durable, self._disk.new_id()) if plan.servers else None
-        self._servers = Servers(self._stage, self._disk, self._banks, database, parts)
-        self._callers = Callers(self._stage, self._disk, self._servers)
+        overview = Overview(self._stage) if plan.operators else None
+        self._servers = Servers(self._stage, self._disk, self._banks, database, parts, overview)
+        network = Network(self._stage, self._disk, self._servers)
+        self._callers = Callers(self._stage, network)
+        self._people: People | None = None
+        if overview is not None:
+            self._disk.durable.hears = overview.hear
+            self._people = People(self._stage, self._banks, network, overview)
         outages = Outages(self._stage, database) if database is not None else None
         self._sky = Sky(self._stage, self._banks, self._disk, self._servers, outages)
         Customers(self._stage, self._banks)
@@ -89,7 +100,7 @@ class World:
             for lost in plan.lost:
                 bank.recall(lost)
             bank.forgot_key = partial(self._stage.dice.met, "key_forgotten")
-        self._judging = Judging(self._stage, self._banks, self._disk, self._servers, self._callers)
+        self._judging = Judging(self._stage, self._banks, self._disk, self._servers, self._callers, self._people)
 
     def run(self) -> Told:
         """Run the story, and judge it."""
@@ -125,11 +136,25 @@ class World:
             for number, ops in enumerate(plan.clients, 1)
             if number not in mask.clients
         ]
+        operators = []
+        if (people := self._people) is not None:
+            operators = [
+                stage.loop.create_task(people.operator(number), context=stage.outside)
+                for number in range(plan.operators)
+                if number not in mask.operators
+            ]
         await asyncio.sleep(plan.horizon_seconds)
         self._sky.clear()
+        if people is not None:
+            await asyncio.gather(*operators)
+            await people.let_all_go()
         if not await self._comes_to_rest(clients):
             return
         await asyncio.sleep(SETTLE_SECONDS)
+        if people is not None and plan.settles:
+            await people.settle()
+            if not await self._comes_to_rest([]):
+                return
         await self._audit()
         expects_until = max(bank.expects_until for bank in self._banks.values())
         if (late_seconds := expects_until - stage.loop.time()) > 0:

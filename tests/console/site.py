@@ -214,7 +214,7 @@ async def a_person(
     page.on("dialog", lambda dialog: person.complaints.append(f"a dialog: {dialog.message}"))
     try:
         yield person
-        assert person.complaints == []
+        assert person.complaints == [], person.complaints
     finally:
         await context.close()
 

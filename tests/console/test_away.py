@@ -24,8 +24,12 @@ async def test_without_the_command_server_the_pages_show_the_view_and_say_that_i
         await site.servers.command_down()
         await person.sees("reaches no command server, so that these pages may be stale")
         await person.sees(f"The command server at {site.servers.command} cannot be reached.")
+        await site.servers.command_up(site.command_settings)
         await person.goes("/search?q=order-1")
         await expect(person.page.locator("#summary")).to_contain_text("charged")
+        await expect(person.page.locator(".banner:visible")).to_have_count(0, timeout=PATIENT_MILLISECONDS)
+        await site.servers.command_down()  # while the page of a charge that does not change is open
+        await expect(person.page.locator(".banner:visible").first).to_be_visible(timeout=PATIENT_MILLISECONDS)
         assert await person.barriers() == []
         await person.does("Ask the bank")
         await person.sees("Not done: The server does not answer.")

@@ -38,7 +38,7 @@ class Way(NamedTuple):
 TRY = (("ann", "Try now"),)
 WAYS = [
     Way(Situation.SITUATION_ABANDONED, is_listed=True),
-    Way(Situation.SITUATION_BANK_MISSING, TRY),
+    Way(Situation.SITUATION_BANK_MISSING),
     Way(Situation.SITUATION_BANK_SILENT, TRY),
     Way(Situation.SITUATION_EXECUTION_UNKNOWN, TRY),
     Way(Situation.SITUATION_BANK_REFUSES_US, TRY),

@@ -388,7 +388,7 @@ async def test_a_journal_that_forgot_the_token_gets_the_same_intent(age_hours: f
 
 @pytest.mark.parametrize("kind", OPENINGS)
 async def test_a_search_that_lags_has_people_told_no_end_that_was_not(kind: Kind) -> None:
-    """By its token an intent is found at once. Without one nobody is told that nothing was executed, or that it expired."""
+    """By its token an intent is found at once. Without one, nobody is told that it ended unexecuted."""
     async with stripe_town() as town:
         town.stripe.search_lag_seconds = HOUR
         never = an_operation(kind, VISA)

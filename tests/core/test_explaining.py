@@ -180,6 +180,16 @@ def test_who_holds_a_charge_back_and_why_is_told() -> None:
     assert commands == ["chargeonce desk release order-1 --reason ...", "chargeonce void order-1"]
 
 
+def test_at_a_bank_that_no_setting_names_a_try_would_do_nothing() -> None:
+    """Nor has the bank said anything: nobody has called it."""
+    shown = charge(ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION)
+    explained = explain(shown, [TOKEN], Asked(tried(3), is_bank_configured=False), now=NOW)
+    assert explained.situation == Situation.SITUATION_BANK_MISSING
+    assert "in a row" not in explained.what
+    commands = [action.command for action in explained.actions]
+    assert commands == ["chargeonce desk hold order-1 --reason ...", "chargeonce void order-1"]
+
+
 def test_a_proposal_may_be_approved_by_everybody_but_the_one_who_made_it() -> None:
     proposal = ResolutionProposal(
         proposal=41, actor="ann", resolution=Resolution.RESOLUTION_EXECUTED, proposed_at=seconds_ago(5)

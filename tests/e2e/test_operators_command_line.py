@@ -377,8 +377,12 @@ async def test_what_a_reconciliation_finds_is_shown_and_written_and_kept(
         ("FINDING_KIND_MISSING_HERE", NO_CHARGES_ID, "1250"),
         ("FINDING_KIND_PAYOUT", "", "-9900"),
     }
-    last = (await run(world, "night", "reconcile", "last")).stdout
-    assert re.search(r"^north +2026-01-05T00:00:00Z +2026-01-06T00:00:00Z +20\S+ +1 +no$", last, re.MULTILINE)
+    last = await run(world, "night", "reconcile", "last")
+    assert last.returncode == Exit.NO
+    assert re.search(r"^north +2026-01-05T00:00:00Z +2026-01-06T00:00:00Z +20\S+ +1 +0 +no$", last.stdout, re.MULTILINE)
+    assert re.search(rf"^north +MISSING_HERE +2026-01-05 +12.50 EUR +- +{NO_CHARGES_ID} +", last.stdout, re.MULTILINE)
+    assert (await run(world, "night", *DAY)).returncode == Exit.DONE  # the same day again, by the bank's own statement
+    assert (await run(world, "night", "reconcile", "last")).returncode == Exit.DONE
 
 
 async def test_programs_get_each_finding_and_then_the_result(world: StuckWorld, file: Sequence[str]) -> None:
@@ -386,8 +390,11 @@ async def test_programs_get_each_finding_and_then_the_result(world: StuckWorld, 
     messages = [ParseDict(json.loads(line), ReconcileResponse()) for line in ran.stdout.splitlines()]
     assert (ran.returncode, [it.WhichOneof("item") for it in messages]) == (Exit.NO, ["finding", "finding", "result"])
     assert (messages[-1].result.differences, messages[-1].result.is_balanced) == (1, False)
-    kept = ParseDict(await document(world, "night", "reconcile", "last"), ListReconciliationsResponse())
-    assert messages[-1].result in kept.reconciliations
+    ran = await run(world, "night", "reconcile", "last", "--json")
+    (kept,) = ParseDict(json.loads(ran.stdout), ListReconciliationsResponse()).reconciliations
+    assert (list(kept.findings), ran.returncode) == ([message.finding for message in messages[:-1]], Exit.NO)
+    del kept.findings[:]
+    assert messages[-1].result == kept
 
 
 async def test_a_reconciliation_that_cannot_be_done_says_why(world: StuckWorld, file: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ class Way(NamedTuple):
 TRY = [("ann", "chargeonce desk try")]
 WAYS = [
     Way(Situation.SITUATION_ABANDONED, [("shop", "chargeonce charge")], "ABANDONED", ()),
-    Way(Situation.SITUATION_BANK_MISSING, TRY),
+    Way(Situation.SITUATION_BANK_MISSING, ()),
     Way(Situation.SITUATION_BANK_SILENT, TRY),
     Way(Situation.SITUATION_EXECUTION_UNKNOWN, TRY),
     Way(Situation.SITUATION_BANK_REFUSES_US, TRY),

@@ -48,6 +48,12 @@ def test_what_is_no_amount_in_this_form_is_refused(text: str) -> None:
         minor_units_in(text, 2, decimal=".", thousands="")
 
 
+@pytest.mark.parametrize("text", ["12,50", "1,2", "1,2345", "1,234,56", ",123", "12,50.00"])
+def test_a_decimal_comma_is_not_taken_for_one_of_thousands(text: str) -> None:
+    with pytest.raises(ValueError, match="amount"):
+        minor_units_in(text, 2, decimal=".", thousands=",")
+
+
 @given(st.integers(-(10**15), 10**15), st.sampled_from(sorted(EXPONENTS)))
 def test_what_is_written_is_read_again(minor_units: int, code: str) -> None:
     assert minor_units_in(amount_out(minor_units, code), EXPONENTS[code], decimal=".", thousands="") == minor_units

@@ -66,6 +66,8 @@ def test_the_page_has_examples() -> None:
         (SIMPLE + '[amounts]\nsign = "type"', "needs the column type"),
         ('time_zone = "Mars"\n' + SIMPLE, "time_zone must be a name"),
         ('encoding = "ebcdic-of-mars"\n' + SIMPLE, "encoding must be one"),
+        ('encoding = "rot13"\n' + SIMPLE, "encoding must be one"),
+        ('encoding = "undefined"\n' + SIMPLE, "encoding must be one"),
         ('lines = "daily"\n' + SIMPLE, "no line has a reference"),
         ("header = false\n" + SIMPLE, "must be its number"),
         (SIMPLE + '[types]\nX = "gift"', "each word"),

@@ -12,6 +12,7 @@ from command_service.bank.statement import Line, LineKind, Span
 from command_service.reconciling.books import Books, EntriesFile, Pair
 from command_service.reconciling.entries import Entry, State
 from command_service.reconciling.matching import DIFFERENCES, Finding, FindingKind, Judged, Terms, judge
+from command_service.reconciling.words import proposed, told
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
@@ -131,6 +132,67 @@ def test_at_the_edge_of_files_that_end_at_midnight_nothing_is_called_missing() -
         assert kinds(judge(Pair(entry(at=at), []), only_the_day)) == [FindingKind.MISSING_AT_BANK]
     # One that took all night may have been executed before the day began.
     assert kinds(judge(Pair(entry(began=DAY - NOON), []), only_the_day)) == [FindingKind.AT_EDGE]
+
+
+def test_a_line_that_did_not_move_takes_back_only_its_own_transaction() -> None:
+    ours = entry()
+    rejected = line_of(ours)._replace(transaction_id="t-first", has_moved=False)
+    assert judge(Pair(ours, [rejected, line_of(ours)]), TERMS).findings == []
+    lines = [line_of(ours), *(rejected._replace(transaction_id=f"t-{n}") for n in range(3))]
+    assert judge(Pair(ours, lines), TERMS).findings == []
+    both = [line_of(ours), line_of(ours)._replace(has_moved=False)]
+    assert kinds(judge(Pair(ours, both), TERMS)) == [FindingKind.STATUS_DIFFERS]
+    unnamed = [each._replace(transaction_id="") for each in both]
+    assert kinds(judge(Pair(ours, unnamed), TERMS)) == [FindingKind.STATUS_DIFFERS]
+
+
+def test_an_outcome_is_proposed_only_if_one_equal_line_proves_it() -> None:
+    ours = entry(state=State.IN_REVIEW)._replace(transaction_id="")
+    line = line_of(ours)._replace(transaction_id="txn_9")
+    for lines, word in (
+        ([line], "propose"),
+        ([line._replace(kind=LineKind.PAYMENT)], "propose"),
+        ([line._replace(minor_units=10)], "ask-bank"),
+        ([line._replace(currency_code="USD")], "ask-bank"),
+        ([line._replace(kind=LineKind.REFUND)], "ask-bank"),
+        ([line, line._replace(transaction_id="txn_8")], "ask-bank"),
+        ([line, line._replace(kind=LineKind.REFUND, minor_units=-1250)], "ask-bank"),
+        ([line._replace(transaction_id="")], "ask-bank"),
+        ([line._replace(transaction_id="\x1b[2Jtxn")], "ask-bank"),
+        ([line._replace(transaction_id="txn\u202e9")], "ask-bank"),
+        ([line._replace(transaction_id="t" * 200)], "ask-bank"),
+    ):
+        for finding in judge(Pair(ours, lines), TERMS).findings:
+            command = proposed(finding, "acme")
+            assert command.split()[2] == word, lines
+            assert command.isprintable()
+            assert "12.50 EUR" in told(finding) or finding.kind is FindingKind.TWICE
+
+
+def test_a_line_whose_reference_nobody_knows_here_is_found_by_its_transaction(tmp_path: Path) -> None:
+    """Such as a refund in the bank's own pages, which two people have made known at the desk."""
+    ours = entry(kind=LineKind.REFUND)
+    lines = [line_of(ours)._replace(reference="portal-77")]
+    (judged,) = compared(tmp_path, [ours], lines, TERMS)
+    assert not judged.findings
+    assert [each.matched for each in judged.sums] == [1]
+    (_, theirs) = compared(tmp_path, [ours], [lines[0]._replace(transaction_id="t-other")], TERMS)
+    assert kinds(theirs) == [FindingKind.MISSING_HERE]
+    assert "is not found" in told(theirs.findings[0])
+
+
+def test_a_capture_whose_answer_is_lost_is_found_by_its_hold(tmp_path: Path) -> None:
+    hold = entry(reference="c", kind=LineKind.AUTHORIZE)
+    first = entry(kind=LineKind.CAPTURE, state=State.NOT_MOVED, reference="a", began=DAY)._replace(transaction_id="")
+    second = entry(kind=LineKind.CAPTURE, state=State.UNDER_WAY, reference="b")._replace(transaction_id="")
+    line = line_of(second)._replace(reference="", transaction_id="ch_1", hold="c")
+    judged = compared(tmp_path, [hold, first, second], [line_of(hold), line], TERMS)
+    (finding,) = (finding for each in judged for finding in each.findings)
+    assert finding.kind is FindingKind.STATUS_DIFFERS
+    assert finding.entry is not None
+    assert finding.entry.reference == "b"
+    assert "refund nothing" in told(finding)
+    assert proposed(finding, "stripe").startswith("chargeonce desk try c ")
 
 
 # ---------------------------------------------------------------- laws

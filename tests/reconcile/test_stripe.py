@@ -1,5 +1,6 @@
 """Stripe's balance transactions against the journal: its double, with fees, payouts, disputes and refunds that fail later."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from rig.processes import Server, free_address
 from rig.referee import PATIENT_SECONDS
-from rig.world import AUTHORIZED, CHARGED, OPERATION_EXECUTED, World, a_hold, a_request, new_key
+from rig.world import AUTHORIZED, CHARGED, OPERATION_EXECUTED, World, a_hold, a_request, new_key, until
 from tests.reconcile.test_command import Ran, reconcile, settled
 
 VISA = {"token": "pm_card_visa"}
@@ -24,8 +25,26 @@ class Shop:
         self._banks = banks
 
     async def double(self, name: str, **details: Any) -> None:
-        async with httpx.AsyncClient(base_url=self._url, timeout=PATIENT_SECONDS, trust_env=False) as client:
+        async with self._client() as client:
             (await client.post(f"/double/{name}", json=details)).raise_for_status()
+
+    async def trouble(self, on: str, fault: str, **details: Any) -> None:
+        """Order a fault for all calls to come."""
+        async with self._client() as client:
+            order = {"on": on, "fault": fault, "times": 1000, **details}
+            (await client.post("/faults", json=order)).raise_for_status()
+
+    async def no_more_trouble(self) -> None:
+        async with self._client() as client:
+            (await client.delete("/faults")).raise_for_status()
+
+    async def has_captured(self) -> bool:
+        """Whether the double has moved money that was held."""
+        async with self._client() as client:
+            return any(each["kind"] == "capture" for each in (await client.get("/statement")).json()["movements"])
+
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self._url, timeout=PATIENT_SECONDS, trust_env=False)
 
     async def reconciled(self, *arguments: str) -> Ran:
         await settled()
@@ -78,6 +97,31 @@ async def test_stripes_balance_is_the_journals(shop: Shop) -> None:
     assert days["EUR"]["bank_minor_units"] == days["EUR"]["journal_minor_units"] == str(14 * 1250 + 1000 - 300)
     assert days["ISK"]["journal_minor_units"] == "500"
     assert found.kinds == {"FEE": 2, "PAYOUT": 1, "CHARGEBACK": 1}
+
+
+async def test_a_capture_whose_answer_is_lost_is_no_money_that_nobody_ordered(shop: Shop) -> None:
+    """The service still completes it: a refund at Stripe would give back what the customer owes."""
+    world = shop.world
+    held = await world.charge(a_hold(card=VISA))
+    await shop.trouble("execute", "lose_answer", kind="capture")
+    await shop.trouble("execute", "lose_request", kind="capture")
+    key = new_key()
+    capture = asyncio.create_task(world.capture(held.charge_id, 1000, key=key, final=True))
+    await until(shop.has_captured)
+    found = await shop.reconciled("--json", "-")
+    assert found.status == 1
+    (finding,) = (each for each in found.said["findings"] if not each["kind"].endswith("FEE"))
+    assert finding["kind"] == "FINDING_KIND_STATUS_DIFFERS"
+    assert "refund nothing" in finding["text"]
+    assert finding["proposed_command"].startswith(f"chargeonce desk try {held.charge_id} ")
+    await shop.no_more_trouble()
+    await capture
+
+    async def is_executed() -> bool:
+        return (await world.capture(held.charge_id, 1000, key=key, final=True)).status == OPERATION_EXECUTED
+
+    await until(is_executed)
+    assert (await shop.reconciled()).status == 0
 
 
 async def test_a_refund_that_failed_later_and_a_payment_that_nobody_knows_are_differences(

@@ -18,7 +18,7 @@ from charging.v1.journal_pb2 import (
     TryRequested,
 )
 from judge.checker import check
-from judge.history import Call, Movement, Observed, charge_id_of
+from judge.history import Call, Movement, Observed, charge_id_of, operation_id_of
 from tests.simulation.histories import (
     CALLED_OFF,
     CHARGED,
@@ -243,6 +243,31 @@ def test_one_that_the_bank_contradicts_breaks_only_what_its_event_names(is_at_re
     assert check(one(*denied, movements=[MOVED], is_at_rest=is_at_rest)) == []
     twice = [MOVED, replace(MOVED, transaction_id="txn-2")]
     assert "I1" in found(one(*denied, movements=twice, is_at_rest=is_at_rest))
+
+
+OTHER = "order-2"
+OTHERS_ID = charge_id_of("default", OTHER)
+
+
+def given_away(*, contradicts_bank: bool) -> Observed:
+    """A charge gets another one's transaction by its resolution, and a refund in it is taken from that one's money."""
+    of_one = [
+        *(requested(KEY), issued("t-1"), REVIEW, proposed(transaction_id="txn-2")),
+        *(approved(7, contradicts_bank=contradicts_bank), charged("txn-2")),
+        *(refund("refund-1", 500), issued("t-3"), refunded(500, "txn-3")),
+    ]
+    events = [(OTHER, requested(OTHER)), (OTHER, issued("t-2")), (OTHER, charged("txn-2"))]
+    movements = [
+        Movement("txn-2", "t-2", OTHERS_ID, 1250, "EUR"),
+        Movement("txn-3", "t-3", operation_id_of(ID, "refund", "refund-1"), 500, "EUR", "refund", on="txn-2"),
+    ]
+    return bare(*events, *((KEY, event) for event in of_one), movements=movements, is_at_rest=True)
+
+
+def test_a_transaction_that_people_gave_to_another_charge_breaks_the_book_of_neither() -> None:
+    """The event names it: at the bank the money is one charge's, and two of ours take from it."""
+    assert check(given_away(contradicts_bank=True)) == []
+    assert {"I2", "I17"} <= found(given_away(contradicts_bank=False))
 
 
 @pytest.mark.parametrize("is_at_rest", [False, True])

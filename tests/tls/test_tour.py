@@ -6,11 +6,12 @@ import re
 import shlex
 from pathlib import Path
 
+import httpx
 import pytest
 
 from demo import tour
 from demo.transcript import FREE_PORTS
-from rig.certs import make_all
+from rig.certs import make_all, token_file
 from rig.processes import Town
 
 
@@ -23,6 +24,21 @@ async def run(line: str) -> str:
     return out.decode()
 
 
+async def seen_by_an_operator(console: str, token: Path) -> bool:
+    """Whether the console lets nobody in without a sign-in, and shows an operator the charge of the tenant that he chooses."""
+    async with httpx.AsyncClient(base_url=console, trust_env=False, follow_redirects=True, timeout=60) as client:
+        page = await client.get("/charges")
+        assert page.url.path == "/sign-in"
+
+        async def send(place: str, **fields: str) -> None:
+            (csrf, *_) = re.findall(r'name="csrf" value="([^"]+)"', (await client.get(place)).text)
+            (await client.post(place, data={"csrf": csrf, **fields})).raise_for_status()
+
+        await send("/sign-in", token=token.read_text())
+        await send("/tenant", tenant="shop")
+        return tour.KEY in (await client.get("/charges")).text
+
+
 async def test_the_tour_and_its_lines_for_buf_and_curl_go_over_mutual_tls(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,6 +47,7 @@ async def test_the_tour_and_its_lines_for_buf_and_curl_go_over_mutual_tls(
     try:
         await tour.told(town, FREE_PORTS)
         assert "CHARGE_STATUS_CHARGED, as of position 3" in capsys.readouterr().out
+        await town.start_console(**FREE_PORTS)
         tour.invite(town)
         printed = capsys.readouterr().out
         charge, get = re.findall(r"^  (\S*buf curl .*)$", printed, re.MULTILINE)
@@ -39,5 +56,7 @@ async def test_the_tour_and_its_lines_for_buf_and_curl_go_over_mutual_tls(
         (statement,) = re.findall(r"(curl --cacert .*/statement)\.", printed)
         assert len(json.loads(await run(f"{statement} --silent --noproxy *"))["movements"]) == 2
         assert "-plaintext" not in printed
+        (console,) = re.findall(r"in a browser: (http://\S+)/$", printed, re.MULTILINE)
+        assert await seen_by_an_operator(console, token_file(tmp_path / "certs", "ann"))
     finally:
         await town.__aexit__()

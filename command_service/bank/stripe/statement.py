@@ -7,6 +7,7 @@ currency of the charge; a balance transaction is in that of the account. The fee
     ------------------------------------------------------------  ------------------------------------------------------------
     charge, of an intent that captured by itself                  CHARGE, our reference from the metadata of the intent
     charge, of a hold that was captured                           CAPTURE, by the id of Stripe's charge, which the journal has
+                                                                  once it knows the answer; until then by the hold's reference
     refund                                                        REFUND, our reference from its metadata
     refund_failure, partial_capture_reversal                      the refund's again, as one that did not move
     dispute, dispute_reversal                                     CHARGEBACK
@@ -124,7 +125,7 @@ def _line(category: str, minor_units: int, code: str, at: int, source: Mapping[s
             own = currency.upper()
             amount = minor_units if own == code else _minor(captured, own)
             if marks.get(reading.KIND) == "authorize":
-                return Line(LineKind.CAPTURE, "", charge_id, amount, own, at)
+                return Line(LineKind.CAPTURE, "", charge_id, amount, own, at, hold=reference)
             intent_id = source.get("payment_intent")
             return Line(
                 LineKind.CHARGE, reference, intent_id if isinstance(intent_id, str) else charge_id, amount, own, at
