@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import httpx
 
+from bench import DIRECT
 from bench.fill import RECORDS_A_CHARGE, filled
 from charging.v1.query_pb2 import GetViewStatusRequest, ListChargesRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
@@ -39,7 +40,7 @@ async def measured(charges: int, folder: Path) -> Mapping[str, list[float]]:
     async with town:
         await town.start_query()
         await town.start_console()
-        async with grpc.aio.insecure_channel(town.query.listen) as channel:
+        async with grpc.aio.insecure_channel(town.query.listen, options=DIRECT) as channel:
             queries = QueryServiceStub(channel)
             began = time.monotonic()
             while (await queries.GetViewStatus(GetViewStatusRequest())).as_of_position < records:  # noqa: ASYNC110  # it is polled

@@ -15,6 +15,7 @@ from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, Resolution
 from charging.v1.operator_pb2 import HoldBackRequest, ProposeResolutionRequest
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
+from chassis.server import CHANNEL_OPTIONS
 from rig.browser import browser
 from rig.processes import Town
 from rig.referee import PATIENT_SECONDS, Referee
@@ -38,7 +39,10 @@ async def taken(folder: Path) -> list[Path]:
         async with Town(Path(files)) as town:
             await town.start_query()
             await town.start_console()
-            async with Referee(town.bank_url) as referee, grpc.aio.insecure_channel(town.command.listen) as channel:
+            async with (
+                Referee(town.bank_url) as referee,
+                grpc.aio.insecure_channel(town.command.listen, options=CHANNEL_OPTIONS) as channel,
+            ):
                 await _trouble(referee, CommandServiceStub(channel), OperatorServiceStub(channel))
                 async with browser() as chromium:
                     return [

@@ -13,6 +13,7 @@ from command_service.bank.statement import WITHOUT_MONEY, Line, LineKind, Span, 
 from command_service.reconciling.amounts import minor_units_in
 from command_service.reconciling.days import Calendar
 from command_service.reconciling.mapping import Column, MappingOfCsv
+from command_service.reconciling.words import is_plain
 from contract.currencies import EXPONENTS
 
 LINES_A_BATCH = 5_000
@@ -172,9 +173,7 @@ class _File:
 
     def _kind(self, word: str) -> LineKind | None:
         if word not in self._mapping.types:
-            self._refuse(
-                f"is of a type that [types] does not have: {word if word.isprintable() and len(word) <= 40 else '?'}"
-            )
+            self._refuse(f"is of a type that [types] does not have: {word if is_plain(word) else '?'}")
         return self._mapping.types[word]
 
     def _has_moved(self, word: str) -> bool:

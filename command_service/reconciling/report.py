@@ -16,7 +16,7 @@ from command_service.reconciling.amounts import amount_out
 from command_service.reconciling.comparing import Comparison
 from command_service.reconciling.days import written
 from command_service.reconciling.matching import Finding, FindingKind
-from command_service.reconciling.words import LONGEST, proposed, told
+from command_service.reconciling.words import proposed, shown, told
 
 # More findings than these are for a program: it reads the JSON or the CSV.
 SHOWN = 100
@@ -51,11 +51,9 @@ def finding_out(finding: Finding, bank: str) -> ReconcileFinding:
     kind = entry.kind if entry is not None else line.kind if line is not None else LineKind.NET
     return ReconcileFinding(
         kind=Kind.Value(f"FINDING_KIND_{finding.kind.name}"),
-        reference=_clean(
-            (line.reference if line is not None else "") or (entry.reference if entry is not None else "")
-        ),
+        reference=shown((line.reference if line is not None else "") or (entry.reference if entry is not None else "")),
         charge_id=entry.charge_id if entry is not None else "",
-        transaction_id=_clean(
+        transaction_id=shown(
             (line.transaction_id if line is not None else "") or (entry.transaction_id if entry is not None else "")
         ),
         operation=_OPERATIONS.get(kind, OperationKind.OPERATION_KIND_UNSPECIFIED),
@@ -66,11 +64,6 @@ def finding_out(finding: Finding, bank: str) -> ReconcileFinding:
         text=told(finding),
         proposed_command=proposed(finding, bank),
     )
-
-
-def _clean(text: str) -> str:
-    """Return a word of the bank's without what moves a terminal's cursor, and no longer than ours are."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST])
 
 
 def result_out(comparison: Comparison, done_at: int) -> Reconciliation:
@@ -176,8 +169,8 @@ def table(
         if finding.proposed_command:
             yield f"  {finding.proposed_command}"
     yield ""
-    if (shown := sum(counts.values())) > SHOWN:
-        yield f"the first {SHOWN} of {shown:,} findings; all are in --json and --csv-out"
+    if (found := sum(counts.values())) > SHOWN:
+        yield f"the first {SHOWN} of {found:,} findings; all are in --json and --csv-out"
     yield _summary(result, counts)
 
 

@@ -4,6 +4,7 @@ import shlex
 from datetime import UTC, datetime
 
 from command_service.bank.statement import Line, LineKind
+from command_service.card_numbers import card_number_in
 from command_service.reconciling.amounts import amount_out
 from command_service.reconciling.days import written
 from command_service.reconciling.entries import Entry, State
@@ -11,6 +12,8 @@ from command_service.reconciling.matching import Finding, FindingKind
 
 LONGEST = 128
 """The length of the longest word of the bank's that is shown whole."""
+CARD_NUMBER = "(looks like a card number)"
+"""Stands in the place of one: what is found is kept and printed."""
 
 _OTHERS = {
     FindingKind.FEE: "The fees of the day.",
@@ -97,8 +100,15 @@ def proposed(finding: Finding, bank: str) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a word of the bank's can be shown and copied as it is: it moves no cursor, and is no longer than ours."""
-    return 0 < len(text) <= LONGEST and text.isprintable()
+    """Whether a word of the bank's can be shown and copied: it is short, moves no cursor, and is no card number."""
+    return 0 < len(text) <= LONGEST and text.isprintable() and not card_number_in(text)
+
+
+def shown(text: str) -> str:
+    """Return a word of the bank's as it may be kept and shown: without what is not plain."""
+    if card_number_in(text):
+        return CARD_NUMBER
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST])
 
 
 def _name(kind: LineKind) -> str:

@@ -379,6 +379,17 @@ async def test_by_rpc_a_file_is_compared_while_the_server_works_and_the_result_i
     assert last == result
 
 
+async def test_a_card_number_in_a_file_is_neither_told_nor_kept(world: World) -> None:
+    card = "4111111111111111"
+    statement = f"reference,amount,time\n{card},12.50,{moment(-600)}\norder-1,12.50,{moment(-600)}\n".encode()
+    heard = [response async for response in asked(world, [begun(SIMPLE), ReconcileRequest(csv=statement)])]
+    found = {response.finding.reference for response in heard if response.HasField("finding")}
+    assert found == {"(looks like a card number)", "order-1"}
+    kept = [file for file in world.journal.parent.rglob("*") if file.is_file()]
+    assert any(b"order-1" in file.read_bytes() for file in kept)
+    assert [file for file in kept if card.encode() in file.read_bytes()] == []
+
+
 async def test_by_rpc_what_is_wrong_is_told(world: World) -> None:
     for requests in (
         [],

@@ -25,7 +25,7 @@ from command_service.events import (
 from command_service.events import Event as CoreEvent
 from command_service.journal.commits import GroupCommit
 from command_service.journal.sqlite.file import SqliteFile
-from command_service.operation import AtRest, Progress
+from command_service.operation import AtRest, Progress, Resolving
 from command_service.reconciling.entries import Entries, Entry
 from command_service.reconciling.entries import State as EntryState
 from command_service.values import AnswerKind, Card, Kind, Money, Request, Resolution, ReviewReason
@@ -39,7 +39,9 @@ BEGIN = 1_700_000_000 * SECOND
 
 
 def at_rest(progress: Progress) -> EntryState:
-    """How far an operation has come, by the core."""
+    """How far an operation has come, by the core. In review it is until what two people found is stored."""
+    if isinstance(progress, Resolving):
+        return EntryState.IN_REVIEW
     if not isinstance(progress, AtRest):
         return EntryState.UNDER_WAY
     if isinstance(progress.outcome, ReviewRequired):

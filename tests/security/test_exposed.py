@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from contract.access import ACCESS
 from rig.certs import make_all
 from rig.processes import Server
 from tests.security import tokens
@@ -182,10 +183,13 @@ def test_check_policy_tells_what_each_identity_may_do_method_by_method(program: 
             name = line.partition(",")[0]
             told[name] = {}
     assert list(told) == ["shop", "query-server", "shop-jwt"]
-    subscribe = "/charging.v1.JournalService/Subscribe"
-    assert told["shop-jwt"] == dict.fromkeys(METHODS, "yes")
-    assert told["query-server"] == {method: "yes" if method == subscribe else "no" for method in METHODS}
-    assert told["shop"] == {method: "no" if method == subscribe else "yes" for method in METHODS}
+
+    def permitted(*roles: str) -> dict[str, str]:
+        return {method: "yes" if ACCESS[method] in roles else "no" for method in METHODS}
+
+    assert told["shop"] == permitted("charge", "refund", "read")
+    assert told["query-server"] == permitted("feed")
+    assert told["shop-jwt"] == permitted("charge", "refund", "read", "feed")
     assert "shop, of the tenant shop, known by certificate_uri and token_sha256" in done.stdout
     assert "query-server, of no tenant" in done.stdout
 

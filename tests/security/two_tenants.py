@@ -1,6 +1,7 @@
 """Three server processes with mutual TLS and a policy of two tenants, and clients with certificates or tokens.
 
-`a` and `b` belong to tenants of these names and may charge, refund and read. `reader` may only read, for tenant `a`.
+`a` and `b` belong to tenants of these names and may charge, refund and read. `reader` may only read, for tenant `a`, and `desk`
+only operate; `operator` operates for all tenants.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import grpc
 import grpc.aio
 import httpx
 
-from charging.v1 import command_pb2_grpc, journal_pb2_grpc, query_pb2_grpc
+from charging.v1 import command_pb2_grpc, journal_pb2_grpc, operator_pb2_grpc, query_pb2_grpc
 from judge.files import movements_of
 from judge.history import Movement
 from rig.certs import HERE, TRUST, Authority, write_secret
@@ -57,6 +58,17 @@ tenant = "a"
 roles = ["charge", "read"]
 
 [[identities]]
+name = "desk"
+certificate_uri = "{TRUST}/desk"
+tenant = "a"
+roles = ["operate"]
+
+[[identities]]
+name = "operator"
+certificate_uri = "{TRUST}/operator"
+roles = ["operate"]
+
+[[identities]]
 name = "query-server"
 token_sha256 = "{hashlib.sha256(FEED_TOKEN.encode()).hexdigest()}"
 roles = ["feed"]
@@ -70,6 +82,7 @@ class Client:
     commands: Any
     queries: Any
     feed: Any
+    desk: Any
     channels: Sequence[grpc.aio.Channel]
     """To the command server, the query server and the feed."""
 
@@ -112,6 +125,7 @@ class TwoTenants:
             command_pb2_grpc.CommandServiceStub(channels[0]),
             query_pb2_grpc.QueryServiceStub(channels[1]),
             journal_pb2_grpc.JournalServiceStub(channels[2]),
+            operator_pb2_grpc.OperatorServiceStub(channels[0]),
             channels,
         )
 

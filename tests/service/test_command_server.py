@@ -125,7 +125,7 @@ async def test_reflection_lists_each_ports_services(world: World) -> None:
     """With them grpcurl needs no .proto files."""
     reflection = {f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")}
     own = {"grpc.health.v1.Health", *reflection}
-    assert await services(world.channel) == own | {"charging.v1.CommandService"}
+    assert await services(world.channel) == own | {"charging.v1.CommandService", "charging.v1.OperatorService"}
     assert await services(world.feed_channel) == own | {"charging.v1.JournalService"}
 
 
