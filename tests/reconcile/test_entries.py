@@ -39,9 +39,7 @@ BEGIN = 1_700_000_000 * SECOND
 
 
 def at_rest(progress: Progress) -> EntryState:
-    """How far an operation has come, by the core. In review it is until what two people found is stored."""
-    if isinstance(progress, Resolving):
-        return EntryState.IN_REVIEW
+    """How far an operation has come, by the core."""
     if not isinstance(progress, AtRest):
         return EntryState.UNDER_WAY
     if isinstance(progress.outcome, ReviewRequired):
@@ -55,6 +53,9 @@ def by_the_core(charge: State) -> Counter[tuple[str, str, EntryState, int, str]]
     for progress in (*charge.done, charge.newest, charge.void):
         if progress is not None:
             operation, state = progress.operation, at_rest(progress)
+            # In review it is, and a void with it, until what two people found is stored.
+            if isinstance(charge.newest, Resolving) and state is EntryState.UNDER_WAY:
+                state = EntryState.IN_REVIEW
             # A void that ends with its opening operation has that one's outcome, and has moved nothing by itself.
             moved_by = type(progress.outcome).__name__ if isinstance(progress, AtRest) else ""
             if operation.kind is Kind.VOID and state is EntryState.MOVED and moved_by != "Voided":
