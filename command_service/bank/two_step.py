@@ -43,8 +43,9 @@ look-up by reference may be late: a newer transaction may be open, or executed.
 5. Nothing here takes a new token. The core does, after an `Expired`.
 6. A restored journal may hold a token that the bank has replaced, once it had expired. So an expired one is called off by our
    reference, whose newest transaction is the only one that can be open or executed. Any other token is that newest one: it is
-   looked up by itself, since a look-up by reference may be late. One that shows nothing while the journal has no token leaves
-   the token step to tell: the journal may have lost an execution that the look-up does not show yet.
+   looked up by itself, since a look-up by reference may be late. One that may be late and shows nothing, not even an expired
+   one, is put again later. One that shows nothing while the journal has no token leaves the token step to tell: the journal may
+   have lost an execution that the look-up does not show yet.
 """
 
 import asyncio
@@ -75,6 +76,8 @@ from command_service.values import (
     ReviewReason,
     Token,
 )
+
+_NOT_SHOWN_YET = "a look-up that may not show the newest transaction yet"
 
 
 class TwoStepBank:
@@ -153,12 +156,15 @@ class TwoStepBank:
         return await self._settled(partial(self._dialect.execute, effect), effect, effect.token)
 
     async def _calling_off(self, effect: CallOff, look_up_first: bool) -> Answer:
+        has_expired = False
         if effect.token is not None:
             if not look_up_first:
                 return await self._settled(partial(self._dialect.cancel, effect, effect.token), effect, effect.token)
             match await _heard_twice(partial(self._dialect.find_by_token, effect, effect.token), effect):
-                case Transaction(stage=Stage.EXPIRED) | Refusal():
-                    pass  # The bank may have replaced it.
+                case Transaction(stage=Stage.EXPIRED):
+                    has_expired = True  # The bank may have replaced it.
+                case Refusal():
+                    pass
                 case Transaction() as known:
                     return await self._closed(known, effect, effect.token)
                 case Contradiction() | InProgress() | NoAnswer() as answer:
@@ -167,6 +173,8 @@ class TwoStepBank:
         match await _heard_twice(partial(self._dialect.find_by_reference, unnamed), unnamed):
             case Transaction(token=token) as known:
                 return await self._closed(known, CallOff(effect.operation, token), token)
+            case Refusal() if has_expired and not self._dialect.finds_at_once(effect.operation):
+                return no_answer(_NOT_SHOWN_YET)
             case Refusal() as refusal if effect.token is not None:  # The bank has forgotten a token that it gave us.
                 return _contradiction(refusal, effect)
             case Refusal() if look_up_first:
@@ -199,7 +207,7 @@ class TwoStepBank:
         is_newest = token is not None or dialect.finds_at_once(effect.operation)
         match said:
             case Transaction(stage=Stage.EXPIRED) | Refusal() if not is_newest:
-                return no_answer("a look-up that may not show the newest transaction yet")
+                return no_answer(_NOT_SHOWN_YET)
             case Transaction() as known:
                 return _standing(known, effect)
             case Refusal() as refusal if token is not None:  # The bank has forgotten a token that it gave us.

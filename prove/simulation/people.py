@@ -23,12 +23,13 @@ from chassis.caller import Caller
 from chassis.refusals import Refusal
 from judge.history import Record, Violation
 from judge.settlement import given_away, operations_of
-from judge.streams import Stream
+from judge.streams import OPENING, Stream
 from prove.simulation.bank import Bank
 from prove.simulation.host import OPERATORS
 from prove.simulation.network import Network, Told
 from prove.simulation.overview import Overview
 from prove.simulation.stage import Stage
+from prove.simulation.stripe import StripeAccount
 
 OPERATORS_OF_A_STORY = (Caller("", "ann"), Caller("", "ben"), Caller("default", "cal"))
 # More steps than this would only make a story longer.
@@ -135,11 +136,24 @@ class People:
         """Approve, and insist on it perhaps if the bank does not confirm it."""
         request = ApproveResolutionRequest(charge_id=charge.charge_id, proposal=proposal, reason="I looked too")
         told = await self._take(caller, request)
-        is_unconfirmed = isinstance(told, Refusal) and told.reason in ("BANK_CONTRADICTS", "BANK_UNREACHABLE")
-        if is_unconfirmed and self._dice.fires("people_insist"):
+        if isinstance(told, Refusal) and self._insists(charge, told.reason):
             request.contradicts_bank = True
             told = await self._take(caller, request)
         return told
+
+    def _insists(self, charge: Stream, why: str) -> bool:
+        """Whether somebody approves all the same. A bank whose search may be late never says that an unnamed one has ended."""
+        if why == "BANK_UNREACHABLE" and self._dice.is_over and self._is_found_late(charge):
+            return True
+        return why in ("BANK_CONTRADICTS", "BANK_UNREACHABLE") and self._dice.fires("people_insist")
+
+    def _is_found_late(self, charge: Stream) -> bool:
+        """Whether its bank has to search for what is in review: it opens the charge, and its token is not known or trusted."""
+        operation = charge.in_review
+        if operation is None or operation.kind not in OPENING:
+            return False
+        has_token = len(operation.issued) > len(operation.expired) and not self._stage.plan.is_restored
+        return not has_token and isinstance(self._banks[charge.requested.bank], StripeAccount)
 
     @property
     def _callers(self) -> Sequence[Caller]:
@@ -199,7 +213,7 @@ class People:
             await asyncio.sleep(0.5)
 
     async def settle(self) -> None:
-        """Resolve what is in review as the ledger says: with a bank that answers it needs no insisting."""
+        """Resolve what is in review as the ledger says: it needs no insisting, unless the bank can only search for it."""
         first, second, *_ = self._callers
         for charge in self._overview.in_review:
             its: dict[str, Any] = {"charge_id": charge.charge_id}

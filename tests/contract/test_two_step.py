@@ -396,6 +396,26 @@ async def test_a_step_of_the_customer_that_only_a_look_up_tells_is_told() -> Non
     assert await answer(EXECUTE, script) == NeedsAction(STEP_URL, 7)
 
 
+class LateScript(Script):
+    """Its look-up by reference may be late."""
+
+    def finds_at_once(self, operation: Operation) -> bool:
+        return False
+
+
+async def test_an_expired_token_that_a_late_look_up_does_not_show_is_no_contradiction() -> None:
+    """Neither it nor what may have replaced it is shown yet, so the look-up is put again later."""
+    replies: dict[tuple[str, bool], Reply] = {
+        ("by token", False): replace(CREATED, stage=Stage.EXPIRED),
+        ("by reference", False): Refusal(),
+        ("by reference", True): Refusal(),
+    }
+    assert await answer(CALL_OFF, LateScript(replies), look_up_first=True) == NoAnswer()
+    assert isinstance(await answer(CALL_OFF, Script(replies), look_up_first=True), Contradiction)
+    forgotten = {**replies, ("by token", False): Refusal(), ("by token", True): Refusal()}
+    assert isinstance(await answer(CALL_OFF, LateScript(forgotten), look_up_first=True), Contradiction)
+
+
 # ---------------------------------------------------------------- room for a bank of another shape
 class OneStep:
     """A bank with idempotency keys and no tokens: the token is our own reference, without a call."""
