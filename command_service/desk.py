@@ -62,7 +62,7 @@ from command_service.runner import Runner
 from command_service.screening import DeskRequest, faults_of_step
 from command_service.statuses import status_of
 from command_service.streams import Handled, Snapshot, Streams
-from command_service.values import Answer, Executed, Kind, NoAnswer, kind_of
+from command_service.values import Answer, Contradiction, Executed, Kind, NoAnswer, kind_of
 from contract.errors import Reason
 from contract.errors import command_refusal as refusal
 
@@ -215,8 +215,12 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
 
         async def ask(caller: Caller) -> AskBankResponse:
             answer = await self._look_up(_charge(await self._own(request.charge_id, caller.tenant)))
-            transaction_id = answer.transaction_id if isinstance(answer, Executed) else ""
-            return AskBankResponse(bank_said=answer_kind_out(kind_of(answer)), transaction_id=transaction_id)
+            said = AskBankResponse(bank_said=answer_kind_out(kind_of(answer)))
+            if isinstance(answer, Executed | Contradiction):
+                said.transaction_id = answer.transaction_id
+            if isinstance(answer, Contradiction):
+                said.differing_fields[:] = answer.evidence.fields
+            return said
 
         return await self._call(request, context, ask)
 

@@ -256,10 +256,15 @@ class Refused:
 
 @value
 class Contradiction:
-    """The bank's answer does not fit our request or what the bank said before."""
+    """The bank's answer does not fit our request or what the bank said before.
+
+    `transaction_id`: the id under which, as the bank says, it executed our reference with other fields than ours; else empty.
+    People are told of it, and nothing rests on it.
+    """
 
     evidence: Evidence
     reason: ReviewReason = ReviewReason.CONTRADICTION
+    transaction_id: str = ""
 
 
 @value

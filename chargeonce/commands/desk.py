@@ -85,7 +85,11 @@ async def ask_bank(asked: Asking, name: Named) -> Exit:
     """
     answer = await asked.client.desk.ask_bank(await id_of(asked, name))
     asked.printer.fields(
-        {"bank_said": words.word(AnswerKind, answer.bank_said), "transaction_id": answer.transaction_id},
+        {
+            "bank_said": words.word(AnswerKind, answer.bank_said),
+            "transaction_id": answer.transaction_id,
+            "differs_in": ", ".join(answer.differing_fields),
+        },
         json_of(answer),
     )
     if answer.bank_said == AnswerKind.ANSWER_KIND_CALLED_OFF:

@@ -338,4 +338,8 @@ def _contradiction(said: Transaction | Refusal, effect: Effect) -> Contradiction
     if isinstance(said, Refusal):
         return Contradiction(said.evidence())
     names = said.differences(effect)
-    return Contradiction(said.evidence(*names), ReviewReason.FIELDS_DIFFER if names else ReviewReason.CONTRADICTION)
+    return Contradiction(
+        said.evidence(*names),
+        ReviewReason.FIELDS_DIFFER if names else ReviewReason.CONTRADICTION,
+        "" if {"token", "reference"} & {*names} else said.transaction_id,
+    )

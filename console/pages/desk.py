@@ -111,8 +111,9 @@ async def take(visit: Visit, charge_id: str, name: str) -> Response:
     if name == "ask-bank":
         said = words.word(AnswerKind, answer.bank_said) or "nothing"
         which = f", transaction {answer.transaction_id}" if answer.transaction_id else ""
+        differs = f"; it differs from ours in {', '.join(answer.differing_fields)}" if answer.differing_fields else ""
         but = f" {NO_END_YET}" if answer.bank_said == AnswerKind.ANSWER_KIND_CALLED_OFF else ""
-        visit.session.notices.append(f"The bank says: {said}{which}.{but}")
+        visit.session.notices.append(f"The bank says: {said}{which}{differs}.{but}")
         return visit.go(parts.place(charge_id, visit.given("journal")))
     visit.session.notices.append(step.done)
     outcome = answer.outcome

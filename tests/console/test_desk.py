@@ -102,6 +102,20 @@ async def test_a_step_is_tried_now_and_the_bank_is_asked(site: Site, chromium: B
         await site.referee.no_more_trouble()
 
 
+async def test_it_is_told_in_what_the_bank_differs(site: Site, chromium: Browser) -> None:
+    answer = await site.in_review(a_request("order-1"))
+    await site.referee.trouble("look_up", "wrong_amount", times=ALWAYS)
+    async with a_person(site.url, chromium) as person:
+        await person.goes("/search?q=order-1")
+        await person.does("Ask the bank")
+        (moved,) = await site.referee.movements()
+        assert moved.reference == answer.charge_id
+        await person.sees(
+            f"The bank says: contradiction, transaction {moved.transaction_id}; it differs from ours in amount."
+        )
+        await site.referee.no_more_trouble()
+
+
 async def test_a_step_that_no_longer_fits_is_refused_with_its_reason(site: Site, chromium: Browser) -> None:
     """The form of an old page: the charge has come to rest meanwhile."""
     await site.referee.trouble("execute", "lose_answer", times=ALWAYS)

@@ -460,6 +460,28 @@ async def test_the_bank_is_asked_what_it_knows_and_nothing_changes(
     assert (await world.asked(request))[-1] == "look_up"
 
 
+async def test_it_is_told_in_what_the_bank_contradicts_us(desk: DeskWorld, world: World) -> None:
+    """And under what id it executed our order with another amount: two people may insist on that one."""
+    request = a_request()
+    charge_id = await desk.in_review(request, is_executed=True)
+    right = (await desk.ann.ask_bank(charge_id)).transaction_id
+    await world.trouble("look_up", "wrong_amount", times=20)
+    asked = await desk.ann.ask_bank(charge_id)
+    assert asked.bank_said == AnswerKind.ANSWER_KIND_CONTRADICTION
+    assert (asked.transaction_id, [*asked.differing_fields]) == (right, ["amount"])
+    proposal = await desk.ann.propose(charge_id, EXECUTED, right)
+    told = await refused(desk.ben.approve(charge_id, proposal))
+    assert (told.reason, told.metadata["bank_said"]) == ("BANK_CONTRADICTS", "CONTRADICTION")
+
+
+async def test_another_orders_transaction_is_not_named(desk: DeskWorld, world: World) -> None:
+    request = a_request()
+    charge_id = await desk.in_review(request, is_executed=True)
+    await world.trouble("look_up", "wrong_reference", times=20)
+    asked = await desk.ann.ask_bank(charge_id)
+    assert (asked.transaction_id, [*asked.differing_fields]) == ("", ["reference"])
+
+
 async def test_a_bank_that_is_away_says_nothing(desk: DeskWorld, world: World) -> None:
     request = a_request()
     await world.charge(request)
