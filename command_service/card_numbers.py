@@ -92,10 +92,11 @@ _BACKSLASHED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|[a-zA-Z])")
 _CHAIN = re.compile(rf"[0-9](?:[\W_]*+[0-9]){{{SHORTEST - 1},}}")
 _GROUP = re.compile(r"[0-9]+")
 # Ids that hold digit runs by chance: UUIDs, and hexadecimal ids and digests (24 Mongo; 32 our bank's and trace ids; 40, 64
-# SHA) with at least four letters. The binary form of a card's track 2 is all digits but one or two and is not meant.
+# SHA) with at least three letters. The binary form of a card's track 2 is all digits but one or two and is not meant. Of random
+# ids of 32 one in three million has fewer letters and looks like a card number.
 _OPAQUE_ID = re.compile(
     r"(?<![0-9a-z])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    r"|(?=(?:[0-9]*+[a-f]){4})(?:[0-9a-f]{24}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}))(?![0-9a-z])",
+    r"|(?=(?:[0-9]*+[a-f]){3})(?:[0-9a-f]{24}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}))(?![0-9a-z])",
     re.IGNORECASE | re.ASCII,
 )
 # A bank account's number, recognised by its own check digits.

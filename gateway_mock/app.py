@@ -5,7 +5,6 @@ is one; only then is the work done. The work is the ledger's.
 """
 
 import asyncio
-import secrets
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +19,7 @@ from chassis import settings
 from gateway_mock import faults, page, reading
 from gateway_mock.calls import Call, now_ms, rfc3339
 from gateway_mock.faults import Kind, Script, Step, answer
+from gateway_mock.ids import new_token
 from gateway_mock.ledger import Ledger
 from gateway_mock.model import (
     ASKING_CARDS,
@@ -162,7 +162,7 @@ class Bank:
             if wanted.on is None and wanted.card not in CARDS and wanted.card not in ASKING_CARDS:
                 return _refused(Refusal.CARD_UNKNOWN)
             opened_at_ms = now_ms()
-            wanted.token, wanted.expires_at_ms = f"ttok_{secrets.token_hex(16)}", opened_at_ms + self._lifetime_ms
+            wanted.token, wanted.expires_at_ms = new_token(), opened_at_ms + self._lifetime_ms
             issued = await self._ledger.issue(wanted, opened_at_ms)
             if isinstance(issued, Refusal):
                 return _refused(issued)

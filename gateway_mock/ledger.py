@@ -8,13 +8,13 @@
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiosqlite
 
+from gateway_mock.ids import new_transaction_id
 from gateway_mock.model import (
     CANCELLATION,
     EXPIRY,
@@ -184,7 +184,7 @@ class Ledger:
 
         The id is a new one unless one is given.
         """
-        transaction_id = transaction_id or f"txn_{secrets.token_hex(16)}"
+        transaction_id = transaction_id or new_transaction_id()
         if seen.on is not None:
             return await self._execute_following(seen, seen.on, now_ms, transaction_id)
         how = closing(seen, now_ms, transaction_id, hold_ms=self._hold_ms)
@@ -200,7 +200,7 @@ class Ledger:
 
     async def confirm(self, seen: Transaction, now_ms: int) -> Transaction:
         """Take the customer's step, if it is asked for. Give the transaction as it is then."""
-        how = confirmation(seen, now_ms, f"txn_{secrets.token_hex(16)}", self._hold_ms)
+        how = confirmation(seen, now_ms, new_transaction_id(), self._hold_ms)
         return seen if how is None else await self._close(seen, how, now_ms)
 
     async def refuse(self, seen: Transaction, now_ms: int) -> Transaction:

@@ -7,13 +7,13 @@
 """
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiosqlite
 
+from gateway_mock.ids import new_transaction_id
 from gateway_mock.ledger import Ledger, open_ledger
 from gateway_mock.model import CANCELLATION, HOLD_MS, Closing, Operation, Refusal, State, Transaction
 from gateway_mock.payments import KEY_MS, NEVER_MS, carried_out, saved
@@ -102,7 +102,7 @@ class PaymentLedger:
 
         The id is a new one unless one is given.
         """
-        return await self._keep(wanted, now_ms, transaction_id or f"txn_{secrets.token_hex(16)}", None)
+        return await self._keep(wanted, now_ms, transaction_id or new_transaction_id(), None)
 
     async def cancel(self, wanted: Transaction, now_ms: int) -> Transaction | Refusal:
         """Close a key for ever that is not known, or give its payment."""

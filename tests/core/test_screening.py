@@ -534,6 +534,7 @@ def test_luhn_is_computed_by_iso_7812(length: int) -> None:
         "order/411111aa-1111-4111-8111-411111111111/1",
         "ttok_4111111111111111aaaabbbbccccdddd",
         "txn_" + "4111111111111111abcdefab" + "0" * 8,
+        "ttok_05033b4a1961033c4173917240782001",  # a token of the mock bank's: the fewest letters that an id has
         "4111111111111111abcdefab",
         "4111111111111111" + "ab" * 12,
         "4111111111111111" + "ab" * 24,
