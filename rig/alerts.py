@@ -435,7 +435,7 @@ SERVERS = [
     ),
     Alert(
         "ChargeonceReconciliationDiffers",
-        "max without (instance, pod) (abs(chargeonce_reconciliation_difference_minor_units)) > 0",
+        "max without (instance, pod) (chargeonce_reconciliation_difference_minor_units) > 0",
         "0s",
         PAGE_NOW,
         "The bank's statement and the journal differ by an amount.",
@@ -446,7 +446,7 @@ SERVERS = [
             {
                 _series("chargeonce_reconciliation_difference_minor_units", _COMMAND, bank="acme", currency="EUR"): (
                     0,
-                    -1250,
+                    1250,
                 )
             },
             {"job": "command", "bank": "acme", "currency": "EUR"},
@@ -457,9 +457,10 @@ SERVERS = [
         "max without (instance, pod) (chargeonce_reconciliation_findings) > 0",
         "0s",
         TICKET,
-        "Reconciliations of a bank found differences; their amounts may cancel each other out.",
+        "Reconciliations of a bank found differences, or movements that are undecided at the edge of a statement.",
         "See what they found: `chargeonce reconcile last`, or the console. Each finding says what it means, and what to do at"
-        " the desk. Then reconcile the same days again: the alert clears once they have none.",
+        " the desk; what is at an edge is decided by reading the neighbouring days too. Then reconcile the same days again: the"
+        " alert clears once they have none.",
         OPERATOR,
         Story(
             {_series("chargeonce_reconciliation_findings", _COMMAND, bank="acme"): (0, 2)},

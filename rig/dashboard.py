@@ -55,9 +55,7 @@ ROWS: Sequence[tuple[str, Sequence[Panel]]] = [
             Panel(
                 "Reconciliation: difference in minor units",
                 "none",
-                {
-                    "{{bank}} {{currency}}": "max by (bank, currency) (abs(chargeonce_reconciliation_difference_minor_units))"
-                },
+                {"{{bank}} {{currency}}": "max by (bank, currency) (chargeonce_reconciliation_difference_minor_units)"},
                 "0 closes the day.",
             ),
         ],

@@ -16,6 +16,7 @@ from command_service.bank.statement import Line, LineKind, Span, StatementAway, 
 from command_service.bank.times import microseconds
 from command_service.bank.transport import Endpoint
 from command_service.values import NoAnswer
+from contract.currencies import EXPONENTS
 
 # A line has some 290 bytes, and an answer may have 64 KiB.
 LINES_A_PAGE = 200
@@ -52,7 +53,9 @@ class GatewayStatement:
                 raise StatementUnusable("the bank's statement cannot be read: it has no movements")
             if movements:
                 yield [_line(movement) for movement in movements]
-                after = _number(movements[-1].get("n"))
+                before, after = after, _number(movements[-1].get("n"))
+                if after <= before:
+                    raise StatementUnusable("the bank's statement cannot be read: its pages do not get on")
             if not has_more:
                 break
             if not movements:
@@ -87,7 +90,7 @@ def _line(movement: Mapping[str, object]) -> Line:
             "minor_units": int(minor_units),
             "currency_code": str(currency_code),
             "executed_at": str(executed_at),
-        } if kind in _KINDS and (at := microseconds(executed_at)):
+        } if kind in _KINDS and currency_code in EXPONENTS and (at := microseconds(executed_at)):
             known = _KINDS[kind]
             signed = -minor_units if known is LineKind.REFUND else minor_units
             return Line(known, reference, transaction_id, signed, currency_code, at)

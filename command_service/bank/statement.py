@@ -38,7 +38,8 @@ class Line(NamedTuple):
     `reference` is our name of the operation and `transaction_id` the bank's; each is empty if the line does not tell it.
     `minor_units` is what the merchant gets by it, negative for what the merchant gives; of a hold, what is held or let go.
     `at` is in microseconds since 1970. `has_moved`: false for a line that says that nothing moved, or that it was undone.
-    `hold` is our reference of the hold, of a line of a capture that tells only this one.
+    `hold` is our reference of the hold, of a line of a capture that tells only this one. `is_reversal`: it says that money that
+    had moved went back the way it came; the amount is that of the first movement, and `has_moved` is false.
     """
 
     kind: LineKind
@@ -49,6 +50,7 @@ class Line(NamedTuple):
     at: int
     has_moved: bool = True
     hold: str = ""
+    is_reversal: bool = False
 
 
 class StatementUnusable(Exception):

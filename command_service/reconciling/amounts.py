@@ -12,18 +12,18 @@ def minor_units_in(text: str, exponent: int, *, decimal: str, thousands: str) ->
     """Read an amount in a currency with so many decimals. Raises ValueError.
 
     A sign may stand before or after it, or be told by brackets, or by DR (negative) and CR: "-1.50", "1.50-", "(1.50)",
-    "1.50 DR". More decimals than the currency has must be zeros.
+    "1.50 DR". There is one at most. More decimals than the currency has must be zeros.
     """
     bare = text.strip(_SPACES).replace("\u2212", "-")
     sign = 1
     if bare[-2:].upper() in ("DR", "CR"):
         sign, bare = (-1 if bare[-2:].upper() == "DR" else 1), bare[:-2].rstrip(_SPACES)
-    if bare.startswith("(") and bare.endswith(")"):
-        sign, bare = -sign, bare[1:-1].strip(_SPACES)
-    if bare[:1] in ("-", "+"):
-        sign, bare = (-sign if bare[0] == "-" else sign), bare[1:].lstrip(_SPACES)
+    elif bare.startswith("(") and bare.endswith(")"):
+        sign, bare = -1, bare[1:-1].strip(_SPACES)
+    elif bare[:1] in ("-", "+"):
+        sign, bare = (-1 if bare[0] == "-" else 1), bare[1:].lstrip(_SPACES)
     elif bare[-1:] in ("-", "+"):
-        sign, bare = (-sign if bare[-1] == "-" else sign), bare[:-1].rstrip(_SPACES)
+        sign, bare = (-1 if bare[-1] == "-" else 1), bare[:-1].rstrip(_SPACES)
     if thousands == " ":
         for space in _SPACES[1:]:
             bare = bare.replace(space, " ")

@@ -20,7 +20,8 @@ PRAGMA cache_size = -{CACHE_KILOBYTES}; PRAGMA page_size = 16384;
 """
 _LINE = """
 CREATE TABLE line (
-    kind INT, reference TEXT, transaction_id TEXT, minor_units INT, currency_code TEXT, at INT, has_moved INT, hold TEXT
+    kind INT, reference TEXT, transaction_id TEXT, minor_units INT, currency_code TEXT, at INT, has_moved INT, hold TEXT,
+    is_reversal INT
 )
 """
 _ENTRY = """
@@ -94,7 +95,7 @@ class Books:
 
     def add_lines(self, lines: Sequence[Line]) -> None:
         """Store lines."""
-        _write(self._connection, "INSERT INTO line VALUES (?, ?, ?, ?, ?, ?, ?, ?)", lines)
+        _write(self._connection, "INSERT INTO line VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", lines)
 
     def sort(self) -> None:
         """Sort the lines, now that all are there: while the journal is still being read this costs no time."""

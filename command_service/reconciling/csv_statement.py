@@ -4,6 +4,7 @@ import csv
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
+from enum import Enum
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -24,8 +25,15 @@ _OUTGOING = frozenset({LineKind.REFUND, LineKind.FEE, LineKind.PAYOUT, LineKind.
 Row = Sequence[str]
 
 
+class _Status(Enum):
+    MOVED, NOT_MOVED, WENT_BACK = range(3)
+
+
+_MOVED, _NOT_MOVED, _WENT_BACK = _Status
+
+
 class CsvStatement:
-    """See `command_service.bank.statement.Statement`. The files cover the span that is wanted, and all days of their lines."""
+    """See `command_service.bank.statement.Statement`. Files cover the span that is wanted, and their days beside it."""
 
     def __init__(self, files: Sequence[Path], mapping: MappingOfCsv) -> None:
         self.kinds: Collection[LineKind] = mapping.kinds
@@ -36,19 +44,24 @@ class CsvStatement:
 
     async def batches(self, wanted: Span) -> AsyncIterator[Sequence[Line]]:
         """Read all lines of all files; see the port."""
-        first, last = wanted.begin, wanted.end - 1
+        day_of = self._calendar.day_of
+        before, after = set[int](), set[int]()
         for file in self._files:
             lines = _File(file, self._mapping).lines()
             while batch := list(islice(lines, LINES_A_BATCH)):
-                first = min(first, *(line.at for line in batch))
-                last = max(last, *(line.at for line in batch))
+                before.update(day_of(line.at) for line in batch if line.at < wanted.begin)
+                after.update(day_of(line.at) for line in batch if line.at >= wanted.end)
                 yield batch
-        day_of, begin_of = self._calendar.day_of, self._calendar.begin_of
-        # A whole day that has lines is covered, unless the span that is wanted ends within it.
-        self.covers = Span(
-            wanted.begin if first == wanted.begin else begin_of(day_of(first)),
-            wanted.end if last == wanted.end - 1 else begin_of(day_of(last) + 1),
-        )
+        self.covers = self._covered(wanted, before, after)
+
+    def _covered(self, wanted: Span, before: Collection[int], after: Collection[int]) -> Span:
+        """Return the span and the days of lines that join it without a gap."""
+        begin, end, calendar = wanted.begin, wanted.end, self._calendar
+        while before and (day := calendar.day_of(begin - 1)) in before:
+            begin = calendar.begin_of(day)
+        while after and (day := calendar.day_of(end)) in after:
+            end = calendar.begin_of(day + 1)
+        return Span(begin, end)
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -131,12 +144,12 @@ class _File:
             return credit - debit
 
         def make(row: Row) -> Iterator[Line]:
-            code = mapping.currency or ("" if currency_at is None else row[currency_at].strip().upper())
-            if code not in EXPONENTS:
-                self._refuse("names no currency in use")
             kind = None if type_at is None else self._kind(row[type_at].strip())
             if type_at is not None and kind is None:
                 return
+            code = mapping.currency or ("" if currency_at is None else row[currency_at].strip().upper())
+            if code not in EXPONENTS:
+                self._refuse("names no currency in use")
             try:
                 at = moment(row[time_at], "" if clock_at is None else row[clock_at])
             except (ValueError, OverflowError):
@@ -147,6 +160,9 @@ class _File:
             if mapping.is_signed_by_type and kind in _OUTGOING:
                 amount = -amount
             amount += fee if mapping.has_fee_taken else 0
+            status = _MOVED if status_at is None else self._status(row[status_at].strip())
+            if status is _WENT_BACK:
+                amount = _of_first_movement(kind, amount)
             if mapping.is_daily and kind not in (LineKind.FEE, LineKind.PAYOUT, LineKind.CHARGEBACK):
                 kind = LineKind.NET
             elif kind is None:
@@ -160,7 +176,8 @@ class _File:
                 abs(amount) if kind in WITHOUT_MONEY else amount,
                 code,
                 at,
-                True if status_at is None else self._has_moved(row[status_at].strip()),
+                status is _MOVED,
+                is_reversal=status is _WENT_BACK,
             )
 
         return make
@@ -176,13 +193,23 @@ class _File:
             self._refuse(f"is of a type that [types] does not have: {word if is_plain(word) else '?'}")
         return self._mapping.types[word]
 
-    def _has_moved(self, word: str) -> bool:
-        if word not in self._mapping.moved and word not in self._mapping.not_moved:
+    def _status(self, word: str) -> _Status:
+        mapping = self._mapping
+        meanings = ((_MOVED, mapping.moved), (_NOT_MOVED, mapping.not_moved), (_WENT_BACK, mapping.went_back))
+        status = next((status for status, words in meanings if word in words), None)
+        if status is None:
             self._refuse("has a status that [statuses] does not have")
-        return word in self._mapping.moved
+        return status
 
     def _refuse(self, why: str) -> NoReturn:
         raise StatementUnusable(f"{self._file}: line {self._number} {why}")
+
+
+def _of_first_movement(kind: LineKind | None, amount: int) -> int:
+    """Return the amount of a movement by the line that says that it went back: without a type its sign tells the way back."""
+    if kind is None:
+        return -amount
+    return -abs(amount) if kind in _OUTGOING else abs(amount)
 
 
 def _amounts(mapping: MappingOfCsv) -> Callable[[str, str], int]:
@@ -205,6 +232,8 @@ def _times(mapping: MappingOfCsv) -> Callable[[str, str], int]:
         at = datetime.fromisoformat(text) if form.startswith("iso") else datetime.strptime(text, form)  # noqa: DTZ007
         if at.tzinfo is None:
             at = at.replace(tzinfo=zone)
+        if not 1970 < at.year < 9999:  # a day before and after it, in any zone, is a day
+            raise ValueError("no time of a payment")
         since = at.astimezone(UTC) - _BEGIN_OF_TIME
         return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 

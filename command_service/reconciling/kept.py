@@ -1,7 +1,7 @@
 """The results of the last reconciliations: JSON files in a folder, for gauges and for `ListReconciliations`.
 
-Of each bank the newest is kept, and each older one that differs until a newer one is of all of its span. So a difference is
-shown until a run over its days finds none, whatever other days are reconciled meanwhile.
+Of each bank the newest is kept, and each older one that differs or is undecided at an edge, until a newer one that is decided
+is of all of its span. So a difference is shown until a run over its days finds none, whatever else is compared meanwhile.
 """
 
 import os
@@ -27,11 +27,11 @@ REMEMBERED = 1_000
 GAUGES: Mapping[str, Gauge] = MappingProxyType(
     {
         "reconciliation_difference_minor_units": Gauge(
-            "The bank's sum less the journal's, in the last reconciliations with it: of all days that still differ",
+            "The sum of what each day differs by, without signs, in the last reconciliations with a bank",
             ("bank", "currency"),
         ),
         "reconciliation_findings": Gauge(
-            "Differences in the last reconciliations with a bank, of all days that still differ", ("bank",)
+            "Differences, and movements undecided at an edge, in the last reconciliations with a bank", ("bank",)
         ),
         "reconciliation_age_seconds": Gauge(
             "The time since the last reconciliation with a bank; infinite if there was none", ("bank",)
@@ -53,12 +53,12 @@ def figures(results: Sequence[Reconciliation], banks: Iterable[str], now: int) -
     findings: dict[str, int] = {}
     ages = dict.fromkeys(banks, inf)
     for result in results:
-        findings[result.bank] = findings.get(result.bank, 0) + result.differences
+        findings[result.bank] = findings.get(result.bank, 0) + result.differences + result.undecided
         age = max(0.0, (now - result.done_at.ToMicroseconds()) / 1_000_000)
         ages[result.bank] = min(age, ages.get(result.bank, inf))
         for day in result.days:
             key = result.bank, day.currency_code
-            sums[key] = sums.get(key, 0) + day.difference_minor_units
+            sums[key] = sums.get(key, 0) + abs(day.difference_minor_units)
     return {
         "reconciliation_difference_minor_units": By(("bank", "currency"), sums),
         "reconciliation_findings": By("bank", findings),
@@ -73,7 +73,8 @@ def keep(folder: Path, result: Reconciliation) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     begin, end = _span(result)
-    path = folder / f"{result.bank}+{begin}-{end}.json"  # no bank's name has a plus sign
+    how = "+undecided" if result.undecided else ""
+    path = folder / f"{result.bank}+{begin}-{end}{how}.json"  # no bank's name has a plus sign
     if path.parent != folder:
         raise ValueError("no name of a bank")
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
@@ -86,7 +87,8 @@ def keep(folder: Path, result: Reconciliation) -> None:
 
 def _is_replaced(older: Reconciliation, newer: Reconciliation) -> bool:
     (begin, end), (first, last) = _span(older), _span(newer)
-    return older.is_balanced or (first <= begin and end <= last)
+    is_settled = older.is_balanced and not older.undecided
+    return is_settled or (not newer.undecided and first <= begin and end <= last)
 
 
 def kept(folder: Path | None) -> Sequence[Reconciliation]:

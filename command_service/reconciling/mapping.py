@@ -92,6 +92,7 @@ class MappingOfCsv:
     types: Mapping[str, LineKind | None] = field(default_factory=lambda: MappingProxyType({}))
     moved: Collection[str] = ()
     not_moved: Collection[str] = ()
+    went_back: Collection[str] = ()
 
 
 def read_mapping(path: Path) -> MappingOfCsv:
@@ -107,7 +108,7 @@ class _Mapping(Reading):
         self.only("the file", document, _TOP)
         columns = self._table(document, "columns", _COLUMNS)
         amounts, times = self._table(document, "amounts", _AMOUNTS), self._table(document, "times", _TIMES)
-        statuses = self._table(document, "statuses", ("moved", "not_moved"))
+        statuses = self._table(document, "statuses", ("moved", "not_moved", "went_back"))
         has_header = self._choice("the file", document, "header", (True, False), default=True)
         types = document.get("types", {})
         kinds = self._texts(document, "kinds", ("charge", "authorize", "capture", "void", "refund"))
@@ -137,6 +138,7 @@ class _Mapping(Reading):
             types=MappingProxyType(self._types(types)),
             moved=self._texts(statuses, "moved"),
             not_moved=self._texts(statuses, "not_moved"),
+            went_back=self._texts(statuses, "went_back"),
         )
         self._together(made)
         return made
@@ -162,6 +164,9 @@ class _Mapping(Reading):
             self.problems.append("[amounts]: decimal and thousands must differ")
         if ("status" in columns) != bool(made.moved):
             self.problems.append("[statuses]: moved and the column status go together")
+        words = [*made.moved, *made.not_moved, *made.went_back]
+        if len(set(words)) < len(words):
+            self.problems.append("[statuses]: each word has one meaning")
         if made.has_fee_taken and "fee" not in columns:
             self.problems.append('[amounts]: fee = "taken" needs the column fee')
         if bool(made.clock_format) != ("clock" in columns):

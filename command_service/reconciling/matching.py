@@ -14,8 +14,9 @@
     no such operation  one line                          MISSING_HERE
     any                each further line that moved      TWICE
 
-A line that says that the money did not move, or moved back, takes back one that says that it moved, under the same id of a
-transaction. Of a line without such an id that may be any.
+A line that says that the money did not move takes back an earlier one that says that it did, under the same id of a
+transaction, and no other. A reversal takes back that one too, or else an earlier one of the same amount if one of both has no
+id. A reversal of what is not among the lines is STATUS_DIFFERS by itself: the first movement may have been matched long ago.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -122,10 +123,17 @@ def judge(pair: Pair, terms: Terms) -> Judged:
             return NOTHING
         effect = _effect(line.kind, line.minor_units)
         return Judged((Sum(terms.day_of(line.at), line.currency_code, 1, effect, effect),), ())
-    has_moved, undone = _that_moved(sorted(lines))  # alike, however the statement is sorted
-    if entry is not None and entry.state == State.MOVED and not has_moved:
-        return _without_line(entry, undone, terms)
+    has_moved, undone, reversals = _that_moved(sorted(lines))  # alike, however the statement is sorted
     sums, findings = list[Sum](), list[Finding]()
+    if entry is not None and entry.state == State.MOVED and not has_moved:
+        judged = _without_line(entry, reversals[0] if reversals else undone, terms)
+        sums, findings, reversals = [*judged.sums], [*judged.findings], reversals[1:]
+    for line in reversals:
+        if terms.span.has(line.at):
+            day, code = terms.day_of(line.at), line.currency_code
+            sums.append(Sum(day, code, 0, -_effect(line.kind, line.minor_units), 0))
+            both = _whole(entry), _whole_line(line)
+            findings.append(Finding(FindingKind.STATUS_DIFFERS, day, code, -line.minor_units, 0, *both))
     partner = _partner(entry, has_moved)
     for number, line in enumerate(has_moved):
         if not terms.span.has(line.at):
@@ -177,16 +185,33 @@ def _without_line(entry: Entry, undone: Line | None, terms: Terms) -> Judged:
     )
 
 
-def _that_moved(lines: Sequence[Line]) -> tuple[Sequence[Line], Line | None]:
-    """Take back each line that was undone; return the lines that are left, and a line that says that nothing moved."""
+def _that_moved(lines: Sequence[Line]) -> tuple[Sequence[Line], Line | None, Sequence[Line]]:
+    """Take back each line that was undone.
+
+    Returns the lines that are left, one that says that nothing moved, and the reversals of what is not among the lines.
+    """
     undone = [line for line in lines if not line.has_moved]
-    has_moved = [line for line in lines if line.has_moved]
+    has_moved, reversals = [line for line in lines if line.has_moved], list[Line]()
     for each in undone:
-        same = [line for line in has_moved if line.transaction_id == each.transaction_id]
-        unnamed = [line for line in has_moved if not (line.transaction_id and each.transaction_id)]
-        if taken_back := same or unnamed:
+        earlier = [line for line in has_moved if line.at <= each.at]
+        if taken_back := _named_alike(each, earlier) or (_unnamed(each, earlier) if each.is_reversal else ()):
             has_moved.remove(taken_back[-1])
-    return has_moved, undone[0] if undone else None
+        elif each.is_reversal:
+            reversals.append(each)
+    return has_moved, undone[0] if undone else None, reversals
+
+
+def _named_alike(undone: Line, lines: Sequence[Line]) -> Sequence[Line]:
+    return [line for line in lines if line.transaction_id and line.transaction_id == undone.transaction_id]
+
+
+def _unnamed(reversal: Line, lines: Sequence[Line]) -> Sequence[Line]:
+    money = reversal.minor_units, reversal.currency_code
+    return [
+        line
+        for line in lines
+        if not (line.transaction_id and reversal.transaction_id) and (line.minor_units, line.currency_code) == money
+    ]
 
 
 def _partner(entry: Entry | None, lines: Sequence[Line]) -> int:
@@ -217,7 +242,9 @@ def _whole(entry: Entry | None) -> Entry | None:
 
 
 def _whole_line(line: Line | None) -> Line | None:
-    return line and line._replace(kind=LineKind(line.kind), has_moved=bool(line.has_moved))
+    return line and line._replace(
+        kind=LineKind(line.kind), has_moved=bool(line.has_moved), is_reversal=bool(line.is_reversal)
+    )
 
 
 _PAYMENTS = (LineKind.CHARGE, LineKind.CAPTURE)

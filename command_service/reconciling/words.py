@@ -40,8 +40,13 @@ def told(finding: Finding) -> str:
             return _missing_here(line)
         case FindingKind.AMOUNT_DIFFERS if entry is None:
             return "The sum of the day differs. A day without a line counts as 0."
-        case FindingKind.AMOUNT_DIFFERS:
-            return "Both sides have it, with other amounts or currencies."
+        case FindingKind.AMOUNT_DIFFERS if entry is not None and line is not None:
+            return f"Both sides have it: {_money(line)} at the bank, and {_money(entry)} in the journal."
+        case FindingKind.STATUS_DIFFERS if line is not None and line.is_reversal and not _has_moved(entry):
+            return (
+                f"The bank took back a {_name(line.kind)} that it had executed, of {_money(line)}: the money went back the way "
+                "it came. In the journal it may have moved long ago: look for it by its transaction."
+            )
         case FindingKind.STATUS_DIFFERS if entry is not None and line is not None:
             return _status(entry, moved_there=line.has_moved, other_id=line.transaction_id != entry.transaction_id)
         case FindingKind.TWICE:
@@ -55,6 +60,14 @@ def told(finding: Finding) -> str:
             return "The sum is right if this much was booked beyond the end of the statement: read the neighbouring days too."
         case _:
             return _OTHERS.get(finding.kind, "")
+
+
+def _has_moved(entry: Entry | None) -> bool:
+    return entry is not None and entry.state is State.MOVED
+
+
+def _money(side: Entry | Line) -> str:
+    return f"{amount_out(side.minor_units, side.currency_code)} {side.currency_code}"
 
 
 def _missing_here(line: Line) -> str:

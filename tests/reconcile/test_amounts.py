@@ -41,7 +41,26 @@ def test_an_amount_is_read_exactly(text: str, decimal: str, thousands: str, expo
 
 @pytest.mark.parametrize(
     "text",
-    ["", "-", "12,50", "1.234.50", "12.505", "--1", "1e3", "12.50 EUR", "NaN", "١٢", "1,234.5", "0x10", "(1", "1_000"],
+    [
+        "",
+        "-",
+        "12,50",
+        "1.234.50",
+        "12.505",
+        "--1",
+        "1e3",
+        "12.50 EUR",
+        "NaN",
+        "١٢",
+        "1,234.5",
+        "0x10",
+        "(1",
+        "1_000",
+        "(-1)",
+        "(1)-",
+        "-1 DR",
+        "(1) CR",
+    ],
 )
 def test_what_is_no_amount_in_this_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"amount|decimals"):

@@ -261,6 +261,22 @@ def of_file(folder: Path, mapping: str, lines: str) -> Sequence[str]:
     return ("--csv", str(folder / "statement.csv"), "--mapping", str(folder / "mapping.toml"))
 
 
+async def test_money_that_went_back_is_a_difference_though_it_had_moved_long_before(
+    world: World, tmp_path: Path
+) -> None:
+    """Neither the first line nor its operation is among what is read."""
+    lines = f"reference,amount,time,id,state\nof-last-month,-12.50,{moment(-600)},txn_1,RETURNED\n"
+    mapping = (
+        SIMPLE + 'transaction_id = "id"\nstatus = "state"\n[statuses]\nmoved = ["DONE"]\nwent_back = ["RETURNED"]\n'
+    )
+    found = await reconcile(world, *of_file(tmp_path, mapping, lines), "--json", "-")
+    assert (found.status, found.kinds) == (1, {"STATUS_DIFFERS": 1})
+    (finding,) = found.said["findings"]
+    assert "went back the way it came" in finding["text"]
+    assert (finding["transaction_id"], finding["bank_minor_units"]) == ("txn_1", "-1250")
+    assert [day["difference_minor_units"] for day in found.said["result"]["days"]] == ["-1250"]
+
+
 async def test_a_day_without_a_line_is_a_difference_where_the_statement_has_a_line_a_day(
     world: World, tmp_path: Path
 ) -> None:

@@ -39,7 +39,9 @@ def shown(line: Line) -> str:
     at = datetime.fromtimestamp(line.at / 1_000_000, UTC).isoformat().replace("+00:00", "Z")
     name = line.reference or line.transaction_id or "-"
     amount = f"{amount_out(line.minor_units, line.currency_code)} {line.currency_code}"
-    return f"{line.kind.name.lower():<11}{name:<12}{amount:>15}  {at}" + ("" if line.has_moved else "  not moved")
+    return f"{line.kind.name.lower():<11}{name:<12}{amount:>15}  {at}" + (
+        "" if line.has_moved else "  went back" if line.is_reversal else "  not moved"
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,7 @@ def test_the_page_has_examples() -> None:
         ('lines = "daily"\n' + SIMPLE, "no line has a reference"),
         ("header = false\n" + SIMPLE, "must be its number"),
         (SIMPLE + '[types]\nX = "gift"', "each word"),
+        (SIMPLE + 'status = "s"\n[statuses]\nmoved = ["A"]\nnot_moved = ["A"]', "each word has one meaning"),
         (SIMPLE + 'type = "t"', "[types] is missing"),
         (SIMPLE + 'debit = "d"', "either amount, or debit and credit"),
     ],
@@ -90,6 +93,9 @@ async def test_a_mapping_with_a_fault_is_refused_with_a_reason(tmp_path: Path, m
         ("ref,amount,at\na,1.00\n", "line 2 has too few columns"),
         ("ref,amount,at\na,1.00,2026-11-30\nb,1.005,2026-11-30\n", "line 3 has an amount in the column amount"),
         ("ref,amount,at\na,1.00,30.11.2026\n", "line 2 has a time"),
+        ("ref,amount,at\na,1.00,9999-12-31\n", "line 2 has a time"),
+        ("ref,amount,at\na,1.00,0001-01-01\n", "line 2 has a time"),
+        ("ref,amount,at\na,(1.00) DR,2026-11-30\n", "line 2 has an amount"),
         ('ref,amount,at\n"a,1.00,2026-11-30\n', "is no CSV"),
     ],
 )
@@ -97,3 +103,16 @@ async def test_a_line_that_does_not_fit_is_refused_by_its_number(tmp_path: Path,
     with pytest.raises(StatementUnusable) as error:
         await read(tmp_path, SIMPLE, text)
     assert problem in str(error.value)
+
+
+async def test_a_file_covers_the_days_that_join_the_span_without_a_gap(tmp_path: Path) -> None:
+    """A stray line of a later day does not say that all days before it are there."""
+    (tmp_path / "mapping.toml").write_text(SIMPLE)
+    days = [int(datetime(2026, 11, day, tzinfo=UTC).timestamp()) * 1_000_000 for day in range(25, 31)]
+    wanted = Span(days[2], days[3])
+    for others, begin, end in (((), 2, 3), ((3,), 2, 4), ((4,), 2, 3), ((1, 3, 4), 1, 5), ((0,), 2, 3)):
+        lines = "".join(f"a,1.00,2026-11-{25 + day}T12:00:00\n" for day in (2, *others))
+        (tmp_path / "statement.csv").write_text(f"ref,amount,at\n{lines}")
+        source = CsvStatement([tmp_path / "statement.csv"], read_mapping(tmp_path / "mapping.toml"))
+        assert [line async for batch in source.batches(wanted) for line in batch]
+        assert source.covers == Span(days[begin], days[end]), others

@@ -87,11 +87,12 @@ def test_each_difference_has_its_kind_and_its_sum() -> None:
 
 
 def test_another_currency_differs_in_both_currencies() -> None:
-    judged = judge(Pair(entry(), [line_of(entry())._replace(currency_code="USD")]), TERMS)
+    judged = judge(Pair(entry(), [line_of(entry())._replace(currency_code="JPY")]), TERMS)
     assert kinds(judged) == [FindingKind.AMOUNT_DIFFERS]
+    assert "1250 JPY at the bank, and 12.50 EUR in the journal" in told(judged.findings[0])
     assert {each.currency_code: each.bank_minor - each.journal_minor for each in judged.sums} == {
         "EUR": -1250,
-        "USD": 1250,
+        "JPY": 1250,
     }
 
 
@@ -106,7 +107,7 @@ def test_a_statement_without_holds_does_not_miss_them() -> None:
         SPAN, TERMS.covers, frozenset({LineKind.CHARGE, LineKind.CAPTURE, LineKind.REFUND}), TERMS.day_of, 0
     )
     for kind in (LineKind.AUTHORIZE, LineKind.VOID):
-        assert judge(Pair(entry(kind=kind), []), settled).findings == ()
+        assert not judge(Pair(entry(kind=kind), []), settled).findings
         assert kinds(judge(Pair(entry(kind=kind), []), TERMS)) == [FindingKind.MISSING_AT_BANK]
 
 
@@ -143,7 +144,37 @@ def test_a_line_that_did_not_move_takes_back_only_its_own_transaction() -> None:
     both = [line_of(ours), line_of(ours)._replace(has_moved=False)]
     assert kinds(judge(Pair(ours, both), TERMS)) == [FindingKind.STATUS_DIFFERS]
     unnamed = [each._replace(transaction_id="") for each in both]
-    assert kinds(judge(Pair(ours, unnamed), TERMS)) == [FindingKind.STATUS_DIFFERS]
+    assert judge(Pair(ours, unnamed), TERMS).findings == []
+
+
+def test_a_rejected_try_hides_no_payment() -> None:
+    """Neither one without an id, nor an earlier one with the id of the payment."""
+    paid = line_of(entry())
+    for nameless in (False, True):
+        ours = entry(state=State.NOT_MOVED)
+        rejected, settled = paid._replace(at=paid.at - SECOND, has_moved=False), paid
+        lines = [each._replace(transaction_id="") if nameless else each for each in (rejected, settled)]
+        for found, kind in ((None, FindingKind.MISSING_HERE), (ours, FindingKind.STATUS_DIFFERS)):
+            judged = judge(Pair(found, lines), TERMS)
+            assert (kinds(judged), difference(judged)) == ([kind], 1250)
+
+
+def test_money_that_went_back_is_a_difference_however_long_ago_it_moved() -> None:
+    """Neither the movement nor its entry need be among what is read."""
+    for kind, sum_of_it in ((LineKind.CHARGE, -1250), (LineKind.REFUND, 1250), (LineKind.VOID, 0)):
+        paid = line_of(entry(kind=kind))
+        back = paid._replace(at=paid.at + SECOND, has_moved=False, is_reversal=True)
+        for pair in (Pair(None, [back]), Pair(entry(kind=kind), [paid, back]), Pair(entry(kind=kind), [back])):
+            judged = judge(pair, TERMS)
+            assert (kinds(judged), difference(judged)) == ([FindingKind.STATUS_DIFFERS], sum_of_it), pair
+        assert "went back" in told(judge(Pair(None, [back]), TERMS).findings[0])
+        assert judge(Pair(None, [paid, back]), TERMS) == Judged([], [])
+        nameless = back._replace(transaction_id="")
+        assert kinds(judge(Pair(entry(kind=kind), [paid, nameless]), TERMS)) == [FindingKind.STATUS_DIFFERS]
+        other = back._replace(transaction_id="t-other")
+        judged = judge(Pair(entry(kind=kind), [paid, other]), TERMS)
+        assert (kinds(judged), difference(judged)) == ([FindingKind.STATUS_DIFFERS], sum_of_it)
+        assert judge(Pair(None, [back._replace(at=3 * DAY)]), TERMS) == Judged([], [])
 
 
 def test_an_outcome_is_proposed_only_if_one_equal_line_proves_it() -> None:
@@ -219,6 +250,8 @@ def sides(draw: st.DrawFn) -> tuple[list[Entry], list[Line]]:
                         same._replace(minor_units=same.minor_units + 1),
                         same._replace(transaction_id="other"),
                         same._replace(has_moved=False),
+                        same._replace(has_moved=False, is_reversal=True),
+                        same._replace(has_moved=False, is_reversal=True, transaction_id=""),
                         same._replace(currency_code="USD"),
                     )
                 )

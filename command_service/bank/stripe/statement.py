@@ -9,7 +9,8 @@ currency of the charge; a balance transaction is in that of the account. The fee
     charge, of a hold that was captured                           CAPTURE, by the id of Stripe's charge, which the journal has
                                                                   once it knows the answer; until then by the hold's reference
     refund                                                        REFUND, our reference from its metadata
-    refund_failure, partial_capture_reversal                      the refund's again, as one that did not move
+    refund_failure                                                the refund's reversal: the money came back
+    partial_capture_reversal                                      the refund's again, as one that did not move
     dispute, dispute_reversal                                     CHARGEBACK
     fee, tax, network_cost, platform_earning...                   FEE
     payout, payout_reversal, transfer, topup, reserves...         PAYOUT
@@ -48,7 +49,8 @@ _PAYOUTS = frozenset(
     }
 )
 _DISPUTES = frozenset({"dispute", "dispute_reversal"})
-_TAKEN_BACK = frozenset({"refund_failure", "partial_capture_reversal"})
+_FAILED = "refund_failure"
+_NOT_MOVED = frozenset({_FAILED, "partial_capture_reversal"})
 
 
 class StripeStatement:
@@ -132,9 +134,9 @@ def _line(category: str, minor_units: int, code: str, at: int, source: Mapping[s
             )
         case {"object": "refund", "id": str(refund_id), "currency": str(currency), "amount": int(refunded)}:
             own = currency.upper()
-            has_moved = category not in _TAKEN_BACK
+            has_moved, is_reversal = category not in _NOT_MOVED, category == _FAILED
             amount = -abs(minor_units) if own == code else -_minor(refunded, own)
-            return Line(LineKind.REFUND, reference, refund_id, amount, own, at, has_moved)
+            return Line(LineKind.REFUND, reference, refund_id, amount, own, at, has_moved, is_reversal=is_reversal)
     return Line(LineKind.PAYMENT if minor_units >= 0 else LineKind.REFUND, "", "", minor_units, code, at)
 
 
