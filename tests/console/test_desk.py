@@ -28,7 +28,7 @@ async def test_two_persons_resolve_a_review(guarded: Site, chromium: Browser) ->
         await olga.does("Approve", reason="I am sure")
         await olga.sees("A second person must approve it")
         await expect(olga.page.locator("#approve-reason")).to_have_value("I am sure")
-        await expect(olga.page.locator("[name=contradicts_bank]")).to_have_count(0)
+        await expect(olga.page.locator("[name=overrules]")).to_have_count(0)
         await omar.signs_in("omar", "shop")
         await omar.finds("order-1")
         await omar.sees("line 12 of the statement")
@@ -48,10 +48,10 @@ async def test_an_approval_against_the_banks_word_says_so_itself(guarded: Site, 
         await olga.does("Propose", resolution="RESOLUTION_NOT_EXECUTED", evidence="ticket 7", reason="it is not there")
         await omar.signs_in("omar", "shop")
         await omar.finds("order-1")
-        await expect(omar.page.locator("[name=contradicts_bank]")).to_have_count(0)
+        await expect(omar.page.locator("[name=overrules]")).to_have_count(0)
         await omar.does("Approve", reason="as she says")
-        await omar.sees("bank said: executed")
-        await omar.does("Approve", contradicts_bank="yes", reason="the bank is wrong: it told us so")
+        await omar.sees("Approve it although the bank said: executed.")
+        await omar.does("Approve", overrules="ANSWER_KIND_EXECUTED", reason="the bank is wrong: it told us so")
         await expect(omar.page.locator("#summary")).to_contain_text("declined")
         await expect(omar.page.locator("#history")).to_contain_text("although the bank said: executed")
         await omar.sees("without the bank's word")
@@ -94,7 +94,7 @@ async def test_a_step_is_tried_now_and_the_bank_is_asked(site: Site, chromium: B
     async with a_person(site.url, chromium) as person:
         await person.goes("/search?q=order-1")
         await person.does("Ask the bank")
-        await person.sees("The bank says: executed")
+        await person.sees("The bank says of the charge order-1: executed")
         calls = len(await site.referee.asked(answer.charge_id))
         await person.does("Try now", reason="the bank is in order again")
         await person.sees("Its next step is due now.")
@@ -111,7 +111,8 @@ async def test_it_is_told_in_what_the_bank_differs(site: Site, chromium: Browser
         (moved,) = await site.referee.movements()
         assert moved.reference == answer.charge_id
         await person.sees(
-            f"The bank says: contradiction, transaction {moved.transaction_id}; it differs from ours in amount."
+            f"The bank says of the charge order-1: contradiction, transaction {moved.transaction_id};"
+            " it differs from ours in amount."
         )
         await site.referee.no_more_trouble()
 
