@@ -18,6 +18,8 @@ from grpc import StatusCode
 
 from chargeonce.commands.exits import Exit
 from chargeonce_client import (
+    AnswerKind,
+    AskBankResponse,
     Charge,
     ExplainChargeResponse,
     GetServerStatusResponse,
@@ -27,6 +29,7 @@ from chargeonce_client import (
 )
 from charging.v1.operator_pb2 import HoldBackResponse
 from charging.v1.query_pb2 import Situation
+from contract.situations import ID_NOT_KEPT
 from rig import stuck
 from rig.processes import free_address
 from rig.staffed import TENANT
@@ -216,7 +219,8 @@ async def test_two_people_resolve_a_charge_in_review(world: StuckWorld) -> None:
     key = await provoked(world, REVIEW)
     transaction = await world.transaction_id(key)
     asked = await done(world, "ann", "desk", "ask-bank", key)
-    assert asked == {"operation": "charge", "key": key, "bank_said": "CONTRADICTION"}
+    about = {"operation": "charge", "key": key, "bank_said": "CONTRADICTION"}
+    assert asked == {**about, "transaction_id": transaction, "differs_in": "amount"}
     proposed = await run(world, "ann", "desk", "propose", key, "--executed", transaction, *SEEN, *WHY)
     number = fields(proposed)["proposal"]
     line = f"chargeonce desk approve {world.stuck[key].charge_id} --proposal {number} --reason ..."
@@ -432,6 +436,16 @@ async def test_a_step_without_an_answer_says_whether_it_may_be_repeated(
         ran = await run_in({**world.environment("ann"), "CHARGEONCE_COMMAND": address}, "desk", *words, *WHY)
     assert (ran.returncode, ran.stdout) == (Exit.NOT_KNOWN, "")
     assert told in ran.stderr
+
+
+async def test_an_id_of_the_banks_that_may_not_be_kept_is_told_as_no_difference(world: StuckWorld) -> None:
+    contradiction = AnswerKind.ANSWER_KIND_CONTRADICTION
+    answer = AskBankResponse(bank_said=contradiction, differing_fields=["transaction_id"], idempotency_key="order-1")
+    async with a_server_of(answer) as address:
+        place = {**world.environment("ann"), "CHARGEONCE_COMMAND": address}
+        ran = await run_in(place, "desk", "ask-bank", NO_CHARGES_ID)
+    assert fields(ran) == {"key": "order-1", "bank_said": "CONTRADICTION"}
+    assert ID_NOT_KEPT in ran.stderr
 
 
 @pytest.mark.parametrize(
