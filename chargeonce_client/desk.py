@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from chargeonce_client.repeating import repeated, streamed
 from chargeonce_client.settings import Settings
 from chargeonce_client.times import timestamp
-from charging.v1.common_pb2 import Resolution
+from charging.v1.common_pb2 import AnswerKind, Resolution
 from charging.v1.operator_pb2 import (
     ApproveResolutionRequest,
     ApproveResolutionResponse,
@@ -79,7 +79,10 @@ class Desk:
         return (await self._step(self.operators.LetGo, request, patience)).outcome
 
     async def ask_bank(self, charge_id: str, *, patience: float | None = None) -> AskBankResponse:
-        """Ask the bank what it knows of a charge's newest operation. It changes nothing."""
+        """Ask the bank what it knows of a charge's newest operation. It changes nothing.
+
+        The answer names the operation that was asked about: a void that only called its charge off was never at the bank.
+        """
         return await self._question(self.operators.AskBank, AskBankRequest(charge_id=charge_id), patience)
 
     # ------------------------------------------------------------ a charge in review
@@ -116,16 +119,15 @@ class Desk:
         proposal: int,
         *,
         reason: str,
-        contradicts_bank: bool = False,
+        overrules: "AnswerKind.ValueType" = AnswerKind.ANSWER_KIND_UNSPECIFIED,
         patience: float | None = None,
     ) -> ApproveResolutionResponse:
         """Approve a proposal of somebody else: the charge then has that outcome for ever.
 
-        The service asks the bank first. `contradicts_bank` approves it whatever the bank says, and if it cannot be asked.
+        The service asks the bank first, which must confirm it. With `overrules` it is approved too if the bank's answer is of
+        exactly this kind: that which the last refusal told as "bank_said", such as EXECUTED, or NO_ANSWER of a silent bank.
         """
-        request = ApproveResolutionRequest(
-            charge_id=charge_id, reason=reason, proposal=proposal, contradicts_bank=contradicts_bank
-        )
+        request = ApproveResolutionRequest(charge_id=charge_id, reason=reason, proposal=proposal, overrules=overrules)
         return await self._step(self.operators.ApproveResolution, request, patience)
 
     # ------------------------------------------------------------ the server

@@ -33,6 +33,7 @@ from command_service.events import (
     NotAfterPassed,
     OperationRequested,
     Recorded,
+    Refunded,
     ResolutionApproved,
     ReviewRequired,
 )
@@ -402,6 +403,31 @@ def in_review(charge: Charge) -> AtRest | None:
         if isinstance(progress, AtRest) and isinstance(progress.outcome, ReviewRequired):
             return progress
     return None
+
+
+def at_the_bank(charge: Charge) -> Progress:
+    """Return the operation that people ask the bank about: the one in review, or else the newest one that was for the bank.
+
+    A refund that a resolution stored was not, nor a void that ended with the opening operation, which it had called off.
+    """
+    if (reviewed := in_review(charge)) is not None:
+        return reviewed
+    asked, done = charge.newest, charge.done
+    if _is_of_a_resolution(charge.desk, asked):
+        asked, done = done[-1], done[:-1]
+    if isinstance(asked, AtRest) and done and asked.position == done[0].position:
+        return done[0]
+    return asked
+
+
+def _is_of_a_resolution(desk: Desk, progress: Progress) -> bool:
+    """Whether it is the refund that people had made by hand: its token is their name for it."""
+    match progress:
+        case AtRest(operation, outcome=Refunded(transaction_id=by_hand), token=token):
+            key = desk_rules.refund_key(desk.closed.proposal) if desk.closed is not None else None
+            return token == by_hand and operation.idempotency_key == key
+        case _:
+            return False
 
 
 def stand_of(charge: Charge) -> Stand:

@@ -346,7 +346,7 @@ def decode(serialised: bytes) -> Event:
                 approved.actor,
                 approved.reason,
                 approved.proposal,
-                _answer_kind_in(approved.bank_said),
+                answer_kind_in(approved.bank_said),
                 approved.contradicts_bank,
             )
         case None:
@@ -407,7 +407,8 @@ def answer_kind_out(kind: AnswerKind) -> common_pb2.AnswerKind.ValueType:
     return common_pb2.AnswerKind.Value(f"ANSWER_KIND_{kind.name}")
 
 
-def _answer_kind_in(value: common_pb2.AnswerKind.ValueType) -> AnswerKind:
+def answer_kind_in(value: common_pb2.AnswerKind.ValueType) -> AnswerKind:
+    """Return a kind of answer of the contract's. Raises UnknownEvent if it is none."""
     try:
         return AnswerKind[common_pb2.AnswerKind.Name(value).removeprefix("ANSWER_KIND_")]
     except (ValueError, KeyError):

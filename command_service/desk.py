@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import structlog
 
 from charging.v1 import operator_pb2_grpc
+from charging.v1.common_pb2 import OperationKind
 from charging.v1.operator_pb2 import (
     ApproveResolutionRequest,
     ApproveResolutionResponse,
@@ -43,8 +44,8 @@ from chassis.refusals import Violation
 from chassis.shares import Excess, Rates, Shares
 from chassis.tasks import Tasks
 from command_service.bank.lines import Lines
-from command_service.charge import Charge, in_review, is_at_rest, is_in_review, needs_banks_word
-from command_service.codec import answer_kind_out, operation_id_of, resolution_in
+from command_service.charge import Charge, at_the_bank, is_at_rest, is_in_review, needs_banks_word
+from command_service.codec import answer_kind_in, answer_kind_out, operation_id_of, resolution_in
 from command_service.desk_rules import Wanted, WantedApproval, WantedStep, refund_key
 from command_service.events import (
     HeldBack,
@@ -197,7 +198,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
                 caller.actor,
                 request.reason,
                 proposal,
-                request.contradicts_bank,
+                answer_kind_in(request.overrules) if request.overrules else None,
                 answer,
                 operation_id_of(charge_id, Kind.REFUND, refund_key(proposal)),
                 caller.tenant,
@@ -214,8 +215,13 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         """Ask the bank what it knows."""
 
         async def ask(caller: Caller) -> AskBankResponse:
-            answer = await self._look_up(_charge(await self._own(request.charge_id, caller.tenant)))
-            said = AskBankResponse(bank_said=answer_kind_out(kind_of(answer)))
+            charge = _charge(await self._own(request.charge_id, caller.tenant))
+            answer, asked = await self._look_up(charge), at_the_bank(charge).operation
+            said = AskBankResponse(
+                bank_said=answer_kind_out(kind_of(answer)),
+                operation=OperationKind.Value(f"OPERATION_KIND_{asked.kind.name}"),
+                idempotency_key=asked.idempotency_key,
+            )
             if isinstance(answer, Executed | Contradiction):
                 said.transaction_id = answer.transaction_id
             if isinstance(answer, Contradiction):
@@ -269,8 +275,8 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         return snapshot
 
     async def _look_up(self, charge: Charge) -> Answer:
-        """Ask the bank about the operation in review, or else the newest one. Never raises."""
-        asked = in_review(charge) or charge.newest
+        """Ask the bank about the operation in review, or else the newest one that was for it. Never raises."""
+        asked = at_the_bank(charge)
         token = None if self._journal.restored else asked.token  # a restored journal may have forgotten a later one
         line = self._lines.at(asked.operation.request.bank)
         answer = await line.look_up(asked.operation, token)

@@ -12,8 +12,8 @@
 1. Each step is an event, with the operator and the reason. A step that would change nothing yields none.
 2. A charge that comes to rest is held back no longer. What the bank answers to a step that was on its way still counts.
 3. A resolution needs two identities: who has proposed it may not approve it. A proposal is named by its event's position.
-4. Before an approval the bank is asked, by a look-up. Its answer confirms a resolution or contradicts it (`is_confirmed`). To
-   approve it without the bank's word takes a field of its own, and the event says so for ever.
+4. Before an approval the bank is asked, by a look-up. Its answer confirms a resolution or does not (`is_confirmed`). To approve
+   it all the same, the approver names the kind of answer that is overruled. No other answer is, and the event says so for ever.
 
     resolution     outcome                                                   confirmed by
     -------------  --------------------------------------------------------  ------------------------------------
@@ -58,6 +58,7 @@ from command_service.failures import (
 from command_service.operation import AtRest, Progress, UnderWay
 from command_service.values import (
     Answer,
+    AnswerKind,
     CalledOff,
     Declined,
     DeclineReason,
@@ -93,13 +94,14 @@ class WantedStep:
 class WantedApproval:
     """An operator wants to approve a proposal, and this is the bank's answer to the look-up.
 
-    `refund_id` is the id of the refund that follows if it was refunded, made of the charge and `refund_key`.
+    `overrules` is the kind of answer that need not confirm it; None: the bank must. `refund_id` is the id of the refund that
+    follows if it was refunded, made of the charge and `refund_key`.
     """
 
     actor: str
     reason: str
     proposal: int
-    may_contradict: bool
+    overrules: AnswerKind | None
     answer: Answer
     refund_id: str
     tenant: str
@@ -206,13 +208,14 @@ def _approved(stand: Stand, message: WantedApproval) -> list[Event]:
     if is_approved_already(stand.desk, message.actor, message.reason, message.proposal):
         return []
     in_review, proposal = check_approval(stand, message.actor, message.proposal)
-    answer, is_confirmed_ = message.answer, is_confirmed(proposal, message.answer)
-    if not is_confirmed_ and not message.may_contradict:
+    answer, said = message.answer, kind_of(message.answer)
+    is_confirmed_ = is_confirmed(proposal, answer)
+    if not is_confirmed_ and said is not message.overrules:
         if isinstance(answer, NoAnswer):
-            raise BankSaysNothing(answer.retry_after_seconds)
-        raise BankContradicts(kind_of(answer).name)
+            raise BankSaysNothing(said.name, answer.retry_after_seconds)
+        raise BankContradicts(said.name)
     approved = ResolutionApproved(
-        message.actor, message.reason, message.proposal, kind_of(answer), contradicts_bank=not is_confirmed_
+        message.actor, message.reason, message.proposal, said, contradicts_bank=not is_confirmed_
     )
     return [approved, *_outcome(in_review.operation, proposal, message)]
 

@@ -83,8 +83,9 @@ def _explained(failure: Explained) -> Refusal:
             return refusal(reason, metadata={"proposal": proposal, "actor": actor})
         case BankContradicts(bank_said=bank_said):
             return refusal(reason, metadata={"bank_said": bank_said})
-        case BankSaysNothing(retry_after_seconds=seconds):
-            return refusal(reason, text=WITHOUT_THE_BANKS_WORD, retry_after_seconds=seconds)
+        case BankSaysNothing(bank_said=bank_said, retry_after_seconds=seconds):
+            said = {"bank_said": bank_said}
+            return refusal(reason, text=WITHOUT_THE_BANKS_WORD, retry_after_seconds=seconds, metadata=said)
         case _:
             return refusal(reason)
 

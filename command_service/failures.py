@@ -138,10 +138,14 @@ class BankContradicts(CommandRefused):
 
 
 class BankSaysNothing(CommandRefused):
-    """The bank does not answer the look-up before an approval. No `retry_after_seconds`: it cannot be asked."""
+    """The bank does not answer the look-up before an approval: `bank_said` is that, as in BankContradicts.
 
-    def __init__(self, retry_after_seconds: float | None = None) -> None:
-        super().__init__(retry_after_seconds)
+    No `retry_after_seconds`: it cannot be asked.
+    """
+
+    def __init__(self, bank_said: str = "", retry_after_seconds: float | None = None) -> None:
+        super().__init__(bank_said, retry_after_seconds)
+        self.bank_said = bank_said
         self.retry_after_seconds = retry_after_seconds
 
 

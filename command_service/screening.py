@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from google.protobuf.message import Message
 
 from charging.v1.command_pb2 import CaptureRequest, ChargeRequest, RefundRequest, VoidRequest
-from charging.v1.common_pb2 import Resolution
+from charging.v1.common_pb2 import AnswerKind, Resolution
 from charging.v1.operator_pb2 import (
     ApproveResolutionRequest,
     AskBankRequest,
@@ -76,6 +76,7 @@ TEXT_TOO_LONG = "must be at most 1,500 bytes of UTF-8"
 TEXT_UNPRINTABLE = "must not hold control or invisible characters"
 TEXT_TELLS_CODE = "must not tell a card's security code: it is never sent"
 RESOLUTION_UNKNOWN = "must be a resolution that this server knows"
+ANSWER_UNKNOWN = "must be a kind of answer that this server knows"
 BANK_ID_MALFORMED = "must be the bank's id: 1 to 128 of A-Z a-z 0-9 _ . : -"
 MUST_BE_EMPTY = "must be empty with this resolution"
 METADATA_TOO_MANY = "must have at most 20 entries"
@@ -217,6 +218,8 @@ def _step_faults(wire: DeskRequest) -> Iterator[tuple[str, str | None]]:
     yield "reason", _text_fault(wire.reason) if wire.reason.strip() else REQUIRED
     if isinstance(wire, RejectResolutionRequest | ApproveResolutionRequest):
         yield "proposal", None if wire.proposal > 0 else REQUIRED
+    if isinstance(wire, ApproveResolutionRequest):
+        yield "overrules", None if wire.overrules in AnswerKind.values() else ANSWER_UNKNOWN
     if isinstance(wire, ProposeResolutionRequest):
         yield from _proposal_faults(wire)
 

@@ -154,7 +154,7 @@ _COMMANDS: Mapping[Reason, Row] = {
     Reason.BANK_CONTRADICTS: Row(
         StatusCode.FAILED_PRECONDITION,
         "ASK_STATUS",
-        "the bank says otherwise, as the metadata tell, and nothing was stored: see contradicts_bank",
+        "the bank says otherwise, as the metadata tell, and nothing was stored: to insist, set overrules to that",
     ),
     Reason.OPERATION_UNDER_WAY: Row(
         StatusCode.ABORTED,
@@ -277,8 +277,8 @@ _QUERIES: Mapping[Reason, Row] = {
 }
 
 WITHOUT_THE_BANKS_WORD = (
-    "the bank does not answer the look-up, and nothing was stored: try again later, or set contradicts_bank to approve it"
-    " without the bank's word"
+    "the bank does not answer the look-up, and nothing was stored: try again later, or name its silence, as the metadata"
+    " tell it, in overrules to approve it without the bank's word"
 )
 """The text of BANK_UNREACHABLE for an approval, which takes no charge."""
 REFUND_KEY_TAKEN = (

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from charging.v1.common_pb2 import AnswerKind
+from charging.v1.operator_pb2 import AskBankResponse
 from charging.v1.query_pb2 import ChargeStage, Situation
 
 
@@ -126,6 +127,28 @@ NO_END_YET = (
     " outcome."
 )
 """What is said besides when the bank, asked by people, answers CALLED_OFF."""
+ID_NOT_KEPT = (
+    "The bank executed it as it is, and its money moved, but under an id that may not be kept: find it at the bank by our"
+    " reference."
+)
+"""What is said instead of a difference when the bank, asked by people, has nothing but such an id against us."""
+
+
+def differs_in(answer: AskBankResponse) -> str:
+    """Return the fields in which the bank's transaction differs from ours, for people; empty if it does not, but for its id."""
+    return "" if _has_unusable_id(answer) else ", ".join(answer.differing_fields)
+
+
+def said_besides(answer: AskBankResponse) -> str:
+    """Return what people have to know of the bank's answer besides; empty if it speaks for itself."""
+    if answer.bank_said == AnswerKind.ANSWER_KIND_CALLED_OFF:
+        return NO_END_YET
+    return ID_NOT_KEPT if _has_unusable_id(answer) else ""
+
+
+def _has_unusable_id(answer: AskBankResponse) -> bool:
+    return [*answer.differing_fields] == ["transaction_id"]
+
 
 _OF_ANSWER: Mapping[AnswerKind.ValueType, Situation.ValueType] = {
     AnswerKind.ANSWER_KIND_NOT_ACCEPTED: Situation.SITUATION_BANK_REFUSES_US,

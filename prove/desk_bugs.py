@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from charging.v1.common_pb2 import AnswerKind
 from charging.v1.journal_pb2 import Event
+from charging.v1.operator_pb2 import ApproveResolutionRequest, ApproveResolutionResponse
+from chassis.refusals import Refusal
 from command_service.bank import Bank
 from command_service.charge import Charge, is_in_review
 from command_service.desk import OperatorService
@@ -116,6 +119,31 @@ class SilenceConfirmsAResolution(Parts):
         return Agreeing(super().bank()).as_one()
 
 
+class Obliging(Around[OperatorService]):
+    """A desk that takes the will to overrule one answer for that to overrule any."""
+
+    async def ApproveResolution(self, request: ApproveResolutionRequest, context: Any) -> ApproveResolutionResponse:  # noqa: N802
+        """Approve, and overrule what the bank says."""
+        try:
+            return await self.inner.ApproveResolution(request, context)
+        except Refusal as told:
+            if not request.overrules or "bank_said" not in told.metadata:
+                raise
+            said = AnswerKind.Value(f"ANSWER_KIND_{told.metadata['bank_said']}")
+        meant = ApproveResolutionRequest()
+        meant.CopyFrom(request)
+        meant.overrules = said
+        return await self.inner.ApproveResolution(meant, context)
+
+
+class AnApprovalOverrulesWhateverTheBankSays(Parts):
+    """Who approves without the word of a silent bank overrules what it says by then."""
+
+    def operators(self, journal: Journal, assembled: Assembled, *others: Any) -> OperatorService:
+        """Make a desk that obliges."""
+        return Obliging(super().operators(journal, assembled, *others)).as_one()
+
+
 class Hushing(Around[Journal]):
     """A journal that does not store what an approval says of the bank."""
 
@@ -219,6 +247,7 @@ BUGS: tuple[type[Parts], ...] = (
     ARejectedProposalIsApproved,
     AnOutcomeIsReplacedByAnotherPerson,
     SilenceConfirmsAResolution,
+    AnApprovalOverrulesWhateverTheBankSays,
     AnApprovalHidesThatTheBankContradicts,
     AHeldBackChargeGoesOn,
     AStartForgetsWhatIsHeldBack,

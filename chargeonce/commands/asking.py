@@ -47,7 +47,7 @@ _WAYS_OUT = {
     "SECOND_PERSON_NEEDED": "somebody else has to approve it, with a credential of their own: --token-file or --tls",
     "ANOTHER_PROPOSAL": "see that one, and have it approved or rejected first: chargeonce explain NAME",
     "PROPOSAL_CHANGED": "look at the charge again: chargeonce explain NAME",
-    "BANK_CONTRADICTS": "ask the bank: chargeonce desk ask-bank NAME; if it is the bank that is wrong, add --contradicts-bank",
+    "BANK_CONTRADICTS": "ask the bank: chargeonce desk ask-bank NAME; if it is the bank that is wrong, add --overrules ANSWER",
 }
 _AFTER_A_STEP = "it may be stored: before you repeat it look at chargeonce history NAME"
 """What to do after a step of the desk without an answer: it has no key."""
@@ -309,7 +309,7 @@ def _told(error: CallFailed, *, is_step: bool) -> list[str]:
     if is_step and error.is_safe_without_a_key:
         advice = "nothing was stored: repeat it later"
         if error.reason == "BANK_UNREACHABLE":
-            advice += "; to approve it without the bank's word, add --contradicts-bank"
+            advice += "; to approve it without the bank's word, add --overrules ANSWER"
     elif is_step and isinstance(error, Unsettled):
         advice = _AFTER_A_STEP
     if isinstance(error, Unsettled) and not (is_step and error.is_safe_without_a_key):
@@ -320,8 +320,14 @@ def _told(error: CallFailed, *, is_step: bool) -> list[str]:
         first,
         *(f"  {name}: {value}{' minor units' * (name == 'left')}" for name, value in error.metadata.items()),
         *(f"  {field or 'the request'}: {text}" for field, text in error.violations.items()),
-        f"  {advice.replace('NAME', _name_as_given())}",
+        f"  {advice.replace('ANSWER', _answer_as_told(error)).replace('NAME', _name_as_given())}",
     ]
+
+
+def _answer_as_told(error: CallFailed) -> str:
+    """Return the bank's answer that a refusal tells of, as --overrules has it."""
+    said = error.metadata.get("bank_said")
+    return words.option(said) if said else "ANSWER"
 
 
 def _name_as_given() -> str:

@@ -11,11 +11,20 @@ from chargeonce.commands.asking import Asking, Command, Named, asking, id_of, kn
 from chargeonce.commands.exits import HELP, Exit, of_charge
 from chargeonce.commands.looking import proposal_fields
 from chargeonce.commands.printing import Cell, json_of, part, rows_of, status
-from chargeonce_client import AnswerKind, BankStatus, ChargeStatus, DeskOutcome, GetServerStatusResponse, Resolution
-from contract.situations import NO_END_YET
+from chargeonce_client import (
+    AnswerKind,
+    BankStatus,
+    ChargeStatus,
+    DeskOutcome,
+    GetServerStatusResponse,
+    OperationKind,
+    Resolution,
+)
+from contract.situations import differs_in, said_besides
 
 _INTERRUPTED = "the step may be stored: chargeonce history NAME tells"
 _NOTHING_SENT = "nothing was sent"
+_ANSWERS = {words.option(words.word(AnswerKind, number)): number for number in AnswerKind.values() if number}
 
 _at_the_desk = asking("command", later=("query",), interrupted=_INTERRUPTED, is_step=True)
 _asked_only = asking("command", later=("query",))
@@ -79,21 +88,23 @@ async def release(asked: Asking, name: Named, reason: str) -> Exit:
 @named
 @_asked_only
 async def ask_bank(asked: Asking, name: Named) -> Exit:
-    """Ask the bank what it knows of a charge's newest operation. It changes nothing.
+    """Ask the bank what it knows of a charge's newest operation that was for it. It changes nothing.
 
-    NAME is the charge's id or its key.
+    NAME is the charge's id or its key. The answer names the operation.
     """
     answer = await asked.client.desk.ask_bank(await id_of(asked, name))
     asked.printer.fields(
         {
+            "operation": words.word(OperationKind, answer.operation).lower(),
+            "key": answer.idempotency_key,
             "bank_said": words.word(AnswerKind, answer.bank_said),
             "transaction_id": answer.transaction_id,
-            "differs_in": ", ".join(answer.differing_fields),
+            "differs_in": differs_in(answer),
         },
         json_of(answer),
     )
-    if answer.bank_said == AnswerKind.ANSWER_KIND_CALLED_OFF:
-        asked.printer.note(NO_END_YET, {"advice": NO_END_YET})
+    if advice := said_besides(answer):
+        asked.printer.note(advice, {"advice": advice})
     return Exit.DONE
 
 
@@ -158,12 +169,15 @@ async def propose(
 @named
 @_of_a_proposal
 @click.option(
-    "--contradicts-bank", is_flag=True, help="Approve it although the bank says otherwise, or cannot be asked."
+    "--overrules",
+    type=click.Choice(list(_ANSWERS)),
+    metavar="ANSWER",
+    help="Approve it although the bank says this, such as executed, or no-answer. It must say exactly this.",
 )
 @_reasoned
 @_at_the_desk
 async def approve(
-    asked: Asking, name: Named, proposal: int | None, yes: bool, contradicts_bank: bool, reason: str
+    asked: Asking, name: Named, proposal: int | None, yes: bool, overrules: str | None, reason: str
 ) -> Exit:
     """Approve a proposal of somebody else: the charge then has that outcome for ever.
 
@@ -171,7 +185,8 @@ async def approve(
     """
 
     async def approved(charge_id: str, chosen: int) -> Exit:
-        answer = await asked.client.desk.approve(charge_id, chosen, reason=reason, contradicts_bank=contradicts_bank)
+        overruled = _ANSWERS[overrules] if overrules else AnswerKind.ANSWER_KIND_UNSPECIFIED
+        answer = await asked.client.desk.approve(charge_id, chosen, reason=reason, overrules=overruled)
         asked.printer.fields(
             {**_fields(answer.outcome), "bank_said": words.word(AnswerKind, answer.bank_said)}, json_of(answer)
         )

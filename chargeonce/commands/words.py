@@ -76,6 +76,11 @@ def word(kind: Values, number: int) -> str:
     return names.get(number, str(number)).removeprefix(prefix)
 
 
+def option(name: str) -> str:
+    """Write an enum's value as an option's, such as no-answer."""
+    return name.lower().replace("_", "-")
+
+
 class Time(click.ParamType[datetime]):
     """A time in ISO 8601: in UTC, unless it names another offset."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from chargeonce_client import CallFailed, Charge
-from charging.v1.common_pb2 import AnswerKind, Resolution
+from charging.v1.common_pb2 import AnswerKind, OperationKind, Resolution
 from charging.v1.operator_pb2 import (
     ApproveResolutionRequest,
     AskBankRequest,
@@ -22,11 +22,11 @@ from console import words
 from console.html import Child, tag
 from console.pages import parts
 from console.visit import Refuse, Visit
-from contract.situations import NO_END_YET
+from contract.situations import differs_in, said_besides
 
 # The service counts bytes; what is longer than this is too long in any writing.
 _LONGEST_TEXT = 1_500
-_AGAINST_THE_BANK = frozenset({"BANK_CONTRADICTS", "BANK_UNREACHABLE"})
+_NOTHING = AnswerKind.Name(AnswerKind.ANSWER_KIND_UNSPECIFIED)
 _SERVICE = "charging.v1.OperatorService/"
 _PROPOSES = "Proposes how the operation ended, with the evidence for it; a second person approves it."
 
@@ -48,6 +48,13 @@ def _proposal(visit: Visit) -> int:
         return int(visit.given("proposal"))
     except ValueError:
         raise Refuse(400, "The form names no proposal.") from None
+
+
+def _overruled(visit: Visit) -> AnswerKind.ValueType:
+    try:
+        return AnswerKind.Value(visit.given("overrules") or _NOTHING)
+    except ValueError:
+        raise Refuse(400, "The form names no answer of a bank.") from None
 
 
 def _with_reason(request: Callable[..., Any]) -> Callable[[Visit, str], Any]:
@@ -88,7 +95,7 @@ STEPS: Mapping[str, Step] = {
             charge_id=charge_id,
             reason=visit.given("reason"),
             proposal=_proposal(visit),
-            contradicts_bank=visit.given("contradicts_bank") == "yes",
+            overrules=_overruled(visit),
         ),
         "Approve",
         "The resolution is approved: this is the outcome.",
@@ -111,9 +118,10 @@ async def take(visit: Visit, charge_id: str, name: str) -> Response:
     if name == "ask-bank":
         said = words.word(AnswerKind, answer.bank_said) or "nothing"
         which = f", transaction {answer.transaction_id}" if answer.transaction_id else ""
-        differs = f"; it differs from ours in {', '.join(answer.differing_fields)}" if answer.differing_fields else ""
-        but = f" {NO_END_YET}" if answer.bank_said == AnswerKind.ANSWER_KIND_CALLED_OFF else ""
-        visit.session.notices.append(f"The bank says: {said}{which}{differs}.{but}")
+        differs = f"; it differs from ours in {fields}" if (fields := differs_in(answer)) else ""
+        asked = f"{words.word(OperationKind, answer.operation)} {answer.idempotency_key}"
+        besides = f" {more}" if (more := said_besides(answer)) else ""
+        visit.session.notices.append(f"The bank says of the {asked}: {said}{which}{differs}.{besides}")
         return visit.go(parts.place(charge_id, visit.given("journal")))
     visit.session.notices.append(step.done)
     outcome = answer.outcome
@@ -221,15 +229,20 @@ def _form(
         fields.append(tag.input(type="hidden", name="proposal", value=number))
     if name != "ask-bank":
         fields.append(area("reason", "Reason, for the history"))
-    if name == "approve" and failure is not None and failure.reason in _AGAINST_THE_BANK:
+    if name == "approve" and failure is not None and (said := failure.metadata.get("bank_said")):
         fields.append(
             tag.label(
-                tag.input(type="checkbox", name="contradicts_bank", value="yes"),
-                " Approve it although the bank says otherwise, or cannot be asked. The history will say so.",
+                tag.input(type="checkbox", name="overrules", value=f"ANSWER_KIND_{said}"),
+                f" Approve it although the bank said: {said.lower().replace('_', ' ')}. It must say so again. The history will"
+                " tell.",
                 class_="choice",
             )
         )
-    text = action.text if action else "Asks the bank what it knows of the newest operation. It changes nothing."
+    text = (
+        action.text
+        if action
+        else "Asks the bank what it knows of the newest operation that was for it. It changes nothing."
+    )
     text = _PROPOSES if name == "propose" else text
     return tag.div(
         tag.h3(step.button),

@@ -1,7 +1,7 @@
 """The operators of a story: they try, hold back, let go and resolve, rightly and wrongly, alone and at once, and forget things.
 
 They know what is durable in the journal, and what the bank's ledger says. None of their mistakes may break an invariant, except
-those that an approval names by its `contradicts_bank`.
+those that an approval names by its `overrules`.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from charging.v1.common_pb2 import Resolution
+from charging.v1.common_pb2 import AnswerKind, Resolution
 from charging.v1.operator_pb2 import (
     ApproveResolutionRequest,
     AskBankRequest,
@@ -64,6 +64,9 @@ class People:
         self._network = network
         self._overview = overview
         self._taken: list[Taken] = []
+        self._approvals: set[tuple[str, str, int, int]] = (
+            set()
+        )  # who, charge, proposal, and the answer that it overrules
         self._by_hand = 0
 
     # ------------------------------------------------------------ while there are faults
@@ -137,7 +140,7 @@ class People:
         request = ApproveResolutionRequest(charge_id=charge.charge_id, proposal=proposal, reason="I looked too")
         told = await self._take(caller, request)
         if isinstance(told, Refusal) and self._insists(charge, told.reason):
-            request.contradicts_bank = True
+            request.overrules = AnswerKind.Value(f"ANSWER_KIND_{told.metadata['bank_said']}")
             told = await self._take(caller, request)
         return told
 
@@ -237,6 +240,8 @@ class People:
         """Take a step, and again while nobody knows what came of it."""
         method = type(request).__name__.removesuffix("Request")
         told: Told | Refusal | None = None
+        if isinstance(request, ApproveResolutionRequest):
+            self._approvals.add((caller.actor, request.charge_id, request.proposal, request.overrules))
         for _ in range(3):
             self._stage.note(caller.actor, method, request.charge_id, getattr(request, "proposal", ""))
             told = await self._network.call(f"/{OPERATORS}/{method}", request, caller, timeout_seconds=PATIENCE_SECONDS)
@@ -270,7 +275,18 @@ class People:
         }
 
     def violations(self, records: Sequence[Record]) -> Iterator[Violation]:
-        """I7, I15: what operators were told is durable, and is so. `records` is the journal in the end."""
+        """I7, I15: what operators were told is durable, and is so. I19: what they overruled is what they named.
+
+        `records` is the journal in the end.
+        """
+        for charge_id, stream in self._overview.charges.items():
+            for record, kind, event in stream.entries:
+                approved = event.resolution_approved
+                named = (approved.actor, charge_id, approved.proposal, approved.bank_said)
+                if kind == "resolution_approved" and approved.contradicts_bank and named not in self._approvals:
+                    where = f"position {record.position} of charge {charge_id}"
+                    said = AnswerKind.Name(approved.bank_said)
+                    yield Violation("I19", where, f"{approved.actor} has overruled {said}, and had not named that")
         for who, request, told in self._taken:
             if isinstance(request, AskBankRequest):
                 continue

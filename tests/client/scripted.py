@@ -22,8 +22,8 @@ _METHODS = {
 
 
 @asynccontextmanager
-async def a_server_of(*lines: Error | Message) -> AsyncIterator[str]:
-    """Start a server that answers each call with the next line; yield its address."""
+async def a_server_of(*lines: Error | Message, **metadata: str) -> AsyncIterator[str]:
+    """Start a server that answers each call with the next line; yield its address. Each error has the metadata besides."""
     script = iter(lines)
 
     async def answer(_: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
@@ -31,7 +31,9 @@ async def a_server_of(*lines: Error | Message) -> AsyncIterator[str]:
         if not isinstance(line, Message):
             code, domain, reason, advice = line
             info = Packed()
-            info.Pack(error_details_pb2.ErrorInfo(domain=domain, reason=reason, metadata={"advice": advice}))
+            info.Pack(
+                error_details_pb2.ErrorInfo(domain=domain, reason=reason, metadata={**metadata, "advice": advice})
+            )
             details = status_pb2.Status(code=code.value[0], details=[info]).SerializeToString()
             await context.abort(code, "a text", (("grpc-status-details-bin", details),) if domain else ())
         return line.SerializeToString()

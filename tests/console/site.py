@@ -167,8 +167,8 @@ class Person:
             control = form.locator(f"[name={name}]")
             if name == "resolution":
                 await control.select_option(value)
-            elif name == "contradicts_bank":
-                await control.check()
+            elif name == "overrules":
+                await control.and_(form.locator(f"[value={value}]")).check()
             else:
                 await control.fill(value)
         await form.get_by_role("button", name=step, exact=True).click()

@@ -3,6 +3,7 @@
 import pytest
 from playwright.async_api import Browser, expect
 
+from contract.situations import ID_NOT_KEPT
 from rig.world import a_request
 from tests.console.site import ALWAYS, PATIENT_MILLISECONDS, Site, a_person, needs_chromium
 
@@ -28,7 +29,7 @@ async def test_two_persons_resolve_a_review(guarded: Site, chromium: Browser) ->
         await olga.does("Approve", reason="I am sure")
         await olga.sees("A second person must approve it")
         await expect(olga.page.locator("#approve-reason")).to_have_value("I am sure")
-        await expect(olga.page.locator("[name=contradicts_bank]")).to_have_count(0)
+        await expect(olga.page.locator("[name=overrules]")).to_have_count(0)
         await omar.signs_in("omar", "shop")
         await omar.finds("order-1")
         await omar.sees("line 12 of the statement")
@@ -48,13 +49,32 @@ async def test_an_approval_against_the_banks_word_says_so_itself(guarded: Site, 
         await olga.does("Propose", resolution="RESOLUTION_NOT_EXECUTED", evidence="ticket 7", reason="it is not there")
         await omar.signs_in("omar", "shop")
         await omar.finds("order-1")
-        await expect(omar.page.locator("[name=contradicts_bank]")).to_have_count(0)
+        await expect(omar.page.locator("[name=overrules]")).to_have_count(0)
         await omar.does("Approve", reason="as she says")
-        await omar.sees("bank said: executed")
-        await omar.does("Approve", contradicts_bank="yes", reason="the bank is wrong: it told us so")
+        await omar.sees("Approve it although the bank said: executed.")
+        await omar.does("Approve", overrules="ANSWER_KIND_EXECUTED", reason="the bank is wrong: it told us so")
         await expect(omar.page.locator("#summary")).to_contain_text("declined")
         await expect(omar.page.locator("#history")).to_contain_text("although the bank said: executed")
         await omar.sees("without the bank's word")
+
+
+async def test_what_a_silent_bank_says_by_then_is_not_overruled(guarded: Site, chromium: Browser) -> None:
+    """The form offers to overrule just what the bank said last."""
+    await guarded.in_review(a_request("order-1"))
+    async with a_person(guarded.url, chromium) as olga, a_person(guarded.url, chromium, may_fail=True) as omar:
+        await olga.signs_in("olga", "shop")
+        await olga.finds("order-1")
+        await olga.does("Propose", resolution="RESOLUTION_NOT_EXECUTED", evidence="ticket 7", reason="it is not there")
+        await omar.signs_in("omar", "shop")
+        await omar.finds("order-1")
+        await guarded.referee.trouble("look_up", "lose_request", times=ALWAYS)
+        await omar.does("Approve", reason="as she says")
+        await omar.sees("Approve it although the bank said: no answer.")
+        await guarded.referee.no_more_trouble()
+        await omar.does("Approve", overrules="ANSWER_KIND_NO_ANSWER", reason="the bank is away")
+        await omar.sees("Approve it although the bank said: executed.")
+        await expect(omar.page.locator("[name=overrules]")).not_to_be_checked()
+        await expect(omar.page.locator("#summary")).to_contain_text("in review")
 
 
 async def test_a_proposal_is_turned_down(guarded: Site, chromium: Browser) -> None:
@@ -94,7 +114,7 @@ async def test_a_step_is_tried_now_and_the_bank_is_asked(site: Site, chromium: B
     async with a_person(site.url, chromium) as person:
         await person.goes("/search?q=order-1")
         await person.does("Ask the bank")
-        await person.sees("The bank says: executed")
+        await person.sees("The bank says of the charge order-1: executed")
         calls = len(await site.referee.asked(answer.charge_id))
         await person.does("Try now", reason="the bank is in order again")
         await person.sees("Its next step is due now.")
@@ -111,9 +131,19 @@ async def test_it_is_told_in_what_the_bank_differs(site: Site, chromium: Browser
         (moved,) = await site.referee.movements()
         assert moved.reference == answer.charge_id
         await person.sees(
-            f"The bank says: contradiction, transaction {moved.transaction_id}; it differs from ours in amount."
+            f"The bank says of the charge order-1: contradiction, transaction {moved.transaction_id};"
+            " it differs from ours in amount."
         )
         await site.referee.no_more_trouble()
+
+
+async def test_an_id_that_may_not_be_kept_is_told_as_no_difference(site: Site, chromium: Browser) -> None:
+    await site.referee.trouble("execute", "odd_transaction_id")
+    await site.seen(await site.charge(a_request("order-1")))
+    async with a_person(site.url, chromium) as person:
+        await person.goes("/search?q=order-1")
+        await person.does("Ask the bank")
+        await person.sees(f"The bank says of the charge order-1: contradiction. {ID_NOT_KEPT}")
 
 
 async def test_a_step_that_no_longer_fits_is_refused_with_its_reason(site: Site, chromium: Browser) -> None:

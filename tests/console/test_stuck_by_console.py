@@ -125,7 +125,7 @@ async def do(person: Person, step: str, world: StuckWorld, key: str) -> None:
     """Take a step, with the transaction as the bank tells it. A charge that came to rest meanwhile needs no try."""
     if step == "Propose":
         await person.does("Ask the bank")
-        await person.sees("The bank says: executed")
+        await person.sees(f" {key}: executed, transaction ")
         transaction = await world.transaction_id(key)
         await person.sees(transaction)
         await person.does(

@@ -99,6 +99,7 @@ from command_service.values import (
     Resolution,
     ReviewReason,
     Token,
+    kind_of,
 )
 from tests.core.stories import EVIDENCE, REQUESTED_AT, STEP_URL, reference, stored
 from tests.core.test_laws import (
@@ -144,10 +145,10 @@ def wanted(
 
 
 def approval(
-    answer: Answer, actor: str = BEN, proposal: int = 1, *, may_contradict: bool = False, tenant: str = ""
+    answer: Answer, actor: str = BEN, proposal: int = 1, *, overrules: AnswerKind | None = None, tenant: str = ""
 ) -> WantedApproval:
     refund_id = reference(Kind.REFUND, refund_key(proposal))
-    return WantedApproval(actor, "seen too", proposal, may_contradict, answer, refund_id, tenant)
+    return WantedApproval(actor, "seen too", proposal, overrules, answer, refund_id, tenant)
 
 
 STEPS: list[Wanted] = [
@@ -157,7 +158,7 @@ STEPS: list[Wanted] = [
     *map(wanted, FOUND),
     wanted(ResolutionRejected(BEN, "no", 1)),
     *(approval(answer) for answer in SAID),
-    *(approval(answer, may_contradict=True) for answer in (Executed("tx8"), NoAnswer())),
+    *(approval(answer, overrules=kind_of(answer)) for answer in (Executed("tx8"), NoAnswer())),
 ]
 # They lead nowhere new.
 USELESS: list[Wanted] = [
@@ -339,9 +340,11 @@ def test_an_approval_without_the_banks_word_needs_the_approvers_own(charge: Char
             fits = isinstance(answer, Declined | Expired | CalledOff)
         assert is_confirmed(made, answer) == fits
         if not fits:
-            with pytest.raises(BankSaysNothing if isinstance(answer, NoAnswer) else BankContradicts):
-                decide(charge, approval(answer))
-        (approved, *_) = decide(charge, approval(answer, may_contradict=True))
+            for other in (None, *(kind for kind in AnswerKind if kind is not kind_of(answer))):
+                with pytest.raises(BankSaysNothing if isinstance(answer, NoAnswer) else BankContradicts) as refused:
+                    decide(charge, approval(answer, overrules=other))
+                assert refused.value.args[0] == kind_of(answer).name
+        (approved, *_) = decide(charge, approval(answer, overrules=kind_of(answer)))
         assert isinstance(approved, ResolutionApproved)
         assert approved.contradicts_bank == (not fits)
 
@@ -436,7 +439,7 @@ def test_without_the_banks_word_people_are_told_how_to_do_without_it() -> None:
         with pytest.raises(Refusal) as told, explaining():
             raise raised.value
         assert (told.value.reason, told.value.retry_after_seconds) == ("BANK_UNREACHABLE", seconds)
-        assert "contradicts_bank" in told.value.text
+        assert "overrules" in told.value.text and told.value.metadata["bank_said"] == "NO_ANSWER"
 
 
 def test_another_proposal_is_told_by_its_name_and_its_author() -> None:
@@ -462,7 +465,7 @@ steps = st.one_of(
     st.builds(ResolutionRejected, people, reasons, positions),
 )
 at_the_desk = st.builds(WantedStep, steps, st.sampled_from(["", TENANT, "another"])) | st.builds(
-    approval, answers | st.just(Executed("tx9")), people, positions, may_contradict=st.booleans()
+    approval, answers | st.just(Executed("tx9")), people, positions, overrules=st.sampled_from([None, *AnswerKind])
 )
 
 

@@ -18,6 +18,8 @@ from grpc import StatusCode
 
 from chargeonce.commands.exits import Exit
 from chargeonce_client import (
+    AnswerKind,
+    AskBankResponse,
     Charge,
     ExplainChargeResponse,
     GetServerStatusResponse,
@@ -27,6 +29,7 @@ from chargeonce_client import (
 )
 from charging.v1.operator_pb2 import HoldBackResponse
 from charging.v1.query_pb2 import Situation
+from contract.situations import ID_NOT_KEPT
 from rig import stuck
 from rig.processes import free_address
 from rig.staffed import TENANT
@@ -38,6 +41,7 @@ from tests.e2e.test_command_line import MOST_SECONDS, NO_CHARGES_ID, SCRIPT, Don
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WHY = ("--reason", "as the runbook says")
+AGAINST = ("--overrules", "contradiction")
 SEEN = ("--evidence", "the bank's statement of today, line 1")
 UNKNOWN, REVIEW, HOLD = (
     Situation.SITUATION_EXECUTION_UNKNOWN,
@@ -215,7 +219,8 @@ async def test_two_people_resolve_a_charge_in_review(world: StuckWorld) -> None:
     key = await provoked(world, REVIEW)
     transaction = await world.transaction_id(key)
     asked = await done(world, "ann", "desk", "ask-bank", key)
-    assert asked == {"bank_said": "CONTRADICTION"}
+    about = {"operation": "charge", "key": key, "bank_said": "CONTRADICTION"}
+    assert asked == {**about, "transaction_id": transaction, "differs_in": "amount"}
     proposed = await run(world, "ann", "desk", "propose", key, "--executed", transaction, *SEEN, *WHY)
     number = fields(proposed)["proposal"]
     line = f"chargeonce desk approve {world.stuck[key].charge_id} --proposal {number} --reason ..."
@@ -226,7 +231,7 @@ async def test_two_people_resolve_a_charge_in_review(world: StuckWorld) -> None:
     assert "SECOND_PERSON_NEEDED" in by_ann and "--token-file" in by_ann
     contradicted = await refusal(world, "ben", "desk", "approve", key, "--proposal", number, *WHY)
     assert "BANK_CONTRADICTS" in contradicted and "bank_said: CONTRADICTION" in contradicted
-    assert "--contradicts-bank" in contradicted
+    assert "add --overrules contradiction" in contradicted
     told = await shown(world, key, "AWAITING_APPROVAL")
     assert re.search(
         rf"^proposal +{number}, says EXECUTED, transaction_id {transaction}, evidence ", told, re.MULTILINE
@@ -245,7 +250,10 @@ async def test_a_proposal_is_approved_against_the_bank_only_by_saying_so(world: 
     refund = ("--refunded", transaction, "--refund", "re_1")
     told = await document(world, "ann", "desk", "propose", key, *refund, *SEEN, *WHY)
     number = ParseDict(told, ProposeResolutionResponse()).proposal
-    approved = await done(world, "ben", "desk", "approve", key, "--proposal", str(number), "--contradicts-bank", *WHY)
+    approval = ("desk", "approve", key, "--proposal", str(number), *WHY)
+    other = await refusal(world, "ben", *approval, "--overrules", "no-answer")
+    assert "bank_said: CONTRADICTION" in other and "add --overrules contradiction" in other
+    approved = await done(world, "ben", *approval, *AGAINST)
     assert (approved["status"], approved["bank_said"]) == ("REFUNDED", "CONTRADICTION")
     told = await shown(world, key, "ResolutionApproved")
     assert re.search(r" ResolutionApproved .* ben .*; although the bank said: CONTRADICTION$", told, re.MULTILINE)
@@ -416,7 +424,7 @@ BANK_AWAY = (StatusCode.UNAVAILABLE, "charging.v1", "BANK_UNREACHABLE", "RETRY_S
         (
             [BANK_AWAY] * 50,
             ("approve", NO_CHARGES_ID, "--proposal", "1", "--patience", "1"),
-            "nothing was stored: repeat it later; to approve it without the bank's word, add --contradicts-bank",
+            "nothing was stored: repeat it later; to approve it without the bank's word, add --overrules no-answer",
         ),
     ],
     ids=["it may be stored", "nothing was stored"],
@@ -424,10 +432,20 @@ BANK_AWAY = (StatusCode.UNAVAILABLE, "charging.v1", "BANK_UNREACHABLE", "RETRY_S
 async def test_a_step_without_an_answer_says_whether_it_may_be_repeated(
     world: StuckWorld, lines: Sequence[Error | Message], words: Sequence[str], told: str
 ) -> None:
-    async with a_server_of(*lines) as address:
+    async with a_server_of(*lines, bank_said="NO_ANSWER") as address:
         ran = await run_in({**world.environment("ann"), "CHARGEONCE_COMMAND": address}, "desk", *words, *WHY)
     assert (ran.returncode, ran.stdout) == (Exit.NOT_KNOWN, "")
     assert told in ran.stderr
+
+
+async def test_an_id_of_the_banks_that_may_not_be_kept_is_told_as_no_difference(world: StuckWorld) -> None:
+    contradiction = AnswerKind.ANSWER_KIND_CONTRADICTION
+    answer = AskBankResponse(bank_said=contradiction, differing_fields=["transaction_id"], idempotency_key="order-1")
+    async with a_server_of(answer) as address:
+        place = {**world.environment("ann"), "CHARGEONCE_COMMAND": address}
+        ran = await run_in(place, "desk", "ask-bank", NO_CHARGES_ID)
+    assert fields(ran) == {"key": "order-1", "bank_said": "CONTRADICTION"}
+    assert ID_NOT_KEPT in ran.stderr
 
 
 @pytest.mark.parametrize(

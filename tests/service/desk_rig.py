@@ -12,7 +12,7 @@ import grpc.aio
 
 from charging.v1 import operator_pb2_grpc
 from charging.v1.command_pb2 import ChargeRequest
-from charging.v1.common_pb2 import Resolution
+from charging.v1.common_pb2 import AnswerKind, Resolution
 from charging.v1.operator_pb2 import (
     ApproveResolutionRequest,
     ApproveResolutionResponse,
@@ -106,10 +106,10 @@ class Operator:
         return (await self._desk.RejectResolution(request, **self._options)).outcome
 
     async def approve(
-        self, charge_id: str, proposal: int, *, contradicts_bank: bool = False
+        self, charge_id: str, proposal: int, *, overrules: AnswerKind.ValueType = AnswerKind.ANSWER_KIND_UNSPECIFIED
     ) -> ApproveResolutionResponse:
         request = ApproveResolutionRequest(
-            charge_id=charge_id, reason=self.reason, proposal=proposal, contradicts_bank=contradicts_bank
+            charge_id=charge_id, reason=self.reason, proposal=proposal, overrules=overrules
         )
         return await self._desk.ApproveResolution(request, **self._options)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from charging.v1.command_pb2 import ChargeRequest
-from charging.v1.common_pb2 import AnswerKind, Card, DeclineReason
+from charging.v1.common_pb2 import AnswerKind, Card, DeclineReason, OperationKind
 from charging.v1.journal_pb2 import GetAttemptsRequest
 from charging.v1.operator_pb2 import GetServerStatusRequest, ListReconciliationsRequest
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
@@ -19,6 +19,7 @@ from command_service.bank import Bank
 from command_service.journal.sqlite.file import SqliteFile
 from command_service.operate import restore_journal
 from command_service.values import Answer, Effect, Execute
+from contract.situations import ID_NOT_KEPT, differs_in, said_besides
 from rig.around import Around
 from rig.errors import refused
 from rig.referee import PATIENT_SECONDS
@@ -353,11 +354,42 @@ async def test_a_resolution_that_the_bank_contradicts_is_refused_unless_the_appr
     await world.bank_down()
     told = await refused(desk.ben.approve(charge_id, proposal))
     assert (told.reason, bool(told.retry_after_seconds)) == ("BANK_UNREACHABLE", True)
-    approved = await desk.ben.approve(charge_id, proposal, contradicts_bank=True)
+    assert told.metadata["bank_said"] == "NO_ANSWER"
+    told = await refused(desk.ben.approve(charge_id, proposal, overrules=AnswerKind.ANSWER_KIND_EXECUTED))
+    assert (told.reason, told.metadata["bank_said"]) == ("BANK_UNREACHABLE", "NO_ANSWER")
+    approved = await desk.ben.approve(charge_id, proposal, overrules=AnswerKind.ANSWER_KIND_NO_ANSWER)
     await world.bank_up()
     assert (approved.bank_said, approved.outcome.status) == (AnswerKind.ANSWER_KIND_NO_ANSWER, CHARGED)
     assert world.events(request)[-2].resolution_approved.contradicts_bank
     assert (await world.charge(request)).transaction_id == "another"
+
+
+async def test_who_approves_without_the_banks_word_does_not_overrule_what_it_says_by_then(
+    desk: DeskWorld, world: World
+) -> None:
+    """The bank was silent, and comes back with the word that the money moved: nothing is stored until that is overruled."""
+    request = a_request()
+    charge_id = await desk.in_review(request, is_executed=True)
+    proposal = await desk.ann.propose(charge_id, NOT_EXECUTED)
+    await world.bank_down()
+    assert (await refused(desk.ben.approve(charge_id, proposal))).metadata["bank_said"] == "NO_ANSWER"
+    await world.bank_up()
+    silent = AnswerKind.ANSWER_KIND_NO_ANSWER
+    told = await refused(desk.ben.approve(charge_id, proposal, overrules=silent))
+    assert (told.reason, told.metadata["bank_said"]) == ("BANK_CONTRADICTS", "EXECUTED")
+    assert world.story(request)[-1] == "resolution_proposed"
+    await desk.ben.reject(charge_id, proposal)
+    right = await desk.ann.propose(charge_id, EXECUTED, (await desk.ann.ask_bank(charge_id)).transaction_id)
+    approved = await desk.ben.approve(charge_id, right, overrules=silent)  # it confirms: there is nothing to overrule
+    assert (approved.bank_said, approved.outcome.status) == (AnswerKind.ANSWER_KIND_EXECUTED, CHARGED)
+    assert not world.events(request)[-2].resolution_approved.contradicts_bank
+
+
+async def test_an_answer_that_no_bank_gives_overrules_nothing(desk: DeskWorld) -> None:
+    charge_id = await desk.in_review(a_request(), is_executed=True)
+    proposal = await desk.ann.propose(charge_id, NOT_EXECUTED)
+    told = await refused(desk.ben.approve(charge_id, proposal, overrules=99))  # type: ignore[arg-type]
+    assert (told.reason, told.fields) == ("INVALID_REQUEST", frozenset({"overrules"}))
 
 
 async def test_people_hear_of_the_token_that_the_journal_holds_unless_it_was_restored(
@@ -460,6 +492,68 @@ async def test_the_bank_is_asked_what_it_knows_and_nothing_changes(
     assert (await world.asked(request))[-1] == "look_up"
 
 
+async def test_the_bank_is_asked_about_the_charge_and_not_about_a_void_that_ended_with_it(
+    desk: DeskWorld, world: World
+) -> None:
+    """The bank never saw such a void: to ask about that would say "called off" of money that moved."""
+    request, key = a_request(), new_key()
+    await world.trouble("execute", fault="lose_answer", times=ALWAYS)
+    await world.pending(request)
+    await until(lambda: _has_moved(world, request))
+    assert (await world.void(id_of(request), key=key)).status == OPERATION_DECLINED
+    charged = await world.charge(request)
+    await world.referee.no_more_trouble()
+    assert world.story(request)[-2:] == ["void_requested", "charged"]
+    asked = await desk.ann.ask_bank(id_of(request))
+    assert (asked.bank_said, asked.transaction_id) == (AnswerKind.ANSWER_KIND_EXECUTED, charged.transaction_id)
+    assert (asked.operation, asked.idempotency_key) == (OperationKind.OPERATION_KIND_CHARGE, request.idempotency_key)
+    await world.refund(id_of(request), 250, key=key + "-2")
+    asked = await desk.ann.ask_bank(id_of(request))
+    assert (asked.operation, asked.idempotency_key) == (OperationKind.OPERATION_KIND_REFUND, key + "-2")
+    assert asked.bank_said == AnswerKind.ANSWER_KIND_EXECUTED
+
+
+@pytest.mark.parametrize("is_called_off", [False, True], ids=["charge", "called off"])
+async def test_the_bank_is_not_asked_about_a_refund_that_people_made_by_hand(
+    desk: DeskWorld, world: World, is_called_off: bool
+) -> None:
+    request = a_request()
+    if is_called_off:
+        await world.trouble("execute", fault="lose_answer", times=ALWAYS)
+        await world.pending(request)
+        await until(lambda: _has_moved(world, request))
+        await world.trouble("cancel", "wrong_amount")
+        await world.trouble("look_up", "wrong_amount", times=2)
+        assert (await world.void(id_of(request))).status == OPERATION_IN_REVIEW
+        await world.referee.no_more_trouble()
+    else:
+        await desk.in_review(request, is_executed=True)
+    right = (await desk.ann.ask_bank(id_of(request))).transaction_id
+    await desk.ben.approve(id_of(request), await desk.ann.propose(id_of(request), REFUNDED, right, "by-hand-9"))
+    assert world.story(request)[-1] == "refunded"
+    asked = await desk.ann.ask_bank(id_of(request))
+    assert (asked.bank_said, asked.transaction_id) == (AnswerKind.ANSWER_KIND_EXECUTED, right)
+    assert (asked.operation, asked.idempotency_key) == (OperationKind.OPERATION_KIND_CHARGE, request.idempotency_key)
+
+
+async def test_a_charge_that_was_executed_under_an_id_that_may_not_be_kept_differs_in_that_alone(
+    desk: DeskWorld, world: World
+) -> None:
+    """Its money moved: two people book it under a name of theirs, against the bank's word, since it has no other."""
+    request = a_request()
+    await world.trouble("execute", "odd_transaction_id")
+    assert (await world.charge(request)).status == IN_REVIEW
+    asked = await desk.ann.ask_bank(id_of(request))
+    contradiction = AnswerKind.ANSWER_KIND_CONTRADICTION
+    assert (asked.bank_said, [*asked.differing_fields], asked.transaction_id) == (contradiction, ["transaction_id"], "")
+    assert differs_in(asked) == ""
+    assert said_besides(asked) == ID_NOT_KEPT
+    proposal = await desk.ann.propose(id_of(request), EXECUTED, "by-our-reference")
+    approved = await desk.ben.approve(id_of(request), proposal, overrules=contradiction)
+    assert (approved.bank_said, approved.outcome.status) == (contradiction, CHARGED)
+    assert (await world.charge(request)).transaction_id == "by-our-reference"
+
+
 async def test_it_is_told_in_what_the_bank_contradicts_us(desk: DeskWorld, world: World) -> None:
     """And under what id it executed our order with another amount: two people may insist on that one."""
     request = a_request()
@@ -469,6 +563,7 @@ async def test_it_is_told_in_what_the_bank_contradicts_us(desk: DeskWorld, world
     asked = await desk.ann.ask_bank(charge_id)
     assert asked.bank_said == AnswerKind.ANSWER_KIND_CONTRADICTION
     assert (asked.transaction_id, [*asked.differing_fields]) == (right, ["amount"])
+    assert (differs_in(asked), said_besides(asked)) == ("amount", "")
     proposal = await desk.ann.propose(charge_id, EXECUTED, right)
     told = await refused(desk.ben.approve(charge_id, proposal))
     assert (told.reason, told.metadata["bank_said"]) == ("BANK_CONTRADICTS", "CONTRADICTION")
@@ -585,6 +680,10 @@ async def _executes(world: World) -> list[str]:
 
 async def _has_executed(world: World, request: ChargeRequest) -> bool:
     return "execute" in await world.asked(request)
+
+
+async def _has_moved(world: World, request: ChargeRequest) -> bool:
+    return bool(await world.movements(request))
 
 
 async def _more(asked: Awaitable[list[str]], than: int) -> bool:
