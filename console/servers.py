@@ -12,7 +12,7 @@ import grpc.aio
 from grpc import StatusCode
 
 import chargeonce_client
-from chargeonce_client import CallFailed
+from chargeonce_client import CallFailed, Refused, Unsettled
 from charging.v1.operator_pb2 import GetServerStatusRequest
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
 from charging.v1.query_pb2 import GetViewStatusRequest
@@ -134,8 +134,11 @@ class Asker:
         """Ask the first query server that answers."""
         *others, last = self.servers.queries
         for server in others:
-            with contextlib.suppress(_NotThere):
-                return await _there(self.ask(method(server.queries), request, seconds), _is_away)
+            try:
+                return await self.ask(method(server.queries), request, seconds)
+            except CallFailed as failure:
+                if not _is_away(failure):
+                    raise
         return await self.ask(method(last.queries), request, seconds)
 
     async def look(
@@ -155,13 +158,21 @@ class Asker:
         """Take a step of the desk at the first command server that knows the charge.
 
         To take it at a second one, after the first has not answered, is safe: both share a journal, where a step that would
-        change nothing stores nothing.
+        change nothing stores nothing. Raises Refused if nothing was stored, and Unsettled if one of them may have stored it.
         """
-        *others, last = self.servers.commands
-        for server in others:
-            with contextlib.suppress(_NotThere):
-                return await _there(self.ask(method(server.desk), request, DESK_SECONDS), _is_elsewhere)
-        return await self.ask(method(last.desk), request, DESK_SECONDS)
+        told: CallFailed | None = None
+        is_open = False
+        for server in self.servers.commands:
+            try:
+                return await self.ask(method(server.desk), request, DESK_SECONDS)
+            except CallFailed as failure:
+                is_open = is_open or _may_be_stored(failure)
+                if told is None or failure.reason != "CHARGE_NOT_FOUND":  # whoever does not answer may have the charge
+                    told = failure
+                if not _is_elsewhere(failure):
+                    break
+        assert told is not None, "there is a command server"
+        raise (Unsettled if is_open else Refused)(*told.args)
 
     async def stream(
         self, open_call: Callable[["QueryServiceAsyncStub"], Callable[..., Any]], request: Any
@@ -224,21 +235,14 @@ async def tried(answer: Awaitable[T]) -> T | CallFailed:
         return failure
 
 
-class _NotThere(Exception):
-    """Another server may have it."""
-
-
-async def _there(answer: Awaitable[T], is_elsewhere: Callable[[CallFailed], bool]) -> T:
-    try:
-        return await answer
-    except CallFailed as failure:
-        if is_elsewhere(failure):
-            raise _NotThere from None
-        raise
-
-
 def _is_away(failure: CallFailed) -> bool:
     return not failure.reason and failure.code in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+
+
+def _may_be_stored(failure: CallFailed) -> bool:
+    """Whether a step of the desk may be stored although it failed: there is no word of the service that it is not."""
+    is_refused = not failure.may_be_repeated and failure.code is not StatusCode.DATA_LOSS
+    return not (is_refused or failure.is_safe_without_a_key or failure.code is StatusCode.UNIMPLEMENTED)
 
 
 def _is_elsewhere(failure: CallFailed) -> bool:
