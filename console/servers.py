@@ -17,6 +17,7 @@ from charging.v1.operator_pb2 import GetServerStatusRequest
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
 from charging.v1.query_pb2 import GetViewStatusRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
+from console.sessions import Session
 from console.settings import Settings
 
 if TYPE_CHECKING:
@@ -103,14 +104,28 @@ async def connected(chosen: Settings) -> AsyncIterator[Servers]:
 class Asker:
     """One person who asks the servers. Every method raises CallFailed, and SignInNeeded if nobody knows the person."""
 
-    def __init__(self, servers: Servers, *, token: str, tenant: str, may_be_nobody: bool) -> None:
+    def __init__(self, servers: Servers, session: Session, *, may_be_nobody: bool) -> None:
+        """The token stays with the session: once that has ended, nothing more is asked in its name."""
         self.servers = servers
-        self._metadata: list[tuple[str, str]] = []
-        if token:
-            self._metadata.append(("authorization", f"Bearer {token}"))
-        if tenant:
-            self._metadata.append(("chargeonce-tenant", tenant))
-        self._may_ask = bool(token) or may_be_nobody
+        self._session = session
+        self._tenant = session.tenant
+        self._may_be_nobody = may_be_nobody and not session.token
+
+    @property
+    def _metadata(self) -> list[tuple[str, str]]:
+        """Who asks. Raises SignInNeeded if that is nobody who may."""
+        self.check()
+        metadata = []
+        if self._session.token:
+            metadata.append(("authorization", f"Bearer {self._session.token}"))
+        if self._tenant:
+            metadata.append(("chargeonce-tenant", self._tenant))
+        return metadata
+
+    def check(self) -> None:
+        """Raise SignInNeeded if there is no token, or none any more, where there must be one."""
+        if not (self._session.token or self._may_be_nobody):
+            raise SignInNeeded
 
     async def ask(
         self,
@@ -119,9 +134,9 @@ class Asker:
         seconds: float = DEADLINE_SECONDS,
     ) -> Answer:
         """Ask one server once."""
-        self._check()
+        metadata = self._metadata
         try:
-            return await method(request, timeout=seconds, metadata=self._metadata)
+            return await method(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from None
 
@@ -178,7 +193,6 @@ class Asker:
         self, open_call: Callable[["QueryServiceAsyncStub"], Callable[..., Any]], request: Any
     ) -> AsyncIterator[Any]:
         """Yield the messages of a stream of the first query server."""
-        self._check()
         call = open_call(self.servers.queries[0].queries)(request, timeout=STREAM_SECONDS, metadata=self._metadata)
         try:
             async for message in call:
@@ -190,19 +204,15 @@ class Asker:
 
     async def reconcile(self, requests: AsyncIterator[Any], server: int = 0) -> AsyncIterator[Any]:
         """Yield the messages of a reconciliation at a command server."""
-        self._check()
         call = self.servers.commands[server].desk.Reconcile(requests, metadata=self._metadata)
         try:
             async for message in call:
                 yield message
+                self.check()
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from None
         finally:
             call.cancel()
-
-    def _check(self) -> None:
-        if not self._may_ask:
-            raise SignInNeeded
 
     @staticmethod
     def _failed(error: grpc.aio.AioRpcError) -> CallFailed:

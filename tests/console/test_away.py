@@ -15,6 +15,7 @@ from charging.v1.query_pb2 import ViewState
 from chassis import settings
 from console.frame import staleness
 from console.servers import Asker, connected
+from console.sessions import Session
 from console.settings import Settings
 from rig.ports import kept
 from rig.world import a_request
@@ -98,7 +99,7 @@ async def test_a_step_is_taken_at_the_server_that_answers_and_none_is_told_that_
         addresses = [away, site.servers.command] if is_away_first else [site.servers.command, away]
         environment = {"CONSOLE_COMMAND": ",".join(addresses), "CONSOLE_QUERY": site.servers.query}
         async with connected(settings.read(Settings, environment)) as servers:
-            asker = Asker(servers, token="", tenant="", may_be_nobody=True)
+            asker = Asker(servers, Session(), may_be_nobody=True)
             proposed = ProposeResolutionRequest(
                 charge_id=review.charge_id,
                 reason="ticket 7",
