@@ -86,6 +86,10 @@ class Visit:
         """Return a field of the form, without blanks around it; empty if it is not there."""
         return self.form.get(name, "").strip()
 
+    async def check(self) -> None:
+        """Raise SignInNeeded if the servers do not know who asks. That none answers is no refusal."""
+        await self.asker.look(_view_status, GetViewStatusRequest(), PART_SECONDS)
+
     def post(self, action: str, *children: Child, **attributes: str) -> Child:
         """Return a form that this session's pages only can send."""
         secret = tag.input(type="hidden", name="csrf", value=self.session.csrf)
@@ -161,7 +165,7 @@ def events(tell: Tell) -> Callable[[Request], Awaitable[Response]]:
         shared: Shared = request.app.state.shared
         visit = _visit(request, shared)
         try:
-            await visit.asker.look(_view_status, GetViewStatusRequest(), PART_SECONDS)
+            await visit.check()
         except SignInNeeded:
             return Response(_SIGN_IN, media_type="text/event-stream")
         if shared.streams >= MOST_STREAMS:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from chargeonce_client import CallFailed, ListChargesResponse
-from charging.v1.query_pb2 import ChargeStage, GetViewStatusRequest, ListChargesRequest, Situation
+from charging.v1.query_pb2 import ChargeStage, ListChargesRequest, Situation
 from console import stuck, words
 from console.html import Child, tag
 from console.pages import parts, reconciliation, state
@@ -47,9 +47,7 @@ async def ticks(visit: Visit) -> AsyncIterator[str]:
     """Tell every few seconds that what is counted may have changed."""
     while True:
         await asyncio.sleep(TICK_SECONDS)
-        await visit.asker.look(
-            lambda stub: stub.GetViewStatus, GetViewStatusRequest()
-        )  # whether the servers still know the person
+        await visit.check()
         yield "tick"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 from structlog.testing import capture_logs
 
-from charging.v1.operator_pb2 import GetServerStatusRequest
+from charging.v1.operator_pb2 import GetServerStatusRequest, ReconcileBegin, ReconcileRequest
 from chassis import settings
 from console import samples, sessions, visit
 from console.pages import home
@@ -18,6 +19,7 @@ from console.servers import SignInNeeded, connected
 from console.sessions import IDLE_SECONDS, LONGEST_SECONDS, Session, Sessions
 from console.settings import Settings
 from console.visit import Shared
+from console.words import timestamp
 from rig.referee import PATIENT_SECONDS
 from rig.world import a_request
 from tests.console.site import TOKENS, Site, a_person, a_site, needs_chromium
@@ -133,6 +135,22 @@ async def test_samples_are_taken_until_the_person_signs_out(guarded: Site, monke
             while shared.samples.is_sampling:  # noqa: ASYNC110  # it is polled
                 await asyncio.sleep(0.01)
         sampling.cancel()
+
+
+async def test_a_reconciliation_ends_with_its_session(guarded: Site) -> None:
+    begun = ReconcileBegin(to=timestamp(datetime.now(UTC)))
+    getattr(begun, "from").CopyFrom(timestamp(datetime.now(UTC) - timedelta(days=1)))
+
+    async def requests() -> AsyncIterator[ReconcileRequest]:
+        yield ReconcileRequest(begin=begun)
+
+    async with shared_of(guarded) as shared:
+        session = shared.sessions.begin(Session(token=TOKENS["olga"]))
+        messages = shared.asker(session).reconcile(requests())
+        assert await anext(messages)
+        shared.sessions.end(session)
+        with pytest.raises(SignInNeeded):
+            await anext(messages)
 
 
 # ---------------------------------------------------------------- streams
