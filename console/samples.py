@@ -1,7 +1,6 @@
 """The last minutes of each command server, as samples of its state: what the small plots of the banks are drawn of."""
 
 import asyncio
-import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -40,8 +39,8 @@ class Stretch:
 class Samples:
     """The samples of all command servers, by their addresses.
 
-    They are taken in the name of the person who looked last, while somebody looks, if this one is told of all tenants. They are
-    shown only to whoever is told these figures too.
+    They are taken in the name of the person who looked last, while somebody looks, if this one is told of all tenants, and
+    until the end of this one's session. They are shown only to whoever is told these figures too.
     """
 
     _kept: dict[str, deque[GetServerStatusResponse]] = field(
@@ -49,6 +48,11 @@ class Samples:
     )
     _asker: Asker | None = None
     _watched_at: float = 0.0
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether there is somebody in whose name samples are taken."""
+        return self._asker is not None and time.monotonic() - self._watched_at <= WATCHED_SECONDS
 
     def add(self, address: str, status: GetServerStatusResponse, asker: Asker) -> None:
         """Add what a server has just said to somebody. Of a server that was started again, what was before is forgotten."""
@@ -83,15 +87,18 @@ class Samples:
         """Take samples until cancelled."""
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
-            if self._asker is None or time.monotonic() - self._watched_at > WATCHED_SECONDS:
-                continue
             asker = self._asker
+            if asker is None or not self.is_sampling:
+                continue
             for server in asker.servers.commands:
-                with contextlib.suppress(CallFailed, SignInNeeded):
-                    self._add(
-                        server.address,
-                        await asker.ask(server.desk.GetServerStatus, GetServerStatusRequest(), PART_SECONDS),
-                    )
+                try:
+                    status = await asker.ask(server.desk.GetServerStatus, GetServerStatusRequest(), PART_SECONDS)
+                except CallFailed:
+                    continue
+                except SignInNeeded:
+                    self._asker = None if self._asker is asker else self._asker
+                    break
+                self._add(server.address, status)
 
 
 def answers_of(bank: BankStatus) -> Mapping[bool, int]:

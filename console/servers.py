@@ -12,11 +12,12 @@ import grpc.aio
 from grpc import StatusCode
 
 import chargeonce_client
-from chargeonce_client import CallFailed
+from chargeonce_client import CallFailed, Refused, Unsettled
 from charging.v1.operator_pb2 import GetServerStatusRequest
 from charging.v1.operator_pb2_grpc import OperatorServiceStub
 from charging.v1.query_pb2 import GetViewStatusRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
+from console.sessions import Session
 from console.settings import Settings
 
 if TYPE_CHECKING:
@@ -103,14 +104,28 @@ async def connected(chosen: Settings) -> AsyncIterator[Servers]:
 class Asker:
     """One person who asks the servers. Every method raises CallFailed, and SignInNeeded if nobody knows the person."""
 
-    def __init__(self, servers: Servers, *, token: str, tenant: str, may_be_nobody: bool) -> None:
+    def __init__(self, servers: Servers, session: Session, *, may_be_nobody: bool) -> None:
+        """The token stays with the session: once that has ended, nothing more is asked in its name."""
         self.servers = servers
-        self._metadata: list[tuple[str, str]] = []
-        if token:
-            self._metadata.append(("authorization", f"Bearer {token}"))
-        if tenant:
-            self._metadata.append(("chargeonce-tenant", tenant))
-        self._may_ask = bool(token) or may_be_nobody
+        self._session = session
+        self._tenant = session.tenant
+        self._may_be_nobody = may_be_nobody and not session.token
+
+    @property
+    def _metadata(self) -> list[tuple[str, str]]:
+        """Who asks. Raises SignInNeeded if that is nobody who may."""
+        self.check()
+        metadata = []
+        if self._session.token:
+            metadata.append(("authorization", f"Bearer {self._session.token}"))
+        if self._tenant:
+            metadata.append(("chargeonce-tenant", self._tenant))
+        return metadata
+
+    def check(self) -> None:
+        """Raise SignInNeeded if there is no token, or none any more, where there must be one."""
+        if not (self._session.token or self._may_be_nobody):
+            raise SignInNeeded
 
     async def ask(
         self,
@@ -119,9 +134,9 @@ class Asker:
         seconds: float = DEADLINE_SECONDS,
     ) -> Answer:
         """Ask one server once."""
-        self._check()
+        metadata = self._metadata
         try:
-            return await method(request, timeout=seconds, metadata=self._metadata)
+            return await method(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from None
 
@@ -134,8 +149,11 @@ class Asker:
         """Ask the first query server that answers."""
         *others, last = self.servers.queries
         for server in others:
-            with contextlib.suppress(_NotThere):
-                return await _there(self.ask(method(server.queries), request, seconds), _is_away)
+            try:
+                return await self.ask(method(server.queries), request, seconds)
+            except CallFailed as failure:
+                if not _is_away(failure):
+                    raise
         return await self.ask(method(last.queries), request, seconds)
 
     async def look(
@@ -155,19 +173,26 @@ class Asker:
         """Take a step of the desk at the first command server that knows the charge.
 
         To take it at a second one, after the first has not answered, is safe: both share a journal, where a step that would
-        change nothing stores nothing.
+        change nothing stores nothing. Raises Refused if nothing was stored, and Unsettled if one of them may have stored it.
         """
-        *others, last = self.servers.commands
-        for server in others:
-            with contextlib.suppress(_NotThere):
-                return await _there(self.ask(method(server.desk), request, DESK_SECONDS), _is_elsewhere)
-        return await self.ask(method(last.desk), request, DESK_SECONDS)
+        told: CallFailed | None = None
+        is_open = False
+        for server in self.servers.commands:
+            try:
+                return await self.ask(method(server.desk), request, DESK_SECONDS)
+            except CallFailed as failure:
+                is_open = is_open or _may_be_stored(failure)
+                if told is None or failure.reason != "CHARGE_NOT_FOUND":  # whoever does not answer may have the charge
+                    told = failure
+                if not _is_elsewhere(failure):
+                    break
+        assert told is not None, "there is a command server"
+        raise (Unsettled if is_open else Refused)(*told.args)
 
     async def stream(
         self, open_call: Callable[["QueryServiceAsyncStub"], Callable[..., Any]], request: Any
     ) -> AsyncIterator[Any]:
         """Yield the messages of a stream of the first query server."""
-        self._check()
         call = open_call(self.servers.queries[0].queries)(request, timeout=STREAM_SECONDS, metadata=self._metadata)
         try:
             async for message in call:
@@ -179,19 +204,15 @@ class Asker:
 
     async def reconcile(self, requests: AsyncIterator[Any], server: int = 0) -> AsyncIterator[Any]:
         """Yield the messages of a reconciliation at a command server."""
-        self._check()
         call = self.servers.commands[server].desk.Reconcile(requests, metadata=self._metadata)
         try:
             async for message in call:
                 yield message
+                self.check()
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from None
         finally:
             call.cancel()
-
-    def _check(self) -> None:
-        if not self._may_ask:
-            raise SignInNeeded
 
     @staticmethod
     def _failed(error: grpc.aio.AioRpcError) -> CallFailed:
@@ -224,21 +245,14 @@ async def tried(answer: Awaitable[T]) -> T | CallFailed:
         return failure
 
 
-class _NotThere(Exception):
-    """Another server may have it."""
-
-
-async def _there(answer: Awaitable[T], is_elsewhere: Callable[[CallFailed], bool]) -> T:
-    try:
-        return await answer
-    except CallFailed as failure:
-        if is_elsewhere(failure):
-            raise _NotThere from None
-        raise
-
-
 def _is_away(failure: CallFailed) -> bool:
     return not failure.reason and failure.code in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+
+
+def _may_be_stored(failure: CallFailed) -> bool:
+    """Whether a step of the desk may be stored although it failed: there is no word of the service that it is not."""
+    is_refused = not failure.may_be_repeated and failure.code is not StatusCode.DATA_LOSS
+    return not (is_refused or failure.is_safe_without_a_key or failure.code is StatusCode.UNIMPLEMENTED)
 
 
 def _is_elsewhere(failure: CallFailed) -> bool:

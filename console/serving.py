@@ -66,7 +66,10 @@ async def serve(chosen: Settings) -> AsyncIterator[Serving]:
         listener = stack.enter_context(contextlib.closing(_bound(chosen.listen)))
         shared = Shared(chosen, servers)
         server = _Server(_config(shared, None if tls is None else tls.context))
-        tasks = [asyncio.create_task(shared.samples.keep_sampling())]
+        tasks = [
+            asyncio.create_task(shared.samples.keep_sampling()),
+            asyncio.create_task(shared.sessions.keep_sweeping()),
+        ]
         if tls is not None:
             tasks.append(asyncio.create_task(keep_fresh([tls.watched])))
         for task in tasks:

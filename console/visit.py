@@ -6,7 +6,7 @@ import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
@@ -28,6 +28,8 @@ MOST_FIELDS = 50
 HEARTBEAT_SECONDS = 10.0
 # Of one console: each is a task and a connection.
 MOST_STREAMS = 500
+# At it the browser loads the page again, and is led to the sign-in.
+_SIGN_IN = "event: sign-in\ndata: \n\n"
 
 
 class Refuse(Exception):
@@ -58,12 +60,7 @@ class Shared:
 
     def asker(self, session: Session) -> Asker:
         """Return what asks the servers in the name of a session's person."""
-        return Asker(
-            self.servers,
-            token=session.token,
-            tenant=session.tenant,
-            may_be_nobody=self.settings.may_be_nobody,
-        )
+        return Asker(self.servers, session, may_be_nobody=self.settings.may_be_nobody)
 
 
 @dataclass(slots=True)
@@ -76,6 +73,11 @@ class Visit:
     asker: Asker
     form: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_refresh(self) -> bool:
+        """Whether the page asks by itself, to be fresh: nobody may be there to read it."""
+        return "x-refresh" in self.request.headers
+
     def asked(self, name: str) -> str:
         """Return a field of the address, without blanks around it; empty if it is not there."""
         return self.request.query_params.get(name, "").strip()
@@ -83,6 +85,10 @@ class Visit:
     def given(self, name: str) -> str:
         """Return a field of the form, without blanks around it; empty if it is not there."""
         return self.form.get(name, "").strip()
+
+    async def check(self) -> None:
+        """Raise SignInNeeded if the servers do not know who asks. That none answers is no refusal."""
+        await self.asker.look(_view_status, GetViewStatusRequest(), PART_SECONDS)
 
     def post(self, action: str, *children: Child, **attributes: str) -> Child:
         """Return a form that this session's pages only can send."""
@@ -114,6 +120,8 @@ def page(show: Show, *, signed_in: bool = True) -> Callable[[Request], Awaitable
     async def answer(request: Request) -> Response:
         shared: Shared = request.app.state.shared
         visit = _visit(request, shared)
+        if not visit.is_refresh:
+            shared.sessions.see(visit.session)
         view: asyncio.Task[GetViewStatusResponse | CallFailed] | None = None
         try:
             if request.method == "POST":
@@ -148,13 +156,21 @@ def page(show: Show, *, signed_in: bool = True) -> Callable[[Request], Awaitable
 
 
 def events(tell: Tell) -> Callable[[Request], Awaitable[Response]]:
-    """Make an endpoint of a stream: each text that `tell` yields is an event, at which the browser makes its page fresh."""
+    """Make an endpoint of a stream: each text that `tell` yields is an event, at which the browser makes its page fresh.
+
+    Whoever is to sign in first gets no stream: as for a page, the servers decide that.
+    """
 
     async def answer(request: Request) -> Response:
         shared: Shared = request.app.state.shared
+        visit = _visit(request, shared)
+        try:
+            await visit.check()
+        except SignInNeeded:
+            return Response(_SIGN_IN, media_type="text/event-stream")
         if shared.streams >= MOST_STREAMS:
             return Response(status_code=503)
-        return StreamingResponse(_told(_visit(request, shared), tell), media_type="text/event-stream")
+        return StreamingResponse(_told(visit, tell), media_type="text/event-stream")
 
     return answer
 
@@ -163,25 +179,36 @@ async def check_upload(request: Request) -> Visit:
     """Return the visit of a request whose body is a file: the form's secret is in a header. Raises Refuse."""
     visit = _visit(request, request.app.state.shared)
     _check_form(visit, request.headers.get("x-csrf", ""))
+    visit.shared.sessions.see(visit.session)
     return visit
 
 
 def _visit(request: Request, shared: Shared) -> Visit:
-    session = shared.sessions.find(request.cookies.get(shared.cookie, "")) or shared.sessions.begin()
+    session = shared.sessions.find(request.cookies.get(shared.cookie, "")) or Session()
     return Visit(request, shared, session, shared.asker(session))
 
 
 def _keep(response: Response, visit: Visit) -> None:
-    """Have the browser know the session. A sign-in has changed it."""
-    if visit.request.cookies.get(visit.shared.cookie) != visit.session.name:
-        response.set_cookie(
-            visit.shared.cookie,
-            visit.session.name,
-            max_age=round(LONGEST_SECONDS),
-            httponly=True,
-            samesite="strict",
-            secure=visit.shared.settings.tls is not None,
-        )
+    """Have the browser know the session: a page that was asked for begins it, and a sign-in changes it.
+
+    A form begins none: one that another site sends comes without the cookie, and must not have it put over the browser's.
+    """
+    shared = visit.shared
+    if visit.request.cookies.get(shared.cookie) == visit.session.name:
+        return
+    if visit.request.method != "POST":
+        shared.sessions.begin(visit.session)
+    elif shared.sessions.find(visit.session.name) is None:
+        return
+    response.set_cookie(
+        shared.cookie,
+        visit.session.name,
+        max_age=round(LONGEST_SECONDS),
+        httponly=True,
+        # A link from another site comes with it, and changes nothing; a form from there comes without it.
+        samesite="lax",
+        secure=shared.settings.tls is not None,
+    )
 
 
 async def _form(request: Request) -> Mapping[str, str]:
@@ -201,7 +228,7 @@ async def _form(request: Request) -> Mapping[str, str]:
 def _check_form(visit: Visit, secret: str) -> None:
     headers = visit.request.headers
     origin = headers.get("origin")
-    is_ours = origin is None or urlsplit(origin).netloc == headers.get("host")
+    is_ours = origin is None or origin.rpartition("://")[2] == headers.get("host")
     if not is_ours or not hmac.compare_digest(secret.encode(), visit.session.csrf.encode()):
         raise Refuse(403, "The form is not of a page of this session, and nothing was done. Load the page again.")
 
@@ -211,9 +238,8 @@ def _view_status(stub: Any) -> Any:
 
 
 def _framed(visit: Visit, made: Page, view: GetViewStatusResponse | CallFailed | None) -> Response:
-    is_refresh = "x-refresh" in visit.request.headers
-    notices = [] if is_refresh else [*visit.session.notices]
-    if not is_refresh:
+    notices = [] if visit.is_refresh else [*visit.session.notices]
+    if not visit.is_refresh:
         visit.session.notices.clear()
     account: Child = None
     if visit.session.token:
@@ -255,6 +281,7 @@ async def _told(visit: Visit, tell: Tell) -> AsyncIterator[str]:
     try:
         yield "retry: 2000\n\n"
         while not stopping.done():
+            visit.asker.check()  # a session may end meanwhile, and every stream with it
             following = following or asyncio.create_task(_next(messages))
             both: list[asyncio.Task[Any]] = [following, stopping]
             await asyncio.wait(both, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -267,9 +294,9 @@ async def _told(visit: Visit, tell: Tell) -> AsyncIterator[str]:
             yield f"data: {told}\n\n"
             following = None
     except SignInNeeded:
-        yield "event: sign-in\ndata: \n\n"
-    except CallFailed:
-        return  # the browser comes again
+        yield _SIGN_IN
+    except (CallFailed, Refuse):
+        return  # the browser comes again, and makes its page fresh
     except Exception as error:
         log_unexpected("a stream failed", error)
     finally:

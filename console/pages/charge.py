@@ -14,6 +14,7 @@ from chargeonce_client import (
     OperationKind,
     OperationStatus,
     ReviewReason,
+    Unsettled,
 )
 from charging.v1.common_pb2 import AnswerKind, Attempts, Resolution
 from charging.v1.query_pb2 import (
@@ -78,7 +79,7 @@ async def _page(visit: Visit, failed: tuple[str, CallFailed] | None = None) -> P
             id="summary",
             data_part=True,
         ),
-        failed and tag.p(f"Not done: {words.trouble(failed[1])}", class_="error", role="alert"),
+        failed and _not_done(charge, *failed),
         tag.div(
             tag.div(
                 _explanation(explained, unexplained),
@@ -101,6 +102,15 @@ async def _page(visit: Visit, failed: tuple[str, CallFailed] | None = None) -> P
     if failed:
         return Page(title, content, status=409)
     return Page(title, content, events=parts.place(charge.charge_id, charge.journal_id, "events"))
+
+
+def _not_done(charge: Charge, step: str, failure: CallFailed) -> Child:
+    """Say whether a step that failed may be done all the same. A question to the bank changes nothing."""
+    said: Child = "Not done: "
+    if isinstance(failure, Unsettled) and step != "ask-bank":
+        history = tag.a("look at the history", href=f"{parts.place_of(charge)}#history")
+        said = ["It may be done: ", history, " before you repeat it. "]
+    return tag.p(said, words.trouble(failure), class_="error", role="alert")
 
 
 def _named(visit: Visit) -> dict[str, Any]:

@@ -43,10 +43,11 @@ async def show(visit: Visit) -> Page:
     return Page("Now", content, events="/ticks")
 
 
-async def ticks(_: Visit) -> AsyncIterator[str]:
+async def ticks(visit: Visit) -> AsyncIterator[str]:
     """Tell every few seconds that what is counted may have changed."""
     while True:
         await asyncio.sleep(TICK_SECONDS)
+        await visit.check()
         yield "tick"
 
 

@@ -228,7 +228,14 @@ def _form(visit: Visit) -> Child:
 
 
 def _balance(found: Reconciliation) -> Child:
-    return parts.badge("balanced", "good") if found.is_balanced else parts.badge("not balanced", "bad")
+    if not found.is_balanced:
+        return parts.badge("not balanced", "bad")
+    if found.undecided:
+        return [
+            parts.badge(f"not certain: {found.undecided:,} at the edge", "wait"),
+            " Read the neighbouring days too.",
+        ]
+    return parts.badge("balanced", "good")
 
 
 def _progress(run: Run) -> Child:

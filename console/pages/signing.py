@@ -10,6 +10,7 @@ from charging.v1.query_pb2 import GetViewStatusRequest
 from console import words
 from console.html import Child, tag
 from console.servers import SignInNeeded, is_guarded
+from console.sessions import Session
 from console.visit import Page, Visit
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
@@ -27,27 +28,27 @@ async def sign_in(visit: Visit) -> Page | Response:
     chosen = visit.shared.settings
     if not (chosen.is_here_only or chosen.is_open or await is_guarded(visit.shared.servers)):
         return _form(visit, "A server behind this console has no policy, so that it would let everybody in.", 403)
-    visit.session.token = token
+    session = Session(token=token)
     try:
-        await visit.shared.asker(visit.session).query(lambda stub: stub.GetViewStatus, GetViewStatusRequest())
+        await visit.shared.asker(session).query(lambda stub: stub.GetViewStatus, GetViewStatusRequest())
     except SignInNeeded:
-        visit.session.token = ""
         return _form(visit, "The servers do not know this token.", 403)
     except CallFailed as failure:
         # An operator without a tenant may have to choose one first: the servers know the token all the same.
         if failure.reason != "PERMISSION_DENIED":
-            visit.session.token = ""
             return _form(visit, f"{words.trouble(failure)} Try again.", 502)
-    # What was the browser's before is nobody's now: a session that somebody else has slipped in gets no rights.
-    visit.shared.sessions.end(visit.session)
-    visit.session = visit.shared.sessions.begin(token=token)
+    # The rights are of a new session: one that somebody else has slipped in gets none. The one before the sign-in stays,
+    # without rights, so that what another tab asks for in it just now puts no cookie over the new one.
+    if visit.session.token:
+        visit.shared.sessions.end(visit.session)
+    visit.session = visit.shared.sessions.begin(session)
     return visit.go(_place(visit.given("to")))
 
 
 async def sign_out(visit: Visit) -> Response:
     """End the session."""
     visit.shared.sessions.end(visit.session)
-    visit.session = visit.shared.sessions.begin()
+    visit.session = visit.shared.sessions.begin(Session())
     return visit.go("/sign-in")
 
 
@@ -106,6 +107,9 @@ def _tenants(visit: Visit, problem: str = "") -> Page:
 
 def _place(to: str) -> str:
     """Return where to go after the sign-in: a place of the console's own."""
-    parsed = urlsplit(to)
+    try:
+        parsed = urlsplit(to)
+    except ValueError:  # such as //[
+        return "/"
     is_ours = not parsed.scheme and not parsed.netloc and to.startswith("/") and not to.startswith(("//", "/\\"))
     return to if is_ours and to.isprintable() else "/"

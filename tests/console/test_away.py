@@ -1,13 +1,23 @@
 """A server is away, or a view is stale: the pages say so, and go on with what is there."""
 
+import uuid
 from pathlib import Path
 
+import grpc
 import httpx
+import pytest
 from playwright.async_api import Browser, expect
 
-from charging.v1.common_pb2 import Lag
+from chargeonce_client import CallFailed, Refused, Unsettled
+from charging.v1.common_pb2 import Lag, Resolution
+from charging.v1.operator_pb2 import AskBankRequest, HoldBackRequest, ProposeResolutionRequest
 from charging.v1.query_pb2 import ViewState
+from chassis import settings
 from console.frame import staleness
+from console.servers import Asker, connected
+from console.sessions import Session
+from console.settings import Settings
+from rig.ports import kept
 from rig.world import a_request
 from tests.console.site import PATIENT_MILLISECONDS, Site, a_person, a_site, needs_chromium
 
@@ -76,6 +86,36 @@ async def test_no_page_shows_the_inside_of_a_failure(site: Site) -> None:
             assert page.status_code in (200, 502)
             for inside in ("Traceback", "grpc", "Errno", "ipv4:", "StatusCode"):
                 assert inside not in page.text, place
+
+
+@pytest.mark.parametrize("is_away_first", [True, False])
+async def test_a_step_is_taken_at_the_server_that_answers_and_none_is_told_that_may_be_done(
+    site: Site, *, is_away_first: bool
+) -> None:
+    """The one that does not answer may know a charge that the other does not, and may have taken the step before."""
+    charged = await site.charge(a_request("order-1"))
+    review = await site.in_review(a_request("order-2"))
+    with kept(1) as (away,):
+        addresses = [away, site.servers.command] if is_away_first else [site.servers.command, away]
+        environment = {"CONSOLE_COMMAND": ",".join(addresses), "CONSOLE_QUERY": site.servers.query}
+        async with connected(settings.read(Settings, environment)) as servers:
+            asker = Asker(servers, Session(), may_be_nobody=True)
+            proposed = ProposeResolutionRequest(
+                charge_id=review.charge_id,
+                reason="ticket 7",
+                evidence="line 12",
+                resolution=Resolution.RESOLUTION_NOT_EXECUTED,
+            )
+            answer = await asker.desk(lambda desk: desk.ProposeResolution, proposed)
+            assert answer.outcome.charge_id == review.charge_id
+            with pytest.raises(Unsettled) as unknown:
+                await asker.desk(lambda desk: desk.AskBank, AskBankRequest(charge_id=str(uuid.uuid4())))
+            assert (unknown.value.code, unknown.value.reason) == (grpc.StatusCode.UNAVAILABLE, "")
+            refused: type[CallFailed] = Unsettled if is_away_first else Refused
+            with pytest.raises(refused) as failed:
+                held = HoldBackRequest(charge_id=charged.charge_id, reason="ticket 7")
+                await asker.desk(lambda desk: desk.HoldBack, held)
+            assert failed.value.reason == "NOT_AT_THE_DESK"
 
 
 def test_a_view_is_stale_by_its_state_its_lag_or_its_silence() -> None:

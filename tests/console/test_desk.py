@@ -146,6 +146,22 @@ async def test_an_id_that_may_not_be_kept_is_told_as_no_difference(site: Site, c
         await person.sees(f"The bank says of the charge order-1: contradiction. {ID_NOT_KEPT}")
 
 
+async def test_a_step_without_an_answer_may_be_done(site: Site, chromium: Browser) -> None:
+    """Nobody is told "not done" of what may be stored: the way to the history is shown instead."""
+    await site.referee.trouble("execute", "lose_answer", times=ALWAYS)
+    await site.charge(a_request("order-1"), is_pending=True)
+    async with a_person(site.url, chromium, scripts=False, may_fail=True) as person:
+        await person.goes("/search?q=order-1")
+        await site.servers.command_down()
+        await person.does("Hold back", reason="the bank asked us to wait")
+        await person.sees("It may be done: look at the history before you repeat it. The server does not answer.")
+        await expect(person.page.locator("body")).not_to_contain_text("Not done")
+        await person.page.get_by_role("link", name="look at the history").click()
+        await expect(person.page.locator("#history")).to_be_in_viewport()
+        await site.servers.command_up(site.command_settings)
+        await site.referee.no_more_trouble()
+
+
 async def test_a_step_that_no_longer_fits_is_refused_with_its_reason(site: Site, chromium: Browser) -> None:
     """The form of an old page: the charge has come to rest meanwhile."""
     await site.referee.trouble("execute", "lose_answer", times=ALWAYS)

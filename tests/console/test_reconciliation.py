@@ -5,6 +5,9 @@ from pathlib import Path
 
 from playwright.async_api import Browser, expect
 
+from charging.v1.operator_pb2 import Reconciliation
+from command_service.reconciling.kept import keep
+from console.words import timestamp
 from rig.world import a_request
 from tests.console.site import PATIENT_MILLISECONDS, Site, a_person, needs_chromium
 
@@ -62,6 +65,24 @@ async def test_a_csv_file_is_compared_and_its_differences_lead_to_the_charges(
         assert await person.barriers() == []
         await kept.get_by_role("link", name=answer.charge_id).first.click()
         await expect(person.page.get_by_role("heading", name="Charge order-1")).to_be_visible()
+
+
+async def test_a_day_with_a_movement_at_its_edge_is_not_certain(site: Site, chromium: Browser, tmp_path: Path) -> None:
+    """Nothing differs, but the next day's file may show that something does: nobody may take it for balanced.
+
+    A run never compares the last minute, so that its result is put where the command keeps it.
+    """
+    found = Reconciliation(is_balanced=True, undecided=2, done_at=timestamp(datetime.now(UTC)))
+    getattr(found, "from").CopyFrom(timestamp(datetime.now(UTC) - timedelta(days=1)))
+    found.to.CopyFrom(timestamp(datetime.now(UTC)))
+    keep(tmp_path / "journal.db.reconciliations", found)
+    async with a_person(site.url, chromium) as person:
+        for place in ("/reconciliation", "/"):
+            await person.goes(place)
+            sums = person.page.locator("#reconciled")
+            await expect(sums).to_contain_text("not certain: 2 at the edge Read the neighbouring days too.")
+            await expect(sums.locator(".badge.good")).to_have_count(0)
+            assert await person.barriers() == []
 
 
 async def test_what_cannot_be_compared_is_refused_in_words(site: Site, chromium: Browser, tmp_path: Path) -> None:
