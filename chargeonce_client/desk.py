@@ -69,7 +69,7 @@ class Desk:
         return (await self._step(self.operators.TryNow, request, patience)).outcome
 
     async def hold_back(self, charge_id: str, *, reason: str, patience: float | None = None) -> DeskOutcome:
-        """Hold a charge back: no step is taken at the bank until it is let go."""
+        """Hold a charge back: no step is taken at the bank until it is let go. It does not stop the customer's step there."""
         request = HoldBackRequest(charge_id=charge_id, reason=reason)
         return (await self._step(self.operators.HoldBack, request, patience)).outcome
 

@@ -1,6 +1,7 @@
 """What needs somebody now: the charges that are stuck, by their situation.
 
-The lists of the view tell the stages; `ExplainCharge` tells the situation of each charge that has been under way for long.
+The lists of the view tell the stages; `ExplainCharge` tells the situation of a charge that has been under way for long. Of
+those that are not explained nothing better is known than their age.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from chargeonce_client import CallFailed, Charge, ListChargesResponse, Operation
 from charging.v1.query_pb2 import ChargeStage, ExplainChargeRequest, ListChargesRequest, Situation
 from console import words
 from console.servers import Asker
-from contract.situations import SITUATIONS
+from contract.situations import SITUATIONS, Row
 
 # A bank that works answers within seconds.
 LONG_SECONDS = 60.0
@@ -30,14 +31,25 @@ UNDER_WAY = frozenset(
     }
 )
 
+NOT_LOOKED_AT = Row(
+    "They are under way for longer than a minute, and were not looked at one by one: money may have moved.",
+    "Open each one: its page tells how it stands. Do not refund and do not charge again before it is decided.",
+)
+"""What is said of charges whose situation is not known here."""
+
 
 @dataclass(slots=True)
 class Group:
-    """The charges in one situation. There are more if `has_more`."""
+    """The charges in one situation; unspecified if they were not looked at. There are more if `has_more`."""
 
     situation: Situation.ValueType
     charges: list[Charge] = field(default_factory=list)
     has_more: bool = False
+
+    @property
+    def row(self) -> Row:
+        """What is said of them in general."""
+        return SITUATIONS.get(self.situation, NOT_LOOKED_AT)
 
     @property
     def oldest(self) -> Charge:
@@ -74,7 +86,7 @@ async def stuck(asker: Asker) -> tuple[Sequence[Group], CallFailed | None]:
             group = groups.setdefault(situation, Group(situation))
             group.charges += found
             group.has_more |= bool(answer.next_page_token)
-    order = list(SITUATIONS)
+    order = [*SITUATIONS, Situation.SITUATION_UNSPECIFIED]
     return sorted(groups.values(), key=lambda group: order.index(group.situation)), failure
 
 
@@ -108,7 +120,7 @@ async def _situations(
             explained = list(charges[-MOST_EXPLAINED:])  # the oldest
             slots = asyncio.Semaphore(_AT_ONCE)
             known = await asyncio.gather(*(_explained(asker, charge, slots) for charge in explained))
-            return [*[Situation.SITUATION_UNDER_WAY] * (len(charges) - len(explained)), *known]
+            return [*[Situation.SITUATION_UNSPECIFIED] * (len(charges) - len(explained)), *known]
         case ChargeStage.CHARGE_STAGE_HELD_BACK:
             return [Situation.SITUATION_HELD_BACK] * len(charges)
         case ChargeStage.CHARGE_STAGE_IN_REVIEW:
@@ -126,5 +138,5 @@ async def _explained(asker: Asker, charge: Charge, slots: asyncio.Semaphore) -> 
     async with slots:
         answer = await asker.look(lambda stub: stub.ExplainCharge, request)
     if isinstance(answer, CallFailed) or answer.situation not in SITUATIONS:
-        return Situation.SITUATION_UNDER_WAY
+        return Situation.SITUATION_UNSPECIFIED
     return answer.situation

@@ -29,8 +29,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "Nothing has to be done.",
     ),
     Situation.SITUATION_UNDER_WAY: Row(
-        "It is under way, and each step has been answered in time so far.",
-        "Wait: it goes on by itself.",
+        "It is under way, and not decided yet.",
+        "Wait: it goes on by itself. Do not refund and do not charge again before it is decided.",
     ),
     Situation.SITUATION_BANK_SILENT: Row(
         "The bank does not answer the request for a token. No money has moved for it, unless the journal was restored.",
@@ -40,14 +40,15 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "ChargeonceBankSilent",
     ),
     Situation.SITUATION_EXECUTION_UNKNOWN: Row(
-        "The bank was told to execute, and its answer is missing: money may have moved.",
+        "The bank was told to execute, or may have been, and its answer is missing: money may have moved.",
         "Look at the bank. The service asks again by itself with the same token, which cannot move money twice, and never gives"
         " up. Do not refund and do not charge again before it is decided.",
         "ChargeonceExecutionUnknown",
     ),
     Situation.SITUATION_BANK_REFUSES_US: Row(
-        "The bank does not accept our credentials.",
-        "Put the right key or certificate in place; it is read again without a restart. The service then goes on by itself.",
+        "The bank does not accept our credentials. If it gave a token before, money may have moved.",
+        "Put the right key or certificate in place; it is read again without a restart. The service then goes on by itself."
+        " Do not refund and do not charge again before it is decided.",
         "ChargeonceBankRefusesUs",
     ),
     Situation.SITUATION_BANK_SLOW: Row(
@@ -63,24 +64,28 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
         "ChargeonceCallingOff",
     ),
     Situation.SITUATION_AWAITING_CUSTOMER: Row(
-        "The bank waits for a step of the customer. No money had moved when the bank last answered.",
-        "Send the customer to the address, or void the charge. It ends by itself when the bank gives up waiting.",
+        "The bank waits for a step of the customer, which moves the money. None had moved when the bank last answered.",
+        "Send the customer to the address, or void the charge: to hold it back does not stop the customer. It ends by itself"
+        " when the bank gives up waiting.",
         "ChargeonceAwaitingCustomer",
     ),
     Situation.SITUATION_HELD_BACK: Row(
         "An operator holds it back, so no step is taken at the bank.",
-        "Read the reason in its history. Let it go when the reason is over. A step before that may have moved the money: do not"
-        " charge again before it is decided.",
+        "Read the reason in its history. Let it go when the reason is over. A step before that may have moved the money, and a"
+        " step of the customer still does: do not charge again before it is decided.",
         "ChargeonceHeldBack",
     ),
     Situation.SITUATION_IN_REVIEW: Row(
-        "The bank contradicted itself or us, so nobody may guess the outcome. The service takes no further step.",
-        "Ask the bank and look at its statement. Then propose a resolution with the evidence; a second person approves it.",
+        "The bank contradicted itself or us, so nobody may guess the outcome: money may have moved. The service takes no"
+        " further step.",
+        "Ask the bank and look at its statement. Then propose a resolution with the evidence; a second person approves it. Do"
+        " not refund and do not charge again before it is decided.",
         "ChargeonceInReview",
     ),
     Situation.SITUATION_AWAITING_APPROVAL: Row(
-        "It is in review, and a proposal to resolve it waits for a second person.",
-        "A second person checks the evidence against the bank, and approves or rejects the proposal.",
+        "It is in review, so money may have moved, and a proposal to resolve it waits for a second person.",
+        "A second person checks the evidence against the bank, and approves or rejects the proposal. Do not refund and do not"
+        " charge again before it is decided.",
         "ChargeonceAwaitingApproval",
     ),
     Situation.SITUATION_ABANDONED: Row(
@@ -110,8 +115,8 @@ SITUATIONS: Mapping[Situation.ValueType, Row] = {
     Situation.SITUATION_STOPPED: Row(
         "It is not decided, and the command server has stopped at it by a fault of its own.",
         "Read the server's log for the charge's id. If the journal is damaged, `chargeonce journal restore` a backup before you"
-        " restart the server: it does not start over damage. Once it has started, it goes on with every unfinished charge by"
-        " itself. Do not charge again elsewhere meanwhile.",
+        " restart the server: it does not start over damage. A start takes every unfinished charge up again; if the cause is"
+        " over, a try at the desk takes up this one. Do not charge again elsewhere meanwhile.",
         "ChargeonceStopped",
     ),
 }
@@ -168,7 +173,8 @@ def situation_under_way(
 ) -> Situation.ValueType:
     """Return the situation of a charge under way at a stage, of which at least one attempt at its step has been in vain.
 
-    `last_answer` is the bank's to that attempt. It may have come to rest meanwhile, as by another server of a cluster.
+    `last_answer` is the bank's to that attempt; unspecified if nothing is known of attempts at a charge that is long at its
+    stage. It may have come to rest meanwhile, as by another server of a cluster.
     """
     if stage not in _WITHOUT_ANSWER:
         is_in_review = stage == ChargeStage.CHARGE_STAGE_IN_REVIEW

@@ -23,11 +23,12 @@ from chassis.shares import Excess, Shares, Weights
 from contract.errors import Reason
 from contract.errors import query_refusal as refusal
 from query_service.errors import invalid
-from query_service.explaining import NOT_ASKED, UNDER_WAY, Asked, explain
+from query_service.explaining import explain
 from query_service.lookup import END, ChargeId, ChargeName, ChargeRows, Conditions, History, Key, Rows
 from query_service.messages import charge_of, currencies_of, entries_of, freshness_of, stage_of, status_of, text_of
 from query_service.mirrors import Mirror, Seen
 from query_service.pages import places_of, token_after
+from query_service.situations import NOT_ASKED, UNDER_WAY, Asked
 from query_service.subscriber import State
 
 T = TypeVar("T")

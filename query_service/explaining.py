@@ -6,7 +6,6 @@ sentences are for somebody at three in the morning: counts, times and amounts, a
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -31,35 +30,9 @@ from charging.v1.query_pb2 import (
     Situation,
 )
 from contract.currencies import EXPONENTS
-from contract.situations import HOLD_LAPSED, SITUATIONS, Row, situation_under_way
-from query_service.schema import DAY_MICROSECONDS
+from contract.situations import HOLD_LAPSED, SITUATIONS, Row
+from query_service.situations import NOT_ASKED, UNDER_WAY, Asked, situation_of
 from query_service.words import AUTHORIZE, CAPTURE, CHARGE, MANUAL, REFUND, VOID
-
-UNDER_WAY: Sequence[ChargeStage.ValueType] = (
-    ChargeStage.CHARGE_STAGE_AWAITING_TOKEN,
-    ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION,
-    ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER,
-    ChargeStage.CHARGE_STAGE_CALLING_OFF,
-)
-"""The stages at which the bank is to be asked, so that there are attempts."""
-
-
-class Asked(NamedTuple):
-    """What the command servers said of the attempts at the step of a charge under way; by default nobody was asked."""
-
-    attempts: Attempts | None = None
-    unknown_because: str = ""
-    """A sentence, if they are not known."""
-    is_away: bool = False
-    """No command server can be asked."""
-    is_stopped: bool = False
-    """The charge is unfinished, and its server has no attempts under way."""
-    is_bank_configured: bool = True
-    version: int = 0
-    """The number of the charge's events then; 0 if it was not told."""
-
-
-NOT_ASKED = Asked()
 
 
 def explain(
@@ -81,33 +54,6 @@ def explain(
         explained.attempts.CopyFrom(asked.attempts)
         explained.attempts_unknown_because = told.forgotten
     return explained
-
-
-def situation_of(charge: Charge, asked: Asked, *, now: int) -> Situation.ValueType:
-    """Find the situation of a charge. `now` is in microseconds since 1970."""
-    if charge.stage == ChargeStage.CHARGE_STAGE_IN_REVIEW:
-        has_proposal = charge.HasField("proposal")
-        return Situation.SITUATION_AWAITING_APPROVAL if has_proposal else Situation.SITUATION_IN_REVIEW
-    if charge.stage not in UNDER_WAY:
-        lapses_at = charge.hold_expires_at.ToMicroseconds()
-        if 0 < lapses_at < now + DAY_MICROSECONDS:  # it is urgent, whatever was given up besides
-            return Situation.SITUATION_HOLD_ENDING
-        is_given_up = charge.operations[-1].status == OperationStatus.OPERATION_STATUS_ABANDONED
-        return Situation.SITUATION_ABANDONED if is_given_up else Situation.SITUATION_DECIDED
-    if asked.is_away:
-        return Situation.SITUATION_SERVER_AWAY
-    if asked.is_stopped:
-        return Situation.SITUATION_STOPPED
-    tried = asked.attempts or Attempts()
-    is_stuck = charge.held_back or not asked.is_bank_configured or tried.in_vain > 0
-    if not is_stuck and charge.stage != ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER:
-        return Situation.SITUATION_UNDER_WAY
-    return situation_under_way(
-        charge.stage,
-        tried.last_answer,
-        is_held_back=charge.held_back,
-        is_bank_configured=asked.is_bank_configured,
-    )
 
 
 # ---------------------------------------------------------------- words
@@ -156,7 +102,7 @@ _NEXT: Mapping[Situation.ValueType, str] = {
     Situation.SITUATION_AWAITING_APPROVAL: "Nothing, until a second person approves the proposal, or somebody rejects it.",
     Situation.SITUATION_BANK_MISSING: "Nothing, until a setting names its bank again.",
     Situation.SITUATION_SERVER_AWAY: "Nothing, until a command server is up; then it goes on by itself.",
-    Situation.SITUATION_STOPPED: "Nothing, until the command server is started anew.",
+    Situation.SITUATION_STOPPED: "Nothing, until a call about it, or a start of its command server, takes it up again.",
 }
 
 
@@ -225,7 +171,7 @@ class _Telling:
                 yield from self._proposed()
         else:
             yield f"The {noun} {_ENDS[operation.status]} at {self._time(self._charge.stage_since)}{self._because(operation)}."
-            yield from self._approved()
+            yield from self._approved(operation)
             yield from self._book()
 
     @property
@@ -272,6 +218,8 @@ class _Telling:
             held = self._newest("HeldBack")
             if held is not None:
                 yield f"{held.actor} has held it back since {self._time(held.recorded_at)}: {held.reason}"
+            if self._charge.stage == ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER:
+                yield "The customer's address works all the same. To stop the customer, let the charge go and void it."
 
     def _tried(self, attempts: Attempts) -> Iterator[str]:
         count = attempts.in_vain
@@ -302,8 +250,11 @@ class _Telling:
             f"(proposal {proposal.proposal})."
         )
 
-    def _approved(self) -> Iterator[str]:
-        """Tell of the last approval: a charge at rest has one if it was in review, and that of its newest proposal."""
+    def _approved(self, shown: Operation) -> Iterator[str]:
+        """Tell of the last approval, of an operation that is named if another one is shown.
+
+        A charge at rest has one if it was in review, and that of its newest proposal.
+        """
         approved, proposed = self._newest("ResolutionApproved"), self._newest("ResolutionProposed")
         if approved is None or proposed is None:
             return
@@ -311,8 +262,12 @@ class _Telling:
         if approved.contradicts_bank:
             said = _reason(approved.bank_said, AnswerKind, "ANSWER_KIND_")
             although = f", although the bank {_UNSAID.get(approved.bank_said, f'said: {said}')}"
+        name = approved.idempotency_key
+        is_shown = name == shown.idempotency_key
+        found = next((it for it in self._charge.operations if it.idempotency_key == name and not is_shown), None)
+        other = f" of the {_NOUNS[found.kind]} of {money(found.amount)}" if found else ""
         yield (
-            f"{approved.actor} approved at {self._time(approved.recorded_at)} what {proposed.actor} had proposed, "
+            f"{approved.actor} approved at {self._time(approved.recorded_at)} what {proposed.actor} had proposed{other}, "
             f"that {_FOUND[proposed.proposal.resolution]}{although}."
         )
 
@@ -371,11 +326,14 @@ class _Telling:
 
     # ------------------------------------------------------------ what may be done
     def actions(self) -> Iterator[PossibleAction]:
-        """Name what may be done now. While no command server can be asked, or it has stopped, nothing may."""
+        """Name what may be done now: nothing while no command server can be asked."""
         situation, charge = self._situation, self._charge
-        if situation in (Situation.SITUATION_SERVER_AWAY, Situation.SITUATION_STOPPED):
+        if situation == Situation.SITUATION_SERVER_AWAY:
             return
-        if self._is_under_way:
+        if situation == Situation.SITUATION_STOPPED:
+            text = "Has its server take it up again, if the cause is over."
+            yield self._desk("LetGo", text, "release") if charge.held_back else self._desk("TryNow", text, "try")
+        elif self._is_under_way:
             yield from self._while_under_way()
         elif situation == Situation.SITUATION_IN_REVIEW:
             yield self._desk("AskBank", "Asks the bank what it knows; changes nothing.", "ask-bank", has_reason=False)
@@ -399,9 +357,13 @@ class _Telling:
                 is_spared = self._asked.attempts is not None and self._asked.attempts.bank_is_spared
                 when = "with the next probe of the bank, which is spared" if is_spared else "now"
                 yield self._desk("TryNow", f"Has the next step done {when}.", "try")
-            yield self._desk("HoldBack", "Holds it back: no step is taken until it is let go.", "hold")
+            text = "Holds it back: no step is taken until it is let go."
+            if charge.stage == ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER:
+                text += " The customer's step moves the money all the same."
+            yield self._desk("HoldBack", text, "hold")
         if len(charge.operations) == 1:
-            text = "Calls it off: the bank closes its transaction, unless it has executed it already."
+            when = ", once it is let go" if charge.held_back else ""
+            text = f"Calls it off{when}: the bank closes its transaction, unless it has executed it already."
             yield self._command("Void", "charge", text, "void")
 
     def _proposals(self) -> Iterator[PossibleAction]:

@@ -34,7 +34,7 @@ from chassis.server import CHANNEL_OPTIONS
 from chassis.settings import Address, SettingsError
 from chassis.tls import ClientTls
 from chassis.watched import Files, Unusable, Watched
-from query_service.explaining import Asked
+from query_service.situations import Asked
 from query_service.subscriber import FeedLost, ForeignJournal, JournalDiverged, OpenFeed
 
 if TYPE_CHECKING:
@@ -183,10 +183,10 @@ def _told(answers: Sequence[GetAttemptsResponse | grpc.StatusCode]) -> Asked:
         names = ", ".join(sorted({answer.name for answer in answers if isinstance(answer, grpc.StatusCode)}))
         return Asked(unknown_because=f"Attempts are not known: the command server did not tell them ({names}).")
     newest = max(told, key=lambda answer: (answer.version, answer.attempts.is_driven_here))
-    version, is_configured = (
-        newest.version,
-        all(answer.attempts.bank_is_configured for answer in told if answer.HasField("attempts")),
-    )
+    version = newest.version
+    # The server that drives the charge calls its bank, whatever banks the others have.
+    driving = [answer for answer in told if answer.attempts.is_driven_here]
+    is_configured = all(it.attempts.bank_is_configured for it in driving or told if it.HasField("attempts"))
     if newest.attempts.is_driven_here:
         return Asked(newest.attempts, is_bank_configured=is_configured, version=version)
     if not newest.is_unfinished:

@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 
 from charging.v1.common_pb2 import Lag
 from charging.v1.query_pb2 import JournalPosition
-from query_service.explaining import Asked
 from query_service.lookup import Rows
 from query_service.schema import Checkpoint
+from query_service.situations import Asked
 from query_service.subscriber import FeedLost, State, Subscriber
 from query_service.verified import BrokenFeed
 from query_service.view import View

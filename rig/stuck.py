@@ -183,7 +183,7 @@ class StuckWorld(Staffed):
     async def _held_back(self, stuck: Stuck) -> None:
         await self._troubled(stuck, "token", "lose_request")
         await self.desk().HoldBack(
-            HoldBackRequest(charge_id=stuck.charge_id, reason="the card is said to be stolen"), timeout=PATIENT_SECONDS
+            HoldBackRequest(charge_id=stuck.charge_id, reason="the bank asks for a pause"), timeout=PATIENT_SECONDS
         )
         await self._stored(stuck, "held_back")
         await self._end_trouble(stuck)

@@ -67,7 +67,8 @@ async def try_now(asked: Asking, name: Named, reason: str) -> Exit:
 async def hold(asked: Asking, name: Named, reason: str) -> Exit:
     """Hold a charge back: no step is taken at the bank until it is released.
 
-    NAME is its id or its key. The answer to a step that is on its way still counts.
+    NAME is its id or its key. The answer to a step that is on its way still counts. A customer whom the bank waits for is not
+    stopped: void the charge for that.
     """
     return _done(asked, await asked.client.desk.hold_back(await id_of(asked, name), reason=reason))
 

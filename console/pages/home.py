@@ -9,7 +9,6 @@ from console import stuck, words
 from console.html import Child, tag
 from console.pages import parts, reconciliation, state
 from console.visit import Page, Visit
-from contract.situations import SITUATIONS
 
 TICK_SECONDS = 5.0
 _NEWEST = 10
@@ -20,6 +19,10 @@ _STAGES = {
     Situation.SITUATION_AWAITING_APPROVAL: ChargeStage.CHARGE_STAGE_IN_REVIEW,
     Situation.SITUATION_ABANDONED: ChargeStage.CHARGE_STAGE_ABANDONED,
     Situation.SITUATION_HOLD_ENDING: ChargeStage.CHARGE_STAGE_HOLDING,
+}
+_HEADINGS = {
+    Situation.SITUATION_UNSPECIFIED: "Under way for long, not looked at",
+    Situation.SITUATION_UNDER_WAY: "Under way for long",
 }
 
 
@@ -58,7 +61,6 @@ def _stuck(groups: Sequence[stuck.Group], failure: CallFailed | None) -> Child:
     elif not groups:
         shown.append(tag.p("Nothing: no charge is stuck, and none waits for people.", class_="good-news"))
     for group in groups:
-        row = SITUATIONS[group.situation]
         count = f"{len(group.charges)}{' or more' if group.has_more else ''}"
         stage = words.word(ChargeStage, _STAGES.get(group.situation, ChargeStage.CHARGE_STAGE_UNFINISHED))
         links = [
@@ -73,12 +75,10 @@ def _stuck(groups: Sequence[stuck.Group], failure: CallFailed | None) -> Child:
                 tag.h3(
                     parts.badge(count, "wait" if group.situation == Situation.SITUATION_UNDER_WAY else "bad"),
                     " ",
-                    "Under way for long"
-                    if group.situation == Situation.SITUATION_UNDER_WAY
-                    else parts.situation(group.situation),
+                    _HEADINGS.get(group.situation) or parts.situation(group.situation),
                 ),
-                tag.p(row.what),
-                tag.p(tag.b("What is safe to do: "), row.advice),
+                tag.p(group.row.what),
+                tag.p(tag.b("What is safe to do: "), group.row.advice),
                 tag.ul(links),
                 tag.p(tag.a(f"All of the stage “{stage}”", href=f"/charges?stage={stage.replace(' ', '+')}"))
                 if len(group.charges) > _SHOWN or group.has_more

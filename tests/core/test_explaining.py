@@ -12,7 +12,8 @@ from charging.v1.common_pb2 import AnswerKind, Attempts, ChargeStatus, Money, Op
 from charging.v1.query_pb2 import Charge, ChargeStage, HistoryEntry, Operation, ResolutionProposal, Situation
 from contract.access import ACCESS
 from contract.situations import HOLD_LAPSED, SITUATIONS
-from query_service.explaining import NOT_ASKED, UNDER_WAY, Asked, explain, money
+from query_service.explaining import explain, money
+from query_service.situations import LONG_SECONDS, NOT_ASKED, UNDER_WAY, Asked
 from tests.operations import time_of
 
 NOW = 1_790_000_100_000_000  # 14:15:00 of 21 September 2026
@@ -77,7 +78,7 @@ def test_an_execution_without_an_answer_is_told_with_its_amount_times_and_count(
     """For somebody who has a customer on the telephone."""
     explained = explain(charge(ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION), [TOKEN], Asked(tried()), now=NOW)
     assert explained.what == (
-        "The bank was told to execute, and its answer is missing: money may have moved. "
+        "The bank was told to execute, or may have been, and its answer is missing: money may have moved. "
         "The charge of 12.50 EUR was requested at 14:14:20 UTC. "
         "The bank gave a token at 14:14:23 UTC, and has been told to execute 12.50 EUR since: money may have moved. "
         "The bank has not answered 7 times in a row, last at 14:14:58 UTC."
@@ -178,6 +179,94 @@ def test_who_holds_a_charge_back_and_why_is_told() -> None:
     assert "bob has held it back since 14:14:50 UTC: the card was stolen" in explained.what
     commands = [action.command for action in explained.actions]
     assert commands == ["chargeonce desk release order-1 --reason ...", "chargeonce void order-1"]
+
+
+def test_a_charge_that_is_held_back_says_that_the_customers_step_moves_the_money() -> None:
+    """The address goes on working at the bank, and a void would wait."""
+    shown = charge(
+        ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER, ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION, held_back=True
+    )
+    entries = [TOKEN, HistoryEntry(event="HeldBack", actor="bob", reason="a pause", recorded_at=seconds_ago(10))]
+    explained = explain(shown, entries, Asked(tried(0)), now=NOW)
+    assert explained.situation == Situation.SITUATION_HELD_BACK
+    assert "The customer's address works all the same." in explained.what
+    assert "a step of the customer still does" in explained.advice
+    (void,) = [it.text for it in explained.actions if it.command == "chargeonce void order-1"]
+    assert "once it is let go" in void
+    shown.held_back = False
+    before = explain(shown, [TOKEN], Asked(tried(last_answer=AnswerKind.ANSWER_KIND_NEEDS_ACTION)), now=NOW)
+    (hold,) = [it.text for it in before.actions if it.method.endswith("/HoldBack")]
+    assert "The customer's step moves the money all the same." in hold
+    assert "to hold it back does not stop the customer" in before.advice
+
+
+LATE_ATTEMPTS = Asked(tried(0, since=seconds_ago(5), last_at=None, last_answer=AnswerKind.ANSWER_KIND_UNSPECIFIED))
+"""Of a server that has started a moment ago."""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [NOT_ASKED, Asked(unknown_because="The command server did not tell (DEADLINE_EXCEEDED)."), LATE_ATTEMPTS],
+    ids=["not asked", "not told", "forgotten"],
+)
+@pytest.mark.parametrize(
+    ("stage", "situation"),
+    [
+        (ChargeStage.CHARGE_STAGE_AWAITING_TOKEN, Situation.SITUATION_UNDER_WAY),
+        (ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION, Situation.SITUATION_EXECUTION_UNKNOWN),
+        (ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER, Situation.SITUATION_AWAITING_CUSTOMER),
+        (ChargeStage.CHARGE_STAGE_CALLING_OFF, Situation.SITUATION_CALLING_OFF),
+    ],
+)
+def test_a_charge_that_is_long_at_its_stage_is_not_fine_because_nothing_is_known_of_attempts(
+    asked: Asked, stage: ChargeStage.ValueType, situation: Situation.ValueType
+) -> None:
+    """Until then it is under way; and nobody is told that the bank answered in time."""
+    shown = charge(stage, ChargeStatus.CHARGE_STATUS_REQUIRES_ACTION)
+    is_awaited = stage == ChargeStage.CHARGE_STAGE_AWAITING_CUSTOMER
+    for seconds, expected in (
+        (LONG_SECONDS, situation if is_awaited else Situation.SITUATION_UNDER_WAY),
+        (LONG_SECONDS + 1, situation),
+    ):
+        shown.stage_since.CopyFrom(seconds_ago(seconds))
+        explained = explain(shown, [TOKEN], asked, now=NOW)
+        assert explained.situation == expected
+        assert "in time" not in explained.what
+        assert is_awaited or "not charge again before it is decided" in explained.advice
+
+
+def test_a_charge_that_waits_for_its_turn_is_under_way_however_long() -> None:
+    """All its attempts are known, and none was in vain."""
+    shown = charge(ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION)
+    shown.stage_since.CopyFrom(seconds_ago(LONG_SECONDS + 1))
+    known = Asked(tried(0, since=shown.stage_since))
+    assert explain(shown, [TOKEN], known, now=NOW).situation == Situation.SITUATION_UNDER_WAY
+
+
+@pytest.mark.parametrize("is_held_back", [False, True])
+def test_a_charge_at_which_the_server_has_stopped_may_be_taken_up_again_by_the_desk(is_held_back: bool) -> None:
+    """What is held back cannot be tried: it is let go."""
+    shown = charge(ChargeStage.CHARGE_STAGE_AWAITING_EXECUTION, held_back=is_held_back)
+    explained = explain(shown, [TOKEN], Asked(is_stopped=True), now=NOW)
+    assert explained.situation == Situation.SITUATION_STOPPED
+    assert "a call about it, or a start of its command server, takes it up again" in explained.next
+    (action,) = explained.actions
+    assert action.command == f"chargeonce desk {'release' if is_held_back else 'try'} order-1 --reason ..."
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [
+        Situation.SITUATION_BANK_REFUSES_US,
+        Situation.SITUATION_IN_REVIEW,
+        Situation.SITUATION_AWAITING_APPROVAL,
+        Situation.SITUATION_EXECUTION_UNKNOWN,
+    ],
+)
+def test_where_money_may_have_moved_the_table_says_so_and_what_not_to_do(situation: Situation.ValueType) -> None:
+    row = SITUATIONS[situation]
+    assert "money may have moved" in row.what
+    assert "Do not refund and do not charge again before it is decided." in row.advice
 
 
 def test_at_a_bank_that_no_setting_names_a_try_would_do_nothing() -> None:
@@ -309,6 +398,7 @@ def test_what_two_people_found_is_told_and_that_the_bank_did_not_say_so(
         ),
         HistoryEntry(
             event="ResolutionApproved",
+            idempotency_key="order-1",
             actor="ben",
             recorded_at=seconds_ago(5),
             bank_said=bank_said,
@@ -320,6 +410,34 @@ def test_what_two_people_found_is_told_and_that_the_bank_did_not_say_so(
     )
     explained = explain(shown, entries, now=NOW)
     assert f"ben approved at 14:14:55 UTC what ann had proposed, {told}" in explained.what
+
+
+def test_an_approval_of_an_earlier_operation_is_told_as_that_of_this_operation() -> None:
+    """Not as one of the refund that was asked for later, and was declined."""
+    entries = [
+        HistoryEntry(
+            event="ResolutionProposed",
+            idempotency_key="order-1",
+            actor="ann",
+            proposal=ResolutionProposal(resolution=Resolution.RESOLUTION_EXECUTED),
+        ),
+        HistoryEntry(event="ResolutionApproved", idempotency_key="order-1", actor="ben", recorded_at=seconds_ago(30)),
+    ]
+    shown = charge(
+        ChargeStage.CHARGE_STAGE_AT_REST,
+        operation=OperationStatus.OPERATION_STATUS_EXECUTED,
+        captured_minor_units=1250,
+    )
+    shown.operations.add(
+        kind=OperationKind.OPERATION_KIND_REFUND,
+        idempotency_key="refund-1",
+        amount=Money(minor_units=300, currency_code="EUR"),
+        status=OperationStatus.OPERATION_STATUS_DECLINED,
+    )
+    what = explain(shown, entries, now=NOW).what
+    assert "The refund of 3.00 EUR was declined" in what
+    told = "ben approved at 14:14:30 UTC what ann had proposed of the charge of 12.50 EUR, that the bank executed it."
+    assert told in what
 
 
 @pytest.mark.parametrize("key", ["it's", "$(reboot)", "a;b", "-rf", "order-1", '"', "`x`"])
@@ -376,8 +494,7 @@ def test_a_charge_under_way_never_says_that_no_money_moved_where_it_may_have(
     assert explained.situation != Situation.SITUATION_DECIDED
     for action in explained.actions:
         assert ACCESS[f"/{action.method}"] == action.role
-    is_out_of_reach = asked.is_away or asked.is_stopped
-    assert (not explained.actions) == is_out_of_reach
+    assert (not explained.actions) == asked.is_away
 
 
 @given(st.sampled_from(UNDER_WAY), st.integers(0, 3), st.booleans())

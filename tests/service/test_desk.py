@@ -127,6 +127,24 @@ async def test_no_step_of_a_charge_is_taken_while_it_is_held_back(desk: DeskWorl
     assert (outcome.status, outcome.held_back) == (CHARGED, False)
 
 
+async def test_a_customer_moves_the_money_at_the_bank_although_the_charge_is_held_back(
+    desk: DeskWorld, world: World
+) -> None:
+    """To hold it back stops the service only: the end is told once it is let go. What stops the customer is a void."""
+    request = a_request(card=Card(token="tok_3ds"))
+    url = (await world.charge(request)).action.url
+    assert (await desk.ann.hold_back(id_of(request))).held_back
+    await world.referee.press(url, "Confirm")
+    assert await world.moved() == [("charge", 1250)]
+    assert world.story(request)[-1] == "held_back"
+    await desk.ann.let_go(id_of(request))
+    assert (await world.charge(request)).status == CHARGED
+    voided = a_request(card=Card(token="tok_3ds"))
+    url = (await world.charge(voided)).action.url
+    await world.void(id_of(voided))
+    assert "<button>" not in (await world.referee.http.get(url)).text
+
+
 class _Slow(Around[Bank]):
     """A bank whose answers to the execute step come once the test wants them."""
 

@@ -39,6 +39,7 @@ from tests.service.feed_server import FeedServer, feeding
 from tests.service.query_rig import Client, querying
 
 ALWAYS = 1_000_000
+NO_ANSWER = AnswerKind.ANSWER_KIND_NO_ANSWER
 DAY = 24 * 3600 * 1_000_000
 
 
@@ -291,17 +292,17 @@ async def fed(tmp_path: Path) -> AsyncIterator[Fed]:
 
 
 async def test_a_server_that_has_stopped_at_a_charge_says_so_by_an_unfinished_charge_without_attempts(fed: Fed) -> None:
-    """Then nothing that clients or operators may do helps."""
+    """Then a call takes it up again, such as a try at the desk."""
     answer = await fed.explained(is_unfinished=True, version=2)
     assert answer.situation == Situation.SITUATION_STOPPED
-    assert list(answer.actions) == []
+    assert commands(answer) == [f"chargeonce desk try {KEY} --reason ..."]
 
 
 async def test_attempts_at_a_later_step_than_the_view_shows_are_not_told(fed: Fed) -> None:
-    """By the view alone a bank that is silent would be one that has no token yet."""
+    """By the view alone a bank that is silent would be one that has no token yet. It is months old, and nobody knows better."""
     tried = Attempts(is_driven_here=True, bank_is_configured=True, in_vain=3)
     answer = await fed.explained(is_unfinished=True, version=3, attempts=tried)
-    assert answer.situation == Situation.SITUATION_UNDER_WAY
+    assert answer.situation == Situation.SITUATION_EXECUTION_UNKNOWN
     assert "newest event" in answer.attempts_unknown_because
     assert not answer.HasField("attempts")
 
@@ -317,8 +318,30 @@ async def test_a_charge_that_has_come_to_rest_at_its_server_is_explained_once_th
 async def test_attempts_that_another_command_server_knows_are_not_made_up(fed: Fed) -> None:
     """Where servers share a journal and only one of them is followed here. That tells at least whether the bank is known."""
     known = await fed.explained(is_unfinished=True, version=2, attempts=Attempts(bank_is_configured=True))
-    assert known.situation == Situation.SITUATION_UNDER_WAY
+    assert known.situation == Situation.SITUATION_EXECUTION_UNKNOWN
+    assert "money may have moved" in known.what
+    assert "Do not refund and do not charge again" in known.advice
     assert "another command server drives" in known.attempts_unknown_because
     assert not known.HasField("attempts")
     missing = await fed.explained(is_unfinished=True, version=2, attempts=Attempts())
     assert missing.situation == Situation.SITUATION_BANK_MISSING
+
+
+@pytest.mark.parametrize("has_bank", [True, False])
+async def test_of_servers_that_share_a_journal_the_one_that_drives_a_charge_knows_whether_its_bank_is_missing(
+    tmp_path: Path, has_bank: bool
+) -> None:
+    """Whatever banks the others have: they do not call it."""
+    journal = SealedJournal()
+    journal.charge(KEY, "user-1", token_issued())
+    driven = Attempts(is_driven_here=True, bank_is_configured=has_bank, in_vain=1, last_answer=NO_ANSWER)
+    async with feeding(journal) as driving, feeding(journal) as other:
+        for feed, attempts in ((driving, driven), (other, Attempts(bank_is_configured=not has_bank))):
+            told = GetAttemptsResponse(is_unfinished=True, version=2, attempts=attempts)
+            feed.attempts[charge_id_of(KEY)] = told
+        async with querying(f"{driving.address},{other.address}", tmp_path / "view.db") as (_, client):
+            request = ExplainChargeRequest(idempotency_key=KEY, min_position=journal.head)
+            answer = await client.queries.ExplainCharge(request, timeout=30)
+    missing = Situation.SITUATION_BANK_MISSING
+    assert answer.situation == (Situation.SITUATION_EXECUTION_UNKNOWN if has_bank else missing)
+    assert answer.attempts.in_vain == 1
