@@ -19,6 +19,8 @@ import pytest
 from charging.v1.command_pb2 import ChargeRequest, ChargeResponse
 from charging.v1.command_pb2_grpc import CommandServiceStub
 from charging.v1.common_pb2 import Card, ChargeStatus, Money
+from charging.v1.operator_pb2 import ReconcileBegin, ReconcileRequest
+from charging.v1.operator_pb2_grpc import OperatorServiceStub
 from charging.v1.query_pb2 import GetChargeRequest
 from charging.v1.query_pb2_grpc import QueryServiceStub
 
@@ -232,6 +234,21 @@ def test_what_keeps_it_from_serving_is_said_in_one_line(tmp_path: Path) -> None:
     assert refused("--folder", str(tmp_path)) == (
         f"error: {tmp_path / 'sandbox.json'} is not as a sandbox wrote it: remove it to get other ports\n"
     )
+
+
+def test_it_reconciles_as_often_as_it_is_asked() -> None:
+    """Its process forks for each run, and has grpc's clients in it too. With grpc's handlers of forks every fifth run died."""
+    begin = ReconcileBegin()
+    getattr(begin, "from").FromJsonString("2026-01-01T00:00:00Z")
+    begin.to.FromJsonString("2036-01-01T00:00:00Z")
+    with a_sandbox() as running:
+        running.charge("one")
+        with grpc.insecure_channel(running.told["command"]) as channel:
+            stub = OperatorServiceStub(channel)
+            for _ in range(20):
+                asked = iter([ReconcileRequest(begin=begin)])
+                heard = list(stub.Reconcile(asked, timeout=4 * MOST_SECONDS, wait_for_ready=True))
+                assert heard[-1].HasField("result")
 
 
 def test_open_to_every_address_it_names_those_of_this_machine() -> None:
