@@ -76,7 +76,8 @@ class Sessions:
         """End those whose time is over."""
         now = self._now()
         for session in [*self._by_name.values()]:
-            if now - session.began > LONGEST_SECONDS or now - session.seen > IDLE_SECONDS:
+            is_left = bool(session.token) and now - session.seen > IDLE_SECONDS
+            if is_left or now - session.began > LONGEST_SECONDS:
                 self.end(session)
 
     async def keep_sweeping(self) -> None:

@@ -440,7 +440,8 @@ SERVERS = [
         PAGE_NOW,
         "The bank's statement and the journal differ by an amount.",
         "See what it found: `chargeonce reconcile last`, or the console. Each finding says what it means, and what to do at the"
-        " desk. Then reconcile the same days again: the alert clears once they differ by 0.00.",
+        " desk. Then reconcile the same days again, with the lines of the days beside them: it clears once they differ by 0.00"
+        " and nothing is undecided.",
         BOTH,
         Story(
             {

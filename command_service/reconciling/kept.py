@@ -49,21 +49,32 @@ def folder(chosen: Settings) -> Path | None:
 
 def figures(results: Sequence[Reconciliation], banks: Iterable[str], now: int) -> Figures:
     """Return the gauges of results, and of banks that have none. `now` is in microseconds since 1970."""
-    sums: dict[tuple[str, ...], int] = {}
-    findings: dict[str, int] = {}
-    ages = dict.fromkeys(banks, inf)
-    for result in results:
-        findings[result.bank] = findings.get(result.bank, 0) + result.differences + result.undecided
-        age = max(0.0, (now - result.done_at.ToMicroseconds()) / 1_000_000)
-        ages[result.bank] = min(age, ages.get(result.bank, inf))
-        for day in result.days:
-            key = result.bank, day.currency_code
-            sums[key] = sums.get(key, 0) + abs(day.difference_minor_units)
+    sums, findings, ages = dict[tuple[str, ...], int](), dict[str, int](), dict.fromkeys(banks, inf)
+    for of_one_span in _by_span(results):
+        bank = of_one_span[0].bank
+        for how in ("differences", "undecided"):
+            findings[bank] = findings.get(bank, 0) + max(getattr(result, how) for result in of_one_span)
+        age = max(0.0, (now - max(result.done_at.ToMicroseconds() for result in of_one_span)) / 1_000_000)
+        ages[bank] = min(age, ages.get(bank, inf))
+        most = dict[tuple[str, str], int]()
+        for day in (day for result in of_one_span for day in result.days):
+            of_day = day.day, day.currency_code
+            most[of_day] = max(most.get(of_day, 0), abs(day.difference_minor_units))
+        for (_, code), difference in most.items():
+            sums[bank, code] = sums.get((bank, code), 0) + difference
     return {
         "reconciliation_difference_minor_units": By(("bank", "currency"), sums),
         "reconciliation_findings": By("bank", findings),
         "reconciliation_age_seconds": By("bank", ages),
     }
+
+
+def _by_span(results: Sequence[Reconciliation]) -> Iterable[Sequence[Reconciliation]]:
+    """Part results by bank and span: a decided one and an undecided one may be of the same, and tell of the same days."""
+    found: dict[tuple[str, int, int], list[Reconciliation]] = {}
+    for result in results:
+        found.setdefault((result.bank, *_span(result)), []).append(result)
+    return found.values()
 
 
 def keep(folder: Path, result: Reconciliation) -> None:

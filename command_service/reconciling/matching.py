@@ -16,7 +16,8 @@
 
 A line that says that the money did not move takes back an earlier one that says that it did, under the same id of a
 transaction, and no other. A reversal takes back that one too, or else an earlier one of the same amount if one of both has no
-id. A reversal of what is not among the lines is STATUS_DIFFERS by itself: the first movement may have been matched long ago.
+id. On one day both then count as nothing. Else the first counts on its day, and its reversal is STATUS_DIFFERS on its own; so
+is a reversal of what is not among the lines, which may have been matched long ago.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -123,11 +124,14 @@ def judge(pair: Pair, terms: Terms) -> Judged:
             return NOTHING
         effect = _effect(line.kind, line.minor_units)
         return Judged((Sum(terms.day_of(line.at), line.currency_code, 1, effect, effect),), ())
-    has_moved, undone, reversals = _that_moved(sorted(lines))  # alike, however the statement is sorted
+    has_moved, denials, reversals = _that_moved(sorted(lines), terms.day_of)  # alike, however the statement is sorted
     sums, findings = list[Sum](), list[Finding]()
     if entry is not None and entry.state == State.MOVED and not has_moved:
-        judged = _without_line(entry, reversals[0] if reversals else undone, terms)
-        sums, findings, reversals = [*judged.sums], [*judged.findings], reversals[1:]
+        began = entry.began - terms.clock_difference
+        about = [line for line in (*reversals, *denials) if line.at >= began and _may_be_of(entry, line)]
+        judged = _without_line(entry, about[0] if about else None, terms)
+        sums, findings = [*judged.sums], [*judged.findings]
+        reversals = [line for line in reversals if line is not (about[0] if about else None)]
     for line in reversals:
         if terms.span.has(line.at):
             day, code = terms.day_of(line.at), line.currency_code
@@ -174,7 +178,8 @@ def _without_line(entry: Entry, undone: Line | None, terms: Terms) -> Judged:
     if not terms.span.has(at):
         return NOTHING
     day, minor_units = terms.day_of(at), entry.minor_units
-    if undone is None and terms.may_be_beyond(entry):
+    is_sure = undone is not None and (undone.is_reversal or undone.transaction_id == entry.transaction_id)
+    if not is_sure and terms.may_be_beyond(entry):
         return Judged(
             (), (Finding(FindingKind.AT_EDGE, day, entry.currency_code, 0, minor_units, _whole(entry), None),)
         )
@@ -185,20 +190,31 @@ def _without_line(entry: Entry, undone: Line | None, terms: Terms) -> Judged:
     )
 
 
-def _that_moved(lines: Sequence[Line]) -> tuple[Sequence[Line], Line | None, Sequence[Line]]:
-    """Take back each line that was undone.
+def _that_moved(
+    lines: Sequence[Line], day_of: Callable[[int], int]
+) -> tuple[Sequence[Line], Sequence[Line], Sequence[Line]]:
+    """Take back each line that was undone on its day.
 
-    Returns the lines that are left, one that says that nothing moved, and the reversals of what is not among the lines.
+    Returns the lines that are left, those that say that nothing moved or took a line back, and the other reversals: of lines of
+    another day, and of what is not among the lines.
     """
-    undone = [line for line in lines if not line.has_moved]
-    has_moved, reversals = [line for line in lines if line.has_moved], list[Line]()
-    for each in undone:
+    has_moved, denials, reversals = [line for line in lines if line.has_moved], list[Line](), list[Line]()
+    for each in (line for line in lines if not line.has_moved):
         earlier = [line for line in has_moved if line.at <= each.at]
-        if taken_back := _named_alike(each, earlier) or (_unnamed(each, earlier) if each.is_reversal else ()):
-            has_moved.remove(taken_back[-1])
-        elif each.is_reversal:
+        taken_back = _named_alike(each, earlier) or (_unnamed(each, earlier) if each.is_reversal else ())
+        of_its_day = [line for line in taken_back if day_of(line.at) == day_of(each.at)]
+        if of_its_day:
+            has_moved.remove(of_its_day[-1])
+            denials.insert(0, each)
+        elif each.is_reversal or taken_back:
             reversals.append(each)
-    return has_moved, undone[0] if undone else None, reversals
+        else:
+            denials.append(each)
+    return has_moved, denials, reversals
+
+
+def _may_be_of(entry: Entry, line: Line) -> bool:
+    return not (line.transaction_id and entry.transaction_id) or line.transaction_id == entry.transaction_id
 
 
 def _named_alike(undone: Line, lines: Sequence[Line]) -> Sequence[Line]:

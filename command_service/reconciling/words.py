@@ -3,6 +3,7 @@
 import shlex
 from datetime import UTC, datetime
 
+from command_service.bank.dialect import is_storable
 from command_service.bank.statement import Line, LineKind
 from command_service.card_numbers import card_number_in
 from command_service.reconciling.amounts import amount_out
@@ -42,13 +43,13 @@ def told(finding: Finding) -> str:
             return "The sum of the day differs. A day without a line counts as 0."
         case FindingKind.AMOUNT_DIFFERS if entry is not None and line is not None:
             return f"Both sides have it: {_money(line)} at the bank, and {_money(entry)} in the journal."
-        case FindingKind.STATUS_DIFFERS if line is not None and line.is_reversal and not _has_moved(entry):
+        case FindingKind.STATUS_DIFFERS if line is not None and not line.has_moved and not _has_moved(entry):
             return (
                 f"The bank took back a {_name(line.kind)} that it had executed, of {_money(line)}: the money went back the way "
                 "it came. In the journal it may have moved long ago: look for it by its transaction."
             )
         case FindingKind.STATUS_DIFFERS if entry is not None and line is not None:
-            return _status(entry, moved_there=line.has_moved, other_id=line.transaction_id != entry.transaction_id)
+            return _status(entry, line)
         case FindingKind.TWICE:
             return "The statement has it more than once: this line is one too many."
         case FindingKind.AT_EDGE if entry is not None:
@@ -82,16 +83,18 @@ def _missing_here(line: Line) -> str:
     )
 
 
-def _status(entry: Entry, *, moved_there: bool, other_id: bool) -> str:
+def _status(entry: Entry, line: Line) -> str:
     if entry.state is not State.MOVED:
         ordered = f"{amount_out(abs(entry.minor_units), entry.currency_code)} {entry.currency_code}"
         text = (
             f"At the bank the money moved; in the journal the {_name(entry.kind)} of {ordered} {_STATES[entry.state]}."
         )
         return f"{text} The service completes it: refund nothing." if entry.state is State.UNDER_WAY else text
-    if not moved_there:
+    if not line.has_moved:
         return f"In the journal the {_name(entry.kind)} moved; the statement says that it did not, or was undone."
-    if other_id:
+    if line.reference == entry.reference and line.transaction_id and not is_storable(line.transaction_id):
+        return "Both sides have it. The bank's transaction id may not be kept, so the journal has it under another."
+    if line.transaction_id != entry.transaction_id:
         return "Both sides have it, under different transaction ids: it may have been executed twice."
     return f"The journal has a {_name(entry.kind)}, and the statement another kind of movement."
 

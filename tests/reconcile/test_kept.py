@@ -37,6 +37,8 @@ def test_an_undecided_run_clears_no_difference(tmp_path: Path) -> None:
     keep(tmp_path, result(1, -1250))
     keep(tmp_path, result(1, undecided=1))
     assert gauges(tmp_path) == (1250, 2)
+    keep(tmp_path, result(1, -1250, undecided=1))
+    assert gauges(tmp_path) == (1250, 2)
     keep(tmp_path, result(2))
     assert gauges(tmp_path) == (1250, 2)
     keep(tmp_path, result(0, days=3))

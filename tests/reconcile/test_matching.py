@@ -226,6 +226,44 @@ def test_a_capture_whose_answer_is_lost_is_found_by_its_hold(tmp_path: Path) -> 
     assert proposed(finding, "stripe").startswith("chargeonce desk try c ")
 
 
+def on_days(entry: Entry | None, lines: Sequence[Line], *days: int) -> list[tuple[list[FindingKind], int]]:
+    """What runs over single days find, each of which reads all lines: the findings and the difference."""
+    judged = [
+        judge(
+            Pair(entry, lines), Terms(Span(day * DAY, (day + 1) * DAY), TERMS.covers, KINDS, TERMS.day_of, 60 * SECOND)
+        )
+        for day in days
+    ]
+    return [(kinds(each), difference(each)) for each in judged]
+
+
+def test_what_went_back_on_a_later_day_counts_there_whatever_else_was_tried() -> None:
+    """A rejected try with an id of its own speaks for nobody else. The first day stays as it was found."""
+    ours = entry()
+    paid = line_of(ours)
+    tried = paid._replace(at=paid.at - SECOND, transaction_id="a-try", has_moved=False)
+    back = paid._replace(at=paid.at + DAY, has_moved=False, is_reversal=True)
+    same_id = back._replace(is_reversal=False)
+    differs = ([FindingKind.STATUS_DIFFERS], -1250)
+    for lines in ([paid, back], [tried, paid, back], [tried, paid, same_id]):
+        assert on_days(ours, lines, 1, 2) == [([], 0), differs]
+        assert on_days(None, lines, 1, 2) == [([FindingKind.MISSING_HERE], 1250), differs]
+        assert all(told(each) for each in judge(Pair(None, lines), TERMS).findings)
+    assert on_days(ours, [tried, back], 1, 2) == [([], 0), differs]
+
+
+def test_a_rejected_try_about_midnight_does_not_speak_for_the_payment_in_the_next_file() -> None:
+    only_the_day = Terms(SPAN, SPAN, KINDS, TERMS.day_of, 60 * SECOND)
+    late = entry(at=2 * DAY - SECOND)
+    for transaction_id in ("a-try", ""):
+        tried = line_of(late)._replace(transaction_id=transaction_id, has_moved=False)
+        judged = judge(Pair(late, [tried]), only_the_day)
+        assert (kinds(judged), difference(judged)) == ([FindingKind.AT_EDGE], 0)
+    assert kinds(judge(Pair(entry(), [tried._replace(transaction_id="a-try")]), TERMS)) == [FindingKind.MISSING_AT_BANK]
+    before = line_of(entry(), at=DAY + SECOND)._replace(has_moved=False)
+    assert kinds(judge(Pair(entry(), [before]), TERMS)) == [FindingKind.MISSING_AT_BANK]
+
+
 # ---------------------------------------------------------------- laws
 @st.composite
 def sides(draw: st.DrawFn) -> tuple[list[Entry], list[Line]]:
@@ -242,16 +280,17 @@ def sides(draw: st.DrawFn) -> tuple[list[Entry], list[Line]]:
         if draw(st.integers(0, 9)):
             entries.append(ours)
         for _ in range(draw(st.sampled_from((0, 1, 1, 1, 1, 2, 3)))):
-            same = line_of(ours)
+            same, shift = line_of(ours), draw(st.sampled_from((0, SECOND, -SECOND, NOON // 2, -NOON // 2)))
+            later = min(max(same.at + shift, SPAN.begin), SPAN.end - 1)
             changed = draw(
                 st.sampled_from(
                     (same,) * 5
                     + (
                         same._replace(minor_units=same.minor_units + 1),
                         same._replace(transaction_id="other"),
-                        same._replace(has_moved=False),
-                        same._replace(has_moved=False, is_reversal=True),
-                        same._replace(has_moved=False, is_reversal=True, transaction_id=""),
+                        same._replace(has_moved=False, at=later),
+                        same._replace(has_moved=False, at=later, is_reversal=True),
+                        same._replace(has_moved=False, at=later, is_reversal=True, transaction_id=""),
                         same._replace(currency_code="USD"),
                     )
                 )
