@@ -60,6 +60,7 @@ from command_service.values import (
     Answer,
     AnswerKind,
     CalledOff,
+    Contradiction,
     Declined,
     DeclineReason,
     Executed,
@@ -213,7 +214,9 @@ def _approved(stand: Stand, message: WantedApproval) -> list[Event]:
     if not is_confirmed_ and said is not message.overrules:
         if isinstance(answer, NoAnswer):
             raise BankSaysNothing(said.name, answer.retry_after_seconds)
-        raise BankContradicts(said.name)
+        differs_in = answer.evidence.fields if isinstance(answer, Contradiction) else ()
+        transaction_id = answer.transaction_id if isinstance(answer, Contradiction | Executed) else ""
+        raise BankContradicts(said.name, differs_in, transaction_id)
     approved = ResolutionApproved(
         message.actor, message.reason, message.proposal, said, contradicts_bank=not is_confirmed_
     )

@@ -82,7 +82,8 @@ def _explained(failure: Explained) -> Refusal:
         case AnotherProposal(proposal=proposal, actor=actor):
             return refusal(reason, metadata={"proposal": proposal, "actor": actor})
         case BankContradicts(bank_said=bank_said):
-            return refusal(reason, metadata={"bank_said": bank_said})
+            told = {"differs_in": ", ".join(failure.differs_in), "transaction_id": failure.transaction_id}
+            return refusal(reason, metadata={"bank_said": bank_said, **{name: it for name, it in told.items() if it}})
         case BankSaysNothing(bank_said=bank_said, retry_after_seconds=seconds):
             said = {"bank_said": bank_said}
             return refusal(reason, text=WITHOUT_THE_BANKS_WORD, retry_after_seconds=seconds, metadata=said)

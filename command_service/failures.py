@@ -130,11 +130,16 @@ class SecondPersonNeeded(CommandRefused):
 
 
 class BankContradicts(CommandRefused):
-    """The bank says otherwise than the proposal: `bank_said` is the kind of its answer, by its name."""
+    """The bank says otherwise than the proposal: `bank_said` is the kind of its answer, by its name.
 
-    def __init__(self, bank_said: str = "") -> None:
+    `differs_in` are the fields in which its transaction differs from ours, `transaction_id` is its id, if it told that.
+    """
+
+    def __init__(self, bank_said: str = "", differs_in: tuple[str, ...] = (), transaction_id: str = "") -> None:
         super().__init__(bank_said)
         self.bank_said = bank_said
+        self.differs_in = differs_in
+        self.transaction_id = transaction_id
 
 
 class BankSaysNothing(CommandRefused):

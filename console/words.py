@@ -121,6 +121,10 @@ def is_id(name: str) -> bool:
     return read.version == _VERSION_OF_IDS and str(read) == name.lower()
 
 
+_NAMES = ("actor", "transaction_id")
+_DETAILS = ("status", "proposal", "bank_said", "differs_in", "as_of_position", *_NAMES)
+
+
 def trouble(failure: CallFailed) -> str:
     """Say why a call failed, in a sentence. Words of the service's table of errors only: no text of a library."""
     if not failure.reason:
@@ -128,9 +132,9 @@ def trouble(failure: CallFailed) -> str:
     text = f"{failure.text[:1].upper()}{failure.text[1:]}"
     fields = "; ".join(f"{field or 'the request'}: {what}" for field, what in failure.violations.items())
     details = ", ".join(
-        f"{name.replace('_', ' ')}: {value.removeprefix('CHARGE_STATUS_').removeprefix('ANSWER_KIND_').lower()}"
+        f"{name.replace('_', ' ')}: {value if name in _NAMES else value.removeprefix('CHARGE_STATUS_').lower()}"
         for name, value in failure.metadata.items()
-        if name in ("status", "proposal", "actor", "bank_said", "as_of_position")
+        if name in _DETAILS
     )
     return f"{text}{f' ({fields})' if fields else ''}{f' ({details})' if details else ''}."
 

@@ -585,6 +585,7 @@ async def test_it_is_told_in_what_the_bank_contradicts_us(desk: DeskWorld, world
     proposal = await desk.ann.propose(charge_id, EXECUTED, right)
     told = await refused(desk.ben.approve(charge_id, proposal))
     assert (told.reason, told.metadata["bank_said"]) == ("BANK_CONTRADICTS", "CONTRADICTION")
+    assert (told.metadata["differs_in"], told.metadata["transaction_id"]) == ("amount", right)
 
 
 async def test_another_orders_transaction_is_not_named(desk: DeskWorld, world: World) -> None:
