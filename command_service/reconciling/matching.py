@@ -127,8 +127,10 @@ def judge(pair: Pair, terms: Terms) -> Judged:
     has_moved, denials, reversals = _that_moved(sorted(lines), terms.day_of)  # alike, however the statement is sorted
     sums, findings = list[Sum](), list[Finding]()
     if entry is not None and entry.state == State.MOVED and not has_moved:
-        began = entry.began - terms.clock_difference
-        about = [line for line in (*reversals, *denials) if line.at >= began and _may_be_of(entry, line)]
+        first_day = terms.day_of(
+            entry.began - terms.clock_difference
+        )  # by days: a statement may tell no more of a line
+        about = [it for it in (*reversals, *denials) if terms.day_of(it.at) >= first_day and _may_be_of(entry, it)]
         judged = _without_line(entry, about[0] if about else None, terms)
         sums, findings = [*judged.sums], [*judged.findings]
         reversals = [line for line in reversals if line is not (about[0] if about else None)]

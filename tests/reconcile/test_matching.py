@@ -260,8 +260,10 @@ def test_a_rejected_try_about_midnight_does_not_speak_for_the_payment_in_the_nex
         judged = judge(Pair(late, [tried]), only_the_day)
         assert (kinds(judged), difference(judged)) == ([FindingKind.AT_EDGE], 0)
     assert kinds(judge(Pair(entry(), [tried._replace(transaction_id="a-try")]), TERMS)) == [FindingKind.MISSING_AT_BANK]
-    before = line_of(entry(), at=DAY + SECOND)._replace(has_moved=False)
+    before = line_of(entry(), at=DAY - SECOND)._replace(has_moved=False)
     assert kinds(judge(Pair(entry(), [before]), TERMS)) == [FindingKind.MISSING_AT_BANK]
+    on_the_day = before._replace(at=DAY)  # the date is all that it tells
+    assert kinds(judge(Pair(entry(), [on_the_day]), TERMS)) == [FindingKind.STATUS_DIFFERS]
 
 
 # ---------------------------------------------------------------- laws
