@@ -127,9 +127,8 @@ def judge(pair: Pair, terms: Terms) -> Judged:
     has_moved, denials, reversals = _that_moved(sorted(lines), terms.day_of)  # alike, however the statement is sorted
     sums, findings = list[Sum](), list[Finding]()
     if entry is not None and entry.state == State.MOVED and not has_moved:
-        first_day = terms.day_of(
-            entry.began - terms.clock_difference
-        )  # by days: a statement may tell no more of a line
+        # By days: a statement may tell no more of a line.
+        first_day = terms.day_of(entry.began - terms.clock_difference)
         about = [it for it in (*reversals, *denials) if terms.day_of(it.at) >= first_day and _may_be_of(entry, it)]
         judged = _without_line(entry, about[0] if about else None, terms)
         sums, findings = [*judged.sums], [*judged.findings]

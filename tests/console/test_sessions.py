@@ -61,6 +61,17 @@ def test_a_token_goes_with_its_session_though_nobody_comes() -> None:
     assert busy.token == ""
 
 
+def test_a_session_without_a_token_stays_while_its_tab_is_open() -> None:
+    """There is nothing to protect, and what is half written in a form must not be lost."""
+    clock = Clock()
+    found = Sessions(clock)
+    nobodys = found.begin(Session())
+    clock.now = LONGEST_SECONDS - 1
+    assert found.find(nobodys.name) is nobodys
+    clock.now = LONGEST_SECONDS + 1
+    assert found.find(nobodys.name) is None
+
+
 def test_whoever_begins_a_session_sweeps_the_others() -> None:
     clock = Clock()
     found = Sessions(clock)

@@ -86,6 +86,15 @@ def test_each_difference_has_its_kind_and_its_sum() -> None:
         assert difference(judged) == sum_of_it, pair
 
 
+def test_an_id_that_may_not_be_kept_is_no_second_execution() -> None:
+    """The journal has the operation under a name that people gave it."""
+    for transaction_id, said in (("4111111111111111", "may not be kept"), ("t-other", "executed twice")):
+        line = line_of(entry())._replace(transaction_id=transaction_id)
+        (finding,) = judge(Pair(entry(), [line]), TERMS).findings
+        assert finding.kind is FindingKind.STATUS_DIFFERS
+        assert said in told(finding)
+
+
 def test_another_currency_differs_in_both_currencies() -> None:
     judged = judge(Pair(entry(), [line_of(entry())._replace(currency_code="JPY")]), TERMS)
     assert kinds(judged) == [FindingKind.AMOUNT_DIFFERS]
